@@ -1,0 +1,211 @@
+"""Sound ↔ codes by residual vector quantisation of log-mel frames; decoded with Griffin–Lim.
+
+With S the magnitude spectrogram, M the mel filters and ε the floor, the features of a moment are
+
+    f = log(1 + M S / ε),        back:  S ≈ max(0, M⁺ ε (exp f − 1))
+
+so digital silence is exactly the zero vector. A code frame stacks a few consecutive moments. Each codebook
+codes what the ones before it left over:
+
+    r₀ = f,   codes_i = argmin_k ‖r_i − c_ik‖²,   r_{i+1} = r_i − c_i,codes_i,   f̂ = Σ_i c_i,codes_i
+
+Codeword 0 of every codebook is the zero vector: silence costs one code and is silence again, and a further
+codebook never makes a frame worse. Griffin–Lim (Griffin & Lim 1984; with momentum, Perraudin et al. 2013)
+starts from zero phase, so that a clip's waveform depends on nothing but its codes.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Self
+
+import librosa  # loads its parts on first use
+import numpy as np
+from jaxtyping import Float, Float32, Int
+
+from trimask.tokenizers.codebook import check_codes, fit_codebook, nearest_codeword
+from trimask.tokenizers.codec import fingerprint, read_folder, write_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class MelConfig:
+    """What a code of sound covers, and how codebooks are fitted."""
+
+    sample_rate_hz: int = 8000
+    """Of every waveform this codec sees; nothing is resampled."""
+    window: int = 256
+    """Samples under the Hann window of one spectrum."""
+    hop: int = 80
+    """Samples from one spectrum to the next."""
+    num_mels: int = 40
+    """Mel bands from 0 Hz to half the sample rate."""
+    spectra_per_frame: int = 5
+    """Consecutive spectra that one code frame stacks."""
+    floor: float = 0.01
+    """ε: mel magnitudes well below it are taken for silence."""
+    codebook_size: int = 256
+    """Codewords per codebook, at most; fewer where the clips have fewer distinct frames."""
+    num_codebooks: int = 2
+    """Codes per frame."""
+    griffin_lim_iterations: int = 32
+    """Rounds of phase reconstruction in decoding."""
+    max_frames: int = 100_000
+    """Code frames that k-means sees, drawn at random from all."""
+    seed: int = 0
+    """Of the draw and of k-means."""
+
+    def __post_init__(self):
+        for field in (
+            "sample_rate_hz",
+            "hop",
+            "num_mels",
+            "spectra_per_frame",
+            "num_codebooks",
+            "max_frames",
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if self.codebook_size < 2:
+            raise ValueError(
+                f"codebook_size must be at least 2, silence and a sound, got {self.codebook_size}"
+            )
+        if self.window < 2 * self.hop or (self.window - self.hop) % 2:
+            raise ValueError(
+                f"window must be at least 2·hop and differ from it by an even number, got {self.window}"
+            )
+        if not self.floor > 0:
+            raise ValueError(f"floor must be positive, got {self.floor}")
+        if self.griffin_lim_iterations < 1:
+            raise ValueError(f"griffin_lim_iterations must be at least 1, got {self.griffin_lim_iterations}")
+
+    @property
+    def samples_per_frame(self) -> int:
+        return self.hop * self.spectra_per_frame
+
+
+class MelCodec:
+    """Mono sound of any length; a clip that ends within a code frame is padded with silence."""
+
+    kind: ClassVar[str] = "mel"
+    modality: ClassVar[str] = "audio"
+
+    def __init__(self, config: MelConfig, codebooks: tuple[Float32[np.ndarray, "_ dim"], ...]):
+        self.config = config
+        self.codebooks = tuple(codebook.copy() for codebook in codebooks)
+        for codebook in self.codebooks:
+            codebook.flags.writeable = False
+
+    @classmethod
+    def fit(cls, waveforms: Float32[np.ndarray, "batch samples"], config: MelConfig) -> Self:
+        """Fits the codebooks one after another, each by k-means on what the ones before leave over."""
+        features = cls(config, ())._features(waveforms)
+        residual = features.reshape(1, -1, features.shape[-1])
+        codebooks = []
+        for stage in range(config.num_codebooks):
+            codebooks.append(_fit_with_silence(residual[0], config, config.seed + stage))
+            residual = residual - codebooks[-1][nearest_codeword(residual, codebooks[-1])]
+        return cls(config, tuple(codebooks))
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return tuple(len(codebook) for codebook in self.codebooks)
+
+    def encode(
+        self, media: Float32[np.ndarray, "batch samples"]
+    ) -> Int[np.ndarray, "batch frames codebooks"]:
+        residual = self._features(media)
+        codes = np.empty((*residual.shape[:2], len(self.codebooks)), np.int32)
+        for stage, codebook in enumerate(self.codebooks):
+            codes[..., stage] = nearest_codeword(residual, codebook)
+            residual = residual - codebook[codes[..., stage]]
+        return codes
+
+    def decode(
+        self, codes: Int[np.ndarray, "batch frames codebooks"]
+    ) -> Float32[np.ndarray, "batch samples"]:
+        batch, frames, num_codebooks = codes.shape
+        if num_codebooks != len(self.codebooks):
+            raise ValueError(f"codes must be of {len(self.codebooks)} codebooks, got {num_codebooks}")
+        features = np.zeros((batch, frames, self.codebooks[0].shape[1]), np.float32)
+        for stage, codebook in enumerate(self.codebooks):
+            check_codes(codes[..., stage], len(codebook))
+            features += codebook[codes[..., stage]]
+        return self._waveforms(features)
+
+    def code_shape(self, media_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(samples,) → (frames, codebooks)."""
+        (samples,) = media_shape
+        if samples < 1:
+            raise ValueError("waveform must have at least one sample")
+        return -(-samples // self.config.samples_per_frame), self.config.num_codebooks
+
+    def media_shape(self, code_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(frames, codebooks) → (samples,)."""
+        return (code_shape[0] * self.config.samples_per_frame,)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.kind, asdict(self.config), self._content)
+
+    def save(self, folder: str | Path) -> None:
+        write_folder(folder, self.kind, asdict(self.config), self._content)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        config, content = read_folder(folder, cls.kind)
+        return cls(MelConfig(**config), tuple(content[name] for name in sorted(content)))
+
+    @property
+    def _content(self) -> dict[str, np.ndarray]:
+        return {f"codebook_{stage:03}.npy": codebook for stage, codebook in enumerate(self.codebooks)}
+
+    def _features(
+        self, waveforms: Float32[np.ndarray, "batch samples"]
+    ) -> Float32[np.ndarray, "batch frames dim"]:
+        config = self.config
+        batch, samples = waveforms.shape
+        frames, _ = self.code_shape((samples,))
+        # Spectrum i is centred on its hop: a code frame sees as much to its left as to its right.
+        side = (config.window - config.hop) // 2
+        silence_to_the_end = frames * config.samples_per_frame - samples
+        padded = np.pad(waveforms, ((0, 0), (side, side + silence_to_the_end)))
+        spectra = librosa.stft(padded, n_fft=config.window, hop_length=config.hop, center=False)
+        mels = np.matmul(self._filters, np.abs(spectra))
+        return np.log1p(mels / config.floor).swapaxes(1, 2).reshape(batch, frames, -1).astype(np.float32)
+
+    def _waveforms(
+        self, features: Float32[np.ndarray, "batch frames dim"]
+    ) -> Float32[np.ndarray, "batch samples"]:
+        config = self.config
+        batch, frames, _ = features.shape
+        mels = np.expm1(features).reshape(batch, -1, config.num_mels).swapaxes(1, 2) * config.floor
+        waveforms = librosa.griffinlim(
+            np.maximum(np.matmul(self._inverse_filters, mels), 0).astype(np.float32),
+            n_iter=config.griffin_lim_iterations,
+            hop_length=config.hop,
+            n_fft=config.window,
+            center=False,
+            init=None,
+        )
+        side = (config.window - config.hop) // 2
+        return np.clip(waveforms[:, side : side + frames * config.samples_per_frame], -1, 1)
+
+    @cached_property
+    def _filters(self) -> Float32[np.ndarray, "mels frequencies"]:
+        config = self.config
+        return librosa.filters.mel(
+            sr=config.sample_rate_hz, n_fft=config.window, n_mels=config.num_mels, norm=None
+        )
+
+    @cached_property
+    def _inverse_filters(self) -> Float[np.ndarray, "frequencies mels"]:
+        return np.linalg.pinv(self._filters)
+
+
+def _fit_with_silence(
+    vectors: Float32[np.ndarray, "count dim"], config: MelConfig, seed: int
+) -> Float32[np.ndarray, "codewords dim"]:
+    """A codebook of these vectors whose first codeword is the zero vector."""
+    sounding = vectors[vectors.any(axis=1)]
+    codewords = fit_codebook(sounding, config.codebook_size - 1, seed, config.max_frames)
+    return np.concatenate([np.zeros((1, vectors.shape[1])), codewords]).astype(np.float32)

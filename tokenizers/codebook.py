@@ -1,0 +1,49 @@
+"""Codebooks: fitted by k-means, looked up by squared distance.
+
+code(x) = min argmin_k ‖x − c_k‖², the lowest index among equally near codewords
+"""
+
+import numpy as np
+from jaxtyping import Int, Num, Shaped
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
+
+
+def fit_codebook(
+    vectors: Num[np.ndarray, "count dim"], size: int, seed: int, max_vectors: int
+) -> Num[np.ndarray, "codewords dim"]:
+    """At most `size` codewords for these vectors, a random `max_vectors` of them if there are more.
+
+    Where there are no more distinct vectors than codewords, they are the codebook, which is then shorter.
+    """
+    if len(vectors) > max_vectors:
+        chosen = np.random.default_rng(seed).choice(len(vectors), max_vectors, replace=False)
+        vectors = vectors[np.sort(chosen)]
+    distinct, counts = np.unique(vectors, axis=0, return_counts=True)
+    if len(distinct) <= size:
+        return distinct
+    # One thread: scikit-learn adds partial sums in the order in which its threads finish.
+    with threadpool_limits(1):
+        kmeans = KMeans(size, n_init=1, random_state=seed).fit(
+            distinct.astype(np.float64), sample_weight=counts
+        )
+    return kmeans.cluster_centers_
+
+
+def nearest_codeword(
+    vectors: Num[np.ndarray, "batch count dim"], codebook: Num[np.ndarray, "codewords dim"]
+) -> Int[np.ndarray, "batch count"]:
+    """Code of each vector. Exact, ties included, where vectors and codewords are integers."""
+    codewords = codebook.astype(np.float64)
+    half_norms = np.square(codewords).sum(1) / 2
+    codes = np.empty(vectors.shape[:2], np.int32)
+    # Item by item: BLAS may round a larger product differently, and codes must not depend on the batch.
+    for item, rows in enumerate(vectors):
+        codes[item] = np.argmin(half_norms - rows.astype(np.float64) @ codewords.T, axis=1)
+    return codes
+
+
+def check_codes(codes: Shaped[np.ndarray, "..."], size: int) -> None:
+    """Refuses codes that this codebook does not have."""
+    if codes.size and (codes.min() < 0 or codes.max() >= size):
+        raise ValueError(f"codes must be from 0 to {size - 1}, got {codes.min()} to {codes.max()}")

@@ -1,0 +1,127 @@
+"""Pictures ↔ codes by vector quantisation of patches.
+
+A picture is cut into patches of side p, read row by row; each becomes the index of its nearest codeword,
+itself a patch of bytes. Patches and codewords are integers, so distances and their ties are exact:
+
+    codes[r, c] = argmin_k ‖pixels[rp:(r+1)p, cp:(c+1)p] − codeword_k‖²
+"""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from trimask.tokenizers.codebook import check_codes, fit_codebook, nearest_codeword
+from trimask.tokenizers.codec import fingerprint, read_folder, write_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchConfig:
+    """How a patch codebook is fitted."""
+
+    patch_side: int = 2
+    """Side of a square patch, in pixels; one code each."""
+    codebook_size: int = 128
+    """Codewords, at most; fewer where the pictures have fewer distinct patches."""
+    max_patches: int = 100_000
+    """Patches that k-means sees, drawn at random from all."""
+    seed: int = 0
+    """Of the draw and of k-means."""
+
+    def __post_init__(self):
+        for field in ("patch_side", "codebook_size", "max_patches"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+
+
+class PatchCodec:
+    """Grey or colour pictures of any size whose sides are multiples of the patch's."""
+
+    kind: ClassVar[str] = "patch"
+    modality: ClassVar[str] = "image"
+
+    def __init__(self, config: PatchConfig, codebook: UInt8[np.ndarray, "codewords side side channels"]):
+        self.config = config
+        self.codebook = codebook.copy()
+        self.codebook.flags.writeable = False
+
+    @classmethod
+    def fit(cls, images: UInt8[np.ndarray, "batch height width channels"], config: PatchConfig) -> Self:
+        """Fits the codebook by k-means on the patches of these pictures."""
+        patches = _patches(images, config.patch_side)
+        vectors = patches.reshape(-1, patches.shape[-1])
+        means = fit_codebook(vectors, config.codebook_size, config.seed, config.max_patches)
+        # Rounding can make two means equal; a codeword that is never the nearest would only look unused.
+        codewords = np.unique(np.rint(means).astype(np.uint8), axis=0)
+        side = config.patch_side
+        return cls(config, codewords.reshape(-1, side, side, images.shape[-1]))
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return (len(self.codebook),)
+
+    def encode(
+        self, media: UInt8[np.ndarray, "batch height width channels"]
+    ) -> Int[np.ndarray, "batch rows columns"]:
+        batch, *shape = media.shape
+        rows, columns = self.code_shape(tuple(shape))
+        patches = _patches(media, self.config.patch_side)
+        return nearest_codeword(patches, self._vectors).reshape(batch, rows, columns)
+
+    def decode(
+        self, codes: Int[np.ndarray, "batch rows columns"]
+    ) -> UInt8[np.ndarray, "batch height width channels"]:
+        check_codes(codes, len(self.codebook))
+        patches = self.codebook[codes]
+        return patches.transpose(0, 1, 3, 2, 4, 5).reshape(len(codes), *self.media_shape(codes.shape[1:]))
+
+    def code_shape(self, media_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(height, width, channels) → (rows, columns)."""
+        height, width, channels = media_shape
+        if channels != self.codebook.shape[-1]:
+            raise ValueError(f"image must have {self.codebook.shape[-1]} channels, got {channels}")
+        _check_sides(height, width, self.config.patch_side)
+        return height // self.config.patch_side, width // self.config.patch_side
+
+    def media_shape(self, code_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(rows, columns) → (height, width, channels)."""
+        rows, columns = code_shape
+        side = self.config.patch_side
+        return rows * side, columns * side, self.codebook.shape[-1]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.kind, asdict(self.config), self._content)
+
+    def save(self, folder: str | Path) -> None:
+        write_folder(folder, self.kind, asdict(self.config), self._content)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        config, content = read_folder(folder, cls.kind)
+        return cls(PatchConfig(**config), content["codebook.npy"])
+
+    @property
+    def _content(self) -> dict[str, np.ndarray]:
+        return {"codebook.npy": self.codebook}
+
+    @cached_property
+    def _vectors(self) -> UInt8[np.ndarray, "codewords dim"]:
+        return self.codebook.reshape(len(self.codebook), -1)
+
+
+def _patches(
+    images: UInt8[np.ndarray, "batch height width channels"], side: int
+) -> UInt8[np.ndarray, "batch patches dim"]:
+    batch, height, width, channels = images.shape
+    _check_sides(height, width, side)
+    cut = images.reshape(batch, height // side, side, width // side, side, channels)
+    return cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, side * side * channels)
+
+
+def _check_sides(height: int, width: int, side: int) -> None:
+    if height < 1 or width < 1 or height % side or width % side:
+        raise ValueError(f"image side must be a multiple of {side}, got {height}×{width}")

@@ -1,0 +1,117 @@
+"""Text ↔ ids, on Hugging Face `tokenizers`.
+
+What `fit` makes is byte-level BPE: the 256 bytes are always in the alphabet, nothing is normalised and no
+space is added, so decode(encode(text)) = text for every Unicode string. Each digit stands alone before
+pairs are merged, so "47" is always the two tokens "4", "7". Text is only ever text: the name of a special
+token in it is spelled out.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from trimask.tokenizers.codec import fingerprint, read_folder, write_folder
+
+
+class TextTokenizer:
+    """Any `tokenizer.json`. One that was not made by `fit` round-trips as well as its own rules allow."""
+
+    kind: ClassVar[str] = "text"
+    modality: ClassVar[str] = "text"
+
+    def __init__(self, tokenizer_json: str):
+        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True
+
+    @classmethod
+    def fit(cls, texts: Iterable[str], vocabulary_size: int) -> Self:
+        """Learns merges from the texts up to `vocabulary_size` tokens, or until nothing is left to merge."""
+        if vocabulary_size < 256:
+            raise ValueError(
+                f"vocabulary_size must be at least 256, one token per byte, got {vocabulary_size}"
+            )
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary_size,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(map(_checked, texts), trainer)
+        return cls(tokenizer.to_str())
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Reads a `tokenizer.json` of any origin."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such tokenizer file")
+        try:
+            return cls(Path(path).read_text(encoding="utf-8"))
+        except Exception as error:  # Hugging Face's library raises bare Exception
+            raise ValueError(f"{path}: not a tokenizer.json: {error}") from error
+
+    @property
+    def size(self) -> int:
+        """Number of ids, 0 to size − 1."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, text: str) -> Int[np.ndarray, " tokens"]:
+        encoding = self._tokenizer.encode(_checked(text), add_special_tokens=False)
+        return np.array(encoding.ids, np.int32)
+
+    def decode(self, ids: Int[np.ndarray, " tokens"]) -> str:
+        """The text of these ids; bytes that are not UTF-8 become U+FFFD."""
+        return self._tokenizer.decode(self._checked_ids(ids), skip_special_tokens=False)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Int[np.ndarray, " tokens"]]:
+        """As `encode`, each text by itself, on all cores."""
+        encodings = self._tokenizer.encode_batch_fast(
+            [_checked(text) for text in texts], add_special_tokens=False
+        )
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def decode_batch(self, rows: Sequence[Int[np.ndarray, " tokens"]]) -> list[str]:
+        """As `decode`, each row by itself."""
+        return self._tokenizer.decode_batch(
+            [self._checked_ids(ids) for ids in rows], skip_special_tokens=False
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.kind, {}, self._content)
+
+    def save(self, folder: str | Path) -> None:
+        write_folder(folder, self.kind, {}, self._content)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        _, content = read_folder(folder, cls.kind)
+        return cls(content["tokenizer.json"])
+
+    @property
+    def _content(self) -> dict[str, str]:
+        return {"tokenizer.json": self._tokenizer.to_str()}
+
+    def _checked_ids(self, ids: Int[np.ndarray, " tokens"]) -> list[int]:
+        if ids.size and (ids.min() < 0 or ids.max() >= self.size):
+            raise ValueError(f"text ids must be from 0 to {self.size - 1}, got {ids.min()} to {ids.max()}")
+        return ids.tolist()
+
+
+def _checked(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text is not valid Unicode: lone surrogate at position {error.start}") from error
+    return text
