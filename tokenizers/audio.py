@@ -17,7 +17,7 @@ starts from zero phase, so that a clip's waveform depends on nothing but its cod
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import librosa  # loads its parts on first use
 import numpy as np
@@ -96,8 +96,10 @@ class MelCodec:
             codebook.flags.writeable = False
 
     @classmethod
-    def fit(cls, waveforms: Float32[np.ndarray, "batch samples"], config: MelConfig) -> Self:
+    def fit(cls, waveforms: Float32[np.ndarray, "batch samples"], config: MelConfig) -> "MelCodec":
         """Fits the codebooks one after another, each by k-means on what the ones before leave over."""
+        if not len(waveforms):
+            raise ValueError("no clips to fit codebooks on")
         features = cls(config, ())._features(waveforms)
         residual = features.reshape(1, -1, features.shape[-1])
         codebooks = []
@@ -151,7 +153,7 @@ class MelCodec:
         write_folder(folder, self.kind, asdict(self.config), self._content)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path) -> "MelCodec":
         config, content = read_folder(folder, cls.kind)
         return cls(MelConfig(**config), tuple(content[name] for name in sorted(content)))
 
@@ -165,6 +167,8 @@ class MelCodec:
         config = self.config
         batch, samples = waveforms.shape
         frames, _ = self.code_shape((samples,))
+        if not np.isfinite(waveforms).all():
+            raise ValueError("waveform must be finite, got NaN or infinity")
         # Spectrum i is centred on its hop: a code frame sees as much to its left as to its right.
         side = (config.window - config.hop) // 2
         silence_to_the_end = frames * config.samples_per_frame - samples

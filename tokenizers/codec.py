@@ -14,6 +14,7 @@ It is checked on loading, so a folder that was damaged, or edited by hand, is re
 import hashlib
 import importlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -138,7 +139,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         if not isinstance(description, dict) or not isinstance(description.get(field), field_type):
             raise ValueError(f"{path}: not the description of a tokenizer, {field!r} is missing or malformed")
     for name in description["files"]:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"{path}: files must be plain names inside the folder, got {name!r}")
     return description
 

@@ -9,7 +9,7 @@ itself a patch of bytes. Patches and codewords are integers, so distances and th
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -49,8 +49,12 @@ class PatchCodec:
         self.codebook.flags.writeable = False
 
     @classmethod
-    def fit(cls, images: UInt8[np.ndarray, "batch height width channels"], config: PatchConfig) -> Self:
+    def fit(
+        cls, images: UInt8[np.ndarray, "batch height width channels"], config: PatchConfig
+    ) -> "PatchCodec":
         """Fits the codebook by k-means on the patches of these pictures."""
+        if not len(images):
+            raise ValueError("no pictures to fit a codebook on")
         patches = _patches(images, config.patch_side)
         vectors = patches.reshape(-1, patches.shape[-1])
         means = fit_codebook(vectors, config.codebook_size, config.seed, config.max_patches)
@@ -100,7 +104,7 @@ class PatchCodec:
         write_folder(folder, self.kind, asdict(self.config), self._content)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path) -> "PatchCodec":
         config, content = read_folder(folder, cls.kind)
         return cls(PatchConfig(**config), content["codebook.npy"])
 

@@ -9,7 +9,7 @@ token in it is spelled out.
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import tokenizers
@@ -32,7 +32,7 @@ class TextTokenizer:
         self._tokenizer.encode_special_tokens = True
 
     @classmethod
-    def fit(cls, texts: Iterable[str], vocabulary_size: int) -> Self:
+    def fit(cls, texts: Iterable[str], vocabulary_size: int) -> "TextTokenizer":
         """Learns merges from the texts up to `vocabulary_size` tokens, or until nothing is left to merge."""
         if vocabulary_size < 256:
             raise ValueError(
@@ -52,7 +52,7 @@ class TextTokenizer:
         return cls(tokenizer.to_str())
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Self:
+    def from_file(cls, path: str | Path) -> "TextTokenizer":
         """Reads a `tokenizer.json` of any origin."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such tokenizer file")
@@ -74,14 +74,14 @@ class TextTokenizer:
         """The text of these ids; bytes that are not UTF-8 become U+FFFD."""
         return self._tokenizer.decode(self._checked_ids(ids), skip_special_tokens=False)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Int[np.ndarray, " tokens"]]:
+    def encode_batch(self, texts: Sequence[str]) -> list[Int[np.ndarray, "_"]]:
         """As `encode`, each text by itself, on all cores."""
         encodings = self._tokenizer.encode_batch_fast(
             [_checked(text) for text in texts], add_special_tokens=False
         )
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
-    def decode_batch(self, rows: Sequence[Int[np.ndarray, " tokens"]]) -> list[str]:
+    def decode_batch(self, rows: Sequence[Int[np.ndarray, "_"]]) -> list[str]:
         """As `decode`, each row by itself."""
         return self._tokenizer.decode_batch(
             [self._checked_ids(ids) for ids in rows], skip_special_tokens=False
@@ -95,7 +95,7 @@ class TextTokenizer:
         write_folder(folder, self.kind, {}, self._content)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path) -> "TextTokenizer":
         _, content = read_folder(folder, cls.kind)
         return cls(content["tokenizer.json"])
 

@@ -1,0 +1,195 @@
+"""The contract of tokenizers and codecs, one battery for every kind, and the folder they live in."""
+
+import json
+
+import numpy as np
+import pytest
+
+from trimask.tokenizers import codec
+from trimask.tokenizers.audio import MelCodec, MelConfig
+from trimask.tokenizers.image import PatchCodec, PatchConfig
+from trimask.tokenizers.text import TextTokenizer
+
+
+def _patch_codec() -> PatchCodec:
+    images = np.random.default_rng(0).integers(0, 256, (5, 6, 9, 2), np.uint8)
+    return PatchCodec.fit(images, PatchConfig(patch_side=3, codebook_size=7))
+
+
+def _mel_codec() -> MelCodec:
+    waveforms = np.random.default_rng(0).uniform(-0.5, 0.5, (3, 2000)).astype(np.float32)
+    return MelCodec.fit(waveforms, MelConfig(num_mels=12, codebook_size=6))
+
+
+def _text_tokenizer() -> TextTokenizer:
+    return TextTokenizer.fit(["seven times seventy-seven"], 270)
+
+
+KINDS = {"patch": _patch_codec, "mel": _mel_codec, "text": _text_tokenizer}
+MEDIA = {
+    "patch": np.random.default_rng(1).integers(0, 256, (4, 12, 3, 2), np.uint8),
+    "mel": np.random.default_rng(1).uniform(-0.5, 0.5, (4, 1300)).astype(np.float32),
+}
+
+
+@pytest.fixture(params=KINDS)
+def stored(request, tmp_path):
+    """A tokenizer of each kind and a folder it has been saved to."""
+    tokenizer = KINDS[request.param]()
+    folder = tmp_path / "runs" / request.param
+    tokenizer.save(folder)
+    return tokenizer, folder
+
+
+@pytest.fixture(params=MEDIA)
+def media_codec(request):
+    return KINDS[request.param](), MEDIA[request.param]
+
+
+def test_load_gives_back_the_same_kind_and_fingerprint(stored):
+    tokenizer, folder = stored
+    loaded = codec.load(folder)
+    assert type(loaded) is type(tokenizer)
+    assert isinstance(loaded, codec.Stored)
+    assert loaded.fingerprint == tokenizer.fingerprint
+
+
+def test_a_saved_folder_is_the_same_bytes_after_load_and_save(stored, tmp_path):
+    _, folder = stored
+    codec.load(folder).save(tmp_path / "again")
+    files = sorted(path.name for path in folder.iterdir())
+    assert len(files) >= 2
+    assert files == sorted(path.name for path in (tmp_path / "again").iterdir())
+    for name in files:
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_fitting_twice_gives_the_same_fingerprint(stored):
+    tokenizer, _ = stored
+    assert KINDS[tokenizer.kind]().fingerprint == tokenizer.fingerprint
+
+
+def test_loaded_codec_encodes_and_decodes_as_before(media_codec, tmp_path):
+    fitted, media = media_codec
+    fitted.save(tmp_path)
+    loaded = codec.load(tmp_path)
+    assert isinstance(loaded, codec.MediaCodec)
+    assert loaded.codebook_sizes == fitted.codebook_sizes
+    np.testing.assert_array_equal(loaded.encode(media), fitted.encode(media))
+    np.testing.assert_array_equal(loaded.decode(fitted.encode(media)), fitted.decode(fitted.encode(media)))
+
+
+def test_shapes_are_announced_truthfully(media_codec):
+    fitted, media = media_codec
+    codes = fitted.encode(media)
+    assert codes.dtype == np.int32
+    assert codes.shape[1:] == fitted.code_shape(media.shape[1:])
+    decoded = fitted.decode(codes)
+    assert decoded.dtype == media.dtype
+    assert decoded.shape[1:] == fitted.media_shape(codes.shape[1:])
+    assert fitted.code_shape(decoded.shape[1:]) == codes.shape[1:]
+
+
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(1, 4), slice(3, 4)])
+def test_a_medium_does_not_depend_on_its_batch_mates(media_codec, rows):
+    fitted, media = media_codec
+    codes = fitted.encode(media)
+    np.testing.assert_array_equal(fitted.encode(media[rows]), codes[rows])
+    np.testing.assert_array_equal(fitted.decode(codes[rows]), fitted.decode(codes)[rows])
+
+
+@pytest.mark.parametrize("wrong", [-1, 1000])
+def test_codes_outside_the_codebook_are_refused(media_codec, wrong):
+    fitted, media = media_codec
+    codes = fitted.encode(media)
+    codes.flat[-1] = wrong
+    with pytest.raises(ValueError, match=f"codes must be from 0 to .* {wrong}"):
+        fitted.decode(codes)
+
+
+def test_fingerprint_changes_with_any_codeword_and_setting():
+    patch = _patch_codec()
+    codebook = patch.codebook.copy()
+    codebook[-1, -1, -1, -1] ^= 1
+    reseeded = PatchConfig(patch_side=3, codebook_size=7, seed=1)
+    mel = _mel_codec()
+    codebooks = [each.copy() for each in mel.codebooks]
+    codebooks[1][-1, -1] += 1e-3
+    fingerprints = [
+        patch.fingerprint,
+        PatchCodec(patch.config, codebook).fingerprint,
+        PatchCodec(reseeded, patch.codebook).fingerprint,
+        mel.fingerprint,
+        MelCodec(mel.config, tuple(codebooks)).fingerprint,
+        MelCodec(mel.config, mel.codebooks[::-1]).fingerprint,
+    ]
+    assert len(set(fingerprints)) == len(fingerprints)
+
+
+def test_codewords_cannot_be_changed_behind_the_fingerprint():
+    with pytest.raises(ValueError, match="read-only"):
+        _patch_codec().codebook[0] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        _mel_codec().codebooks[0][0] = 0
+
+
+def test_a_changed_byte_in_any_file_is_noticed(stored):
+    _, folder = stored
+    for path in folder.iterdir():
+        if path.name != "config.json":
+            content = path.read_bytes()
+            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+            with pytest.raises(ValueError, match=folder.name):
+                codec.load(folder)
+            path.write_bytes(content)
+    codec.load(folder)
+
+
+def test_a_file_cut_short_or_missing_is_named(stored):
+    _, folder = stored
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content[:40])
+        with pytest.raises(ValueError, match=str(folder)):
+            codec.load(folder)
+        path.unlink()
+        with pytest.raises(FileNotFoundError, match=path.name):
+            codec.load(folder)
+        path.write_bytes(content)
+
+
+def test_a_folder_of_another_kind_is_refused(tmp_path):
+    _text_tokenizer().save(tmp_path)
+    with pytest.raises(ValueError, match="kind 'text', expected 'patch'"):
+        PatchCodec.load(tmp_path)
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones(tmp_path):
+    _text_tokenizer().save(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"kind": "text"', '"kind": "smell"'))
+    with pytest.raises(ValueError, match="'smell', known are text, patch, mel"):
+        codec.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"kind": 3}', "not json", '{"kind": "text", "config": {}}'])
+def test_a_malformed_description_is_refused_with_its_path(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json: not "):
+        codec.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret.npy", "/etc/passwd", "", ".."])
+def test_files_outside_the_folder_are_never_read(tmp_path, name):
+    _text_tokenizer().save(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"files": [name]}))
+    with pytest.raises(ValueError, match="plain names inside the folder"):
+        codec.load(tmp_path)
+
+
+def test_pickled_arrays_are_refused(tmp_path):
+    _patch_codec().save(tmp_path)
+    np.save(tmp_path / "codebook.npy", np.array([{"an": "object"}]), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"codebook\.npy: not readable"):
+        codec.load(tmp_path)

@@ -1,0 +1,68 @@
+"""How good a codec's reconstructions are, and how much of its codebooks it uses.
+
+PSNR = 10 log₁₀(255² / mean squared error)
+log-mel distance = root mean square over bands and time of the two spectrograms' difference in dB
+perplexity = exp(−Σ p log p),  p the frequencies of the codewords
+"""
+
+from dataclasses import dataclass
+
+import librosa  # loads its parts on first use
+import numpy as np
+from jaxtyping import Float, Float32, Int, UInt8
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookUse:
+    """How a set of codes draws on one codebook."""
+
+    size: int
+    """Codewords in the codebook."""
+    used: int
+    """Codewords that occur."""
+    perplexity: float
+    """Number of codewords that would, used equally often, carry as much information."""
+
+    @property
+    def share(self) -> float:
+        return self.used / self.size
+
+
+def psnr_db(
+    originals: UInt8[np.ndarray, "batch height width channels"],
+    reconstructions: UInt8[np.ndarray, "batch height width channels"],
+) -> Float[np.ndarray, " batch"]:
+    """Peak signal-to-noise ratio of each picture; infinite where it is reproduced exactly."""
+    errors = np.square(originals.astype(np.float64) - reconstructions).mean(axis=(1, 2, 3))
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(255**2 / errors)
+
+
+def log_mel_distance_db(
+    originals: Float32[np.ndarray, "batch samples"],
+    reconstructions: Float32[np.ndarray, "batch samples"],
+    sample_rate_hz: int,
+    floor_db: float = -60.0,
+) -> Float[np.ndarray, " batch"]:
+    """Distance of each pair of clips. Below `floor_db` counts as `floor_db`, so silences are equal."""
+    ours, theirs = (_mel_db(clips, sample_rate_hz, floor_db) for clips in (originals, reconstructions))
+    return np.sqrt(np.square(ours - theirs).mean(axis=(1, 2)))
+
+
+def codebook_use(codes: Int[np.ndarray, "..."], size: int) -> CodebookUse:
+    """Use of one codebook of this size; of residual codes pass one codebook's, `codes[..., stage]`."""
+    counts = np.bincount(codes.ravel(), minlength=size)
+    frequencies = counts[counts > 0] / counts.sum()
+    entropy = -np.sum(frequencies * np.log(frequencies))
+    return CodebookUse(size=size, used=len(frequencies), perplexity=float(np.exp(entropy)))
+
+
+def _mel_db(
+    clips: Float32[np.ndarray, "batch samples"], sample_rate_hz: int, floor_db: float
+) -> Float[np.ndarray, "batch mels spectra"]:
+    """32 bands in 40 ms windows every 20 ms: not a codec's own spectra, so that none is judged by itself."""
+    window = sample_rate_hz // 25
+    mels = librosa.feature.melspectrogram(
+        y=clips, sr=sample_rate_hz, n_fft=window, hop_length=window // 2, n_mels=32
+    )
+    return librosa.power_to_db(mels, ref=1.0, amin=10 ** (floor_db / 10), top_db=None)
