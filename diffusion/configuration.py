@@ -1,0 +1,71 @@
+"""Configuration dataclasses ↔ JSON files.
+
+A file that does not fit its dataclass (an unknown field, a wrong type, a value its checks refuse) is an error that
+names the field.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cattrs
+from cattrs.preconf.json import make_converter
+
+_T = TypeVar("_T")
+
+_converter = make_converter(forbid_extra_keys=True)
+_converter.register_unstructure_hook(Path, str)
+_converter.register_structure_hook(Path, lambda value, _: Path(value))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON types."""
+    return _converter.unstructure(config)
+
+
+def from_dict(content: dict[str, Any], kind: type[_T], origin: str) -> _T:
+    """The configuration of type `kind` held by plain JSON types; `origin` is named in errors."""
+    try:
+        return _converter.structure(content, kind)
+    except cattrs.BaseValidationError as error:
+        raise ValueError(f"{origin}: not a {kind.__name__}: {'; '.join(cattrs.transform_error(error))}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes atomically: a reader sees the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON: {error}") from error
+
+
+def save(path: Path, config: Any) -> None:
+    """Writes a configuration."""
+    write_json(path, to_dict(config))
+
+
+def load(path: Path, kind: type[_T]) -> _T:
+    """Reads a configuration of type `kind`."""
+    return from_dict(read_json(path), kind, str(path))
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Lines `field: old → new` for every field in which two configurations of one type differ."""
+    lines = []
+    for field in dataclasses.fields(old):
+        a, b = getattr(old, field.name), getattr(new, field.name)
+        if dataclasses.is_dataclass(a) and type(a) is type(b):
+            lines += differences(a, b, f"{prefix}{field.name}.")
+        elif a != b:
+            lines.append(f"{prefix}{field.name}: {a} → {b}")
+    return lines

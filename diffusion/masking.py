@@ -1,0 +1,111 @@
+"""The forward process: which tokens of a batch are masked, and what each masked one weighs in the loss.
+
+Every example (segment of a row) has its own time t, stratified over the batch by tokens:
+t_s = (u + share of target tokens before example s) mod 1. In a conditional direction only the target is masked. With
+probability `joint_probability` an example is masked on both sides instead, the condition at an independent time, so
+that the model also learns the pair's joint distribution; with probability `drop_probability` its condition is hidden
+(all masked, no loss), which is what classifier-free guidance needs.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from trimask.diffusion.schedule import ScheduleConfig, complementary_elbo_weight, elbo_weight, stratified_times
+from trimask.tokenizers.sequence import Sequence, example_starts
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingConfig:
+    """How training examples are masked."""
+
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The noise schedule."""
+    complementary: bool = False
+    """Each example enters the batch twice, with a mask and its complement (the paper's anti-masking)."""
+    joint_probability: float = 0.2
+    """Share of conditional examples masked on both sides, at independent times."""
+    drop_probability: float = 0.1
+    """Share of conditional examples whose condition is hidden."""
+
+    def __post_init__(self):
+        if min(self.joint_probability, self.drop_probability) < 0:
+            raise ValueError(f"probabilities must not be negative, got {self}")
+        if self.joint_probability + self.drop_probability > 1:
+            raise ValueError(
+                "joint_probability + drop_probability must not exceed 1, "
+                f"got {self.joint_probability} + {self.drop_probability}"
+            )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Noised:
+    """A batch after the forward process."""
+
+    sequence: Sequence
+    """With MASK at the masked positions."""
+    clean: Int[Array, "batch seq"]
+    """The tokens before."""
+    is_target: Bool[Array, "batch seq"]
+    """True where the token could have been masked and carries loss: the loss's normaliser counts these."""
+    is_masked: Bool[Array, "batch seq"]
+    """True where the loss is taken; a hidden condition is not."""
+    weight: Float[Array, "batch seq"]
+    """The ELBO's weight of each position's cross-entropy, were it masked."""
+
+
+def mask_tokens(
+    key: PRNGKeyArray,
+    maskable: Bool[Array, "batch seq"],
+    keep_probability: Float[Array, "batch seq"],
+) -> Bool[Array, "batch seq"]:
+    """True where a token is masked: each maskable one independently with probability 1 − α(t)."""
+    return maskable & (jax.random.uniform(key, maskable.shape) >= keep_probability)
+
+
+def forward_process(key: PRNGKeyArray, sequence: Sequence, mask_id: int, config: MaskingConfig) -> Noised:
+    """Masks a clean batch; with complementary masks the batch comes back twice as large, the complements last."""
+    key_time, key_mode, key_mask = jax.random.split(key, 3)
+    is_joint, is_dropped = _modes(key_mode, sequence, config)
+    is_target = sequence.is_target | (sequence.is_condition & is_joint)
+    is_hidden = sequence.is_condition & is_dropped
+    times = _times(key_time, sequence, config.schedule)
+    alpha = config.schedule.alpha
+    is_masked = mask_tokens(key_mask, is_target, alpha(times))
+
+    def noised(is_masked, weight):
+        tokens = jnp.where(is_masked | is_hidden, mask_id, sequence.tokens)
+        return Noised(sequence.replace(tokens=tokens), sequence.tokens, is_target, is_masked, weight)
+
+    first = noised(is_masked, elbo_weight(alpha, times))
+    if not config.complementary:
+        return first
+    second = noised(is_target & ~is_masked, complementary_elbo_weight(alpha, times))
+    return jax.tree.map(lambda *halves: jnp.concatenate(halves), first, second)
+
+
+def _per_example(values: Float[Array, "batch seq"], sequence: Sequence) -> Float[Array, "batch seq"]:
+    """Gives every position of an example the same value: the one at index `segment` of its row."""
+    return jnp.take_along_axis(values, sequence.segment, axis=-1)
+
+
+def _modes(key, sequence: Sequence, config: MaskingConfig):
+    """Which positions belong to examples masked on both sides, and to examples whose condition is hidden."""
+    draw = _per_example(jax.random.uniform(key, sequence.tokens.shape), sequence)
+    is_joint = draw < config.joint_probability
+    return is_joint, ~is_joint & (draw < config.joint_probability + config.drop_probability)
+
+
+def _times(key, sequence: Sequence, schedule: ScheduleConfig) -> Float[Array, "batch seq"]:
+    """Each example's time, spread evenly over the batch's target tokens; a condition's is independent of it."""
+    key_offset, key_condition = jax.random.split(key)
+    flat = sequence.is_target.reshape(-1)
+    before = (jnp.cumsum(flat) - flat).reshape(sequence.tokens.shape)
+    before = jnp.take_along_axis(before, example_starts(sequence), axis=1)
+    share = before / jnp.maximum(sequence.is_target.sum(), 1)
+    condition_shift = _per_example(jax.random.uniform(key_condition, sequence.tokens.shape), sequence)
+    offset = jax.random.uniform(key_offset)
+    return stratified_times(offset, share + sequence.is_condition * condition_shift, schedule.min_time)

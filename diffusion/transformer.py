@@ -1,0 +1,313 @@
+"""The denoiser's network: a bidirectional transformer over one stream of discrete tokens.
+
+    h = E[token] + place(modality, place)
+    h ← h + Attention(RMSNorm(h)),   h ← h + SwiGLU(RMSNorm(h))      (per block; attention inside one example only)
+    logits = RMSNorm(h) · U
+
+There is no time input: how much is masked is in the tokens. A masked position knows its range (modality and codebook)
+and its place, given as sinusoids of both coordinates through one linear map per range, so that larger images and
+longer texts than those trained on have an embedding. Options (grouped-query attention, biases, no QK norm, no place
+embedding, rotary base, shifted logits, tied head) cover the architectures of LLaDA and Dream.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from trimask.diffusion.parametrization import ParameterClass, parameter
+from trimask.tokenizers.sequence import Sequence, example_starts
+from trimask.tokenizers.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Shape and options of the network."""
+
+    num_layers: int = 4
+    """Blocks."""
+    width: int = 128
+    """Size of the residual stream."""
+    num_heads: int = 4
+    """Query heads."""
+    num_kv_heads: int | None = None
+    """Key and value heads; fewer than num_heads is grouped-query attention. None: num_heads."""
+    head_size: int | None = None
+    """Size of a head. None: width / num_heads."""
+    mlp_width: int | None = None
+    """Hidden size of the SwiGLU. None: 8/3 width, rounded up to a multiple of 32."""
+    qk_norm: bool = True
+    """RMSNorm on queries and keys."""
+    attention_bias: bool = False
+    """Biases on queries, keys and values (Dream)."""
+    rotary_base: float | None = 10_000.0
+    """Base of the rotary embedding of positions counted within an example. None: no rotary embedding."""
+    place_embedding: bool = True
+    """Add the embedding of range and place. Without it a masked position only has its rotary position (LLaDA, Dream)."""
+    tied_unembedding: bool = False
+    """Use the input embedding as the unembedding."""
+    shifted_logits: bool = False
+    """The logits of position i are read at position i − 1, as in models converted from autoregressive ones (Dream)."""
+    norm_epsilon: float = 1e-6
+    """Added to the mean square in every RMSNorm."""
+    embedding_scale: float = 0.5
+    """Standard deviation of the input embeddings at initialisation; 0.02 learns far more slowly at small sizes."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations and matrix products; parameters, norms, softmax and logits stay float32."""
+
+    def __post_init__(self):
+        if min(self.num_layers, self.width, self.num_heads, self.kv_heads, self.size_of_head) < 1:
+            raise ValueError(f"all sizes of a transformer must be at least 1, got {self}")
+        if self.head_size is None and self.width % self.num_heads:
+            raise ValueError(f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}")
+        if self.num_heads % self.kv_heads:
+            raise ValueError(f"num_heads must be a multiple of num_kv_heads, got {self.num_heads}/{self.kv_heads}")
+        if self.rotary_base is not None and self.size_of_head % 2:
+            raise ValueError(f"rotary embeddings need an even head size, got {self.size_of_head}")
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def size_of_head(self) -> int:
+        """Size of a head."""
+        return self.width // self.num_heads if self.head_size is None else self.head_size
+
+    @property
+    def size_of_mlp(self) -> int:
+        """Hidden size of the SwiGLU."""
+        return -(-self.width * 8 // 3 // 32) * 32 if self.mlp_width is None else self.mlp_width
+
+
+KeysValues = tuple[Float[Array, "batch seq kv_heads head"], Float[Array, "batch seq kv_heads head"]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Output:
+    """What a denoiser returns, at all positions or at the ones asked for."""
+
+    logits: Float[Array, "batch asked vocab"]
+    hidden: Float[Array, "batch asked width"]
+    """After the final norm, before the unembedding."""
+    cache: tuple[KeysValues, ...]
+    """Keys and values of all positions, per block."""
+
+
+class Transformer(nnx.Module):
+    """A denoiser: `model(sequence) -> Output`."""
+
+    def __init__(self, config: TransformerConfig, vocabulary: Vocabulary, *, key: jax.Array):
+        keys = iter(jax.random.split(key, 3 + config.num_layers))
+        self.config, self.vocabulary = config, vocabulary
+        vocab, width = vocabulary.size, config.width
+        self.embedding = _normal(next(keys), (vocab, width), config.embedding_scale, "input_embedding")
+        if config.place_embedding:
+            self.place = PlaceEmbedding(config, vocabulary, next(keys))
+        self.blocks = nnx.List([Block(config, next(keys)) for _ in range(config.num_layers)])
+        self.final_norm = RMSNorm(width, config.norm_epsilon, "final_norm")
+        if not config.tied_unembedding:
+            self.unembedding = _normal(next(keys), (width, vocab), width**-0.5, "unembedding")
+
+    def __call__(
+        self,
+        sequence: Sequence,
+        positions: Int[Array, "batch asked"] | None = None,
+        cache: tuple[KeysValues, ...] | None = None,
+    ) -> Output:
+        """Logits and final hidden states, float32.
+
+        `positions` asks for these only there. With a `cache` nothing but those positions is computed at all: keys and
+        values elsewhere are the cache's, which is exact only if the other tokens have not changed since.
+        """
+        asked = self._read_at(positions)
+        computed = None if cache is None else asked
+        if cache is not None and self.config.shifted_logits:
+            computed = jnp.concatenate([asked, positions], axis=1)
+        h, new_cache = self.encode(sequence, computed, cache)
+        if cache is not None:
+            h = h[:, : positions.shape[1]]
+        elif asked is not None:
+            h = jnp.take_along_axis(h, asked[..., None], axis=1)
+        elif self.config.shifted_logits:
+            h = jnp.pad(h, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        hidden = self.final_norm(h).astype(jnp.float32)
+        return Output(self.unembed(hidden), hidden, new_cache)
+
+    def _read_at(self, positions):
+        """Where the logits of `positions` are read."""
+        return jnp.maximum(positions - 1, 0) if self.config.shifted_logits and positions is not None else positions
+
+    def encode(
+        self, sequence: Sequence, computed: Int[Array, "batch asked"] | None, cache: tuple[KeysValues, ...] | None
+    ) -> tuple[Float[Array, "batch asked width"], tuple[KeysValues, ...]]:
+        """The residual stream after the last block at the computed positions (None: all), and the keys and values."""
+        dtype = jnp.dtype(self.config.compute_dtype)
+        positions = jnp.arange(sequence.length) - example_starts(sequence)
+        same_example = sequence.segment[:, :, None] == sequence.segment[:, None, :]
+        tokens, modality, place = sequence.tokens, sequence.modality, sequence.place
+        if computed is not None:
+            tokens, modality = (jnp.take_along_axis(x, computed, axis=1) for x in (tokens, modality))
+            place = jnp.take_along_axis(place, computed[..., None], axis=1)
+            positions = jnp.take_along_axis(positions, computed, axis=1)
+            same_example = jnp.take_along_axis(same_example, computed[..., None], axis=1)
+        h = self.embedding[...][tokens]
+        if self.config.place_embedding:
+            h = h + self.place(modality, place)
+        h = h.astype(dtype)
+        new_cache = []
+        for layer, block in enumerate(self.blocks):
+            h, keys_values = block(h, positions, same_example, computed, None if cache is None else cache[layer])
+            new_cache.append(keys_values)
+        return h, tuple(new_cache)
+
+    def unembed(self, hidden: Float[Array, "*shape width"]) -> Float[Array, "*shape vocab"]:
+        """Logits over the whole vocabulary."""
+        matrix = self.embedding[...].T if self.config.tied_unembedding else self.unembedding[...]
+        dtype = jnp.dtype(self.config.compute_dtype)
+        return jnp.matmul(hidden.astype(dtype), matrix.astype(dtype), preferred_element_type=jnp.float32)
+
+
+class PlaceEmbedding(nnx.Module):
+    """e[range] + W · (s[range] ⊙ sinusoids of both coordinates): nearly a linear map per range at the price of one."""
+
+    def __init__(self, config: TransformerConfig, vocabulary: Vocabulary, key: jax.Array):
+        keys = jax.random.split(key, 3)
+        ranges, features = len(vocabulary.ranges), 4 * (config.width // 4)
+        self.vocabulary = vocabulary
+        self.range = _normal(keys[0], (ranges, config.width), config.embedding_scale, "input_embedding")
+        self.scale = _normal(keys[1], (ranges, features), 1.0, "input_embedding")
+        # Half of the squared sinusoids sum to features / 2.
+        map_scale = config.embedding_scale * (2 / features) ** 0.5
+        self.map = _normal(keys[2], (features, config.width), map_scale, "input_embedding")
+
+    def __call__(
+        self, modality: Int[Array, "batch seq"], place: Int[Array, "batch seq 2"]
+    ) -> Float[Array, "batch seq width"]:
+        """The embedding of what a position is, whatever token it holds."""
+        ranges = self.vocabulary.range_numbers(modality, place)
+        features = sinusoids(place, self.scale.shape[-1] // 2).reshape(*place.shape[:-1], -1)
+        return self.range[...][ranges] + (features * self.scale[...][ranges]) @ self.map[...]
+
+
+class Block(nnx.Module):
+    """Attention, then SwiGLU, each on the normalised residual stream."""
+
+    def __init__(self, config: TransformerConfig, key: jax.Array):
+        key_attention, key_mlp = jax.random.split(key)
+        self.attention_norm = RMSNorm(config.width, config.norm_epsilon, "hidden_bias_or_norm")
+        self.attention = Attention(config, key_attention)
+        self.mlp_norm = RMSNorm(config.width, config.norm_epsilon, "hidden_bias_or_norm")
+        self.mlp = SwiGLU(config, key_mlp)
+
+    def __call__(self, h, positions, same_example, computed, cache):
+        attended, keys_values = self.attention(self.attention_norm(h), positions, same_example, computed, cache)
+        h = h + attended
+        return h + self.mlp(self.mlp_norm(h)), keys_values
+
+
+class Attention(nnx.Module):
+    """Multi-head attention, bidirectional within an example."""
+
+    def __init__(self, config: TransformerConfig, key: jax.Array):
+        keys = jax.random.split(key, 4)
+        width, head = config.width, config.size_of_head
+        shapes = {"query": config.num_heads, "key": config.kv_heads, "value": config.kv_heads}
+        self.config = config
+        for name, k in zip(shapes, keys, strict=False):
+            setattr(self, name, _normal(k, (width, shapes[name], head), width**-0.5, "hidden_weight"))
+            if config.attention_bias:
+                bias = parameter(jnp.zeros((shapes[name], head)), "hidden_bias_or_norm")
+                setattr(self, f"{name}_bias", bias)
+        fan_in = config.num_heads * head
+        self.out = _normal(keys[3], (config.num_heads, head, width), fan_in**-0.5, "hidden_weight")
+        if config.qk_norm:
+            self.query_norm = RMSNorm(head, config.norm_epsilon, "qk_norm")
+            self.key_norm = RMSNorm(head, config.norm_epsilon, "qk_norm")
+
+    def __call__(
+        self,
+        x: Float[Array, "batch asked width"],
+        positions: Int[Array, "batch asked"],
+        same_example,
+        computed: Int[Array, "batch asked"] | None,
+        cache: KeysValues | None,
+    ) -> tuple[Float[Array, "batch asked width"], KeysValues]:
+        """Attends from x to x, or with a cache to the cache updated at the `computed` positions."""
+        q, k, v = (self._project(x, name) for name in ("query", "key", "value"))
+        if self.config.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if self.config.rotary_base is not None:
+            q, k = (rotate(y, positions, self.config.rotary_base) for y in (q, k))
+        if cache is not None:
+            rows = jnp.arange(x.shape[0])[:, None]
+            k, v = (old.at[rows, computed].set(new) for old, new in zip(cache, (k, v), strict=True))
+        attended = jax.nn.dot_product_attention(q, k, v, mask=same_example[:, None])
+        return jnp.einsum("bqhd,hdw->bqw", attended, self.out[...].astype(x.dtype)), (k, v)
+
+    def _project(self, x, name):
+        y = jnp.einsum("bsw,whd->bshd", x, getattr(self, name)[...].astype(x.dtype))
+        if self.config.attention_bias:
+            y = y + getattr(self, f"{name}_bias")[...].astype(x.dtype)
+        return y
+
+
+class SwiGLU(nnx.Module):
+    """down(silu(gate x) · up x)."""
+
+    def __init__(self, config: TransformerConfig, key: jax.Array):
+        keys = jax.random.split(key, 3)
+        width, hidden = config.width, config.size_of_mlp
+        self.gate = _normal(keys[0], (width, hidden), width**-0.5, "hidden_weight")
+        self.up = _normal(keys[1], (width, hidden), width**-0.5, "hidden_weight")
+        self.down = _normal(keys[2], (hidden, width), hidden**-0.5, "hidden_weight")
+
+    def __call__(self, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq width"]:
+        gate, up, down = (weight[...].astype(x.dtype) for weight in (self.gate, self.up, self.down))
+        return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+
+
+class RMSNorm(nnx.Module):
+    """x / √(mean x² + ε) · scale, over the last axis, in float32."""
+
+    def __init__(self, size: int, epsilon: float, parameter_class: ParameterClass):
+        self.scale = parameter(jnp.ones(size), parameter_class)
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*shape size"]) -> Float[Array, "*shape size"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        return (y * self.scale[...]).astype(x.dtype)
+
+
+def sinusoids(values: Int[Array, "*shape"], size: int) -> Float[Array, "*shape size"]:
+    """sin and cos of each value at size/2 angular frequencies from 1 down to 1/1000."""
+    frequencies = 1000.0 ** (-jnp.arange(size // 2) / max(size // 2 - 1, 1))
+    angles = values[..., None].astype(jnp.float32) * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def rotate(
+    x: Float[Array, "batch seq heads head"], positions: Int[Array, "batch seq"], base: float
+) -> Float[Array, "batch seq heads head"]:
+    """Rotary position embedding (arXiv 2104.09864), halves of the head paired as in Llama."""
+    half = x.shape[-1] // 2
+    angles = positions[..., None, None] * base ** (-jnp.arange(half) / half)
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def num_parameters(tree) -> int:
+    """Scalars in a tree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _normal(key, shape, scale: float, parameter_class: ParameterClass) -> nnx.Param:
+    """A normally distributed parameter of the given standard deviation."""
+    return parameter(scale * jax.random.normal(key, shape), parameter_class)
