@@ -1,0 +1,322 @@
+"""The embedded dataset: held out as claimed, captioned rightly, the same bytes every time."""
+
+import collections
+import hashlib
+import itertools
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from trimask.diffusion.data import digits
+from trimask.diffusion.data.digits import CONFIGS, SPLITS, load, number_word
+
+PIXELS = load_digits().images
+LABELS = load_digits().target
+PICTURES = ("handwritten", "handwritten_numbers")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("digits")
+
+
+@pytest.fixture(scope="module")
+def spoken(data_dir):
+    return {split: list(load("spoken", split, data_dir)) for split in CONFIGS["spoken"].splits}
+
+
+def _content(record):
+    return hashlib.sha256(record.get("image", record.get("audio")).tobytes()).hexdigest()
+
+
+def _index(record_id):
+    """handwritten-0042 → 42"""
+    return int(record_id.rpartition("-")[2])
+
+
+# Handwritten
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_handwritten_pictures_and_captions_are_those_of_scikit_learn(data_dir, split):
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    for record in load("handwritten", split, data_dir):
+        index = _index(record["id"])
+        assert record["image"].dtype == np.uint8
+        assert np.array_equal(record["image"], np.round(PIXELS[index] * 255 / 16)[..., None])
+        assert record["text"] == f"a handwritten {names[LABELS[index]]}"
+
+
+def test_handwritten_splits_are_disjoint_and_stratified(data_dir):
+    indices = {split: [_index(r["id"]) for r in load("handwritten", split, data_dir)] for split in SPLITS}
+    everything = list(itertools.chain(*indices.values()))
+    assert len(everything) == len(set(everything))
+    for split, share in {"train": 0.7, "validation": 0.1, "test": 0.2}.items():
+        counts = np.bincount(LABELS[indices[split]], minlength=10) / np.bincount(LABELS)
+        # Classes hold about 180 pictures, and a few near-duplicates are dropped: up to nine of a class.
+        np.testing.assert_allclose(counts, share, rtol=0, atol=0.06 if split == "train" else 0.015)
+
+
+def test_no_handwritten_picture_is_nearly_one_of_another_split(data_dir):
+    flat = {
+        split: np.stack([record["image"].ravel() for record in load("handwritten", split, data_dir)])
+        * (16 / 255)
+        for split in SPLITS
+    }
+    for a, b in itertools.combinations(SPLITS, 2):
+        nearest = min(np.linalg.norm(flat[b] - picture, axis=1).min() for picture in flat[a])
+        assert nearest >= digits.NEAR - 0.1  # pictures are rounded to 255 levels
+
+
+def test_only_near_duplicates_of_a_later_split_are_dropped(data_dir):
+    kept = {split: {_index(r["id"]) for r in load("handwritten", split, data_dir)} for split in SPLITS}
+    dropped = set(range(len(PIXELS))) - set.union(*kept.values())
+    assert 5 < len(dropped) < 50
+    held_out = sorted(kept["validation"] | kept["test"])
+    for index in dropped:
+        distances = np.sqrt(((PIXELS[held_out] - PIXELS[index]) ** 2).sum(axis=(1, 2)))
+        assert distances.min() < digits.NEAR
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_handwritten_numbers_are_two_digits_of_the_same_split(data_dir, split):
+    of_split = {_index(record["id"]) for record in load("handwritten", split, data_dir)}
+    numbers = collections.Counter()
+    for record in load("handwritten_numbers", split, data_dir):
+        _, left, right = record["id"].split("-")
+        expected, number = np.zeros((8, 16)), LABELS[int(right)]
+        expected[:, 8:] = PIXELS[int(right)]
+        assert int(right) in of_split
+        if left != "blank":
+            assert int(left) in of_split
+            expected[:, :8], number = PIXELS[int(left)], 10 * LABELS[int(left)] + number
+            assert number >= 10
+        assert np.array_equal(record["image"][..., 0], np.round(expected * 255 / 16))
+        assert record["text"] == f"a handwritten {number_word(number)}"
+        numbers[int(number)] += 1
+    assert numbers == dict.fromkeys(range(100), CONFIGS["handwritten_numbers"].copies[split])
+
+
+@pytest.mark.parametrize("config", PICTURES)
+def test_no_picture_occurs_twice(data_dir, config):
+    contents = [_content(record) for split in SPLITS for record in load(config, split, data_dir)]
+    assert len(contents) == len(set(contents))
+
+
+# Spoken
+
+
+@pytest.mark.parametrize("config", ["spoken", "spoken_numbers"])
+def test_held_out_speech_is_of_voices_and_speeds_never_combined_in_train(config):
+    combinations, voices, speeds = {}, {}, {}
+    for split in CONFIGS[config].splits:
+        utterances = CONFIGS[config].utterances(split)
+        combinations[split] = {(utterance.voice, utterance.speed) for utterance in utterances}
+        voices[split] = {utterance.voice for utterance in utterances}
+        speeds[split] = {utterance.speed for utterance in utterances}
+    for a, b in itertools.combinations(combinations, 2):
+        assert combinations[a] and combinations[b]
+        assert not combinations[a] & combinations[b]
+    for split in ("validation", "test"):
+        assert voices[split] <= voices["train"]
+    assert all(speeds[split] <= speeds["train"] for split in speeds)
+    assert not voices["test_voice"] & (voices["train"] | voices["validation"] | voices["test"])
+    assert len(combinations["train"]) == 64 and len(combinations["test"]) == 12
+
+
+@pytest.mark.parametrize("config", ["spoken", "spoken_numbers"])
+def test_every_combination_says_every_word_at_different_pitches(config):
+    for split in CONFIGS[config].splits:
+        pitches = collections.defaultdict(set)
+        for utterance in CONFIGS[config].utterances(split):
+            pitches[utterance.voice, utterance.speed, utterance.text].add(utterance.pitch)
+        assert all(len(of_word) == CONFIGS[config].takes for of_word in pitches.values())
+        words = {number_word(number) for number in CONFIGS[config].numbers}
+        heard = {(voice, speed) for voice, speed, _ in pitches}
+        assert set(pitches) == {(*pair, word) for pair in heard for word in words}
+
+
+def test_spoken_records_are_the_utterances_of_their_split(spoken):
+    for split, records in spoken.items():
+        planned = [utterance._asdict() for utterance in CONFIGS["spoken"].utterances(split)]
+        assert [{name: record[name] for name in planned[0]} for record in records] == planned
+
+
+def test_no_sound_occurs_twice(spoken):
+    contents = [_content(record) for records in spoken.values() for record in records]
+    assert len(contents) == len(set(contents)) == 1800
+
+
+def test_spoken_words_are_loud_trimmed_and_short(spoken):
+    for record in itertools.chain(*spoken.values()):
+        loudness = np.abs(record["audio"].astype(np.int32))
+        assert record["audio"].dtype == np.int16
+        assert loudness.max() == 31129  # 95 % of 32767
+        assert min(loudness[0], loudness[-1]) > 0.01 * 31129 - 1
+        assert 0.15 < len(loudness) / 8000 < 0.6
+
+
+def test_spoken_words_can_be_understood(spoken):
+    """A linear classifier of spectrograms, independent of every codec and model."""
+
+    def spectrogram(audio):
+        starts = np.linspace(0, len(audio) - 256, 24).astype(int)
+        frames = np.stack([audio[start : start + 256] for start in starts]) / 32768 * np.hanning(256)
+        energy = np.abs(np.fft.rfft(frames))[:, :128].reshape(24, 32, 4).mean(axis=2)
+        return np.append(np.log(energy + 0.01), len(audio) / 8000)
+
+    inputs = {split: np.stack([spectrogram(r["audio"]) for r in spoken[split]]) for split in spoken}
+    words = {split: [record["text"] for record in spoken[split]] for split in spoken}
+    judge = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
+    judge.fit(inputs["train"], words["train"])
+    assert judge.score(inputs["test"], words["test"]) >= 0.99
+    assert judge.score(inputs["test_voice"], words["test_voice"]) >= 0.95
+
+
+def test_a_word_longer_than_allowed_is_refused():
+    with pytest.raises(ValueError, match=r"seventy-seven.* lasts .* allowed are 0.1 s"):
+        list(digits.Spoken(numbers=[77], takes=1, max_seconds=0.1).examples("validation"))
+
+
+def test_without_espeak_the_error_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    with pytest.raises(ModuleNotFoundError, match=re.escape('pip install "trimask[speech]"')):
+        load("spoken", "train", tmp_path)
+
+
+# Sums
+
+
+def test_sums_are_all_there_once_and_right(data_dir):
+    seen = []
+    for split in SPLITS:
+        for record in load("sums", split, data_dir):
+            a, b, total = map(int, re.fullmatch(r"(\d+)\+(\d+)=(\d+)", record["text"]).groups())
+            assert a + b == total
+            seen.append((a, b))
+    assert sorted(seen) == list(itertools.product(range(100), repeat=2))
+
+
+def test_a_sum_and_its_mirror_image_are_in_one_split(data_dir):
+    pairs = {
+        split: {frozenset(re.split(r"[+=]", record["text"])[:2]) for record in load("sums", split, data_dir)}
+        for split in SPLITS
+    }
+    for a, b in itertools.combinations(SPLITS, 2):
+        assert not pairs[a] & pairs[b]
+    for split, share in {"train": 0.8, "validation": 0.05, "test": 0.15}.items():
+        assert len(pairs[split]) == pytest.approx(share * 5050, abs=1)
+
+
+# Building and reading
+
+
+def test_a_fresh_process_writes_the_same_bytes_quietly_and_without_tensorflow(data_dir, spoken, tmp_path):
+    configs = ("handwritten", "spoken", "sums")
+    for config in configs:
+        load(config, "train", data_dir)
+    program = (
+        "import sys\n"
+        "class NoTensorFlow:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name.split('.')[0] == 'tensorflow': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, NoTensorFlow)\n"
+        "from trimask.diffusion.data.digits import load\n"
+        f"for config in {configs}: load(config, 'train', sys.argv[1])[0]\n"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], env=environment, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    files = [
+        path for config in configs for path in sorted(data_dir.glob(f"digits/{config}/*/*.array_record*"))
+    ]
+    assert len(files) == 10
+    for path in files:
+        assert path.read_bytes() == (tmp_path / path.relative_to(data_dir)).read_bytes(), path.name
+
+
+def test_building_touches_no_network(monkeypatch, tmp_path):
+    def refuse(*args):
+        raise AssertionError(f"connects to {args[1:]}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert len(load("sums", "train", tmp_path)) == 8005
+
+
+def test_tfds_reads_the_same_records(data_dir):
+    ours = load("handwritten", "test", data_dir)
+    theirs = tfds.data_source("digits/handwritten", split="test", data_dir=data_dir)
+    assert len(ours) == len(theirs)
+    assert theirs[3]["text"].decode() == ours[3]["text"]
+    np.testing.assert_array_equal(theirs[3]["image"], ours[3]["image"])
+
+
+def test_records_are_a_sequence(data_dir):
+    records = load("sums", "validation", data_dir)
+    texts = [record["text"] for record in records]
+    assert len(texts) == len(records)
+    assert records[-1]["text"] == texts[-1] != texts[0] == records[0]["text"]
+    with pytest.raises(IndexError):
+        records[len(records)]
+
+
+def test_an_interrupted_build_is_not_read_later(monkeypatch, tmp_path):
+    def interrupted(self, split):
+        yield {"id": "sum-0-0", "text": "0+0=0"}
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(digits.Sums, "examples", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load("sums", "train", tmp_path)
+    assert len(load("sums", "train", tmp_path)) == 8005
+
+
+def test_of_two_builds_at_once_both_succeed(monkeypatch, tmp_path):
+    original = digits.Sums.examples
+
+    def overtaken(self, split):
+        monkeypatch.setattr(digits.Sums, "examples", original)
+        load("sums", split, tmp_path)
+        return original(self, split)
+
+    monkeypatch.setattr(digits.Sums, "examples", overtaken)
+    assert len(load("sums", "train", tmp_path)) == 8005
+    assert [path.name for path in tmp_path.glob("digits/sums/*")] == ["1.0.0"]
+
+
+def test_unknown_configs_and_splits_are_told_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match=r"no config 'letters', only handwritten, .*sums"):
+        load("letters", "train", tmp_path)
+    with pytest.raises(ValueError, match="no split 'test_voice', only train, validation, test"):
+        load("sums", "test_voice", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [
+        *((0, "zero"), (7, "seven"), (10, "ten"), (13, "thirteen"), (19, "nineteen"), (20, "twenty")),
+        *((21, "twenty-one"), (40, "forty"), (42, "forty-two"), (85, "eighty-five"), (99, "ninety-nine")),
+    ],
+)
+def test_number_words_are_english(number, word):
+    assert number_word(number) == word
+
+
+def test_number_words_are_distinct_and_end_at_ninety_nine():
+    assert len({number_word(number) for number in range(100)}) == 100
+    for number in (-1, 100):
+        with pytest.raises(ValueError, match=f"0 to 99, got {number}"):
+            number_word(number)

@@ -1,0 +1,114 @@
+"""The process that speaks: in order, the same bytes every time, and plain about what went wrong."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from trimask.diffusion.data import speech
+from trimask.diffusion.data.speech import Utterance, speak, tidy
+
+SIX = Utterance("six", "en-us", 175, 50)
+
+
+def test_the_same_list_gives_the_same_bytes_at_another_time():
+    """Breathy voices (f2) draw from a generator that espeak-ng would seed with the time in seconds."""
+    utterances = [SIX, SIX._replace(voice="en+f2"), SIX, SIX._replace(text="seven")]
+    first = [audio.tobytes() for audio in speak(utterances)]
+    time.sleep(1.1)
+    assert [audio.tobytes() for audio in speak(utterances)] == first
+    assert len(first) == 4
+
+
+def test_answers_come_in_the_order_of_the_requests():
+    texts = ["seventy-seven", "two", "seventy-seven", "two", "two"]
+    is_long = [len(audio) > 5000 for audio in speak([SIX._replace(text=text) for text in texts])]
+    assert is_long == [True, False, True, False, False]
+
+
+def test_voice_speed_and_pitch_change_the_sound():
+    changes = [SIX, SIX._replace(voice="en-us+f1"), SIX._replace(speed=220), SIX._replace(pitch=70)]
+    plain, other_voice, faster, higher = speak(changes)
+    assert len(faster) < 0.9 * len(plain)
+    assert len(higher) == pytest.approx(len(plain), rel=0.1)
+    assert len({audio.tobytes() for audio in (plain, other_voice, faster, higher)}) == 4
+
+
+def test_sound_lasts_as_long_as_at_the_rate_espeak_gave():
+    """The word at 175 words a minute takes about 0.4 s: a wrong rate would make it 1.1 or 0.15."""
+    (audio,) = speak([SIX._replace(text="seven")])
+    assert audio.dtype == np.int16
+    assert 0.3 < len(audio) / speech.SAMPLE_RATE_HZ < 0.55
+
+
+def test_the_library_stays_out_of_our_process():
+    list(speak([SIX]))
+    assert "espeakng_loader" not in sys.modules
+
+
+def test_an_unknown_voice_is_named():
+    with pytest.raises(RuntimeError, match=r"(?s)after 1 of 2 utterances.*no voice 'en-nowhere'"):
+        list(speak([SIX, SIX._replace(voice="en-nowhere")]))
+
+
+@pytest.mark.parametrize(
+    ("program", "complaint"),
+    [
+        ("import os, sys; print('boom', file=sys.stderr, flush=True); os.abort()", "status -6 .*boom"),
+        ("pass", r"status 0 after 0 of 1 .*\(nothing\)"),
+        ("import os; os.write(1, bytes([34, 86, 0, 0, 9, 0, 0, 0, 1]))", "status 0 after 0 of 1 "),
+    ],
+    ids=["aborts", "says nothing", "stops amid a sample"],
+)
+def test_a_process_that_stops_early_is_an_error_with_its_last_words(monkeypatch, program, complaint):
+    monkeypatch.setattr(speech, "_COMMAND", (sys.executable, "-c", program))
+    with pytest.raises(RuntimeError, match=f"(?s){complaint}"):
+        list(speak([SIX]))
+
+
+def test_a_listener_who_leaves_ends_the_process(monkeypatch):
+    started = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    sounds = speak([SIX] * 500)  # more than a pipe holds, so the process waits to be read
+    next(sounds)
+    assert started[0].poll() is None
+    sounds.close()
+    assert started[0].returncode is not None
+
+
+def test_a_deep_virtual_environment_is_no_obstacle(monkeypatch, tmp_path):
+    """espeak-ng truncates paths at 160 characters."""
+    site = tmp_path / ("a" * 90) / ("b" * 90)
+    site.mkdir(parents=True)
+    package = Path(importlib.util.find_spec("espeakng_loader").origin).parent
+    (site / package.name).symlink_to(package)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    assert len(list(speak([SIX]))) == 1
+
+
+def test_without_espeak_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    with pytest.raises(ModuleNotFoundError, match=re.escape('pip install "trimask[speech]"') + ".*GPL-3"):
+        list(speak([SIX]))
+
+
+def test_tidy_trims_what_is_under_one_percent_and_scales_the_peak():
+    quiet, loud = 0.9, 100.0
+    samples = np.array([0, quiet, -quiet, 1.1, 0, -loud, 50, quiet, -1.1, quiet, 0], np.float32)
+    expected = np.round(np.array([1.1, 0, -loud, 50, quiet, -1.1]) * 0.95 * 32767 / loud)
+    np.testing.assert_array_equal(tidy(samples), expected)
+
+
+def test_silence_is_refused():
+    with pytest.raises(ValueError, match="nothing to hear in 3 samples"):
+        tidy(np.zeros(3, np.float32))
