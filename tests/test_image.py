@@ -90,10 +90,10 @@ def test_more_codewords_reproduce_better():
 
 def test_frequent_patches_get_the_codewords():
     images = np.zeros((100, 2, 2, 1), np.uint8)
-    images[:49], images[49:98], images[98], images[99] = 10, 60, 90, 91
+    images[:49], images[49:98], images[98], images[99] = 10, 60, 110, 111
     codec = PatchCodec.fit(images, PatchConfig(codebook_size=2))
-    # Unweighted, the two clusters would be {10, 60} and {90, 91}; by frequency the far ones join the 60.
-    np.testing.assert_array_equal(codec.codebook[:, 0, 0, 0], [10, 61])
+    # Unweighted, the clusters would be {10, 60} and {110, 111}; by frequency those two join the 60: 61.98.
+    np.testing.assert_array_equal(codec.codebook[:, 0, 0, 0], [10, 62])
 
 
 def test_seed_decides_which_patches_are_seen():

@@ -49,7 +49,7 @@ class MelConfig:
     """Codes per frame."""
     griffin_lim_iterations: int = 32
     """Rounds of phase reconstruction in decoding."""
-    max_frames: int = 100_000
+    max_frames: int = 30_000
     """Code frames that k-means sees, drawn at random from all."""
     seed: int = 0
     """Of the draw and of k-means."""

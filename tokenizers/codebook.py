@@ -6,7 +6,9 @@ code(x) = min argmin_k ‖x − c_k‖², the lowest index among equally near co
 import numpy as np
 from jaxtyping import Int, Num, Shaped
 from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
+
+_THREADS = ThreadpoolController()
 
 
 def fit_codebook(
@@ -23,7 +25,7 @@ def fit_codebook(
     if len(distinct) <= size:
         return distinct
     # One thread: scikit-learn adds partial sums in the order in which its threads finish.
-    with threadpool_limits(1):
+    with _THREADS.limit(limits=1):
         kmeans = KMeans(size, n_init=1, random_state=seed).fit(
             distinct.astype(np.float64), sample_weight=counts
         )
@@ -37,9 +39,11 @@ def nearest_codeword(
     codewords = codebook.astype(np.float64)
     half_norms = np.square(codewords).sum(1) / 2
     codes = np.empty(vectors.shape[:2], np.int32)
-    # Item by item: BLAS may round a larger product differently, and codes must not depend on the batch.
-    for item, rows in enumerate(vectors):
-        codes[item] = np.argmin(half_norms - rows.astype(np.float64) @ codewords.T, axis=1)
+    # Item by item: BLAS may round a larger product differently; codes must not depend on the batch. On one
+    # thread: for products this small, waiting for another core costs up to thirty times the work.
+    with _THREADS.limit(limits=1, user_api="blas"):
+        for item, rows in enumerate(vectors):
+            codes[item] = np.argmin(half_norms - rows.astype(np.float64) @ codewords.T, axis=1)
     return codes
 
 

@@ -26,7 +26,7 @@ class PatchConfig:
     """Side of a square patch, in pixels; one code each."""
     codebook_size: int = 128
     """Codewords, at most; fewer where the pictures have fewer distinct patches."""
-    max_patches: int = 100_000
+    max_patches: int = 30_000
     """Patches that k-means sees, drawn at random from all."""
     seed: int = 0
     """Of the draw and of k-means."""

@@ -1,0 +1,24 @@
+"""k-means codebooks."""
+
+import numpy as np
+import pytest
+
+from trimask.tokenizers.codebook import fit_codebook, nearest_codeword
+
+
+def test_only_so_many_vectors_are_drawn_and_the_seed_says_which():
+    vectors = np.arange(300).reshape(100, 3)
+    drawn = [fit_codebook(vectors, size=50, seed=seed, max_vectors=7) for seed in (0, 0, 1)]
+    assert drawn[0].shape == (7, 3)
+    assert all(vector in vectors.tolist() for vector in drawn[0].tolist())
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+
+
+def test_every_codeword_is_the_mean_of_the_vectors_nearest_to_it():
+    vectors = np.random.default_rng(0).integers(0, 9, (200, 2))
+    codebook = fit_codebook(vectors, size=5, seed=0, max_vectors=1000)
+    codes = nearest_codeword(vectors[None], codebook)[0]
+    for code, codeword in enumerate(codebook):
+        # k-means stops when its centres move by less than a ten-thousandth of the variance.
+        assert codeword == pytest.approx(vectors[codes == code].mean(axis=0), abs=0.05)
