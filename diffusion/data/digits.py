@@ -2,7 +2,8 @@
 
 `load(config, split, data_dir)` gives random access to the records of one config of `CONFIGS`, building it
 on first use; no network is touched. Every record has an `id` and a `text`, then an `image` (uint8, height ×
-width × 1) or `audio` (int16, 8 kHz mono). Code that writes other bytes has another VERSION.
+width × 1) or `audio` (int16, 8 kHz mono). The same VERSION gives the same records in the same
+order, bit for bit; the files differ, because protobuf orders the fields of a record as it likes.
 
 What is held out, as `validation` and `test`:
 
@@ -30,6 +31,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from sklearn.datasets import load_digits
 from sklearn.metrics.pairwise import euclidean_distances
+
 from trimask.diffusion.data import speech
 
 # Pillow decodes our pictures well enough for TFDS not to recommend OpenCV in the middle of a progress bar.

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import soxr
@@ -89,7 +89,7 @@ def tidy(samples: Float32[np.ndarray, " samples"]) -> Int16[np.ndarray, " trimme
     return np.round(trimmed * (_PEAK * np.iinfo(np.int16).max / loudness.max())).astype(np.int16)
 
 
-def _answers(stream: BinaryIO) -> Iterator[Int16[np.ndarray, " samples"]]:
+def _answers(stream: IO[bytes]) -> Iterator[Int16[np.ndarray, " samples"]]:
     """Reads until the process has no more to say, or stopped in the middle of saying it."""
     if len(header := stream.read(4)) < 4:
         return
@@ -113,7 +113,7 @@ _CHARACTERS_UTF8 = 1
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 
 
-def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
+def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """Speaks every request and writes it to `answers`, see the module's docstring."""
     import espeakng_loader
 
