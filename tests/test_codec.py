@@ -150,6 +150,15 @@ def test_codewords_cannot_be_changed_behind_the_fingerprint():
         _mel_codec().codebooks[0][0] = 0
 
 
+def test_a_codec_keeps_its_codewords_when_the_arrays_it_was_made_of_change():
+    patch, mel = _patch_codec(), _mel_codec()
+    codebook, codebooks = patch.codebook.copy(), tuple(each.copy() for each in mel.codebooks)
+    made = PatchCodec(patch.config, codebook), MelCodec(mel.config, codebooks)
+    codebook += 1
+    codebooks[0][:] += 1
+    assert [each.fingerprint for each in made] == [patch.fingerprint, mel.fingerprint]
+
+
 def test_a_changed_byte_in_any_file_is_noticed(stored):
     _, folder = stored
     for path in folder.iterdir():

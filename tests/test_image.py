@@ -4,11 +4,13 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from trimask.tokenizers.image import PatchCodec, PatchConfig
+
+UNHURRIED = settings(deadline=None, max_examples=50)  # a busy machine is no failure
 
 
 def _random_images(seed: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -21,6 +23,7 @@ def _codec(codewords: int, side: int, channels: int) -> PatchCodec:
     return PatchCodec(config, _random_images(0, (codewords, side, side, channels)))
 
 
+@UNHURRIED
 @given(st.data())
 def test_each_code_is_the_first_of_the_nearest_codewords(data):
     # Few pixel values, so that equally near codewords are common.
@@ -34,6 +37,7 @@ def test_each_code_is_the_first_of_the_nearest_codewords(data):
         assert codes[batch, row, column] == distances.index(min(distances))
 
 
+@UNHURRIED
 @given(arrays(np.int32, (2, 3, 5), elements=st.integers(0, 10)))
 def test_codes_survive_decoding_and_encoding(codes):
     codec = _codec(codewords=11, side=2, channels=1)

@@ -33,7 +33,7 @@ class MelConfig:
 
     sample_rate_hz: int = 8000
     """Of every waveform this codec sees; nothing is resampled."""
-    window: int = 256
+    window: int = 200
     """Samples under the Hann window of one spectrum."""
     hop: int = 80
     """Samples from one spectrum to the next."""
@@ -103,10 +103,14 @@ class MelCodec:
         features = cls(config, ())._features(waveforms)
         residual = features.reshape(1, -1, features.shape[-1])
         codebooks = []
-        for stage in range(config.num_codebooks):
-            codebooks.append(_fit_with_silence(residual[0], config, config.seed + stage))
+        for _ in range(config.num_codebooks):
+            codebooks.append(_fit_with_silence(residual[0], config))
             residual = residual - codebooks[-1][nearest_codeword(residual, codebooks[-1])]
         return cls(config, tuple(codebooks))
+
+    @property
+    def sample_rate_hz(self) -> int:
+        return self.config.sample_rate_hz
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -207,9 +211,9 @@ class MelCodec:
 
 
 def _fit_with_silence(
-    vectors: Float32[np.ndarray, "count dim"], config: MelConfig, seed: int
+    vectors: Float32[np.ndarray, "count dim"], config: MelConfig
 ) -> Float32[np.ndarray, "codewords dim"]:
     """A codebook of these vectors whose first codeword is the zero vector."""
     sounding = vectors[vectors.any(axis=1)]
-    codewords = fit_codebook(sounding, config.codebook_size - 1, seed, config.max_frames)
+    codewords = fit_codebook(sounding, config.codebook_size - 1, config.seed, config.max_frames)
     return np.concatenate([np.zeros((1, vectors.shape[1])), codewords]).astype(np.float32)
