@@ -2,8 +2,8 @@
 
 `load(config, split, data_dir)` gives random access to the records of one config of `CONFIGS`, building it
 on first use; no network is touched. Every record has an `id` and a `text`, then an `image` (uint8, height ×
-width × 1) or `audio` (int16, 8 kHz mono). The same VERSION gives the same records in the same
-order, bit for bit; the files differ, because protobuf orders the fields of a record as it likes.
+width × 1) or `audio` (int16, 8 kHz mono). The same VERSION gives the same records in the same order, bit for
+bit; the files differ, because protobuf orders the fields of a record as it likes.
 
 What is held out, as `validation` and `test`:
 
@@ -62,7 +62,7 @@ class Handwritten:
 
     splits = SPLITS
 
-    def features(self) -> Record:
+    def features(self) -> dict[str, Any]:
         return {"image": tfds.features.Image(shape=(8, 8, 1))}
 
     def examples(self, split: str) -> Iterator[Record]:
@@ -86,7 +86,7 @@ class HandwrittenNumbers:
     """Split → pictures of each number."""
     splits = SPLITS
 
-    def features(self) -> Record:
+    def features(self) -> dict[str, Any]:
         return {"image": tfds.features.Image(shape=(8, 16, 1))}
 
     def examples(self, split: str) -> Iterator[Record]:
@@ -118,7 +118,7 @@ class Spoken:
     """Lowest, and one above the highest."""
     splits = (*SPLITS, "test_voice")
 
-    def features(self) -> Record:
+    def features(self) -> dict[str, Any]:
         return {
             # Not features.Audio, which needs TensorFlow.
             "audio": tfds.features.Tensor(shape=(None,), dtype=np.int16),
@@ -154,7 +154,7 @@ class Sums:
     below: int
     splits = SPLITS
 
-    def features(self) -> Record:
+    def features(self) -> dict[str, Any]:
         return {}
 
     def examples(self, split: str) -> Iterator[Record]:
@@ -179,9 +179,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     """See the module's docstring."""
 
     VERSION = tfds.core.Version("1.0.0")
-    url_infos = (
-        None  # nothing is downloaded, and TFDS cannot look for checksums in a package without __init__
-    )
+    # Nothing is downloaded, and TFDS would not find the checksums of a package without __init__.
+    url_infos = None
     BUILDER_CONFIGS = [  # noqa: RUF012 (as TFDS declares it)
         tfds.core.BuilderConfig(name=name, description=config.__doc__) for name, config in CONFIGS.items()
     ]
