@@ -147,6 +147,10 @@ def test_clips_of_few_frames_have_short_codebooks():
     assert not codec.encode(waveforms)[..., 1].any()
 
 
+def test_codebooks_have_the_size_asked_for_silence_included():
+    assert CODEC.codebook_sizes == (32, 32, 32)
+
+
 def test_fitting_on_no_clips_is_refused():
     with pytest.raises(ValueError, match="no clips"):
         MelCodec.fit(np.zeros((0, 800), np.float32), CONFIG)

@@ -1,14 +1,15 @@
 """Codebooks: fitted by k-means, looked up by squared distance.
 
-code(x) = min argmin_k ‖x − c_k‖², the lowest index among equally near codewords
+    code(x) = argmin_k ‖x − c_k‖²
+
+and of equally near codewords the one of lowest index.
 """
 
 import numpy as np
 from jaxtyping import Int, Num, Shaped
-from sklearn.cluster import KMeans
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
-_THREADS = ThreadpoolController()
+_THREADS = ThreadpoolController()  # once: looking for the libraries takes milliseconds
 
 
 def fit_codebook(
@@ -24,8 +25,10 @@ def fit_codebook(
     distinct, counts = np.unique(vectors, axis=0, return_counts=True)
     if len(distinct) <= size:
         return distinct
+    from sklearn.cluster import KMeans  # takes seconds to load, and only fitting needs it
+
     # One thread: scikit-learn adds partial sums in the order in which its threads finish.
-    with _THREADS.limit(limits=1):
+    with threadpool_limits(1):
         kmeans = KMeans(size, n_init=1, random_state=seed).fit(
             distinct.astype(np.float64), sample_weight=counts
         )

@@ -1,9 +1,10 @@
 """Pictures ↔ codes by vector quantisation of patches.
 
-A picture is cut into patches of side p, read row by row; each becomes the index of its nearest codeword,
-itself a patch of bytes. Patches and codewords are integers, so distances and their ties are exact:
+A picture is cut into patches of side p, row by row; each becomes the index of its nearest codeword:
 
     codes[r, c] = argmin_k ‖pixels[rp:(r+1)p, cp:(c+1)p] − codeword_k‖²
+
+Patches and codewords are both bytes, so distances are exact, and of equally near codewords the first is taken.
 """
 
 from dataclasses import asdict, dataclass

@@ -1,8 +1,10 @@
 """How good a codec's reconstructions are, and how much of its codebooks it uses.
 
-PSNR = 10 log₁₀(255² / mean squared error)
-log-mel distance = root mean square over bands and time of the two spectrograms' difference in dB
-perplexity = exp(−Σ p log p),  p the frequencies of the codewords
+    PSNR = 10 log₁₀(255² / mean squared error)
+    log-mel distance = root mean square over bands and time of the two spectrograms' difference in dB
+    perplexity = exp(−Σ p log p)
+
+with p the frequencies of a codebook's codewords.
 """
 
 from dataclasses import dataclass
