@@ -4,7 +4,7 @@ A picture is cut into patches of side p, row by row; each becomes the index of i
 
     codes[r, c] = argmin_k ‖pixels[rp:(r+1)p, cp:(c+1)p] − codeword_k‖²
 
-Patches and codewords are both bytes, so distances are exact, and of equally near codewords the first is taken.
+Patches and codewords are both bytes, so distances are exact; of equally near codewords the first is taken.
 """
 
 from dataclasses import asdict, dataclass
