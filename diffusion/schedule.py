@@ -59,12 +59,17 @@ def alpha_derivative(alpha: Alpha, times: Float[Array, "*shape"]) -> Float[Array
 
 def elbo_weight(alpha: Alpha, times: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """w(t) = −α′/(1 − α); 1/t for the linear schedule."""
-    return -alpha_derivative(alpha, times) / (1 - alpha(times))
+    return _ratio(-alpha_derivative(alpha, times), 1 - alpha(times))
 
 
 def complementary_elbo_weight(alpha: Alpha, times: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """−α′/α, the weight where the complement of a mask is masked; 1/(1 − t) for the linear schedule."""
-    return -alpha_derivative(alpha, times) / alpha(times)
+    return _ratio(-alpha_derivative(alpha, times), alpha(times))
+
+
+def _ratio(slope, probability):
+    """slope / probability, and 0 where the probability is rounded to 0: nothing is masked there."""
+    return jnp.where(probability > 0, slope / jnp.where(probability > 0, probability, 1.0), 0.0)
 
 
 def stratified_times(

@@ -5,7 +5,7 @@ to resume, and to generate from without the data.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trimask.diffusion import configuration
@@ -27,7 +28,7 @@ from trimask.diffusion.masking import MaskingConfig, Noised, forward_process
 from trimask.diffusion.optimizer import OptimizerConfig, adamw
 from trimask.diffusion.parametrization import parameter_classes, standard
 from trimask.diffusion.sampling.requests import GenerationConfig
-from trimask.diffusion.transformer import Transformer, TransformerConfig
+from trimask.diffusion.transformer import Output, Transformer, TransformerConfig
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Sequence
@@ -55,8 +56,8 @@ class TrainConfig:
     """Micro-batches that a batch's rows are split into, one after another, to save memory."""
     loop: LoopConfig = LoopConfig()
     """How often to log and save."""
-    generation: dict[str, GenerationConfig] | None = None
-    """How each modality is sampled by default, by name; stored for `trimask generate`."""
+    generation: dict[str, GenerationConfig] = field(default_factory=dict)
+    """How each modality is sampled, by name, unless asked otherwise."""
     seed: int = 0
     """Fixes the run."""
 
@@ -119,6 +120,10 @@ class Pretraining:
         """The network with these parameters."""
         return nnx.merge(self.graph, nnx.State(parameters))
 
+    def denoise(self, parameters: Parameters, sequence: Sequence, positions=None, cache=None) -> Output:
+        """The network as a function of its parameters too."""
+        return self.model(parameters)(sequence, positions, cache)
+
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     def step(self, state: TrainState, batch: Sequence) -> tuple[TrainState, dict[str, Mean]]:
         """One update: mask, loss, gradients, update."""
@@ -140,7 +145,7 @@ class Pretraining:
         counts = target_counts(noised, self.vocabulary)
 
         def loss_of(parameters, noised):
-            logits = self.model(parameters)(noised.sequence).logits
+            logits = self.denoise(parameters, noised.sequence).logits
             return loss_and_metrics(logits, noised, counts, self.vocabulary, self.config.loss)
 
         def of(noised):
@@ -179,7 +184,7 @@ def train(
 
     def sample_now(state: TrainState, step: int) -> None:
         if sample is not None:
-            sample(Loaded(folder, description, prepared.tokenizers, pretraining, state.average), step)
+            sample(Loaded(folder, description, prepared.tokenizers, pretraining, state.average, step), step)
 
     state = fit(
         pretraining.step,
@@ -191,7 +196,7 @@ def train(
         items_per_batch=lambda batch: int(np.count_nonzero(~batch.is_padding)),
         sample=sample_now,
     )
-    return Loaded(folder, description, prepared.tokenizers, pretraining, state.average)
+    return Loaded(folder, description, prepared.tokenizers, pretraining, state.average, num_steps)
 
 
 @dataclass(frozen=True)
@@ -204,16 +209,22 @@ class Loaded:
     pretraining: Pretraining
     parameters: Parameters
     """The weight average."""
+    step: int
+    """Training steps taken."""
 
     @property
     def vocabulary(self) -> Vocabulary:
         """Its id space."""
         return self.description.vocabulary
 
+    def generation(self, modality: str) -> GenerationConfig:
+        """How a modality is sampled by default."""
+        return self.description.train.generation.get(modality, GenerationConfig())
+
     @property
-    def model(self) -> Transformer:
-        """The network."""
-        return self.pretraining.model(self.parameters)
+    def denoise(self) -> Partial:
+        """The denoiser: all that sampling needs to know of the model."""
+        return Partial(self.pretraining.denoise, self.parameters)
 
 
 def load(folder: Path) -> Loaded:
@@ -231,7 +242,7 @@ def load(folder: Path) -> Loaded:
         if newest is None:
             raise FileNotFoundError(f"{folder}: has no complete checkpoint yet; `trimask train` continues it")
         state = checkpoints.restore(newest, jax.eval_shape(pretraining.init))
-    return Loaded(folder, description, tokenizers, pretraining, state.average)
+    return Loaded(folder, description, tokenizers, pretraining, state.average, newest)
 
 
 def require_same_vocabulary(model: Vocabulary, tokenizers: Vocabulary, folder: Path) -> None:

@@ -10,7 +10,7 @@ longer texts than those trained on have an embedding. Options (grouped-query att
 embedding, rotary base, shifted logits, tied head) cover the architectures of LLaDA and Dream.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import jax
@@ -97,6 +97,8 @@ class Output:
     """After the final norm, before the unembedding."""
     cache: tuple[KeysValues, ...]
     """Keys and values of all positions, per block."""
+    num_passes: int = field(default=1, metadata={"static": True})
+    """Forward passes it took; 2 with guidance."""
 
 
 class Transformer(nnx.Module):

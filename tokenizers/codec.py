@@ -73,6 +73,14 @@ class MediaCodec(Stored, Protocol):
         ...
 
 
+@runtime_checkable
+class SoundCodec(MediaCodec, Protocol):
+    """A codec of waveforms, all of one rate."""
+
+    @property
+    def sample_rate_hz(self) -> int: ...
+
+
 def load(folder: str | Path) -> Stored:
     """Loads whichever tokenizer or codec the folder holds."""
     kind = _read_description(Path(folder))["kind"]

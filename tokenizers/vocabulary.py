@@ -60,6 +60,9 @@ class Vocabulary:
             if not sizes or min(sizes) < 1:
                 raise ValueError(f"{modality} needs codebooks of at least one code, got {sizes}")
 
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
     @cached_property
     def modalities(self) -> tuple[str, ...]:
         """Names by modality number; number 0 is `special`, which holds task, boundary and padding tokens."""

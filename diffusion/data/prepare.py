@@ -130,6 +130,11 @@ class Prepared:
             )
         return records
 
+    @property
+    def sample_rate_hz(self) -> int:
+        """Of all sounds."""
+        return self.config.audio.sample_rate_hz
+
     def source(self, dataset: str) -> Source:
         """The raw examples a dataset was made of, in the same order."""
         return open_source(self.dataset(dataset).source, _raw_folder(self.folder))

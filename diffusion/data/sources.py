@@ -20,6 +20,8 @@ class RawExample:
 
     id: str
     media: dict[str, Any]
+    given: int = 0
+    """Characters of the text that are given when the example is asked as a question."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,12 @@ def _digits(config: str, folder: Path) -> Source:
 
 def _from_record(record: dict[str, Any], medium: str | None) -> RawExample:
     media: dict[str, Any] = {"text": record["text"]}
+    given = record["text"].index("=") + 1 if medium is None else 0
     if medium == "image":
         media[medium] = np.asarray(record[medium], np.uint8)
     elif medium == "audio":
         media[medium] = np.asarray(record[medium], np.float32) / 32768
-    return RawExample(record["id"], media)
+    return RawExample(record["id"], media, given)
 
 
 _KINDS: dict[str, Callable[[str, Path], Source]] = {"digits": _digits}

@@ -1,0 +1,151 @@
+"""What a user gives → examples with holes, laid out as the model was trained.
+
+A layout says the shape of every modality's codes (`RunDescription.shapes`). Text stands in a buffer of fixed
+length: a prompt must leave at least one place in it, for EOS or for what is to be written.
+
+    complete   text and then only masks, to the end of the buffer
+    infill     text with holes: `_` is one masked token, `[MASK:n]` are n; the rest of the buffer is EOS.
+               A backslash before `_`, `[` or another backslash makes it a plain character.
+    from_text  text given, a medium masked            from_medium  a medium given, text masked
+"""
+
+import re
+from collections.abc import Mapping
+from collections.abc import Sequence as AnySequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from trimask.tokenizers.media import MediaTokenizers
+from trimask.tokenizers.sequence import Example, direct, fill_text, until_eos
+from trimask.tokenizers.vocabulary import TEXT, Task
+
+Layout = Mapping[str, AnySequence[int]]
+"""Modality → shape of its codes."""
+
+_HOLE = re.compile(r"\\(?P<plain>[_\[\\])|(?P<one>_)|\[MASK(?P<many>[^\]]*)\]")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What can be asked of a model, and how the question looks."""
+
+    tokenizers: MediaTokenizers
+    layouts: Mapping[str, Layout]
+    """Dataset → layout of its examples."""
+
+    @cached_property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that some layout fits."""
+        known = {frozenset(layout) for layout in self.layouts.values()}
+        tasks = self.tokenizers.vocabulary.tasks.values()
+        return tuple(task for task in tasks if frozenset(task.modalities) in known)
+
+    def task(self, condition: str | None, target: str) -> Task:
+        """The task that makes `target` of `condition`; an error names those the model has."""
+        for task in self.tasks:
+            if (task.condition, task.target) == (condition, target):
+                return task
+        wanted = target if condition is None else f"{condition} to {target}"
+        names = ", ".join(task.name.replace("_", " ") for task in self.tasks)
+        raise ValueError(f"this model was not trained on {wanted}; it has {names or 'no tasks'}")
+
+    def media_shape(self, medium: str) -> tuple[int, ...]:
+        """Shape of the pictures or waveforms that the model reads."""
+        layout = self._layouts(self.task(medium, TEXT))[0]
+        return self.tokenizers.codec(medium).media_shape(tuple(layout[medium]))
+
+    def complete(self, prompt: str) -> Example:
+        """A text that begins with the prompt."""
+        task, given = self.task(None, TEXT), self._encode(prompt)
+        length = self._fitting(task, len(given), prompt)[TEXT][0]
+        return direct(task, {TEXT: np.concatenate([given, _masked((length - len(given),))])})
+
+    def infill(self, pattern: str) -> Example:
+        """The pattern with its holes masked."""
+        task, pieces = self.task(None, TEXT), parse_infill(pattern)
+        num_tokens = sum(p if isinstance(p, int) else len(self.tokenizers.text.encode(p)) for p in pieces)
+        length = self._fitting(task, num_tokens, pattern)[TEXT][0]
+        parts = [_masked((p,)) if isinstance(p, int) else self.tokenizers.text.encode(p) for p in pieces]
+        return direct(task, {TEXT: fill_text(self.tokenizers.vocabulary, np.concatenate(parts), length)})
+
+    def from_text(self, prompt: str, target: str) -> Example:
+        """A medium asked for by its description."""
+        task, given = self.task(TEXT, target), self._encode(prompt)
+        layout = self._fitting(task, len(given), prompt)
+        text = fill_text(self.tokenizers.vocabulary, given, layout[TEXT][0])
+        return direct(task, {TEXT: text, target: _masked(tuple(layout[target]))})
+
+    def from_medium(self, medium: str, content: np.ndarray) -> Example:
+        """The description of a medium of shape `media_shape`."""
+        task = self.task(medium, TEXT)
+        codes = self.tokenizers.encode(medium, [content])[0]
+        text = _masked(tuple(self._layouts(task)[0][TEXT]))
+        return direct(task, {medium: codes, TEXT: text})
+
+    def decode(self, asked: Example, answer: Example) -> Any:
+        """What was asked for. A text ends at the first EOS after all that was given; one before is nothing."""
+        target = answer.segments[-1]
+        if answer.task != TEXT:
+            return self.tokenizers.decode(target.modality, [target.codes])[0]
+        vocabulary, given = self.tokenizers.vocabulary, asked.segments[-1].codes
+        start = np.flatnonzero((given >= 0) & (given != vocabulary.eos_code)).max(initial=-1) + 1
+        codes = np.concatenate([target.codes[:start], until_eos(vocabulary, target.codes[start:])])
+        return self.tokenizers.text.decode(codes[codes != vocabulary.eos_code])
+
+    def _encode(self, prompt: str) -> Int[np.ndarray, " n"]:
+        if not prompt.strip():
+            raise ValueError("a prompt must not be empty")
+        return self.tokenizers.text.encode(prompt)
+
+    def _layouts(self, task: Task) -> list[Layout]:
+        return [layout for layout in self.layouts.values() if set(layout) == set(task.modalities)]
+
+    def _fitting(self, task: Task, num_tokens: int, prompt: str) -> Layout:
+        """The first layout of the task in which so much text leaves a place."""
+        layouts = self._layouts(task)
+        for layout in layouts:
+            if num_tokens < layout[TEXT][0]:
+                return layout
+        fit = max(layout[TEXT][0] for layout in layouts) - 1
+        shown = prompt if len(prompt) <= 60 else f"{prompt[:59]}…"
+        raise ValueError(
+            f"the prompt {shown!r} has {num_tokens} tokens; at most {fit} fit this model's {task.name}"
+        )
+
+
+def parse_infill(pattern: str) -> list[str | int]:
+    """Plain texts, and numbers of masked tokens between them."""
+    pieces: list[str | int] = []
+
+    def add(piece: str | int) -> None:
+        if pieces and type(pieces[-1]) is type(piece):
+            pieces[-1] += piece  # type: ignore[operator]
+        elif piece:
+            pieces.append(piece)
+
+    end = 0
+    for hole in _HOLE.finditer(pattern):
+        add(pattern[end : hole.start()])
+        add(hole["plain"] or (1 if hole["one"] else _count(hole[0], hole["many"])))
+        end = hole.end()
+    add(pattern[end:])
+    if not any(isinstance(piece, int) for piece in pieces):
+        raise ValueError(f"nothing is masked in {pattern!r}; write _ for one token or [MASK:n] for n")
+    return pieces
+
+
+def _count(hole: str, argument: str) -> int:
+    number = re.fullmatch(r":([1-9]\d{0,8})", argument, re.ASCII)
+    if number is None:
+        raise ValueError(
+            f"a hole is written [MASK:n] with n at least 1, got {hole!r}; \\[ is a plain bracket"
+        )
+    return int(number[1])
+
+
+def _masked(shape: tuple[int, ...]) -> Int[np.ndarray, "*shape"]:
+    return np.full(shape, -1, np.int32)

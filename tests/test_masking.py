@@ -1,0 +1,190 @@
+"""The forward process and the objective against the exact bound of a toy model."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trimask.diffusion.loss import LossConfig, loss_and_metrics, target_counts
+from trimask.diffusion.masking import MaskingConfig, forward_process, mask_tokens
+from trimask.diffusion.schedule import ScheduleConfig
+from trimask.tokenizers.sequence import Example, Segment, assemble, direct, stack
+from trimask.tokenizers.vocabulary import Vocabulary
+
+SCHEDULES = [
+    ScheduleConfig(kind="linear"),
+    ScheduleConfig(kind="cosine_md4"),
+    ScheduleConfig(kind="cosine_mdlm"),
+    ScheduleConfig(kind="polynomial", power=3.0),
+]
+TEXT_LENGTH = 3
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return Vocabulary(text_size=2, codebook_sizes={"image": (5,)})
+
+
+@pytest.fixture(scope="module")
+def toy(vocabulary):
+    """A model that is a table: logits of every position for each of the 2³ subsets of masked text positions."""
+    logits = np.random.default_rng(0).normal(size=(2**TEXT_LENGTH, TEXT_LENGTH, vocabulary.size)).astype(np.float32)
+    codes = np.array([1, 0, 2])
+    row = assemble(vocabulary, [Example("text", (Segment("text", codes),))], 5)
+    return jnp.asarray(logits), row
+
+
+def table_logits(table, sequence, vocabulary):
+    """The table's logits at the text positions 2, 3, 4 of rows [task, begin, text × 3]."""
+    is_masked = sequence.tokens[:, 2:] == vocabulary.mask_id
+    subset = jnp.sum(is_masked * 2 ** jnp.arange(TEXT_LENGTH), axis=1)
+    return jnp.pad(table[subset], ((0, 0), (2, 0), (0, 0)))
+
+
+def exact_bound(table, row, vocabulary):
+    """NELBO in nats per token: Σ_M (|M|−1)! (L−|M|)! / L! · Σ_{i∈M} −log p(x_i | M masked), for every schedule."""
+    text = vocabulary.ranges[1]
+    total = 0.0
+    for masked in itertools.product([0, 1], repeat=TEXT_LENGTH):
+        size = sum(masked)
+        if size == 0:
+            continue
+        coefficient = math.factorial(size - 1) * math.factorial(TEXT_LENGTH - size) / math.factorial(TEXT_LENGTH)
+        logits = np.asarray(table[sum(bit << i for i, bit in enumerate(masked))], np.float64)[:, text.start : text.stop]
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        for i in np.flatnonzero(masked):
+            total -= coefficient * log_p[i, row.tokens[2 + i] - text.start]
+    return total / TEXT_LENGTH
+
+
+def estimate(key, table, row, vocabulary, config, rows):
+    batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape)), row)
+    noised = forward_process(key, batch, vocabulary.mask_id, config)
+    logits = table_logits(table, noised.sequence, vocabulary)
+    return loss_and_metrics(logits, noised, target_counts(noised, vocabulary), vocabulary, LossConfig())
+
+
+@pytest.mark.parametrize("complementary", [False, True])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
+def test_the_loss_is_an_unbiased_estimate_of_the_exact_bound(toy, vocabulary, schedule, complementary):
+    table, row = toy
+    config = MaskingConfig(schedule=schedule, complementary=complementary)
+    run = jax.jit(lambda key: estimate(key, table, row, vocabulary, config, 512)[0])
+    values = np.asarray(jax.vmap(run)(jax.random.split(jax.random.key(1), 400)))
+    standard_error = values.std(ddof=1) / len(values) ** 0.5
+    exact = exact_bound(table, row, vocabulary)
+    # The clipped times lose up to 2·min_time of the integral; 4 standard errors are a false alarm in 16,000.
+    assert abs(values.mean() - exact) < 4 * standard_error + 2 * schedule.min_time * exact
+    assert standard_error < 0.005 * exact
+
+
+def test_complementary_masks_lower_the_variance_of_the_gradient_at_equal_compute(toy, vocabulary):
+    # Under the linear schedule; with cosine_mdlm, whose complement has the heavier tail of weights, they do not.
+    table, row = toy
+    schedule = ScheduleConfig(kind="linear")
+
+    def gradients(complementary, rows):
+        config = MaskingConfig(schedule=schedule, complementary=complementary)
+        grad = jax.jit(jax.grad(lambda table, key: estimate(key, table, row, vocabulary, config, rows)[0]))
+        return jax.vmap(grad, (None, 0))(table, jax.random.split(jax.random.key(2), 1000))
+
+    independent, complementary = gradients(False, 16), gradients(True, 8)
+    variances = [float(jnp.sum(jnp.var(g, axis=0))) for g in (independent, complementary)]
+    assert variances[1] < variances[0]
+
+
+def test_the_reported_bound_does_not_depend_on_what_is_trained_on(toy, vocabulary):
+    table, row = toy
+    batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (64, *x.shape)), row)
+    noised = forward_process(jax.random.key(3), batch, vocabulary.mask_id, MaskingConfig())
+    logits, counts = table_logits(table, noised.sequence, vocabulary), target_counts(noised, vocabulary)
+    plain, metrics = loss_and_metrics(logits, noised, counts, vocabulary, LossConfig())
+    other = LossConfig(weighting="unweighted", modality_weights={"text": 3.0}, z_loss=0.1)
+    changed, other_metrics = loss_and_metrics(logits, noised, counts, vocabulary, other)
+    assert float(metrics["bits/text"]) == float(other_metrics["bits/text"])
+    assert np.isclose(float(metrics["bits/text"]) * np.log(2), float(plain), rtol=1e-5)
+    assert not np.isclose(float(plain), float(changed), rtol=1e-2)
+
+
+def test_a_token_is_masked_with_probability_one_minus_alpha():
+    keep = jnp.array([[0.0, 0.2, 0.7, 1.0]])
+    masked = jax.vmap(lambda key: mask_tokens(key, jnp.ones((1, 4), bool), keep))(jax.random.split(jax.random.key(0), 4000))
+    # Five standard deviations of a share of 4,000 draws are 0.04.
+    np.testing.assert_allclose(masked.mean(axis=(0, 1)), 1 - keep[0], atol=0.04)
+
+
+@pytest.fixture(scope="module")
+def pairs(vocabulary):
+    """Rows of text → image, 2 text and 4 image tokens each."""
+    rng = np.random.default_rng(1)
+    codes = [{"text": rng.integers(0, 2, 2), "image": rng.integers(0, 5, (2, 2))} for _ in range(300)]
+    rows = [assemble(vocabulary, [direct(vocabulary.tasks["text_to_image"], c)], 9) for c in codes]
+    return jax.tree.map(jnp.asarray, stack(rows))
+
+
+def test_a_condition_is_never_masked_and_carries_no_loss(vocabulary, pairs):
+    config = MaskingConfig(joint_probability=0.0, drop_probability=0.0, complementary=True)
+    noised = forward_process(jax.random.key(0), pairs, vocabulary.mask_id, config)
+    twice = jnp.concatenate([pairs.is_condition] * 2)
+    assert not (noised.is_masked & twice).any() and not (noised.is_target & twice).any()
+    assert (noised.sequence.tokens[twice] == noised.clean[twice]).all()
+    assert (noised.sequence.tokens[noised.sequence.modality == 0] != vocabulary.mask_id).all()
+
+
+def test_a_dropped_condition_is_hidden_without_loss(vocabulary, pairs):
+    config = MaskingConfig(joint_probability=0.0, drop_probability=1.0)
+    noised = forward_process(jax.random.key(0), pairs, vocabulary.mask_id, config)
+    assert (noised.sequence.tokens[pairs.is_condition] == vocabulary.mask_id).all()
+    assert not noised.is_masked[pairs.is_condition].any() and not noised.is_target[pairs.is_condition].any()
+
+
+def test_modes_come_as_often_as_configured(vocabulary, pairs):
+    batch = jax.tree.map(lambda x: jnp.tile(x, (10, *[1] * (x.ndim - 1))), pairs)
+    config = MaskingConfig(joint_probability=0.3, drop_probability=0.2)
+    noised = forward_process(jax.random.key(4), batch, vocabulary.mask_id, config)
+    is_joint = (noised.is_target & batch.is_condition).any(axis=1)
+    hidden = ((noised.sequence.tokens == vocabulary.mask_id) | ~batch.is_condition).all(axis=1)
+    assert abs(float(is_joint.mean()) - 0.3) < 0.04  # five standard deviations of 3,000 draws
+    assert abs(float((hidden & ~is_joint).mean()) - 0.2) < 0.04
+
+
+def test_in_joint_mode_the_two_sides_are_masked_at_independent_rates(vocabulary, pairs):
+    batch = jax.tree.map(lambda x: jnp.tile(x, (10, *[1] * (x.ndim - 1))), pairs)
+    noised = forward_process(jax.random.key(5), batch, vocabulary.mask_id, MaskingConfig(joint_probability=1.0, drop_probability=0.0))
+    text = jnp.where(batch.is_condition, noised.is_masked, False).sum(axis=1) / 2
+    image = jnp.where(batch.is_condition, False, noised.is_masked).sum(axis=1) / 4
+    assert abs(np.corrcoef(text, image)[0, 1]) < 0.1  # five standard deviations of 3,000 pairs
+    assert abs(float(text.mean()) - 0.5) < 0.05
+
+
+def test_every_example_of_a_packed_row_has_one_time_and_all_are_spread_evenly(vocabulary):
+    examples = [Example("text", (Segment("text", np.array([0, 1])),))] * 3
+    rows = jax.tree.map(jnp.asarray, stack([assemble(vocabulary, examples, 14)] * 8))
+    noised = forward_process(jax.random.key(0), rows, vocabulary.mask_id, MaskingConfig())
+    times = np.asarray(1 / noised.weight)  # linear schedule: w = 1/t
+    per_example = []
+    for row, segment in zip(times, np.asarray(rows.segment), strict=True):
+        for number in (1, 2, 3):
+            values = row[segment == number]
+            np.testing.assert_allclose(values, values[0], rtol=1e-6)
+            per_example.append(values[0])
+    gaps = np.diff(np.sort(per_example))
+    np.testing.assert_allclose(gaps, 1 / 24, rtol=0.01)
+
+
+def test_a_pair_of_complementary_masks_predicts_every_target_once(vocabulary, pairs):
+    noised = forward_process(jax.random.key(0), pairs, vocabulary.mask_id, MaskingConfig(complementary=True))
+    first, second = jnp.split(noised.is_masked, 2)
+    assert (first ^ second == noised.is_target[:300]).all()
+
+
+def test_a_batch_without_a_modality_gives_a_finite_loss(vocabulary, pairs):
+    noised = forward_process(jax.random.key(0), pairs, vocabulary.mask_id, MaskingConfig())
+    nothing = jax.tree.map(lambda x: x, noised)
+    nothing = type(noised)(noised.sequence, noised.clean, noised.is_target & False, noised.is_masked & False, noised.weight)
+    logits = jnp.zeros((300, 9, vocabulary.size))
+    loss, metrics = loss_and_metrics(logits, nothing, target_counts(nothing, vocabulary), vocabulary, LossConfig())
+    assert float(loss) == 0 and np.isnan(float(metrics["bits/image"]))
