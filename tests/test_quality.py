@@ -28,6 +28,13 @@ def test_what_is_quieter_than_the_floor_is_silence():
     np.testing.assert_array_equal(log_mel_distance_db(whisper, np.zeros_like(whisper), 8000), 0)
 
 
+def test_lowering_the_floor_by_20_db_takes_silence_that_much_further_from_sound():
+    noise = np.random.default_rng(0).uniform(-1, 1, (2, 4000)).astype(np.float32)
+    distances = [log_mel_distance_db(noise, np.zeros_like(noise), 8000, floor) for floor in (-40.0, -60.0)]
+    # Not quite 20: it is a root mean square over bands that differ by some dB.
+    np.testing.assert_allclose(distances[1] - distances[0], 20, atol=1)
+
+
 def test_codebook_use_counts_codewords_and_their_perplexity():
     use = codebook_use(np.array([[0, 0, 1], [1, 4, 4]]), size=8)
     assert (use.size, use.used, use.share) == (8, 3, 3 / 8)
