@@ -1,7 +1,7 @@
 """Saving and restoring: Orbax folders, written in the background and visible only when complete; nothing is pickled."""
 
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -17,7 +17,7 @@ class Checkpoints:
         self.folder = folder
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:

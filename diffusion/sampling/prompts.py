@@ -87,7 +87,7 @@ class Prompts:
         return direct(task, {medium: codes, TEXT: text})
 
     def decode(self, asked: Example, answer: Example) -> Any:
-        """What was asked for. A text ends at the first EOS after all that was given; one before is nothing."""
+        """What was asked for. A text ends at the first EOS after what was given; one before is nothing."""
         target = answer.segments[-1]
         if answer.task != TEXT:
             return self.tokenizers.decode(target.modality, [target.codes])[0]

@@ -1,0 +1,287 @@
+"""trimask generate: write, draw or speak with a trained run.
+
+Everything is computed before anything is written. index.jsonl has one line per answer; one that is there
+already keeps its file, so the same call writes the same bytes again and another call adds to them.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from trimask.diffusion import configuration
+from trimask.diffusion.sampling.prompts import Prompts
+from trimask.diffusion.sampling.requests import Answer, GenerationConfig, Generator, repeats
+from trimask.diffusion.train import Loaded, load
+from trimask.scripts.console import console, parse, progress_report
+from trimask.scripts.inputs import read_audio, read_image, read_lines
+from trimask.scripts.render import (
+    enlarged,
+    enlargement,
+    file_stem,
+    frame_of,
+    staged,
+    write_gif,
+    write_png,
+    write_wav,
+)
+from trimask.tokenizers.media import MediaTokenizers
+from trimask.tokenizers.sequence import Example
+from trimask.tokenizers.vocabulary import TEXT
+
+_ENDING = {TEXT: "txt", "image": "png", "audio": "wav"}
+_FRAME_MILLISECONDS = 150
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """One kind of input: prompts, infills, pictures or sounds."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder that `trimask train` wrote."""
+    prompt: tuple[str, ...] = ()
+    """Texts: what to draw or say, or with --to text how the text begins."""
+    prompts: str | None = None
+    """File of more prompts, one per line; - reads them from standard input."""
+    infill: tuple[str, ...] = ()
+    """Texts with holes, as in "47+__=85": _ is one token, [MASK:n] are n, \\_ is an underscore."""
+    image: tuple[Path, ...] = ()
+    """Pictures to describe."""
+    audio: tuple[Path, ...] = ()
+    """Sounds to transcribe."""
+    to: Literal["text", "image", "audio"] | None = None
+    """What to make. None: text, for all but prompts, which have to say."""
+    num: int = 1
+    """Answers to each input."""
+    seed: int = 0
+    """The same seed gives the same answers, whatever else is asked."""
+    steps: int | None = None
+    """Steps of sampling. As with the following, None: what the run was configured with."""
+    temperature: float | None = None
+    """Of the tokens' draw; 0 takes the most probable."""
+    guidance: float | None = None
+    """Classifier-free guidance; 0 is none."""
+    strategy: Literal["random", "confidence", "threshold"] | None = None
+    """Which positions are revealed first."""
+    threshold: float | None = None
+    """Confidence from which the threshold strategy reveals."""
+    animate: bool = False
+    """Also write a GIF of each answer as it becomes known."""
+    out: Path | None = None
+    """Folder to write to. None: generated/ in the run folder."""
+
+    def __post_init__(self):
+        if self.num < 1:
+            raise ValueError(f"num must be at least 1, got {self.num}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie in [0, 2³²), got {self.seed}")
+        given = [f"--{kind}" for kind in ("prompt", "infill", "image", "audio") if getattr(self, kind)]
+        if self.prompts is not None and "--prompt" not in given:
+            given.insert(0, "--prompts")
+        if len(given) != 1:
+            kinds = "--prompt (or --prompts), --infill, --image or --audio"
+            raise ValueError(f"give one kind of input, {kinds}; got {' and '.join(given) or 'none'}")
+        if self.to is None and given[0].startswith("--prompt"):
+            raise ValueError("a prompt needs --to: text, image or audio")
+        if self.to not in (None, TEXT) and given[0] == "--infill":
+            raise ValueError(f"--infill makes text, got --to {self.to}")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One input, as the user gave it, and what the model is asked."""
+
+    prompt: str
+    example: Example
+    title: str
+    """What the files are named after."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One answer, ready to be written."""
+
+    title: str
+    entry: dict[str, Any]
+    """Its line of the index, but for the files."""
+    media: Any
+    frames: list[Image.Image] | None
+
+
+def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
+    """Asks, writes and prints."""
+    index = _read_index(out / "index.jsonl")
+    prompts = prompts_of(loaded)
+    questions = [q for q in ask(arguments, prompts) for _ in range(arguments.num)]
+    config = settings(arguments, loaded, questions[0].example)
+    requests = [question.example for question in questions]
+    generator = Generator(loaded.denoise, loaded.vocabulary)
+    with progress_report() as report:
+        answers = generator.generate(
+            requests, config, arguments.seed, lambda done, total: report("answers", done, total)
+        )
+    frames = None
+    if arguments.animate:
+        trajectories = generator.trajectories(requests, config, arguments.seed)
+        frames = [[frame_of(loaded.tokenizers, state) for state in path] for path in trajectories]
+    outputs = _outputs(loaded, arguments.seed, config, prompts, questions, answers, frames)
+    write(out, index, outputs, loaded.tokenizers)
+    for question, output in zip(questions, outputs, strict=True):
+        if output.entry["to"] == TEXT:
+            print(f"{question.prompt} → {output.media}")
+    noun = "answer" if len(outputs) == 1 else "answers"
+    console.print(f"{len(outputs)} {noun} in {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def prompts_of(loaded: Loaded) -> Prompts:
+    """What the run's model can be asked."""
+    return Prompts(loaded.tokenizers, loaded.description.shapes)
+
+
+def ask(arguments: Arguments, prompts: Prompts) -> list[Question]:
+    """The questions, in the order of the input; files are read here."""
+    if arguments.infill:
+        return [Question(pattern, prompts.infill(pattern), pattern) for pattern in arguments.infill]
+    for medium, paths in (("image", arguments.image), ("audio", arguments.audio)):
+        if paths:
+            prompts.task(medium, arguments.to or TEXT)
+            read = _reader(medium, prompts)
+            return [Question(str(path), prompts.from_medium(medium, read(path)), path.stem) for path in paths]
+    assert arguments.to is not None
+    texts = [*arguments.prompt, *(() if arguments.prompts is None else read_lines(arguments.prompts))]
+    if arguments.to == TEXT:
+        return [Question(text, prompts.complete(text), text) for text in texts]
+    return [Question(text, prompts.from_text(text, arguments.to), text) for text in texts]
+
+
+def settings(arguments: Arguments, loaded: Loaded, example: Example) -> GenerationConfig:
+    """The run's way to sample, changed where the arguments say so."""
+    default = loaded.generation(example.segments[-1].modality)
+    names = ("steps", "temperature", "guidance", "strategy", "threshold")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if not any(segment.is_condition for segment in example.segments):
+        if given.get("guidance"):
+            raise ValueError("guidance needs a condition to follow, and a text alone has none")
+        given["guidance"] = 0.0
+    config = dataclasses.replace(default, **given)
+    if "threshold" in given and config.strategy != "threshold":
+        raise ValueError(f"--threshold is of the strategy threshold; this is {config.strategy}")
+    return config
+
+
+def write(
+    out: Path, index: list[dict[str, Any]], outputs: Sequence[Output], tokenizers: MediaTokenizers
+) -> None:
+    """All files and the index, or nothing."""
+    lines = {entry["file"]: entry for entry in index}
+    file_of = {_identity(entry): entry["file"] for entry in index}
+    stems = {Path(name).stem for name in lines}
+    with staged(out) as stage:
+        for output in outputs:
+            ending = _ENDING[output.entry["to"]]
+            name = file_of.get(_identity(output.entry))
+            if name is None:
+                stem = file_stem(output.title, partial(_is_taken, out, stems, ending))
+                stems.add(stem)
+                name = f"{stem}.{ending}"
+            _write_media(stage / name, output.media, tokenizers)
+            entry = {**lines.get(name, {}), **output.entry, "file": name}
+            if output.frames is not None:
+                entry["animation"] = Path(name).with_suffix(".gif").name
+                write_gif(stage / entry["animation"], output.frames, _FRAME_MILLISECONDS)
+            lines[name] = entry
+        text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in lines.values())
+        (stage / "index.jsonl").write_text(text, encoding="utf-8")
+
+
+def _outputs(
+    loaded: Loaded,
+    seed: int,
+    config: GenerationConfig,
+    prompts: Prompts,
+    questions: Sequence[Question],
+    answers: Sequence[Answer],
+    frames: Sequence[list[Image.Image]] | None,
+) -> list[Output]:
+    """Answers with what the index says of them."""
+    outputs = []
+    numbers = repeats([question.example for question in questions])
+    for row, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        media = prompts.decode(question.example, answer.example)
+        to = answer.example.segments[-1].modality
+        entry = {
+            "prompt": question.prompt,
+            "task": answer.example.task,
+            "to": to,
+            "number": numbers[row],
+            "seed": seed,
+            "step": loaded.step,
+            "settings": configuration.to_dict(config),
+            "nfe": answer.nfe,
+        }
+        if to == TEXT:
+            entry["text"] = media
+        outputs.append(Output(question.title, entry, media, None if frames is None else frames[row]))
+    return outputs
+
+
+def _write_media(path: Path, media: Any, tokenizers: MediaTokenizers) -> None:
+    if path.suffix == ".txt":
+        path.write_text(media + "\n", encoding="utf-8")
+    elif path.suffix == ".png":
+        write_png(path, enlarged(media, enlargement(*media.shape[:2])))
+    else:
+        write_wav(path, media, tokenizers.sample_rate_hz)
+
+
+def _identity(entry: dict[str, Any]) -> str:
+    """What makes two lines of the index the same question asked again."""
+    names = ("prompt", "task", "number", "seed", "step", "settings")
+    return json.dumps([entry[name] for name in names], sort_keys=True)
+
+
+def _is_taken(out: Path, stems: set[str], ending: str, stem: str) -> bool:
+    """Whether the index has a file of this name or, unknown to the index, the folder has."""
+    return stem in stems or any((out / f"{stem}.{e}").exists() for e in (ending, "gif"))
+
+
+def _read_index(path: Path) -> list[dict[str, Any]]:
+    """The lines of an earlier call."""
+    if not path.exists():
+        return []
+    needed = {"file", "prompt", "task", "to", "number", "seed", "step", "settings"}
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
+        if not isinstance(entries[-1], dict) or not needed <= entries[-1].keys():
+            raise ValueError(f"{path}: line {number} is not an entry of this index; choose another --out")
+    return entries
+
+
+def _reader(medium: str, prompts: Prompts) -> Callable[[Path], np.ndarray]:
+    shape = prompts.media_shape(medium)
+    if medium == "image":
+        return lambda path: read_image(path, shape)
+    return lambda path: read_audio(path, prompts.tokenizers.sample_rate_hz, shape[0])
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of the command."""
+    parsed: Arguments = parse(Arguments, list(arguments), "generate", __doc__ or "")
+    loaded = load(parsed.run)
+    run(loaded, parsed, parsed.out or parsed.run / "generated")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

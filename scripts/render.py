@@ -1,0 +1,256 @@
+"""Media → files that people look at and listen to.
+
+An unknown token, code -1, is drawn as a hatched grey tile wherever it stands: over patches of a picture, over
+moments of a sound, in place of a word of a text. The same media give the same bytes.
+"""
+
+import re
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import librosa  # loads its parts on first use
+import matplotlib
+import numpy as np
+import soundfile
+from jaxtyping import Bool, Float32, Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from trimask.tokenizers.media import MediaTokenizers
+from trimask.tokenizers.sequence import Example, Segment
+from trimask.tokenizers.vocabulary import TEXT
+
+_MARGIN = 8
+_FONT_SIZE = 14
+_FRAME_WIDTH = 320
+_STEM_LENGTH = 60
+
+
+def enlargement(height: int, width: int, wanted: int = 160) -> int:
+    """The whole factor that brings the longer side of a tiny picture to about `wanted` pixels; else 1."""
+    return max(1, wanted // max(height, width))
+
+
+def enlarged(image: UInt8[np.ndarray, "height width channels"], scale: int) -> Image.Image:
+    """The picture with every pixel as a square of `scale` pixels."""
+    pixels = image[..., 0] if image.shape[-1] == 1 else image[..., :3]
+    picture = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def image_grid(
+    images: Sequence[UInt8[np.ndarray, "height width channels"]],
+    captions: Sequence[str],
+    columns: int,
+    scale: int,
+) -> Image.Image:
+    """Pictures row by row, each with its caption under it, in at most three lines."""
+    if len(images) != len(captions) or not images or columns < 1 or scale < 1:
+        raise ValueError(
+            "a grid needs pictures, a caption for each, and columns and scale of at least 1; got "
+            f"{len(images)} pictures, {len(captions)} captions, {columns} columns, scale {scale}"
+        )
+    pictures = [enlarged(image, scale) for image in images]
+    width = max(100, *(picture.width for picture in pictures))
+    lines = [_wrapped(caption, width, 3) for caption in captions]
+    text_height = max(map(len, lines)) * _line_height()
+    picture_height = max(picture.height for picture in pictures)
+    cell_width, cell_height = width + _MARGIN, picture_height + text_height + 2 * _MARGIN
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * cell_width + _MARGIN, rows * cell_height + _MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (picture, caption) in enumerate(zip(pictures, lines, strict=True)):
+        left = _MARGIN + number % columns * cell_width
+        top = _MARGIN + number // columns * cell_height
+        sheet.paste(picture, (left + (width - picture.width) // 2, top + picture_height - picture.height))
+        for row, line in enumerate(caption):
+            x = left + (width - _font().getlength(line)) / 2
+            draw.text((x, top + picture_height + 4 + row * _line_height()), line, "black", _font())
+    return sheet
+
+
+def spectrogram_image(waveform: Float32[np.ndarray, " samples"], sample_rate_hz: int) -> Image.Image:
+    """Log-mel spectrogram: a column per 10 ms, low notes at the bottom, 80 dB from black to bright."""
+    window = round(0.032 * sample_rate_hz)
+    padded = np.pad(waveform, (0, max(0, window - len(waveform))))
+    mels = librosa.feature.melspectrogram(
+        y=padded,
+        sr=sample_rate_hz,
+        n_fft=window,
+        hop_length=round(0.010 * sample_rate_hz),
+        n_mels=40,
+        norm=None,
+    )
+    full_scale = (window / 4) ** 2  # power of a sine of amplitude 1 under a Hann window
+    decibels = librosa.power_to_db(mels, ref=full_scale, amin=1e-8 * full_scale, top_db=None)
+    brightness = np.clip((decibels[::-1] + 80) / 80, 0, 1)
+    return enlarged((matplotlib.colormaps["magma"](brightness)[..., :3] * 255).round().astype(np.uint8), 4)
+
+
+def frame_of(tokenizers: MediaTokenizers, example: Example) -> Image.Image:
+    """An example with all its segments, one under another, as far as it is known."""
+    drawn = {"image": _draw_image, "audio": _draw_audio, TEXT: _draw_text}
+    pictures = [drawn[segment.modality](tokenizers, segment) for segment in example.segments]
+    width = max(picture.width for picture in pictures) + 2 * _MARGIN
+    height = sum(picture.height + _MARGIN for picture in pictures) + _MARGIN
+    frame = Image.new("RGB", (width, height), "white")
+    top = _MARGIN
+    for picture in pictures:
+        frame.paste(picture, ((width - picture.width) // 2, top))
+        top += picture.height + _MARGIN
+    return frame
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Writes a PNG without anything that changes from call to call."""
+    image.save(path, "PNG")
+
+
+def write_wav(path: Path, waveform: Float32[np.ndarray, " samples"], sample_rate_hz: int) -> None:
+    """Writes 16-bit PCM; what exceeds [-1, 1] is clipped."""
+    soundfile.write(path, np.clip(waveform, -1, 1), sample_rate_hz, subtype="PCM_16", format="WAV")
+
+
+def write_gif(path: Path, frames: Sequence[Image.Image], milliseconds: int) -> None:
+    """Writes an endless animation; the last frame stays ten times as long."""
+    if not frames or milliseconds < 10:
+        raise ValueError(f"a GIF needs frames of at least 10 ms, got {len(frames)} of {milliseconds} ms")
+    size = tuple(max(sides) for sides in zip(*(frame.size for frame in frames), strict=True))
+    pages = []
+    for frame in frames:
+        page = Image.new("RGB", size, "white")
+        page.paste(frame)
+        pages.append(page.quantize(256, dither=Image.Dither.NONE))
+    durations = [milliseconds] * (len(pages) - 1) + [10 * milliseconds]
+    pages[0].save(path, "GIF", save_all=True, append_images=pages[1:], duration=durations, loop=0)
+
+
+def file_stem(prompt: str, is_taken: Callable[[str], bool] = lambda _: False) -> str:
+    """A file name without its ending: the prompt's ASCII letters and digits, numbered if it is taken."""
+    ascii_only = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+    words = re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-")
+    stem = words[:_STEM_LENGTH].strip("-") or "untitled"
+    if not is_taken(stem):
+        return stem
+    number = 2
+    while is_taken(f"{stem}-{number}"):
+        number += 1
+    return f"{stem}-{number}"
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into; its files move to `folder`, or none does if anything fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    try:
+        yield stage
+        for path in sorted(stage.iterdir()):
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(stage)
+
+
+def _draw_image(tokenizers: MediaTokenizers, segment: Segment) -> Image.Image:
+    pixels = tokenizers.decode("image", [np.maximum(segment.codes, 0)])[0]
+    picture = enlarged(pixels, enlargement(*pixels.shape[:2]))
+    is_unknown = (segment.codes < 0).reshape(*segment.codes.shape[:2], -1).any(axis=-1)
+    return _hatched(picture, is_unknown)
+
+
+def _draw_audio(tokenizers: MediaTokenizers, segment: Segment) -> Image.Image:
+    """The spectrogram where the first codebook is known; under it a row per codebook, light where known."""
+    waveform = tokenizers.decode("audio", [np.maximum(segment.codes, 0)])[0]
+    is_unknown = segment.codes.reshape(len(segment.codes), -1).T < 0
+    spectrogram = _hatched(spectrogram_image(waveform, tokenizers.sample_rate_hz), is_unknown[:1])
+    rows = Image.new("RGB", (spectrogram.width, 12 * len(is_unknown)), "lightsteelblue")
+    picture = Image.new("RGB", (spectrogram.width, spectrogram.height + 4 + rows.height), "white")
+    picture.paste(spectrogram)
+    picture.paste(_hatched(rows, is_unknown), (0, spectrogram.height + 4))
+    return picture
+
+
+def _draw_text(tokenizers: MediaTokenizers, segment: Segment) -> Image.Image:
+    """Runs of known tokens as text, an unknown one as a tile as large as a letter; broken at the margin."""
+    font, height = _font(20), _line_height(20)
+    places: list[tuple[float, int, str | None]] = []
+    x, row = 0.0, 0
+    for character in _characters(tokenizers, segment.codes):
+        advance = 16.0 if character is None else font.getlength(character)
+        if character == "\n" or x + advance > _FRAME_WIDTH:
+            x, row = 0.0, row + 1
+        if character != "\n":
+            places.append((x, row, character))
+            x += advance
+    right = max((x for x, _, _ in places), default=0.0) + 20
+    # What is still to be written must not move as it grows.
+    width = round(right) if segment.is_condition else _FRAME_WIDTH
+    picture = Image.new("RGB", (width, (row + 1) * height), "white")
+    draw, tile = ImageDraw.Draw(picture), _hatched(Image.new("RGB", (14, 18)), np.ones((1, 1), bool))
+    for x, row, character in places:
+        if character is None:
+            picture.paste(tile, (round(x) + 1, row * height + 3))
+        else:
+            draw.text((x, row * height), character, "black", font)
+    return picture
+
+
+def _characters(tokenizers: MediaTokenizers, codes: Int[np.ndarray, " n"]) -> Iterator[str | None]:
+    """What a text shows in order: printable characters and line ends, None for an unknown token."""
+    codes = codes[codes != tokenizers.vocabulary.eos_code]
+    for run in np.split(codes, np.flatnonzero(np.diff(codes < 0)) + 1):
+        if run.size and run[0] < 0:
+            yield from [None] * len(run)
+        else:
+            yield from (c for c in tokenizers.text.decode(run) if c.isprintable() or c == "\n")
+
+
+def _hatched(picture: Image.Image, is_unknown: Bool[np.ndarray, "rows columns"]) -> Image.Image:
+    """The picture with a hatched tile over the cells, of an even grid, that are unknown."""
+    pixels = np.array(picture)
+    height, width, _ = pixels.shape
+    y, x = np.arange(height)[:, None], np.arange(width)[None, :]
+    rows, columns = is_unknown.shape
+    cover = is_unknown[y * rows // height, x * columns // width]
+    hatch = np.where((x + y) % 8 < 2, 110, 190).astype(np.uint8)
+    return Image.fromarray(np.where(cover[..., None], hatch[..., None], pixels))
+
+
+@cache
+def _font(size: int = _FONT_SIZE) -> ImageFont.FreeTypeFont:
+    # Pillow's own font has no accents and no Greek or Cyrillic letters.
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+
+
+def _line_height(size: int = _FONT_SIZE) -> int:
+    return round(1.3 * size)
+
+
+def _wrapped(text: str, width: int, max_lines: int) -> list[str]:
+    """Lines no wider than `width` pixels, broken at spaces where possible; … says that some are left out."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and _fits(f"{lines[-1]} {word}", width):
+            lines[-1] += f" {word}"
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:
+            if lines[-1] and not _fits(lines[-1] + character, width):
+                lines.append("")
+            lines[-1] += character
+    if len(lines) > max_lines:
+        last = lines[max_lines - 1]
+        while not _fits(f"{last}…", width):
+            last = last[:-1]
+        lines = [*lines[: max_lines - 1], f"{last}…"]
+    return lines
+
+
+def _fits(line: str, width: int) -> bool:
+    return _font().getlength(line) <= width

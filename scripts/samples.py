@@ -1,0 +1,106 @@
+"""What a model in training can do, to look at: a few answers per task in RUN/samples/.
+
+    step-000200.png       what it draws         step-000200.wav       what it says, with pauses between
+    samples.jsonl         what it writes: lines of step, task, the text it should have been, and its own
+
+The questions are of held-out examples of the prepared data; of a text alone the first half is given.
+"""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trimask.diffusion.data.prepare import TRAIN, Prepared
+from trimask.diffusion.sampling.requests import Generator
+from trimask.diffusion.train import Loaded
+from trimask.scripts.render import enlargement, image_grid, staged, write_png, write_wav
+from trimask.tokenizers.sequence import Example, direct, until_eos
+from trimask.tokenizers.vocabulary import TEXT, Task
+
+_COUNT = 10
+_PAUSE_SECONDS = 0.3
+
+
+class _Question(NamedTuple):
+    example: Example
+    reference: str
+    """The text that goes with it: a medium's caption, a text's right answer."""
+
+
+def save_training_samples(loaded: Loaded, step: int) -> None:
+    """Asks each task a few held-out questions and writes the answers; without the prepared data, nothing."""
+    if not (Path(loaded.description.data) / "manifest.json").is_file():
+        return
+    questions = _questions(Path(loaded.description.data))
+    # One row length for all tasks: what is compiled once per length is compiled once.
+    length = max(question.example.length for asked in questions.values() for question in asked)
+    generator = Generator(loaded.denoise, loaded.vocabulary, rows=_COUNT, bucket=length)
+    folder = loaded.folder / "samples"
+    lines = _lines_before(folder / "samples.jsonl", step)
+    with staged(folder) as stage:
+        for task, asked in questions.items():
+            requests = [question.example for question in asked]
+            answers = generator.generate(requests, loaded.generation(task.target), seed=0)
+            codes = [answer.example.segments[-1].codes for answer in answers]
+            media = loaded.tokenizers.decode(task.target, codes)
+            references = [question.reference for question in asked]
+            if task.target == TEXT:
+                lines += _lines(step, task, references, media)
+            else:
+                _write_media(stage / f"step-{step:06}", task.target, media, references, loaded)
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (stage / "samples.jsonl").write_text(text, encoding="utf-8")
+
+
+@lru_cache(maxsize=1)
+def _questions(data: Path) -> dict[Task, list[_Question]]:
+    """A few examples of different captions for every task, with what is asked for masked."""
+    prepared = Prepared(data)
+    result = {}
+    for name, manifest in prepared.manifest.datasets.items():
+        split = next((split for split in ("validation", "test") if split in manifest.splits), TRAIN)
+        records = prepared.examples(name, split)
+        texts = prepared.tokenizers.decode(TEXT, [record[TEXT] for record in records])
+        first = {text: record for text, record in zip(reversed(texts), reversed(records), strict=True)}
+        chosen = [(text, first[text]) for text in dict.fromkeys(texts)][:_COUNT]
+        for task in manifest.tasks(prepared.tokenizers.vocabulary):
+            result[task] = [_Question(_masked(prepared, task, record), text) for text, record in chosen]
+    return result
+
+
+def _masked(prepared: Prepared, task: Task, record: dict[str, Any]) -> Example:
+    codes = {modality: record[modality] for modality in task.modalities}
+    target = np.full_like(codes[task.target], -1)
+    if task.condition is None:
+        given = len(until_eos(prepared.tokenizers.vocabulary, codes[task.target])) // 2
+        target[:given] = codes[task.target][:given]
+    return direct(task, {**codes, task.target: target})
+
+
+def _write_media(path: Path, modality: str, media: list[Any], captions: list[str], loaded: Loaded) -> None:
+    if modality == "image":
+        scale = enlargement(*media[0].shape[:2], wanted=80)
+        write_png(path.with_suffix(".png"), image_grid(media, captions, columns=5, scale=scale))
+    else:
+        rate = loaded.tokenizers.sample_rate_hz
+        pause = np.zeros(round(_PAUSE_SECONDS * rate), np.float32)
+        sounds = [part for waveform in media for part in (waveform, pause)]
+        write_wav(path.with_suffix(".wav"), np.concatenate(sounds), rate)
+
+
+def _lines(step: int, task: Task, references: list[str], texts: list[str]) -> list[dict[str, Any]]:
+    pairs = zip(references, texts, strict=True)
+    return [
+        {"step": step, "task": task.name, "reference": reference, "text": text} for reference, text in pairs
+    ]
+
+
+def _lines_before(path: Path, step: int) -> list[dict[str, Any]]:
+    """Earlier lines; those of this and later steps come again after a resumed run."""
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["step"] < step]

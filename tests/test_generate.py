@@ -1,0 +1,278 @@
+"""trimask generate and the samples of a run in training, with a small untrained model."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from trimask.diffusion import configuration
+from trimask.diffusion.data import sources
+from trimask.diffusion.data.prepare import PrepareConfig, prepare
+from trimask.diffusion.data.sources import RawExample, Source
+from trimask.diffusion.sampling.requests import GenerationConfig, Generator
+from trimask.diffusion.train import Loaded, Pretraining, RunDescription, TrainConfig
+from trimask.diffusion.transformer import TransformerConfig
+from trimask.scripts.generate import main, prompts_of
+from trimask.scripts.samples import save_training_samples
+from trimask.tokenizers.audio import MelConfig
+from trimask.tokenizers.image import PatchConfig
+
+STEP = 7
+WORDS = ("one", "two", "three")
+
+
+def raw_example(kind, number):
+    rng = np.random.default_rng(number)
+    word = WORDS[number % 3]
+    if kind == "pictures":
+        return RawExample(f"{number}", {"text": word, "image": rng.integers(0, 256, (4, 6, 1), np.uint8)})
+    if kind == "sounds":
+        return RawExample(f"{number}", {"text": word, "audio": rng.uniform(-1, 1, 1200).astype(np.float32)})
+    return RawExample(f"{number}", {"text": f"{number}+{number}={2 * number}"}, given=4)
+
+
+def fake_source(kind, _):
+    medium = {"pictures": "image", "sounds": "audio", "sums": None}[kind]
+
+    def read(split):
+        return [raw_example(kind, n) for n in (range(20) if split == "train" else range(20, 32))]
+
+    return Source(f"fake/{kind}", medium, ("train", "validation"), read)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """An untrained model, whose temperature-1 answers are all but random, and data it could be trained on."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sources._KINDS, "fake", fake_source)
+        config = PrepareConfig(
+            sources={kind: f"fake/{kind}" for kind in ("pictures", "sounds", "sums")},
+            text_vocabulary=262,
+            image=PatchConfig(codebook_size=12),
+            audio=MelConfig(codebook_size=9),
+        )
+        prepared = prepare(folder / "data", config)
+    train = TrainConfig(
+        model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=32),
+        generation={name: GenerationConfig(steps=3) for name in ("text", "image", "audio")},
+    )
+    description = RunDescription(
+        train=train,
+        vocabulary=prepared.tokenizers.vocabulary,
+        shapes={name: dataset.shapes for name, dataset in prepared.manifest.datasets.items()},
+        data=str(folder / "data"),
+        num_steps=STEP,
+        trimask="0",
+        git_commit=None,
+    )
+    pretraining = Pretraining(train, description.vocabulary)
+    parameters = pretraining.init().parameters
+    return Loaded(folder / "run", description, prepared.tokenizers, pretraining, parameters, STEP)
+
+
+@pytest.fixture
+def generate(loaded, tmp_path, monkeypatch):
+    """Calls the command and returns the lines of the index."""
+
+    def call(*arguments):
+        monkeypatch.setattr("trimask.scripts.generate.load", {loaded.folder: loaded}.get)
+        main([str(loaded.folder), *map(str, arguments), "--out", str(tmp_path / "out")])
+        return lines_of(tmp_path / "out/index.jsonl")
+
+    return call
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_drawing_is_written_with_its_animation_and_its_line_in_the_index(generate, tmp_path):
+    (entry,) = generate("--prompt", "one", "--to", "image", "--animate", "--steps", 2, "--temperature", 2)
+    assert sorted(content(tmp_path / "out")) == ["index.jsonl", "one.gif", "one.png"]
+    assert Image.open(tmp_path / "out/one.png").size == (26 * 6, 26 * 4)
+    assert Image.open(tmp_path / "out/one.gif").n_frames == 3
+    expected = {"prompt": "one", "task": "text_to_image", "seed": 0, "number": 0, "step": STEP, "nfe": 2}
+    assert {**entry, **expected, "file": "one.png", "animation": "one.gif"} == entry
+    assert entry["settings"] == configuration.to_dict(GenerationConfig(steps=2, temperature=2.0))
+
+
+def test_speech_is_written_at_the_codecs_rate_and_read_back(generate, tmp_path):
+    first, second = generate("--prompt", "two", "--to", "audio", "--num", 2)
+    assert [first["file"], second["file"]] == ["two.wav", "two-2.wav"]
+    assert soundfile.info(tmp_path / "out/two.wav").samplerate == 8000
+    assert (tmp_path / "out/two.wav").read_bytes() != (tmp_path / "out/two-2.wav").read_bytes()
+    *_, entry = generate("--audio", tmp_path / "out/two.wav")
+    assert entry["task"] == "audio_to_text" and entry["file"] == "two-3.txt"
+
+
+def test_a_picture_is_described_in_text_that_is_also_printed(generate, tmp_path, capsys):
+    Image.new("RGB", (50, 40)).save(tmp_path / "Photo 1.jpg")
+    (entry,) = generate("--image", tmp_path / "Photo 1.jpg", "--to", "text")
+    assert (tmp_path / "out/photo-1.txt").read_text() == entry["text"] + "\n"
+    assert f"Photo 1.jpg → {entry['text']}" in capsys.readouterr().out
+
+
+def test_an_infill_keeps_what_was_given(generate):
+    (entry,) = generate("--infill", "4__=8", "--temperature", 0)
+    assert entry["text"].startswith("4") and entry["text"].endswith("=8")
+
+
+def test_prompts_of_a_file_join_those_of_the_command_line(generate, tmp_path):
+    (tmp_path / "prompts").write_text("three\n\none\n")
+    entries = generate("--prompt", "two", "--prompts", tmp_path / "prompts", "--to", "image")
+    assert [entry["prompt"] for entry in entries] == ["two", "three", "one"]
+
+
+def test_the_same_call_gives_the_same_bytes_again(generate, tmp_path):
+    call = ("--prompt", "one", "one", "two", "--to", "image", "--animate")
+    generate(*call)
+    first = content(tmp_path / "out")
+    generate(*call)
+    assert content(tmp_path / "out") == first
+    assert len(first) == 7
+
+
+def test_another_call_adds_to_the_index_and_overwrites_nothing(generate, tmp_path):
+    generate("--prompt", "one", "--to", "image")
+    first = content(tmp_path / "out")
+    (tmp_path / "out/one-2.png").write_text("mine")
+    entries = generate("--prompt", "one", "--to", "image", "--seed", 1)
+    assert [(entry["file"], entry["seed"]) for entry in entries] == [("one.png", 0), ("one-3.png", 1)]
+    after = content(tmp_path / "out")
+    assert after["one.png"] == first["one.png"] != after["one-3.png"]
+    assert after["one-2.png"] == b"mine"
+
+
+def test_a_failure_while_writing_leaves_nothing_behind(generate, tmp_path, monkeypatch):
+    generate("--prompt", "one", "--to", "image")
+    first = content(tmp_path / "out")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("trimask.scripts.generate.write_gif", fail)
+    with pytest.raises(OSError, match="disk full"):
+        generate("--prompt", "two", "--to", "image", "--animate")
+    assert content(tmp_path / "out") == first
+
+
+def test_an_answer_does_not_depend_on_what_else_is_asked(loaded):
+    prompts = prompts_of(loaded)
+    generator, config = Generator(loaded.denoise, loaded.vocabulary), loaded.generation("image")
+    asked = prompts.from_text("one", "image")
+    others = [prompts.from_text(text, "image") for text in WORDS[1:]] * 20
+    crowd = [*others[:37], asked, *others[37:], prompts.complete("1+"), asked]
+    alone = generator.generate([asked, asked], config, seed=3)
+    among = generator.generate(crowd, config, seed=3)
+    for number, answer in ((37, alone[0]), (len(crowd) - 1, alone[1])):
+        codes = among[number].example.segments[-1].codes
+        np.testing.assert_array_equal(codes, answer.example.segments[-1].codes)
+    assert not np.array_equal(*(answer.example.segments[-1].codes for answer in alone))
+
+
+def test_an_animation_ends_at_the_answer(loaded):
+    prompts, config = prompts_of(loaded), loaded.generation("image")
+    generator = Generator(loaded.denoise, loaded.vocabulary)
+    asked = [prompts.from_text(text, "image") for text in ("one", "two", "one")]
+    answers = generator.generate(asked, config, seed=5)
+    for path, answer in zip(generator.trajectories(asked, config, seed=5), answers, strict=True):
+        np.testing.assert_array_equal(path[-1].segments[-1].codes, answer.example.segments[-1].codes)
+        assert [int((state.segments[-1].codes < 0).sum()) for state in path] == [6, 4, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--prompt", "one one one one", "--to", "image"], "tokens; at most"),
+        (["--prompt", "", "--to", "text"], "must not be empty"),
+        (["--infill", "1+1=2"], "nothing is masked"),
+        (["--image", "no.png", "--to", "audio"], "not trained on image to audio; it has text, text to audio"),
+        (["--prompt", "1+", "--to", "text", "--guidance", "1"], "guidance needs a condition"),
+        (["--prompt", "one", "--to", "image", "--threshold", "0.5"], "of the strategy threshold"),
+        (["--prompt", "one", "--to", "image", "--temperature", "nan"], "temperature must be finite"),
+        (["--prompt", "one", "--to", "image", "--steps", "0"], "steps must be at least 1"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_written(generate, tmp_path, arguments, reason):
+    with pytest.raises(ValueError, match=reason):
+        generate(*arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "got none"),
+        (["--prompt", "x", "--image", "y", "--to", "text"], "got --prompt and --image"),
+        (["--prompt", "x"], "needs --to"),
+        (["--infill", "_", "--to", "image"], "--infill makes text"),
+        (["--infill", "_", "--num", "0"], "num must be at least 1"),
+        (["--infill", "_", "--seed", "-1"], "seed must lie in"),
+    ],
+)
+def test_contradicting_arguments_end_with_a_message(generate, capsys, arguments, reason):
+    with pytest.raises(SystemExit) as stop:
+        generate(*arguments)
+    assert stop.value.code == 2
+    assert reason in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("line", ["{", '{"file": "x"}', "[]"])
+def test_a_foreign_index_is_refused_and_left_alone(generate, tmp_path, line):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/index.jsonl").write_text(line)
+    with pytest.raises(ValueError, match="line 1 is not"):
+        generate("--infill", "_")
+    assert content(tmp_path / "out") == {"index.jsonl": line.encode()}
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
+        main([str(tmp_path), "--infill", "_"])
+
+
+def test_training_samples_show_every_task(loaded, tmp_path):
+    here = replace(loaded, folder=tmp_path)
+    save_training_samples(here, 20)
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        "samples.jsonl",
+        "step-000020.png",
+        "step-000020.wav",
+    ]
+    lines = [json.loads(line) for line in (tmp_path / "samples/samples.jsonl").read_text().splitlines()]
+    references = {
+        task: [line["reference"] for line in lines if line["task"] == task]
+        for task in ("image_to_text", "text")
+    }
+    # Held out are 20 … 31: three different captions, but ten of twelve sums.
+    assert references["image_to_text"] == ["three", "one", "two"]
+    assert references["text"] == [f"{n}+{n}={2 * n}" for n in range(20, 30)]
+    assert all(line["text"].startswith(line["reference"][:4]) for line in lines if line["task"] == "text")
+
+
+def test_a_resumed_run_rewrites_its_later_samples(loaded, tmp_path):
+    here = replace(loaded, folder=tmp_path)
+    for step in (10, 20):
+        save_training_samples(here, step)
+    first = content(tmp_path / "samples")
+    save_training_samples(here, 20)
+    assert content(tmp_path / "samples") == first
+    save_training_samples(here, 10)
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "samples/samples.jsonl").read_text().splitlines()
+    ]
+    assert set(steps) == {10}
+
+
+def test_without_the_prepared_data_there_are_no_samples(loaded, tmp_path):
+    description = replace(loaded.description, data=str(tmp_path / "gone"))
+    save_training_samples(replace(loaded, folder=tmp_path, description=description), 20)
+    assert not (tmp_path / "samples").exists()

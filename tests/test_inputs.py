@@ -1,0 +1,125 @@
+"""Pictures, sounds and lists of prompts given as files."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from trimask.scripts.inputs import read_audio, read_image, read_lines
+from trimask.scripts.render import enlarged
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_enlarged_picture_is_read_back_exactly(tmp_path, channels):
+    image = RNG.integers(0, 256, (4, 6, channels), np.uint8)
+    enlarged(image, 9).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png", image.shape), image)
+
+
+def test_resizing_is_said(tmp_path, capsys):
+    Image.new("L", (30, 20)).save(tmp_path / "x.png")
+    read_image(tmp_path / "x.png", (8, 6, 1))
+    assert "30×20 pixels become 6×8" in capsys.readouterr().out
+
+
+def test_a_16_bit_picture_keeps_its_greys(tmp_path):
+    Image.fromarray(np.array([[0, 0x8000, 0xFFFF]], np.uint16)).save(tmp_path / "x.png")
+    assert read_image(tmp_path / "x.png", (1, 3, 1)).ravel().tolist() == [0, 128, 255]
+
+
+def test_what_is_transparent_becomes_white(tmp_path):
+    Image.fromarray(np.array([[[0, 0, 0, 0], [9, 9, 9, 255]]], np.uint8), "RGBA").save(tmp_path / "x.png")
+    assert read_image(tmp_path / "x.png", (1, 2, 1)).ravel().tolist() == [255, 9]
+
+
+def test_a_photograph_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side
+    Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / "x.png", exif=exif)
+    assert read_image(tmp_path / "x.png", (2, 1, 1)).ravel().tolist() == [0, 255]
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    Image.new("1", (100, 60)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5999)
+    with pytest.raises(ValueError, match=r"x\.png: not a readable picture: .*6000 pixels"):
+        read_image(tmp_path / "x.png", (2, 2, 1))
+
+
+def damaged(kind):
+    content = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (40, 40), np.uint8)).save(content, kind)
+    return content.getvalue()[:700]
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"no picture", damaged("PNG"), damaged("BMP")])
+def test_an_unreadable_picture_is_refused_by_name(tmp_path, content):
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.png: not a readable picture"):
+        read_image(tmp_path / "x.png", (2, 2, 1))
+
+
+@pytest.mark.parametrize("read", [lambda p: read_image(p, (2, 2, 1)), lambda p: read_audio(p, 8000, 9)])
+def test_a_missing_file_is_named(tmp_path, read):
+    with pytest.raises(FileNotFoundError, match="nothing-here: no such file"):
+        read(tmp_path / "nothing-here")
+
+
+def tone(rate, seconds, hertz=440.0):
+    return 0.4 * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 44100])
+def test_sound_of_any_rate_becomes_the_same_wave(tmp_path, rate):
+    soundfile.write(tmp_path / "x.wav", tone(rate, 0.5), rate)
+    waveform = read_audio(tmp_path / "x.wav", 8000, 4000)
+    # Away from the ends, where a resampler rings.
+    np.testing.assert_allclose(waveform[200:-200], tone(8000, 0.5)[200:-200], atol=2e-3)
+
+
+def test_channels_are_mixed_and_silence_fills_the_rest(tmp_path):
+    soundfile.write(tmp_path / "x.wav", np.array([[0.5, 0.0], [0.25, 0.25]]), 8000, subtype="FLOAT")
+    assert read_audio(tmp_path / "x.wav", 8000, 5).tolist() == [0.25, 0.25, 0, 0, 0]
+
+
+def test_a_long_sound_is_cut_and_that_is_said(tmp_path, capsys):
+    soundfile.write(tmp_path / "x.wav", tone(16000, 3.0), 16000)
+    assert read_audio(tmp_path / "x.wav", 8000, 4000).shape == (4000,)
+    assert "only the first 0.50 of 3.00 s" in capsys.readouterr().out
+
+
+def test_a_sound_that_fits_is_read_without_a_word(tmp_path, capsys):
+    soundfile.write(tmp_path / "x.wav", tone(8000, 0.5), 8000)
+    read_audio(tmp_path / "x.wav", 8000, 4000)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("samples", "reason"), [([], "length is zero"), ([0.0, np.nan], "NaN")])
+def test_a_sound_of_nothing_or_of_nan_is_refused(tmp_path, samples, reason):
+    soundfile.write(tmp_path / "x.wav", np.array(samples, np.float32), 8000, subtype="FLOAT")
+    with pytest.raises(ValueError, match=reason):
+        read_audio(tmp_path / "x.wav", 8000, 9)
+
+
+def test_an_unreadable_sound_is_refused_by_name(tmp_path):
+    (tmp_path / "x.wav").write_bytes(b"RIFF and no more")
+    with pytest.raises(ValueError, match=r"x\.wav: not a readable sound file"):
+        read_audio(tmp_path / "x.wav", 8000, 9)
+
+
+def test_prompts_are_lines_without_the_empty_ones(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes("\ufeffone\r\n\n  zwölf \n".encode())
+    assert read_lines(str(tmp_path / "x")) == ["one", "zwölf"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\nb"))
+    assert read_lines("-") == ["a", "b"]
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"\n \n", "holds no prompts"), (b"\xff\xfe", "not UTF-8")])
+def test_a_file_without_prompts_is_refused(tmp_path, content, reason):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        read_lines(str(tmp_path / "x"))
