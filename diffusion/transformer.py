@@ -50,7 +50,7 @@ class TransformerConfig:
     tied_unembedding: bool = False
     """Use the input embedding as the unembedding."""
     shifted_logits: bool = False
-    """The logits of position i are read at position i − 1, as in models converted from autoregressive ones (Dream)."""
+    """Read the logits of position i at i − 1 (of 0 at 0), as in models that were autoregressive before (Dream)."""
     norm_epsilon: float = 1e-6
     """Added to the mean square in every RMSNorm."""
     embedding_scale: float = 0.5
@@ -137,7 +137,7 @@ class Transformer(nnx.Module):
         elif asked is not None:
             h = jnp.take_along_axis(h, asked[..., None], axis=1)
         elif self.config.shifted_logits:
-            h = jnp.pad(h, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+            h = jnp.concatenate([h[:, :1], h[:, :-1]], axis=1)
         hidden = self.final_norm(h).astype(jnp.float32)
         return Output(self.unembed(hidden), hidden, new_cache)
 
@@ -288,8 +288,8 @@ class RMSNorm(nnx.Module):
 
 
 def sinusoids(values: Int[Array, "*shape"], size: int) -> Float[Array, "*shape size"]:
-    """sin and cos of each value at size/2 angular frequencies from 1 down to 1/1000."""
-    frequencies = 1000.0 ** (-jnp.arange(size // 2) / max(size // 2 - 1, 1))
+    """sin and cos of each value at size/2 frequencies, from a period of 2 (neighbours differ most) to 512."""
+    frequencies = jnp.pi * 256.0 ** (-jnp.arange(size // 2) / max(size // 2 - 1, 1))
     angles = values[..., None].astype(jnp.float32) * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 

@@ -247,7 +247,7 @@ def test_equal_requests_get_different_answers():
 def test_the_trajectory_ends_at_the_answer_and_reveals_step_by_step():
     request, config = text_request([-1, 3, -1, -1, -1]), GenerationConfig(steps=2)
     generator = Generator(noisy_denoiser(), VOCABULARY, rows=3)
-    states = [e.segments[0].codes.tolist() for e in generator.trajectory(request, config, seed=4)]
+    states = [e.segments[0].codes.tolist() for e in generator.trajectories([request], config, seed=4)[0]]
     assert [row.count(-1) for row in states] == [4, 2, 0]
     assert states[-1] == generator.generate([request], config, seed=4)[0].example.segments[0].codes.tolist()
 

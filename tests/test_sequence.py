@@ -1,0 +1,89 @@
+"""Layout of rows, there and back."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimask.tokenizers.sequence import (
+    Example,
+    Segment,
+    assemble,
+    direct,
+    disassemble,
+    example_starts,
+    fill_text,
+    stack,
+    task_tokens,
+    until_eos,
+)
+from trimask.tokenizers.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary(text_size=7, codebook_sizes={"image": (5,), "audio": (3, 4)})
+
+
+def codes_of(modality, shape, rng):
+    sizes = {"text": 8, "image": 5, "audio": np.array([3, 4])}
+    codes = rng.integers(0, sizes[modality], shape).astype(np.int32)
+    return np.where(rng.random(shape) < 0.3, -1, codes)
+
+
+@st.composite
+def examples(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    task = VOCABULARY.tasks[draw(st.sampled_from(list(VOCABULARY.tasks)))]
+    shapes = {
+        "text": (draw(st.integers(1, 4)),),
+        "image": (draw(st.integers(1, 2)), draw(st.integers(1, 3))),
+        "audio": (draw(st.integers(1, 3)), 2),
+    }
+    return direct(task, {m: codes_of(m, shapes[m], rng) for m in task.modalities})
+
+
+@given(st.lists(examples(), min_size=1, max_size=3), st.integers(0, 4))
+def test_packed_examples_come_back_whole(packed, padding):
+    length = sum(example.length for example in packed) + padding
+    row = assemble(VOCABULARY, packed, length)
+    back = disassemble(VOCABULARY, row)
+    assert [e.task for e in back] == [e.task for e in packed]
+    for old, new in zip(packed, back, strict=True):
+        for a, b in zip(old.segments, new.segments, strict=True):
+            assert (a.modality, a.is_condition) == (b.modality, b.is_condition)
+            np.testing.assert_array_equal(a.codes, b.codes)
+    assert row.is_padding.sum() == padding
+
+
+def test_a_pair_is_laid_out_task_condition_target_with_places():
+    codes = {"text": np.array([3, 7]), "audio": np.array([[0, 1], [2, -1]])}
+    row = assemble(VOCABULARY, [direct(VOCABULARY.tasks["audio_to_text"], codes)], 10)
+    v = VOCABULARY
+    audio = [v.ranges[3].start, v.ranges[4].start + 1, v.ranges[3].start + 2, v.mask_id]
+    text = [v.ranges[1].start + 3, v.eos_id]
+    expected = [v.task_id("audio_to_text"), v.begin_id("audio"), *audio, v.begin_id("text"), *text, v.padding_id]
+    np.testing.assert_array_equal(row.tokens, expected)
+    np.testing.assert_array_equal(row.modality, [0, 0, 3, 3, 3, 3, 0, 1, 1, 0])
+    np.testing.assert_array_equal(row.place[2:6], [[0, 0], [0, 1], [1, 0], [1, 1]])
+    np.testing.assert_array_equal(row.place[7:9], [[0, 0], [1, 0]])
+    np.testing.assert_array_equal(row.is_condition, [0, 0, 1, 1, 1, 1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(row.is_target, [0, 0, 0, 0, 0, 0, 0, 1, 1, 0])
+
+
+def test_starts_and_tasks_are_found_for_every_position():
+    packed = [Example("text", (Segment("text", np.array([1, 2])),)), Example("text", (Segment("text", np.array([3])),))]
+    rows = stack([assemble(VOCABULARY, packed, 8), assemble(VOCABULARY, packed[::-1], 8)])
+    np.testing.assert_array_equal(example_starts(rows), [[0, 0, 0, 0, 4, 4, 4, 7], [0, 0, 0, 3, 3, 3, 3, 7]])
+    assert (np.asarray(task_tokens(rows))[:, :7] == VOCABULARY.task_id("text")).all()
+
+
+def test_text_is_filled_with_eos_and_read_until_the_first():
+    filled = fill_text(VOCABULARY, np.array([4, 5]), 5)
+    np.testing.assert_array_equal(filled, [4, 5, 7, 7, 7])
+    np.testing.assert_array_equal(until_eos(VOCABULARY, filled), [4, 5])
+    with pytest.raises(ValueError, match="5 tokens does not fit a buffer of 5"):
+        fill_text(VOCABULARY, np.arange(5), 5)
+
+
+def test_examples_that_do_not_fit_a_row_are_refused():
+    example = Example("text", (Segment("text", np.array([1, 2])),))
+    with pytest.raises(ValueError, match="8 tokens do not fit a row of 7"):
+        assemble(VOCABULARY, [example, example], 7)
