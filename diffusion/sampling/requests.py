@@ -1,7 +1,7 @@
 """From examples with holes to finished examples: batching, seeding and decoding of whole requests.
 
-A request's randomness is folded in from the seed and its own content and number, never from its place in a batch,
-and every batch has the same number of rows, so an answer does not depend on what else was asked.
+A request's randomness is folded in from the seed and its own content and number, never from its place in a
+batch, and every batch has the same number of rows, so an answer does not depend on what else was asked.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ class Generator:
 
     def __init__(self, denoise: Denoiser, vocabulary: Vocabulary, *, rows: int = 32, bucket: int = 8):
         """Batches have `rows` rows, padded to a multiple of `bucket` tokens, whatever is asked."""
-        # A Partial is a tree of its bound arrays: the compiled loop takes weights as arguments, not as constants.
+        # A Partial is a tree of its arrays: the compiled loop takes weights as arguments, not as constants.
         self.denoise = denoise if isinstance(denoise, Partial) else Partial(denoise)
         self.vocabulary, self.rows, self.bucket = vocabulary, rows, bucket
 
