@@ -1,0 +1,77 @@
+# `make demo` and `make test` are all a newcomer needs; both set up .venv first.
+#
+#   PYTHON       the Python (>= 3.11) to build .venv with; found if not given
+#   PYTEST_ARGS  for pytest, such as "-k packaging" or "-n 2"
+#   UPGRADE      --upgrade lets `make constraints` move pins that could stay
+
+PYTHON ?=
+PYTEST_ARGS ?=
+UPGRADE ?=
+
+SHELL := /bin/sh
+bin := .venv/bin
+candidates := $(or $(PYTHON),python3 python python3.14 python3.13 python3.12 python3.11)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types setup constraints clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
+	    printf '%-18s %s\n' "$$target" "$$text"; done
+
+demo: .venv/.ready  ## set up, then prepare, train, evaluate and report: see runs/tiny/report.html
+	@$(bin)/trimask demo
+
+test: .venv/.ready  ## set up, then run the tests
+	@$(bin)/pytest $(PYTEST_ARGS)
+
+lint: .venv/.ready  ## ruff: rules and format
+	@$(bin)/ruff check .
+	@$(bin)/ruff format --check .
+
+types: .venv/.ready  ## mypy on the wheel, as a user would install it
+	@rm -rf build && \
+	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
+	$(bin)/python -m pip --quiet wheel --no-deps --no-index --no-build-isolation --wheel-dir "$$scratch" . && \
+	$(bin)/python -m venv --without-pip "$$scratch/venv" && \
+	$(bin)/python -m pip --quiet --python "$$scratch/venv" install --no-deps --no-index "$$scratch"/*.whl && \
+	where='import sysconfig; print(sysconfig.get_path("purelib"))' && \
+	site=$$("$$scratch/venv/bin/python" -c "$$where") && \
+	$(bin)/python -c "$$where" > "$$site/dependencies.pth" && \
+	root=$$PWD && cd "$$site/trimask" && rooms=$$(printf -- ' --package trimask.%s' *) && cd "$$scratch" && \
+	"$$root/$(bin)/mypy" --config-file "$$root/pyproject.toml" --cache-dir "$$root/.mypy_cache" \
+	    --python-executable "$$scratch/venv/bin/python" $$rooms
+
+setup: .venv/.ready  ## .venv with everything pinned by constraints.txt
+
+# The stamp goes first and comes back last, so an interrupted setup is done again.
+.venv/.ready: pyproject.toml constraints.txt
+	@rm -f $@; \
+	enough='import sys; print(".".join(map(str, sys.version_info[:3]))); sys.exit(sys.version_info < (3, 11))'; \
+	python=; seen=; \
+	for candidate in $(candidates); do \
+	    if version=$$("$$candidate" -c "$$enough" 2>/dev/null); then python=$$candidate; break; fi; \
+	    seen="$$seen $$candidate ($${version:-does not run})"; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "trimask needs Python 3.11 or newer; found:$$seen." >&2; \
+	    echo "Install one, or name one: make setup PYTHON=/path/to/python3.11" >&2; exit 1; \
+	fi; \
+	set -e; \
+	if command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1; then \
+	    echo "Setting up .venv with uv and Python $$version"; \
+	    uv venv --quiet --allow-existing --python "$$(command -v "$$python")" .venv; \
+	    uv pip install --quiet --python $(bin)/python --constraint constraints.txt --editable '.[speech,test]'; \
+	else \
+	    echo "Setting up .venv with pip and Python $$version; this takes a few minutes"; \
+	    "$$python" -m venv .venv; \
+	    $(bin)/python -m pip install --quiet --constraint constraints.txt --editable '.[speech,test]'; \
+	fi; \
+	touch $@
+
+constraints:  ## pin again after a change of dependencies (needs uv); names no package index
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --fork-strategy fewest \
+	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links $(UPGRADE) --quiet --output-file constraints.txt
+
+clean:  ## remove .venv, builds and caches; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

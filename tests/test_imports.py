@@ -1,0 +1,137 @@
+"""Who may import whom, read from the source: tokenizers ← diffusion ← sampling_rl ← configs ← scripts."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import pytest
+
+from trimask.diffusion.loss import target_counts
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("tokenizers", "diffusion", "sampling_rl", "configs", "scripts")
+MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+SOURCES = [*MODULES, *sorted((ROOT / "tests").glob("*.py"))]
+UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+class Import(NamedTuple):
+    importer: Path
+    name: str
+
+    @property
+    def room(self) -> str:
+        return self.importer.parts[0]
+
+    @property
+    def top(self) -> str:
+        return self.name.split(".")[0]
+
+
+def imports_of(source: str, importer: Path) -> Iterator[Import]:
+    """Every name imported, inside functions too; `from a import b` gives a.b, `from . import b` gives ..b."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (Import(importer, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            prefix = "." * node.level + (node.module or "")
+            yield from (Import(importer, f"{prefix}.{alias.name}") for alias in node.names)
+
+
+IMPORTS = [found for path in SOURCES for found in imports_of(path.read_text(), path.relative_to(ROOT))]
+
+
+def rooms_against_the_direction(imports: list[Import]) -> list[Import]:
+    return [
+        found
+        for found in imports
+        if found.top == "trimask"
+        and found.room in ROOMS
+        and ROOMS.index(found.name.split(".")[1]) > ROOMS.index(found.room)
+    ]
+
+
+def test_imports_point_one_way():
+    assert rooms_against_the_direction(IMPORTS) == []
+
+
+def test_an_import_against_the_direction_is_noticed_even_inside_a_function():
+    source = "def f():\n    from trimask import configs\n"
+    assert rooms_against_the_direction(list(imports_of(source, Path("diffusion/x.py"))))
+    assert not rooms_against_the_direction(list(imports_of(source, Path("scripts/x.py"))))
+
+
+def test_rooms_are_imported_by_their_one_name():
+    """A class of diffusion.x and of trimask.diffusion.x would be two. Bare tokenizers is Hugging Face's."""
+    rooms = {*ROOMS, "tests", "conftest"}
+    bare = [found for found in IMPORTS if found.top in rooms or found.name.startswith(".")]
+    allowed = {Path("tokenizers/text.py"), Path("tests/test_text.py")}
+    assert [found for found in bare if not (found.top == "tokenizers" and found.importer in allowed)] == []
+
+
+def test_no_folder_has_an_init_file():
+    """One in tokenizers/ would shadow Hugging Face's package wherever the root is on sys.path."""
+    assert [path for room in (*ROOMS, "tests") for path in (ROOT / room).rglob("__init__.py*")] == []
+
+
+def test_no_script_is_named_like_a_module_it_would_shadow():
+    """`python scripts/train.py` puts scripts/ on sys.path: scripts/inspect.py would break dataclasses."""
+    taken = set(sys.stdlib_module_names) | set(packages_distributions())
+    assert [path for path in (ROOT / "scripts").glob("*.py") if path.stem in taken] == []
+
+
+def test_nothing_is_pickled():
+    assert [found for found in IMPORTS if found.top in UNSAFE] == []
+    allowed = [
+        f"{path.name}:{node.value.lineno}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False"
+    ]
+    assert allowed == []
+
+
+def test_every_imported_package_is_a_declared_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["speech"]]
+    names = {_normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in declared} | {"trimask"}
+    distributions = packages_distributions()
+    undeclared = {
+        (str(found.importer), found.top)
+        for found in IMPORTS
+        if found.room in ROOMS and found.top not in sys.stdlib_module_names
+        if not names & {_normal(name) for name in distributions.get(found.top, [found.top])}
+    }
+    assert undeclared == set()
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; from trimask.scripts.cli import main; main(['--help'])\n"
+        "sys.exit(' '.join({'jax', 'numpy', 'tyro', 'rich', 'flax'} & set(sys.modules)))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stderr.strip() == ""
+    assert "usage: trimask" in process.stdout
+
+
+def test_shapes_are_checked_under_pytest():
+    """Whatever else a function would say to nonsense, the hook says first that it breaks the annotation."""
+    with pytest.raises(Exception, match="Type-check"):
+        target_counts(jnp.zeros(3), None)  # type: ignore[arg-type]
+
+
+def test_ranks_are_not_promoted_under_pytest():
+    with pytest.raises(ValueError, match="rank_promotion"):
+        jnp.zeros((2, 3)) + jnp.zeros(3)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,0 +1,142 @@
+"""Installed as a wheel or editable, `trimask.tokenizers` and Hugging Face's `tokenizers` live together.
+
+The package is installed from a copy of the source into an empty environment that sees the dependencies of
+this one, so nothing is downloaded and this installation is out of reach.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+ROOMS = [folder for folder in PROJECT["tool"]["setuptools"]["package-dir"].values() if "/" not in folder]
+
+BESIDE = """
+from pathlib import Path
+
+import tokenizers
+import tokenizers.models  # Hugging Face's own
+import trimask.tokenizers.text
+import trimask.diffusion.data.speech
+
+
+def test_beside():
+    assert Path(tokenizers.__file__).is_relative_to({outside!r})
+    assert Path(trimask.tokenizers.text.__file__).is_relative_to({inside!r})
+    assert Path(trimask.diffusion.data.speech.__file__).is_relative_to({inside!r})
+    assert trimask.tokenizers.text.tokenizers is tokenizers
+
+
+test_beside()
+"""
+
+
+class Installation(NamedTuple):
+    root: Path
+    """The copy of the source it was installed from."""
+    python: Path
+    beside: Path
+    """A test file, and script, that fails unless both packages are the right ones."""
+
+    def run(self, *arguments: str | Path, cwd: Path) -> str:
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST"))
+        }
+        process = subprocess.run(
+            [self.python, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+        )
+        assert process.returncode == 0, process.stdout + process.stderr
+        return process.stdout
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    copy = tmp_path_factory.mktemp("source")
+    for name in (*ROOMS, "pyproject.toml", "README.md", "LICENSE"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-build-isolation", "--wheel-dir", folder, source)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module", params=["wheel", "editable"])
+def installation(request, source, wheel, tmp_path_factory) -> Installation:
+    scratch = tmp_path_factory.mktemp(request.param)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", scratch / "venv"], check=True)
+    python = scratch / "venv/bin/python"
+    print_site = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = subprocess.run(
+        [python, "-c", print_site], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    outside = sysconfig.get_path("purelib")
+    Path(site, "dependencies.pth").write_text(outside)  # the folder itself, not the editable installs in it
+    what = [wheel] if request.param == "wheel" else ["--no-build-isolation", "--editable", source]
+    pip("--python", python, "install", "--ignore-installed", *what)
+    inside = site if request.param == "wheel" else str(source)
+    beside = source / f"test_beside_{request.param}.py"
+    beside.write_text(BESIDE.format(outside=outside, inside=inside))
+    return Installation(source, python, beside)
+
+
+def pip(*arguments: str | Path) -> None:
+    command = next(place for place, word in enumerate(arguments) if word in ("wheel", "install")) + 1
+    offline = ("--quiet", "--no-index", "--no-deps", "--disable-pip-version-check")
+    subprocess.run(
+        [sys.executable, "-m", "pip", *arguments[:command], *offline, *arguments[command:]], check=True
+    )
+
+
+def test_both_tokenizers_import_from_the_root(installation):
+    installation.run("-c", installation.beside.read_text(), cwd=installation.root)
+
+
+def test_both_tokenizers_import_from_elsewhere(installation, tmp_path):
+    installation.run("-c", installation.beside.read_text(), cwd=tmp_path)
+
+
+def test_both_tokenizers_import_under_pytest(installation):
+    out = installation.run(
+        "-m", "pytest", "-p", "no:cacheprovider", installation.beside, cwd=installation.root
+    )
+    assert "1 passed" in out
+
+
+def test_the_command_is_installed(installation, tmp_path):
+    trimask = installation.python.with_name("trimask")
+    assert (
+        installation.run(trimask, "--version", cwd=tmp_path) == f"trimask {PROJECT['project']['version']}\n"
+    )
+    assert "usage: trimask" in installation.run("scripts/cli.py", cwd=installation.root)
+
+
+def test_the_wheel_holds_every_module_and_nothing_else(wheel):
+    modules = {f"trimask/{path.relative_to(ROOT)}" for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    markers = {f"trimask/{room}/py.typed" for room in ROOMS}
+    with zipfile.ZipFile(wheel) as content:
+        names = {name for name in content.namelist() if ".dist-info/" not in name}
+    assert names == modules | markers
+
+
+def test_the_pins_cover_every_dependency_and_name_no_host():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert [
+        line for line in lines if "://" in line or "@" in line or "/" in line or line.startswith("-")
+    ] == []
+    pinned = {line.split("==")[0] for line in lines}
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    asked = [*PROJECT["project"]["dependencies"], *(name for extra in extras for name in extra)]
+    assert {name.split(">=")[0].lower() for name in asked} - pinned == set()
