@@ -159,7 +159,7 @@ def staged(folder: Path) -> Iterator[Path]:
 def _draw_image(tokenizers: MediaTokenizers, segment: Segment) -> Image.Image:
     pixels = tokenizers.decode("image", [np.maximum(segment.codes, 0)])[0]
     picture = enlarged(pixels, enlargement(*pixels.shape[:2]))
-    is_unknown = (segment.codes < 0).reshape(*segment.codes.shape[:2], -1).any(axis=-1)
+    is_unknown = np.asarray((segment.codes < 0).reshape(*segment.codes.shape[:2], -1).any(axis=-1))
     return _hatched(picture, is_unknown)
 
 

@@ -82,7 +82,8 @@ def _masked(prepared: Prepared, task: Task, record: dict[str, Any]) -> Example:
 
 def _write_media(path: Path, modality: str, media: list[Any], captions: list[str], loaded: Loaded) -> None:
     if modality == "image":
-        scale = enlargement(*media[0].shape[:2], wanted=80)
+        height, width, _ = media[0].shape
+        scale = enlargement(height, width, wanted=80)
         write_png(path.with_suffix(".png"), image_grid(media, captions, columns=5, scale=scale))
     else:
         rate = loaded.tokenizers.sample_rate_hz

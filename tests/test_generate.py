@@ -9,53 +9,19 @@ import soundfile
 from PIL import Image
 
 from trimask.diffusion import configuration
-from trimask.diffusion.data import sources
-from trimask.diffusion.data.prepare import PrepareConfig, prepare
-from trimask.diffusion.data.sources import RawExample, Source
 from trimask.diffusion.sampling.requests import GenerationConfig, Generator
 from trimask.diffusion.train import Loaded, Pretraining, RunDescription, TrainConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts.generate import main, prompts_of
 from trimask.scripts.samples import save_training_samples
-from trimask.tokenizers.audio import MelConfig
-from trimask.tokenizers.image import PatchConfig
 
 STEP = 7
 WORDS = ("one", "two", "three")
 
 
-def raw_example(kind, number):
-    rng = np.random.default_rng(number)
-    word = WORDS[number % 3]
-    if kind == "pictures":
-        return RawExample(f"{number}", {"text": word, "image": rng.integers(0, 256, (4, 6, 1), np.uint8)})
-    if kind == "sounds":
-        return RawExample(f"{number}", {"text": word, "audio": rng.uniform(-1, 1, 1200).astype(np.float32)})
-    return RawExample(f"{number}", {"text": f"{number}+{number}={2 * number}"}, given=4)
-
-
-def fake_source(kind, _):
-    medium = {"pictures": "image", "sounds": "audio", "sums": None}[kind]
-
-    def read(split):
-        return [raw_example(kind, n) for n in (range(20) if split == "train" else range(20, 32))]
-
-    return Source(f"fake/{kind}", medium, ("train", "validation"), read)
-
-
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
+def loaded(prepared, tmp_path_factory):
     """An untrained model, whose temperature-1 answers are all but random, and data it could be trained on."""
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sources._KINDS, "fake", fake_source)
-        config = PrepareConfig(
-            sources={kind: f"fake/{kind}" for kind in ("pictures", "sounds", "sums")},
-            text_vocabulary=262,
-            image=PatchConfig(codebook_size=12),
-            audio=MelConfig(codebook_size=9),
-        )
-        prepared = prepare(folder / "data", config)
     train = TrainConfig(
         model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=32),
         generation={name: GenerationConfig(steps=3) for name in ("text", "image", "audio")},
@@ -64,14 +30,15 @@ def loaded(tmp_path_factory):
         train=train,
         vocabulary=prepared.tokenizers.vocabulary,
         shapes={name: dataset.shapes for name, dataset in prepared.manifest.datasets.items()},
-        data=str(folder / "data"),
+        data=str(prepared.folder),
         num_steps=STEP,
         trimask="0",
         git_commit=None,
     )
     pretraining = Pretraining(train, description.vocabulary)
     parameters = pretraining.init().parameters
-    return Loaded(folder / "run", description, prepared.tokenizers, pretraining, parameters, STEP)
+    folder = tmp_path_factory.mktemp("run")
+    return Loaded(folder, description, prepared.tokenizers, pretraining, parameters, STEP)
 
 
 @pytest.fixture
@@ -186,6 +153,13 @@ def test_an_animation_ends_at_the_answer(loaded):
     for path, answer in zip(generator.trajectories(asked, config, seed=5), answers, strict=True):
         np.testing.assert_array_equal(path[-1].segments[-1].codes, answer.example.segments[-1].codes)
         assert [int((state.segments[-1].codes < 0).sum()) for state in path] == [6, 4, 2, 0]
+
+
+def test_an_animation_stops_when_its_own_answer_is_full(loaded):
+    prompts, generator = prompts_of(loaded), Generator(loaded.denoise, loaded.vocabulary)
+    asked = [prompts.infill("4_=8"), prompts.complete("1+")]
+    paths = generator.trajectories(asked, loaded.generation("text"), seed=0)
+    assert [len(path) for path in paths] == [2, 4]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 
 from trimask.diffusion.sampling import loop
 from trimask.diffusion.sampling.guidance import guided, restricted
-from trimask.diffusion.sampling.loop import Denoiser, RowKeys, State
+from trimask.diffusion.sampling.loop import Denoiser, RowKeys, State, Strategy
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.tokenizers.sequence import Example, assemble, disassemble, stack
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -129,7 +129,9 @@ class Generator:
                 )
 
 
-def _step_of(config: GenerationConfig, vocabulary: Vocabulary, denoise: Denoiser):
+def _step_of(
+    config: GenerationConfig, vocabulary: Vocabulary, denoise: Denoiser
+) -> tuple[Denoiser, Strategy, int]:
     """What `loop.sample` and `loop.advance` take before the state."""
     denoise = denoise if config.guidance == 0 else guided(denoise, config.guidance, vocabulary.mask_id)
     return restricted(denoise, vocabulary), STRATEGIES[config.strategy](config.threshold), vocabulary.mask_id
