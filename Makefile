@@ -58,6 +58,7 @@ setup: .venv/.ready  ## .venv with everything pinned by constraints.txt
 	    echo "Install one, or name one: make setup PYTHON=/path/to/python3.11" >&2; exit 1; \
 	fi; \
 	set -e; \
+	if [ "$$($(bin)/python -c "$$enough" 2>/dev/null)" != "$$version" ]; then rm -rf .venv; fi; \
 	if command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1; then \
 	    echo "Setting up .venv with uv and Python $$version"; \
 	    uv venv --quiet --allow-existing --python "$$(command -v "$$python")" .venv; \
