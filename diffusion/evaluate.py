@@ -128,7 +128,7 @@ def evaluate(
     result, samples = Evaluation(step=loaded.step), []
     for name, manifest in prepared.manifest.datasets.items():
         splits = [split for split in config.splits if split in manifest.splits]
-        judge = _judge(prepared, name)
+        judge = fitted_judge(prepared, name)
         for task in manifest.tasks(loaded.vocabulary):
             # The prompts of every split are alike, so a medium is asked for on the first one only.
             for split in splits if task.target == TEXT else splits[:1]:
@@ -178,7 +178,7 @@ def _judged(
     else:
         assert judge is not None
         is_right = judge(media, references)
-        on_real = float(judge(_same_shape([e.media[task.target] for e in raw], media[0].shape), references).mean())
+        on_real = float(judge(same_shape([e.media[task.target] for e in raw], media[0].shape), references).mean())
     accuracy = Accuracy(
         task=task.name,
         split=split,
@@ -191,18 +191,18 @@ def _judged(
     return Samples(task.name, split, references, media, is_right), accuracy
 
 
-def _judge(prepared: Prepared, dataset: str) -> Judge | None:
+def fitted_judge(prepared: Prepared, dataset: str) -> Judge | None:
     """The judge of a dataset's medium, fitted on its real training items."""
     manifest = prepared.dataset(dataset)
     if manifest.medium is None:
         return None
     raw = prepared.source(dataset).read(TRAIN)
     shape = prepared.tokenizers.codec(manifest.medium).media_shape(tuple(manifest.shapes[manifest.medium]))
-    media = _same_shape([example.media[manifest.medium] for example in raw], shape)
+    media = same_shape([example.media[manifest.medium] for example in raw], shape)
     return label_judge(manifest.medium, media, [example.media[TEXT] for example in raw], prepared.sample_rate_hz)
 
 
-def _same_shape(media: AnySequence[np.ndarray], shape: tuple[int, ...]) -> AnySequence[np.ndarray]:
+def same_shape(media: AnySequence[np.ndarray], shape: tuple[int, ...]) -> AnySequence[np.ndarray]:
     """Sounds filled with silence to one length; pictures are of one shape already."""
     return list(pad_waveforms(media, shape[0])) if len(shape) == 1 else media
 

@@ -47,13 +47,13 @@ class Noised:
 
     sequence: Sequence
     """With MASK at the masked positions."""
-    clean: Int[Array, "batch seq"]
+    clean: Int[Array, "*batch seq"]
     """The tokens before."""
-    is_target: Bool[Array, "batch seq"]
+    is_target: Bool[Array, "*batch seq"]
     """True where the token could have been masked and carries loss: the loss's normaliser counts these."""
-    is_masked: Bool[Array, "batch seq"]
+    is_masked: Bool[Array, "*batch seq"]
     """True where the loss is taken; a hidden condition is not."""
-    weight: Float[Array, "batch seq"]
+    weight: Float[Array, "*batch seq"]
     """The ELBO's weight of each position's cross-entropy, were it masked."""
 
 

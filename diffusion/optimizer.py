@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from trimask.diffusion.parametrization import Multipliers, Parametrization
 
@@ -61,7 +61,7 @@ class OptimizerConfig:
             self.learning_rate * self.final_fraction,
         )(tokens)
 
-    def ema_decay_at(self, step: Float[Array, ""]) -> Float[Array, ""]:
+    def ema_decay_at(self, step: Int[Array, ""]) -> Float[Array, ""]:
         """The average's decay, smaller at first so that the random initial weights are soon forgotten."""
         return jnp.minimum(self.ema_decay, (1 + step) / (10 + step))
 

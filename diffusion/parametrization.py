@@ -39,8 +39,6 @@ def standard() -> Parametrization:
 
 def parameter(value: jax.Array, parameter_class: ParameterClass) -> nnx.Param:
     """A parameter that knows its class."""
-    if parameter_class not in PARAMETER_CLASSES:
-        raise ValueError(f"unknown parameter class {parameter_class!r}; known are {', '.join(PARAMETER_CLASSES)}")
     return nnx.Param(value, parameter_class=parameter_class)
 
 

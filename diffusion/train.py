@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from trimask.diffusion import configuration
 from trimask.diffusion.checkpoint import Checkpoints
@@ -90,9 +90,10 @@ class TrainState:
     average: Parameters
     """Exponential moving average of the parameters."""
     optimizer: optax.OptState
-    step: Int[Array, ""]
-    tokens: Float[Array, ""]
-    """Non-padding tokens seen."""
+    step: Any
+    """Steps taken, an int32 scalar (or, like all leaves, its description while saving and restoring)."""
+    tokens: Any
+    """Non-padding tokens seen, a float32 scalar."""
 
 
 class Pretraining:

@@ -84,7 +84,8 @@ class TransformerConfig:
         return -(-self.width * 8 // 3 // 32) * 32 if self.mlp_width is None else self.mlp_width
 
 
-KeysValues = tuple[Float[Array, "batch seq kv_heads head"], Float[Array, "batch seq kv_heads head"]]
+KeysValues = tuple[Float[Array, "rows seq kv_heads head"], Float[Array, "rows seq kv_heads head"]]
+"""Rows are those of the batch; with guidance twice as many."""
 
 
 @jax.tree_util.register_dataclass

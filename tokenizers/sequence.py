@@ -7,8 +7,10 @@ counted from 1; 0 is padding). Task, boundary and padding tokens are of modality
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +92,7 @@ def task_tokens(sequence: Sequence) -> Int[Array, "batch seq"]:
     return jnp.take_along_axis(sequence.tokens, example_starts(sequence), axis=1)
 
 
-def direct(task: Task, codes: dict[str, np.ndarray]) -> Example:
+def direct(task: Task, codes: Mapping[str, Any]) -> Example:
     """The example of `task` over paired media: what the task is given is the condition."""
     segments = (Segment(m, codes[m], is_condition=m == task.condition) for m in task.modalities)
     return Example(task.name, tuple(segments))

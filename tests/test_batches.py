@@ -1,0 +1,116 @@
+"""Batches as a pure function of the step."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimask.diffusion.data.batches import BatchConfig, Batches, pack
+from trimask.tokenizers.sequence import disassemble
+
+
+def ids_in(batch, prepared):
+    """Every example of a batch as (task, codes)."""
+    vocabulary = prepared.tokenizers.vocabulary
+    rows = [type(batch)(*(getattr(batch, f)[i] for f in batch.__dataclass_fields__)) for i in range(len(batch.tokens))]
+    return [
+        (e.task, tuple((s.modality, s.codes.tobytes()) for s in e.segments))
+        for row in rows
+        for e in disassemble(vocabulary, row)
+    ]
+
+
+def test_a_batch_depends_on_seed_and_step_alone(prepared):
+    config = BatchConfig(tokens=120)
+    forwards = [Batches(prepared, config, seed=3)(step) for step in range(5)]
+    other_instance = Batches(prepared, config, seed=3)
+    for step in reversed(range(5)):
+        np.testing.assert_array_equal(other_instance(step).tokens, forwards[step].tokens)
+    assert any((Batches(prepared, config, seed=4)(s).tokens.shape != forwards[s].tokens.shape) or
+               (Batches(prepared, config, seed=4)(s).tokens != forwards[s].tokens).any() for s in range(5))
+
+
+def test_an_epoch_visits_every_example_once(prepared):
+    config = BatchConfig(tokens=140, weights={"drawn": 1.0, "spoken": 0.0, "sums": 0.0})
+    batches = Batches(prepared, config, seed=0)
+    rows = len(batches(0).tokens)
+    examples = len(prepared.examples("drawn", "train"))
+    assert rows == 10 and examples == 20
+    seen = [key[1] for step in range(examples // rows) for key in ids_in(batches(step), prepared)]
+    unordered = [frozenset(segments) for segments in seen]
+    assert len(unordered) == len(set(unordered)) == examples
+    again = [key[1] for step in range(examples // rows, 2 * examples // rows) for key in ids_in(batches(step), prepared)]
+    assert {frozenset(s) for s in again} == set(unordered)
+    assert [frozenset(s) for s in again] != unordered
+
+
+def test_datasets_come_in_proportion_to_their_weights(prepared):
+    config = BatchConfig(tokens=120, weights={"drawn": 3.0, "spoken": 1.0, "sums": 2.0})
+    counts = np.bincount(Batches(prepared, config, seed=0).choices(600), minlength=3)
+    np.testing.assert_allclose(counts, [300, 100, 200], atol=3)
+
+
+def test_rows_draw_their_task_in_proportion_to_the_weights(prepared):
+    config = BatchConfig(
+        tokens=600, weights={"spoken": 0.0, "sums": 0.0}, task_weights={"text_to_image": 3.0, "image_to_text": 1.0}
+    )
+    batches = Batches(prepared, config, seed=0)
+    tasks = [task for step in range(40) for task, _ in ids_in(batches(step), prepared)]
+    # Five standard deviations of the share of some 2,000 rows.
+    assert abs(tasks.count("text_to_image") / len(tasks) - 0.75) < 0.05
+
+
+def test_texts_are_packed_into_one_row(prepared):
+    config = BatchConfig(tokens=120, weights={"drawn": 0.0, "spoken": 0.0}, packed_length=2 * prepared.dataset("sums").example_length)
+    batch = Batches(prepared, config, seed=0)(0)
+    assert batch.tokens.shape == (120 // batch.length, 2 * prepared.dataset("sums").example_length)
+    np.testing.assert_array_equal(batch.segment.max(axis=1), 2)
+
+
+def test_tokens_per_step_counts_what_is_not_padding(prepared):
+    config = BatchConfig(tokens=120, weights={"spoken": 0.0})
+    batches = Batches(prepared, config, seed=0)
+    measured = np.mean([np.count_nonzero(~batches(step).is_padding) for step in range(200)])
+    assert batches.tokens_per_step() == pytest.approx(measured, rel=0.02)
+    assert Batches(prepared, config, seed=0, copies=2)(0).tokens.shape[0] == batches(0).tokens.shape[0] // 2
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=60), st.integers(9, 12))
+def test_packing_keeps_every_example_within_capacity_and_leaves_no_two_half_empty_rows(lengths, capacity):
+    rows = pack(lengths, capacity)
+    assert sorted(example for row in rows for example in row) == list(range(len(lengths)))
+    filled = [sum(lengths[example] for example in row) for row in rows]
+    assert max(filled) <= capacity
+    assert sum(2 * total <= capacity for total in filled) <= 1
+
+
+def test_packing_of_many_lengths_is_tight():
+    lengths = np.random.default_rng(0).integers(3, 120, 2000).tolist()
+    rows = pack(lengths, 256)
+    assert sum(lengths) / (256 * len(rows)) > 0.97
+
+
+def test_wrong_weights_are_refused_with_the_names_that_exist(prepared):
+    with pytest.raises(ValueError, match=r"unknown digits; .*drawn, spoken, sums"):
+        Batches(prepared, BatchConfig(weights={"digits": 1.0}), seed=0)
+    with pytest.raises(ValueError, match="all datasets have weight 0"):
+        Batches(prepared, BatchConfig(weights={"drawn": 0.0, "spoken": 0.0, "sums": 0.0}), seed=0)
+    with pytest.raises(ValueError, match="holds no row"):
+        Batches(prepared, BatchConfig(tokens=5), seed=0)
+    with pytest.raises(ValueError, match="-1"):
+        BatchConfig(weights={"drawn": -1.0})
+
+
+def test_a_shard_that_lost_records_is_noticed(prepared, tmp_path):
+    manifest = prepared.folder / "manifest.json"
+    text = manifest.read_text()
+    content = json.loads(text)
+    content["datasets"]["sums"]["splits"]["train"]["examples"] += 1
+    manifest.write_text(json.dumps(content))
+    try:
+        with pytest.raises(ValueError, match="the manifest says"):
+            type(prepared)(prepared.folder).examples("sums", "train")
+    finally:
+        manifest.write_text(text)

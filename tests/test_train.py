@@ -1,0 +1,210 @@
+"""Runs: resumed equals uninterrupted, one compilation, micro-batches and devices that change nothing."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trimask.diffusion import configuration
+from trimask.diffusion.data.batches import BatchConfig, Batches
+from trimask.diffusion.loop import Interrupted, LoopConfig, fit
+from trimask.diffusion.loss import Mean
+from trimask.diffusion.masking import MaskingConfig, forward_process
+from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.train import Pretraining, TrainConfig, load, train
+from trimask.diffusion.transformer import TransformerConfig
+
+CONFIG = TrainConfig(
+    model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16),
+    optimizer=OptimizerConfig(horizon_tokens=900, warmup_tokens=100, learning_rate=1e-2),
+    batch=BatchConfig(tokens=120),
+    loop=LoopConfig(log_every=2, checkpoint_every=3, keep_checkpoints=1),
+)
+
+
+def equal(a, b):
+    return jax.tree.all(jax.tree.map(lambda x, y: bool((np.asarray(x) == np.asarray(y)).all()), a, b))
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(prepared, tmp_path_factory):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder, train(folder, prepared.folder, CONFIG)
+
+
+def test_a_run_interrupted_and_resumed_ends_bit_for_bit_like_an_uninterrupted_one(prepared, run, tmp_path):
+    folder, whole = run
+
+    def stop_at_5(_, step):
+        if step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    stopping = dataclasses.replace(CONFIG, loop=dataclasses.replace(CONFIG.loop, sample_every=1))
+    with pytest.raises(Interrupted, match="stopped at step 5.*same command resumes"):
+        train(tmp_path, prepared.folder, stopping, stop_at_5)
+    resumed = train(tmp_path, prepared.folder, stopping, lambda *_: None)
+    assert resumed.step == whole.step > 6
+    assert equal(resumed.parameters, whole.parameters)
+    steps = [line["step"] for line in lines(tmp_path)]
+    assert steps == sorted(set(steps)) and steps[-1] == whole.step
+    for old, new in zip(lines(folder)[-1:], lines(tmp_path)[-1:], strict=True):
+        for name in ("loss", "tokens", "learning_rate"):
+            assert old[name] == new[name]
+
+
+def test_training_learns(run):
+    losses = [line["loss"] for line in lines(run[0])]
+    assert losses[-1] < losses[0]
+
+
+def test_a_run_folder_alone_gives_the_model_back(run):
+    folder, whole = run
+    loaded = load(folder)
+    assert equal(loaded.parameters, whole.parameters)
+    assert loaded.step == whole.step and loaded.description.train == CONFIG
+    assert loaded.tokenizers.fingerprints == whole.tokenizers.fingerprints
+
+
+def test_a_finished_run_is_not_trained_further(prepared, run):
+    folder, whole = run
+    before = (folder / "metrics.jsonl").read_text()
+    assert equal(train(folder, prepared.folder, CONFIG).parameters, whole.parameters)
+    assert (folder / "metrics.jsonl").read_text() == before
+
+
+def test_a_changed_configuration_is_refused_with_the_difference(prepared, run):
+    changed = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, learning_rate=0.5))
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate: 0\.01 → 0\.5"):
+        train(run[0], prepared.folder, changed)
+
+
+def test_another_vocabulary_is_refused_with_the_difference(run, tmp_path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(run[0], folder)
+    content = json.loads((folder / "config.json").read_text())
+    content["vocabulary"]["codebook_sizes"]["image"] = [99]
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"codebook_sizes.*99"):
+        load(folder)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
+        load(tmp_path)
+
+
+def test_an_unknown_field_in_a_configuration_is_named(run, tmp_path):
+    content = json.loads((run[0] / "config.json").read_text())
+    content["train"]["optimizer"]["lr"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="lr"):
+        load(tmp_path)
+
+
+def test_configurations_survive_json():
+    content = json.loads(json.dumps(configuration.to_dict(CONFIG)))
+    assert configuration.from_dict(content, TrainConfig, "here") == CONFIG
+
+
+@pytest.fixture(scope="module")
+def one_batch(prepared):
+    """A batch of pairs with rows divisible by 8."""
+    batch = Batches(prepared, BatchConfig(tokens=112, weights={"spoken": 0.0, "sums": 0.0}), seed=0)(0)
+    assert len(batch.tokens) == 8
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def test_micro_batches_give_the_gradients_of_the_whole_batch(prepared, one_batch):
+    vocabulary = prepared.tokenizers.vocabulary
+    noised = forward_process(jax.random.key(0), one_batch, vocabulary.mask_id, MaskingConfig())
+    results = []
+    for accumulate in (1, 4):
+        pretraining = Pretraining(dataclasses.replace(CONFIG, accumulate=accumulate), vocabulary)
+        results.append(pretraining.gradients(pretraining.init().parameters, noised))
+    (loss, metrics, whole), (same_loss, same_metrics, parts) = results
+    np.testing.assert_allclose(loss, same_loss, rtol=1e-5)
+    np.testing.assert_allclose(float(metrics["bits/image"]), float(same_metrics["bits/image"]), rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, parts)
+
+
+def test_a_step_compiles_once_per_row_length(prepared):
+    vocabulary = prepared.tokenizers.vocabulary
+    pretraining = Pretraining(CONFIG, vocabulary)
+    batches = Batches(prepared, CONFIG.batch, seed=0)
+    state = pretraining.init()
+    for step in range(9):
+        state, _ = pretraining.step(state, batches(step))
+    assert Pretraining.step._cache_size() >= 3
+    compiled = Pretraining.step._cache_size()
+    for step in range(9, 15):
+        state, _ = pretraining.step(state, batches(step))
+    assert Pretraining.step._cache_size() == compiled
+
+
+def test_eight_devices_take_the_step_of_one(prepared, tmp_path):
+    """Rows sharded over 8 simulated devices, parameters replicated: same loss and parameters."""
+    script = textwrap.dedent(
+        """
+        import sys, pathlib
+        import jax, numpy as np
+        from jax.sharding import Mesh, NamedSharding, PartitionSpec
+        from trimask.diffusion.train import Pretraining, TrainConfig, TransformerConfig
+        from trimask.diffusion.data.batches import BatchConfig, Batches
+        from trimask.diffusion.data.prepare import Prepared
+
+        prepared = Prepared(pathlib.Path(sys.argv[1]))
+        config = TrainConfig(model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16))
+        batch = Batches(prepared, BatchConfig(tokens=112, weights={"spoken": 0.0, "sums": 0.0}), seed=0)(0)
+        pretraining = Pretraining(config, prepared.tokenizers.vocabulary)
+        assert len(jax.devices()) == 8 and batch.tokens.shape[0] == 8
+        mesh = Mesh(np.array(jax.devices()), "data")
+        results = []
+        for rows in (jax.devices()[0], NamedSharding(mesh, PartitionSpec("data"))):
+            state = pretraining.init()
+            if rows is not jax.devices()[0]:
+                state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+            for _ in range(3):
+                state, metrics = pretraining.step(state, jax.device_put(batch, rows))
+            results.append((float(metrics["loss"]), jax.device_get(state.parameters)))
+        np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), results[0][1], results[1][1])
+        print("same")
+        """
+    )
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(prepared.folder)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert result.stdout.strip() == "same", result.stderr
+
+
+def test_the_loop_repairs_a_torn_last_line_and_averages_over_lines(tmp_path):
+    def step(state, batch):
+        return {"x": state["x"] + 1}, {"loss": Mean(batch["x"] * 1.0, jnp.ones(()))}
+
+    def batch(index):
+        return {"x": np.asarray(index, np.float32)}
+
+    options = dict(num_steps=5, folder=tmp_path, items_per_batch=lambda _: 1)
+    config = LoopConfig(log_every=2, checkpoint_every=4)
+    fit(step, {"x": jnp.zeros(())}, batch, config=config, **(options | {"num_steps": 4}))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    state = fit(step, {"x": jnp.zeros(())}, batch, config=config, **options)
+    assert float(state["x"]) == 5
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(2, 0.5), (4, 2.5), (5, 4.0)]
