@@ -47,9 +47,9 @@ COMMANDS = {
     ),
     # Not scripts/inspect.py: `python scripts/train.py` puts scripts/ on sys.path before the standard library.
     "inspect": Command(
-        "trimask.scripts.inspect_codecs",
-        "what the tokenizers keep: reconstruction quality and codebook use",
-        "trimask inspect runs/tiny",
+        "trimask.scripts.inspection",
+        "what prepared data or a run holds: reconstruction quality, codebook use, parameters",
+        "trimask inspect data/tiny",
     ),
 }
 

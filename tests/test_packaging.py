@@ -48,12 +48,8 @@ class Installation(NamedTuple):
     """A test file, and script, that fails unless both packages are the right ones."""
 
     def run(self, *arguments: str | Path, cwd: Path) -> str:
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST"))
-        }
-        process = subprocess.run(
-            [self.python, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
-        )
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST"))}
+        process = subprocess.run([self.python, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
         assert process.returncode == 0, process.stdout + process.stderr
         return process.stdout
 
@@ -79,9 +75,7 @@ def installation(request, source, wheel, tmp_path_factory) -> Installation:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", scratch / "venv"], check=True)
     python = scratch / "venv/bin/python"
     print_site = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = subprocess.run(
-        [python, "-c", print_site], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    site = subprocess.run([python, "-c", print_site], check=True, capture_output=True, text=True).stdout.strip()
     outside = sysconfig.get_path("purelib")
     Path(site, "dependencies.pth").write_text(outside)  # the folder itself, not the editable installs in it
     what = [wheel] if request.param == "wheel" else ["--no-build-isolation", "--editable", source]
@@ -95,9 +89,7 @@ def installation(request, source, wheel, tmp_path_factory) -> Installation:
 def pip(*arguments: str | Path) -> None:
     command = next(place for place, word in enumerate(arguments) if word in ("wheel", "install")) + 1
     offline = ("--quiet", "--no-index", "--no-deps", "--disable-pip-version-check")
-    subprocess.run(
-        [sys.executable, "-m", "pip", *arguments[:command], *offline, *arguments[command:]], check=True
-    )
+    subprocess.run([sys.executable, "-m", "pip", *arguments[:command], *offline, *arguments[command:]], check=True)
 
 
 def test_both_tokenizers_import_from_the_root(installation):
@@ -109,22 +101,19 @@ def test_both_tokenizers_import_from_elsewhere(installation, tmp_path):
 
 
 def test_both_tokenizers_import_under_pytest(installation):
-    out = installation.run(
-        "-m", "pytest", "-p", "no:cacheprovider", installation.beside, cwd=installation.root
-    )
+    out = installation.run("-m", "pytest", "-p", "no:cacheprovider", installation.beside, cwd=installation.root)
     assert "1 passed" in out
 
 
 def test_the_command_is_installed(installation, tmp_path):
     trimask = installation.python.with_name("trimask")
-    assert (
-        installation.run(trimask, "--version", cwd=tmp_path) == f"trimask {PROJECT['project']['version']}\n"
-    )
+    assert installation.run(trimask, "--version", cwd=tmp_path) == f"trimask {PROJECT['project']['version']}\n"
     assert "usage: trimask" in installation.run("scripts/cli.py", cwd=installation.root)
 
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel):
-    modules = {f"trimask/{path.relative_to(ROOT)}" for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    files = [path for room in ROOMS for kind in ("*.py", "*.jinja") for path in (ROOT / room).rglob(kind)]
+    modules = {f"trimask/{path.relative_to(ROOT)}" for path in files}
     markers = {f"trimask/{room}/py.typed" for room in ROOMS}
     with zipfile.ZipFile(wheel) as content:
         names = {name for name in content.namelist() if ".dist-info/" not in name}
@@ -133,9 +122,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel):
 
 def test_the_pins_cover_every_dependency_and_name_no_host():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    assert [
-        line for line in lines if "://" in line or "@" in line or "/" in line or line.startswith("-")
-    ] == []
+    assert [line for line in lines if "://" in line or "@" in line or "/" in line or line.startswith("-")] == []
     pinned = {line.split("==")[0] for line in lines}
     extras = PROJECT["project"]["optional-dependencies"].values()
     asked = [*PROJECT["project"]["dependencies"], *(name for extra in extras for name in extra)]

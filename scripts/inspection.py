@@ -1,0 +1,236 @@
+"""trimask inspect: what a prepared folder or a run holds.
+
+Of a prepared folder: its datasets, how a sequence of each task is laid out, what the tokenizers make of held-out data,
+and how much of it the codecs keep. Of a run: its parameters, how far it is, and what it has been measured to do.
+
+Not called inspect.py: a script run by its path would find it before the standard library's.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from rich.table import Table
+
+from trimask.diffusion import configuration
+from trimask.diffusion.data.prepare import TRAIN, DatasetManifest, Prepared
+from trimask.diffusion.evaluate import EvaluateConfig, Evaluation, fitted_judge, same_shape
+from trimask.diffusion.parametrization import PARAMETER_CLASSES, parameter_classes
+from trimask.diffusion.train import Loaded, load
+from trimask.diffusion.transformer import num_parameters
+from trimask.scripts import cli
+from trimask.scripts.console import console, parse, table
+from trimask.scripts.evaluate import print_evaluation
+from trimask.tokenizers.quality import CodebookUse, codebook_use, log_mel_distance_db, psnr_db
+from trimask.tokenizers.text import TextTokenizer
+from trimask.tokenizers.vocabulary import TEXT, Vocabulary
+
+_SAMPLE_TEXTS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What to look at."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder that `trimask prepare` or `trimask train` wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecQuality:
+    """What a codec keeps of one held-out split."""
+
+    medium: str
+    split: str
+    examples: int
+    quality: float
+    """Mean over examples of PSNR in dB for pictures, of log-mel distance in dB for sound."""
+    judge_on_real: float
+    """Share of the real media that the judge of the dataset accepts."""
+    judge_on_reconstructed: float
+    """The same after encoding and decoding."""
+    books: list[CodebookUse]
+    """Use of each residual codebook."""
+
+
+class _Measure(NamedTuple):
+    name: str
+    of: Callable[[Any, Any, Prepared], np.ndarray]
+    """Real, reconstructed → dB for each."""
+
+
+_MEASURES = {
+    "image": _Measure("PSNR", lambda real, ours, _: psnr_db(real, ours)),
+    "audio": _Measure("mel", lambda real, ours, p: log_mel_distance_db(real, ours, p.sample_rate_hz)),
+}
+
+
+def run(folder: Path) -> None:
+    """Prints what the folder holds."""
+    if (folder / "manifest.json").is_file():
+        inspect_prepared(Prepared(folder))
+    elif (folder / "config.json").is_file():
+        inspect_run(load(folder))
+    elif not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    else:
+        raise ValueError(
+            f"{folder}: neither prepared data (it has no manifest.json; `trimask prepare` writes one) "
+            "nor a run (it has no config.json; `trimask train` writes one)"
+        )
+
+
+def inspect_prepared(prepared: Prepared) -> None:
+    """Prints datasets, layouts, sample encodings and the quality of every codec."""
+    datasets, vocabulary = prepared.manifest.datasets, prepared.manifest.vocabulary
+    rows = [
+        [name, dataset.source, split, f"{content.examples:,}"]
+        for name, dataset in datasets.items()
+        for split, content in dataset.splits.items()
+    ]
+    console.print(_left(table(f"Datasets in {prepared.folder}", ["dataset", "source", "split", "examples"], rows), 3))
+    rows = [
+        [task.name.replace("_", " "), name, _layout(task.modalities, dataset), str(dataset.example_length)]
+        for name, dataset in datasets.items()
+        for task in dataset.tasks(vocabulary)
+    ]
+    console.print(_left(table("Sequences", ["task", "dataset", "layout", "tokens"], rows), 3))
+    _print_vocabulary(vocabulary)
+    _print_encodings(prepared)
+    measured = [quality for name in datasets for quality in codec_qualities(prepared, name)]
+    if measured:
+        _print_codecs(measured)
+
+
+def codec_qualities(prepared: Prepared, dataset: str) -> list[CodecQuality]:
+    """What the codec of the dataset's medium keeps of each held-out split."""
+    manifest = prepared.dataset(dataset)
+    medium, judge = manifest.medium, fitted_judge(prepared, dataset)
+    if medium is None or judge is None:
+        return []
+    codec, result = prepared.tokenizers.codec(medium), []
+    shape = codec.media_shape(tuple(manifest.shapes[medium]))
+    for split in [split for split in EvaluateConfig().splits if split in manifest.splits]:
+        raw = prepared.source(dataset).read(split)
+        references = [example.media[TEXT] for example in raw]
+        real = np.stack(same_shape([example.media[medium] for example in raw], shape))
+        codes = np.stack([record[medium] for record in prepared.examples(dataset, split)])
+        ours = codec.decode(codes)
+        accuracy = [float(judge(list(media), references).mean()) for media in (real, ours)]
+        sizes = codec.codebook_sizes
+        stages = codes[..., None] if len(sizes) == 1 else codes
+        result.append(
+            CodecQuality(
+                medium=medium,
+                split=split,
+                examples=len(raw),
+                quality=float(_MEASURES[medium].of(real, ours, prepared).mean()),
+                judge_on_real=accuracy[0],
+                judge_on_reconstructed=accuracy[1],
+                books=[codebook_use(stages[..., stage], size) for stage, size in enumerate(sizes)],
+            )
+        )
+    return result
+
+
+def inspect_run(loaded: Loaded) -> None:
+    """Prints parameters, progress, vocabulary, and the newest numbers."""
+    description = loaded.description
+    facts = {
+        "data": description.data,
+        "trimask": description.trimask + (f", commit {description.git_commit[:12]}" if description.git_commit else ""),
+        "newest checkpoint": f"step {loaded.step:,} of {description.num_steps:,}",
+        "parameters": f"{num_parameters(loaded.parameters):,}",
+    }
+    console.print(_left(table(f"Run {loaded.folder}", ["what", ""], [list(fact) for fact in facts.items()]), 2))
+    rows = [[name.replace("_", " "), f"{count:,}"] for name, count in parameters_per_class(loaded).items()]
+    console.print(table("Parameters", ["class", "scalars"], rows))
+    _print_vocabulary(loaded.vocabulary)
+    metrics = last_metrics(loaded.folder / "metrics.jsonl")
+    if metrics:
+        rows = [[name, f"{value:,.6g}"] for name, value in metrics.items()]
+        console.print(table("Newest metrics", ["metric", "value"], rows))
+    if (loaded.folder / "evaluation.json").is_file():
+        print_evaluation(configuration.load(loaded.folder / "evaluation.json", Evaluation))
+
+
+def parameters_per_class(loaded: Loaded) -> dict[str, int]:
+    """Scalars of each parameter class that occurs."""
+    classes = parameter_classes(loaded.pretraining.model(loaded.parameters))
+    counts: Counter[str] = Counter()
+    for name, leaf in zip(jax.tree.leaves(classes), jax.tree.leaves(loaded.parameters), strict=True):
+        counts[name] += leaf.size
+    return {name: counts[name] for name in PARAMETER_CLASSES if counts[name]}
+
+
+def last_metrics(path: Path) -> dict[str, float]:
+    """The last whole line of a run's metrics; none where there is none."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    return json.loads(whole[-1]) if whole else {}
+
+
+def _layout(modalities: Sequence[str], dataset: DatasetManifest) -> str:
+    parts = [f"<{modality}> {'×'.join(map(str, dataset.shapes[modality]))}" for modality in modalities]
+    return " ".join(["<task>", *parts])
+
+
+def _print_vocabulary(vocabulary: Vocabulary) -> None:
+    rows = [[r.modality, f"{r.start:,}–{r.stop - 1:,}", f"{r.stop - r.start:,}"] for r in vocabulary.ranges]
+    console.print(table(f"Vocabulary of {vocabulary.size:,} ids", ["modality", "ids", "size"], rows))
+
+
+def _print_encodings(prepared: Prepared) -> None:
+    """A few held-out texts of each dataset, token by token."""
+    text, rows = prepared.tokenizers.text, []
+    for name, dataset in prepared.manifest.datasets.items():
+        split = next((split for split in EvaluateConfig().splits if split in dataset.splits), TRAIN)
+        texts = dict.fromkeys(example.media[TEXT] for example in prepared.source(name).read(split))
+        rows += [[sample, _pieces(text, sample)] for sample in list(texts)[:_SAMPLE_TEXTS]]
+    console.print(_left(table(f"Text tokenizer of {text.size:,} tokens", ["text", "tokens"], rows), 2))
+
+
+def _pieces(text: TextTokenizer, sample: str) -> str:
+    return " · ".join(piece.replace(" ", "␣") for piece in text.decode_batch([i[None] for i in text.encode(sample)]))
+
+
+def _print_codecs(measured: Sequence[CodecQuality]) -> None:
+    rows = [
+        [
+            *(m.medium, m.split, f"{m.examples:,}", f"{_MEASURES[m.medium].name} {m.quality:.1f} dB"),
+            *(f"{m.judge_on_real:.1%}", f"{m.judge_on_reconstructed:.1%}"),
+        ]
+        for m in measured
+    ]
+    columns = ["codec", "held out", "examples", "distance", "judge: real", "reconstructed"]
+    console.print(table("What the codecs keep (PSNR: higher, mel: lower is nearer)", columns, rows))
+    rows = [
+        [f"{m.medium} {number}", m.split, f"{book.used} of {book.size}", f"{book.share:.0%}", f"{book.perplexity:.1f}"]
+        for m in measured
+        for number, book in enumerate(m.books)
+    ]
+    console.print(table("Codebook use", ["codebook", "held out", "used", "share", "perplexity"], rows))
+
+
+def _left(listed: Table, columns: int) -> Table:
+    """The table with its first columns, which hold words, left-aligned."""
+    for column in listed.columns[:columns]:
+        column.justify = "left"
+    return listed
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of the command."""
+    parsed: Arguments = parse(Arguments, list(arguments), "inspect", __doc__ or "")
+    run(parsed.folder)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["inspect", *sys.argv[1:]]))

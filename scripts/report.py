@@ -1,0 +1,214 @@
+"""A trained and evaluated run as something to look at and listen to.
+
+digits.png      what it draws, wrong ones framed      words/*.wav     what it says, one of each prompt
+text.txt        what it writes                        unmasking.gif   a picture as it becomes known
+loss.png  accuracy.png                                report.html     all of these in one file
+"""
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from trimask.diffusion import configuration
+from trimask.diffusion.data.prepare import Prepared
+from trimask.diffusion.evaluate import Evaluation, Samples
+from trimask.diffusion.sampling.prompts import Prompts
+from trimask.diffusion.sampling.requests import Generator
+from trimask.diffusion.train import Loaded
+from trimask.diffusion.transformer import num_parameters
+from trimask.scripts.plots import plot_accuracy, plot_loss, read_metrics, training_seconds
+from trimask.scripts.render import (
+    enlarged,
+    enlargement,
+    file_stem,
+    frame_of,
+    image_grid,
+    spectrogram_image,
+    write_gif,
+    write_png,
+    write_wav,
+)
+from trimask.tokenizers.vocabulary import TEXT
+
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
+_PICTURES = 40
+_SHOWN_WORDS = 24
+_SHOWN_LINES = 12
+_WRONG = (214, 48, 49)
+
+
+class Word(NamedTuple):
+    """A spoken answer, as the page shows it."""
+
+    prompt: str
+    is_right: bool
+    file: Path
+    spectrogram: Image.Image
+
+
+class Line(NamedTuple):
+    """A written answer."""
+
+    prompt: str
+    answer: str
+    expected: str
+    is_right: bool
+
+
+class Written(NamedTuple):
+    """The written answers of one task and split."""
+
+    title: str
+    lines: list[Line]
+
+
+def write_report(
+    run: Path, evaluation: Evaluation, samples: Sequence[Samples], loaded: Loaded, prepared: Prepared
+) -> Path:
+    """Writes all files into the run folder and returns the page."""
+    metrics = read_metrics(run / "metrics.jsonl")
+    target = {name: task.target for name, task in loaded.vocabulary.tasks.items()}
+    drawn = [sample for sample in samples if target[sample.task] == "image"]
+    spoken = [sample for sample in samples if target[sample.task] == "audio"]
+    written = [_written(sample, prepared) for sample in samples if target[sample.task] == TEXT]
+    _write_drawings(run, drawn, loaded)
+    words = _write_words(run / "words", spoken, loaded)
+    (run / "text.txt").write_text("\n".join(map(_as_text, written)), encoding="utf-8")
+    plot_loss(run / "loss.png", metrics)
+    plot_accuracy(run / "accuracy.png", evaluation.accuracies)
+    page = _page(
+        evaluation=evaluation,
+        step=loaded.step,
+        parameters=num_parameters(loaded.parameters),
+        seconds=training_seconds(metrics),
+        tokens=metrics[-1]["tokens"],
+        settings=list(_flat(configuration.to_dict(loaded.description.train))),
+        description=loaded.description,
+        has_drawings=bool(drawn),
+        words=words[:_SHOWN_WORDS],
+        more_words=len(words[_SHOWN_WORDS:]),
+        written=[Written(title, lines[:_SHOWN_LINES]) for title, lines in written],
+        uri=lambda name: data_uri(run / name),
+        spectrogram_uri=_png_uri,
+    )
+    path = run / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def data_uri(path: Path) -> str:
+    """The file as an address that holds all of it."""
+    kind = {".png": "image/png", ".gif": "image/gif", ".wav": "audio/wav"}[path.suffix]
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _png_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _page(**content: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(_TEMPLATE.name).render(content)
+
+
+def _write_drawings(run: Path, drawn: Sequence[Samples], loaded: Loaded) -> None:
+    """digits.png and unmasking.gif, where the model draws."""
+    for sample in drawn[:1]:
+        chosen = _in_turn(sample.references)[:_PICTURES]
+        height, width, _ = sample.media[0].shape
+        scale = enlargement(height, width, wanted=90)
+        pictures = [_framed(enlarged(sample.media[i], scale), bool(sample.is_right[i])) for i in chosen]
+        captions = [sample.references[i] if sample.is_right[i] else f"✗ {sample.references[i]}" for i in chosen]
+        write_png(run / "digits.png", image_grid(pictures, captions, columns=5, scale=1))
+        right = [i for i in chosen if sample.is_right[i]] or chosen
+        asked = Prompts(loaded.tokenizers, loaded.description.shapes).from_text(sample.references[right[0]], "image")
+        generator = Generator(loaded.denoise, loaded.vocabulary, rows=1)
+        (states,) = generator.trajectories([asked], loaded.generation("image"), seed=0)
+        write_gif(run / "unmasking.gif", [frame_of(loaded.tokenizers, state) for state in states], 200)
+
+
+def _in_turn(references: Sequence[str]) -> list[int]:
+    """Numbers of the items such that every reference has its turn: the first of each, the second of each, …"""
+    items: dict[str, list[int]] = {}
+    for number, reference in enumerate(references):
+        items.setdefault(reference, []).append(number)
+    return [number for turn in zip_longest(*items.values()) for number in turn if number is not None]
+
+
+def _framed(picture: Image.Image, is_right: bool) -> np.ndarray:
+    """The picture with a coloured frame if it is wrong."""
+    if not is_right:
+        ImageDraw.Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=_WRONG, width=4)
+    return np.asarray(picture)
+
+
+def _write_words(folder: Path, spoken: Sequence[Samples], loaded: Loaded) -> list[Word]:
+    """The first answer to each prompt; what an earlier report left is replaced."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.wav"):
+        old.unlink()
+    words, stems = [], set[str]()
+    for sample in spoken:
+        first = {reference: i for i, reference in reversed(list(enumerate(sample.references)))}
+        for prompt in dict.fromkeys(sample.references):
+            i, stem = first[prompt], file_stem(prompt, stems.__contains__)
+            stems.add(stem)
+            file, rate = folder / f"{stem}.wav", loaded.tokenizers.sample_rate_hz
+            write_wav(file, sample.media[i], rate)
+            words.append(Word(prompt, bool(sample.is_right[i]), file, spectrogram_image(sample.media[i], rate)))
+    return words
+
+
+def _written(sample: Samples, prepared: Prepared) -> Written:
+    """Prompt and answer of every item; of a medium, the prompt is the medium."""
+    task = prepared.manifest.vocabulary.tasks[sample.task]
+    given = _given(prepared, sample) if task.condition is None else [""] * len(sample.references)
+    lines = [
+        Line(prompt or f"[{task.condition}]", answer[len(prompt) :], expected[len(prompt) :], bool(is_right))
+        for prompt, answer, expected, is_right in zip(
+            given, sample.media, sample.references, sample.is_right, strict=True
+        )
+    ]
+    return Written(f"{sample.task.replace('_', ' ')} · {sample.split}", lines)
+
+
+def _given(prepared: Prepared, sample: Samples) -> list[str]:
+    """What each text began with when it was asked."""
+    known = {
+        example.media[TEXT]: example.media[TEXT][: example.given]
+        for name, dataset in prepared.manifest.datasets.items()
+        if dataset.medium is None and sample.split in dataset.splits
+        for example in prepared.source(name).read(sample.split)
+    }
+    return [known[reference] for reference in sample.references]
+
+
+def _as_text(written: Written) -> str:
+    lines = [
+        f"{line.prompt} → {line.answer}" + ("" if line.is_right else f"   ✗ {line.expected}") for line in written.lines
+    ]
+    return "\n".join([f"# {written.title}", *lines, ""])
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name."""
+    for name, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

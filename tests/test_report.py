@@ -1,0 +1,186 @@
+"""The whole story in seconds: prepare, train a few steps, evaluate, and the report of it."""
+
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from trimask.configs.presets import PRESETS, Experiment
+from trimask.diffusion.data.batches import BatchConfig
+from trimask.diffusion.evaluate import EvaluateConfig, Evaluation, Samples
+from trimask.diffusion.loop import LoopConfig
+from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.sampling.requests import GenerationConfig
+from trimask.diffusion.train import TrainConfig
+from trimask.diffusion.transformer import TransformerConfig
+from trimask.scripts import demo
+from trimask.scripts.plots import training_seconds
+from trimask.scripts.report import write_report
+
+
+@pytest.fixture(scope="module")
+def experiment(prepared) -> Experiment:
+    """Three steps on the synthetic sources."""
+    return Experiment(
+        prepare=prepared.config,
+        train=TrainConfig(
+            model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=32),
+            batch=BatchConfig(tokens=256),
+            optimizer=OptimizerConfig(horizon_tokens=700, warmup_tokens=100),
+            loop=LoopConfig(log_every=1),
+            generation={name: GenerationConfig(steps=2) for name in ("text", "image", "audio")},
+        ),
+        evaluate=EvaluateConfig(max_examples=5, bound_samples=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def story(prepared, experiment, tmp_path_factory):
+    """What `write_report` was given by the whole story; the run folder is the first."""
+    given = []
+    with pytest.MonkeyPatch.context() as patch:
+
+        def write(*arguments):
+            given.extend(arguments)
+            return write_report(*arguments)
+
+        patch.setattr(demo, "write_report", write)
+        demo.run(tmp_path_factory.mktemp("story") / "run", prepared.folder, experiment)
+    return given
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_every_file_is_there_and_not_empty(story):
+    run = story[0]
+    names = ["digits.png", "unmasking.gif", "loss.png", "accuracy.png", "text.txt", "report.html", "evaluation.json"]
+    assert [name for name in names if (run / name).stat().st_size == 0] == []
+    assert {Image.open(run / name).format for name in names[:4]} == {"PNG", "GIF"}
+    assert Image.open(run / "unmasking.gif").n_frames == 3
+
+
+def test_every_prompt_has_one_spoken_word(story):
+    files = sorted((story[0] / "words").iterdir())
+    assert [file.name for file in files] == ["one.wav", "three.wav", "two.wav"]
+    assert {soundfile.info(file).samplerate for file in files} == {8000}
+
+
+def test_texts_begin_with_what_was_given(story):
+    lines = (story[0] / "text.txt").read_text().splitlines()
+    assert "# text · test" in lines and "# image to text · test" in lines
+    assert [line.split(" → ")[0] for line in lines if line.startswith("3")] == [f"{n}+{n}=" for n in range(32, 37)]
+
+
+def test_the_page_is_whole_and_needs_nothing_else(story):
+    html = (story[0] / "report.html").read_text()
+    page = Page(html)
+    assert page.open == []
+    assert "http://" not in html and "https://" not in html
+    sources = [attributes["src"] for _, attributes in page.tags if "src" in attributes]
+    assert [source for source in sources if not source.startswith("data:")] == []
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
+    assert sum(tag == "audio" for tag, _ in page.tags) == 3
+
+
+def test_the_page_shows_every_number(story):
+    _, evaluation, _, loaded, _ = story
+    text = Page((loaded.folder / "report.html").read_text()).text
+    assert len(evaluation.accuracies) == 5
+    for a in evaluation.accuracies:
+        assert f"{a.accuracy:.1%}" in text and "{:.1%}–{:.1%}".format(*a.interval) in text
+    for b in evaluation.bounds:
+        assert f"{b.bits_per_token:.3f} ± {b.half_width:.3f}" in text
+    assert "model.width" in text and "Memorisation" in text
+
+
+def test_a_prompt_that_is_markup_is_shown_as_text(story, tmp_path):
+    run, evaluation, samples, loaded, prepared = story
+    prompt = "<script>alert(1)</script>"
+    spoken = next(sample for sample in samples if sample.task == "text_to_audio")
+    hostile = replace(spoken, references=[prompt] * len(spoken.references))
+    (tmp_path / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
+    html = write_report(tmp_path, evaluation, [hostile], loaded, prepared).read_text()
+    assert "<script" not in html
+    assert prompt in Page(html).text
+
+
+def test_a_model_of_text_alone_has_a_report_too(story, tmp_path):
+    run, _, samples, loaded, prepared = story
+    (tmp_path / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
+    text = next(sample for sample in samples if sample.task == "text")
+    html = write_report(tmp_path, Evaluation(step=3), [text], loaded, prepared).read_text()
+    assert "It writes" in html and "It draws" not in html and "It speaks" not in html
+
+
+def test_a_wrong_picture_is_framed(story, tmp_path):
+    run, _, _, loaded, prepared = story
+    (tmp_path / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
+    black = [np.zeros((4, 6, 1), np.uint8)] * 2
+
+    def red_pixels(is_right):
+        sample = Samples("text_to_image", "test", ["one", "two"], black, np.array(is_right))
+        write_report(tmp_path, Evaluation(step=3), [sample], loaded, prepared)
+        pixels = np.asarray(Image.open(tmp_path / "digits.png").convert("RGB")).astype(int)
+        return int((pixels[..., 0] - pixels[..., 1] > 100).sum())
+
+    assert red_pixels([True, True]) == 0
+    assert 0 < red_pixels([True, False]) < red_pixels([False, False])
+
+
+def test_the_story_told_again_does_not_train_again(story, experiment, prepared, monkeypatch):
+    run, evaluation, samples = story[:3]
+    monkeypatch.setattr(demo.evaluate, "run", lambda *_: (evaluation, samples))
+    metrics, page = (run / "metrics.jsonl").read_bytes(), (run / "report.html").read_text()
+    monkeypatch.setattr("trimask.diffusion.train.Pretraining.step", lambda *_: pytest.fail("it trains"))
+    demo.run(run, prepared.folder, experiment)
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+    assert (run / "report.html").read_text() == page
+
+
+def test_the_story_ends_by_saying_where_to_look(story, experiment, prepared, capsys):
+    assert sorted(json.loads((story[0] / "evaluation.json").read_text())) == [
+        "accuracies",
+        "bounds",
+        "memorisation",
+        "step",
+    ]
+    demo._print_next(story[0], story[0] / "report.html")
+    out = capsys.readouterr().out
+    assert str(story[0] / "report.html") in out and f"trimask inspect {story[0]}" in out
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=f"no preset 'tyni'; there are {', '.join(PRESETS)}"):
+        demo.Arguments(preset="tyni")
+
+
+def test_training_time_is_tokens_over_rate():
+    # 10 tokens a step; `tokens` is the mean over a line's steps. 20 tokens at 5/s, then 30 at 15/s.
+    lines = [
+        {"step": 2, "tokens": 15.0, "tokens_per_second": 5.0},
+        {"step": 5, "tokens": 40.0, "tokens_per_second": 15.0},
+    ]
+    assert training_seconds(lines) == pytest.approx(4 + 2)
