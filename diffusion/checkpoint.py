@@ -13,7 +13,9 @@ class Checkpoints:
     """The numbered checkpoints of one run."""
 
     def __init__(self, folder: Path, *, keep: int | None = None):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=keep is not None, enable_async_checkpointing=True
+        )
         self.folder = folder
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 

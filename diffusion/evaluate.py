@@ -135,9 +135,9 @@ def evaluate(
                 records = prepared.examples(name, split)[: config.max_examples]
                 raw = list(prepared.source(name).read(split))[: config.max_examples]
                 result.bounds.append(_bound(loaded, task, split, records, config))
-                if task.condition is None and not any(example.given for example in raw):
+                if task.condition is None and not any(record["num_given"] for record in records):
                     continue  # nothing is asked, so no answer is right or wrong
-                questions = [_question(loaded, task, *pair) for pair in zip(records, raw, strict=True)]
+                questions = [_question(task, record) for record in records]
                 progress = partial(report, f"{task.name} on {split}")
                 answers = generator.generate(questions, loaded.generation(task.target), config.seed, progress)
                 codes = [answer.example.segments[-1].codes for answer in answers]
@@ -151,14 +151,12 @@ def evaluate(
     return result, samples
 
 
-def _question(loaded: Loaded, task: Task, record: dict[str, Any], raw: RawExample) -> Example:
-    """The example with what is asked for masked; of text alone, what follows the given characters."""
-    codes = {modality: record[modality] for modality in task.modalities}
-    codes[task.target] = np.full_like(codes[task.target], -1)
-    if task.condition is None:
-        given = loaded.tokenizers.text.encode(raw.media[TEXT][: raw.given])
-        codes[task.target][: len(given)] = given
-    return direct(task, codes)
+def _question(task: Task, record: dict[str, Any]) -> Example:
+    """The example with what is asked for masked."""
+    num_given = record["num_given"] if task.condition is None else 0
+    asked = record[task.target].copy()
+    asked.reshape(-1)[num_given:] = -1
+    return direct(task, {**record, task.target: asked}, num_given)
 
 
 def _judged(
@@ -256,7 +254,7 @@ def _bound(
     loaded: Loaded, task: Task, split: str, records: AnySequence[dict[str, Any]], config: EvaluateConfig
 ) -> Bound:
     """Mean over examples of the mean over `bound_samples` masks of each."""
-    rows = [direct(task, record) for record in records]
+    rows = [direct(task, r, r["num_given"] if task.condition is None else 0) for r in records]
     batch = stack([assemble(loaded.vocabulary, [row], row.length) for row in rows])
     key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(f"{task.name} {split}".encode()))
     schedule = loaded.description.train.masking.schedule

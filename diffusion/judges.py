@@ -23,9 +23,7 @@ def exact_match(media: AnySequence[str], references: AnySequence[str]) -> Bool[n
     return np.array([text == reference for text, reference in zip(media, references, strict=True)])
 
 
-def label_judge(
-    modality: str, media: AnySequence[Any], labels: AnySequence[str], sample_rate_hz: int
-) -> Judge:
+def label_judge(modality: str, media: AnySequence[Any], labels: AnySequence[str], sample_rate_hz: int) -> Judge:
     """A support vector machine that tells which label a medium has, fitted on real ones of one shape."""
     features = FEATURES[modality]
     classifier: Pipeline = make_pipeline(StandardScaler(), SVC(C=10.0, gamma="scale"))

@@ -50,7 +50,7 @@ class LoopConfig:
             raise ValueError(f"sample_every must not be negative, got {self.sample_every}")
 
 
-class Interrupted(RuntimeError):
+class Interrupted(KeyboardInterrupt):
     """Training was asked to stop; everything up to `step` is saved."""
 
     def __init__(self, step: int, folder: Path):

@@ -8,7 +8,7 @@ modality; the reported bound always uses the ELBO's weight, whatever is trained 
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,10 @@ class LossConfig:
 class Mean:
     """A mean in the making: sums add up over micro-batches, devices and steps; the quotient is taken at the end."""
 
-    total: Float[Array, ""]
-    count: Float[Array, ""]
+    total: Any
+    """Scalar."""
+    count: Any
+    """Scalar."""
 
     def __add__(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.count + other.count)
@@ -53,7 +55,9 @@ class Mean:
         return float(self.total) / float(self.count) if float(self.count) else float("nan")
 
 
-def restrict(logits: Float[Array, "*shape vocab"], allowed: Bool[Array, "*shape vocab"]) -> Float[Array, "*shape vocab"]:
+def restrict(
+    logits: Float[Array, "*shape vocab"], allowed: Bool[Array, "*shape vocab"]
+) -> Float[Array, "*shape vocab"]:
     """Logits with probability zero for every id that is not allowed."""
     return jnp.where(allowed, logits, _NEVER)
 
@@ -102,9 +106,7 @@ def bound_metrics(noised: Noised, nll: Float[Array, "batch seq"], vocabulary: Vo
         return Mean(jnp.sum(bits * where), jnp.sum(noised.is_target & where).astype(jnp.float32))
 
     modality, task = noised.sequence.modality, task_tokens(noised.sequence)
-    metrics = {
-        f"bits/{name}": mean(modality == number) for number, name in enumerate(vocabulary.modalities) if number
-    }
+    metrics = {f"bits/{name}": mean(modality == number) for number, name in enumerate(vocabulary.modalities) if number}
     for name, direction in vocabulary.tasks.items():
         is_target = (task == vocabulary.task_id(name)) & (modality == vocabulary.number_of(direction.target))
         metrics[f"bits/task/{name}"] = mean(is_target)

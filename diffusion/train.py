@@ -4,6 +4,8 @@ A run folder holds config.json (everything resolved), tokenizers/, checkpoints/,
 to resume, and to generate from without the data.
 """
 
+import importlib.metadata
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -156,7 +158,9 @@ class Pretraining:
         if self.config.accumulate == 1:
             return of(noised)
         micro = jax.tree.map(lambda x: x.reshape(self.config.accumulate, -1, *x.shape[1:]), noised)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of, jax.tree.map(lambda x: x[0], micro)))
+        zero = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of, jax.tree.map(lambda x: x[0], micro))
+        )
         total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, of(part)), None), zero, micro)
         return total
 
@@ -178,7 +182,8 @@ def train(
         shapes={name: d.shapes for name, d in prepared.manifest.datasets.items()},
         data=str(data.absolute()),
         num_steps=num_steps,
-        **_provenance(),
+        trimask=importlib.metadata.version("trimask"),
+        git_commit=_git_commit(),
     )
     _describe(folder, description, prepared.tokenizers)
     pretraining = Pretraining(config, vocabulary)
@@ -230,8 +235,8 @@ class Loaded:
 
 def load(folder: Path) -> Loaded:
     """Opens a run folder at its newest checkpoint."""
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder}: not a run folder, it has no config.json; `trimask train` makes one")
+    if not (folder / "config.json").is_file() or (folder / "manifest.json").is_file():
+        raise FileNotFoundError(f"{folder}: not a run folder; `trimask train` makes one")
     description = configuration.load(folder / "config.json", RunDescription)
     tokenizers = media_tokenizers.load(folder / "tokenizers")
     require_same_vocabulary(description.vocabulary, tokenizers.vocabulary, folder)
@@ -250,7 +255,9 @@ def require_same_vocabulary(model: Vocabulary, tokenizers: Vocabulary, folder: P
     """Refuses tokenizers that are not those of the model, saying where they differ."""
     changed = configuration.differences(model, tokenizers)
     if changed:
-        raise ValueError(f"{folder}: the model's vocabulary is not the tokenizers' (model → tokenizers): {'; '.join(changed)}")
+        raise ValueError(
+            f"{folder}: the model's vocabulary is not the tokenizers' (model → tokenizers): {'; '.join(changed)}"
+        )
 
 
 def _describe(folder: Path, description: RunDescription, tokenizers: MediaTokenizers) -> None:
@@ -273,13 +280,8 @@ def _describe(folder: Path, description: RunDescription, tokenizers: MediaTokeni
     configuration.save(path, description)
 
 
-def _provenance() -> dict[str, str | None]:
-    """Version and, where trimask runs from a git checkout, the commit."""
-    import importlib.metadata
-    import subprocess
-
-    result = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    commit = result.stdout.strip() if result.returncode == 0 else None
-    return {"trimask": importlib.metadata.version("trimask"), "git_commit": commit}
+def _git_commit() -> str | None:
+    """The commit, where trimask runs from a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() if result.returncode == 0 else None

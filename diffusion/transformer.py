@@ -46,7 +46,7 @@ class TransformerConfig:
     rotary_base: float | None = 10_000.0
     """Base of the rotary embedding of positions counted within an example. None: no rotary embedding."""
     place_embedding: bool = True
-    """Add the embedding of range and place. Without it a masked position only has its rotary position (LLaDA, Dream)."""
+    """Add the embedding of range and place; without it a masked position has only its rotary position (LLaDA)."""
     tied_unembedding: bool = False
     """Use the input embedding as the unembedding."""
     shifted_logits: bool = False
@@ -126,25 +126,24 @@ class Transformer(nnx.Module):
         """Logits and final hidden states, float32.
 
         `positions` asks for these only there. With a `cache` nothing but those positions is computed at all: keys and
-        values elsewhere are the cache's, which is exact only if the other tokens have not changed since.
+        values elsewhere are the cache's, which is exact only if the other tokens have not changed since. Without
+        positions a cache is ignored.
         """
-        asked = self._read_at(positions)
-        computed = None if cache is None else asked
-        if cache is not None and self.config.shifted_logits:
-            computed = jnp.concatenate([asked, positions], axis=1)
-        h, new_cache = self.encode(sequence, computed, cache)
-        if cache is not None:
-            h = h[:, : positions.shape[1]]
-        elif asked is not None:
-            h = jnp.take_along_axis(h, asked[..., None], axis=1)
-        elif self.config.shifted_logits:
-            h = jnp.concatenate([h[:, :1], h[:, :-1]], axis=1)
+        if positions is None:
+            h, new_cache = self.encode(sequence, None, None)
+            if self.config.shifted_logits:
+                h = jnp.concatenate([h[:, :1], h[:, :-1]], axis=1)
+        else:
+            read = jnp.maximum(positions - 1, 0) if self.config.shifted_logits else positions
+            if cache is None:
+                h, new_cache = self.encode(sequence, None, None)
+                h = jnp.take_along_axis(h, read[..., None], axis=1)
+            else:
+                computed = jnp.concatenate([read, positions], axis=1) if self.config.shifted_logits else positions
+                h, new_cache = self.encode(sequence, computed, cache)
+                h = h[:, : positions.shape[1]]
         hidden = self.final_norm(h).astype(jnp.float32)
         return Output(self.unembed(hidden), hidden, new_cache)
-
-    def _read_at(self, positions):
-        """Where the logits of `positions` are read."""
-        return jnp.maximum(positions - 1, 0) if self.config.shifted_logits and positions is not None else positions
 
     def encode(
         self, sequence: Sequence, computed: Int[Array, "batch asked"] | None, cache: tuple[KeysValues, ...] | None

@@ -12,6 +12,7 @@ from trimask.diffusion import configuration
 from trimask.diffusion.data.prepare import Prepared
 from trimask.diffusion.evaluate import EvaluateConfig, Evaluation, Samples, evaluate
 from trimask.diffusion.train import Loaded, load
+from trimask.scripts import cli
 from trimask.scripts.console import console, parse, progress_report, table
 
 
@@ -71,4 +72,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(cli.main(["evaluate", *sys.argv[1:]]))

@@ -21,6 +21,7 @@ from trimask.diffusion import configuration
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.sampling.requests import Answer, GenerationConfig, Generator, repeats
 from trimask.diffusion.train import Loaded, load
+from trimask.scripts import cli
 from trimask.scripts.console import console, parse, progress_report
 from trimask.scripts.inputs import read_audio, read_image, read_lines
 from trimask.scripts.render import (
@@ -177,9 +178,7 @@ def settings(arguments: Arguments, loaded: Loaded, example: Example) -> Generati
     return config
 
 
-def write(
-    out: Path, index: list[dict[str, Any]], outputs: Sequence[Output], tokenizers: MediaTokenizers
-) -> None:
+def write(out: Path, index: list[dict[str, Any]], outputs: Sequence[Output], tokenizers: MediaTokenizers) -> None:
     """All files and the index, or nothing."""
     lines = {entry["file"]: entry for entry in index}
     file_of = {_identity(entry): entry["file"] for entry in index}
@@ -284,4 +283,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(cli.main(["generate", *sys.argv[1:]]))

@@ -22,9 +22,7 @@ def read_image(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "height 
     picture = _opened(path)
     if picture.size != (width, height):
         came = f"{picture.width}×{picture.height}"
-        console.print(
-            f"{path}: {came} pixels become {width}×{height}", markup=False, highlight=False, soft_wrap=True
-        )
+        console.print(f"{path}: {came} pixels become {width}×{height}", markup=False, highlight=False, soft_wrap=True)
     picture = picture.convert(mode)
     shrinks = picture.width >= width and picture.height >= height
     method = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC

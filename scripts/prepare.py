@@ -10,6 +10,7 @@ import tyro
 
 from trimask.configs.presets import PRESETS, Experiment
 from trimask.diffusion.data.prepare import PrepareConfig, Prepared, prepare
+from trimask.scripts import cli
 from trimask.scripts.console import by_preset, console, parse, progress_report, table
 
 
@@ -46,4 +47,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(cli.main(["prepare", *sys.argv[1:]]))

@@ -94,9 +94,7 @@ def _write_media(path: Path, modality: str, media: list[Any], captions: list[str
 
 def _lines(step: int, task: Task, references: list[str], texts: list[str]) -> list[dict[str, Any]]:
     pairs = zip(references, texts, strict=True)
-    return [
-        {"step": step, "task": task.name, "reference": reference, "text": text} for reference, text in pairs
-    ]
+    return [{"step": step, "task": task.name, "reference": reference, "text": text} for reference, text in pairs]
 
 
 def _lines_before(path: Path, step: int) -> list[dict[str, Any]]:

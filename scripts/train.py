@@ -11,6 +11,7 @@ import tyro
 from trimask.configs.presets import PRESETS, Experiment
 from trimask.diffusion.train import Loaded, TrainConfig, train
 from trimask.diffusion.transformer import num_parameters
+from trimask.scripts import cli
 from trimask.scripts.console import by_preset, console, parse
 from trimask.scripts.samples import save_training_samples
 
@@ -44,4 +45,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(cli.main(["train", *sys.argv[1:]]))

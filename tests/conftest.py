@@ -17,6 +17,7 @@ from trimask.diffusion.data.sources import RawExample, Source
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
 
+
 def _raw_example(kind: str, number: int) -> RawExample:
     """Noise with a label, or a sum."""
     rng = np.random.default_rng(number)

@@ -35,9 +35,7 @@ def _features(codec: MelCodec, waveform: np.ndarray) -> np.ndarray:
     side = (config.window - config.hop) // 2
     padded = np.pad(waveform.astype(np.float64), (side, side + config.samples_per_frame))
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(config.window) / config.window)
-    filters = librosa.filters.mel(
-        sr=config.sample_rate_hz, n_fft=config.window, n_mels=config.num_mels, norm=None
-    )
+    filters = librosa.filters.mel(sr=config.sample_rate_hz, n_fft=config.window, n_mels=config.num_mels, norm=None)
     num_spectra = -(-len(waveform) // config.samples_per_frame) * config.spectra_per_frame
     moments = []
     for start in range(0, num_spectra * config.hop, config.hop):

@@ -28,8 +28,11 @@ def test_a_batch_depends_on_seed_and_step_alone(prepared):
     other_instance = Batches(prepared, config, seed=3)
     for step in reversed(range(5)):
         np.testing.assert_array_equal(other_instance(step).tokens, forwards[step].tokens)
-    assert any((Batches(prepared, config, seed=4)(s).tokens.shape != forwards[s].tokens.shape) or
-               (Batches(prepared, config, seed=4)(s).tokens != forwards[s].tokens).any() for s in range(5))
+    assert any(
+        (Batches(prepared, config, seed=4)(s).tokens.shape != forwards[s].tokens.shape)
+        or (Batches(prepared, config, seed=4)(s).tokens != forwards[s].tokens).any()
+        for s in range(5)
+    )
 
 
 def test_an_epoch_visits_every_example_once(prepared):
@@ -41,7 +44,9 @@ def test_an_epoch_visits_every_example_once(prepared):
     seen = [key[1] for step in range(examples // rows) for key in ids_in(batches(step), prepared)]
     unordered = [frozenset(segments) for segments in seen]
     assert len(unordered) == len(set(unordered)) == examples
-    again = [key[1] for step in range(examples // rows, 2 * examples // rows) for key in ids_in(batches(step), prepared)]
+    again = [
+        key[1] for step in range(examples // rows, 2 * examples // rows) for key in ids_in(batches(step), prepared)
+    ]
     assert {frozenset(s) for s in again} == set(unordered)
     assert [frozenset(s) for s in again] != unordered
 
@@ -63,7 +68,9 @@ def test_rows_draw_their_task_in_proportion_to_the_weights(prepared):
 
 
 def test_texts_are_packed_into_one_row(prepared):
-    config = BatchConfig(tokens=120, weights={"drawn": 0.0, "spoken": 0.0}, packed_length=2 * prepared.dataset("sums").example_length)
+    config = BatchConfig(
+        tokens=120, weights={"drawn": 0.0, "spoken": 0.0}, packed_length=2 * prepared.dataset("sums").example_length
+    )
     batch = Batches(prepared, config, seed=0)(0)
     assert batch.tokens.shape == (120 // batch.length, 2 * prepared.dataset("sums").example_length)
     np.testing.assert_array_equal(batch.segment.max(axis=1), 2)

@@ -47,9 +47,7 @@ def trimask_train(body: str, **streams) -> subprocess.Popen:
         "sys.exit(cli.main(['train']))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, **streams
-    )
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, **streams)
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
@@ -77,9 +75,7 @@ def test_version_is_that_of_the_installed_package(capsys):
     assert capsys.readouterr().out == f"trimask {version('trimask')}\n"
 
 
-@pytest.mark.parametrize(
-    ("typed", "meant"), [("trian", "train"), ("evalute", "evaluate"), ("gen", "generate")]
-)
+@pytest.mark.parametrize(("typed", "meant"), [("trian", "train"), ("evalute", "evaluate"), ("gen", "generate")])
 def test_a_mistyped_command_gets_a_suggestion(typed, meant, capsys):
     assert cli.main([typed]) == 2
     out, err = capsys.readouterr()
@@ -177,9 +173,7 @@ def test_a_reader_that_leaves_early_is_no_error(size):
 
 def test_the_allocator_is_settled_unless_the_user_settled_it(monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        "ctypes.CDLL", lambda _: SimpleNamespace(mallopt=lambda *setting: asked.append(setting))
-    )
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(mallopt=lambda *setting: asked.append(setting)))
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
     cli.settle_process()
@@ -190,9 +184,7 @@ def test_the_allocator_is_settled_unless_the_user_settled_it(monkeypatch):
 
 
 def test_the_command_line_runs_as_a_script_too():
-    process = subprocess.run(
-        [sys.executable, "scripts/cli.py", "trian"], cwd=ROOT, capture_output=True, text=True
-    )
+    process = subprocess.run([sys.executable, "scripts/cli.py", "trian"], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 2
     assert "did you mean `trimask train`?" in process.stderr
 

@@ -69,8 +69,7 @@ def test_handwritten_splits_are_disjoint_and_stratified(data_dir):
 
 def test_no_handwritten_picture_is_nearly_one_of_another_split(data_dir):
     flat = {
-        split: np.stack([record["image"].ravel() for record in load("handwritten", split, data_dir)])
-        * (16 / 255)
+        split: np.stack([record["image"].ravel() for record in load("handwritten", split, data_dir)]) * (16 / 255)
         for split in SPLITS
     }
     for a, b in itertools.combinations(SPLITS, 2):

@@ -223,8 +223,7 @@ def test_training_samples_show_every_task(loaded, tmp_path):
     ]
     lines = [json.loads(line) for line in (tmp_path / "samples/samples.jsonl").read_text().splitlines()]
     references = {
-        task: [line["reference"] for line in lines if line["task"] == task]
-        for task in ("image_to_text", "text")
+        task: [line["reference"] for line in lines if line["task"] == task] for task in ("image_to_text", "text")
     }
     # Held out are 20 … 31: three different captions, but ten of twelve sums.
     assert references["image_to_text"] == ["three", "one", "two"]
@@ -240,9 +239,7 @@ def test_a_resumed_run_rewrites_its_later_samples(loaded, tmp_path):
     save_training_samples(here, 20)
     assert content(tmp_path / "samples") == first
     save_training_samples(here, 10)
-    steps = [
-        json.loads(line)["step"] for line in (tmp_path / "samples/samples.jsonl").read_text().splitlines()
-    ]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "samples/samples.jsonl").read_text().splitlines()]
     assert set(steps) == {10}
 
 

@@ -111,7 +111,9 @@ def test_the_reported_bound_does_not_depend_on_what_is_trained_on(toy, vocabular
 
 def test_a_token_is_masked_with_probability_one_minus_alpha():
     keep = jnp.array([[0.0, 0.2, 0.7, 1.0]])
-    masked = jax.vmap(lambda key: mask_tokens(key, jnp.ones((1, 4), bool), keep))(jax.random.split(jax.random.key(0), 4000))
+    masked = jax.vmap(lambda key: mask_tokens(key, jnp.ones((1, 4), bool), keep))(
+        jax.random.split(jax.random.key(0), 4000)
+    )
     # Five standard deviations of a share of 4,000 draws are 0.04.
     np.testing.assert_allclose(masked.mean(axis=(0, 1)), 1 - keep[0], atol=0.04)
 
@@ -153,7 +155,9 @@ def test_modes_come_as_often_as_configured(vocabulary, pairs):
 
 def test_in_joint_mode_the_two_sides_are_masked_at_independent_rates(vocabulary, pairs):
     batch = jax.tree.map(lambda x: jnp.tile(x, (10, *[1] * (x.ndim - 1))), pairs)
-    noised = forward_process(jax.random.key(5), batch, vocabulary.mask_id, MaskingConfig(joint_probability=1.0, drop_probability=0.0))
+    noised = forward_process(
+        jax.random.key(5), batch, vocabulary.mask_id, MaskingConfig(joint_probability=1.0, drop_probability=0.0)
+    )
     text = jnp.where(batch.is_condition, noised.is_masked, False).sum(axis=1) / 2
     image = jnp.where(batch.is_condition, False, noised.is_masked).sum(axis=1) / 4
     assert abs(np.corrcoef(text, image)[0, 1]) < 0.1  # five standard deviations of 3,000 pairs
@@ -184,7 +188,9 @@ def test_a_pair_of_complementary_masks_predicts_every_target_once(vocabulary, pa
 def test_a_batch_without_a_modality_gives_a_finite_loss(vocabulary, pairs):
     noised = forward_process(jax.random.key(0), pairs, vocabulary.mask_id, MaskingConfig())
     nothing = jax.tree.map(lambda x: x, noised)
-    nothing = type(noised)(noised.sequence, noised.clean, noised.is_target & False, noised.is_masked & False, noised.weight)
+    nothing = type(noised)(
+        noised.sequence, noised.clean, noised.is_target & False, noised.is_masked & False, noised.weight
+    )
     logits = jnp.zeros((300, 9, vocabulary.size))
     loss, metrics = loss_and_metrics(logits, nothing, target_counts(nothing, vocabulary), vocabulary, LossConfig())
     assert float(loss) == 0 and np.isnan(float(metrics["bits/image"]))

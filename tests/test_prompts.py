@@ -104,9 +104,7 @@ def test_an_empty_prompt_is_refused(prompts, prompt):
 
 
 def test_a_task_without_a_layout_is_refused_and_the_others_are_named(prompts):
-    with pytest.raises(
-        ValueError, match="not trained on text to audio; it has text, text to image, image to text"
-    ):
+    with pytest.raises(ValueError, match="not trained on text to audio; it has text, text to image, image to text"):
         prompts.from_text("x", "audio")
 
 

@@ -40,8 +40,8 @@ def tokenizers():
     return MediaTokenizers(TextTokenizer.fit(["one two"], 260), codecs)
 
 
-def frame(tokenizers, modality, codes, is_condition=False):
-    segment = Segment(modality, np.asarray(codes, np.int32), is_condition)
+def frame(tokenizers, modality, codes, num_given=0):
+    segment = Segment(modality, np.asarray(codes, np.int32), num_given)
     return np.asarray(frame_of(tokenizers, Example("text", (segment,)))).astype(int)
 
 
@@ -163,11 +163,9 @@ def test_eos_shows_as_nothing(tokenizers):
 
 
 def test_a_frame_shows_all_segments_one_under_another(tokenizers):
-    text = Segment("text", tokenizers.text.encode("one").astype(np.int32), True)
+    text = Segment("text", tokenizers.text.encode("one").astype(np.int32), 1)
     image = Segment("image", np.zeros((2, 3), np.int32))
-    heights = [
-        frame_of(tokenizers, Example("text", part)).height for part in ((text,), (image,), (text, image))
-    ]
+    heights = [frame_of(tokenizers, Example("text", part)).height for part in ((text,), (image,), (text, image))]
     assert heights[2] == heights[0] + heights[1] - 8
 
 

@@ -83,7 +83,11 @@ def test_a_denoiser_that_knows_the_answer_gets_it(name):
 @settings(deadline=None, max_examples=30)
 @given(
     st.integers(1, 6),
-    st.lists(st.lists(st.tuples(st.sampled_from([0.1, 0.5, 0.6, 0.9]), st.booleans()), min_size=5, max_size=5), min_size=2, max_size=2),
+    st.lists(
+        st.lists(st.tuples(st.sampled_from([0.1, 0.5, 0.6, 0.9]), st.booleans()), min_size=5, max_size=5),
+        min_size=2,
+        max_size=2,
+    ),
 )
 def test_only_masked_positions_are_revealed_and_the_last_step_reveals_all_of_an_even_share(name, steps, rows):
     confidence, is_masked = np.array([[c for c, _ in r] for r in rows]), np.array([[m for _, m in r] for r in rows])
@@ -96,7 +100,9 @@ def test_only_masked_positions_are_revealed_and_the_last_step_reveals_all_of_an_
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(st.sampled_from([0.2, 0.4, 0.4, 0.8]), st.booleans()), min_size=6, max_size=6), st.integers(0, 2))
+@given(
+    st.lists(st.tuples(st.sampled_from([0.2, 0.4, 0.4, 0.8]), st.booleans()), min_size=6, max_size=6), st.integers(0, 2)
+)
 def test_confidence_equals_a_sort_with_ties_to_the_lowest_position(row, step):
     confidence, is_masked = [c for c, _ in row], [m for _, m in row]
     count = -(-sum(is_masked) // (3 - step))
@@ -110,7 +116,9 @@ def test_confidence_equals_a_sort_with_ties_to_the_lowest_position(row, step):
 def test_threshold_equals_its_definition(row):
     confidence, is_masked = [np.float32(c) for c, _ in row], [m for _, m in row]
     masked = [i for i in range(6) if is_masked[i]]
-    expected = [i for i in masked if confidence[i] >= np.float32(0.6)] or sorted(masked, key=lambda i: (-confidence[i], i))[:1]
+    expected = [i for i in masked if confidence[i] >= np.float32(0.6)] or sorted(
+        masked, key=lambda i: (-confidence[i], i)
+    )[:1]
     assert np.flatnonzero(choose("threshold", observation([confidence], [is_masked]))[0]).tolist() == expected
 
 
@@ -175,7 +183,10 @@ def test_tokens_are_drawn_with_the_tempered_probabilities():
 
 def test_zero_temperature_takes_the_most_probable_token():
     state = begin([text_request([-1])], 3)
-    assert loop.observe(jax.random.split(jax.random.key(0), 1), fake(jnp.array([0.0, 0.1, 0.0])), state).proposal[0, 2] == 1
+    assert (
+        loop.observe(jax.random.split(jax.random.key(0), 1), fake(jnp.array([0.0, 0.1, 0.0])), state).proposal[0, 2]
+        == 1
+    )
 
 
 def test_only_ids_of_the_positions_own_range_can_come_out():
@@ -240,7 +251,9 @@ def test_an_answer_depends_on_seed_and_request_but_not_on_the_batch(name):
 
 def test_equal_requests_get_different_answers():
     requests = [text_request([-1] * 5)] * 6
-    answers = Generator(noisy_denoiser(), VOCABULARY, rows=4).generate(requests, GenerationConfig(temperature=20.0), seed=0)
+    answers = Generator(noisy_denoiser(), VOCABULARY, rows=4).generate(
+        requests, GenerationConfig(temperature=20.0), seed=0
+    )
     assert len({tuple(a.example.segments[0].codes.tolist()) for a in answers}) > 1
 
 

@@ -37,7 +37,7 @@ def examples(draw):
         "image": (draw(st.integers(1, 2)), draw(st.integers(1, 3))),
         "audio": (draw(st.integers(1, 3)), 2),
     }
-    return direct(task, {m: codes_of(m, shapes[m], rng) for m in task.modalities})
+    return direct(task, {m: codes_of(m, shapes[m], rng) for m in task.modalities}, draw(st.integers(0, 1)))
 
 
 @given(st.lists(examples(), min_size=1, max_size=3), st.integers(0, 4))
@@ -48,7 +48,7 @@ def test_packed_examples_come_back_whole(packed, padding):
     assert [e.task for e in back] == [e.task for e in packed]
     for old, new in zip(packed, back, strict=True):
         for a, b in zip(old.segments, new.segments, strict=True):
-            assert (a.modality, a.is_condition) == (b.modality, b.is_condition)
+            assert (a.modality, a.num_given) == (b.modality, b.num_given)
             np.testing.assert_array_equal(a.codes, b.codes)
     assert row.is_padding.sum() == padding
 
@@ -66,6 +66,11 @@ def test_a_pair_is_laid_out_task_condition_target_with_places():
     np.testing.assert_array_equal(row.place[7:9], [[0, 0], [1, 0]])
     np.testing.assert_array_equal(row.is_condition, [0, 0, 1, 1, 1, 1, 0, 0, 0, 0])
     np.testing.assert_array_equal(row.is_target, [0, 0, 0, 0, 0, 0, 0, 1, 1, 0])
+
+
+def test_the_first_codes_of_a_text_can_be_given():
+    row = assemble(VOCABULARY, [direct(VOCABULARY.tasks["text"], {"text": np.array([1, 2, 3])}, num_given=2)], 5)
+    np.testing.assert_array_equal(row.is_condition, [0, 0, 1, 1, 0])
 
 
 def test_starts_and_tasks_are_found_for_every_position():

@@ -6,11 +6,11 @@ import unicodedata
 
 import numpy as np
 import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import models, normalizers, pre_tokenizers
 
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 from trimask.tokenizers.text import TextTokenizer
 
 SUMS = [f"{a}+{b}={a + b}" for a in range(0, 100, 7) for b in range(0, 100, 3)]
@@ -26,9 +26,7 @@ UNHURRIED = settings(deadline=None, max_examples=50)  # a busy machine is no fai
 
 # Every string of valid Unicode, with what tends to go wrong made frequent.
 UNICODE = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(
-    st.sampled_from(
-        [" ", "  ", "\r\n", "\t", "\0", "7", "٣", "½", "é", "e\u0301", "\ufeff", "<s>", "🤖", "a", "'s"]
-    )
+    st.sampled_from([" ", "  ", "\r\n", "\t", "\0", "7", "٣", "½", "é", "e\u0301", "\ufeff", "<s>", "🤖", "a", "'s"])
 ).map("".join)
 
 
@@ -112,17 +110,13 @@ def test_a_vocabulary_smaller_than_the_bytes_is_refused():
 def _foreign_tokenizer() -> tokenizers.Tokenizer:
     """A word-level tokenizer with all that could get in our way: normaliser, specials, limits, padding."""
     words = ["<unk>", "<s>", "<", "s", ">", "hello", "world"]
-    foreign = tokenizers.Tokenizer(
-        models.WordLevel({word: index for index, word in enumerate(words)}, "<unk>")
-    )
+    foreign = tokenizers.Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, "<unk>"))
     foreign.normalizer = normalizers.Lowercase()
     foreign.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation(), pre_tokenizers.Split("s", "isolated")]
     )
     foreign.add_special_tokens(["<s>"])
-    foreign.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
+    foreign.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     foreign.enable_truncation(4)
     foreign.enable_padding(length=9)
     return foreign

@@ -53,7 +53,7 @@ def test_a_run_interrupted_and_resumed_ends_bit_for_bit_like_an_uninterrupted_on
             signal.raise_signal(signal.SIGTERM)
 
     stopping = dataclasses.replace(CONFIG, loop=dataclasses.replace(CONFIG.loop, sample_every=1))
-    with pytest.raises(Interrupted, match="stopped at step 5.*same command resumes"):
+    with pytest.raises(Interrupted, match=r"stopped at step 5.*same command resumes"):
         train(tmp_path, prepared.folder, stopping, stop_at_5)
     resumed = train(tmp_path, prepared.folder, stopping, lambda *_: None)
     assert resumed.step == whole.step > 6
@@ -188,7 +188,11 @@ def test_eight_devices_take_the_step_of_one(prepared, tmp_path):
     )
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     result = subprocess.run(
-        [sys.executable, "-c", script, str(prepared.folder)], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", script, str(prepared.folder)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert result.stdout.strip() == "same", result.stderr
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from trimask.diffusion.parametrization import PARAMETER_CLASSES, parameter_classes
 from trimask.diffusion.transformer import RMSNorm, Transformer, TransformerConfig, num_parameters, rotate, sinusoids
-from trimask.tokenizers.sequence import Example, Segment, assemble, direct, stack
+from trimask.tokenizers.sequence import assemble, direct, stack
 from trimask.tokenizers.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=7, codebook_sizes={"image": (5,), "audio": (3, 4)})
@@ -70,7 +70,9 @@ def test_without_place_and_rotary_masked_positions_of_a_segment_are_alike():
     codes = {"text": np.array([1]), "audio": np.full((3, 2), -1)}
     batch = rows([direct(VOCABULARY.tasks["text_to_audio"], codes)], length=10)
     blind = dataclasses.replace(CONFIG, rotary_base=None, place_embedding=False)
-    np.testing.assert_allclose(build(blind)(batch).hidden[0, 4:], jnp.tile(build(blind)(batch).hidden[0, 4], (6, 1)), atol=1e-5)
+    np.testing.assert_allclose(
+        build(blind)(batch).hidden[0, 4:], jnp.tile(build(blind)(batch).hidden[0, 4], (6, 1)), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("config", [CONFIG, LLADA, DREAM], ids=["ours", "llada", "dream"])

@@ -17,7 +17,11 @@ def test_ranges_cover_all_ids_without_overlap():
 
 
 def test_codes_round_trip_through_ids_and_minus_one_is_the_mask():
-    codes = {"text": np.array([0, 6, -1, 7]), "image": np.array([[4, -1], [0, 2]]), "audio": np.array([[2, 3], [-1, 0]])}
+    codes = {
+        "text": np.array([0, 6, -1, 7]),
+        "image": np.array([[4, -1], [0, 2]]),
+        "audio": np.array([[2, 3], [-1, 0]]),
+    }
     for modality, grid in codes.items():
         ids = VOCABULARY.to_ids(modality, grid)
         np.testing.assert_array_equal(ids == VOCABULARY.mask_id, grid == -1)

@@ -66,13 +66,9 @@ class MelConfig:
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
         if self.codebook_size < 2:
-            raise ValueError(
-                f"codebook_size must be at least 2, silence and a sound, got {self.codebook_size}"
-            )
+            raise ValueError(f"codebook_size must be at least 2, silence and a sound, got {self.codebook_size}")
         if self.window < 2 * self.hop or (self.window - self.hop) % 2:
-            raise ValueError(
-                f"window must be at least 2·hop and differ from it by an even number, got {self.window}"
-            )
+            raise ValueError(f"window must be at least 2·hop and differ from it by an even number, got {self.window}")
         if not self.floor > 0:
             raise ValueError(f"floor must be positive, got {self.floor}")
         if self.griffin_lim_iterations < 1:
@@ -116,9 +112,7 @@ class MelCodec:
     def codebook_sizes(self) -> tuple[int, ...]:
         return tuple(len(codebook) for codebook in self.codebooks)
 
-    def encode(
-        self, media: Float32[np.ndarray, "batch samples"]
-    ) -> Int[np.ndarray, "batch frames codebooks"]:
+    def encode(self, media: Float32[np.ndarray, "batch samples"]) -> Int[np.ndarray, "batch frames codebooks"]:
         residual = self._features(media)
         codes = np.empty((*residual.shape[:2], len(self.codebooks)), np.int32)
         for stage, codebook in enumerate(self.codebooks):
@@ -126,9 +120,7 @@ class MelCodec:
             residual = residual - codebook[codes[..., stage]]
         return codes
 
-    def decode(
-        self, codes: Int[np.ndarray, "batch frames codebooks"]
-    ) -> Float32[np.ndarray, "batch samples"]:
+    def decode(self, codes: Int[np.ndarray, "batch frames codebooks"]) -> Float32[np.ndarray, "batch samples"]:
         batch, frames, num_codebooks = codes.shape
         if num_codebooks != len(self.codebooks):
             raise ValueError(f"codes must be of {len(self.codebooks)} codebooks, got {num_codebooks}")
@@ -165,9 +157,7 @@ class MelCodec:
     def _content(self) -> dict[str, np.ndarray]:
         return {f"codebook_{stage:03}.npy": codebook for stage, codebook in enumerate(self.codebooks)}
 
-    def _features(
-        self, waveforms: Float32[np.ndarray, "batch samples"]
-    ) -> Float32[np.ndarray, "batch frames dim"]:
+    def _features(self, waveforms: Float32[np.ndarray, "batch samples"]) -> Float32[np.ndarray, "batch frames dim"]:
         config = self.config
         batch, samples = waveforms.shape
         frames, _ = self.code_shape((samples,))
@@ -181,9 +171,7 @@ class MelCodec:
         mels = np.matmul(self._filters, np.abs(spectra))
         return np.log1p(mels / config.floor).swapaxes(1, 2).reshape(batch, frames, -1).astype(np.float32)
 
-    def _waveforms(
-        self, features: Float32[np.ndarray, "batch frames dim"]
-    ) -> Float32[np.ndarray, "batch samples"]:
+    def _waveforms(self, features: Float32[np.ndarray, "batch frames dim"]) -> Float32[np.ndarray, "batch samples"]:
         config = self.config
         batch, frames, _ = features.shape
         mels = np.expm1(features).reshape(batch, -1, config.num_mels).swapaxes(1, 2) * config.floor
@@ -201,9 +189,7 @@ class MelCodec:
     @cached_property
     def _filters(self) -> Float32[np.ndarray, "mels frequencies"]:
         config = self.config
-        return librosa.filters.mel(
-            sr=config.sample_rate_hz, n_fft=config.window, n_mels=config.num_mels, norm=None
-        )
+        return librosa.filters.mel(sr=config.sample_rate_hz, n_fft=config.window, n_mels=config.num_mels, norm=None)
 
     @cached_property
     def _inverse_filters(self) -> Float[np.ndarray, "frequencies mels"]:

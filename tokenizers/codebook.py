@@ -29,9 +29,7 @@ def fit_codebook(
 
     # One thread: scikit-learn adds partial sums in the order in which its threads finish.
     with threadpool_limits(1):
-        kmeans = KMeans(size, n_init=1, random_state=seed).fit(
-            distinct.astype(np.float64), sample_weight=counts
-        )
+        kmeans = KMeans(size, n_init=1, random_state=seed).fit(distinct.astype(np.float64), sample_weight=counts)
     return kmeans.cluster_centers_
 
 

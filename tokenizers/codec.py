@@ -128,8 +128,7 @@ def read_folder(folder: str | Path, kind: str) -> tuple[dict[str, Any], dict[str
     found = fingerprint(kind, description["config"], content)
     if found != description["fingerprint"]:
         raise ValueError(
-            f"{folder}: damaged or edited: its fingerprint is {found}, "
-            f"config.json says {description['fingerprint']}"
+            f"{folder}: damaged or edited: its fingerprint is {found}, config.json says {description['fingerprint']}"
         )
     return description["config"], content
 
@@ -156,8 +155,6 @@ def _read_file(path: Path) -> np.ndarray | str:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, though config.json lists it")
     try:
-        return (
-            np.load(path, allow_pickle=False) if path.suffix == ".npy" else path.read_text(encoding="utf-8")
-        )
+        return np.load(path, allow_pickle=False) if path.suffix == ".npy" else path.read_text(encoding="utf-8")
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path}: not readable: {error}") from error

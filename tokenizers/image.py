@@ -50,9 +50,7 @@ class PatchCodec:
         self.codebook.flags.writeable = False
 
     @classmethod
-    def fit(
-        cls, images: UInt8[np.ndarray, "batch height width channels"], config: PatchConfig
-    ) -> "PatchCodec":
+    def fit(cls, images: UInt8[np.ndarray, "batch height width channels"], config: PatchConfig) -> "PatchCodec":
         """Fits the codebook by k-means on the patches of these pictures."""
         if not len(images):
             raise ValueError("no pictures to fit a codebook on")
@@ -68,17 +66,13 @@ class PatchCodec:
     def codebook_sizes(self) -> tuple[int, ...]:
         return (len(self.codebook),)
 
-    def encode(
-        self, media: UInt8[np.ndarray, "batch height width channels"]
-    ) -> Int[np.ndarray, "batch rows columns"]:
+    def encode(self, media: UInt8[np.ndarray, "batch height width channels"]) -> Int[np.ndarray, "batch rows columns"]:
         batch, *shape = media.shape
         rows, columns = self.code_shape(tuple(shape))
         patches = _patches(media, self.config.patch_side)
         return nearest_codeword(patches, self._vectors).reshape(batch, rows, columns)
 
-    def decode(
-        self, codes: Int[np.ndarray, "batch rows columns"]
-    ) -> UInt8[np.ndarray, "batch height width channels"]:
+    def decode(self, codes: Int[np.ndarray, "batch rows columns"]) -> UInt8[np.ndarray, "batch height width channels"]:
         check_codes(codes, len(self.codebook))
         patches = self.codebook[codes]
         return patches.transpose(0, 1, 3, 2, 4, 5).reshape(len(codes), *self.media_shape(codes.shape[1:]))

@@ -64,7 +64,5 @@ def _mel_db(
 ) -> Float[np.ndarray, "batch mels spectra"]:
     """32 bands in 40 ms windows every 20 ms: not a codec's own spectra, so that none is judged by itself."""
     window = sample_rate_hz // 25
-    mels = librosa.feature.melspectrogram(
-        y=clips, sr=sample_rate_hz, n_fft=window, hop_length=window // 2, n_mels=32
-    )
+    mels = librosa.feature.melspectrogram(y=clips, sr=sample_rate_hz, n_fft=window, hop_length=window // 2, n_mels=32)
     return librosa.power_to_db(mels, ref=1.0, amin=10 ** (floor_db / 10), top_db=None)

@@ -25,23 +25,23 @@ from trimask.tokenizers.vocabulary import TEXT, Task, Vocabulary
 class Sequence:
     """Rows of tokens and what each position is; leading axes are free (usually batch)."""
 
-    tokens: Int[Array | np.ndarray, "*batch seq"]
-    modality: Int[Array | np.ndarray, "*batch seq"]
+    tokens: Int[Any, "*batch seq"]
+    modality: Int[Any, "*batch seq"]
     """Number of the modality (`Vocabulary.modalities`)."""
-    place: Int[Array | np.ndarray, "*batch seq 2"]
+    place: Int[Any, "*batch seq 2"]
     """Coordinates inside the segment."""
-    segment: Int[Array | np.ndarray, "*batch seq"]
+    segment: Int[Any, "*batch seq"]
     """Number of the packed example, from 1; attention stays inside. 0 is padding."""
-    is_condition: Bool[Array | np.ndarray, "*batch seq"]
+    is_condition: Bool[Any, "*batch seq"]
     """True where the token is given: never predicted and never part of the loss."""
 
     @property
-    def is_padding(self) -> Bool[Array | np.ndarray, "*batch seq"]:
+    def is_padding(self) -> Bool[Any, "*batch seq"]:
         """True after the last example of a row."""
         return self.segment == 0
 
     @property
-    def is_target(self) -> Bool[Array | np.ndarray, "*batch seq"]:
+    def is_target(self) -> Bool[Any, "*batch seq"]:
         """True where the model may be asked to predict: media and text that are not given."""
         return (self.modality != 0) & ~self.is_condition
 
@@ -59,12 +59,12 @@ class Sequence:
 class Segment:
     """One modality's codes in their natural shape (text [n], image [rows, columns], audio [frames, codebooks]).
 
-    Code -1 is a masked position.
+    Code -1 is a masked position. The first `num_given` codes, in reading order, are a condition.
     """
 
     modality: str
     codes: Int[np.ndarray, "..."]
-    is_condition: bool = False
+    num_given: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,13 @@ def task_tokens(sequence: Sequence) -> Int[Array, "batch seq"]:
     return jnp.take_along_axis(sequence.tokens, example_starts(sequence), axis=1)
 
 
-def direct(task: Task, codes: Mapping[str, Any]) -> Example:
-    """The example of `task` over paired media: what the task is given is the condition."""
-    segments = (Segment(m, codes[m], is_condition=m == task.condition) for m in task.modalities)
-    return Example(task.name, tuple(segments))
+def direct(task: Task, codes: Mapping[str, Any], num_given: int = 0) -> Example:
+    """The example of `task` over paired media.
+
+    What the task is given is the condition, and so are the first `num_given` codes of what it asks for.
+    """
+    given = {task.target: num_given} | ({} if task.condition is None else {task.condition: codes[task.condition].size})
+    return Example(task.name, tuple(Segment(m, codes[m], given[m]) for m in task.modalities))
 
 
 def fill_text(vocabulary: Vocabulary, codes: Int[np.ndarray, " n"], length: int) -> Int[np.ndarray, " length"]:
@@ -128,7 +131,7 @@ def assemble(vocabulary: Vocabulary, examples: list[Example], length: int) -> Se
             row.tokens[part] = vocabulary.to_ids(segment.modality, segment.codes).reshape(-1)
             row.modality[part] = vocabulary.number_of(segment.modality)
             row.place[part] = _places(segment.codes.shape)
-            row.is_condition[part] = segment.is_condition
+            row.is_condition[part] = np.arange(segment.codes.size) < segment.num_given
             start = part.stop
     return row
 
@@ -173,7 +176,7 @@ def _segment(vocabulary, tokens, modality, place, is_condition, part) -> Segment
     ids = tokens[codes]
     if name != TEXT:
         ids = ids.reshape(place[codes].max(axis=0, initial=-1) + 1)
-    return Segment(name, vocabulary.to_codes(name, ids), bool(is_condition[codes].any()))
+    return Segment(name, vocabulary.to_codes(name, ids), int(is_condition[codes].sum()))
 
 
 @lru_cache(maxsize=1024)

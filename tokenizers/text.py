@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import tokenizers
 from jaxtyping import Int
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 from trimask.tokenizers.codec import fingerprint, read_folder, write_folder
 
 
@@ -35,9 +35,7 @@ class TextTokenizer:
     def fit(cls, texts: Iterable[str], vocabulary_size: int) -> "TextTokenizer":
         """Learns merges from the texts up to `vocabulary_size` tokens, or until nothing is left to merge."""
         if vocabulary_size < 256:
-            raise ValueError(
-                f"vocabulary_size must be at least 256, one token per byte, got {vocabulary_size}"
-            )
+            raise ValueError(f"vocabulary_size must be at least 256, one token per byte, got {vocabulary_size}")
         tokenizer = tokenizers.Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -76,16 +74,12 @@ class TextTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int[np.ndarray, "_"]]:
         """As `encode`, each text by itself, on all cores."""
-        encodings = self._tokenizer.encode_batch_fast(
-            [_checked(text) for text in texts], add_special_tokens=False
-        )
+        encodings = self._tokenizer.encode_batch_fast([_checked(text) for text in texts], add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def decode_batch(self, rows: Sequence[Int[np.ndarray, "_"]]) -> list[str]:
         """As `decode`, each row by itself."""
-        return self._tokenizer.decode_batch(
-            [self._checked_ids(ids) for ids in rows], skip_special_tokens=False
-        )
+        return self._tokenizer.decode_batch([self._checked_ids(ids) for ids in rows], skip_special_tokens=False)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -119,7 +119,8 @@ class _Dataset:
 
     def _example(self, number: int, draw: float) -> Example:
         task = self.tasks[int(np.searchsorted(self.task_bounds, draw, side="right"))]
-        return direct(task, self.examples[number])
+        example = self.examples[number]
+        return direct(task, example, example["num_given"] if task.condition is None else 0)
 
     def _indices(self, number: int, seed: tuple[int, ...]) -> list[int]:
         """Row indices of a batch."""

@@ -302,9 +302,7 @@ def _handwritten_split() -> dict[str, list[int]]:
     for split in reversed(SPLITS):
         if later:
             nearest = euclidean_distances(flat[splits[split]], flat[later]).min(axis=1)
-            splits[split] = [
-                index for index, near in zip(splits[split], nearest, strict=True) if near >= NEAR
-            ]
+            splits[split] = [index for index, near in zip(splits[split], nearest, strict=True) if near >= NEAR]
         later += splits[split]
     return {split: sorted(indices) for split, indices in splits.items()}
 

@@ -5,9 +5,9 @@
     folder/tokenizers/<modality>/   fitted on the training splits
     folder/<dataset>/<split>-00000.array_record
 
-A record is a msgpack map: the example's id, and its codes by modality in their natural shape. Texts are filled with
-EOS to one buffer length per dataset, sounds with silence to one number of frames, so that all examples of a dataset
-have one layout.
+A record is a msgpack map: the example's id, its codes by modality in their natural shape, and `num_given`, how many
+text tokens are a question that is only ever given. Texts are filled with EOS to one buffer length per dataset, sounds
+with silence to one number of frames, so that all examples of a dataset have one layout.
 """
 
 import importlib.metadata
@@ -118,7 +118,7 @@ class Prepared:
         return self.manifest.datasets[name]
 
     def examples(self, dataset: str, split: str) -> list[dict[str, Any]]:
-        """All records of a split: `id` and codes by modality."""
+        """All records of a split: `id`, `num_given` and codes by modality."""
         splits = self.dataset(dataset).splits
         if split not in splits:
             raise ValueError(f"{self.folder}: {dataset} has no split {split!r}, only {', '.join(splits)}")
@@ -140,9 +140,7 @@ class Prepared:
         return open_source(self.dataset(dataset).source, _raw_folder(self.folder))
 
 
-def prepare(
-    folder: Path, config: PrepareConfig, report: Callable[[str, int, int], None] = lambda *_: None
-) -> Prepared:
+def prepare(folder: Path, config: PrepareConfig, report: Callable[[str, int, int], None] = lambda *_: None) -> Prepared:
     """Makes or opens the prepared folder; `report(what, done, total)` is called as the work goes on.
 
     A complete folder made with the same configuration is opened as it is; another configuration's is refused.
@@ -177,17 +175,14 @@ def prepare(
     return Prepared(folder)
 
 
-def fit_tokenizers(
-    training: Sequence[tuple[Source, Sequence[RawExample]]], config: PrepareConfig
-) -> MediaTokenizers:
+def fit_tokenizers(training: Sequence[tuple[Source, Sequence[RawExample]]], config: PrepareConfig) -> MediaTokenizers:
     """Text tokenizer and codecs fitted on training examples of all sources."""
     texts = [example.media[TEXT] for _, examples in training for example in examples]
-    codecs: dict[str, MediaCodec] = {}
+    of_medium: dict[str, list[RawExample]] = {}
     for source, examples in training:
-        if source.medium in codecs:
-            raise ValueError(f"{source.name}: one source per medium, another already gives {source.medium}")
         if source.medium is not None:
-            codecs[source.medium] = _FIT[source.medium](examples, config)
+            of_medium.setdefault(source.medium, []).extend(examples)
+    codecs = {medium: _FIT[medium](examples, config) for medium, examples in of_medium.items()}
     return MediaTokenizers(TextTokenizer.fit(texts, config.text_vocabulary), codecs)
 
 
@@ -215,7 +210,10 @@ def _write_dataset(
 ) -> DatasetManifest:
     """Tokenises all splits to one layout."""
     everything = [example for examples in raw.values() for example in examples]
-    texts = tokenizers.encode(TEXT, [example.media[TEXT] for example in everything])
+    # Question and answer are tokenised apart, as a question without its answer will be.
+    given = tokenizers.encode(TEXT, [example.media[TEXT][: example.given] for example in everything])
+    asked = tokenizers.encode(TEXT, [example.media[TEXT][example.given :] for example in everything])
+    texts = [np.concatenate(parts) for parts in zip(given, asked, strict=True)]
     text_length = max(map(len, texts)) + 1
     codes = {TEXT: [fill_text(tokenizers.vocabulary, text, text_length) for text in texts]}
     if source.medium is not None:
@@ -227,16 +225,18 @@ def _write_dataset(
     for split, examples in raw.items():
         rows = range(start, start + len(examples))
         file = f"{name}/{split}-00000.array_record"
-        _write_records(folder / file, _records(examples, codes, rows))
+        _write_records(folder / file, _records(examples, codes, [len(given[row]) for row in rows], rows))
         splits[split] = SplitManifest(files=[file], examples=len(examples))
         start = rows.stop
     shapes = {modality: list(values[0].shape) for modality, values in codes.items()}
     return DatasetManifest(source=source.name, medium=source.medium, shapes=shapes, splits=splits)
 
 
-def _records(examples: Sequence[RawExample], codes: dict[str, list[np.ndarray]], rows: range) -> Iterator[dict]:
-    for example, row in zip(examples, rows, strict=True):
-        yield {"id": example.id, **{modality: values[row] for modality, values in codes.items()}}
+def _records(
+    examples: Sequence[RawExample], codes: dict[str, list[np.ndarray]], num_given: list[int], rows: range
+) -> Iterator[dict]:
+    for example, given, row in zip(examples, num_given, rows, strict=True):
+        yield {"id": example.id, "num_given": given, **{modality: values[row] for modality, values in codes.items()}}
 
 
 def _write_records(path: Path, records: Iterator[dict]) -> None:

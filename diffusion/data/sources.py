@@ -40,9 +40,7 @@ def open_source(name: str, folder: Path) -> Source:
     """The source called `kind/config`; `folder` is where it may keep what it builds or downloads."""
     kind, _, config = name.partition("/")
     if kind not in _KINDS:
-        raise ValueError(
-            f"unknown source {name!r}; it must start with one of {', '.join(f'{k}/' for k in _KINDS)}"
-        )
+        raise ValueError(f"unknown source {name!r}; it must start with one of {', '.join(f'{k}/' for k in _KINDS)}")
     return _KINDS[kind](config, folder)
 
 

@@ -112,9 +112,7 @@ class Prompts:
                 return layout
         fit = max(layout[TEXT][0] for layout in layouts) - 1
         shown = prompt if len(prompt) <= 60 else f"{prompt[:59]}…"
-        raise ValueError(
-            f"the prompt {shown!r} has {num_tokens} tokens; at most {fit} fit this model's {task.name}"
-        )
+        raise ValueError(f"the prompt {shown!r} has {num_tokens} tokens; at most {fit} fit this model's {task.name}")
 
 
 def parse_infill(pattern: str) -> list[str | int]:
@@ -141,9 +139,7 @@ def parse_infill(pattern: str) -> list[str | int]:
 def _count(hole: str, argument: str) -> int:
     number = re.fullmatch(r":([1-9]\d{0,8})", argument, re.ASCII)
     if number is None:
-        raise ValueError(
-            f"a hole is written [MASK:n] with n at least 1, got {hole!r}; \\[ is a plain bracket"
-        )
+        raise ValueError(f"a hole is written [MASK:n] with n at least 1, got {hole!r}; \\[ is a plain bracket")
     return int(number[1])
 
 

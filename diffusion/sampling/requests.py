@@ -87,9 +87,7 @@ class Generator:
             report(len(answers), len(requests))
         return [answers[number] for number in range(len(requests))]
 
-    def trajectories(
-        self, requests: AnySequence[Example], config: GenerationConfig, seed: int
-    ) -> list[list[Example]]:
+    def trajectories(self, requests: AnySequence[Example], config: GenerationConfig, seed: int) -> list[list[Example]]:
         """Each request before the first step and after every step; the last is what `generate` answers."""
         paths: dict[int, list[Example]] = {}
         for numbers, state in self._batches(requests, config, seed):
@@ -129,9 +127,7 @@ class Generator:
                 )
 
 
-def _step_of(
-    config: GenerationConfig, vocabulary: Vocabulary, denoise: Denoiser
-) -> tuple[Denoiser, Strategy, int]:
+def _step_of(config: GenerationConfig, vocabulary: Vocabulary, denoise: Denoiser) -> tuple[Denoiser, Strategy, int]:
     """What `loop.sample` and `loop.advance` take before the state."""
     denoise = denoise if config.guidance == 0 else guided(denoise, config.guidance, vocabulary.mask_id)
     return restricted(denoise, vocabulary), STRATEGIES[config.strategy](config.threshold), vocabulary.mask_id
