@@ -230,7 +230,7 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
     share = successes / trials
     center = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return float(center - half), float(center + half)
+    return max(0.0, float(center - half)), min(1.0, float(center + half))  # rounding may leave it
 
 
 def bits_per_token(

@@ -127,19 +127,25 @@ def _page(**content: Any) -> str:
 
 
 def _write_drawings(run: Path, drawn: Sequence[Samples], loaded: Loaded) -> None:
-    """digits.png and unmasking.gif, where the model draws."""
-    for sample in drawn[:1]:
-        chosen = _in_turn(sample.references)[:_PICTURES]
-        height, width, _ = sample.media[0].shape
-        scale = enlargement(height, width, wanted=90)
-        pictures = [_framed(enlarged(sample.media[i], scale), bool(sample.is_right[i])) for i in chosen]
-        captions = [sample.references[i] if sample.is_right[i] else f"✗ {sample.references[i]}" for i in chosen]
+    """digits.png of all datasets and unmasking.gif of the first, where the model draws."""
+    pictures, captions = [], []
+    for sample in drawn:
+        scale = enlargement(*sample.media[0].shape[:2], wanted=90)
+        for i in _in_turn(sample.references)[: _PICTURES // len(drawn)]:
+            pictures.append(_framed(enlarged(sample.media[i], scale), bool(sample.is_right[i])))
+            captions.append(sample.references[i] if sample.is_right[i] else f"✗ {sample.references[i]}")
+    if drawn:
         write_png(run / "digits.png", image_grid(pictures, captions, columns=5, scale=1))
-        right = [i for i in chosen if sample.is_right[i]] or chosen
-        asked = Prompts(loaded.tokenizers, loaded.description.shapes).from_text(sample.references[right[0]], "image")
-        generator = Generator(loaded.denoise, loaded.vocabulary, rows=1)
-        (states,) = generator.trajectories([asked], loaded.generation("image"), seed=0)
-        write_gif(run / "unmasking.gif", [frame_of(loaded.tokenizers, state) for state in states], 200)
+        _write_unmasking(run / "unmasking.gif", drawn[0], loaded)
+
+
+def _write_unmasking(path: Path, sample: Samples, loaded: Loaded) -> None:
+    """The first prompt whose picture was right, drawn again step by step."""
+    prompt = sample.references[int(np.argmax(sample.is_right))]
+    asked = Prompts(loaded.tokenizers, loaded.description.shapes).from_text(prompt, "image")
+    generator = Generator(loaded.denoise, loaded.vocabulary, rows=1)
+    (states,) = generator.trajectories([asked], loaded.generation("image"), seed=0)
+    write_gif(path, [frame_of(loaded.tokenizers, state) for state in states], 200)
 
 
 def _in_turn(references: Sequence[str]) -> list[int]:

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -24,17 +25,17 @@ from trimask.scripts.report import write_report
 
 @pytest.fixture(scope="module")
 def experiment(prepared) -> Experiment:
-    """Three steps on the synthetic sources."""
+    """One step on the synthetic sources."""
     return Experiment(
         prepare=prepared.config,
         train=TrainConfig(
             model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=32),
             batch=BatchConfig(tokens=256),
-            optimizer=OptimizerConfig(horizon_tokens=700, warmup_tokens=100),
+            optimizer=OptimizerConfig(horizon_tokens=256, warmup_tokens=100),
             loop=LoopConfig(log_every=1),
             generation={name: GenerationConfig(steps=2) for name in ("text", "image", "audio")},
         ),
-        evaluate=EvaluateConfig(max_examples=5, bound_samples=2),
+        evaluate=EvaluateConfig(max_examples=5, bound_samples=1),
     )
 
 
@@ -113,7 +114,7 @@ def test_the_page_shows_every_number(story):
         assert f"{a.accuracy:.1%}" in text and "{:.1%}–{:.1%}".format(*a.interval) in text
     for b in evaluation.bounds:
         assert f"{b.bits_per_token:.3f} ± {b.half_width:.3f}" in text
-    assert "model.width" in text and "Memorisation" in text
+    assert "Memorisation" in text and "model.width" in text
 
 
 def test_a_prompt_that_is_markup_is_shown_as_text(story, tmp_path):
@@ -153,11 +154,14 @@ def test_a_wrong_picture_is_framed(story, tmp_path):
 def test_the_story_told_again_does_not_train_again(story, experiment, prepared, monkeypatch):
     run, evaluation, samples = story[:3]
     monkeypatch.setattr(demo.evaluate, "run", lambda *_: (evaluation, samples))
-    metrics, page = (run / "metrics.jsonl").read_bytes(), (run / "report.html").read_text()
+    models = [story[3]]
+    monkeypatch.setattr(demo, "write_report", lambda *given: models.append(given[3]) or run / "report.html")
+    metrics = (run / "metrics.jsonl").read_bytes()
     monkeypatch.setattr("trimask.diffusion.train.Pretraining.step", lambda *_: pytest.fail("it trains"))
     demo.run(run, prepared.folder, experiment)
     assert (run / "metrics.jsonl").read_bytes() == metrics
-    assert (run / "report.html").read_text() == page
+    for ours, theirs in zip(*(jax.tree.leaves(model.parameters) for model in models), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_the_story_ends_by_saying_where_to_look(story, experiment, prepared, capsys):

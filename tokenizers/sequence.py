@@ -66,6 +66,11 @@ class Segment:
     codes: Int[np.ndarray, "..."]
     num_given: int = 0
 
+    @property
+    def is_condition(self) -> bool:
+        """True if all of it is given."""
+        return self.num_given == self.codes.size
+
 
 @dataclass(frozen=True)
 class Example:
