@@ -12,6 +12,7 @@ from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.sampling.requests import GenerationConfig
 from trimask.diffusion.train import TrainConfig
 from trimask.diffusion.transformer import TransformerConfig
+from trimask.tokenizers.audio import MelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,10 @@ def tiny() -> Experiment:
     """Digits to draw, read, say and hear, and sums to add: some minutes on two CPU cores."""
     return Experiment(
         prepare=PrepareConfig(
-            sources={"handwritten": "digits/handwritten", "spoken": "digits/spoken", "sums": "digits/sums"}
+            sources={"handwritten": "digits/handwritten", "spoken": "digits/spoken", "sums": "digits/sums"},
+            audio=MelConfig(codebook_size=128),
         ),
-        train=_train(horizon_tokens=2_400_000, generation_steps=16),
+        train=_train(horizon_tokens=2_950_000, generation_steps=16),
     )
 
 
@@ -55,9 +57,9 @@ def _train(horizon_tokens: int, generation_steps: int) -> TrainConfig:
     media = GenerationConfig(temperature=1.0, steps=generation_steps, guidance=1.0)
     return TrainConfig(
         model=TransformerConfig(num_layers=4, width=128, num_heads=4),
-        loss=LossConfig(weighting="unweighted"),
+        loss=LossConfig(weighting="unweighted", modality_weights={"text": 2.0}),
         optimizer=OptimizerConfig(learning_rate=3e-3, horizon_tokens=horizon_tokens, warmup_tokens=50_000),
-        batch=BatchConfig(tokens=1024, weights={"handwritten": 1.5}),
-        loop=LoopConfig(log_every=20, checkpoint_every=500, sample_every=500),
+        batch=BatchConfig(tokens=1024, weights={"handwritten": 1.3, "spoken": 0.7, "sums": 1.9}),
+        loop=LoopConfig(log_every=20, checkpoint_every=500, sample_every=1000),
         generation={"text": GenerationConfig(temperature=0.0, steps=8), "image": media, "audio": media},
     )

@@ -11,8 +11,6 @@ from typing import Any
 import librosa
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 Judge = Callable[[AnySequence[Any], AnySequence[str]], Bool[np.ndarray, " items"]]
@@ -26,7 +24,7 @@ def exact_match(media: AnySequence[str], references: AnySequence[str]) -> Bool[n
 def label_judge(modality: str, media: AnySequence[Any], labels: AnySequence[str], sample_rate_hz: int) -> Judge:
     """A support vector machine that tells which label a medium has, fitted on real ones of one shape."""
     features = FEATURES[modality]
-    classifier: Pipeline = make_pipeline(StandardScaler(), SVC(C=10.0, gamma="scale"))
+    classifier = SVC(C=10.0, gamma="scale")
     classifier.fit(features(media, sample_rate_hz), labels)
 
     def judge(media: AnySequence[Any], references: AnySequence[str]) -> Bool[np.ndarray, " items"]:
