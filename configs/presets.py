@@ -42,7 +42,7 @@ def small() -> Experiment:
             sources={
                 "handwritten": "digits/handwritten_numbers",
                 "spoken": "digits/spoken_numbers",
-                "sums": "digits/sums",
+                "sums": "digits/all_sums",
             }
         ),
         train=_train(horizon_tokens=11_000_000, generation_steps=24),

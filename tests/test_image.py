@@ -102,9 +102,7 @@ def test_frequent_patches_get_the_codewords():
 
 def test_seed_decides_which_patches_are_seen():
     images = _random_images(0, (10, 8, 8, 1))
-    few = [
-        PatchCodec.fit(images, PatchConfig(codebook_size=4, max_patches=30, seed=seed)) for seed in (0, 0, 1)
-    ]
+    few = [PatchCodec.fit(images, PatchConfig(codebook_size=4, max_patches=30, seed=seed)) for seed in (0, 0, 1)]
     assert few[0].fingerprint == few[1].fingerprint
     assert not np.array_equal(few[0].codebook, few[2].codebook)
 
