@@ -247,7 +247,14 @@ def load(folder: Path) -> Loaded:
         newest = checkpoints.latest()
         if newest is None:
             raise FileNotFoundError(f"{folder}: has no complete checkpoint yet; `trimask train` continues it")
-        state = checkpoints.restore(newest, jax.eval_shape(pretraining.init))
+        try:
+            state = checkpoints.restore(newest, jax.eval_shape(pretraining.init))
+        except Exception as error:  # a damaged file can make Orbax's readers raise almost anything
+            first_line = str(error).partition("\n")[0]
+            shown = first_line if len(first_line) <= 200 else f"{first_line[:199]}…"
+            raise ValueError(
+                f"{folder / 'checkpoints' / str(newest)}: damaged, or not of the model in config.json: {shown}"
+            ) from error
     return Loaded(folder, description, tokenizers, pretraining, state.average, newest)
 
 

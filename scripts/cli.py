@@ -149,6 +149,8 @@ def _unknown(name: str) -> str:
 
 
 def _message(error: Exception) -> str:
+    if isinstance(error, FileExistsError) and error.filename is not None:
+        return f"{error.filename}: exists and is not a folder"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__

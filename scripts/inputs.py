@@ -31,13 +31,13 @@ def read_image(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "height 
 
 def read_audio(path: Path, sample_rate_hz: int, samples: int) -> Float32[np.ndarray, " samples"]:
     """The beginning of a sound file, mixed to mono, at this rate; silence fills what is missing."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    _require_file(path)
     try:
         with soundfile.SoundFile(path) as file:
             rate, seconds = file.samplerate, file.frames / file.samplerate
             # A little more than is kept, so that the resampler does not see the end.
             content = file.read(int((samples / sample_rate_hz + 0.1) * rate), "float32", always_2d=True)
+            is_cut_short = "(should be" in file.extra_info  # libsndfile's words where a header promises more
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path}: not a readable sound file: {error}") from error
     if not len(content):
@@ -47,6 +47,9 @@ def read_audio(path: Path, sample_rate_hz: int, samples: int) -> Float32[np.ndar
     mono = np.clip(content.mean(axis=1), -1, 1)
     if rate != sample_rate_hz:
         mono = librosa.resample(mono, orig_sr=rate, target_sr=sample_rate_hz, res_type="soxr_hq")
+    if is_cut_short:
+        held = f"the header promises more sound than the {seconds:.2f} s in the file"
+        console.print(f"{path}: {held}", markup=False, highlight=False, soft_wrap=True)
     if round(seconds * sample_rate_hz) > samples:
         kept = f"only the first {samples / sample_rate_hz:.2f} of {seconds:.2f} s are heard"
         console.print(f"{path}: {kept}", markup=False, highlight=False, soft_wrap=True)
@@ -65,10 +68,16 @@ def read_lines(source: str) -> list[str]:
     return lines
 
 
-def _opened(path: Path) -> Image.Image:
-    """A picture file in memory, upright, 8 bits deep, on white."""
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder, not a file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+
+
+def _opened(path: Path) -> Image.Image:
+    """A picture file in memory, upright, 8 bits deep, on white."""
+    _require_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -105,6 +105,19 @@ def test_a_sound_of_nothing_or_of_nan_is_refused(tmp_path, samples, reason):
         read_audio(tmp_path / "x.wav", 8000, 9)
 
 
+def test_a_sound_that_is_cut_short_is_heard_and_that_is_said(tmp_path, capsys):
+    soundfile.write(tmp_path / "whole.wav", np.zeros(800), 8000)
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "whole.wav").read_bytes()[:844])
+    read_audio(tmp_path / "cut.wav", 8000, 800)
+    assert "cut.wav: the header promises more sound than the 0.05 s in the file" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("read", [lambda path: read_image(path, (8, 8, 1)), lambda path: read_audio(path, 8000, 80)])
+def test_a_folder_is_refused_as_one(tmp_path, read):
+    with pytest.raises(IsADirectoryError, match="a folder, not a file"):
+        read(tmp_path)
+
+
 def test_an_unreadable_sound_is_refused_by_name(tmp_path):
     (tmp_path / "x.wav").write_bytes(b"RIFF and no more")
     with pytest.raises(ValueError, match=r"x\.wav: not a readable sound file"):

@@ -103,6 +103,19 @@ def test_another_vocabulary_is_refused_with_the_difference(run, tmp_path):
         load(folder)
 
 
+def test_a_checkpoint_of_another_model_is_refused_by_name_and_in_short(run, tmp_path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(run[0], folder)
+    content = json.loads((folder / "config.json").read_text())
+    content["train"]["model"]["num_layers"] += 1
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"copy/checkpoints/\d+: damaged, or not of the model") as caught:
+        load(folder)
+    assert len(str(caught.value)) < 500 + len(str(folder))
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a run folder"):
         load(tmp_path)
