@@ -24,8 +24,10 @@ def to_dict(config: Any) -> dict[str, Any]:
     return _converter.unstructure(config)
 
 
-def from_dict(content: dict[str, Any], kind: type[_T], origin: str) -> _T:
+def from_dict(content: Any, kind: type[_T], origin: str) -> _T:
     """The configuration of type `kind` held by plain JSON types; `origin` is named in errors."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{origin}: not a {kind.__name__}, which is a JSON object; got {type(content).__name__}")
     try:
         return _converter.structure(content, kind)
     except cattrs.BaseValidationError as error:

@@ -18,9 +18,6 @@ from trimask.diffusion.masking import Noised
 from trimask.tokenizers.sequence import task_tokens
 from trimask.tokenizers.vocabulary import Vocabulary
 
-# Finite, so that a row without a single allowed id would still give finite numbers.
-_NEVER = -1e30
-
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -59,7 +56,7 @@ def restrict(
     logits: Float[Array, "*shape vocab"], allowed: Bool[Array, "*shape vocab"]
 ) -> Float[Array, "*shape vocab"]:
     """Logits with probability zero for every id that is not allowed."""
-    return jnp.where(allowed, logits, _NEVER)
+    return jnp.where(allowed, logits, -jnp.inf)
 
 
 def cross_entropy(

@@ -129,6 +129,12 @@ def test_an_unknown_field_in_a_configuration_is_named(run, tmp_path):
         load(tmp_path)
 
 
+def test_a_configuration_that_is_no_object_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match="JSON object; got list"):
+        load(tmp_path)
+
+
 def test_configurations_survive_json():
     content = json.loads(json.dumps(configuration.to_dict(CONFIG)))
     assert configuration.from_dict(content, TrainConfig, "here") == CONFIG
