@@ -130,7 +130,8 @@ def _write_drawings(run: Path, drawn: Sequence[Samples], loaded: Loaded) -> None
     """digits.png of all datasets and unmasking.gif of the first, where the model draws."""
     pictures, captions = [], []
     for sample in drawn:
-        scale = enlargement(*sample.media[0].shape[:2], wanted=90)
+        height, width = sample.media[0].shape[:2]
+        scale = enlargement(height, width, wanted=90)
         for i in _in_turn(sample.references)[: _PICTURES // len(drawn)]:
             pictures.append(_framed(enlarged(sample.media[i], scale), bool(sample.is_right[i])))
             captions.append(sample.references[i] if sample.is_right[i] else f"✗ {sample.references[i]}")
