@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.data.prepare import PrepareConfig
+from trimask.diffusion.data.plan import PrepareConfig
+from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.evaluate import EvaluateConfig
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import LossConfig
@@ -20,8 +21,8 @@ from trimask.tokenizers.audio import MelConfig
 class Experiment:
     """One whole story from data to numbers."""
 
-    prepare: PrepareConfig
-    train: TrainConfig
+    prepare: PrepareConfig = PrepareConfig()
+    train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
 
@@ -29,7 +30,7 @@ def tiny() -> Experiment:
     """Digits to draw, read, say and hear, and sums to add: some minutes on two CPU cores."""
     return Experiment(
         prepare=PrepareConfig(
-            sources={"handwritten": "digits/handwritten", "spoken": "digits/spoken", "sums": "digits/sums"},
+            sources=_digits(handwritten="handwritten", spoken="spoken", sums="sums"),
             audio=MelConfig(codebook_size=128),
         ),
         train=_train(horizon_tokens=2_950_000, generation_steps=16),
@@ -40,17 +41,27 @@ def small() -> Experiment:
     """Two-digit pictures, spoken numbers to ninety-nine, and sums: some twenty minutes on two CPU cores."""
     return Experiment(
         prepare=PrepareConfig(
-            sources={
-                "handwritten": "digits/handwritten_numbers",
-                "spoken": "digits/spoken_numbers",
-                "sums": "digits/all_sums",
-            }
+            sources=_digits(handwritten="handwritten_numbers", spoken="spoken_numbers", sums="all_sums"),
         ),
         train=_train(horizon_tokens=11_000_000, generation_steps=24),
     )
 
 
 PRESETS: dict[str, Callable[[], Experiment]] = {"tiny": tiny, "small": small}
+
+
+def preset(name: str | None) -> Experiment:
+    """A named experiment; without a name, the defaults of every configuration."""
+    if name is None:
+        return Experiment()
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]()
+
+
+def _digits(**configs: str) -> dict[str, SourceConfig]:
+    """Dataset name → config of the embedded dataset."""
+    return {name: SourceConfig(kind="digits", where=(config,)) for name, config in configs.items()}
 
 
 def _train(horizon_tokens: int, generation_steps: int) -> TrainConfig:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import jax
@@ -21,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from trimask.diffusion.data.prepare import TRAIN, Prepared, pad_waveforms
+from trimask.diffusion.data.plan import TRAIN
+from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import RawExample
 from trimask.diffusion.judges import Judge, exact_match, label_judge
 from trimask.diffusion.loss import cross_entropy, restrict
@@ -133,7 +135,7 @@ def evaluate(
             # The prompts of every split are alike, so a medium is asked for on the first one only.
             for split in splits if task.target == TEXT else splits[:1]:
                 records = prepared.examples(name, split)[: config.max_examples]
-                raw = list(prepared.source(name).read(split))[: config.max_examples]
+                raw = list(islice(prepared.raw(name, split), config.max_examples))
                 result.bounds.append(_bound(loaded, task, split, records, config))
                 if task.condition is None and not any(record["num_given"] for record in records):
                     continue  # nothing is asked, so no answer is right or wrong
@@ -176,7 +178,7 @@ def _judged(
     else:
         assert judge is not None
         is_right = judge(media, references)
-        on_real = float(judge(same_shape([e.media[task.target] for e in raw], media[0].shape), references).mean())
+        on_real = float(judge([example.media[task.target] for example in raw], references).mean())
     accuracy = Accuracy(
         task=task.name,
         split=split,
@@ -194,15 +196,9 @@ def fitted_judge(prepared: Prepared, dataset: str) -> Judge | None:
     manifest = prepared.dataset(dataset)
     if manifest.medium is None:
         return None
-    raw = prepared.source(dataset).read(TRAIN)
-    shape = prepared.tokenizers.codec(manifest.medium).media_shape(tuple(manifest.shapes[manifest.medium]))
-    media = same_shape([example.media[manifest.medium] for example in raw], shape)
+    raw = list(prepared.raw(dataset, TRAIN))
+    media = [example.media[manifest.medium] for example in raw]
     return label_judge(manifest.medium, media, [example.media[TEXT] for example in raw], prepared.sample_rate_hz)
-
-
-def same_shape(media: AnySequence[np.ndarray], shape: tuple[int, ...]) -> AnySequence[np.ndarray]:
-    """Sounds filled with silence to one length; pictures are of one shape already."""
-    return list(pad_waveforms(media, shape[0])) if len(shape) == 1 else media
 
 
 def memorisation(

@@ -23,7 +23,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from trimask.diffusion import configuration
 from trimask.diffusion.checkpoint import Checkpoints
 from trimask.diffusion.data.batches import BatchConfig, Batches
-from trimask.diffusion.data.prepare import Prepared
+from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.layout import Layout
 from trimask.diffusion.loop import LoopConfig, fit
 from trimask.diffusion.loss import LossConfig, Mean, loss_and_metrics, target_counts
 from trimask.diffusion.masking import MaskingConfig, Noised, forward_process
@@ -74,8 +75,8 @@ class RunDescription:
 
     train: TrainConfig
     vocabulary: Vocabulary
-    shapes: dict[str, dict[str, list[int]]]
-    """Dataset → modality → shape of its codes: the layouts the model was trained on."""
+    layouts: dict[str, Layout]
+    """Dataset → layout of the examples the model was trained on."""
     data: str
     """Where the prepared data was."""
     num_steps: int
@@ -175,11 +176,11 @@ def train(
     prepared = Prepared(data)
     vocabulary = prepared.tokenizers.vocabulary
     batches = Batches(prepared, config.batch, config.seed, copies=2 if config.masking.complementary else 1)
-    num_steps = max(1, round(config.optimizer.horizon_tokens / batches.tokens_per_step()))
+    num_steps = batches.num_steps(config.optimizer.horizon_tokens)
     description = RunDescription(
         train=config,
         vocabulary=vocabulary,
-        shapes={name: d.shapes for name, d in prepared.manifest.datasets.items()},
+        layouts={name: d.layout for name, d in prepared.manifest.datasets.items()},
         data=str(data.absolute()),
         num_steps=num_steps,
         trimask=importlib.metadata.version("trimask"),

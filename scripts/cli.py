@@ -27,13 +27,13 @@ COMMANDS = {
     ),
     "prepare": Command(
         "trimask.scripts.prepare",
-        "fit the tokenizers and turn a dataset into tokenised shards",
-        "trimask prepare tiny data/tiny",
+        "turn your files, or the embedded dataset, into tokens",
+        "trimask prepare data/tiny --preset tiny",
     ),
     "train": Command(
         "trimask.scripts.train",
         "train a named experiment; called again, it resumes where it stopped",
-        "trimask train tiny runs/tiny --data data/tiny",
+        "trimask train runs/tiny --data data/tiny --preset tiny",
     ),
     "evaluate": Command(
         "trimask.scripts.evaluate",

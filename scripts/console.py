@@ -1,13 +1,26 @@
 """What commands share on the terminal: parsing by preset, progress bars, tables."""
 
+import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
+
+from trimask.configs.presets import PRESETS, Experiment, preset
 
 _T = TypeVar("_T")
 
@@ -19,17 +32,41 @@ def parse(kind: Any, arguments: list[str], command: str, description: str) -> An
     return tyro.cli(kind, args=arguments, prog=f"trimask {command}", description=description)
 
 
-def by_preset(presets: dict[str, Callable[[], Any]], make: Callable[[Any], _T]) -> Any:
-    """A type for `parse`: one subcommand per preset, whose flags override what `make(preset())` holds."""
-    defaults = {name: make(preset()) for name, preset in presets.items()}
-    descriptions = {name: (preset.__doc__ or "").strip() for name, preset in presets.items()}
-    return tyro.extras.subcommand_type_from_defaults(defaults, descriptions)
+def parse_from_preset(make: Callable[[Experiment], _T], arguments: list[str], command: str, description: str) -> _T:
+    """The arguments as a dataclass whose defaults are what `make` takes of the experiment that --preset names."""
+    presets = "\n".join(f"  {name:12} {(preset.__doc__ or '').splitlines()[0]}" for name, preset in PRESETS.items())
+    experiment = preset(option(arguments, "--preset"))
+    return tyro.cli(
+        type(make(experiment)),
+        args=arguments,
+        prog=f"trimask {command}",
+        description=f"{description}\n\nWhat --preset can name; its values are the defaults shown below:\n{presets}",
+        default=make(experiment),
+    )
+
+
+def option(arguments: list[str], name: str) -> str | None:
+    """The value of one option, ahead of parsing all of them."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(name, dest="value")
+    try:
+        return parser.parse_known_args(arguments)[0].value
+    except argparse.ArgumentError:
+        return None  # it lacks its value, which the real parser will say
+
+
+class _Rate(ProgressColumn):
+    """Items per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None or (task.total or 0) < 10 else f"{speed:,.0f}/s", style="progress.data.speed")
 
 
 @contextmanager
 def progress_report() -> Iterator[Callable[[str, int, int], None]]:
     """A function `report(what, done, total)` that moves a progress bar per `what`."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as bar:
         tasks: dict[str, Any] = {}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from trimask.configs.presets import PRESETS, Experiment
+from trimask.configs.presets import Experiment, preset
 from trimask.scripts import cli, evaluate, prepare, train
 from trimask.scripts.console import console, parse
 from trimask.scripts.report import write_report
@@ -25,10 +25,6 @@ class Arguments:
     """Named experiment."""
     data: Path | None = None
     """Folder for the prepared data. None: data/ and the preset's name."""
-
-    def __post_init__(self):
-        if self.preset not in PRESETS:
-            raise ValueError(f"no preset {self.preset!r}; there are {', '.join(PRESETS)}")
 
 
 def run(folder: Path, data: Path, experiment: Experiment) -> Path:
@@ -81,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
     """Entry point of the command."""
     parsed: Arguments = parse(Arguments, list(arguments), "demo", __doc__ or "")
     folder, data = parsed.run or Path("runs", parsed.preset), parsed.data or Path("data", parsed.preset)
-    run(folder, data, PRESETS[parsed.preset]())
+    run(folder, data, preset(parsed.preset))
 
 
 if __name__ == "__main__":

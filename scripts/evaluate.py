@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from trimask.diffusion import configuration
-from trimask.diffusion.data.prepare import Prepared
+from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluate import EvaluateConfig, Evaluation, Samples, evaluate
 from trimask.diffusion.train import Loaded, load
 from trimask.scripts import cli

@@ -64,6 +64,8 @@ class Arguments:
     """Answers to each input."""
     seed: int = 0
     """The same seed gives the same answers, whatever else is asked."""
+    length: int | None = None
+    """Tokens to write after a prompt, at most. None: as many as the model's texts have."""
     steps: int | None = None
     """Steps of sampling. As with the following, None: what the run was configured with."""
     temperature: float | None = None
@@ -92,6 +94,8 @@ class Arguments:
             raise ValueError(f"give one kind of input, {kinds}; got {' and '.join(given) or 'none'}")
         if self.to is None and given[0].startswith("--prompt"):
             raise ValueError("a prompt needs --to: text, image or audio")
+        if self.length is not None and not (self.to == TEXT and given[0].startswith("--prompt")):
+            raise ValueError("--length is of texts that a prompt begins: --prompt … --to text")
         if self.to not in (None, TEXT) and given[0] == "--infill":
             raise ValueError(f"--infill makes text, got --to {self.to}")
 
@@ -144,7 +148,7 @@ def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
 
 def prompts_of(loaded: Loaded) -> Prompts:
     """What the run's model can be asked."""
-    return Prompts(loaded.tokenizers, loaded.description.shapes)
+    return Prompts(loaded.tokenizers, loaded.description.layouts)
 
 
 def ask(arguments: Arguments, prompts: Prompts) -> list[Question]:
@@ -159,7 +163,7 @@ def ask(arguments: Arguments, prompts: Prompts) -> list[Question]:
     assert arguments.to is not None
     texts = [*arguments.prompt, *(() if arguments.prompts is None else read_lines(arguments.prompts))]
     if arguments.to == TEXT:
-        return [Question(text, prompts.complete(text), text) for text in texts]
+        return [Question(text, prompts.complete(text, arguments.length), text) for text in texts]
     return [Question(text, prompts.from_text(text, arguments.to), text) for text in texts]
 
 
@@ -271,7 +275,8 @@ def _read_index(path: Path) -> list[dict[str, Any]]:
 def _reader(medium: str, prompts: Prompts) -> Callable[[Path], np.ndarray]:
     shape = prompts.media_shape(medium)
     if medium == "image":
-        return lambda path: read_image(path, shape)
+        is_cropped = prompts.layout(prompts.task(medium, TEXT)).is_cropped
+        return lambda path: read_image(path, shape, is_cropped)
     return lambda path: read_audio(path, prompts.tokenizers.sample_rate_hz, shape[0])
 
 

@@ -20,8 +20,10 @@ import tyro
 from rich.table import Table
 
 from trimask.diffusion import configuration
-from trimask.diffusion.data.prepare import TRAIN, DatasetManifest, Prepared
-from trimask.diffusion.evaluate import EvaluateConfig, Evaluation, fitted_judge, same_shape
+from trimask.diffusion.data.plan import TRAIN
+from trimask.diffusion.data.prepared import DatasetManifest, Prepared
+from trimask.diffusion.data.sources import SourceConfig
+from trimask.diffusion.evaluate import EvaluateConfig, Evaluation, fitted_judge
 from trimask.diffusion.parametrization import PARAMETER_CLASSES, parameter_classes
 from trimask.diffusion.train import Loaded, load
 from trimask.diffusion.transformer import num_parameters
@@ -91,13 +93,13 @@ def inspect_prepared(prepared: Prepared) -> None:
     """Prints datasets, layouts, sample encodings and the quality of every codec."""
     datasets, vocabulary = prepared.manifest.datasets, prepared.manifest.vocabulary
     rows = [
-        [name, dataset.source, split, f"{content.examples:,}"]
+        [name, _source(dataset.source), split, f"{examples:,}"]
         for name, dataset in datasets.items()
-        for split, content in dataset.splits.items()
+        for split, examples in dataset.splits.items()
     ]
     console.print(_left(table(f"Datasets in {prepared.folder}", ["dataset", "source", "split", "examples"], rows), 3))
     rows = [
-        [task.name.replace("_", " "), name, _layout(task.modalities, dataset), str(dataset.example_length)]
+        [task.name.replace("_", " "), name, _layout(task.modalities, dataset), str(dataset.layout.example_length())]
         for name, dataset in datasets.items()
         for task in dataset.tasks(vocabulary)
     ]
@@ -116,11 +118,10 @@ def codec_qualities(prepared: Prepared, dataset: str) -> list[CodecQuality]:
     if medium is None or judge is None:
         return []
     codec, result = prepared.tokenizers.codec(medium), []
-    shape = codec.media_shape(tuple(manifest.shapes[medium]))
     for split in [split for split in EvaluateConfig().splits if split in manifest.splits]:
-        raw = prepared.source(dataset).read(split)
+        raw = list(prepared.raw(dataset, split))
         references = [example.media[TEXT] for example in raw]
-        real = np.stack(same_shape([example.media[medium] for example in raw], shape))
+        real = np.stack([example.media[medium] for example in raw])
         codes = np.stack([record[medium] for record in prepared.examples(dataset, split)])
         ours = codec.decode(codes)
         accuracy = [float(judge(list(media), references).mean()) for media in (real, ours)]
@@ -177,8 +178,12 @@ def last_metrics(path: Path) -> dict[str, float]:
     return json.loads(whole[-1]) if whole else {}
 
 
+def _source(source: SourceConfig) -> str:
+    return f"{source.kind} {' '.join(source.where)}"
+
+
 def _layout(modalities: Sequence[str], dataset: DatasetManifest) -> str:
-    parts = [f"<{modality}> {'×'.join(map(str, dataset.shapes[modality]))}" for modality in modalities]
+    parts = [f"<{modality}> {'×'.join(map(str, dataset.layout.shapes[modality]))}" for modality in modalities]
     return " ".join(["<task>", *parts])
 
 
@@ -192,7 +197,7 @@ def _print_encodings(prepared: Prepared) -> None:
     text, rows = prepared.tokenizers.text, []
     for name, dataset in prepared.manifest.datasets.items():
         split = next((split for split in EvaluateConfig().splits if split in dataset.splits), TRAIN)
-        texts = dict.fromkeys(example.media[TEXT] for example in prepared.source(name).read(split))
+        texts = dict.fromkeys(example.media[TEXT] for example in prepared.raw(name, split))
         rows += [[sample, _pieces(text, sample)] for sample in list(texts)[:_SAMPLE_TEXTS]]
     console.print(_left(table(f"Text tokenizer of {text.size:,} tokens", ["text", "tokens"], rows), 2))
 

@@ -1,5 +1,9 @@
-"""trimask prepare: sources → tokenizers and tokenised shards."""
+"""trimask prepare: your files, or the embedded dataset, become tokens.
 
+Called again after it was stopped, it goes on where it was.
+"""
+
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,19 +12,65 @@ from typing import Annotated
 
 import tyro
 
-from trimask.configs.presets import PRESETS, Experiment
-from trimask.diffusion.data.prepare import PrepareConfig, Prepared, prepare
+from trimask.configs.presets import Experiment
+from trimask.diffusion.data.plan import PrepareConfig
+from trimask.diffusion.data.prepare import prepare
+from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.sources import SourceConfig
 from trimask.scripts import cli
-from trimask.scripts.console import by_preset, console, parse, progress_report, table
+from trimask.scripts.console import console, parse_from_preset, progress_report, table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Where to, and what."""
+    """Where to, and what. A source is written NAME=WHERE, or WHERE alone, whose own name is then the dataset's."""
 
     folder: tyro.conf.Positional[Path]
     """Folder to write: tokenizers/, shards and manifest.json."""
+    preset: str | None = None
+    """Named experiment whose values are the defaults, sources included."""
+    images: tuple[str, ...] = ()
+    """Folders of pictures with a metadata.jsonl of file_name and text."""
+    audio: tuple[str, ...] = ()
+    """Folders of sounds with a metadata.jsonl of file_name and text."""
+    text: tuple[str, ...] = ()
+    """Text files (.txt or .jsonl); together one dataset, unless they are given names."""
+    prompts: tuple[str, ...] = ()
+    """JSON lines of prompt and response; together one dataset, unless they are given names."""
+    tfds: tuple[str, ...] = ()
+    """Names of TFDS datasets."""
     config: Annotated[PrepareConfig, tyro.conf.arg(name="")]
+
+    def resolved(self) -> PrepareConfig:
+        """The configuration with all sources by name."""
+        sources = dict(self.config.sources)
+        for kind in ("images", "audio", "text", "prompts", "tfds"):
+            for name, where in _named(kind, getattr(self, kind)).items():
+                if name in sources:
+                    raise ValueError(f"two sources are called {name}; name one with --{kind} NAME={where[0]}")
+                sources[name] = SourceConfig(kind=kind, where=where)
+        return dataclasses.replace(self.config, sources=sources)
+
+
+def _named(kind: str, given: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Dataset name → where it is, with paths made absolute."""
+    named: dict[str, tuple[str, ...]] = {}
+    for source in given:
+        name, equals, where = source.partition("=")
+        if not equals or not name.isidentifier():
+            name, where = "", source
+        if kind != "tfds":
+            where = str(Path(where).absolute())
+        if not name:
+            name = kind if kind in ("text", "prompts") else _as_name(where)
+        named[name] = (*named.get(name, ()), where)
+    return named
+
+
+def _as_name(where: str) -> str:
+    """A plain word out of a path or a TFDS name."""
+    word = "".join(c if c.isalnum() else "_" for c in Path(where.partition(":")[0]).name).strip("_")
+    return word if word.isidentifier() else f"data_{word}"
 
 
 def run(folder: Path, config: PrepareConfig) -> Prepared:
@@ -29,10 +79,16 @@ def run(folder: Path, config: PrepareConfig) -> Prepared:
         prepared = prepare(folder, config, report)
     rows = []
     for name, dataset in prepared.manifest.datasets.items():
-        splits = " · ".join(f"{split} {content.examples:,}" for split, content in dataset.splits.items())
-        shapes = ", ".join(f"{modality} {'×'.join(map(str, shape))}" for modality, shape in dataset.shapes.items())
-        rows.append([name, splits, shapes, str(dataset.example_length)])
-    console.print(table(f"Prepared in {folder}", ["dataset", "examples", "codes", "tokens each"], rows))
+        splits = " · ".join(f"{split} {examples:,}" for split, examples in dataset.splits.items())
+        layout = dataset.layout
+        shapes = ", ".join(f"{modality} {'×'.join(map(str, shape))}" for modality, shape in layout.shapes.items())
+        accepted = dataset.records - dataset.rejected
+        counts = f"{dataset.records:,} = {accepted:,} + {dataset.rejected:,}"
+        rows.append([name, counts, splits, shapes, f"{'' if layout.is_uniform else '≤ '}{layout.example_length()}"])
+    columns = ["dataset", "records = used + rejected", "examples", "codes", "tokens each"]
+    console.print(table(f"Prepared in {folder}", columns, rows))
+    if any(dataset.rejected for dataset in prepared.manifest.datasets.values()):
+        console.print(f"What was rejected, and why: {folder / 'rejects.jsonl'}", markup=False, highlight=False)
     return prepared
 
 
@@ -42,8 +98,8 @@ def main(arguments: Sequence[str]) -> None:
     def default(experiment: Experiment) -> Arguments:
         return Arguments(folder=tyro.MISSING, config=experiment.prepare)
 
-    parsed = parse(by_preset(PRESETS, default), list(arguments), "prepare", __doc__ or "")
-    run(parsed.folder, parsed.config)
+    parsed = parse_from_preset(default, list(arguments), "prepare", __doc__ or "")
+    run(parsed.folder, parsed.resolved())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from trimask.diffusion import configuration
-from trimask.diffusion.data.prepare import Prepared
+from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluate import Evaluation, Samples
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.sampling.requests import Generator
@@ -143,7 +143,7 @@ def _write_drawings(run: Path, drawn: Sequence[Samples], loaded: Loaded) -> None
 def _write_unmasking(path: Path, sample: Samples, loaded: Loaded) -> None:
     """The first prompt whose picture was right, drawn again step by step."""
     prompt = sample.references[int(np.argmax(sample.is_right))]
-    asked = Prompts(loaded.tokenizers, loaded.description.shapes).from_text(prompt, "image")
+    asked = Prompts(loaded.tokenizers, loaded.description.layouts).from_text(prompt, "image")
     generator = Generator(loaded.denoise, loaded.vocabulary, rows=1)
     (states,) = generator.trajectories([asked], loaded.generation("image"), seed=0)
     write_gif(path, [frame_of(loaded.tokenizers, state) for state in states], 200)
@@ -200,7 +200,7 @@ def _given(prepared: Prepared, sample: Samples) -> list[str]:
         example.media[TEXT]: example.media[TEXT][: example.given]
         for name, dataset in prepared.manifest.datasets.items()
         if dataset.medium is None and sample.split in dataset.splits
-        for example in prepared.source(name).read(sample.split)
+        for example in prepared.raw(name, sample.split)
     }
     return [known[reference] for reference in sample.references]
 

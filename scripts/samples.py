@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trimask.diffusion.data.prepare import TRAIN, Prepared
+from trimask.diffusion.data.plan import TRAIN
+from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.train import Loaded
 from trimask.scripts.render import enlargement, image_grid, staged, write_png, write_wav

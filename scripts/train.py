@@ -8,11 +8,11 @@ from typing import Annotated
 
 import tyro
 
-from trimask.configs.presets import PRESETS, Experiment
+from trimask.configs.presets import Experiment
 from trimask.diffusion.train import Loaded, TrainConfig, train
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
-from trimask.scripts.console import by_preset, console, parse
+from trimask.scripts.console import console, parse_from_preset
 from trimask.scripts.samples import save_training_samples
 
 
@@ -24,6 +24,8 @@ class Arguments:
     """Run folder to write: config.json, tokenizers/, checkpoints/, metrics.jsonl, samples/."""
     data: Path
     """Folder that `trimask prepare` wrote."""
+    preset: str | None = None
+    """Named experiment whose values are the defaults."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
 
 
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     def default(experiment: Experiment) -> Arguments:
         return Arguments(run=tyro.MISSING, data=tyro.MISSING, config=experiment.train)
 
-    parsed = parse(by_preset(PRESETS, default), list(arguments), "train", __doc__ or "")
+    parsed = parse_from_preset(default, list(arguments), "train", __doc__ or "")
     run(parsed.run, parsed.data, parsed.config)
 
 

@@ -6,41 +6,60 @@ arguments tyro fills with a marker first. Tests run on one device, as a newcomer
 needs several starts a process of its own with XLA_FLAGS=--xla_force_host_platform_device_count=8.
 """
 
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
 
 from trimask.diffusion.data import sources
-from trimask.diffusion.data.prepare import PrepareConfig, Prepared, prepare
-from trimask.diffusion.data.sources import RawExample, Source
+from trimask.diffusion.data.lines import Block
+from trimask.diffusion.data.plan import PrepareConfig
+from trimask.diffusion.data.prepare import prepare
+from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.sources import Entry, RawExample, SourceConfig
+from trimask.diffusion.layout import Fill
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
 
 
-def _raw_example(kind: str, number: int) -> RawExample:
-    """Noise with a label, or a sum."""
-    rng = np.random.default_rng(number)
-    word = ("one", "two", "three")[number % 3]
-    if kind == "drawn":
-        return RawExample(f"{number}", {"text": word, "image": rng.integers(0, 256, (4, 6, 1), np.uint8)})
-    if kind == "spoken":
-        return RawExample(f"{number}", {"text": word, "audio": rng.uniform(-1, 1, 1200).astype(np.float32)})
-    return RawExample(f"{number}", {"text": f"{number:02d}+{number:02d}={2 * number}"}, given=6)
-
-
-def _synthetic(kind: str, _: Path) -> Source:
+@dataclass(frozen=True)
+class Synthetic:
     """20 training and 12 held-out examples of a kind, without any dataset."""
-    medium = {"drawn": "image", "spoken": "audio", "sums": None}[kind]
-    splits = {"train": range(20), "validation": range(20, 32), "test": range(32, 44)}
-    return Source(f"synthetic/{kind}", medium, tuple(splits), lambda s: [_raw_example(kind, n) for n in splits[s]])
+
+    kind: str
+    fill: Fill = "whole"
+
+    @property
+    def medium(self) -> str | None:
+        return {"drawn": "image", "spoken": "audio", "sums": None}[self.kind]
+
+    def blocks(self, records: int) -> list[Block]:
+        splits = {"train": range(20), "validation": range(20, 32), "test": range(32, 44)}
+        return [Block(file=name, start=n.start, line=n.start + 1, count=len(n)) for name, n in splits.items()]
+
+    def entries(self, block: Block) -> Iterator[Entry]:
+        for number in range(block.start, block.start + block.count):
+            load = partial(self._example, number)
+            yield Entry(f"{number}", f"{self.kind} {block.file}", number + 1, load, block.file)
+
+    def _example(self, number: int) -> RawExample:
+        """Noise with a label, or a sum."""
+        rng = np.random.default_rng(number)
+        word = ("one", "two", "three")[number % 3]
+        if self.kind == "drawn":
+            return RawExample(f"{number}", {"text": word, "image": rng.integers(0, 256, (4, 6, 1), np.uint8)})
+        if self.kind == "spoken":
+            return RawExample(f"{number}", {"text": word, "audio": rng.uniform(-1, 1, 1200).astype(np.float32)})
+        return RawExample(f"{number}", {"text": f"{number:02d}+{number:02d}={2 * number}"}, given=6)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def synthetic_source():
-    """Sources synthetic/drawn (image), synthetic/spoken (audio) and synthetic/sums (text) for every test."""
+    """Sources of kind synthetic called drawn (image), spoken (audio) and sums (text) for every test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sources._KINDS, "synthetic", _synthetic)
+        patch.setitem(sources.KINDS, "synthetic", lambda where, _: Synthetic(where[0]))
         yield
 
 
@@ -48,7 +67,7 @@ def synthetic_source():
 def prepared(tmp_path_factory, synthetic_source) -> Prepared:
     """The synthetic sources, prepared."""
     config = PrepareConfig(
-        sources={kind: f"synthetic/{kind}" for kind in ("drawn", "spoken", "sums")},
+        sources={kind: SourceConfig(kind="synthetic", where=(kind,)) for kind in ("drawn", "spoken", "sums")},
         text_vocabulary=262,
         image=PatchConfig(codebook_size=12),
         audio=MelConfig(codebook_size=9),

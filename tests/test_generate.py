@@ -29,7 +29,7 @@ def loaded(prepared, tmp_path_factory):
     description = RunDescription(
         train=train,
         vocabulary=prepared.tokenizers.vocabulary,
-        shapes={name: dataset.shapes for name, dataset in prepared.manifest.datasets.items()},
+        layouts={name: dataset.layout for name, dataset in prepared.manifest.datasets.items()},
         data=str(prepared.folder),
         num_steps=STEP,
         trimask="0",

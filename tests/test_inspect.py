@@ -35,11 +35,11 @@ def loaded(prepared, tmp_path_factory) -> Loaded:
     """An untrained model in a folder with metrics."""
     train = TrainConfig(model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=32))
     vocabulary = prepared.tokenizers.vocabulary
-    shapes = {name: dataset.shapes for name, dataset in prepared.manifest.datasets.items()}
+    layouts = {name: dataset.layout for name, dataset in prepared.manifest.datasets.items()}
     description = RunDescription(
         train=train,
         vocabulary=vocabulary,
-        shapes=shapes,
+        layouts=layouts,
         data="where/it/was",
         num_steps=11,
         trimask="0",
@@ -55,7 +55,7 @@ def loaded(prepared, tmp_path_factory) -> Loaded:
 
 def test_prepared_data_are_listed_with_layouts_and_encodings(prepared, printed):
     out = printed(inspection.run, prepared.folder)
-    for expected in ("synthetic/drawn", "<image> 2×3", "3 · 2 · + · 3 · 2 · = · 6 · 4"):
+    for expected in ("synthetic drawn", "<image> 2×3", "3 · 2 · + · 3 · 2 · = · 6 · 4"):
         assert expected in out
 
 
@@ -68,7 +68,7 @@ def test_every_codec_is_listed_with_its_quality(prepared, printed):
 
 def test_quality_is_that_of_the_held_out_pictures(prepared):
     (quality,) = inspection.codec_qualities(prepared, "drawn")
-    real = np.stack([example.media["image"] for example in prepared.source("drawn").read("test")])
+    real = np.stack([example.media["image"] for example in prepared.raw("drawn", "test")])
     codec = prepared.tokenizers.codec("image")
     codes = codec.encode(real)
     assert quality.quality == pytest.approx(psnr_db(real, codec.decode(codes)).mean())

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from trimask.diffusion.layout import Layout
 from trimask.diffusion.sampling.prompts import Prompts, parse_infill
 from trimask.tokenizers.image import PatchCodec, PatchConfig
 from trimask.tokenizers.media import MediaTokenizers
@@ -11,9 +12,9 @@ from trimask.tokenizers.text import TextTokenizer
 
 RNG = np.random.default_rng(0)
 LAYOUTS = {
-    "words": {"text": [3], "image": [2, 3]},
-    "phrases": {"text": [6], "image": [2, 3]},
-    "sums": {"text": [9]},
+    "words": Layout(shapes={"text": [3], "image": [2, 3]}, fill="whole"),
+    "phrases": Layout(shapes={"text": [6], "image": [2, 3]}, fill="whole"),
+    "sums": Layout(shapes={"text": [9]}, fill="whole"),
 }
 
 

@@ -178,7 +178,7 @@ def test_the_story_ends_by_saying_where_to_look(story, experiment, prepared, cap
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=f"no preset 'tyni'; there are {', '.join(PRESETS)}"):
-        demo.Arguments(preset="tyni")
+        demo.main(["--preset", "tyni"])
 
 
 def test_training_time_is_tokens_over_rate():

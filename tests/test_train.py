@@ -184,7 +184,7 @@ def test_eight_devices_take_the_step_of_one(prepared, tmp_path):
         from jax.sharding import Mesh, NamedSharding, PartitionSpec
         from trimask.diffusion.train import Pretraining, TrainConfig, TransformerConfig
         from trimask.diffusion.data.batches import BatchConfig, Batches
-        from trimask.diffusion.data.prepare import Prepared
+        from trimask.diffusion.data.prepared import Prepared
 
         prepared = Prepared(pathlib.Path(sys.argv[1]))
         config = TrainConfig(model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16))

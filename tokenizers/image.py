@@ -112,6 +112,13 @@ class PatchCodec:
         return self.codebook.reshape(len(self.codebook), -1)
 
 
+def single_patches(
+    images: UInt8[np.ndarray, "batch height width channels"], side: int
+) -> UInt8[np.ndarray, "patches {side} {side} channels"]:
+    """Every patch as a picture of its own: all that `PatchCodec.fit` sees of pictures."""
+    return _patches(images, side).reshape(-1, side, side, images.shape[-1])
+
+
 def _patches(
     images: UInt8[np.ndarray, "batch height width channels"], side: int
 ) -> UInt8[np.ndarray, "batch patches dim"]:

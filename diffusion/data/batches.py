@@ -1,24 +1,22 @@
 """Training batches as a pure function of the step.
 
-A step's batch comes from one dataset, at that dataset's own row length: padding all datasets to one length costs far
-more than mixing them within a batch gains. Which dataset is a low-discrepancy draw,
-
-    u_s = (u_0 + s·φ) mod 1,   φ = (√5 − 1)/2,
-
-so that its share of the first n steps is within a few steps of its weight. Examples are packed into rows once, for
-the whole dataset; each epoch visits all rows in an order of its own; each row draws its task. Nothing is remembered
-between steps: an iterator's state is one integer.
+A step's batch comes from one dataset (`mixture.py` says which), at that dataset's own row length: padding all datasets
+to one length costs far more than mixing them within a batch gains. Examples are packed into rows once, for the whole
+dataset; each epoch visits all rows in an order of its own; each example draws its task. Nothing is remembered between
+steps: an iterator's state is one integer.
 """
 
-from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
-from trimask.diffusion.data.prepare import TRAIN, Prepared
+from trimask.diffusion.data.mixture import Mixture, Span
+from trimask.diffusion.data.plan import TRAIN
+from trimask.diffusion.data.prepared import Prepared
 from trimask.tokenizers.sequence import Example, Sequence, assemble, direct, stack
-from trimask.tokenizers.vocabulary import Task, Vocabulary
 
 # Streams of random numbers that one seed is split into.
 _DATASET, _ORDER, _TASK = range(3)
@@ -31,16 +29,41 @@ class BatchConfig:
     tokens: int = 4096
     """Positions of a batch, padding included; rows are as many as fit."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Share of the steps of each dataset; 1 where none is given."""
+    """Share of the tokens of each dataset; 1 where none is given."""
+    final_weights: dict[str, float] = field(default_factory=dict)
+    """Shares to which the weights move; those of `weights` where none is given."""
+    anneal_tokens: tuple[int, int] | None = None
+    """Training tokens at which the weights begin to move and at which they have arrived."""
     task_weights: dict[str, float] = field(default_factory=dict)
-    """Share of a dataset's rows that each of its tasks gets; 1 where none is given."""
+    """Share of a dataset's examples that each of its tasks gets; 1 where none is given."""
     packed_length: int = 24
     """Row length to which examples of text alone are packed, if they are shorter."""
+    warn_epochs: float = 16
+    """A dataset that is repeated more often is pointed out: models begin to learn it by heart (tri-modal paper)."""
 
     def __post_init__(self):
-        for name, weight in {**self.weights, **self.task_weights}.items():
+        for name, weight in {**self.weights, **self.task_weights, **self.final_weights}.items():
             if weight < 0:
                 raise ValueError(f"the weight of {name} must not be negative, got {weight}")
+        if bool(self.final_weights) != (self.anneal_tokens is not None):
+            raise ValueError(
+                "final_weights and anneal_tokens are given together or not at all, "
+                f"got {self.final_weights} and {self.anneal_tokens}"
+            )
+        if self.anneal_tokens is not None and not 0 <= self.anneal_tokens[0] <= self.anneal_tokens[1]:
+            raise ValueError(f"anneal_tokens must be two rising numbers, got {self.anneal_tokens}")
+
+
+@dataclass(frozen=True)
+class DatasetUse:
+    """How often a dataset is seen."""
+
+    name: str
+    examples: int
+    tokens: int
+    """Of all its training examples."""
+    steps: int
+    epochs: float
 
 
 class Batches:
@@ -48,44 +71,43 @@ class Batches:
 
     def __init__(self, prepared: Prepared, config: BatchConfig, seed: int, copies: int = 1):
         """`copies` is how often each row enters the model's batch: 2 with complementary masks."""
-        vocabulary = prepared.tokenizers.vocabulary
-        unknown = set(config.weights) - set(prepared.manifest.datasets)
-        unknown |= set(config.task_weights) - set(vocabulary.tasks)
-        if unknown:
-            raise ValueError(
-                f"weights for unknown {', '.join(sorted(unknown))}; there are datasets "
-                f"{', '.join(prepared.manifest.datasets)} and tasks {', '.join(vocabulary.tasks)}"
-            )
-        self.seed = seed
-        weights = {name: config.weights.get(name, 1.0) for name in prepared.manifest.datasets}
-        weights = {name: weight for name, weight in weights.items() if weight > 0}
-        if not weights:
+        names = list(prepared.manifest.datasets)
+        _require_known(prepared, config)
+        first = {name: config.weights.get(name, 1.0) for name in names}
+        last = {name: config.final_weights.get(name, first[name]) for name in names}
+        used = [name for name in names if first[name] > 0 or last[name] > 0]
+        if not any(first.values()) or not any(last.values()):
             raise ValueError("all datasets have weight 0")
-        self.datasets = [_Dataset(prepared, name, config, copies) for name in weights]
-        shares = np.array(list(weights.values())) / sum(weights.values())
-        self._bounds = np.cumsum(shares)[:-1]
-        self._offset = np.random.default_rng([seed, _DATASET]).random()
-        self._choices = np.zeros(0, np.int64)
+        self.seed = seed
+        self.datasets = [_Dataset(prepared, name, config, copies) for name in used]
+        start, stop = map(float, config.anneal_tokens or ("inf", "inf"))
+        weights = Span(np.array([first[n] for n in used]), np.array([last[n] for n in used]), start, stop)
+        batch_tokens = np.array([dataset.tokens_per_batch for dataset in self.datasets])
+        self.mixture = Mixture(weights, batch_tokens, [seed, _DATASET])
 
     def __call__(self, step: int) -> Sequence:
         """The batch of a step, as NumPy arrays."""
-        choices = self.choices(step + 1)
-        number = choices[step]
-        visit = int(np.count_nonzero(choices[:step] == number))
-        return self.datasets[number].batch(visit, [self.seed, int(number)])
+        number, visit = self.mixture.choice(step)
+        return self.datasets[number].batch(visit, (self.seed, number))
 
-    def choices(self, steps: int) -> np.ndarray:
-        """The dataset number of each of the first `steps` steps."""
-        if len(self._choices) < steps:
-            golden = (5**0.5 - 1) / 2
-            draws = (self._offset + np.arange(2 * steps) * golden) % 1
-            self._choices = np.searchsorted(self._bounds, draws, side="right")
-        return self._choices[:steps]
+    def describe(self, step: int) -> dict[str, Any]:
+        """What the batch of a step is made of: the dataset, and the ids of each row's examples."""
+        number, visit = self.mixture.choice(step)
+        dataset = self.datasets[number]
+        rows = [dataset.rows[index] for index in dataset.row_numbers(visit, (self.seed, number))]
+        return {"dataset": dataset.name, "ids": [[dataset.examples[e]["id"] for e in row] for row in rows]}
 
-    def tokens_per_step(self) -> float:
-        """Mean non-padding tokens of a step."""
-        shares = np.diff(np.concatenate([[0.0], self._bounds, [1.0]]))
-        return float(sum(share * d.tokens_per_batch for share, d in zip(shares, self.datasets, strict=True)))
+    def num_steps(self, tokens: int) -> int:
+        """Steps that come nearest to so many non-padding tokens."""
+        return self.mixture.num_steps(tokens)
+
+    def use(self, steps: int) -> list[DatasetUse]:
+        """How often the first steps see each dataset."""
+        visits = self.mixture.visits(steps)
+        return [
+            DatasetUse(d.name, len(d.examples), int(d.lengths.sum()), int(n), n * d.num_rows / len(d.rows))
+            for d, n in zip(self.datasets, visits, strict=True)
+        ]
 
 
 class _Dataset:
@@ -93,55 +115,69 @@ class _Dataset:
 
     def __init__(self, prepared: Prepared, name: str, config: BatchConfig, copies: int):
         manifest = prepared.dataset(name)
-        self.vocabulary: Vocabulary = prepared.tokenizers.vocabulary
-        self.tasks: list[Task] = manifest.tasks(self.vocabulary)
+        self.name, self.vocabulary = name, prepared.tokenizers.vocabulary
+        self.tasks = manifest.tasks(self.vocabulary)
         weights = np.array([config.task_weights.get(task.name, 1.0) for task in self.tasks])
         if not weights.sum():
             raise ValueError(f"all tasks of {name} have weight 0")
         self.task_bounds = np.cumsum(weights / weights.sum())[:-1]
-        self.examples = prepared.examples(name, TRAIN)
-        length = manifest.example_length
-        self.row_length = length if manifest.medium else max(length, config.packed_length)
-        self.rows = pack([length] * len(self.examples), self.row_length)
+        if TRAIN not in manifest.splits:
+            raise ValueError(f"{name} has no training split, only {', '.join(manifest.splits)}; give it the weight 0")
+        self.examples, self.lengths = prepared.examples(name, TRAIN), prepared.lengths(name, TRAIN)
+        self.row_length = int(self.lengths.max())
+        if manifest.medium is None:
+            self.row_length = max(self.row_length, config.packed_length)
+        self.rows = pack(self.lengths, self.row_length)
         self.num_rows = config.tokens // self.row_length // copies
         if self.num_rows < 1:
             raise ValueError(f"a batch of {config.tokens} tokens holds no row of {name}, of {self.row_length} tokens")
-        self.tokens_per_batch = copies * self.num_rows * length * len(self.examples) / len(self.rows)
+        self.tokens_per_batch = copies * self.num_rows * self.lengths.sum() / len(self.rows)
 
-    def batch(self, number: int, seed: list[int]) -> Sequence:
+    def batch(self, number: int, seed: tuple[int, int]) -> Sequence:
         """Batch `number` of an endless walk through the rows, epoch after epoch."""
         draws = np.random.default_rng([*seed, _TASK, number]).random((self.num_rows, self.row_length))
         rows = []
-        for index, row_draws in zip(self._indices(number, tuple(seed)), draws, strict=True):
+        for index, row_draws in zip(self.row_numbers(number, seed), draws, strict=True):
             examples = [self._example(e, draw) for e, draw in zip(self.rows[index], row_draws, strict=False)]
             rows.append(assemble(self.vocabulary, examples, self.row_length))
         return stack(rows)
+
+    def row_numbers(self, number: int, seed: tuple[int, int]) -> list[int]:
+        """The rows of a batch."""
+        walk = range(number * self.num_rows, (number + 1) * self.num_rows)
+        return [int(_order(seed, i // len(self.rows), len(self.rows))[i % len(self.rows)]) for i in walk]
 
     def _example(self, number: int, draw: float) -> Example:
         task = self.tasks[int(np.searchsorted(self.task_bounds, draw, side="right"))]
         example = self.examples[number]
         return direct(task, example, example["num_given"] if task.condition is None else 0)
 
-    def _indices(self, number: int, seed: tuple[int, ...]) -> list[int]:
-        """Row indices of a batch."""
-        walk = range(number * self.num_rows, (number + 1) * self.num_rows)
-        return [int(_order(seed, i // len(self.rows), len(self.rows))[i % len(self.rows)]) for i in walk]
+
+def _require_known(prepared: Prepared, config: BatchConfig) -> None:
+    tasks = prepared.tokenizers.vocabulary.tasks
+    unknown = (set(config.weights) | set(config.final_weights)) - set(prepared.manifest.datasets)
+    unknown |= set(config.task_weights) - set(tasks)
+    if unknown:
+        raise ValueError(
+            f"weights for unknown {', '.join(sorted(unknown))}; there are datasets "
+            f"{', '.join(prepared.manifest.datasets)} and tasks {', '.join(tasks)}"
+        )
 
 
 @lru_cache(maxsize=16)
-def _order(seed: tuple[int, ...], epoch: int, count: int) -> np.ndarray:
+def _order(seed: tuple[int, int], epoch: int, count: int) -> Int[np.ndarray, " count"]:
     """The order in which an epoch visits the rows."""
     return np.random.default_rng([*seed, _ORDER, epoch]).permutation(count)
 
 
-def pack(lengths: AnySequence[int], capacity: int) -> list[list[int]]:
+def pack(lengths: Int[np.ndarray, " examples"], capacity: int) -> list[list[int]]:
     """Example numbers by row: best fit decreasing, each example whole in the row it fills best."""
-    if max(lengths) > capacity:
-        raise ValueError(f"an example of {max(lengths)} tokens does not fit a row of {capacity}")
+    if lengths.max() > capacity:
+        raise ValueError(f"an example of {lengths.max()} tokens does not fit a row of {capacity}")
     rows: list[list[int]] = []
     with_room: dict[int, list[int]] = {}
-    for example in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = lengths[example]
+    for example in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[example])
         room = min((free for free, open_rows in with_room.items() if free >= length and open_rows), default=None)
         if room is None:
             row, room = len(rows), capacity

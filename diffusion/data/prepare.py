@@ -1,273 +1,305 @@
-"""Raw examples → tokenizers and tokenised ArrayRecord shards, with a manifest that describes them.
+"""Raw examples → tokenizers and tokenised shards, with a manifest that describes them.
 
-    folder/manifest.json            everything a reader needs; written last, so a folder that has it is complete
-    folder/config.json              what was asked for
-    folder/tokenizers/<modality>/   fitted on the training splits
-    folder/<dataset>/<split>-00000.array_record
-
-A record is a msgpack map: the example's id, its codes by modality in their natural shape, and `num_given`, how many
-text tokens are a question that is only ever given. Texts are filled with EOS to one buffer length per dataset, sounds
-with silence to one number of frames, so that all examples of a dataset have one layout.
+config.json, tokenizers/ and plan.json are settled first, each written at once; then the blocks of all sources are
+tokenised, by several processes where there are many; the manifest comes last. So a folder that was left at any moment
+is continued by the same command, ends with the same bytes, and nothing is tokenised twice.
 """
 
+import concurrent.futures
+import dataclasses
+import hashlib
 import importlib.metadata
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from flax import serialization
 
 from trimask.diffusion import configuration
-from trimask.diffusion.data.sources import RawExample, Source, open_source
+from trimask.diffusion.data.plan import Plan, PrepareConfig, fit_sample, fitted, media_shape, stacked
+from trimask.diffusion.data.prepared import DatasetManifest, Manifest, Prepared
+from trimask.diffusion.data.shards import BlockReport, encode_block, raw_folder, report_path
+from trimask.diffusion.data.sources import RawExample, Source
+from trimask.diffusion.layout import Layout
 from trimask.tokenizers import media as media_tokenizers
-from trimask.tokenizers.audio import MelCodec, MelConfig
+from trimask.tokenizers.audio import MelCodec
 from trimask.tokenizers.codec import MediaCodec
-from trimask.tokenizers.image import PatchCodec, PatchConfig
+from trimask.tokenizers.image import PatchCodec, single_patches
 from trimask.tokenizers.media import MediaTokenizers
-from trimask.tokenizers.sequence import fill_text
 from trimask.tokenizers.text import TextTokenizer
-from trimask.tokenizers.vocabulary import TEXT, Task, Vocabulary
+from trimask.tokenizers.vocabulary import TEXT
 
-TRAIN = "train"
+Report = Callable[[str, int, int], None]
+"""What is being done, how much of it is done, and how much there is."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
-    """Which sources, and the tokenizers fitted on their training splits."""
-
-    sources: dict[str, str] = field(default_factory=dict)
-    """Dataset name → source, as in digits/handwritten."""
-    text_vocabulary: int = 320
-    """Tokens of the text tokenizer; 256 of them are the bytes."""
-    image: PatchConfig = PatchConfig()
-    """Codec for pictures."""
-    audio: MelConfig = MelConfig()
-    """Codec for sound."""
-
-    def __post_init__(self):
-        for name in self.sources:
-            if not name.isidentifier():
-                raise ValueError(f"a dataset's name must be a plain word, for it names a folder; got {name!r}")
+_FREE = ("workers", "on_error", "download")
+"""Fields of the configuration that may change between two calls: they do not alter what is made."""
+_FEW_RECORDS = 8192
+"""Up to so many, starting processes takes longer than they save."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SplitManifest:
-    """One split of a dataset."""
+def prepare(folder: Path, config: PrepareConfig, report: Report = lambda *_: None) -> Prepared:
+    """Makes, continues or opens the prepared folder; `report` is called as the work goes on.
 
-    files: list[str]
-    """Shards, relative to the folder."""
-    examples: int
-    """Records in all of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetManifest:
-    """One dataset: examples of one layout."""
-
-    source: str
-    medium: str | None
-    shapes: dict[str, list[int]]
-    """Shape of an example's codes by modality."""
-    splits: dict[str, SplitManifest]
-
-    def tasks(self, vocabulary: Vocabulary) -> list[Task]:
-        """The directions this dataset can teach."""
-        return [task for task in vocabulary.tasks.values() if set(task.modalities) == set(self.shapes)]
-
-    @property
-    def example_length(self) -> int:
-        """Tokens of an example, with its task and boundary tokens."""
-        return 1 + sum(1 + int(np.prod(shape)) for shape in self.shapes.values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a prepared folder holds."""
-
-    trimask: str
-    """Version that wrote it."""
-    tokenizers: dict[str, str]
-    """Fingerprint of each modality's tokenizer."""
-    vocabulary: Vocabulary
-    datasets: dict[str, DatasetManifest]
-
-
-class Prepared:
-    """A prepared folder, opened for reading."""
-
-    def __init__(self, folder: Path):
-        if not (folder / "manifest.json").is_file():
-            raise FileNotFoundError(f"{folder}: no prepared data here; make it with `trimask prepare {folder}`")
-        self.folder = folder
-        self.manifest = configuration.load(folder / "manifest.json", Manifest)
-        self.config = configuration.load(folder / "config.json", PrepareConfig)
-        self.tokenizers = media_tokenizers.load(folder / "tokenizers")
-        if self.tokenizers.fingerprints != self.manifest.tokenizers:
-            raise ValueError(
-                f"{folder}: the tokenizers are not those the data was made with: "
-                f"{self.tokenizers.fingerprints}, the manifest says {self.manifest.tokenizers}"
-            )
-
-    def dataset(self, name: str) -> DatasetManifest:
-        """A dataset's manifest."""
-        if name not in self.manifest.datasets:
-            raise ValueError(f"{self.folder}: no dataset {name!r}, only {', '.join(self.manifest.datasets)}")
-        return self.manifest.datasets[name]
-
-    def examples(self, dataset: str, split: str) -> list[dict[str, Any]]:
-        """All records of a split: `id`, `num_given` and codes by modality."""
-        splits = self.dataset(dataset).splits
-        if split not in splits:
-            raise ValueError(f"{self.folder}: {dataset} has no split {split!r}, only {', '.join(splits)}")
-        records = [r for file in splits[split].files for r in _read_records(self.folder / file)]
-        if len(records) != splits[split].examples:
-            raise ValueError(
-                f"{self.folder}: {dataset}/{split} holds {len(records)} records, "
-                f"the manifest says {splits[split].examples}"
-            )
-        return records
-
-    @property
-    def sample_rate_hz(self) -> int:
-        """Of all sounds."""
-        return self.config.audio.sample_rate_hz
-
-    def source(self, dataset: str) -> Source:
-        """The raw examples a dataset was made of, in the same order."""
-        return open_source(self.dataset(dataset).source, _raw_folder(self.folder))
-
-
-def prepare(folder: Path, config: PrepareConfig, report: Callable[[str, int, int], None] = lambda *_: None) -> Prepared:
-    """Makes or opens the prepared folder; `report(what, done, total)` is called as the work goes on.
-
-    A complete folder made with the same configuration is opened as it is; another configuration's is refused.
+    A folder made with another configuration, or of files that have changed since, is refused.
     """
-    if (folder / "manifest.json").exists():
-        _require_same_config(folder, config)
+    config = _with_given_codecs(config)
+    is_complete = (folder / "manifest.json").exists()
+    _begin(folder, config)
+    if is_complete:
         return Prepared(folder)
+    sources = {name: config.open_source(name, raw_folder(folder)) for name in config.sources}
+    plan = _settle_plan(folder, config, sources, report)
+    reports = _encode(folder, config, plan, report)
+    _finish(folder, config, plan, sources, reports)
+    return Prepared(folder)
+
+
+def _begin(folder: Path, config: PrepareConfig) -> None:
+    """Writes config.json, or checks that it is the same."""
+    path = folder / "config.json"
+    if path.exists():
+        old = configuration.load(path, PrepareConfig)
+        free = {name: getattr(config, name) for name in _FREE}
+        changed = configuration.differences(dataclasses.replace(old, **free), config)
+        if changed:
+            raise ValueError(
+                f"{folder} was prepared with another configuration; remove it or choose another folder. "
+                f"There → asked for: {'; '.join(changed)}"
+            )
     if not config.sources:
-        raise ValueError("nothing to prepare: no sources given")
+        raise ValueError(
+            "nothing to prepare: no sources given; --images, --audio, --text, --prompts and --tfds name some, "
+            "and --preset has some of its own"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    sources = {name: open_source(source, _raw_folder(folder)) for name, source in config.sources.items()}
-    raw = {}
+    configuration.save(path, config)
+
+
+def _settle_plan(folder: Path, config: PrepareConfig, sources: dict[str, Source], report: Report) -> Plan:
+    """The plan and the tokenizers, made once."""
+    blocks = {}
     for number, (name, source) in enumerate(sources.items()):
         report("reading sources", number, len(sources))
-        raw[name] = {split: source.read(split) for split in source.splits}
+        blocks[name] = source.blocks(config.shard_records)
+        if not blocks[name]:
+            raise ValueError(f"{name}: {', '.join(config.sources[name].where)} holds no records")
+    report("reading sources", len(sources), len(sources))
+    path = folder / "plan.json"
+    if path.exists():
+        plan = configuration.load(path, Plan)
+        if plan.blocks != blocks:
+            raise ValueError(
+                f"{folder}: its sources have changed since it was begun; remove it or choose another folder"
+            )
+        return plan
     report("fitting tokenizers", 0, 1)
-    tokenizers = fit_tokenizers([(sources[name], raw[name][TRAIN]) for name in sources], config)
-    tokenizers.save(folder / "tokenizers")
-    configuration.save(folder / "config.json", config)
-    datasets = {}
-    for number, (name, source) in enumerate(sources.items()):
-        report("tokenising", number, len(sources))
-        datasets[name] = _write_dataset(folder, name, source, raw[name], tokenizers)
-    report("tokenising", len(sources), len(sources))
+    samples = {name: list(fit_sample(source, blocks[name], config)) for name, source in sources.items()}
+    for name, sample in samples.items():
+        if not sample:
+            raise ValueError(f"{name}: no usable record is in its training split, so nothing can be learned from it")
+    plan = Plan(blocks=blocks, media_shapes=_media_shapes(config, sources, samples))
+    fit_tokenizers(config, sources, samples, plan.media_shapes).save(folder / "tokenizers")
+    configuration.save(path, plan)
+    report("fitting tokenizers", 1, 1)
+    return plan
+
+
+def _media_shapes(
+    config: PrepareConfig, sources: dict[str, Source], samples: dict[str, list[RawExample]]
+) -> dict[str, list[int]]:
+    """Dataset → shape of its media; all pictures have the channels of one codec."""
+    pictures = [samples[name][0].media["image"] for name, source in sources.items() if source.medium == "image"]
+    channels = max((picture.shape[-1] for picture in pictures), default=None)
+    given = _given_codecs(config).get("image")
+    if given is not None:
+        channels = given.media_shape((1, 1))[-1]
+    return {
+        name: media_shape(samples[name], source.medium, config, channels)
+        for name, source in sources.items()
+        if source.medium is not None
+    }
+
+
+def fit_tokenizers(
+    config: PrepareConfig,
+    sources: dict[str, Source],
+    samples: dict[str, list[RawExample]],
+    media_shapes: dict[str, list[int]],
+) -> MediaTokenizers:
+    """Text tokenizer and codecs: those that are given, and the others fitted on training examples of all sources."""
+    given = None if config.tokenizers is None else media_tokenizers.load(tokenizer_folder(config.tokenizers))
+    if config.text_tokenizer is not None:
+        text = TextTokenizer.from_file(config.text_tokenizer)
+    elif given is not None:
+        text = given.text
+    else:
+        texts = [example.media[TEXT] for sample in samples.values() for example in sample]
+        text = TextTokenizer.fit(texts, config.text_vocabulary)
+    codecs = dict(given.codecs) if given is not None else {}
+    for medium, fit in _FIT.items():
+        of_medium = {name: sample for name, sample in samples.items() if sources[name].medium == medium}
+        if of_medium and medium not in codecs:
+            codecs[medium] = fit(of_medium, media_shapes, config)
+    return MediaTokenizers(text, codecs)
+
+
+def tokenizer_folder(folder: str) -> Path:
+    """The tokenizers of a run, of prepared data, or the folder itself."""
+    inside = Path(folder) / "tokenizers"
+    return inside if inside.is_dir() else Path(folder)
+
+
+def _fit_image(
+    samples: dict[str, list[RawExample]], media_shapes: dict[str, list[int]], config: PrepareConfig
+) -> MediaCodec:
+    patches = []
+    for name, sample in samples.items():
+        pictures = [fitted(example, "image", media_shapes[name], config) for example in sample]
+        patches.append(single_patches(stacked(pictures, "image"), config.image.patch_side))
+    return PatchCodec.fit(np.concatenate(patches), config.image)
+
+
+def _fit_audio(
+    samples: dict[str, list[RawExample]], media_shapes: dict[str, list[int]], config: PrepareConfig
+) -> MediaCodec:
+    longest = max((media_shapes[name] for name in samples), key=lambda shape: shape[0])
+    sounds = [fitted(example, "audio", longest, config) for sample in samples.values() for example in sample]
+    return MelCodec.fit(stacked(sounds, "audio"), config.audio)
+
+
+_FIT: dict[str, Callable[..., MediaCodec]] = {"image": _fit_image, "audio": _fit_audio}
+
+
+def _given_codecs(config: PrepareConfig) -> dict[str, MediaCodec]:
+    return {} if config.tokenizers is None else dict(media_tokenizers.load(tokenizer_folder(config.tokenizers)).codecs)
+
+
+def _with_given_codecs(config: PrepareConfig) -> PrepareConfig:
+    """The configuration with that of the codecs it takes from elsewhere."""
+    codecs = {name: codec.config for name, codec in _given_codecs(config).items() if hasattr(codec, "config")}
+    return dataclasses.replace(config, **{name: codecs[name] for name in ("image", "audio") if name in codecs})
+
+
+def _encode(folder: Path, config: PrepareConfig, plan: Plan, report: Report) -> dict[str, list[BlockReport]]:
+    """All blocks' reports; those that are not there yet are made."""
+    jobs = [(name, number) for name, blocks in plan.blocks.items() for number in range(len(blocks))]
+    done: dict[tuple[str, int], BlockReport] = {}
+    total, finished = sum(plan.records.values()), 0
+    for name, number in jobs:
+        path = report_path(folder, name, number)
+        if path.exists():
+            done[name, number] = configuration.load(path, BlockReport)
+            finished += done[name, number].block.count
+    report("tokenising", finished, total)
+    for job, result in _encoded(folder, [job for job in jobs if job not in done], _num_workers(config, plan)):
+        done[job] = result
+        finished += result.block.count
+        report("tokenising", finished, total)
+    return {name: [done[name, number] for number in range(len(blocks))] for name, blocks in plan.blocks.items()}
+
+
+def _encoded(folder: Path, jobs: list[tuple[str, int]], workers: int) -> Iterator[tuple[tuple[str, int], BlockReport]]:
+    """Reports in the order of the jobs."""
+    if workers == 1:
+        for job in jobs:
+            yield job, encode_block(folder, *job)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _end_with_parent, (os.getpid(),))
+    try:
+        futures = [pool.submit(encode_block, folder, *job) for job in jobs]
+        for job, future in zip(jobs, futures, strict=True):
+            yield job, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Lets a worker end when the process that started it was killed and cannot tell it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _num_workers(config: PrepareConfig, plan: Plan) -> int:
+    if config.workers is not None:
+        return config.workers
+    if sum(plan.records.values()) <= _FEW_RECORDS:
+        return 1
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 32)
+
+
+def _finish(
+    folder: Path,
+    config: PrepareConfig,
+    plan: Plan,
+    sources: dict[str, Source],
+    reports: dict[str, list[BlockReport]],
+) -> None:
+    """rejects.jsonl and the manifest."""
+    tokenizers = media_tokenizers.load(folder / "tokenizers")
+    lines = [
+        json.dumps({"dataset": name, **configuration.to_dict(reject)}, ensure_ascii=False) + "\n"
+        for name, of_dataset in reports.items()
+        for block in of_dataset
+        for reject in block.rejects
+    ]
+    (folder / "rejects.jsonl").unlink(missing_ok=True)
+    if lines:
+        (folder / "rejects.jsonl").write_text("".join(lines), encoding="utf-8")
+    digests = [s.sha256 for blocks in reports.values() for b in blocks for _, s in sorted(b.shards.items())]
     manifest = Manifest(
         trimask=importlib.metadata.version("trimask"),
         tokenizers=tokenizers.fingerprints,
         vocabulary=tokenizers.vocabulary,
-        datasets=datasets,
+        datasets={
+            name: _dataset_manifest(name, config, plan, sources[name], reports[name], tokenizers) for name in sources
+        },
+        content=hashlib.sha256("".join(digests).encode()).hexdigest(),
     )
+    for left in folder.rglob("*.partial"):
+        left.unlink()
     configuration.save(folder / "manifest.json", manifest)
-    return Prepared(folder)
 
 
-def fit_tokenizers(training: Sequence[tuple[Source, Sequence[RawExample]]], config: PrepareConfig) -> MediaTokenizers:
-    """Text tokenizer and codecs fitted on training examples of all sources."""
-    texts = [example.media[TEXT] for _, examples in training for example in examples]
-    of_medium: dict[str, list[RawExample]] = {}
-    for source, examples in training:
-        if source.medium is not None:
-            of_medium.setdefault(source.medium, []).extend(examples)
-    codecs = {medium: _FIT[medium](examples, config) for medium, examples in of_medium.items()}
-    return MediaTokenizers(TextTokenizer.fit(texts, config.text_vocabulary), codecs)
-
-
-def pad_waveforms(waveforms: Sequence[np.ndarray], samples: int) -> np.ndarray:
-    """Waveforms of one length: silence after each."""
-    if max(map(len, waveforms)) > samples:
-        raise ValueError(f"a sound of {max(map(len, waveforms))} samples does not fit {samples}")
-    return np.stack([np.pad(waveform, (0, samples - len(waveform))) for waveform in waveforms])
-
-
-def _fit_image(examples: Sequence[RawExample], config: PrepareConfig) -> MediaCodec:
-    return PatchCodec.fit(np.stack([example.media["image"] for example in examples]), config.image)
-
-
-def _fit_audio(examples: Sequence[RawExample], config: PrepareConfig) -> MediaCodec:
-    waveforms = [example.media["audio"] for example in examples]
-    return MelCodec.fit(pad_waveforms(waveforms, max(map(len, waveforms))), config.audio)
-
-
-_FIT = {"image": _fit_image, "audio": _fit_audio}
-
-
-def _write_dataset(
-    folder: Path, name: str, source: Source, raw: dict[str, Sequence[RawExample]], tokenizers: MediaTokenizers
+def _dataset_manifest(
+    name: str,
+    config: PrepareConfig,
+    plan: Plan,
+    source: Source,
+    reports: list[BlockReport],
+    tokenizers: MediaTokenizers,
 ) -> DatasetManifest:
-    """Tokenises all splits to one layout."""
-    everything = [example for examples in raw.values() for example in examples]
-    # Question and answer are tokenised apart, as a question without its answer will be.
-    given = tokenizers.encode(TEXT, [example.media[TEXT][: example.given] for example in everything])
-    asked = tokenizers.encode(TEXT, [example.media[TEXT][example.given :] for example in everything])
-    texts = [np.concatenate(parts) for parts in zip(given, asked, strict=True)]
-    text_length = max(map(len, texts)) + 1
-    codes = {TEXT: [fill_text(tokenizers.vocabulary, text, text_length) for text in texts]}
+    shards = [shard for block in reports for shard in block.shards.values()]
+    text = [n for shard in shards for n in shard.text_tokens]
+    given = [n for shard in shards for n in shard.given_tokens]
+    answer_length, longest = None, max(text)
+    if source.fill == "answer":
+        answer_length = config.response_tokens or 1 + max(t - g for t, g in zip(text, given, strict=True))
+        longest = max(given) + answer_length
+    elif source.fill == "whole":
+        longest += 1
+    shapes = {TEXT: [longest]}
     if source.medium is not None:
-        media = [example.media[source.medium] for example in everything]
-        if source.medium == "audio":
-            media = list(pad_waveforms(media, max(map(len, media))))
-        codes[source.medium] = tokenizers.encode(source.medium, media)
-    splits, start = {}, 0
-    for split, examples in raw.items():
-        rows = range(start, start + len(examples))
-        file = f"{name}/{split}-00000.array_record"
-        _write_records(folder / file, _records(examples, codes, [len(given[row]) for row in rows], rows))
-        splits[split] = SplitManifest(files=[file], examples=len(examples))
-        start = rows.stop
-    shapes = {modality: list(values[0].shape) for modality, values in codes.items()}
-    return DatasetManifest(source=source.name, medium=source.medium, shapes=shapes, splits=splits)
-
-
-def _records(
-    examples: Sequence[RawExample], codes: dict[str, list[np.ndarray]], num_given: list[int], rows: range
-) -> Iterator[dict]:
-    for example, given, row in zip(examples, num_given, rows, strict=True):
-        yield {"id": example.id, "num_given": given, **{modality: values[row] for modality, values in codes.items()}}
-
-
-def _write_records(path: Path, records: Iterator[dict]) -> None:
-    """One shard, visible only when whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    writer = ArrayRecordWriter(str(partial), "group_size:1")
-    for record in records:
-        writer.write(serialization.msgpack_serialize(record))
-    writer.close()
-    partial.replace(path)
-
-
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such shard, though the manifest lists it")
-    reader = ArrayRecordReader(str(path))
-    try:
-        return [serialization.msgpack_restore(record) for record in reader.read_all()]
-    finally:
-        reader.close()
-
-
-def _require_same_config(folder: Path, config: PrepareConfig) -> None:
-    changed = configuration.differences(configuration.load(folder / "config.json", PrepareConfig), config)
-    if changed:
-        raise ValueError(
-            f"{folder} was prepared with another configuration; remove it or choose another folder. "
-            f"There → asked for: {'; '.join(changed)}"
-        )
-
-
-def _raw_folder(folder: Path) -> Path:
-    return folder / "raw"
+        shape = tokenizers.codec(source.medium).code_shape(tuple(plan.media_shapes[name]))
+        shapes[source.medium] = list(shape)
+    splits: dict[str, int] = {}
+    for block in reports:
+        for split, shard in block.shards.items():
+            splits[split] = splits.get(split, 0) + len(shard.text_tokens)
+    return DatasetManifest(
+        source=config.sources[name],
+        layout=Layout(shapes=shapes, fill=source.fill, answer_length=answer_length, is_cropped=config.pictures.crop),
+        records=sum(block.block.count for block in reports),
+        rejected=sum(len(block.rejects) for block in reports),
+        splits=dict(sorted(splits.items(), key=lambda item: (item[0] != "train", item[0] != "validation", item[0]))),
+    )

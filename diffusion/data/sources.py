@@ -1,14 +1,63 @@
-"""Where raw examples come from: named sources with splits, each a sequence of texts paired with at most one medium.
+"""Where raw examples come from: text, alone or paired with one medium, read block by block.
 
-A source is found by name in one literal table; the embedded dataset is the only kind so far.
+    kind      where                       records
+    digits    a config of digits.py       the embedded dataset
+    images    a folder                    lines of metadata.jsonl: file_name, text, and what else you like
+    audio     a folder                    the same
+    text      files (globs are expanded)  paragraphs, lines or whole files; of .jsonl, a field of each line
+    prompts   .jsonl files                two fields of each line: what is asked, and the answer
+    tfds      names of TFDS               records with a text or label, alone or beside an image or audio
+
+A source lists its blocks without reading media; a block is a list of entries; an entry knows its id, its origin and
+its split, and loads its media when told to. A record that cannot be used is a `BadRecord`, which says why.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
+from trimask.diffusion.data.lines import Block, Unit
+from trimask.diffusion.layout import Fill
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One kind of source and where it is."""
+
+    kind: str
+    """A key of the table at the head of this file."""
+    where: tuple[str, ...]
+    """Folder, files or names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldConfig:
+    """Names of the fields that are read, and what a record is."""
+
+    text: str = "text"
+    """Field of metadata.jsonl, of .jsonl text files, and of TFDS records."""
+    prompt: str = "prompt"
+    """Field of .jsonl files of prompts that is given."""
+    response: str = "response"
+    """Field of .jsonl files of prompts that is asked for."""
+    text_unit: Unit = "paragraph"
+    """What one example of a plain text file is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenConfig:
+    """What opening a source takes, beside what it is."""
+
+    fields: FieldConfig
+    sample_rate_hz: int
+    """To which sounds are resampled."""
+    folder: Path
+    """Where a source may keep what it builds."""
+    tfds_folder: Path | None = None
+    """Where TFDS keeps its datasets. None: TFDS's own choice."""
+    is_download: bool = False
+    """True where TFDS may download what is not there."""
 
 
 @dataclass(frozen=True)
@@ -24,49 +73,118 @@ class RawExample:
     """Characters of the text that are given when the example is asked as a question."""
 
 
+class BadRecord(ValueError):
+    """A record that cannot be used."""
+
+    def __init__(self, file: str, line: int, reason: str):
+        super().__init__(file, line, reason)
+        self.file, self.line, self.reason = file, line, reason
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}: {self.reason}"
+
+
 @dataclass(frozen=True)
-class Source:
-    """Raw examples of one kind, by split."""
+class Entry:
+    """A record before its media are read."""
 
-    name: str
-    medium: str | None
-    """What is paired with the text; None: text alone."""
-    splits: tuple[str, ...]
-    read: Callable[[str], Sequence[RawExample]]
-    """Split → its examples."""
+    id: str
+    file: str
+    line: int
+    load: Callable[[], RawExample]
+    """Raises ValueError or OSError where a medium cannot be read."""
+    split: str | None = None
+    """Where the source says it; None: drawn by id."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """What else the source says of it."""
 
-
-def open_source(name: str, folder: Path) -> Source:
-    """The source called `kind/config`; `folder` is where it may keep what it builds or downloads."""
-    kind, _, config = name.partition("/")
-    if kind not in _KINDS:
-        raise ValueError(f"unknown source {name!r}; it must start with one of {', '.join(f'{k}/' for k in _KINDS)}")
-    return _KINDS[kind](config, folder)
-
-
-def _digits(config: str, folder: Path) -> Source:
-    """The embedded dataset."""
-    from trimask.diffusion.data import digits  # TFDS takes seconds to import
-
-    if config not in digits.CONFIGS:
-        raise ValueError(f"unknown source digits/{config}; digits has {', '.join(digits.CONFIGS)}")
-    features = digits.CONFIGS[config].features()
-    medium = next((name for name in ("image", "audio") if name in features), None)
-
-    def read(split: str) -> list[RawExample]:
-        return [_from_record(record, medium) for record in digits.load(config, split, folder)]
-
-    return Source(f"digits/{config}", medium, tuple(digits.CONFIGS[config].splits), read)
+    def example(self) -> RawExample:
+        """The loaded example; a BadRecord where that fails."""
+        try:
+            return self.load()
+        except (ValueError, OSError) as error:
+            raise BadRecord(self.file, self.line, str(error)) from error
 
 
-def _from_record(record: dict[str, Any], medium: str | None) -> RawExample:
-    media: dict[str, Any] = {"text": record["text"]}
-    given = record["text"].index("=") + 1 if medium is None else 0
-    if medium == "image":
-        media[medium] = np.asarray(record[medium], np.uint8)
-    elif medium == "audio":
-        media[medium] = np.asarray(record[medium], np.float32) / 32768
-    return RawExample(record["id"], media, given)
+@runtime_checkable
+class Source(Protocol):
+    """Raw examples of one kind."""
+
+    @property
+    def medium(self) -> str | None:
+        """What is paired with the text; None: text alone."""
+        ...
+
+    @property
+    def fill(self) -> Fill:
+        """What of an example's text is filled with EOS."""
+        ...
+
+    def blocks(self, records: int) -> list[Block]:
+        """All records, in blocks of so many; always the same for the same files."""
+        ...
+
+    def entries(self, block: Block) -> Iterator[Entry | BadRecord]:
+        """The records of a block, in order."""
+        ...
 
 
-_KINDS: dict[str, Callable[[str, Path], Source]] = {"digits": _digits}
+def open_source(source: SourceConfig, config: OpenConfig) -> Source:
+    """The source of this kind."""
+    if source.kind not in KINDS:
+        raise ValueError(f"unknown kind of source {source.kind!r}; there are {', '.join(KINDS)}")
+    if not source.where:
+        raise ValueError(f"a source of {source.kind} needs at least one name, got none")
+    return KINDS[source.kind](source.where, config)
+
+
+def _digits(where: tuple[str, ...], config: OpenConfig) -> Source:
+    from trimask.diffusion.data import tfds_records  # TFDS takes seconds to import
+
+    return tfds_records.EmbeddedDigits(_only(where, "digits"), config.folder)
+
+
+def _tfds(where: tuple[str, ...], config: OpenConfig) -> Source:
+    from trimask.diffusion.data import tfds_records
+
+    return tfds_records.TfdsSource(_only(where, "tfds"), config)
+
+
+def _images(where: tuple[str, ...], config: OpenConfig) -> Source:
+    from trimask.diffusion.data.folders import Folder
+
+    return Folder(Path(_only(where, "images")), "image", config)
+
+
+def _audio(where: tuple[str, ...], config: OpenConfig) -> Source:
+    from trimask.diffusion.data.folders import Folder
+
+    return Folder(Path(_only(where, "audio")), "audio", config)
+
+
+def _text(where: tuple[str, ...], config: OpenConfig) -> Source:
+    from trimask.diffusion.data.texts import Texts
+
+    return Texts(where, config.fields)
+
+
+def _prompts(where: tuple[str, ...], config: OpenConfig) -> Source:
+    from trimask.diffusion.data.texts import Prompted
+
+    return Prompted(where, config.fields)
+
+
+def _only(where: tuple[str, ...], kind: str) -> str:
+    if len(where) != 1:
+        raise ValueError(f"a source of {kind} is one name, got {', '.join(where)}")
+    return where[0]
+
+
+KINDS: dict[str, Callable[[tuple[str, ...], OpenConfig], Source]] = {
+    "digits": _digits,
+    "images": _images,
+    "audio": _audio,
+    "text": _text,
+    "prompts": _prompts,
+    "tfds": _tfds,
+}

@@ -1,7 +1,7 @@
 """What a user gives → examples with holes, laid out as the model was trained.
 
-A layout says the shape of every modality's codes (`RunDescription.shapes`). Text stands in a buffer of fixed
-length: a prompt must leave at least one place in it, for EOS or for what is to be written.
+A layout says the shape of every modality's codes (`RunDescription.layouts`). Text stands in a buffer; a prompt must
+leave at least one place in it, for EOS or for what is to be written.
 
     complete   text and then only masks, to the end of the buffer
     infill     text with holes: `_` is one masked token, `[MASK:n]` are n; the rest of the buffer is EOS.
@@ -11,7 +11,6 @@ length: a prompt must leave at least one place in it, for EOS or for what is to 
 
 import re
 from collections.abc import Mapping
-from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,12 +18,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from trimask.diffusion.layout import Layout
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Example, direct, fill_text, until_eos
 from trimask.tokenizers.vocabulary import TEXT, Task
-
-Layout = Mapping[str, AnySequence[int]]
-"""Modality → shape of its codes."""
 
 _HOLE = re.compile(r"\\(?P<plain>[_\[\\])|(?P<one>_)|\[MASK(?P<many>[^\]]*)\]")
 
@@ -40,7 +37,7 @@ class Prompts:
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
         """The tasks that some layout fits."""
-        known = {frozenset(layout) for layout in self.layouts.values()}
+        known = {frozenset(layout.shapes) for layout in self.layouts.values()}
         tasks = self.tokenizers.vocabulary.tasks.values()
         return tuple(task for task in tasks if frozenset(task.modalities) in known)
 
@@ -55,20 +52,27 @@ class Prompts:
 
     def media_shape(self, medium: str) -> tuple[int, ...]:
         """Shape of the pictures or waveforms that the model reads."""
-        layout = self._layouts(self.task(medium, TEXT))[0]
-        return self.tokenizers.codec(medium).media_shape(tuple(layout[medium]))
+        layout = self.layout(self.task(medium, TEXT))
+        return self.tokenizers.codec(medium).media_shape(tuple(layout.shapes[medium]))
 
-    def complete(self, prompt: str) -> Example:
-        """A text that begins with the prompt."""
+    def layout(self, task: Task) -> Layout:
+        """The first layout of a task."""
+        return self._layouts(task)[0]
+
+    def complete(self, prompt: str, length: int | None = None) -> Example:
+        """A text that begins with the prompt and has `length` more tokens; None: as many as the layout has."""
         task, given = self.task(None, TEXT), self._encode(prompt)
-        length = self._fitting(task, len(given), prompt)[TEXT][0]
-        return direct(task, {TEXT: np.concatenate([given, _masked((length - len(given),))])})
+        layout = self._fitting(task, len(given), prompt)
+        longest = layout.text_length(len(given)) - len(given)
+        if length is not None and not 1 <= length <= longest:
+            raise ValueError(f"after {prompt!r} there can be 1 to {longest} tokens, not {length}")
+        return direct(task, {TEXT: np.concatenate([given, _masked((length or longest,))])})
 
     def infill(self, pattern: str) -> Example:
         """The pattern with its holes masked."""
         task, pieces = self.task(None, TEXT), parse_infill(pattern)
         num_tokens = sum(p if isinstance(p, int) else len(self.tokenizers.text.encode(p)) for p in pieces)
-        length = self._fitting(task, num_tokens, pattern)[TEXT][0]
+        length = self._fitting(task, num_tokens, pattern).shapes[TEXT][0]
         parts = [_masked((p,)) if isinstance(p, int) else self.tokenizers.text.encode(p) for p in pieces]
         return direct(task, {TEXT: fill_text(self.tokenizers.vocabulary, np.concatenate(parts), length)})
 
@@ -76,14 +80,14 @@ class Prompts:
         """A medium asked for by its description."""
         task, given = self.task(TEXT, target), self._encode(prompt)
         layout = self._fitting(task, len(given), prompt)
-        text = fill_text(self.tokenizers.vocabulary, given, layout[TEXT][0])
-        return direct(task, {TEXT: text, target: _masked(tuple(layout[target]))})
+        text = fill_text(self.tokenizers.vocabulary, given, layout.shapes[TEXT][0])
+        return direct(task, {TEXT: text, target: _masked(tuple(layout.shapes[target]))})
 
     def from_medium(self, medium: str, content: np.ndarray) -> Example:
         """The description of a medium of shape `media_shape`."""
         task = self.task(medium, TEXT)
         codes = self.tokenizers.encode(medium, [content])[0]
-        text = _masked(tuple(self._layouts(task)[0][TEXT]))
+        text = _masked(tuple(self.layout(task).shapes[TEXT]))
         return direct(task, {medium: codes, TEXT: text})
 
     def decode(self, asked: Example, answer: Example) -> Any:
@@ -102,15 +106,15 @@ class Prompts:
         return self.tokenizers.text.encode(prompt)
 
     def _layouts(self, task: Task) -> list[Layout]:
-        return [layout for layout in self.layouts.values() if set(layout) == set(task.modalities)]
+        return [layout for layout in self.layouts.values() if set(layout.shapes) == set(task.modalities)]
 
     def _fitting(self, task: Task, num_tokens: int, prompt: str) -> Layout:
         """The first layout of the task in which so much text leaves a place."""
         layouts = self._layouts(task)
         for layout in layouts:
-            if num_tokens < layout[TEXT][0]:
+            if num_tokens <= layout.max_prompt:
                 return layout
-        fit = max(layout[TEXT][0] for layout in layouts) - 1
+        fit = max(layout.max_prompt for layout in layouts)
         shown = prompt if len(prompt) <= 60 else f"{prompt[:59]}…"
         raise ValueError(f"the prompt {shown!r} has {num_tokens} tokens; at most {fit} fit this model's {task.name}")
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
-from trimask.diffusion.data.prepare import Prepared
+from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
 from trimask.diffusion.schedule import ScheduleConfig

@@ -1,0 +1,79 @@
+"""Folders of pictures or sounds with a metadata.jsonl beside them, as in Hugging Face's imagefolder and audiofolder.
+
+    photos/metadata.jsonl       {"file_name": "sea/1.jpg", "text": "a grey sea"}, one such line for each file
+    photos/sea/1.jpg
+
+`file_name` is relative to the folder and must not lead out of it. A line may say its `split`; a folder may instead have
+sub-folders train/, validation/ and test/, each with a metadata.jsonl of its own.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from trimask.diffusion.data.files import read_picture, read_sound
+from trimask.diffusion.data.lines import Block, blocks_of, decoded, records_of
+from trimask.diffusion.data.sources import BadRecord, Entry, OpenConfig, RawExample
+from trimask.diffusion.data.texts import json_object, split_field, text_field
+from trimask.diffusion.layout import Fill
+from trimask.tokenizers.vocabulary import TEXT
+
+METADATA = "metadata.jsonl"
+SPLIT_FOLDERS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Captioned files of one medium."""
+
+    folder: Path
+    medium: Literal["image", "audio"]
+    config: OpenConfig
+    fill: Fill = "whole"
+
+    def blocks(self, records: int) -> list[Block]:
+        return [block for path in self._metadata_files() for block in blocks_of(path, "line", records)]
+
+    def entries(self, block: Block) -> Iterator[Entry | BadRecord]:
+        for record in records_of(block, "line"):
+            try:
+                yield self._entry(Path(block.file), record.line, json_object(decoded(record.content)))
+            except ValueError as error:
+                yield BadRecord(block.file, record.line, str(error))
+
+    def _metadata_files(self) -> list[Path]:
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"{self.folder}: no such folder of {self.medium} files")
+        candidates = [self.folder / METADATA, *(self.folder / split / METADATA for split in SPLIT_FOLDERS)]
+        found = [path for path in candidates if path.is_file()]
+        if not found:
+            raise FileNotFoundError(
+                f"{self.folder}: no {METADATA} in it, nor in train/, validation/ or test/ of it; each of its lines is "
+                f'like {{"file_name": "1.png", "text": "a caption"}}'
+            )
+        return found
+
+    def _entry(self, metadata: Path, line: int, fields: dict[str, Any]) -> Entry:
+        name = fields.get("file_name")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f'needs a "file_name", which is a path in the folder, got {name!r}')
+        text = text_field(fields, self.config.fields.text)
+        folder = metadata.parent.resolve()
+        path = folder / name
+        if "\0" in name or not path.resolve().is_relative_to(folder):
+            raise ValueError(f"file_name {name!r} leads out of the folder {metadata.parent}")
+        in_split_folder = metadata.parent.name if metadata.parent != self.folder else None
+        split = split_field(fields, default=in_split_folder)
+        prefix = f"{in_split_folder}/" if in_split_folder else ""
+        load = partial(self._load, f"{prefix}{name}", path, text)
+        return Entry(f"{prefix}{name}", str(metadata), line, load, split, fields)
+
+    def _load(self, id: str, path: Path, text: str) -> RawExample:
+        if self.medium == "image":
+            return RawExample(id, {TEXT: text, "image": read_picture(path)})
+        sound = read_sound(path, self.config.sample_rate_hz)
+        if sound.is_cut_short:
+            raise ValueError(f"{path}: the header promises more sound than the {sound.seconds:.2f} s in the file")
+        return RawExample(id, {TEXT: text, "audio": sound.waveform})

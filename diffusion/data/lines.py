@@ -1,0 +1,92 @@
+"""Text files as runs of records that can be read from the middle.
+
+A record is a line, a paragraph (lines between blank ones) or a whole document, and knows where it stands: the byte at
+which it begins, and its line. A block is a run of records of one file; reading it needs nothing of what is before.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+Unit = Literal["line", "paragraph", "document"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Consecutive records of one file, or of one split of something that is not a file."""
+
+    file: str
+    start: int
+    """Byte at which the first record begins; of a split, the first record's number."""
+    line: int
+    """Line of the first record, from 1; of a split, its number."""
+    count: int
+    """Records."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """The bytes of a record, without blank lines around."""
+
+    start: int
+    line: int
+    content: bytes
+
+
+def blocks_of(path: Path, unit: Unit, records: int) -> list[Block]:
+    """The file cut into blocks of so many records; the last may have fewer."""
+    blocks = []
+    with _opened(path) as file:
+        for number, record in enumerate(_records(file, unit, 1)):
+            if number % records == 0:
+                blocks.append(Block(file=str(path), start=record.start, line=record.line, count=0))
+            blocks[-1] = Block(
+                file=blocks[-1].file, start=blocks[-1].start, line=blocks[-1].line, count=number % records + 1
+            )
+    return blocks
+
+
+def records_of(block: Block, unit: Unit) -> Iterator[Record]:
+    """The records of a block."""
+    with _opened(Path(block.file)) as file:
+        file.seek(block.start)
+        yield from islice(_records(file, unit, block.line), block.count)
+
+
+def decoded(content: bytes) -> str:
+    """UTF-8 text with line ends as LF and without a byte order mark; what is no text is refused."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text: {error.reason} at byte {error.start} of the record") from error
+    if "\0" in text:
+        raise ValueError("not UTF-8 text: it holds NUL bytes")
+    return text.replace("\r\n", "\n")
+
+
+def _opened(path: Path) -> BinaryIO:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder, not a file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path.open("rb")
+
+
+def _records(file: BinaryIO, unit: Unit, line: int) -> Iterator[Record]:
+    """Records from the file's place on, which is line `line`."""
+    position, start, first = file.tell(), 0, 0
+    parts: list[bytes] = []
+    for number, content in enumerate(file, line):
+        is_blank = not content.strip()
+        if not parts:
+            start, first = position, number
+        if parts or not is_blank:
+            parts.append(content)
+        position += len(content)
+        if parts and (unit == "line" or (unit == "paragraph" and is_blank)):
+            yield Record(start, first, b"".join(parts).strip(b"\r\n"))
+            parts = []
+    if parts:
+        yield Record(start, first, b"".join(parts).strip(b"\r\n"))

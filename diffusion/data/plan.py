@@ -1,0 +1,225 @@
+"""What to prepare: the configuration, the splits, and the plan made of them before anything is tokenised.
+
+A plan lists every source's blocks and fixes the shape of its media; from then on a block is tokenised without looking
+at any other, by any process, at any time, with the same result.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from trimask.diffusion.data.files import fit_picture, fit_sound
+from trimask.diffusion.data.lines import Block
+from trimask.diffusion.data.sources import (
+    BadRecord,
+    Entry,
+    FieldConfig,
+    OpenConfig,
+    RawExample,
+    Source,
+    SourceConfig,
+    open_source,
+)
+from trimask.tokenizers.audio import MelConfig
+from trimask.tokenizers.image import PatchConfig
+
+TRAIN = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """Which records are held out. What a source itself says of a record's split stands."""
+
+    validation: float = 0.05
+    """Share of the records, drawn by id, to choose settings on."""
+    test: float = 0.1
+    """Share of the records, drawn by id, to report on."""
+    held_out: tuple[str, ...] = ()
+    """FIELD=VALUE, as in speaker=anna: records whose metadata say so are the split test_FIELD."""
+    seed: int = 0
+    """Of the draw."""
+
+    def __post_init__(self):
+        if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation and test must not be negative and leave something to train on, "
+                f"got {self.validation} and {self.test}"
+            )
+        for rule in self.held_out:
+            name, equals, value = rule.partition("=")
+            if not (name.isidentifier() and equals and value):
+                raise ValueError(f"what is held out is written FIELD=VALUE, as in speaker=anna, got {rule!r}")
+
+    def of(self, entry: Entry) -> str:
+        """The split of a record."""
+        for rule in self.held_out:
+            name, _, value = rule.partition("=")
+            if str(entry.fields.get(name)) == value:
+                return f"test_{name}"
+        if entry.split is not None:
+            return entry.split
+        draw = id_draw(entry.id, f"split {self.seed}")
+        if draw < self.test:
+            return "test"
+        return "validation" if draw < self.test + self.validation else TRAIN
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureConfig:
+    """The shape of all pictures."""
+
+    height: int | None = None
+    """Pixels. None: as the pictures are, which must then all be alike."""
+    width: int | None = None
+    """Likewise."""
+    channels: Literal[1, 3] | None = None
+    """1: grey. 3: colour. None: as the first picture is."""
+    crop: bool = True
+    """Pictures of other proportions lose what sticks out; else they are stretched."""
+
+    def __post_init__(self):
+        if (self.height is None) != (self.width is None):
+            raise ValueError(f"height and width are given together or not at all, got {self.height} and {self.width}")
+        for side in (self.height, self.width):
+            if side is not None and side < 1:
+                raise ValueError(f"height and width must be at least 1, got {self.height} and {self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Which sources, and how they become tokens."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Dataset name → source."""
+    fields: FieldConfig = FieldConfig()
+    """What is read of a record."""
+    splits: SplitConfig = SplitConfig()
+    """What is held out."""
+    pictures: PictureConfig = PictureConfig()
+    """To what pictures are resized."""
+    seconds: float | None = None
+    """Length of all sounds: longer ones are cut, shorter ones end in silence. None: that of the longest seen when
+    the tokenizers are fitted."""
+    tokenizers: str | None = None
+    """Folder of a run or of prepared data whose tokenizers are used. None: they are fitted on the training splits."""
+    text_tokenizer: str | None = None
+    """A tokenizer.json to use for text."""
+    text_vocabulary: int = 320
+    """Tokens of a fitted text tokenizer; 256 of them are the bytes."""
+    max_text_tokens: int = 254
+    """Plain text is cut into pieces of so many tokens; captions, and prompts with their responses, must fit."""
+    response_tokens: int | None = None
+    """Tokens to which responses are filled with EOS. None: one more than the longest."""
+    image: PatchConfig = PatchConfig()
+    """Codec for pictures, where it is fitted."""
+    audio: MelConfig = MelConfig()
+    """Codec for sound, where it is fitted."""
+    fit_examples: int = 8192
+    """Training examples of each source on which tokenizers are fitted, drawn by id."""
+    shard_records: int = 4096
+    """Records of a source that one block of shards holds."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What a record that cannot be used does: stop, or be written to rejects.jsonl."""
+    workers: int | None = None
+    """Processes that tokenise. None: one per core, or this one alone where there is little to do."""
+    tfds_folder: str | None = None
+    """Where TFDS keeps its datasets. None: TFDS's own choice."""
+    download: bool = False
+    """Lets TFDS download what is not there; nothing else uses the network."""
+
+    def __post_init__(self):
+        for name in self.sources:
+            if not name.isidentifier():
+                raise ValueError(f"a dataset's name must be a plain word, for it names a folder; got {name!r}")
+        for name in ("max_text_tokens", "fit_examples", "shard_records"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("seconds", "response_tokens", "workers"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def open_source(self, name: str, folder: Path) -> Source:
+        """A source by its dataset's name; it may keep what it builds in `folder`."""
+        tfds_folder = None if self.tfds_folder is None else Path(self.tfds_folder)
+        opened = OpenConfig(
+            fields=self.fields,
+            sample_rate_hz=self.audio.sample_rate_hz,
+            folder=folder,
+            tfds_folder=tfds_folder,
+            is_download=self.download,
+        )
+        return open_source(self.sources[name], opened)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is fixed before anything is tokenised."""
+
+    blocks: dict[str, list[Block]]
+    """Dataset → all its records."""
+    media_shapes: dict[str, list[int]]
+    """Dataset → shape of its pictures (height, width, channels) or sounds (samples)."""
+
+    @property
+    def records(self) -> dict[str, int]:
+        """Dataset → number of its records."""
+        return {name: sum(block.count for block in blocks) for name, blocks in self.blocks.items()}
+
+
+def id_draw(id: str, stream: str) -> float:
+    """A number in [0, 1) that belongs to an id."""
+    return int.from_bytes(hashlib.sha256(f"{stream}\0{id}".encode()).digest()[:7], "big") / 2**56
+
+
+def fit_sample(source: Source, blocks: list[Block], config: PrepareConfig) -> Iterator[RawExample]:
+    """Some training examples, the same whatever else there is; one that cannot be used is passed over, or stops."""
+    share = config.fit_examples / max(1, sum(block.count for block in blocks))
+    for block in blocks:
+        for entry in source.entries(block):
+            try:
+                if isinstance(entry, BadRecord):
+                    raise entry
+                if config.splits.of(entry) == TRAIN and id_draw(entry.id, "fit") < share:
+                    yield entry.example()
+            except BadRecord:
+                if config.on_error == "stop":
+                    raise
+
+
+def media_shape(examples: list[RawExample], medium: str, config: PrepareConfig, channels: int | None) -> list[int]:
+    """The shape of a dataset's media: as configured, or as those of its examples."""
+    if medium == "image":
+        first = examples[0].media["image"].shape
+        size = first[:2] if config.pictures.height is None else (config.pictures.height, config.pictures.width)
+        return [*size, config.pictures.channels or channels or first[2]]
+    samples = max(len(example.media["audio"]) for example in examples)
+    if config.seconds is not None:
+        samples = max(1, round(config.seconds * config.audio.sample_rate_hz))
+    frame = config.audio.samples_per_frame
+    return [-(-samples // frame) * frame]
+
+
+def fitted(example: RawExample, medium: str | None, shape: list[int], config: PrepareConfig) -> RawExample:
+    """The example with its medium at a dataset's shape."""
+    if medium is None:
+        return example
+    content = example.media[medium]
+    if medium == "image":
+        if config.pictures.height is None and list(content.shape[:2]) != shape[:2]:
+            raise ValueError(
+                f"{example.id}: the picture is {content.shape[1]}×{content.shape[0]}, the first one is "
+                f"{shape[1]}×{shape[0]}; give --pictures.height and --pictures.width to bring all to one size"
+            )
+        content = fit_picture(content, tuple(shape), config.pictures.crop)
+    else:
+        content = fit_sound(content, shape[0])
+    return RawExample(example.id, {**example.media, medium: content}, example.given)
+
+
+def stacked(examples: list[RawExample], medium: str) -> Any:
+    """A medium of many examples of one shape."""
+    return np.stack([example.media[medium] for example in examples])

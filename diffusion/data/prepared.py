@@ -1,0 +1,187 @@
+"""A prepared folder, opened for reading: its manifest, its tokenizers, and random access to its examples.
+
+manifest.json             everything a reader needs; written last, so a folder that has it is complete
+config.json  plan.json    what was asked for, and the blocks it was cut into
+tokenizers/<modality>/    fitted on the training splits
+<dataset>/                shards and reports of the blocks (`shards.py`)
+rejects.jsonl             records that were not used, with file, line and reason
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import serialization
+from grain.sources import ArrayRecordDataSource
+from jaxtyping import Int
+
+from trimask.diffusion import configuration
+from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted
+from trimask.diffusion.data.shards import BlockReport, raw_folder, report_path, shard_path
+from trimask.diffusion.data.sources import BadRecord, RawExample, SourceConfig
+from trimask.diffusion.layout import Layout
+from trimask.tokenizers import media as media_tokenizers
+from trimask.tokenizers.sequence import fill_text
+from trimask.tokenizers.vocabulary import TEXT, Task, Vocabulary
+
+_CACHED_EXAMPLES = 200_000
+"""Examples of a split that stay in memory once they were read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetManifest:
+    """One dataset: examples of one layout."""
+
+    source: SourceConfig
+    layout: Layout
+    records: int
+    """Records that came in."""
+    rejected: int
+    """Of them, those that were not used."""
+    splits: dict[str, int]
+    """Split → examples. A long text is several."""
+
+    @property
+    def medium(self) -> str | None:
+        """What is paired with the text; None: text alone."""
+        return self.layout.medium
+
+    def tasks(self, vocabulary: Vocabulary) -> list[Task]:
+        """The directions this dataset can teach."""
+        return self.layout.tasks(vocabulary)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a prepared folder holds."""
+
+    trimask: str
+    """Version that wrote it."""
+    tokenizers: dict[str, str]
+    """Fingerprint of each modality's tokenizer."""
+    vocabulary: Vocabulary
+    datasets: dict[str, DatasetManifest]
+    content: str
+    """SHA-256 of all shards' own, in order."""
+
+
+class Examples(Sequence[dict[str, Any]]):
+    """The examples of a split: `id`, `num_given`, and codes by modality, the text filled as the layout says."""
+
+    def __init__(self, files: list[str], layout: Layout, vocabulary: Vocabulary):
+        self.layout, self.vocabulary = layout, vocabulary
+        self._records = ArrayRecordDataSource(files) if files else []
+        self._known: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]  # the range raises IndexError, which ends a loop
+        example = self._known.get(index)
+        if example is None:
+            example = serialization.msgpack_restore(self._records[index])
+            if self.layout.fill != "none":
+                length = self.layout.text_length(example["num_given"])
+                example[TEXT] = fill_text(self.vocabulary, example[TEXT], length)
+            if len(self._known) < _CACHED_EXAMPLES:
+                self._known[index] = example
+        return example
+
+
+class Prepared:
+    """A prepared folder."""
+
+    def __init__(self, folder: Path):
+        if not (folder / "manifest.json").is_file():
+            raise FileNotFoundError(f"{folder}: no prepared data here; make it with `trimask prepare {folder}`")
+        self.folder = folder
+        self.manifest = configuration.load(folder / "manifest.json", Manifest)
+        self.config = configuration.load(folder / "config.json", PrepareConfig)
+        self.tokenizers = media_tokenizers.load(folder / "tokenizers")
+        if self.tokenizers.fingerprints != self.manifest.tokenizers:
+            raise ValueError(
+                f"{folder}: the tokenizers are not those the data was made with: "
+                f"{self.tokenizers.fingerprints}, the manifest says {self.manifest.tokenizers}"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the data: of the manifest, which holds a digest of all examples."""
+        content = json.dumps(configuration.to_dict(self.manifest), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Of all sounds."""
+        return self.tokenizers.sample_rate_hz
+
+    def dataset(self, name: str) -> DatasetManifest:
+        """A dataset's manifest."""
+        if name not in self.manifest.datasets:
+            raise ValueError(f"{self.folder}: no dataset {name!r}, only {', '.join(self.manifest.datasets)}")
+        return self.manifest.datasets[name]
+
+    def examples(self, dataset: str, split: str) -> Examples:
+        """All examples of a split."""
+        numbers = [number for number, report in self._reports(dataset, split)]
+        files = [shard_path(self.folder, dataset, split, number) for number in numbers]
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(f"{file}: no such shard, though the manifest lists it")
+        examples = Examples(list(map(str, files)), self.dataset(dataset).layout, self.tokenizers.vocabulary)
+        expected = self.dataset(dataset).splits[split]
+        if len(examples) != expected:
+            raise ValueError(
+                f"{self.folder}: {dataset}/{split} holds {len(examples)} examples, the manifest says {expected}"
+            )
+        return examples
+
+    def lengths(self, dataset: str, split: str) -> Int[np.ndarray, " examples"]:
+        """Tokens of every example of a split, with its task and boundary tokens."""
+        layout = self.dataset(dataset).layout
+        if layout.is_uniform:
+            return np.full(self.dataset(dataset).splits[split], layout.example_length(), np.int64)
+        lengths = [
+            layout.example_length(text if layout.fill == "none" else layout.text_length(given))
+            for _, report in self._reports(dataset, split)
+            for text, given in zip(report.shards[split].text_tokens, report.shards[split].given_tokens, strict=True)
+        ]
+        return np.array(lengths, np.int64)
+
+    def raw(self, dataset: str, split: str) -> Iterator[RawExample]:
+        """What the examples of a split were made of, in the same order, read again from the source."""
+        source = self.config.open_source(dataset, raw_folder(self.folder))
+        plan = configuration.load(self.folder / "plan.json", Plan)
+        shape = plan.media_shapes.get(dataset, [])
+        for _, report in self._reports(dataset, split):
+            rejected = {reject.line for reject in report.rejects}
+            for entry in source.entries(report.block):
+                if isinstance(entry, BadRecord) or entry.line in rejected or self.config.splits.of(entry) != split:
+                    continue
+                yield fitted(entry.example(), source.medium, shape, self.config)
+
+    def _reports(self, dataset: str, split: str) -> list[tuple[int, BlockReport]]:
+        """Number and report of every block that has examples of a split."""
+        splits = self.dataset(dataset).splits
+        if split not in splits:
+            raise ValueError(f"{self.folder}: {dataset} has no split {split!r}, only {', '.join(splits)}")
+        return [(number, report) for number, report in enumerate(self._all_reports[dataset]) if split in report.shards]
+
+    @cached_property
+    def _all_reports(self) -> dict[str, list[BlockReport]]:
+        blocks = configuration.load(self.folder / "plan.json", Plan).blocks
+        return {
+            name: [
+                configuration.load(report_path(self.folder, name, number), BlockReport)
+                for number in range(len(of_dataset))
+            ]
+            for name, of_dataset in blocks.items()
+        }

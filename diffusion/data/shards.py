@@ -1,0 +1,211 @@
+"""One block of a source → shards of tokenised examples, and a report that says what became of its records.
+
+    folder/<dataset>/<split>-00007.array_record    the block's examples of a split
+    folder/<dataset>/block-00007.json              written last: a block that has it is done
+
+A shard's record is a msgpack map: the example's id, its codes by modality in their natural shape, and `num_given`, how
+many text tokens are a question that is only ever given. Nothing in a shard depends on another block.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from flax import serialization
+from jaxtyping import Int
+
+from trimask.diffusion import configuration
+from trimask.diffusion.data.lines import Block
+from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted, stacked
+from trimask.diffusion.data.sources import BadRecord, Entry, RawExample, Source
+from trimask.tokenizers import media as media_tokenizers
+from trimask.tokenizers.media import MediaTokenizers
+from trimask.tokenizers.vocabulary import TEXT
+
+_CHUNK = 256
+"""Examples that are tokenised together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reject:
+    """A record that was not used."""
+
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardReport:
+    """The examples of one shard, in order."""
+
+    sha256: str
+    """Of the file."""
+    text_tokens: list[int] = field(default_factory=list)
+    """Text tokens of each, before anything is filled with EOS."""
+    given_tokens: list[int] = field(default_factory=list)
+    """How many of them are given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockReport:
+    """What became of a block."""
+
+    block: Block
+    rejects: list[Reject]
+    shards: dict[str, ShardReport]
+    """Split → its shard; a split without examples is absent."""
+
+    @property
+    def accepted(self) -> int:
+        """Records that became examples."""
+        return self.block.count - len(self.rejects)
+
+
+def encode_block(folder: Path, dataset: str, number: int) -> BlockReport:
+    """Tokenises a block of the folder's plan and writes its shards; a BadRecord stops it if the config says so."""
+    workshop = _workshop(folder)
+    block = workshop.plan.blocks[dataset][number]
+    rejects: list[Reject] = []
+    records: dict[str, list[dict[str, Any]]] = {}
+    for chunk in _chunks(workshop, dataset, block, rejects):
+        for split, record in workshop.encoded(dataset, chunk, rejects):
+            records.setdefault(split, []).append(record)
+    rejects.sort(key=lambda reject: reject.line)
+    shards = {}
+    for split, of_split in records.items():
+        shards[split] = ShardReport(
+            sha256=write_records(shard_path(folder, dataset, split, number), of_split),
+            text_tokens=[len(record[TEXT]) for record in of_split],
+            given_tokens=[record["num_given"] for record in of_split],
+        )
+    report = BlockReport(block=block, rejects=rejects, shards=shards)
+    path = report_path(folder, dataset, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    configuration.save(path, report)
+    return report
+
+
+def shard_path(folder: Path, dataset: str, split: str, number: int) -> Path:
+    """The shard of a block's examples of one split."""
+    return folder / dataset / f"{split}-{number:05}.array_record"
+
+
+def report_path(folder: Path, dataset: str, number: int) -> Path:
+    """The report of a block."""
+    return folder / dataset / f"block-{number:05}.json"
+
+
+def write_records(path: Path, records: list[dict[str, Any]]) -> str:
+    """One shard, visible only when whole; returns its SHA-256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    writer = ArrayRecordWriter(str(partial), "group_size:1")
+    for record in records:
+        writer.write(serialization.msgpack_serialize(record))
+    writer.close()
+    with partial.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    partial.replace(path)
+    return digest
+
+
+def raw_folder(folder: Path) -> Path:
+    """Where sources keep what they build."""
+    return folder / "raw"
+
+
+@dataclass(frozen=True)
+class _Workshop:
+    """A folder that is being prepared, as one process sees it."""
+
+    config: PrepareConfig
+    plan: Plan
+    tokenizers: MediaTokenizers
+    sources: dict[str, Source]
+
+    def encoded(
+        self, dataset: str, chunk: list[tuple[Entry, RawExample]], rejects: list[Reject]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Split and record of every example of a chunk that fits."""
+        source, text = self.sources[dataset], self.tokenizers.text
+        # What is given and what is asked for are tokenised apart, as a question without its answer will be.
+        given = text.encode_batch([example.media[TEXT][: example.given] for _, example in chunk])
+        asked = text.encode_batch([example.media[TEXT][example.given :] for _, example in chunk])
+        codes: list[Any] = [None] * len(chunk)
+        if source.medium is not None:
+            codes = self.tokenizers.encode(source.medium, list(stacked([e for _, e in chunk], source.medium)))
+        for (entry, example), head, tail, medium_codes in zip(chunk, given, asked, codes, strict=True):
+            try:
+                pieces = self._pieces(source, head, tail)
+            except ValueError as error:
+                self.reject(BadRecord(entry.file, entry.line, str(error)), rejects)
+                continue
+            for number, piece in enumerate(pieces):
+                id = example.id if len(pieces) == 1 else f"{example.id}-{number}"
+                record: dict[str, Any] = {"id": id, "num_given": len(head), TEXT: piece}
+                if source.medium is not None:
+                    record[source.medium] = medium_codes
+                yield self.config.splits.of(entry), record
+
+    def _pieces(
+        self, source: Source, given: Int[np.ndarray, " n"], asked: Int[np.ndarray, " m"]
+    ) -> list[Int[np.ndarray, "_"]]:
+        """The text as examples: one where EOS will fill it, else pieces whose last ends with EOS."""
+        limit = self.config.max_text_tokens
+        if source.fill == "none":
+            ended = np.append(asked, self.tokenizers.vocabulary.eos_code).astype(np.int32)
+            return [ended[start : start + limit] for start in range(0, len(ended), limit)]
+        response = self.config.response_tokens
+        if source.fill == "answer" and response is not None and len(asked) >= response:
+            raise ValueError(f"the response has {len(asked)} tokens; --response-tokens {response} keeps one for EOS")
+        if len(given) + len(asked) > limit:
+            raise ValueError(f"the text has {len(given) + len(asked)} tokens; --max-text-tokens allows {limit}")
+        return [np.concatenate([given, asked])]
+
+    def reject(self, error: BadRecord, rejects: list[Reject]) -> None:
+        """Notes a record that cannot be used, or stops."""
+        if self.config.on_error == "stop":
+            raise error
+        rejects.append(Reject(file=error.file, line=error.line, reason=error.reason))
+
+
+def _chunks(
+    workshop: _Workshop, dataset: str, block: Block, rejects: list[Reject]
+) -> Iterator[list[tuple[Entry, RawExample]]]:
+    """The usable records of a block, some at a time, with media of one shape."""
+    source, shape = workshop.sources[dataset], workshop.plan.media_shapes.get(dataset, [])
+    chunk: list[tuple[Entry, RawExample]] = []
+    for entry in source.entries(block):
+        try:
+            if isinstance(entry, BadRecord):
+                raise entry
+            try:
+                example = fitted(entry.example(), source.medium, shape, workshop.config)
+            except BadRecord:
+                raise
+            except ValueError as error:
+                raise BadRecord(entry.file, entry.line, str(error)) from error
+        except BadRecord as error:
+            workshop.reject(error, rejects)
+            continue
+        chunk.append((entry, example))
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+@lru_cache(maxsize=1)
+def _workshop(folder: Path) -> _Workshop:
+    config = configuration.load(folder / "config.json", PrepareConfig)
+    sources = {name: config.open_source(name, raw_folder(folder)) for name in config.sources}
+    plan = configuration.load(folder / "plan.json", Plan)
+    return _Workshop(config, plan, media_tokenizers.load(folder / "tokenizers"), sources)

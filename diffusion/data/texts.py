@@ -1,0 +1,124 @@
+"""Text files: plain text, JSON lines, and JSON lines of prompts with their responses."""
+
+import glob
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimask.diffusion.data.lines import Block, Unit, blocks_of, decoded, records_of
+from trimask.diffusion.data.sources import BadRecord, Entry, FieldConfig, RawExample
+from trimask.diffusion.layout import Fill
+from trimask.tokenizers.vocabulary import TEXT
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Plain text, and a field of JSON lines; an example each, however long."""
+
+    where: tuple[str, ...]
+    fields: FieldConfig
+    medium: None = None
+    fill: Fill = "none"
+
+    def blocks(self, records: int) -> list[Block]:
+        return [block for path in files_of(self.where) for block in blocks_of(path, self._unit(path), records)]
+
+    def entries(self, block: Block) -> Iterator[Entry | BadRecord]:
+        is_json = _is_json(Path(block.file))
+        for record in records_of(block, self._unit(Path(block.file))):
+            try:
+                text = decoded(record.content)
+                if is_json:
+                    text = text_field(json_object(text), self.fields.text)
+                yield _entry(block, record.line, text, RawExample(digest(text), {TEXT: text}))
+            except ValueError as error:
+                yield BadRecord(block.file, record.line, str(error))
+
+    def _unit(self, path: Path) -> Unit:
+        return "line" if _is_json(path) else self.fields.text_unit
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """Prompts that are only ever given, and responses that are asked for."""
+
+    where: tuple[str, ...]
+    fields: FieldConfig
+    medium: None = None
+    fill: Fill = "answer"
+
+    def blocks(self, records: int) -> list[Block]:
+        return [block for path in files_of(self.where) for block in blocks_of(path, "line", records)]
+
+    def entries(self, block: Block) -> Iterator[Entry | BadRecord]:
+        for record in records_of(block, "line"):
+            try:
+                fields = json_object(decoded(record.content))
+                prompt, response = (text_field(fields, name) for name in (self.fields.prompt, self.fields.response))
+                example = RawExample(digest(prompt), {TEXT: prompt + response}, given=len(prompt))
+                yield _entry(block, record.line, prompt, example, fields)
+            except ValueError as error:
+                yield BadRecord(block.file, record.line, str(error))
+
+
+def files_of(patterns: tuple[str, ...]) -> list[Path]:
+    """The files that the patterns name, each pattern's in the order of their names."""
+    files: list[Path] = []
+    for pattern in patterns:
+        found = [Path(pattern)] if Path(pattern).exists() else [Path(name) for name in sorted(glob.glob(pattern))]
+        if not found:
+            raise FileNotFoundError(f"{pattern}: no such file")
+        files += [path for path in found if path not in files]
+    return files
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The JSON object of a line."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not a line of JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"a line must be a JSON object, got {type(content).__name__}")
+    return content
+
+
+def text_field(fields: dict[str, Any], name: str) -> str:
+    """A field that must hold text which is not empty."""
+    value = fields.get(name)
+    if not isinstance(value, str):
+        raise ValueError(
+            f'needs a "{name}", which is text, got {value!r}; its fields are {", ".join(fields) or "none"}'
+        )
+    if not value.strip():
+        raise ValueError(f'"{name}" is empty')
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f'"{name}" is not valid Unicode: lone surrogate at position {error.start}') from error
+    return value
+
+
+def split_field(fields: dict[str, Any], default: str | None = None) -> str | None:
+    """The split that a line names."""
+    split = fields.get("split", default)
+    if split is not None and (not isinstance(split, str) or not split.isidentifier()):
+        raise ValueError(f"a split must be a plain word, such as train or test, got {split!r}")
+    return split
+
+
+def digest(text: str) -> str:
+    """Names a text by its content, so that equal texts are in one split."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _entry(block: Block, line: int, key: str, example: RawExample, fields: dict[str, Any] | None = None) -> Entry:
+    fields = fields or {}
+    return Entry(digest(key), block.file, line, lambda: example, split_field(fields), fields)
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix in (".jsonl", ".json", ".ndjson")

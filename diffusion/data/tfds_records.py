@@ -1,0 +1,173 @@
+"""TFDS datasets as sources: the embedded digits, and any other by its name. TensorFlow is not needed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from trimask.diffusion.data import digits
+from trimask.diffusion.data.files import resampled
+from trimask.diffusion.data.lines import Block
+from trimask.diffusion.data.sources import Entry, OpenConfig, RawExample
+from trimask.diffusion.data.texts import digest
+from trimask.diffusion.layout import Fill
+from trimask.tokenizers.vocabulary import TEXT
+
+
+@dataclass(frozen=True)
+class EmbeddedDigits:
+    """One config of digits.py; texts alone are questions up to their `=`."""
+
+    name: str
+    folder: Path
+    """Where the dataset is built."""
+    fill: Fill = "whole"
+
+    def __post_init__(self):
+        if self.name not in digits.CONFIGS:
+            raise ValueError(f"unknown digits {self.name!r}; there are {', '.join(digits.CONFIGS)}")
+
+    @property
+    def medium(self) -> str | None:
+        features = digits.CONFIGS[self.name].features()
+        return next((name for name in ("image", "audio") if name in features), None)
+
+    def blocks(self, records: int) -> list[Block]:
+        splits = digits.CONFIGS[self.name].splits
+        return [block for split in splits for block in _blocks(split, len(self._records(split)), records)]
+
+    def entries(self, block: Block) -> Iterator[Entry]:
+        records = self._records(block.file)
+        for number in range(block.start, block.start + block.count):
+            record = records[number]
+            load = partial(self._load, record)
+            yield Entry(record["id"], f"{self.name} {block.file}", number + 1, load, block.file, record)
+
+    def _records(self, split: str) -> Any:
+        return digits.load(self.name, split, self.folder)
+
+    def _load(self, record: dict[str, Any]) -> RawExample:
+        media: dict[str, Any] = {TEXT: record["text"]}
+        if self.medium == "image":
+            media["image"] = np.asarray(record["image"], np.uint8)
+        elif self.medium == "audio":
+            media["audio"] = np.asarray(record["audio"], np.float32) / 32768
+        return RawExample(record["id"], media, given=record["text"].index("=") + 1 if self.medium is None else 0)
+
+
+@dataclass(frozen=True)
+class TfdsSource:
+    """Any TFDS dataset with a text or a label, and perhaps a picture or a sound."""
+
+    name: str
+    config: OpenConfig
+
+    @cached_property
+    def _builder(self) -> tfds.core.DatasetBuilder:
+        try:
+            return tfds.builder(self.name, data_dir=self.config.tfds_folder)
+        except Exception as error:  # TFDS raises a family of its own, and what a dataset's code raises
+            raise ValueError(f"TFDS has no dataset {self.name!r}: {str(error).partition(chr(10))[0]}") from error
+
+    @cached_property
+    def _features(self) -> dict[str, Any]:
+        return dict(self._builder.info.features)
+
+    @property
+    def medium(self) -> str | None:
+        kinds = [kind for kind, _ in self._media]
+        return kinds[0] if kinds else None
+
+    @property
+    def fill(self) -> Fill:
+        return "whole" if self.medium else "none"
+
+    @property
+    def _media(self) -> list[tuple[str, str]]:
+        """Modality and feature name of every picture and sound."""
+        kinds = [
+            ("image", lambda f: isinstance(f, tfds.features.Image)),
+            ("audio", lambda f: isinstance(f, tfds.features.Audio)),
+            # How a dataset holds sound that is to be read without TensorFlow.
+            ("audio", lambda f: type(f) is tfds.features.Tensor and f.shape == (None,) and f.np_dtype == np.int16),
+        ]
+        return [(kind, name) for kind, fits in kinds for name, f in self._features.items() if fits(f)]
+
+    def blocks(self, records: int) -> list[Block]:
+        self._text_feature()
+        splits = list(self._builder.info.splits) or ["train"]  # before it is prepared, TFDS may not know its splits
+        return [block for split in splits for block in _blocks(split, len(self._records(split)), records)]
+
+    def entries(self, block: Block) -> Iterator[Entry]:
+        records = self._records(block.file)
+        for number in range(block.start, block.start + block.count):
+            id = f"{block.file}-{number}"
+            load = partial(self._load, id, records, number)
+            # A dataset that is all one split is cut by id like any other source.
+            split = block.file if len(self._builder.info.splits) > 1 else None
+            yield Entry(id, f"{self.name} {block.file}", number + 1, load, split)
+
+    def _records(self, split: str) -> Any:
+        if self.config.is_download:
+            self._builder.download_and_prepare(file_format="array_record")
+        try:
+            return self._builder.as_data_source(split=split)
+        except Exception as error:
+            raise ValueError(
+                f"TFDS dataset {self.name!r} cannot be read in {self._builder.data_path}: {_first_line(error)}. "
+                "It must be there as array_record; --download lets TFDS fetch and prepare it"
+            ) from error
+
+    def _text_feature(self) -> str:
+        """Name of the feature that is the text."""
+        wanted = self.config.fields.text
+        texts = [
+            name for name, f in self._features.items() if isinstance(f, tfds.features.Text | tfds.features.ClassLabel)
+        ]
+        named = [name for name in (wanted, "text", "caption", "label") if name in texts]
+        if not named:
+            raise ValueError(
+                f"TFDS dataset {self.name!r} has no text feature {wanted!r}; of text or label it has "
+                f"{', '.join(texts) or 'none'}, and --fields.text chooses"
+            )
+        return named[0]
+
+    def _load(self, id: str, records: Any, number: int) -> RawExample:
+        record, name = records[number], self._text_feature()
+        feature, value = self._features[name], record[name]
+        text = feature.int2str(int(value)) if isinstance(feature, tfds.features.ClassLabel) else _text_of(value)
+        if not text.strip():
+            raise ValueError(f"its {name!r} is empty")
+        media: dict[str, Any] = {TEXT: text}
+        for modality, source in self._media[:1]:
+            value = np.asarray(record[source])
+            media[modality] = value.astype(np.uint8) if modality == "image" else self._sound(value, source)
+        return RawExample(id if self.medium else digest(text), media)
+
+    def _sound(self, samples: np.ndarray, name: str) -> np.ndarray:
+        if not len(samples):
+            raise ValueError("holds no sound, its length is zero")
+        mono = samples.reshape(len(samples), -1).mean(axis=1)
+        if np.issubdtype(samples.dtype, np.integer):
+            mono = mono / 2 ** (8 * min(samples.dtype.itemsize, 2) - 1)
+        rate = getattr(self._features[name], "sample_rate", None) or self.config.sample_rate_hz
+        return resampled(mono, rate, self.config.sample_rate_hz)
+
+
+def _blocks(split: str, count: int, records: int) -> list[Block]:
+    return [
+        Block(file=split, start=start, line=start + 1, count=min(records, count - start))
+        for start in range(0, count, records)
+    ]
+
+
+def _text_of(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,67 @@
+"""Which dataset a step trains on."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimask.diffusion.data.mixture import Mixture, Span
+
+
+def constant(weights):
+    return Span(np.array(weights), np.array(weights), np.inf, np.inf)
+
+
+@given(
+    st.lists(st.floats(0.1, 5), min_size=3, max_size=3),
+    st.lists(st.floats(50, 500), min_size=3, max_size=3),
+    st.integers(0, 99),
+)
+def test_shares_of_tokens_follow_the_weights(weights, batch_tokens, seed):
+    mixture = Mixture(constant(weights), np.array(batch_tokens), [seed])
+    tokens = mixture.visits(3000) * batch_tokens
+    np.testing.assert_allclose(tokens / tokens.sum(), np.array(weights) / sum(weights), atol=0.01)
+
+
+def test_every_step_is_exact_in_expectation_over_seeds():
+    batch_tokens = np.array([100.0, 300.0])
+    counts = np.zeros(2)
+    for seed in range(2000):
+        counts[Mixture(constant([1.0, 1.0]), batch_tokens, [seed]).choice(17)[0]] += 1
+    # p ∝ 1/100 : 1/300; five standard deviations of 2,000 draws are 0.05.
+    assert abs(counts[0] / 2000 - 0.75) < 0.05
+
+
+def test_weights_move_linearly_over_the_span_of_tokens():
+    span = Span(np.array([1.0, 0.0]), np.array([1.0, 3.0]), 10_000.0, 30_000.0)
+    np.testing.assert_allclose(span.at(0.0), [1, 0])
+    np.testing.assert_allclose(span.at(20_000.0), [1 - 0.375, 0.375])
+    np.testing.assert_allclose(span.at(1e9), [0.25, 0.75])
+    mixture = Mixture(span, np.array([10.0, 20.0]), [0])
+    assert (mixture.choices(1000) == 0).all()  # 10 tokens a step: the span begins at step 1,000
+    steps = mixture.num_steps(60_000)
+    late = mixture.choices(steps)[mixture.num_steps(30_000) :]
+    tokens = np.bincount(late, minlength=2) * [10, 20]
+    np.testing.assert_allclose(tokens / tokens.sum(), [0.25, 0.75], atol=0.01)
+
+
+def test_expected_tokens_are_what_the_batches_hold():
+    mixture = Mixture(constant([2.0, 1.0, 1.0]), np.array([90.0, 100.0, 40.0]), [3])
+    held = (mixture.visits(5000) * [90, 100, 40]).sum()
+    assert mixture.expected_tokens(5000) == pytest.approx(held, rel=0.005)
+    assert abs(mixture.expected_tokens(mixture.num_steps(7777)) - 7777) < 50
+
+
+def test_a_step_is_the_same_whatever_was_asked_before():
+    forwards, backwards = (Mixture(constant([1.0, 2.0]), np.array([5.0, 7.0]), [1]) for _ in range(2))
+    asked = [forwards.choice(step) for step in range(5000)]
+    assert [backwards.choice(step) for step in reversed(range(5000))] == asked[::-1]
+
+
+def test_visits_count_the_steps_before():
+    mixture = Mixture(constant([1.0, 2.0]), np.array([5.0, 7.0]), [1])
+    seen = [0, 0]
+    for step in range(2100):
+        number, visit = mixture.choice(step)
+        assert visit == seen[number]
+        seen[number] += 1
