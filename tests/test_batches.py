@@ -90,7 +90,9 @@ def test_rows_draw_their_task_in_proportion_to_the_weights(prepared):
 
 def test_texts_are_packed_into_one_row(prepared):
     config = BatchConfig(
-        tokens=120, weights={"drawn": 0.0, "spoken": 0.0}, packed_length=2 * prepared.dataset("sums").layout.example_length()
+        tokens=120,
+        weights={"drawn": 0.0, "spoken": 0.0},
+        packed_length=2 * prepared.dataset("sums").layout.example_length(),
     )
     batch = Batches(prepared, config, seed=0)(0)
     assert batch.tokens.shape == (120 // batch.length, 2 * prepared.dataset("sums").layout.example_length())

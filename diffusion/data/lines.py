@@ -82,7 +82,7 @@ def _records(file: BinaryIO, unit: Unit, line: int) -> Iterator[Record]:
         is_blank = not content.strip()
         if not parts:
             start, first = position, number
-        if parts or not is_blank:
+        if not is_blank or (parts and unit == "document"):
             parts.append(content)
         position += len(content)
         if parts and (unit == "line" or (unit == "paragraph" and is_blank)):

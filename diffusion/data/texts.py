@@ -30,10 +30,11 @@ class Texts:
         is_json = _is_json(Path(block.file))
         for record in records_of(block, self._unit(Path(block.file))):
             try:
-                text = decoded(record.content)
+                text, fields = decoded(record.content), {}
                 if is_json:
-                    text = text_field(json_object(text), self.fields.text)
-                yield _entry(block, record.line, text, RawExample(digest(text), {TEXT: text}))
+                    fields = json_object(text)
+                    text = text_field(fields, self.fields.text)
+                yield _entry(block, record.line, text, RawExample(digest(text), {TEXT: text}), fields)
             except ValueError as error:
                 yield BadRecord(block.file, record.line, str(error))
 
@@ -115,8 +116,7 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _entry(block: Block, line: int, key: str, example: RawExample, fields: dict[str, Any] | None = None) -> Entry:
-    fields = fields or {}
+def _entry(block: Block, line: int, key: str, example: RawExample, fields: dict[str, Any]) -> Entry:
     return Entry(digest(key), block.file, line, lambda: example, split_field(fields), fields)
 
 

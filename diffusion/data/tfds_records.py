@@ -66,6 +66,9 @@ class TfdsSource:
     name: str
     config: OpenConfig
 
+    def __post_init__(self):
+        self._text_feature()  # opens the dataset, so that a wrong name is refused at once
+
     @cached_property
     def _builder(self) -> tfds.core.DatasetBuilder:
         try:
@@ -98,7 +101,6 @@ class TfdsSource:
         return [(kind, name) for kind, fits in kinds for name, f in self._features.items() if fits(f)]
 
     def blocks(self, records: int) -> list[Block]:
-        self._text_feature()
         splits = list(self._builder.info.splits) or ["train"]  # before it is prepared, TFDS may not know its splits
         return [block for split in splits for block in _blocks(split, len(self._records(split)), records)]
 

@@ -1,0 +1,68 @@
+"""Text files as blocks of records."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimask.diffusion.data.lines import blocks_of, decoded, records_of
+
+LINES = st.lists(st.sampled_from([b"", b" ", b"a", b"bc\t", "é…".encode(), b"\r"]), max_size=30)
+
+
+def expected(content, unit):
+    """The obvious way, the whole file at once."""
+    lines = content.splitlines(keepends=True) if b"\r" not in content else content.split(b"\n")
+    records, run = [], []
+    for line in [*(line.rstrip(b"\r\n") for line in lines), b""]:
+        if line.strip() and unit != "line":
+            run.append(line)
+        elif line.strip():
+            records.append(line)
+        elif unit == "paragraph" and run:
+            records.append(b"\n".join(run))
+            run = []
+    return records
+
+
+@given(LINES, st.sampled_from(["line", "paragraph"]), st.integers(1, 4), st.booleans())
+def test_blocks_hold_every_record_once_and_in_order(tmp_path_factory, lines, unit, size, ends):
+    content = b"\n".join(lines) + (b"\n" if ends else b"")
+    path = tmp_path_factory.mktemp("lines") / "x.txt"
+    path.write_bytes(content)
+    blocks = blocks_of(path, unit, size)
+    assert all(block.count == size for block in blocks[:-1])
+    records = [record for block in blocks for record in records_of(block, unit)]
+    tidy = [b"\n".join(part.rstrip(b"\r") for part in record.content.split(b"\n")) for record in records]
+    assert tidy == expected(content, unit)
+    for record in records:
+        assert content[record.start :].startswith(record.content)
+        assert content[: record.start].count(b"\n") == record.line - 1
+
+
+def test_a_document_is_one_record(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"\na\n\nb\n")
+    (block,) = blocks_of(tmp_path / "x.txt", "document", 5)
+    (record,) = records_of(block, "document")
+    assert (record.content, record.line) == (b"a\n\nb", 2)
+
+
+def test_an_empty_file_has_no_blocks(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"\n\n")
+    assert blocks_of(tmp_path / "x.txt", "paragraph", 5) == []
+
+
+def test_text_loses_its_byte_order_mark_and_carriage_returns():
+    assert decoded("\ufeffa\r\nb".encode()) == "a\nb"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfea\0", "ü".encode("latin-1"), b"a\0b"])
+def test_what_is_no_utf8_text_is_refused(content):
+    with pytest.raises(ValueError, match="not UTF-8 text"):
+        decoded(content)
+
+
+def test_a_file_that_is_none_is_refused_by_name(tmp_path):
+    with pytest.raises(IsADirectoryError, match="a folder, not a file"):
+        blocks_of(tmp_path, "line", 1)
+    with pytest.raises(FileNotFoundError, match=r"y\.txt: no such file"):
+        blocks_of(tmp_path / "y.txt", "line", 1)

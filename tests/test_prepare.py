@@ -1,0 +1,297 @@
+"""From files to shards: counts that add up, the same bytes however it was made, and nothing done twice."""
+
+import dataclasses
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from trimask.diffusion.data import prepare as preparing
+from trimask.diffusion.data.plan import PictureConfig, PrepareConfig, SplitConfig
+from trimask.diffusion.data.prepare import prepare
+from trimask.diffusion.data.sources import BadRecord, FieldConfig, SourceConfig
+from trimask.tokenizers.audio import MelConfig
+from trimask.tokenizers.image import PatchConfig
+from trimask.tokenizers.sequence import until_eos
+
+WORDS = ("one", "two", "three")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two dozen pictures and recordings with captions, a text, and prompts."""
+    root, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
+    for folder in ("photos", "voices"):
+        (root / folder).mkdir()
+        lines = []
+        for number in range(24):
+            name = f"{number}.png" if folder == "photos" else f"{number}.wav"
+            if folder == "photos":
+                size = (4, 6, 3) if number % 2 else (8, 12, 3)
+                Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(root / folder / name)
+            else:
+                soundfile.write(root / folder / name, rng.uniform(-1, 1, 900 + 10 * number), 8000)
+            who = "anna" if number % 4 == 0 else "ben"
+            lines.append({"file_name": name, "text": WORDS[number % 3], "who": who})
+        (root / folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    paragraphs = [" ".join(rng.choice(WORDS, rng.integers(2, 30))) for _ in range(40)]
+    (root / "prose.txt").write_text("\n\n".join(paragraphs))
+    prompts = [{"prompt": f"{a}+{a}=", "response": str(2 * a)} for a in range(40)]
+    (root / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts))
+    return root
+
+
+def config_of(root, **changes) -> PrepareConfig:
+    sources = {
+        "photos": SourceConfig(kind="images", where=(str(root / "photos"),)),
+        "voices": SourceConfig(kind="audio", where=(str(root / "voices"),)),
+        "prose": SourceConfig(kind="text", where=(str(root / "prose.txt"),)),
+        "sums": SourceConfig(kind="prompts", where=(str(root / "sums.jsonl"),)),
+    }
+    config = PrepareConfig(
+        sources=sources,
+        text_vocabulary=270,
+        max_text_tokens=40,
+        pictures=PictureConfig(height=4, width=6),
+        image=PatchConfig(codebook_size=12),
+        audio=MelConfig(codebook_size=9),
+        splits=SplitConfig(held_out=("who=anna",)),
+        shard_records=7,
+        workers=1,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(files, tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("whole"), config_of(files))
+
+
+def bytes_of(folder):
+    """Digest of every file but for the folder of sources and the configuration, whose free fields may differ."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if (path.is_file() and path.name != "config.json") or path.parent.parent.name == "tokenizers"
+        if path.is_file()
+    }
+
+
+def test_every_record_is_an_example_of_one_split_and_can_be_read_again(files, whole):
+    for name, count in {"photos": 24, "voices": 24, "sums": 40}.items():
+        dataset = whole.dataset(name)
+        assert (dataset.records, dataset.rejected, sum(dataset.splits.values())) == (count, 0, count)
+        ids = [e["id"] for split in dataset.splits for e in whole.examples(name, split)]
+        assert len(set(ids)) == count
+        for split in dataset.splits:
+            raw = list(whole.raw(name, split))
+            assert [example.id for example in raw] == [e["id"] for e in whole.examples(name, split)]
+            texts = whole.tokenizers.decode("text", [e["text"] for e in whole.examples(name, split)])
+            assert texts == [example.media["text"] for example in raw]
+
+
+def test_what_is_held_out_is_in_no_other_split(whole):
+    anna = {f"{number}.wav" for number in range(0, 24, 4)}
+    assert {e["id"] for e in whole.examples("voices", "test_who")} == anna
+    others = [split for split in whole.dataset("voices").splits if split != "test_who"]
+    assert not anna & {e["id"] for split in others for e in whole.examples("voices", split)}
+
+
+def test_pictures_and_sounds_have_one_shape(whole):
+    layout = whole.dataset("photos").layout
+    assert layout.shapes["image"] == [2, 3] and layout.example_length() == 1 + 1 + layout.shapes["text"][0] + 1 + 6
+    assert {e["image"].shape for e in whole.examples("photos", "train")} == {(2, 3)}
+    assert {example.media["image"].shape for example in whole.raw("photos", "train")} == {(4, 6, 3)}
+    assert whole.dataset("voices").layout.shapes["audio"] == [3, 2]  # the longest, 1,130 samples, is 3 frames of 400
+
+
+def test_long_texts_are_cut_into_pieces_that_together_are_the_text(files, whole):
+    paragraphs = (files / "prose.txt").read_text().split("\n\n")
+    eos, pieces = whole.tokenizers.vocabulary.eos_code, {}
+    for split in whole.dataset("prose").splits:
+        for example, length in zip(whole.examples("prose", split), whole.lengths("prose", split), strict=True):
+            assert length == len(example["text"]) + 2 <= 42
+            name, _, number = example["id"].partition("-")
+            pieces.setdefault(name, {})[int(number or 0)] = example["text"]
+    joined = [np.concatenate([parts[n] for n in range(len(parts))]) for parts in pieces.values()]
+    assert all(np.flatnonzero(text == eos).tolist() == [len(text) - 1] for text in joined)
+    assert sorted(whole.tokenizers.text.decode(text[:-1]) for text in joined) == sorted(set(paragraphs))
+
+
+def test_a_response_is_filled_with_eos_and_its_prompt_is_not(whole):
+    layout = whole.dataset("sums").layout
+    assert layout.fill == "answer" and layout.answer_length == 3
+    for example in whole.examples("sums", "train"):
+        prompt = whole.tokenizers.text.decode(example["text"][: example["num_given"]])
+        assert prompt.endswith("=") and len(example["text"]) == example["num_given"] + 3
+        answer = until_eos(whole.tokenizers.vocabulary, example["text"][example["num_given"] :])
+        assert whole.tokenizers.text.decode(answer) == str(2 * int(prompt.partition("+")[0]))
+    lengths = whole.lengths("sums", "train")
+    assert lengths.tolist() == [len(e["text"]) + 2 for e in whole.examples("sums", "train")]
+
+
+def test_several_processes_write_the_same_bytes(files, whole, tmp_path):
+    prepare(tmp_path / "x", config_of(files, workers=2))
+    assert bytes_of(tmp_path / "x") == bytes_of(whole.folder)
+
+
+def test_a_complete_folder_is_opened_and_another_configuration_refused(files, whole, monkeypatch):
+    monkeypatch.setattr(preparing, "encode_block", None)
+    assert prepare(whole.folder, config_of(files, workers=3)).fingerprint == whole.fingerprint
+    with pytest.raises(ValueError, match="text_vocabulary: 270 → 271"):
+        prepare(whole.folder, config_of(files, text_vocabulary=271))
+
+
+def test_stopped_after_any_block_it_goes_on_where_it_was(files, whole, tmp_path, monkeypatch):
+    made, limit = [], 0
+    original = preparing.encode_block
+
+    def counted(folder, *job):
+        if len(made) == limit:
+            raise KeyboardInterrupt
+        made.append(job)
+        return original(folder, *job)
+
+    monkeypatch.setattr(preparing, "encode_block", counted)
+    blocks = sum(map(len, json.loads((whole.folder / "plan.json").read_text())["blocks"].values()))
+    for limit in range(1, blocks):  # noqa: B007 (read by `counted`)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path / "x", config_of(files))
+    limit = blocks
+    prepare(tmp_path / "x", config_of(files))
+    assert len(made) == len(set(made)) == blocks
+    assert bytes_of(tmp_path / "x") == bytes_of(whole.folder)
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(files, whole, tmp_path):
+    script = (
+        "import sys, json, pathlib\n"
+        "from trimask.diffusion import configuration\n"
+        "from trimask.diffusion.data.plan import PrepareConfig\n"
+        "from trimask.diffusion.data.prepare import prepare\n"
+        "config = configuration.from_dict(json.loads(sys.argv[2]), PrepareConfig, 'argument')\n"
+        "prepare(pathlib.Path(sys.argv[1]), config, lambda what, done, total: print(what, done, flush=True))\n"
+    )
+    from trimask.diffusion import configuration
+
+    config = json.dumps(configuration.to_dict(config_of(files, workers=2)))
+    command = [sys.executable, "-c", script, str(tmp_path / "x"), config]
+    rng = np.random.default_rng(0)
+    for wanted in ("fitting tokenizers 0", "tokenising 0", "tokenising 14"):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for line in process.stdout:
+            if line.strip() == wanted:
+                break
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert bytes_of(tmp_path / "x") == bytes_of(whole.folder)
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Six pictures, of which two cannot be used."""
+    for number in range(6):
+        picture = Image.fromarray(np.random.default_rng(number).integers(0, 256, (4, 4), np.uint8))
+        picture.save(tmp_path / f"{number}.png")
+    (tmp_path / "3.png").write_bytes(b"\x89PNG")
+    lines = [{"file_name": f"{n}.png", "text": "" if n == 1 else "x", "split": "train"} for n in range(6)]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return PrepareConfig(sources={"some": SourceConfig(kind="images", where=(str(tmp_path),))}, shard_records=4)
+
+
+def test_a_bad_record_stops_with_file_line_and_reason(broken, tmp_path):
+    with pytest.raises(BadRecord, match=r'metadata\.jsonl, line 2: "text" is empty'):
+        prepare(tmp_path / "out", broken)
+
+
+def test_skipped_records_are_listed_and_add_up(broken, tmp_path):
+    with pytest.raises(BadRecord):
+        prepare(tmp_path / "out", broken)
+    prepared = prepare(tmp_path / "out", dataclasses.replace(broken, on_error="skip"))
+    dataset = prepared.dataset("some")
+    assert (dataset.records, dataset.rejected, dataset.splits) == (6, 2, {"train": 4})
+    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert [(r["dataset"], r["line"]) for r in rejects] == [("some", 2), ("some", 4)]
+    assert rejects[0]["reason"] == '"text" is empty' and "not a readable picture" in rejects[1]["reason"]
+    assert [example.id for example in prepared.raw("some", "train")] == ["0.png", "2.png", "4.png", "5.png"]
+
+
+def test_pictures_of_several_sizes_are_refused_until_a_size_is_given(files, tmp_path):
+    with pytest.raises(ValueError, match=r"--pictures\.height and --pictures\.width"):
+        prepare(tmp_path / "x", config_of(files, pictures=PictureConfig()))
+
+
+def test_a_text_that_does_not_fit_is_a_bad_record(files, tmp_path):
+    sums = {"sums": config_of(files).sources["sums"]}
+    with pytest.raises(BadRecord, match="--response-tokens 2 keeps one for EOS"):
+        prepare(tmp_path / "x", config_of(files, sources=sums, response_tokens=2))
+    with pytest.raises(BadRecord, match="--max-text-tokens allows 5"):
+        prepare(tmp_path / "y", config_of(files, sources=sums, max_text_tokens=5))
+
+
+def test_sources_that_changed_since_are_refused(files, tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree")
+    config = PrepareConfig(
+        sources={"text": SourceConfig(kind="text", where=(str(tmp_path / "a.txt"),))}, splits=SplitConfig(test=0.0)
+    )
+    prepare(tmp_path / "x", config)
+    (tmp_path / "x" / "manifest.json").unlink()
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree\n\nfour")
+    with pytest.raises(ValueError, match="its sources have changed"):
+        prepare(tmp_path / "x", config)
+
+
+def test_tokenizers_of_another_folder_are_used_and_missing_ones_fitted(files, whole, tmp_path):
+    sources = {"more": config_of(files).sources["photos"], "voices": config_of(files).sources["voices"]}
+    small = PrepareConfig(sources={"prose": config_of(files).sources["prose"]}, text_vocabulary=265)
+    only_text = prepare(tmp_path / "text", small)
+    grown = prepare(tmp_path / "grown", config_of(files, sources=sources, tokenizers=str(only_text.folder)))
+    assert grown.tokenizers.text.fingerprint == only_text.tokenizers.text.fingerprint
+    assert set(grown.tokenizers.codecs) == {"image", "audio"}
+    same = prepare(tmp_path / "same", config_of(files, sources=sources, tokenizers=str(whole.folder)))
+    assert same.tokenizers.fingerprints == whole.tokenizers.fingerprints
+
+
+def test_nothing_to_prepare_names_the_flags(tmp_path):
+    with pytest.raises(ValueError, match="--images"):
+        prepare(tmp_path / "x", PrepareConfig())
+
+
+def test_a_source_without_records_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("\n")
+    config = PrepareConfig(sources={"text": SourceConfig(kind="text", where=(str(tmp_path / "a.txt"),))})
+    with pytest.raises(ValueError, match=r"a\.txt holds no records"):
+        prepare(tmp_path / "x", config)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SplitConfig(test=0.6, validation=0.4), "leave something to train on"),
+        (lambda: SplitConfig(held_out=("anna",)), "FIELD=VALUE"),
+        (lambda: PictureConfig(height=3), "given together"),
+        (lambda: PrepareConfig(seconds=0.0), "seconds must be positive"),
+        (lambda: PrepareConfig(sources={"a b": SourceConfig(kind="text", where=())}), "a plain word"),
+    ],
+)
+def test_wrong_configurations_say_what_is_allowed(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_shares_of_splits_are_as_configured(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(f"line {n}" for n in range(4000)))
+    fields = FieldConfig(text_unit="line")
+    config = PrepareConfig(sources={"text": SourceConfig(kind="text", where=(str(tmp_path / "a.txt"),))}, fields=fields)
+    splits = prepare(tmp_path / "x", config).dataset("text").splits
+    # Five standard deviations of a share of 4,000.
+    assert abs(splits["test"] / 4000 - 0.1) < 0.024 and abs(splits["validation"] / 4000 - 0.05) < 0.018

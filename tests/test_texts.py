@@ -1,0 +1,75 @@
+"""Plain text, JSON lines, prompts with responses."""
+
+import json
+
+import pytest
+
+from trimask.diffusion.data.sources import BadRecord, FieldConfig
+from trimask.diffusion.data.texts import Prompted, Texts, files_of
+
+
+def entries(source):
+    return [entry for block in source.blocks(2) for entry in source.entries(block)]
+
+
+def texts(source):
+    return [entry.example().media["text"] for entry in entries(source)]
+
+
+def test_paragraphs_lines_and_documents(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n\n\nthree\n")
+    (tmp_path / "b.txt").write_text("four")
+    files = (str(tmp_path / "*.txt"),)
+    assert texts(Texts(files, FieldConfig())) == ["one\ntwo", "three", "four"]
+    assert texts(Texts(files, FieldConfig(text_unit="line"))) == ["one", "two", "three", "four"]
+    assert texts(Texts(files, FieldConfig(text_unit="document"))) == ["one\ntwo\n\n\nthree", "four"]
+
+
+def test_a_field_of_json_lines_is_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"story": "x\\ny"}\n\n{"story": "z", "split": "test"}\n')
+    found = entries(Texts((str(tmp_path / "a.jsonl"),), FieldConfig(text="story")))
+    assert [(e.example().media["text"], e.split, e.line) for e in found] == [("x\ny", None, 1), ("z", "test", 3)]
+
+
+def test_a_prompt_is_given_and_its_response_asked_for(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "1+1=", "answer": "2"}\n')
+    fields = FieldConfig(prompt="question", response="answer")
+    (entry,) = entries(Prompted((str(tmp_path / "a.jsonl"),), fields))
+    example = entry.example()
+    assert (example.media["text"], example.given) == ("1+1=2", 4)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"prompt": "a"}', 'needs a "response", which is text, got None; its fields are prompt'),
+        ('{"prompt": "a", "response": ""}', '"response" is empty'),
+        ('{"prompt": "a", "response": "\\ud800"}', "lone surrogate"),
+        ("nonsense", "not a line of JSON"),
+        ("[" * 100_000, "not a line of JSON"),
+    ],
+)
+def test_a_bad_line_says_why(tmp_path, line, reason):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "response": "r"}) + "\n" + line + "\n")
+    good, bad = entries(Prompted((str(path),), FieldConfig()))
+    assert good.example().given == 1
+    assert isinstance(bad, BadRecord) and (bad.file, bad.line) == (str(path), 2) and reason in bad.reason
+
+
+def test_a_paragraph_in_another_encoding_is_bad_and_the_others_are_not(tmp_path):
+    (tmp_path / "a.txt").write_bytes("grün\n\n".encode("latin-1") + "grün".encode())
+    bad, good = entries(Texts((str(tmp_path / "a.txt"),), FieldConfig()))
+    assert isinstance(bad, BadRecord) and "not UTF-8" in bad.reason
+    assert good.example().media["text"] == "grün" and good.line == 3
+
+
+def test_equal_texts_have_equal_ids(tmp_path):
+    (tmp_path / "a.txt").write_text("x\n\ny\n\nx")
+    a, b, c = entries(Texts((str(tmp_path / "a.txt"),), FieldConfig()))
+    assert a.id == c.id != b.id
+
+
+def test_a_pattern_that_names_nothing_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"\*\.txt: no such file"):
+        files_of((str(tmp_path / "*.txt"),))
