@@ -49,7 +49,7 @@ def small() -> Experiment:
 
 
 def digits_real() -> Experiment:
-    """Real digits, drawn at 28×28 and spoken at 8 kHz, and plain text, all from your folders: half an hour on two cores.
+    """Digits drawn at 28×28 and spoken at 8 kHz, and plain text, from your own folders: half an hour on two cores.
 
     Name the sources handwritten (--images), spoken (--audio) and prose (--text).
     """
