@@ -1,43 +1,202 @@
-"""Saving and restoring: Orbax folders, written in the background and visible only when complete; nothing is pickled."""
+"""Saving and restoring: Orbax folders, written in the background and visible only when complete; nothing is pickled.
 
+    checkpoints/<step>/state      the tree
+    checkpoints/<step>/about      shape, dtype and CRC-32 of every leaf; notes of whoever saved it; a CRC-32 of all that
+    checkpoints/<step>/metrics    what `best` goes by, lower is better
+    checkpoints/damaged-<step>    one that could not be read, set aside: it is never deleted or written over
+
+A flipped bit need not break the format it lies in, so a checkpoint is good only if every leaf has the CRC it was saved
+with. One of other names, shapes or dtypes is not damaged, but another model's.
+"""
+
+import json
+import logging
+import sys
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
-_Tree = TypeVar("_Tree")
+from trimask.diffusion.run_folder import shortened, writing
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be read, or does not hold what was saved."""
+
+
+class Restored(NamedTuple):
+    """What a checkpoint gave back."""
+
+    step: int
+    tree: Any
+    notes: dict[str, Any]
+
+
+def retention(last: int, every: int | None, best: int, metric: str) -> policies.AnyPreservationPolicy:
+    """Keeps the last so many checkpoints, those at multiples of `every`, and the best by a metric."""
+    keep: list[policies.PreservationPolicy] = [policies.LatestN(last)]
+    if every is not None:
+        keep.append(policies.EveryNSteps(every))
+    if best:
+        keep.append(
+            policies.BestN(
+                get_metric_fn=lambda metrics: metrics[metric],
+                reverse=True,  # the last of the sorted ones are kept, and lower is better
+                n=best,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    return policies.AnyPreservationPolicy(keep)
 
 
 class Checkpoints:
-    """The numbered checkpoints of one run."""
+    """The numbered checkpoints of one run folder; only with a policy of what to `keep` are they written."""
 
-    def __init__(self, folder: Path, *, keep: int | None = None):
+    def __init__(self, run: Path, *, keep: policies.AnyPreservationPolicy | None = None, best_metric: str = "loss"):
+        self.run, self.folder = run, run / "checkpoints"
+        self._best_metric = best_metric
+        # Orbax logs whatever it raises, traceback and all; and all it raises reaches us.
+        self._logger = logging.getLogger("absl")
+        self._log_level = self._logger.level
+        self._logger.setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=keep is not None, enable_async_checkpointing=True
+            create=keep is not None,
+            cleanup_tmp_directories=keep is not None,
+            preservation_policy=keep,
+            best_fn=lambda metrics: metrics[best_metric],
+            best_mode="min",
         )
-        self.folder = folder
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        with writing(run, Exception):
+            self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
-        self._manager.close()
+        try:
+            with writing(self.run, Exception):
+                self._manager.close()
+        finally:
+            self._logger.setLevel(self._log_level)
 
-    def latest(self) -> int | None:
-        """Step of the newest complete checkpoint."""
-        return self._manager.latest_step()
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
 
-    def save(self, step: int, tree: Any) -> None:
-        """Copies the tree and writes it in the background."""
-        self._manager.save(step, args=ocp.args.StandardSave(tree))
+    def save(self, step: int, tree: Any, *, notes: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Copies the tree and writes it in the background; `notes` come back with it."""
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(_signed({"leaves": _leaves(tree), **notes}))
+        )
+        best = {self._best_metric: metrics[self._best_metric]} if self._best_metric in metrics else None
+        with writing(self.run, Exception):
+            self._manager.save(step, args=items, metrics=best)
 
     def wait(self) -> None:
         """Until everything saved is on disk."""
-        self._manager.wait_until_finished()
+        with writing(self.run, Exception):
+            self._manager.wait_until_finished()
 
-    def restore(self, step: int, like: _Tree) -> _Tree:
-        """The tree saved at `step`; `like` gives structure, shapes, dtypes and shardings."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    def restore_newest(self, like: Any, *, set_aside: bool) -> Restored | None:
+        """The newest good checkpoint, None if there are none at all; each damaged one is reported in a line.
+
+        With `set_aside` a damaged one is renamed, so that its step can be saved again and nothing is lost.
+        """
+        remaining, damaged = self.steps(), {path.name for path in self.folder.glob("damaged-*")}
+        while remaining:
+            step = remaining.pop()
+            try:
+                return self.restore(step, like)
+            except DamagedCheckpoint as damage:
+                name = self._set_aside(step).name if set_aside else str(step)
+                damaged.add(name)
+                kept = f", kept as {name}" if set_aside else ""
+                then = f"going back to step {remaining[-1]}" if remaining else "no other is left"
+                print(f"{damage}{kept}; {then}", file=sys.stderr)
+        if damaged:
+            raise ValueError(
+                f"{self.folder}: no good checkpoint is left, all are damaged: {', '.join(sorted(damaged))}"
+            )
+        return None
+
+    def restore(self, step: int | Literal["best"], like: Any) -> Restored:
+        """The tree saved at `step`; `like` gives structure, shapes, dtypes and shardings (none: the first device)."""
+        number = self._manager.best_step() if step == "best" else step
+        if number not in self.steps():
+            there = ", ".join(map(str, self.steps())) or "none"
+            raise ValueError(f"{self.folder}: no checkpoint of step {number}; there are {there}")
+        path = self.folder / str(number)
+        about = self._read(path, "about", ocp.args.JsonRestore())
+        if not isinstance(about, dict) or _signed(about) != about:
+            raise DamagedCheckpoint(f"{path}: damaged: about/ is not what was saved")
+        notes = {name: value for name, value in about.items() if name not in ("leaves", "crc32")}
+        abstract = jax.tree.map(_abstract, like)
+        _require_same_tree(about["leaves"], _leaves(abstract), path)
+        tree = self._read(path, "state", ocp.args.StandardRestore(abstract))
+        changed = [name for name, leaf in _leaves(tree).items() if leaf[2] not in (None, about["leaves"][name][2])]
+        if changed:
+            raise DamagedCheckpoint(f"{path}: damaged: {', '.join(changed[:3])} is not what was saved")
+        return Restored(number, tree, notes)
+
+    def _read(self, path: Path, item: str, args: ocp.args.CheckpointArgs) -> Any:
+        try:
+            return self._manager.restore(int(path.name), args=ocp.args.Composite(**{item: args}))[item]
+        except Exception as error:  # a damaged file can make Orbax's readers raise almost anything
+            raise DamagedCheckpoint(f"{path}: damaged: {item}/ cannot be read: {shortened(str(error))}") from error
+
+    def _set_aside(self, step: int) -> Path:
+        names = (f"damaged-{step}{suffix}" for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
+        target = next(self.folder / name for name in names if not (self.folder / name).exists())
+        with writing(self.run):
+            (self.folder / str(step)).rename(target)
+        self._manager.reload()
+        return target
+
+
+def _leaves(tree: Any) -> dict[str, list[Any]]:
+    """Shape, dtype and CRC-32 by name; the CRC is None of a leaf that is not whole on this process."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    with ThreadPoolExecutor() as threads:
+        checksums = list(threads.map(_checksum, (leaf for _, leaf in named)))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype), checksum]
+        for (path, leaf), checksum in zip(named, checksums, strict=True)
+    }
+
+
+def _checksum(leaf: Any) -> int | None:
+    if isinstance(leaf, jax.ShapeDtypeStruct) or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
+        return None
+    return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+
+
+def _signed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with its own CRC-32 as `crc32`."""
+    rest = {name: value for name, value in content.items() if name != "crc32"}
+    return {**rest, "crc32": zlib.crc32(json.dumps(rest, sort_keys=True).encode())}
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _require_same_tree(saved: dict[str, list[Any]], asked: dict[str, list[Any]], path: Path) -> None:
+    """Refuses a checkpoint of another model, naming what differs."""
+    there, here = ({name: f"{leaf[1]}{leaf[0]}" for name, leaf in tree.items()} for tree in (saved, asked))
+    changed = [
+        f"{name}: {there.get(name, 'absent')} → {here.get(name, 'absent')}"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ValueError(
+            f"{path}: not a checkpoint of the model in config.json. There → here: {'; '.join(changed[:3])}{more}"
+        )

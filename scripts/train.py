@@ -24,12 +24,16 @@ class Arguments:
     """Run folder to write: config.json, tokenizers/, checkpoints/, metrics.jsonl, samples/."""
     data: Path
     """Folder that `trimask prepare` wrote."""
+    init_from: Path | None = None
+    """Run folder whose weights a new run starts from; its vocabulary may have grown since."""
+    resume: bool = True
+    """Continue the run in the folder; --no-resume refuses a folder that holds checkpoints."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
 
 
-def run(folder: Path, data: Path, config: TrainConfig) -> Loaded:
+def run(folder: Path, data: Path, config: TrainConfig, *, init_from: Path | None = None, resume: bool = True) -> Loaded:
     """Trains and says where the result is."""
-    loaded = train(folder, data, config, save_training_samples)
+    loaded = train(folder, data, config, save_training_samples, init_from=init_from, resume=resume)
     console.print(f"{num_parameters(loaded.parameters):,} parameters, {loaded.step:,} steps: {folder}")
     return loaded
 
@@ -41,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         return Arguments(run=tyro.MISSING, data=tyro.MISSING, config=experiment.train)
 
     parsed = parse(by_preset(PRESETS, default), list(arguments), "train", __doc__ or "")
-    run(parsed.run, parsed.data, parsed.config)
+    run(parsed.run, parsed.data, parsed.config, init_from=parsed.init_from, resume=parsed.resume)
 
 
 if __name__ == "__main__":

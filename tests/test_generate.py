@@ -31,6 +31,7 @@ def loaded(prepared, tmp_path_factory):
         vocabulary=prepared.tokenizers.vocabulary,
         shapes={name: dataset.shapes for name, dataset in prepared.manifest.datasets.items()},
         data=str(prepared.folder),
+        data_fingerprint=prepared.fingerprint,
         num_steps=STEP,
         trimask="0",
         git_commit=None,

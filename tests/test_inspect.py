@@ -41,6 +41,7 @@ def loaded(prepared, tmp_path_factory) -> Loaded:
         vocabulary=vocabulary,
         shapes=shapes,
         data="where/it/was",
+        data_fingerprint="0",
         num_steps=11,
         trimask="0",
         git_commit=None,

@@ -26,7 +26,7 @@ CONFIG = TrainConfig(
     model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16),
     optimizer=OptimizerConfig(horizon_tokens=900, warmup_tokens=100, learning_rate=1e-2),
     batch=BatchConfig(tokens=120),
-    loop=LoopConfig(log_every=2, checkpoint_every=3, keep_checkpoints=1),
+    loop=LoopConfig(log_every=2, checkpoint_every=3, keep_last=1),
 )
 
 
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_name_and_in_short(run, tmp_
     content = json.loads((folder / "config.json").read_text())
     content["train"]["model"]["num_layers"] += 1
     (folder / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"copy/checkpoints/\d+: damaged, or not of the model") as caught:
+    with pytest.raises(ValueError, match=r"copy/checkpoints/\d+: not a checkpoint of the model") as caught:
         load(folder)
     assert len(str(caught.value)) < 500 + len(str(folder))
 
@@ -182,7 +182,8 @@ def test_eight_devices_take_the_step_of_one(prepared, tmp_path):
         import sys, pathlib
         import jax, numpy as np
         from jax.sharding import Mesh, NamedSharding, PartitionSpec
-        from trimask.diffusion.train import Pretraining, TrainConfig, TransformerConfig
+        from trimask.diffusion.train import Pretraining, TrainConfig
+        from trimask.diffusion.transformer import TransformerConfig
         from trimask.diffusion.data.batches import BatchConfig, Batches
         from trimask.diffusion.data.prepare import Prepared
 

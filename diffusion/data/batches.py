@@ -13,6 +13,7 @@ between steps: an iterator's state is one integer.
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -74,6 +75,15 @@ class Batches:
         visit = int(np.count_nonzero(choices[:step] == number))
         return self.datasets[number].batch(visit, [self.seed, int(number)])
 
+    def describe(self, step: int) -> dict[str, Any]:
+        """The dataset of a step's batch and, row by row, the ids of its examples."""
+        choices = self.choices(step + 1)
+        number = int(choices[step])
+        dataset = self.datasets[number]
+        rows = dataset._indices(int(np.count_nonzero(choices[:step] == number)), (self.seed, number))
+        ids = [[dataset.examples[example]["id"] for example in dataset.rows[row]] for row in rows]
+        return {"dataset": dataset.name, "ids": ids}
+
     def choices(self, steps: int) -> np.ndarray:
         """The dataset number of each of the first `steps` steps."""
         if len(self._choices) < steps:
@@ -93,6 +103,7 @@ class _Dataset:
 
     def __init__(self, prepared: Prepared, name: str, config: BatchConfig, copies: int):
         manifest = prepared.dataset(name)
+        self.name = name
         self.vocabulary: Vocabulary = prepared.tokenizers.vocabulary
         self.tasks: list[Task] = manifest.tasks(self.vocabulary)
         weights = np.array([config.task_weights.get(task.name, 1.0) for task in self.tasks])

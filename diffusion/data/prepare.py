@@ -10,7 +10,9 @@ text tokens are a question that is only ever given. Texts are filled with EOS to
 with silence to one number of frames, so that all examples of a dataset have one layout.
 """
 
+import hashlib
 import importlib.metadata
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +112,12 @@ class Prepared:
                 f"{folder}: the tokenizers are not those the data was made with: "
                 f"{self.tokenizers.fingerprints}, the manifest says {self.manifest.tokenizers}"
             )
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything the manifest says."""
+        content = json.dumps(configuration.to_dict(self.manifest), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def dataset(self, name: str) -> DatasetManifest:
         """A dataset's manifest."""
