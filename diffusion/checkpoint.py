@@ -13,8 +13,9 @@ import json
 import logging
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -61,10 +62,6 @@ class Checkpoints:
     def __init__(self, run: Path, *, keep: policies.AnyPreservationPolicy | None = None, best_metric: str = "loss"):
         self.run, self.folder = run, run / "checkpoints"
         self._best_metric = best_metric
-        # Orbax logs whatever it raises, traceback and all; and all it raises reaches us.
-        self._logger = logging.getLogger("absl")
-        self._log_level = self._logger.level
-        self._logger.setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
             create=keep is not None,
             cleanup_tmp_directories=keep is not None,
@@ -72,18 +69,18 @@ class Checkpoints:
             best_fn=lambda metrics: metrics[best_metric],
             best_mode="min",
         )
-        with writing(run, Exception):
-            self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+        with ExitStack() as quiet:
+            quiet.enter_context(_orbax_quiet())
+            with writing(run, Exception):
+                self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+            self._quiet = quiet.pop_all()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
-        try:
-            with writing(self.run, Exception):
-                self._manager.close()
-        finally:
-            self._logger.setLevel(self._log_level)
+        with self._quiet, writing(self.run, Exception):
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -157,6 +154,26 @@ class Checkpoints:
             (self.folder / str(step)).rename(target)
         self._manager.reload()
         return target
+
+
+@contextmanager
+def _orbax_quiet() -> Iterator[None]:
+    """Keeps tracebacks of Orbax off the terminal: whatever it raises reaches us, and what it logs is that once more."""
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    level = logger.level
+
+    def unraisable(failure: Any) -> None:
+        # After one failed write TensorStore answers for the others to an event loop that is gone.
+        if str(failure.exc_value) != "Event loop is closed":
+            hook(failure)
+
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = unraisable
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        sys.unraisablehook = hook
 
 
 def _leaves(tree: Any) -> dict[str, list[Any]]:
