@@ -45,7 +45,7 @@ CONFIG = TrainConfig(
     batch=BatchConfig(tokens=240),
     loop=LoopConfig(log_every=1, checkpoint_every=5, keep_every=50, keep_best=1),
 )
-_AIMS = ("write", "step", "write", "start", "step")
+_AIMS = ("write", "start", "step", "write", "step")
 _TIMINGS = ("tokens_per_second", "data_wait")
 
 
@@ -66,42 +66,49 @@ class Child:
 
     def __init__(self, run: Path, data: Path, cache: Path):
         self.run = run
+        self._left = self._temporary()
         # What is compiled once is the same bits every time, and a start takes seconds less.
         cached = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        command = [sys.executable, "-m", "trimask.diffusion.studies.kill_and_resume"]
-        self._log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            [*command, "--train", run, "--data", data],
+            [sys.executable, "-m", "trimask.diffusion.studies.kill_and_resume", "--train", run, "--data", data],
             env={**os.environ, **cached},
-            stdout=self._log,
-            stderr=self._log,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def is_running(self) -> bool:
-        """Whether it goes on; an end that is not one of its own ends us too."""
+        """Whether it goes on; an error of its own is ours too."""
         status = self.process.poll()
         if status not in (None, 0):
-            self._log.seek(0)
-            raise RuntimeError(f"training ended with status {status}:\n{self._log.read()}")
+            raise RuntimeError(f"training ended with status {status}:\n{self.process.communicate()[1]}")
         return status is None
 
     def finish(self) -> None:
         """Waits until it is through."""
-        self.process.wait()
-        self.is_running()
+        while self.is_running():
+            time.sleep(0.01)
+        self.process.communicate()
 
     def kill(self) -> None:
         """SIGKILL."""
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
 
     def reached(self) -> int:
         """Last step in metrics.jsonl."""
         return max((line["step"] for line in read_lines(self.run / "metrics.jsonl")), default=0)
 
     def is_writing(self) -> bool:
-        """Whether a checkpoint is being written, or was when the process was killed."""
-        return any((self.run / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+        """Whether it is writing a checkpoint, or was when it was killed; what another one left does not count."""
+        return bool(self._temporary() - self._left)
+
+    def _temporary(self) -> set[int]:
+        """Inodes of the folders that Orbax renames when they are complete."""
+        folder = self.run / "checkpoints"
+        if not folder.is_dir():
+            return set()
+        return {entry.inode() for entry in os.scandir(folder) if "orbax-checkpoint-tmp" in entry.name}
 
 
 def kill_at(child: Child, aim: str, step: int, start_seconds: float, draw: random.Random) -> Kill | None:
@@ -131,10 +138,11 @@ def kill_and_resume(folder: Path, data: Path, kills: int, seed: int, console: Co
     done: list[Kill] = []
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("uninterrupted", total=kills)
-        Child(whole, data, cache).finish()
-        start = time.perf_counter()
-        Child(whole, data, cache).finish()  # it is through: this is what starting up takes
+        start, child = time.perf_counter(), Child(whole, data, cache)
+        while child.is_running() and not child.reached():
+            time.sleep(0.01)
         start_seconds = time.perf_counter() - start
+        child.finish()
         steps = max(checkpoint_steps(whole))
         targets = sorted(draw.sample(range(1, steps * 9 // 10), kills))
         for number, step in enumerate(targets):
