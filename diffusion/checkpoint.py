@@ -1,8 +1,7 @@
 """Saving and restoring: Orbax folders, written in the background and visible only when complete; nothing is pickled.
 
     checkpoints/<step>/state      the tree
-    checkpoints/<step>/about      shape, dtype and CRC-32 of every leaf; notes of whoever saved it; a CRC-32 of all that
-    checkpoints/<step>/metrics    what `best` goes by, lower is better
+    checkpoints/<step>/about      shape, dtype and CRC-32 of every leaf; metrics; notes of whoever saved it; its own CRC
     checkpoints/damaged-<step>    one that could not be read, set aside: it is never deleted or written over
 
 A flipped bit need not break the format it lies in, so a checkpoint is good only if every leaf has the CRC it was saved
@@ -13,11 +12,13 @@ import json
 import logging
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -39,40 +40,48 @@ class Restored(NamedTuple):
     notes: dict[str, Any]
 
 
-def retention(last: int, every: int | None, best: int, metric: str) -> policies.AnyPreservationPolicy:
-    """Keeps the last so many checkpoints, those at multiples of `every`, and the best by a metric."""
-    keep: list[policies.PreservationPolicy] = [policies.LatestN(last)]
-    if every is not None:
-        keep.append(policies.EveryNSteps(every))
-    if best:
-        keep.append(
-            policies.BestN(
-                get_metric_fn=lambda metrics: metrics[metric],
-                reverse=True,  # the last of the sorted ones are kept, and lower is better
-                n=best,
-                keep_checkpoints_without_metrics=False,
-            )
-        )
-    return policies.AnyPreservationPolicy(keep)
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """Which checkpoints stay; a field's meaning is that of LoopConfig's."""
+
+    last: int = 2
+    every: int | None = None
+    best: int = 0
+    metric: str = "loss"
+
+
+@dataclass(frozen=True)
+class _KeepBest:
+    """A preservation policy, as Orbax calls it. Orbax's own would end the run at one unreadable number."""
+
+    number: int
+    metric: str
+    metrics: Mapping[int, Mapping[str, float]]
+    """By step; it grows with every checkpoint saved."""
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        known = {c.step: self.metrics[c.step] for c in checkpoints if c.step in self.metrics}
+        best = _ranked(known, self.metric)[: self.number]
+        return [checkpoint.step in best for checkpoint in checkpoints]
 
 
 class Checkpoints:
-    """The numbered checkpoints of one run folder; only with a policy of what to `keep` are they written."""
+    """The numbered checkpoints of one run folder; they are written only where it is said which of them to keep."""
 
-    def __init__(self, run: Path, *, keep: policies.AnyPreservationPolicy | None = None, best_metric: str = "loss"):
+    def __init__(self, run: Path, keep: Retention | None = None):
         self.run, self.folder = run, run / "checkpoints"
-        self._best_metric = best_metric
+        self._metrics: dict[int, Mapping[str, float]] = {}
         options = ocp.CheckpointManagerOptions(
             create=keep is not None,
             cleanup_tmp_directories=keep is not None,
-            preservation_policy=keep,
-            best_fn=lambda metrics: metrics[best_metric],
-            best_mode="min",
+            preservation_policy=None if keep is None else self._policy(keep),
+            lightweight_initialize=True,
         )
         with ExitStack() as quiet:
             quiet.enter_context(_orbax_quiet())
             with writing(run, Exception):
                 self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+            self._metrics |= self._read_metrics()
             self._quiet = quiet.pop_all()
 
     def __enter__(self) -> "Checkpoints":
@@ -86,14 +95,21 @@ class Checkpoints:
         """Steps of the complete checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
+    def best(self, metric: str) -> int:
+        """Step of the checkpoint with the lowest metric."""
+        ranked = _ranked(self._metrics, metric)
+        if not ranked:
+            known = sorted({name for metrics in self._metrics.values() for name in metrics})
+            raise ValueError(f"{self.folder}: no checkpoint has the metric {metric!r}; there are {', '.join(known)}")
+        return ranked[0]
+
     def save(self, step: int, tree: Any, *, notes: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Copies the tree and writes it in the background; `notes` come back with it."""
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(_signed({"leaves": _leaves(tree), **notes}))
-        )
-        best = {self._best_metric: metrics[self._best_metric]} if self._best_metric in metrics else None
+        """Copies the tree and writes it in the background; `notes` come back with it, the best is kept by `metrics`."""
+        about = _signed({"leaves": _leaves(tree), "notes": notes, "metrics": metrics})
+        items = ocp.args.Composite(state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(about))
+        self._metrics[step] = metrics
         with writing(self.run, Exception):
-            self._manager.save(step, args=items, metrics=best)
+            self._manager.save(step, args=items)
 
     def wait(self) -> None:
         """Until everything saved is on disk."""
@@ -122,30 +138,47 @@ class Checkpoints:
             )
         return None
 
-    def restore(self, step: int | Literal["best"], like: Any) -> Restored:
+    def restore(self, step: int, like: Any) -> Restored:
         """The tree saved at `step`; `like` gives structure, shapes, dtypes and shardings (none: the first device)."""
-        number = self._manager.best_step() if step == "best" else step
-        if number not in self.steps():
+        if step not in self.steps():
             there = ", ".join(map(str, self.steps())) or "none"
-            raise ValueError(f"{self.folder}: no checkpoint of step {number}; there are {there}")
-        path = self.folder / str(number)
-        about = self._read(path, "about", ocp.args.JsonRestore())
-        if not isinstance(about, dict) or _signed(about) != about:
-            raise DamagedCheckpoint(f"{path}: damaged: about/ is not what was saved")
-        notes = {name: value for name, value in about.items() if name not in ("leaves", "crc32")}
+            raise ValueError(f"{self.folder}: no checkpoint of step {step}; there are {there}")
+        about = self._about(step)
         abstract = jax.tree.map(_abstract, like)
+        path = self.folder / str(step)
         _require_same_tree(about["leaves"], _leaves(abstract), path)
-        tree = self._read(path, "state", ocp.args.StandardRestore(abstract))
+        tree = self._read(step, "state", ocp.args.StandardRestore(abstract))
         changed = [name for name, leaf in _leaves(tree).items() if leaf[2] not in (None, about["leaves"][name][2])]
         if changed:
             raise DamagedCheckpoint(f"{path}: damaged: {', '.join(changed[:3])} is not what was saved")
-        return Restored(number, tree, notes)
+        return Restored(step, tree, about["notes"])
 
-    def _read(self, path: Path, item: str, args: ocp.args.CheckpointArgs) -> Any:
+    def _about(self, step: int) -> dict[str, Any]:
+        about = self._read(step, "about", ocp.args.JsonRestore())
+        if not isinstance(about, dict) or _signed(about) != about:
+            raise DamagedCheckpoint(f"{self.folder / str(step)}: damaged: about/ is not what was saved")
+        return about
+
+    def _read(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
         try:
-            return self._manager.restore(int(path.name), args=ocp.args.Composite(**{item: args}))[item]
+            return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
         except Exception as error:  # a damaged file can make Orbax's readers raise almost anything
+            path = self.folder / str(step)
             raise DamagedCheckpoint(f"{path}: damaged: {item}/ cannot be read: {shortened(str(error))}") from error
+
+    def _read_metrics(self) -> dict[int, Mapping[str, float]]:
+        """Metrics of all checkpoints that can be read."""
+        found = {}
+        for step in self.steps():
+            with suppress(DamagedCheckpoint):
+                found[step] = self._about(step)["metrics"]
+        return found
+
+    def _policy(self, keep: Retention) -> policies.AnyPreservationPolicy:
+        every = [] if keep.every is None else [policies.EveryNSteps(keep.every)]
+        return policies.AnyPreservationPolicy(
+            [policies.LatestN(keep.last), *every, _KeepBest(keep.best, keep.metric, self._metrics)]
+        )
 
     def _set_aside(self, step: int) -> Path:
         names = (f"damaged-{step}{suffix}" for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
@@ -158,22 +191,34 @@ class Checkpoints:
 
 @contextmanager
 def _orbax_quiet() -> Iterator[None]:
-    """Keeps tracebacks of Orbax off the terminal: whatever it raises reaches us, and what it logs is that once more."""
-    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    """Keeps Orbax's log off the terminal: what it raises reaches us, and what it logs is that once more."""
+    _ignore_late_answers()
+    logger = logging.getLogger("absl")
     level = logger.level
-
-    def unraisable(failure: Any) -> None:
-        # After one failed write TensorStore answers for the others to an event loop that is gone.
-        if str(failure.exc_value) != "Event loop is closed":
-            hook(failure)
-
     logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = unraisable
     try:
         yield
     finally:
         logger.setLevel(level)
-        sys.unraisablehook = hook
+
+
+@cache
+def _ignore_late_answers() -> None:
+    """After one failed read or write TensorStore answers for the others to an event loop that is gone, at any time."""
+    hook = sys.unraisablehook
+
+    def unraisable(failure: Any) -> None:
+        code = getattr(failure.object, "cr_code", None)
+        is_orbax = code is not None and "orbax" in Path(code.co_filename).parts
+        if not is_orbax and str(failure.exc_value) != "Event loop is closed":
+            hook(failure)
+
+    sys.unraisablehook = unraisable
+
+
+def _ranked(metrics: Mapping[int, Mapping[str, float]], metric: str) -> list[int]:
+    """Steps that have the metric, the lowest first."""
+    return sorted((step for step in metrics if metric in metrics[step]), key=lambda step: metrics[step][metric])
 
 
 def _leaves(tree: Any) -> dict[str, list[Any]]:

@@ -17,7 +17,7 @@ import grain
 import jax
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from trimask.diffusion.checkpoint import Checkpoints, retention
+from trimask.diffusion.checkpoint import Checkpoints, Retention
 from trimask.diffusion.divergence import LossWatch, diverged, not_finite
 from trimask.diffusion.metrics_log import Metrics, MetricsLog
 from trimask.diffusion.run_folder import locked, writing
@@ -60,6 +60,11 @@ class LoopConfig:
         if self.spike_factor is not None and self.spike_factor <= 1:
             raise ValueError(f"spike_factor must be greater than 1, got {self.spike_factor}")
 
+    @property
+    def retention(self) -> Retention:
+        """Which checkpoints stay."""
+        return Retention(last=self.keep_last, every=self.keep_every, best=self.keep_best, metric=self.best_metric)
+
 
 class Interrupted(KeyboardInterrupt):
     """Training was asked to stop; everything up to `step` is saved."""
@@ -88,12 +93,7 @@ def fit(
     plain JSON types. SIGTERM and Ctrl-C save and raise `Interrupted`; a loss that is not finite, or spikes, raises
     `Diverged` and saves nothing. No other process may train in the folder at the same time.
     """
-    keep = retention(config.keep_last, config.keep_every, config.keep_best, config.best_metric)
-    with (
-        locked(folder),
-        _StopRequest() as stop,
-        Checkpoints(folder, keep=keep, best_metric=config.best_metric) as checkpoints,
-    ):
+    with locked(folder), _StopRequest() as stop, Checkpoints(folder, config.retention) as checkpoints:
         start, watch = 0, LossWatch(config.spike_factor)
         restored = checkpoints.restore_newest(state, set_aside=True)
         if restored is not None:

@@ -225,11 +225,13 @@ def load(folder: Path, checkpoint: int | Literal["best"] | None = None) -> Loade
     require_same_vocabulary(description.vocabulary, tokenizers.vocabulary, folder)
     pretraining = Pretraining(description.train, description.vocabulary)
     like = jax.eval_shape(pretraining.init)
-    with Checkpoints(folder, best_metric=description.train.loop.best_metric) as checkpoints:
+    with Checkpoints(folder) as checkpoints:
         if checkpoint is None:
             restored = checkpoints.restore_newest(like, set_aside=False)
         else:
-            restored = checkpoints.restore(checkpoint, like)
+            metric = description.train.loop.best_metric
+            step = checkpoints.best(metric) if checkpoint == "best" else checkpoint
+            restored = checkpoints.restore(step, like)
     if restored is None:
         raise FileNotFoundError(f"{folder}: has no complete checkpoint yet; `trimask train` continues it")
     return Loaded(folder, description, tokenizers, pretraining, restored.tree.average, restored.step)

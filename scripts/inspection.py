@@ -6,7 +6,6 @@ and how much of it the codecs keep. Of a run: its parameters, how far it is, and
 Not called inspect.py: a script run by its path would find it before the standard library's.
 """
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from trimask.diffusion import configuration
 from trimask.diffusion.data.prepare import TRAIN, DatasetManifest, Prepared
 from trimask.diffusion.evaluate import EvaluateConfig, Evaluation, fitted_judge, same_shape
 from trimask.diffusion.parametrization import PARAMETER_CLASSES, parameter_classes
+from trimask.diffusion.run_folder import read_lines
 from trimask.diffusion.train import Loaded, load
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
@@ -172,9 +172,8 @@ def parameters_per_class(loaded: Loaded) -> dict[str, int]:
 
 def last_metrics(path: Path) -> dict[str, float]:
     """The last whole line of a run's metrics; none where there is none."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    return json.loads(whole[-1]) if whole else {}
+    lines = read_lines(path)
+    return lines[-1] if lines else {}
 
 
 def _layout(modalities: Sequence[str], dataset: DatasetManifest) -> str:

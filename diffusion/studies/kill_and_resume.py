@@ -55,7 +55,7 @@ class Kill:
 
     aim: str
     reached: int
-    """Last step in metrics.jsonl."""
+    """Last step in metrics.jsonl; when killed while starting up, an earlier process may have written it."""
     resumes: int
     """Newest complete checkpoint; 0 for none."""
     hit: str
@@ -66,7 +66,7 @@ class Child:
 
     def __init__(self, run: Path, data: Path, cache: Path):
         self.run = run
-        self._left = self._temporary()
+        self._left, self._boards = self._temporary(), self._num_boards()
         # What is compiled once is the same bits every time, and a start takes seconds less.
         cached = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         self.process = subprocess.Popen(
@@ -99,9 +99,16 @@ class Child:
         """Last step in metrics.jsonl."""
         return max((line["step"] for line in read_lines(self.run / "metrics.jsonl")), default=0)
 
+    def has_begun(self) -> bool:
+        """Whether it has repaired metrics.jsonl and takes steps."""
+        return self._num_boards() > self._boards
+
     def is_writing(self) -> bool:
         """Whether it is writing a checkpoint, or was when it was killed; what another one left does not count."""
         return bool(self._temporary() - self._left)
+
+    def _num_boards(self) -> int:
+        return sum(1 for _ in (self.run / "tensorboard").glob("events*"))
 
     def _temporary(self) -> set[int]:
         """Inodes of the folders that Orbax renames when they are complete."""
@@ -112,22 +119,21 @@ class Child:
 
 
 def kill_at(child: Child, aim: str, step: int, start_seconds: float, draw: random.Random) -> Kill | None:
-    """Kills the process where aimed; None if it was through before."""
-    before = child.reached()
-    if aim == "start":
-        time.sleep(draw.uniform(0, start_seconds))
-    else:
-        while child.is_running() and (child.reached() < step or child.reached() == before):
-            time.sleep(0.002)
-        while child.is_running() and aim == "write" and not child.is_writing():
-            time.sleep(0.0005)
-        time.sleep(draw.uniform(0, 0.01 if aim == "write" else 0.05))
+    """Kills the process where aimed, or at `step` if it has not come there yet; None if it was through before."""
+    resumed = max(checkpoint_steps(child.run), default=0)
+    moment = time.monotonic() + draw.uniform(0, start_seconds)
+    while child.is_running() and not (child.has_begun() and child.reached() >= max(step, resumed + 1)):
+        if aim == "start" and (time.monotonic() > moment or child.has_begun()):
+            break
+        time.sleep(0.002)
+    while child.is_running() and aim == "write" and not child.is_writing():
+        time.sleep(0.0005)
+    time.sleep(draw.uniform(0, {"start": 0.0, "write": 0.01, "step": 0.05}[aim]))
     if not child.is_running():
         return None
     child.kill()
-    reached, resumes = child.reached(), max(checkpoint_steps(child.run), default=0)
-    hit = "training" if reached > before else "starting up"
-    return Kill(aim, reached, resumes, "a checkpoint write" if child.is_writing() else hit)
+    hit = "a checkpoint write" if child.is_writing() else "training" if child.has_begun() else "starting up"
+    return Kill(aim, child.reached(), max(checkpoint_steps(child.run), default=0), hit)
 
 
 def kill_and_resume(folder: Path, data: Path, kills: int, seed: int, console: Console) -> tuple[list[Kill], list[str]]:
@@ -144,7 +150,7 @@ def kill_and_resume(folder: Path, data: Path, kills: int, seed: int, console: Co
         start_seconds = time.perf_counter() - start
         child.finish()
         steps = max(checkpoint_steps(whole))
-        targets = sorted(draw.sample(range(1, steps * 9 // 10), kills))
+        targets = sorted(draw.sample(range(1, steps * 3 // 4), kills))
         for number, step in enumerate(targets):
             bar.update(task, description="killed", completed=number)
             kill = kill_at(Child(killed, data, cache), _AIMS[number % len(_AIMS)], step, start_seconds, draw)
