@@ -120,7 +120,7 @@ def test_not_to_resume_is_refused_where_there_is_something_to_lose(prepared, run
 def test_checkpoints_without_a_configuration_are_not_guessed_at(prepared, run, tmp_path):
     folder = copied(run, tmp_path)
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match="no config.json to say of what"):
+    with pytest.raises(ValueError, match="holds checkpoints and no config"):
         train(folder, prepared.folder, CONFIG)
 
 

@@ -51,7 +51,7 @@ def test_ids_are_mapped_by_what_they_mean():
     assert [NEW.ranges[there].modality for there in new_ranges(OLD, NEW)] == [r.modality for r in OLD.ranges]
 
 
-@pytest.mark.parametrize("options", [{}, {"tied_unembedding": True}, {"place_embedding": False}])
+@pytest.mark.parametrize("options", [{}, {"tied_unembedding": True}])
 def test_old_sequences_have_the_logits_they_had_over_the_old_ids(options):
     old, new = pretraining(OLD, **options), pretraining(NEW, seed=1, **options)
     parameters = old.init().parameters

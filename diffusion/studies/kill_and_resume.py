@@ -41,7 +41,7 @@ from trimask.diffusion.transformer import TransformerConfig
 CONFIG = TrainConfig(
     model=TransformerConfig(num_layers=1, width=32, num_heads=2, mlp_width=32),
     loss=LossConfig(weighting="unweighted"),
-    optimizer=OptimizerConfig(horizon_tokens=50_000, warmup_tokens=5_000),
+    optimizer=OptimizerConfig(horizon_tokens=36_000, warmup_tokens=4_000),
     batch=BatchConfig(tokens=240),
     loop=LoopConfig(log_every=1, checkpoint_every=5, keep_every=50, keep_best=1),
 )
