@@ -162,7 +162,11 @@ class Checkpoints:
     def _read(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+        except (MemoryError, PermissionError):
+            raise
         except Exception as error:  # a damaged file can make Orbax's readers raise almost anything
+            if "RESOURCE_EXHAUSTED" in str(error):  # too little memory is no fault of the checkpoint
+                raise
             path = self.folder / str(step)
             raise DamagedCheckpoint(f"{path}: damaged: {item}/ cannot be read: {shortened(str(error))}") from error
 
@@ -235,7 +239,7 @@ def _leaves(tree: Any) -> dict[str, list[Any]]:
 def _checksum(leaf: Any) -> int | None:
     if isinstance(leaf, jax.ShapeDtypeStruct) or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
         return None
-    return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+    return zlib.crc32(memoryview(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)))
 
 
 def _signed(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,8 +80,8 @@ def continued(folder: Path, description: RunDescription, resume: bool) -> RunDes
             raise ValueError(f"{folder} holds checkpoints and no config.json to say of what; choose another folder")
         return description
     old = configuration.load(folder / "config.json", RunDescription)
-    free = {"loop": old.train.loop, "generation": old.train.generation}
-    changed = configuration.differences(old.train, dataclasses.replace(description.train, **free))
+    asked = dataclasses.replace(description.train, loop=old.train.loop, generation=old.train.generation)
+    changed = configuration.differences(old.train, asked)
     changed += configuration.differences(old.vocabulary, description.vocabulary, "vocabulary.")
     for name in ("data_fingerprint", "init_from"):
         if getattr(old, name) != getattr(description, name):

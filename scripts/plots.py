@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trimask.diffusion.evaluate import Accuracy
+from trimask.diffusion.run_folder import read_lines
 
 Metrics = list[dict[str, Any]]
 """Lines of metrics.jsonl."""

@@ -79,6 +79,13 @@ def test_a_flipped_bit_anywhere_is_noticed_or_does_no_harm(saved, copy):
     assert noticed >= 6 and len(files) >= 8
 
 
+def test_an_edited_note_is_noticed_too(copy):
+    path = copy / "checkpoints" / "6" / "about" / "metadata"
+    path.write_bytes(path.read_bytes().replace(b'"of": 6', b'"of": 7'))
+    with Checkpoints(copy) as checkpoints, pytest.raises(DamagedCheckpoint, match="6: damaged: about/ is not what was"):
+        checkpoints.restore(6, tree(0))
+
+
 def test_of_a_damaged_newest_the_one_before_is_used_and_the_damaged_one_kept(copy, capfd):
     before = {path.name: path.read_bytes() for path in data_files(copy / "checkpoints" / "6")}
     name = next(iter(before))
@@ -129,6 +136,15 @@ def test_a_checkpoint_of_another_model_is_refused_and_stays(copy, capfd):
             checkpoints.restore_newest({**tree(0), "extra": jnp.zeros((), jnp.int32)}, set_aside=True)
     assert checkpoint_steps(copy) == [3, 6]
     assert capfd.readouterr().err == ""
+
+
+def test_too_little_memory_is_not_taken_for_damage(copy, monkeypatch):
+    with Checkpoints(copy, KEEP_ALL) as checkpoints:
+        exhausted = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 80 bytes")
+        monkeypatch.setattr(checkpoints._manager, "restore", lambda *_, **__: (_ for _ in ()).throw(exhausted))
+        with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+            checkpoints.restore_newest(tree(0), set_aside=True)
+    assert checkpoint_steps(copy) == [3, 6]
 
 
 def test_what_a_killed_process_left_half_written_is_cleared_away(copy):
