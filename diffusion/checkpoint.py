@@ -239,7 +239,7 @@ def _leaves(tree: Any) -> dict[str, list[Any]]:
 def _checksum(leaf: Any) -> int | None:
     if isinstance(leaf, jax.ShapeDtypeStruct) or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
         return None
-    return zlib.crc32(memoryview(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)))
+    return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
 
 
 def _signed(content: Mapping[str, Any]) -> dict[str, Any]:
