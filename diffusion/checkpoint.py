@@ -1,43 +1,268 @@
-"""Saving and restoring: Orbax folders, written in the background and visible only when complete; nothing is pickled."""
+"""Saving and restoring: Orbax folders, written in the background and visible only when complete; nothing is pickled.
 
+    checkpoints/<step>/state      the tree
+    checkpoints/<step>/about      shape, dtype and CRC-32 of every leaf; metrics; notes of whoever saved it; its own CRC
+    checkpoints/damaged-<step>    one that could not be read, set aside: it is never deleted or written over
+
+A flipped bit need not break the format it lies in, so a checkpoint is good only if every leaf has the CRC it was saved
+with. One of other names, shapes or dtypes is not damaged, but another model's.
+"""
+
+import json
+import logging
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
-_Tree = TypeVar("_Tree")
+from trimask.diffusion.run_folder import shortened, writing
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be read, or does not hold what was saved."""
+
+
+class Restored(NamedTuple):
+    """What a checkpoint gave back."""
+
+    step: int
+    tree: Any
+    notes: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """Which checkpoints stay; a field's meaning is that of LoopConfig's."""
+
+    last: int = 2
+    every: int | None = None
+    best: int = 0
+    metric: str = "loss"
+
+
+@dataclass(frozen=True)
+class _KeepBest:
+    """A preservation policy, as Orbax calls it. Orbax's own would end the run at one unreadable number."""
+
+    number: int
+    metric: str
+    metrics: Mapping[int, Mapping[str, float]]
+    """By step; it grows with every checkpoint saved."""
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        known = {c.step: self.metrics[c.step] for c in checkpoints if c.step in self.metrics}
+        best = _ranked(known, self.metric)[: self.number]
+        return [checkpoint.step in best for checkpoint in checkpoints]
 
 
 class Checkpoints:
-    """The numbered checkpoints of one run."""
+    """The numbered checkpoints of one run folder; they are written only where it is said which of them to keep."""
 
-    def __init__(self, folder: Path, *, keep: int | None = None):
+    def __init__(self, run: Path, keep: Retention | None = None):
+        self.run, self.folder = run, run / "checkpoints"
+        self._metrics: dict[int, Mapping[str, float]] = {}
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=keep is not None, enable_async_checkpointing=True
+            create=keep is not None,
+            cleanup_tmp_directories=keep is not None,
+            preservation_policy=None if keep is None else self._policy(keep),
+            lightweight_initialize=True,
         )
-        self.folder = folder
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        with ExitStack() as quiet:
+            quiet.enter_context(_orbax_quiet())
+            with writing(run, Exception):
+                self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+            self._metrics |= self._read_metrics()
+            self._quiet = quiet.pop_all()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
-        self._manager.close()
+        with self._quiet, writing(self.run, Exception):
+            self._manager.close()
 
-    def latest(self) -> int | None:
-        """Step of the newest complete checkpoint."""
-        return self._manager.latest_step()
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
 
-    def save(self, step: int, tree: Any) -> None:
-        """Copies the tree and writes it in the background."""
-        self._manager.save(step, args=ocp.args.StandardSave(tree))
+    def best(self, metric: str) -> int:
+        """Step of the checkpoint with the lowest metric."""
+        ranked = _ranked(self._metrics, metric)
+        if not ranked:
+            known = sorted({name for metrics in self._metrics.values() for name in metrics})
+            raise ValueError(f"{self.folder}: no checkpoint has the metric {metric!r}; there are {', '.join(known)}")
+        return ranked[0]
+
+    def save(self, step: int, tree: Any, *, notes: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Copies the tree and writes it in the background; `notes` come back with it, the best is kept by `metrics`."""
+        about = _signed({"leaves": _leaves(tree), "notes": notes, "metrics": metrics})
+        items = ocp.args.Composite(state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(about))
+        self._metrics[step] = metrics
+        with writing(self.run, Exception):
+            self._manager.save(step, args=items)
 
     def wait(self) -> None:
         """Until everything saved is on disk."""
-        self._manager.wait_until_finished()
+        with writing(self.run, Exception):
+            self._manager.wait_until_finished()
 
-    def restore(self, step: int, like: _Tree) -> _Tree:
-        """The tree saved at `step`; `like` gives structure, shapes, dtypes and shardings."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    def restore_newest(self, like: Any, *, set_aside: bool) -> Restored | None:
+        """The newest good checkpoint, None if there are none at all; each damaged one is reported in a line.
+
+        With `set_aside` a damaged one is renamed, so that its step can be saved again and nothing is lost.
+        """
+        remaining, damaged = self.steps(), {path.name for path in self.folder.glob("damaged-*")}
+        while remaining:
+            step = remaining.pop()
+            try:
+                return self.restore(step, like)
+            except DamagedCheckpoint as damage:
+                name = self._set_aside(step).name if set_aside else str(step)
+                damaged.add(name)
+                kept = f", kept as {name}" if set_aside else ""
+                then = f"going back to step {remaining[-1]}" if remaining else "no other is left"
+                print(f"{damage}{kept}; {then}", file=sys.stderr)
+        if damaged:
+            raise ValueError(
+                f"{self.folder}: no good checkpoint is left, all are damaged: {', '.join(sorted(damaged))}"
+            )
+        return None
+
+    def restore(self, step: int, like: Any) -> Restored:
+        """The tree saved at `step`; `like` gives structure, shapes, dtypes and shardings (none: the first device)."""
+        if step not in self.steps():
+            there = ", ".join(map(str, self.steps())) or "none"
+            raise ValueError(f"{self.folder}: no checkpoint of step {step}; there are {there}")
+        about = self._about(step)
+        abstract = jax.tree.map(_abstract, like)
+        path = self.folder / str(step)
+        _require_same_tree(about["leaves"], _leaves(abstract), path)
+        tree = self._read(step, "state", ocp.args.StandardRestore(abstract))
+        changed = [name for name, leaf in _leaves(tree).items() if leaf[2] not in (None, about["leaves"][name][2])]
+        if changed:
+            raise DamagedCheckpoint(f"{path}: damaged: {', '.join(changed[:3])} is not what was saved")
+        return Restored(step, tree, about["notes"])
+
+    def _about(self, step: int) -> dict[str, Any]:
+        about = self._read(step, "about", ocp.args.JsonRestore())
+        if not isinstance(about, dict) or _signed(about) != about:
+            raise DamagedCheckpoint(f"{self.folder / str(step)}: damaged: about/ is not what was saved")
+        return about
+
+    def _read(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+        except (MemoryError, PermissionError):
+            raise
+        except Exception as error:  # a damaged file can make Orbax's readers raise almost anything
+            if "RESOURCE_EXHAUSTED" in str(error):  # too little memory is no fault of the checkpoint
+                raise
+            path = self.folder / str(step)
+            raise DamagedCheckpoint(f"{path}: damaged: {item}/ cannot be read: {shortened(str(error))}") from error
+
+    def _read_metrics(self) -> dict[int, Mapping[str, float]]:
+        """Metrics of all checkpoints that can be read."""
+        found = {}
+        for step in self.steps():
+            with suppress(DamagedCheckpoint):
+                found[step] = self._about(step)["metrics"]
+        return found
+
+    def _policy(self, keep: Retention) -> policies.AnyPreservationPolicy:
+        every = [] if keep.every is None else [policies.EveryNSteps(keep.every)]
+        return policies.AnyPreservationPolicy(
+            [policies.LatestN(keep.last), *every, _KeepBest(keep.best, keep.metric, self._metrics)]
+        )
+
+    def _set_aside(self, step: int) -> Path:
+        names = (f"damaged-{step}{suffix}" for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
+        target = next(self.folder / name for name in names if not (self.folder / name).exists())
+        with writing(self.run):
+            (self.folder / str(step)).rename(target)
+        self._manager.reload()
+        return target
+
+
+@contextmanager
+def _orbax_quiet() -> Iterator[None]:
+    """Keeps Orbax's log off the terminal: what it raises reaches us, and what it logs is that once more."""
+    _ignore_late_answers()
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@cache
+def _ignore_late_answers() -> None:
+    """After one failed read or write TensorStore answers for the others to an event loop that is gone, at any time."""
+    hook = sys.unraisablehook
+
+    def unraisable(failure: Any) -> None:
+        code = getattr(failure.object, "cr_code", None)
+        is_orbax = code is not None and "orbax" in Path(code.co_filename).parts
+        if not is_orbax and str(failure.exc_value) != "Event loop is closed":
+            hook(failure)
+
+    sys.unraisablehook = unraisable
+
+
+def _ranked(metrics: Mapping[int, Mapping[str, float]], metric: str) -> list[int]:
+    """Steps that have the metric, the lowest first."""
+    return sorted((step for step in metrics if metric in metrics[step]), key=lambda step: metrics[step][metric])
+
+
+def _leaves(tree: Any) -> dict[str, list[Any]]:
+    """Shape, dtype and CRC-32 by name; the CRC is None of a leaf that is not whole on this process."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    with ThreadPoolExecutor() as threads:
+        checksums = list(threads.map(_checksum, (leaf for _, leaf in named)))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype), checksum]
+        for (path, leaf), checksum in zip(named, checksums, strict=True)
+    }
+
+
+def _checksum(leaf: Any) -> int | None:
+    if isinstance(leaf, jax.ShapeDtypeStruct) or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
+        return None
+    return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+
+
+def _signed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with its own CRC-32 as `crc32`."""
+    rest = {name: value for name, value in content.items() if name != "crc32"}
+    return {**rest, "crc32": zlib.crc32(json.dumps(rest, sort_keys=True).encode())}
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _require_same_tree(saved: dict[str, list[Any]], asked: dict[str, list[Any]], path: Path) -> None:
+    """Refuses a checkpoint of another model, naming what differs."""
+    there, here = ({name: f"{leaf[1]}{leaf[0]}" for name, leaf in tree.items()} for tree in (saved, asked))
+    changed = [
+        f"{name}: {there.get(name, 'absent')} → {here.get(name, 'absent')}"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ValueError(
+            f"{path}: not a checkpoint of the model in config.json. There → here: {'; '.join(changed[:3])}{more}"
+        )

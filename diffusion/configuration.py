@@ -6,6 +6,7 @@ names the field.
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,11 +35,19 @@ def from_dict(content: Any, kind: type[_T], origin: str) -> _T:
         raise ValueError(f"{origin}: not a {kind.__name__}: {'; '.join(cattrs.transform_error(error))}") from error
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes atomically: a reader sees the old file or the new one."""
+def write_text(path: Path, text: str) -> None:
+    """Writes atomically: a reader, or whoever comes after a crash, sees the old file or the new one."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON atomically."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -2,60 +2,77 @@
 
 `fit` knows a pure `step(state, batch) -> (state, metrics)` and a pure `batch(step)`; pretraining, policies and codecs
 all use it. Because both are pure and the randomness of a step is folded in from its number, what has to be stored to
-resume bit for bit is the state and one integer.
+resume bit for bit is the state, one integer, and what the watch over the loss remembers.
 """
 
-import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grain
 import jax
-import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
-from trimask.diffusion.checkpoint import Checkpoints
+from trimask.diffusion.checkpoint import Checkpoints, Retention
+from trimask.diffusion.divergence import LossWatch, diverged, not_finite
+from trimask.diffusion.metrics_log import Metrics, MetricsLog
+from trimask.diffusion.run_folder import locked, writing
 
 State = TypeVar("State")
-Metrics = Mapping[str, Any]
-"""Name → Mean; a mean of nothing is not logged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How often to log, save and look."""
+    """How often to log, save and look; nothing here changes what is learned."""
 
     log_every: int = 10
     """Steps per line of metrics.jsonl; each line is the mean over them."""
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step is always saved."""
-    keep_checkpoints: int = 2
-    """Older ones are deleted."""
+    keep_last: int = 2
+    """Checkpoints to keep, the newest; of older ones only those that the next three fields name."""
+    keep_every: int | None = None
+    """Also keep the checkpoints of steps that are multiples of this."""
+    keep_best: int = 0
+    """Also keep so many checkpoints with the lowest best_metric."""
+    best_metric: str = "loss"
+    """Name in metrics.jsonl; lower is better. `--checkpoint best` of other commands goes by it too."""
     sample_every: int = 0
     """Steps between samples written to samples/; 0 means none."""
+    spike_factor: float | None = 10.0
+    """Stop at a loss above so many times its recent mean. None: only where loss or gradient are not finite."""
     prefetch: int = 4
     """Batches prepared ahead of the step."""
 
     def __post_init__(self):
-        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "prefetch"):
+        for name in ("log_every", "checkpoint_every", "keep_last", "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.sample_every < 0:
-            raise ValueError(f"sample_every must not be negative, got {self.sample_every}")
+        for name in ("keep_best", "sample_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.keep_every is not None and self.keep_every < 1:
+            raise ValueError(f"keep_every must be at least 1, got {self.keep_every}")
+        if self.spike_factor is not None and self.spike_factor <= 1:
+            raise ValueError(f"spike_factor must be greater than 1, got {self.spike_factor}")
+
+    @property
+    def retention(self) -> Retention:
+        """Which checkpoints stay."""
+        return Retention(last=self.keep_last, every=self.keep_every, best=self.keep_best, metric=self.best_metric)
 
 
 class Interrupted(KeyboardInterrupt):
     """Training was asked to stop; everything up to `step` is saved."""
 
-    def __init__(self, step: int, folder: Path):
+    def __init__(self, step: int, folder: Path, signal_number: int):
         super().__init__(f"stopped at step {step}, saved in {folder}; the same command resumes")
         self.step = step
+        self.exit_status = 128 + signal_number
 
 
 def fit(
@@ -68,36 +85,52 @@ def fit(
     config: LoopConfig,
     items_per_batch: Callable[[Any], int],
     sample: Callable[[State, int], None] | None = None,
+    describe: Callable[[int], Any] | None = None,
 ) -> State:
-    """Takes `num_steps` steps in all, from the newest checkpoint in `folder` if there is one.
+    """Takes `num_steps` steps in all, from the newest good checkpoint in `folder` if there is one.
 
-    `items_per_batch` counts what the rate is quoted in (tokens). SIGTERM and Ctrl-C save and raise `Interrupted`.
+    `items_per_batch` counts what the rate is quoted in (tokens); `describe` says of a step what its batch holds, as
+    plain JSON types. SIGTERM and Ctrl-C save and raise `Interrupted`; a loss that is not finite, or spikes, raises
+    `Diverged` and saves nothing. No other process may train in the folder at the same time.
     """
-    with Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
-        start = checkpoints.latest() or 0
-        if start:
-            state = checkpoints.restore(start, state)
-        log = _Log(folder, start)
-        with _progress(num_steps, start) as progress, _StopRequest() as stop:
+    with locked(folder), _StopRequest() as stop, Checkpoints(folder, config.retention) as checkpoints:
+        start, watch = 0, LossWatch(config.spike_factor)
+        restored = checkpoints.restore_newest(state, set_aside=True)
+        if restored is not None:
+            start, state, notes = restored
+            watch = LossWatch(config.spike_factor, notes["recent_loss"])
+        done = start
+        with MetricsLog(folder, start) as log, _progress(num_steps, start) as progress:
             clock = _Clock()
             for index, host_batch in _prefetched(batch, start, num_steps, config.prefetch):
                 clock.waited()
-                state, metrics = step(state, jax.device_put(host_batch))
+                state, step_metrics = step(state, jax.device_put(host_batch))
                 done = index + 1
-                log.add(metrics, items_per_batch(host_batch))
-                is_last = done == num_steps or stop.requested
-                is_save = is_last or done % config.checkpoint_every == 0
-                if is_save or done % config.log_every == 0:
-                    progress(done, log.write(done, clock))
-                if is_save:
-                    checkpoints.save(done, state)
-                if sample is not None and config.sample_every and done % config.sample_every == 0:
-                    sample(state, done)
-                if stop.requested and done < num_steps:
+                metrics = log.add(step_metrics, items_per_batch(host_batch))
+                fault = watch.fault(metrics)
+                if fault is None and sample is not None and config.sample_every and done % config.sample_every == 0:
+                    # Before saving: killed in between, the step comes again and its samples with it.
+                    with writing(folder):
+                        sample(state, done)
+                is_stopping = stop.signal is not None
+                is_save = is_stopping or done == num_steps or done % config.checkpoint_every == 0
+                fault = fault or (not_finite(state) if is_save else None)
+                if fault is not None:
                     checkpoints.wait()
-                    raise Interrupted(done, folder)
+                    raise diverged(folder, done, fault, watch, metrics, describe(index) if describe else None)
+                if is_save or done % config.log_every == 0:
+                    line = log.write(done, clock.read)
+                    progress(done, line)
+                if is_save:
+                    if config.keep_best and config.best_metric not in metrics:
+                        raise ValueError(f"best_metric must be one of {', '.join(metrics)}; got {config.best_metric}")
+                    log.flush()
+                    checkpoints.save(done, state, notes={"recent_loss": watch.recent}, metrics=line)
+                if is_stopping:
+                    break
                 clock.stepped()
-        log.close()
+    if stop.signal is not None:
+        raise Interrupted(done, folder, stop.signal)
     return state
 
 
@@ -133,50 +166,6 @@ class _Clock:
         return seconds, share
 
 
-class _Log:
-    """metrics.jsonl and TensorBoard; on resuming, lines after the checkpoint are dropped, for they come again."""
-
-    def __init__(self, folder: Path, start: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.jsonl"
-        _keep_lines_until(self.path, start)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
-        self.sums: dict[str, Any] = {}
-        self.items = 0
-
-    def add(self, metrics: Metrics, items: int):
-        self.sums = {name: self.sums[name] + m if name in self.sums else m for name, m in metrics.items()}
-        # Waiting for this step's numbers keeps the queue of steps at one, so that a signal is obeyed at once.
-        jax.block_until_ready(self.sums)
-        self.items += items
-
-    def write(self, step: int, clock: _Clock) -> dict[str, float]:
-        values = {name: float(mean) for name, mean in self.sums.items()}
-        values = {name: value for name, value in values.items() if not np.isnan(value) or name == "loss"}
-        seconds, waiting = clock.read()
-        values |= {"tokens_per_second": self.items / seconds, "data_wait": waiting}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
-        self.sums, self.items = {}, 0
-        return values
-
-    def close(self):
-        self.board.close()
-
-
-def _keep_lines_until(path: Path, step: int) -> None:
-    """Drops the lines of later steps and a torn last line."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n") and json.loads(line)["step"] <= step:
-            kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
-
-
 class _progress:
     """A progress bar with the loss, the rate and the time left."""
 
@@ -205,10 +194,10 @@ class _progress:
 
 
 class _StopRequest:
-    """True once SIGTERM or SIGINT came; a second Ctrl-C interrupts at once."""
+    """The signal by which the run was asked to stop, SIGTERM or SIGINT; a second Ctrl-C interrupts at once."""
 
     def __init__(self):
-        self.requested = False
+        self.signal: int | None = None
         self.old: dict[int, Any] = {}
 
     def __enter__(self):
@@ -222,6 +211,6 @@ class _StopRequest:
             signal.signal(number, handler)
 
     def _request(self, number, _):
-        if self.requested and number == signal.SIGINT:
+        if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        self.signal = number

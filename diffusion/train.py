@@ -1,16 +1,17 @@
-"""Pretraining: the step of the masked diffusion objective, its configuration, and the run around it.
+"""Pretraining: the step of the masked diffusion objective, and the run around it.
 
 A run folder holds config.json (everything resolved), tokenizers/, checkpoints/, metrics.jsonl and tensorboard/: enough
 to resume, and to generate from without the data.
 """
 
+import dataclasses
 import importlib.metadata
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +23,18 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from trimask.diffusion import configuration
 from trimask.diffusion.checkpoint import Checkpoints
-from trimask.diffusion.data.batches import BatchConfig, Batches
+from trimask.diffusion.data.batches import Batches, DatasetUse
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.layout import Layout
-from trimask.diffusion.loop import LoopConfig, fit
-from trimask.diffusion.loss import LossConfig, Mean, loss_and_metrics, target_counts
-from trimask.diffusion.masking import MaskingConfig, Noised, forward_process
-from trimask.diffusion.optimizer import OptimizerConfig, adamw
+from trimask.diffusion.description import RunDescription, TrainConfig, continued, write_description
+from trimask.diffusion.loop import fit
+from trimask.diffusion.loss import Mean, loss_and_metrics, target_counts
+from trimask.diffusion.masking import Noised, forward_process
+from trimask.diffusion.optimizer import adamw
 from trimask.diffusion.parametrization import parameter_classes, standard
+from trimask.diffusion.run_folder import checkpoint_steps, locked, writing
 from trimask.diffusion.sampling.requests import GenerationConfig
-from trimask.diffusion.transformer import Output, Transformer, TransformerConfig
+from trimask.diffusion.transformer import Output, Transformer
+from trimask.diffusion.warm_start import grown, require_grown, require_same_model
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Sequence
@@ -39,49 +42,6 @@ from trimask.tokenizers.vocabulary import Vocabulary
 
 Parameters = Any
 """A tree of arrays."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """A pretraining run."""
-
-    model: TransformerConfig = TransformerConfig()
-    """The network."""
-    masking: MaskingConfig = MaskingConfig()
-    """The forward process."""
-    loss: LossConfig = LossConfig()
-    """The objective."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW, its schedule and the weight average."""
-    batch: BatchConfig = BatchConfig()
-    """What a step trains on."""
-    accumulate: int = 1
-    """Micro-batches that a batch's rows are split into, one after another, to save memory."""
-    loop: LoopConfig = LoopConfig()
-    """How often to log and save."""
-    generation: dict[str, GenerationConfig] = field(default_factory=dict)
-    """How each modality is sampled, by name, unless asked otherwise."""
-    seed: int = 0
-    """Fixes the run."""
-
-    def __post_init__(self):
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunDescription:
-    """What config.json of a run folder holds."""
-
-    train: TrainConfig
-    vocabulary: Vocabulary
-    layouts: dict[str, Layout]
-    """Dataset → layout of the examples the model was trained on."""
-    data: str
-    """Where the prepared data was."""
-    num_steps: int
-    trimask: str
-    git_commit: str | None
 
 
 @jax.tree_util.register_dataclass
@@ -114,8 +74,10 @@ class Pretraining:
 
     def init(self) -> TrainState:
         """The state before the first step."""
-        model = self._new_model(jax.random.fold_in(self.key, 0))
-        parameters = nnx.to_pure_dict(nnx.state(model))
+        return self.start(nnx.to_pure_dict(nnx.state(self._new_model(jax.random.fold_in(self.key, 0)))))
+
+    def start(self, parameters: Parameters) -> TrainState:
+        """The state before the first step from these parameters."""
         average = jax.tree.map(jnp.copy, parameters)  # not the same buffers: `step` donates both
         step, tokens = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
         return TrainState(parameters, average, self.optimizer.init(parameters), step, tokens)
@@ -171,39 +133,65 @@ def train(
     data: Path,
     config: TrainConfig,
     sample: Callable[["Loaded", int], None] | None = None,
+    *,
+    announce: Callable[[TrainConfig, list[DatasetUse]], None] = lambda *_: None,
+    init_from: Path | None = None,
+    resume: bool = True,
 ) -> "Loaded":
-    """Trains on prepared data, or resumes, until the horizon; `sample(model, step)` is called at intervals."""
+    """Trains on prepared data, or resumes, until the horizon; `sample(model, step)` is called at intervals.
+
+    `announce` is told before the first step how often each dataset will be seen.
+    With `init_from` a run that is new starts from the weight average of that run; without `resume` a folder that holds
+    checkpoints is refused.
+    """
     prepared = Prepared(data)
     vocabulary = prepared.tokenizers.vocabulary
     batches = Batches(prepared, config.batch, config.seed, copies=2 if config.masking.complementary else 1)
     num_steps = batches.num_steps(config.optimizer.horizon_tokens)
+    use = batches.use(num_steps)
     description = RunDescription(
         train=config,
         vocabulary=vocabulary,
         layouts={name: d.layout for name, d in prepared.manifest.datasets.items()},
         data=str(data.absolute()),
+        data_fingerprint=prepared.fingerprint,
         num_steps=num_steps,
+        epochs={dataset.name: dataset.epochs for dataset in use},
         trimask=importlib.metadata.version("trimask"),
         git_commit=_git_commit(),
+        init_from=None if init_from is None else str(init_from.absolute()),
     )
-    _describe(folder, description, prepared.tokenizers)
-    pretraining = Pretraining(config, vocabulary)
+    with locked(folder):
+        description = continued(folder, description, resume)
+        pretraining = Pretraining(config, vocabulary)
+        state = pretraining.init()
+        if init_from is not None and not checkpoint_steps(folder):
+            source = load(init_from, description.init_step)
+            require_same_model(source.description.train.model, config.model, init_from)
+            require_grown(init_from / "tokenizers", prepared.folder / "tokenizers")
+            parameters = grown(source.parameters, state.parameters, source.vocabulary, vocabulary)
+            state = pretraining.start(parameters)
+            description = dataclasses.replace(description, init_step=source.step)
+        announce(config, use)
+        with writing(folder):
+            write_description(folder, description, prepared.tokenizers)
 
-    def sample_now(state: TrainState, step: int) -> None:
-        if sample is not None:
-            sample(Loaded(folder, description, prepared.tokenizers, pretraining, state.average, step), step)
+        def sample_now(state: TrainState, step: int) -> None:
+            if sample is not None:
+                sample(Loaded(folder, description, prepared.tokenizers, pretraining, state.average, step), step)
 
-    state = fit(
-        pretraining.step,
-        pretraining.init(),
-        batches,
-        num_steps=num_steps,
-        folder=folder,
-        config=config.loop,
-        items_per_batch=lambda batch: int(np.count_nonzero(~batch.is_padding)),
-        sample=sample_now,
-    )
-    return Loaded(folder, description, prepared.tokenizers, pretraining, state.average, num_steps)
+        state = fit(
+            pretraining.step,
+            state,
+            batches,
+            num_steps=description.num_steps,
+            folder=folder,
+            config=config.loop,
+            items_per_batch=lambda batch: int(np.count_nonzero(~batch.is_padding)),
+            sample=sample_now,
+            describe=batches.describe,
+        )
+    return Loaded(folder, description, prepared.tokenizers, pretraining, state.average, description.num_steps)
 
 
 @dataclass(frozen=True)
@@ -234,29 +222,30 @@ class Loaded:
         return Partial(self.pretraining.denoise, self.parameters)
 
 
-def load(folder: Path) -> Loaded:
-    """Opens a run folder at its newest checkpoint."""
-    if not (folder / "config.json").is_file() or (folder / "manifest.json").is_file():
-        raise FileNotFoundError(f"{folder}: not a run folder; `trimask train` makes one")
-    description = configuration.load(folder / "config.json", RunDescription)
+def load(folder: Path, checkpoint: int | Literal["best"] | None = None) -> Loaded:
+    """Opens a run folder at its newest good checkpoint, at that of a step, or at the best by the run's best_metric."""
+    description = load_description(folder)
     tokenizers = media_tokenizers.load(folder / "tokenizers")
     require_same_vocabulary(description.vocabulary, tokenizers.vocabulary, folder)
     pretraining = Pretraining(description.train, description.vocabulary)
-    if not (folder / "checkpoints").is_dir():
-        raise FileNotFoundError(f"{folder}: has no checkpoint yet; `trimask train` continues it")
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        newest = checkpoints.latest()
-        if newest is None:
-            raise FileNotFoundError(f"{folder}: has no complete checkpoint yet; `trimask train` continues it")
-        try:
-            state = checkpoints.restore(newest, jax.eval_shape(pretraining.init))
-        except Exception as error:  # a damaged file can make Orbax's readers raise almost anything
-            first_line = str(error).partition("\n")[0]
-            shown = first_line if len(first_line) <= 200 else f"{first_line[:199]}…"
-            raise ValueError(
-                f"{folder / 'checkpoints' / str(newest)}: damaged, or not of the model in config.json: {shown}"
-            ) from error
-    return Loaded(folder, description, tokenizers, pretraining, state.average, newest)
+    like = jax.eval_shape(pretraining.init)
+    with Checkpoints(folder) as checkpoints:
+        if checkpoint is None:
+            restored = checkpoints.restore_newest(like, set_aside=False)
+        else:
+            metric = description.train.loop.best_metric
+            step = checkpoints.best(metric) if checkpoint == "best" else checkpoint
+            restored = checkpoints.restore(step, like)
+    if restored is None:
+        raise FileNotFoundError(f"{folder}: has no complete checkpoint yet; `trimask train` continues it")
+    return Loaded(folder, description, tokenizers, pretraining, restored.tree.average, restored.step)
+
+
+def load_description(folder: Path) -> RunDescription:
+    """What the config.json of a run folder says."""
+    if not (folder / "config.json").is_file() or (folder / "manifest.json").is_file():
+        raise FileNotFoundError(f"{folder}: not a run folder; `trimask train` makes one")
+    return configuration.load(folder / "config.json", RunDescription)
 
 
 def require_same_vocabulary(model: Vocabulary, tokenizers: Vocabulary, folder: Path) -> None:
@@ -266,26 +255,6 @@ def require_same_vocabulary(model: Vocabulary, tokenizers: Vocabulary, folder: P
         raise ValueError(
             f"{folder}: the model's vocabulary is not the tokenizers' (model → tokenizers): {'; '.join(changed)}"
         )
-
-
-def _describe(folder: Path, description: RunDescription, tokenizers: MediaTokenizers) -> None:
-    """Writes config.json and tokenizers/; a folder of another configuration is refused."""
-    path = folder / "config.json"
-    if path.exists():
-        old = configuration.load(path, RunDescription)
-        changed = configuration.differences(old.train, description.train)
-        changed += configuration.differences(old.vocabulary, description.vocabulary, "vocabulary.")
-        if old.data != description.data:
-            changed.append(f"data: {old.data} → {description.data}")
-        if changed:
-            raise ValueError(
-                f"{folder} holds a run of another configuration; choose another folder. "
-                f"There → asked for: {'; '.join(changed)}"
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizers.save(folder / "tokenizers")
-    configuration.save(path, description)
 
 
 def _git_commit() -> str | None:

@@ -55,7 +55,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status: 2 for the user's mistakes, 130 after Ctrl-C."""
+    """Runs one command and returns the exit status: 2 for the user's mistakes, 130 after Ctrl-C, 143 after SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
@@ -87,7 +87,8 @@ def _dispatch(arguments: list[str]) -> int:
         importlib.import_module(COMMANDS[name].module).main(rest)
     except KeyboardInterrupt as stop:
         _report(f"trimask {name}: {str(stop) or 'interrupted'}")
-        return 130
+        # A signal that a command obeyed in its own time says which it was.
+        return getattr(stop, "exit_status", 130)
     except BrokenPipeError:
         raise
     except (ValueError, OSError, ModuleNotFoundError) as error:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -24,6 +24,8 @@ class Arguments:
     """Run folder that `trimask train` wrote; evaluation.json is written into it."""
     data: Path | None = None
     """Prepared folder with held-out splits. None: the one the run was trained on."""
+    checkpoint: int | Literal["best"] | None = None
+    """Step of the checkpoint, or the best by the run's best_metric. None: the newest."""
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluateConfig)
 
 
@@ -67,7 +69,7 @@ def print_evaluation(result: Evaluation) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Entry point of the command."""
     parsed: Arguments = parse(Arguments, list(arguments), "evaluate", __doc__ or "")
-    loaded = load(parsed.run)
+    loaded = load(parsed.run, parsed.checkpoint)
     run(loaded, parsed.data or Path(loaded.description.data), parsed.config)
 
 

@@ -78,6 +78,8 @@ class Arguments:
     """Confidence from which the threshold strategy reveals."""
     animate: bool = False
     """Also write a GIF of each answer as it becomes known."""
+    checkpoint: int | Literal["best"] | None = None
+    """Step of the checkpoint, or the best by the run's best_metric. None: the newest."""
     out: Path | None = None
     """Folder to write to. None: generated/ in the run folder."""
 
@@ -283,7 +285,7 @@ def _reader(medium: str, prompts: Prompts) -> Callable[[Path], np.ndarray]:
 def main(arguments: Sequence[str]) -> None:
     """Entry point of the command."""
     parsed: Arguments = parse(Arguments, list(arguments), "generate", __doc__ or "")
-    loaded = load(parsed.run)
+    loaded = load(parsed.run, parsed.checkpoint)
     run(loaded, parsed, parsed.out or parsed.run / "generated")
 
 

@@ -6,7 +6,6 @@ and how much of it the codecs keep. Of a run: its parameters, how far it is, and
 Not called inspect.py: a script run by its path would find it before the standard library's.
 """
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from trimask.diffusion.data.prepared import DatasetManifest, Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.evaluate import EvaluateConfig, Evaluation, fitted_judge
 from trimask.diffusion.parametrization import PARAMETER_CLASSES, parameter_classes
+from trimask.diffusion.run_folder import read_lines
 from trimask.diffusion.train import Loaded, load
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
@@ -173,9 +173,8 @@ def parameters_per_class(loaded: Loaded) -> dict[str, int]:
 
 def last_metrics(path: Path) -> dict[str, float]:
     """The last whole line of a run's metrics; none where there is none."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    return json.loads(whole[-1]) if whole else {}
+    lines = read_lines(path)
+    return lines[-1] if lines else {}
 
 
 def _source(source: SourceConfig) -> str:

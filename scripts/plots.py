@@ -1,6 +1,5 @@
 """Curves of a run and bars of its accuracies, drawn without a display."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trimask.diffusion.evaluate import Accuracy
+from trimask.diffusion.run_folder import read_lines
 
 Metrics = list[dict[str, Any]]
 """Lines of metrics.jsonl."""
@@ -22,7 +22,7 @@ def read_metrics(path: Path) -> Metrics:
     """The lines of a run's metrics."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; `trimask train` writes it")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_lines(path)
 
 
 def training_seconds(metrics: Metrics) -> float:

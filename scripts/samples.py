@@ -6,7 +6,7 @@
 The questions are of held-out examples of the prepared data; of a text alone the first half is given.
 """
 
-import json
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import numpy as np
 
 from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.run_folder import line_of, read_lines
 from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.train import Loaded
 from trimask.scripts.render import enlargement, image_grid, staged, write_png, write_wav
@@ -40,7 +41,10 @@ def save_training_samples(loaded: Loaded, step: int) -> None:
     length = max(question.example.length for asked in questions.values() for question in asked)
     generator = Generator(loaded.denoise, loaded.vocabulary, rows=_COUNT, bucket=length)
     folder = loaded.folder / "samples"
-    lines = _lines_before(folder / "samples.jsonl", step)
+    # Lines of this and later steps come again after a resumed run.
+    lines = [line for line in read_lines(folder / "samples.jsonl") if line["step"] < step]
+    for left in folder.glob(".partial-*"):  # by a run that was killed while it wrote here
+        shutil.rmtree(left)
     with staged(folder) as stage:
         for task, asked in questions.items():
             requests = [question.example for question in asked]
@@ -52,8 +56,7 @@ def save_training_samples(loaded: Loaded, step: int) -> None:
                 lines += _lines(step, task, references, media)
             else:
                 _write_media(stage / f"step-{step:06}", task.target, media, references, loaded)
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (stage / "samples.jsonl").write_text(text, encoding="utf-8")
+        (stage / "samples.jsonl").write_text("".join(map(line_of, lines)), encoding="utf-8")
 
 
 @lru_cache(maxsize=1)
@@ -96,11 +99,3 @@ def _write_media(path: Path, modality: str, media: list[Any], captions: list[str
 def _lines(step: int, task: Task, references: list[str], texts: list[str]) -> list[dict[str, Any]]:
     pairs = zip(references, texts, strict=True)
     return [{"step": step, "task": task.name, "reference": reference, "text": text} for reference, text in pairs]
-
-
-def _lines_before(path: Path, step: int) -> list[dict[str, Any]]:
-    """Earlier lines; those of this and later steps come again after a resumed run."""
-    if not path.exists():
-        return []
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line["step"] < step]

@@ -1,5 +1,6 @@
 """trimask train: pretrain on prepared data; the same command resumes."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from typing import Annotated
 import tyro
 
 from trimask.configs.presets import Experiment
-from trimask.diffusion.train import Loaded, TrainConfig, train
+from trimask.diffusion.data.batches import DatasetUse
+from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.train import Loaded, load_description, train
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
-from trimask.scripts.console import console, parse_from_preset
+from trimask.scripts.console import console, option, parse_from_preset, table
 from trimask.scripts.samples import save_training_samples
 
 
@@ -26,24 +29,49 @@ class Arguments:
     """Folder that `trimask prepare` wrote."""
     preset: str | None = None
     """Named experiment whose values are the defaults."""
+    init_from: Path | None = None
+    """Run folder whose weights a new run starts from; its vocabulary may have grown since."""
+    resume: bool = True
+    """Continue the run in the folder; --no-resume refuses a folder that holds checkpoints."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
 
 
-def run(folder: Path, data: Path, config: TrainConfig) -> Loaded:
+def run(folder: Path, data: Path, config: TrainConfig, *, init_from: Path | None = None, resume: bool = True) -> Loaded:
     """Trains and says where the result is."""
-    loaded = train(folder, data, config, save_training_samples)
+    loaded = train(folder, data, config, save_training_samples, announce=_print_use, init_from=init_from, resume=resume)
     console.print(f"{num_parameters(loaded.parameters):,} parameters, {loaded.step:,} steps: {folder}")
     return loaded
+
+
+def _print_use(config: TrainConfig, use: Sequence[DatasetUse]) -> None:
+    """How often each dataset will be seen, with a warning where it is too often."""
+    rows = [[d.name, f"{d.examples:,}", f"{d.tokens:,}", f"{d.steps:,}", f"{d.epochs:.1f}"] for d in use]
+    columns = ["dataset", "training examples", "tokens", "steps", "epochs"]
+    console.print(table("To train on", columns, rows))
+    often = [d.name for d in use if d.epochs > config.batch.warn_epochs]
+    if often:
+        limit = f"more than {config.batch.warn_epochs:g} times (batch.warn_epochs)"
+        console.print(f"Note: {' and '.join(often)} will be repeated {limit}, and may be learned by heart.")
+
+
+def _defaults(experiment: Experiment, arguments: list[str]) -> TrainConfig:
+    """The preset's configuration; without one, a run that starts from another has that run's, its mixture apart."""
+    source = option(arguments, "--init-from")
+    if source is None or option(arguments, "--preset") is not None:
+        return experiment.train
+    config = load_description(Path(source)).train
+    batch = dataclasses.replace(config.batch, weights={}, final_weights={}, anneal_tokens=None, task_weights={})
+    return dataclasses.replace(config, batch=batch)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point of the command."""
 
     def default(experiment: Experiment) -> Arguments:
-        return Arguments(run=tyro.MISSING, data=tyro.MISSING, config=experiment.train)
+        return Arguments(run=tyro.MISSING, data=tyro.MISSING, config=_defaults(experiment, list(arguments)))
 
     parsed = parse_from_preset(default, list(arguments), "train", __doc__ or "")
-    run(parsed.run, parsed.data, parsed.config)
+    run(parsed.run, parsed.data, parsed.config, init_from=parsed.init_from, resume=parsed.resume)
 
 
 if __name__ == "__main__":

@@ -157,6 +157,15 @@ def test_ctrl_c_ends_quietly_with_status_130(said, shown, command, capsys):
     assert capsys.readouterr().err == f"trimask train: {shown}\n"
 
 
+def test_a_signal_obeyed_in_ones_own_time_keeps_its_status(command, capsys):
+    class Stopped(KeyboardInterrupt):
+        exit_status = 143
+
+    command(fails_with(Stopped("saved at step 7")))
+    assert cli.main(["train"]) == 143
+    assert capsys.readouterr().err == "trimask train: saved at step 7\n"
+
+
 def test_what_was_printed_before_an_error_stays_before_it():
     process = trimask_train("print('begun'); raise ValueError('why')", stderr=subprocess.STDOUT)
     assert process.communicate()[0] == "begun\ntrimask train: error: why\n"

@@ -31,7 +31,9 @@ def loaded(prepared, tmp_path_factory):
         vocabulary=prepared.tokenizers.vocabulary,
         layouts={name: dataset.layout for name, dataset in prepared.manifest.datasets.items()},
         data=str(prepared.folder),
+        data_fingerprint=prepared.fingerprint,
         num_steps=STEP,
+        epochs={},
         trimask="0",
         git_commit=None,
     )

@@ -41,7 +41,9 @@ def loaded(prepared, tmp_path_factory) -> Loaded:
         vocabulary=vocabulary,
         layouts=layouts,
         data="where/it/was",
+        data_fingerprint="0",
         num_steps=11,
+        epochs={},
         trimask="0",
         git_commit=None,
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,7 @@ import pytest
 
 from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig, Batches
-from trimask.diffusion.loop import Interrupted, LoopConfig, fit
-from trimask.diffusion.loss import Mean
+from trimask.diffusion.loop import Interrupted, LoopConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.train import Pretraining, TrainConfig, load, train
@@ -26,7 +26,7 @@ CONFIG = TrainConfig(
     model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16),
     optimizer=OptimizerConfig(horizon_tokens=900, warmup_tokens=100, learning_rate=1e-2),
     batch=BatchConfig(tokens=120),
-    loop=LoopConfig(log_every=2, checkpoint_every=3, keep_checkpoints=1),
+    loop=LoopConfig(log_every=2, checkpoint_every=3, keep_last=2),
 )
 
 
@@ -52,7 +52,7 @@ def test_a_run_interrupted_and_resumed_ends_bit_for_bit_like_an_uninterrupted_on
         if step == 5:
             signal.raise_signal(signal.SIGTERM)
 
-    stopping = dataclasses.replace(CONFIG, loop=dataclasses.replace(CONFIG.loop, sample_every=1))
+    stopping = changed_loop(sample_every=1)
     with pytest.raises(Interrupted, match=r"stopped at step 5.*same command resumes"):
         train(tmp_path, prepared.folder, stopping, stop_at_5)
     resumed = train(tmp_path, prepared.folder, stopping, lambda *_: None)
@@ -85,6 +85,64 @@ def test_a_finished_run_is_not_trained_further(prepared, run):
     assert (folder / "metrics.jsonl").read_text() == before
 
 
+def changed_loop(**changes):
+    return dataclasses.replace(CONFIG, loop=dataclasses.replace(CONFIG.loop, **changes))
+
+
+def copied(run, tmp_path):
+    """A copy of the run that a test may spoil."""
+    return shutil.copytree(run[0], tmp_path / "copy")
+
+
+def test_how_often_to_log_and_save_may_change_and_is_written_down(prepared, run, tmp_path):
+    folder = copied(run, tmp_path)
+    config = changed_loop(log_every=1, checkpoint_every=7, keep_last=5, spike_factor=None)
+    assert equal(train(folder, prepared.folder, config).parameters, run[1].parameters)
+    assert load(folder).description.train == config
+
+
+def test_prepared_data_may_move_but_not_change(prepared, run, tmp_path):
+    folder, moved = copied(run, tmp_path), shutil.copytree(prepared.folder, tmp_path / "moved")
+    train(folder, moved, CONFIG)
+    assert load(folder).description.data == str(moved)
+    content = json.loads((moved / "manifest.json").read_text())
+    content["trimask"] = "another"
+    (moved / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"data_fingerprint: [0-9a-f]{16} → [0-9a-f]{16}"):
+        train(folder, moved, CONFIG)
+
+
+def test_not_to_resume_is_refused_where_there_is_something_to_lose(prepared, run):
+    with pytest.raises(ValueError, match="holds a run at step 8; --no-resume needs a folder without one"):
+        train(run[0], prepared.folder, CONFIG, resume=False)
+
+
+def test_checkpoints_without_a_configuration_are_not_guessed_at(prepared, run, tmp_path):
+    folder = copied(run, tmp_path)
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="holds checkpoints and no config"):
+        train(folder, prepared.folder, CONFIG)
+
+
+def test_a_run_opens_at_the_checkpoint_that_is_asked_for(run):
+    folder, whole = run
+    losses = {line["step"]: line["loss"] for line in lines(folder)}
+    assert load(folder, 6).step == 6 and not equal(load(folder, 6).parameters, whole.parameters)
+    assert load(folder, "best").step == min((6, 8), key=losses.__getitem__)
+    with pytest.raises(ValueError, match="no checkpoint of step 7; there are 6, 8"):
+        load(folder, 7)
+
+
+def test_of_a_damaged_newest_checkpoint_the_one_before_is_opened_and_named(run, tmp_path, capfd):
+    folder = copied(run, tmp_path)
+    for path in (folder / "checkpoints" / "8" / "state").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-7])
+    assert load(folder).step == 6
+    error = capfd.readouterr().err
+    assert "checkpoints/8: damaged" in error and error.endswith("; going back to step 6\n") and error.count("\n") == 1
+    assert (folder / "checkpoints" / "8").is_dir()
+
+
 def test_a_changed_configuration_is_refused_with_the_difference(prepared, run):
     changed = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, learning_rate=0.5))
     with pytest.raises(ValueError, match=r"optimizer\.learning_rate: 0\.01 → 0\.5"):
@@ -92,10 +150,7 @@ def test_a_changed_configuration_is_refused_with_the_difference(prepared, run):
 
 
 def test_another_vocabulary_is_refused_with_the_difference(run, tmp_path):
-    import shutil
-
-    folder = tmp_path / "copy"
-    shutil.copytree(run[0], folder)
+    folder = copied(run, tmp_path)
     content = json.loads((folder / "config.json").read_text())
     content["vocabulary"]["codebook_sizes"]["image"] = [99]
     (folder / "config.json").write_text(json.dumps(content))
@@ -103,17 +158,15 @@ def test_another_vocabulary_is_refused_with_the_difference(run, tmp_path):
         load(folder)
 
 
-def test_a_checkpoint_of_another_model_is_refused_by_name_and_in_short(run, tmp_path):
-    import shutil
-
-    folder = tmp_path / "copy"
-    shutil.copytree(run[0], folder)
+def test_a_checkpoint_of_another_model_is_refused_by_name_and_in_short(run, tmp_path, capfd):
+    folder = copied(run, tmp_path)
     content = json.loads((folder / "config.json").read_text())
     content["train"]["model"]["num_layers"] += 1
     (folder / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"copy/checkpoints/\d+: damaged, or not of the model") as caught:
+    with pytest.raises(ValueError, match=r"copy/checkpoints/\d+: not a checkpoint of the model") as caught:
         load(folder)
     assert len(str(caught.value)) < 500 + len(str(folder))
+    assert capfd.readouterr().err == ""
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
@@ -182,7 +235,8 @@ def test_eight_devices_take_the_step_of_one(prepared, tmp_path):
         import sys, pathlib
         import jax, numpy as np
         from jax.sharding import Mesh, NamedSharding, PartitionSpec
-        from trimask.diffusion.train import Pretraining, TrainConfig, TransformerConfig
+        from trimask.diffusion.train import Pretraining, TrainConfig
+        from trimask.diffusion.transformer import TransformerConfig
         from trimask.diffusion.data.batches import BatchConfig, Batches
         from trimask.diffusion.data.prepared import Prepared
 
@@ -214,20 +268,3 @@ def test_eight_devices_take_the_step_of_one(prepared, tmp_path):
         check=False,
     )
     assert result.stdout.strip() == "same", result.stderr
-
-
-def test_the_loop_repairs_a_torn_last_line_and_averages_over_lines(tmp_path):
-    def step(state, batch):
-        return {"x": state["x"] + 1}, {"loss": Mean(batch["x"] * 1.0, jnp.ones(()))}
-
-    def batch(index):
-        return {"x": np.asarray(index, np.float32)}
-
-    options = dict(num_steps=5, folder=tmp_path, items_per_batch=lambda _: 1)
-    config = LoopConfig(log_every=2, checkpoint_every=4)
-    fit(step, {"x": jnp.zeros(())}, batch, config=config, **(options | {"num_steps": 4}))
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 5, "lo')
-    state = fit(step, {"x": jnp.zeros(())}, batch, config=config, **options)
-    assert float(state["x"]) == 5
-    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(2, 0.5), (4, 2.5), (5, 4.0)]

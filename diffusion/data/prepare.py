@@ -25,6 +25,7 @@ from trimask.diffusion.data.prepared import DatasetManifest, Manifest, Prepared
 from trimask.diffusion.data.shards import BlockReport, encode_block, raw_folder, report_path
 from trimask.diffusion.data.sources import RawExample, Source
 from trimask.diffusion.layout import Layout
+from trimask.diffusion.run_folder import locked
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.audio import MelCodec
 from trimask.tokenizers.codec import MediaCodec
@@ -49,18 +50,19 @@ def prepare(folder: Path, config: PrepareConfig, report: Report = lambda *_: Non
     """
     config = _with_given_codecs(config)
     is_complete = (folder / "manifest.json").exists()
-    _begin(folder, config)
-    if is_complete:
-        return Prepared(folder)
-    sources = {name: config.open_source(name, raw_folder(folder)) for name in config.sources}
-    plan = _settle_plan(folder, config, sources, report)
-    reports = _encode(folder, config, plan, report)
-    _finish(folder, config, plan, sources, reports)
+    _require_same(folder, config)
+    if not is_complete:
+        with locked(folder):
+            configuration.save(folder / "config.json", config)
+            sources = {name: config.open_source(name, raw_folder(folder)) for name in config.sources}
+            plan = _settle_plan(folder, config, sources, report)
+            reports = _encode(folder, config, plan, report)
+            _finish(folder, config, plan, sources, reports)
     return Prepared(folder)
 
 
-def _begin(folder: Path, config: PrepareConfig) -> None:
-    """Writes config.json, or checks that it is the same."""
+def _require_same(folder: Path, config: PrepareConfig) -> None:
+    """Refuses a configuration that is not that of the folder, or has nothing to prepare."""
     path = folder / "config.json"
     if path.exists():
         old = configuration.load(path, PrepareConfig)
@@ -76,8 +78,6 @@ def _begin(folder: Path, config: PrepareConfig) -> None:
             "nothing to prepare: no sources given; --images, --audio, --text, --prompts and --tfds name some, "
             "and --preset has some of its own"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    configuration.save(path, config)
 
 
 def _settle_plan(folder: Path, config: PrepareConfig, sources: dict[str, Source], report: Report) -> Plan:

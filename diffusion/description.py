@@ -1,0 +1,106 @@
+"""What config.json of a run folder holds, and what of it may differ when the run is continued.
+
+A run is resumed bit for bit or not at all: model, objective, optimizer, data and seed must be what they were. How often
+to log, save and sample, and how samples are drawn, is the user's to change at any time.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trimask.diffusion import configuration
+from trimask.diffusion.data.batches import BatchConfig
+from trimask.diffusion.layout import Layout
+from trimask.diffusion.loop import LoopConfig
+from trimask.diffusion.loss import LossConfig
+from trimask.diffusion.masking import MaskingConfig
+from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.run_folder import checkpoint_steps
+from trimask.diffusion.sampling.requests import GenerationConfig
+from trimask.diffusion.transformer import TransformerConfig
+from trimask.tokenizers.media import MediaTokenizers
+from trimask.tokenizers.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A pretraining run."""
+
+    model: TransformerConfig = TransformerConfig()
+    """The network."""
+    masking: MaskingConfig = MaskingConfig()
+    """The forward process."""
+    loss: LossConfig = LossConfig()
+    """The objective."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW, its schedule and the weight average."""
+    batch: BatchConfig = BatchConfig()
+    """What a step trains on."""
+    accumulate: int = 1
+    """Micro-batches that a batch's rows are split into, one after another, to save memory."""
+    loop: LoopConfig = LoopConfig()
+    """How often to log and save."""
+    generation: dict[str, GenerationConfig] = field(default_factory=dict)
+    """How each modality is sampled, by name, unless asked otherwise."""
+    seed: int = 0
+    """Fixes the run."""
+
+    def __post_init__(self):
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDescription:
+    """What config.json of a run folder holds."""
+
+    train: TrainConfig
+    vocabulary: Vocabulary
+    layouts: dict[str, Layout]
+    """Dataset → layout of the examples the model was trained on."""
+    data: str
+    """Where the prepared data was."""
+    data_fingerprint: str
+    """What the prepared data was, wherever it is."""
+    num_steps: int
+    epochs: dict[str, float]
+    """Dataset → how often its training examples are seen in these steps."""
+    trimask: str
+    git_commit: str | None
+    init_from: str | None = None
+    """Run folder whose weight average this run started from."""
+    init_step: int | None = None
+    """The step of that weight average."""
+
+
+def continued(folder: Path, description: RunDescription, resume: bool) -> RunDescription:
+    """The description of the run in `folder`, continued as described; refused if that would make it another run."""
+    steps = checkpoint_steps(folder)
+    if steps and not resume:
+        raise ValueError(f"{folder} holds a run at step {steps[-1]}; --no-resume needs a folder without one")
+    if not (folder / "config.json").exists():
+        if steps:
+            raise ValueError(f"{folder} holds checkpoints and no config.json to say of what; choose another folder")
+        return description
+    old = configuration.load(folder / "config.json", RunDescription)
+    asked = dataclasses.replace(description.train, loop=old.train.loop, generation=old.train.generation)
+    changed = configuration.differences(old.train, asked)
+    changed += configuration.differences(old.vocabulary, description.vocabulary, "vocabulary.")
+    for name in ("data_fingerprint", "init_from"):
+        if getattr(old, name) != getattr(description, name):
+            changed.append(f"{name}: {getattr(old, name)} → {getattr(description, name)}")
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run of another configuration; choose another folder. "
+            f"There → asked for: {'; '.join(changed)}"
+        )
+    return dataclasses.replace(old, train=description.train, data=description.data)
+
+
+def write_description(folder: Path, description: RunDescription, tokenizers: MediaTokenizers) -> None:
+    """Writes config.json and, before it, tokenizers/."""
+    path = folder / "config.json"
+    if not path.exists():
+        tokenizers.save(folder / "tokenizers")
+    if not path.exists() or configuration.load(path, RunDescription) != description:
+        configuration.save(path, description)

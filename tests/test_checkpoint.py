@@ -1,0 +1,191 @@
+"""Checkpoints: what is damaged is noticed and kept, what is another model's is refused, what is old goes or stays."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trimask.diffusion.checkpoint import Checkpoints, DamagedCheckpoint, Retention
+from trimask.diffusion.run_folder import checkpoint_steps
+
+KEEP_ALL = Retention(last=100)
+
+
+def tree(step: int) -> dict:
+    """Arrays of several kinds that differ from step to step."""
+    weights = np.random.default_rng(step).normal(size=(50, 70)).astype(np.float32)
+    half = jnp.asarray(weights[0], jnp.bfloat16)
+    return {"a": {"weights": jnp.asarray(weights), "half": half}, "step": jnp.asarray(step, jnp.int32)}
+
+
+def same(a, b) -> bool:
+    return jax.tree.all(jax.tree.map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b))
+
+
+def save(run: Path, losses: dict[int, float], keep=KEEP_ALL) -> None:
+    with Checkpoints(run, keep) as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.save(step, tree(step), notes={"of": step}, metrics={"loss": loss})
+
+
+def flip(path: Path, place: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1 << 4
+    path.write_bytes(content)
+
+
+def data_files(checkpoint: Path) -> list[Path]:
+    return sorted(path for path in (checkpoint / "state").rglob("d/*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A run with checkpoints of steps 3 and 6."""
+    run = tmp_path_factory.mktemp("run")
+    save(run, {3: 2.0, 6: 1.0})
+    return run
+
+
+@pytest.fixture
+def copy(saved, tmp_path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "run"))
+
+
+def test_what_was_saved_comes_back_bit_for_bit_with_its_notes(saved):
+    with Checkpoints(saved) as checkpoints:
+        restored = checkpoints.restore_newest(jax.eval_shape(lambda: tree(0)), set_aside=False)
+    assert restored.step == 6 and restored.notes == {"of": 6} and same(restored.tree, tree(6))
+
+
+def test_a_flipped_bit_anywhere_is_noticed_or_does_no_harm(saved, copy):
+    noticed = 0
+    files = [path.relative_to(saved) for path in (saved / "checkpoints" / "6").rglob("*") if path.is_file()]
+    for file in files:
+        for place in (0.1, 0.5, 0.9):
+            if (saved / file).stat().st_size == 0:
+                continue
+            flip(copy / file, place)
+            with Checkpoints(copy) as checkpoints:
+                try:
+                    restored = checkpoints.restore(6, tree(0))
+                    assert same(restored.tree, tree(6)) and restored.notes == {"of": 6}, f"{file} at {place}"
+                except DamagedCheckpoint:
+                    noticed += 1
+            shutil.copy(saved / file, copy / file)
+    assert noticed >= 6 and len(files) >= 8
+
+
+def test_an_edited_note_is_noticed_too(copy):
+    path = copy / "checkpoints" / "6" / "about" / "metadata"
+    path.write_bytes(path.read_bytes().replace(b'"of": 6', b'"of": 7'))
+    with Checkpoints(copy) as checkpoints, pytest.raises(DamagedCheckpoint, match="6: damaged: about/ is not what was"):
+        checkpoints.restore(6, tree(0))
+
+
+def test_of_a_damaged_newest_the_one_before_is_used_and_the_damaged_one_kept(copy, capfd):
+    before = {path.name: path.read_bytes() for path in data_files(copy / "checkpoints" / "6")}
+    name = next(iter(before))
+    flip(data_files(copy / "checkpoints" / "6")[0], 0.5)
+    with Checkpoints(copy, KEEP_ALL) as checkpoints:
+        restored = checkpoints.restore_newest(tree(0), set_aside=True)
+        assert restored.step == 3 and same(restored.tree, tree(3))
+        checkpoints.save(6, tree(6), notes={"of": 6}, metrics={"loss": 1.0})
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and "checkpoints/6: damaged" in error
+    assert error.endswith(", kept as damaged-6; going back to step 3\n")
+    assert {path.name for path in data_files(copy / "checkpoints" / "damaged-6")} == before.keys()
+    assert (copy / "checkpoints" / "damaged-6").is_dir() and name in before
+    assert checkpoint_steps(copy) == [3, 6]
+
+
+def test_a_step_damaged_twice_is_kept_twice(copy):
+    for _ in range(2):
+        flip(data_files(copy / "checkpoints" / "6")[0], 0.5)
+        with Checkpoints(copy, KEEP_ALL) as checkpoints:
+            assert checkpoints.restore_newest(tree(0), set_aside=True).step == 3
+            checkpoints.save(6, tree(6), notes={}, metrics={"loss": 1.0})
+    assert {path.name for path in (copy / "checkpoints").glob("damaged-*")} == {"damaged-6", "damaged-6-2"}
+
+
+def test_reading_alone_renames_nothing_and_says_what_it_reads(copy, capfd):
+    shutil.rmtree(copy / "checkpoints" / "6" / "state")
+    with Checkpoints(copy) as checkpoints:
+        assert checkpoints.restore_newest(tree(0), set_aside=False).step == 3
+    assert capfd.readouterr().err.endswith("; going back to step 3\n")
+    assert checkpoint_steps(copy) == [3, 6]
+
+
+def test_where_no_checkpoint_is_good_training_does_not_begin_anew(copy):
+    for step in (3, 6):
+        flip(data_files(copy / "checkpoints" / str(step))[0], 0.5)
+    for _ in range(2):  # the second time they have been set aside already
+        with Checkpoints(copy, KEEP_ALL) as checkpoints, pytest.raises(ValueError, match="damaged-3, damaged-6"):
+            checkpoints.restore_newest(tree(0), set_aside=True)
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_stays(copy, capfd):
+    other = {"a": {"weights": jnp.zeros((50, 71)), "half": jnp.zeros(70)}, "step": jnp.zeros((), jnp.int32)}
+    with Checkpoints(copy, KEEP_ALL) as checkpoints:
+        with pytest.raises(ValueError, match=r"not a checkpoint of the model.*float32\[50, 70\] → float32\[50, 71\]"):
+            checkpoints.restore_newest(other, set_aside=True)
+        with pytest.raises(ValueError, match=r"not a checkpoint of the model.*extra: absent → int32\[\]"):
+            checkpoints.restore_newest({**tree(0), "extra": jnp.zeros((), jnp.int32)}, set_aside=True)
+    assert checkpoint_steps(copy) == [3, 6]
+    assert capfd.readouterr().err == ""
+
+
+def test_too_little_memory_is_not_taken_for_damage(copy, monkeypatch):
+    with Checkpoints(copy, KEEP_ALL) as checkpoints:
+        exhausted = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 80 bytes")
+        monkeypatch.setattr(checkpoints._manager, "restore", lambda *_, **__: (_ for _ in ()).throw(exhausted))
+        with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+            checkpoints.restore_newest(tree(0), set_aside=True)
+    assert checkpoint_steps(copy) == [3, 6]
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(copy):
+    left = copy / "checkpoints" / "9.orbax-checkpoint-tmp"
+    shutil.copytree(copy / "checkpoints" / "6", left)
+    with Checkpoints(copy, KEEP_ALL) as checkpoints:
+        assert checkpoints.restore_newest(tree(0), set_aside=True).step == 6
+        checkpoints.save(9, tree(9), notes={}, metrics={"loss": 1.0})
+    assert not left.exists() and checkpoint_steps(copy) == [3, 6, 9]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        (Retention(last=2), [5, 6]),
+        (Retention(last=1, every=3), [3, 6]),
+        (Retention(last=1, best=2), [2, 4, 6]),
+        (Retention(last=2, every=3, best=1), [2, 3, 5, 6]),
+    ],
+)
+def test_the_last_every_kth_and_the_best_stay(policy, kept, tmp_path):
+    save(tmp_path, dict(zip(range(1, 7), (9.0, 1.0, 5.0, 2.0, 6.0, 7.0), strict=True)), policy)
+    assert checkpoint_steps(tmp_path) == kept
+
+
+def test_the_best_is_still_known_to_the_next_process(tmp_path):
+    policy = Retention(last=1, best=1)
+    save(tmp_path, {1: 9.0, 2: 1.0, 3: 5.0}, policy)
+    save(tmp_path, {4: 4.0, 5: 3.0}, policy)
+    assert checkpoint_steps(tmp_path) == [2, 5]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.best("loss") == 2
+        assert checkpoints.restore(5, tree(0)).step == 5
+        with pytest.raises(ValueError, match="no checkpoint has the metric 'bits'; there are loss"):
+            checkpoints.best("bits")
+        with pytest.raises(ValueError, match="no checkpoint of step 4; there are 2, 5"):
+            checkpoints.restore(4, tree(0))
+
+
+def test_logging_is_as_before_afterwards(saved):
+    before = logging.getLogger("absl").level
+    with Checkpoints(saved):
+        assert logging.getLogger("absl").level == logging.CRITICAL
+    assert logging.getLogger("absl").level == before
