@@ -120,5 +120,5 @@ def test_a_run_without_a_checkpoint_is_refused(loaded, tmp_path):
     configuration.save(tmp_path / "config.json", loaded.description)
     loaded.tokenizers.save(tmp_path / "tokenizers")
     assert json.loads((tmp_path / "config.json").read_text())["num_steps"] == 11
-    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint yet"):
         inspection.run(tmp_path)

@@ -27,7 +27,7 @@ def holder(tmp_path):
 
 
 def test_a_second_process_is_refused_by_number_until_the_first_is_killed(holder, tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path} is in use: process {holder.pid} trains there"), locked(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} is in use: process {holder.pid} works there"), locked(tmp_path):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
