@@ -55,8 +55,8 @@ def digits_real() -> Experiment:
     """
     return Experiment(
         prepare=PrepareConfig(
-            image=PatchConfig(patch_side=4, codebook_size=512),
-            audio=MelConfig(codebook_size=256),
+            image=PatchConfig(patch_side=4, codebook_size=256),
+            audio=MelConfig(codebook_size=512),
             seconds=1.0,
             text_vocabulary=1024,
         ),

@@ -1,94 +1,115 @@
 """What a trained model can do on held-out data.
 
-Three kinds of numbers, each with a 95 % interval where one makes sense:
-
-- accuracy of every direction, judged independently of the model (`judges.py`), beside the judge's own accuracy on real
-  held-out media;
-- bits per token (negative ELBO) of what each direction asks for, by Monte Carlo over stratified times;
+- bits per token (negative ELBO) of what each direction asks for, and of each modality (`likelihood.py`);
+- scores of what it generates, by judges that know nothing of it (`judges.py`), beside those of real media;
 - memorisation: the share of generated code grids that copy a training item, and the distinct ones, beside the same
   for real held-out items.
+
+Everything follows from the seed: the same call gives the same numbers, bit for bit.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Bool, Float
 
 from trimask.diffusion.data.plan import TRAIN
-from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.prepared import Examples, Prepared
 from trimask.diffusion.data.sources import RawExample
-from trimask.diffusion.judges import Judge, exact_match, label_judge
-from trimask.diffusion.loss import cross_entropy, restrict
-from trimask.diffusion.masking import MaskingConfig, forward_process
-from trimask.diffusion.sampling.loop import Denoiser
+from trimask.diffusion.intervals import ratio, wilson_interval
+from trimask.diffusion.judges import NamedJudge, Scores, Training, are_labels, fits, open_judge
+from trimask.diffusion.likelihood import num_asked, target_bits
 from trimask.diffusion.sampling.requests import Answer, Generator
-from trimask.diffusion.schedule import ScheduleConfig
 from trimask.diffusion.train import Loaded, require_same_vocabulary
-from trimask.tokenizers.sequence import Example, Sequence, assemble, direct, stack
-from trimask.tokenizers.vocabulary import TEXT, Task, Vocabulary
+from trimask.tokenizers.sequence import Example, direct
+from trimask.tokenizers.vocabulary import TEXT, Task
 
 Report = Callable[[str, int, int], None]
+_T = TypeVar("_T")
+
+ALL_TASKS = "all"
+"""In place of a task's name: judges of every task that they can judge."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """What to measure."""
 
-    splits: tuple[str, ...] = ("test", "test_voice")
-    """Held-out splits; a dataset is evaluated on those it has."""
+    splits: tuple[str, ...] | None = None
+    """Held-out splits; a dataset is evaluated on those it has. None: all whose name begins with test."""
+    judges: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Task, or "all" → names of judges, in place of the usual ones: exact_match of texts; label of media whose captions
+    are labels, else frechet."""
     max_examples: int | None = None
-    """At most so many examples of each split. None: all."""
+    """At most so many examples of each split, evenly spread over it. None: all."""
     bound_samples: int = 16
     """Masks per example for the bits per token."""
+    fit_examples: int = 10_000
+    """At most so many training examples, evenly spread, for a judge to be fitted on."""
+    rows: int = 128
+    """Examples in one batch: a matter of memory."""
     seed: int = 0
     """Of generation and masks."""
 
     def __post_init__(self):
-        if self.bound_samples < 1 or (self.max_examples is not None and self.max_examples < 1):
-            raise ValueError(f"bound_samples and max_examples must be at least 1, got {self}")
+        for name in ("max_examples", "bound_samples", "fit_examples", "rows"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """Share of answers that a judge accepts."""
+class Score:
+    """What a judge says of a task's answers."""
 
+    dataset: str
     task: str
     split: str
+    judge: str
     examples: int
-    accuracy: float
-    interval: tuple[float, float]
-    """95 % Wilson interval."""
+    value: float
+    interval: tuple[float, float] | None
+    """95 %: Wilson's of shares, else the delta method's. None: the judge gives one score for the whole set."""
+    is_share: bool
+    """True where every answer was found right or wrong."""
+    higher_is_better: bool | None
+    """None: only the judge's author knows."""
+    on_real: float | None
+    """The judge's score of real media, held-out ones (Fréchet: training ones). None: it is known."""
     mean_nfe: float
     """Function evaluations per answer."""
-    judge_on_real: float | None
-    """The judge's accuracy on real held-out media; None where the judge is string equality."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """Negative ELBO in bits per token of what a task asks for."""
+    """Negative ELBO in bits per token: Σ bits / Σ tokens over examples."""
 
-    task: str
+    dataset: str | None
+    """None: all."""
+    task: str | None
+    """None: all that ask for this modality."""
+    modality: str
     split: str
     examples: int
     bits_per_token: float
-    half_width: float
+    half_width: float | None
     """Half of the 95 % interval over examples."""
+    bits_per_character: float | None
+    """Of texts: Σ bits / Σ characters, which does not depend on the tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memorisation:
     """How much of what is generated is copied."""
 
+    dataset: str
     task: str
+    split: str
     generated: int
     copied: float
     """Share of generated code grids that equal a training item's."""
@@ -104,8 +125,9 @@ class Evaluation:
     """All results of one model."""
 
     step: int
-    accuracies: list[Accuracy] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
     bounds: list[Bound] = field(default_factory=list)
+    """Of every direction, then of every modality."""
     memorisation: list[Memorisation] = field(default_factory=list)
 
 
@@ -118,151 +140,324 @@ class Samples:
     references: list[str]
     """The text of each example: the prompt of a medium, the right answer of a text."""
     media: list[Any]
-    is_right: Bool[np.ndarray, " items"]
+    is_right: Bool[np.ndarray, " items"] | None
+    """None where no judge found answers right or wrong."""
 
 
 def evaluate(
     loaded: Loaded, prepared: Prepared, config: EvaluateConfig, report: Report = lambda *_: None
 ) -> tuple[Evaluation, list[Samples]]:
     """All numbers, and what was generated for them."""
-    require_same_vocabulary(loaded.vocabulary, prepared.tokenizers.vocabulary, prepared.folder)
-    generator = Generator(loaded.denoise, loaded.vocabulary, rows=128)
-    result, samples = Evaluation(step=loaded.step), []
+    _require_same_tokenizers(loaded, prepared)
+    for task in config.judges:
+        if task not in (ALL_TASKS, *loaded.vocabulary.tasks):
+            raise ValueError(f"judges of an unknown task {task!r}; there are {', '.join(loaded.vocabulary.tasks)}")
+    splits = _splits(prepared, config)
+    generator = Generator(loaded.denoise, loaded.vocabulary, rows=config.rows)
+    result, samples, measured = Evaluation(step=loaded.step), [], list[_Measured]()
     for name, manifest in prepared.manifest.datasets.items():
-        splits = [split for split in config.splits if split in manifest.splits]
-        judge = fitted_judge(prepared, name)
+        asked: dict[str, set[bytes]] = {}
+        real = _Real(prepared, name, config.fit_examples)
+        held_out = [
+            _HeldOut(prepared, name, split, config.max_examples) for split in splits if split in manifest.splits
+        ]
+        judges: dict[str, list[NamedJudge]] = {}
         for task in manifest.tasks(loaded.vocabulary):
-            # The prompts of every split are alike, so a medium is asked for on the first one only.
-            for split in splits if task.target == TEXT else splits[:1]:
-                records = prepared.examples(name, split)[: config.max_examples]
-                raw = list(islice(prepared.raw(name, split), config.max_examples))
-                result.bounds.append(_bound(loaded, task, split, records, config))
-                if task.condition is None and not any(record["num_given"] for record in records):
-                    continue  # nothing is asked, so no answer is right or wrong
-                questions = [_question(task, record) for record in records]
-                progress = partial(report, f"{task.name} on {split}")
+            for part in held_out:
+                measured.append(_measured(loaded, task, part, config, report))
+                result.bounds.append(_bound([measured[-1]], name, task.name))
+                if not _is_asked(task, part, asked.setdefault(task.name, set())):
+                    continue
+                if task.name not in judges:
+                    judges[task.name] = _judges(task, real, config)
+                progress = partial(report, f"{task.name} on {part.split}")
+                questions = [_question(task, record) for record in part.records]
                 answers = generator.generate(questions, loaded.generation(task.target), config.seed, progress)
-                codes = [answer.example.segments[-1].codes for answer in answers]
-                sample, accuracy = _judged(loaded, task, split, raw, answers, judge)
+                scores, sample = _judged(loaded, task, part, real, answers, judges[task.name])
+                result.scores.extend(scores)
                 samples.append(sample)
-                result.accuracies.append(accuracy)
                 if task.target != TEXT:
-                    train = prepared.examples(name, TRAIN)
-                    held_out, known = ([r[task.target] for r in items] for items in (records, train))
-                    result.memorisation.append(memorisation(task.name, codes, held_out, known))
+                    codes = [answer.example.segments[-1].codes for answer in answers]
+                    result.memorisation.append(_memorisation(task, part, codes, real))
+    for split in splits:
+        for modality in loaded.vocabulary.modalities:
+            of_modality = [m for m in measured if (m.task.target, m.split) == (modality, split)]
+            if of_modality:
+                result.bounds.append(_bound(of_modality, None, None))
     return result, samples
+
+
+def _require_same_tokenizers(loaded: Loaded, prepared: Prepared) -> None:
+    """Refuses data of other tokens than the model's."""
+    require_same_vocabulary(loaded.vocabulary, prepared.tokenizers.vocabulary, prepared.folder)
+    ours, theirs = loaded.tokenizers.fingerprints, prepared.manifest.tokenizers
+    other = [modality for modality in ours if ours[modality] != theirs.get(modality)]
+    if other:
+        raise ValueError(
+            f"{prepared.folder}: its tokenizers of {', '.join(other)} are not the run's; prepare it with "
+            f"--tokenizers {loaded.folder}"
+        )
+
+
+def _splits(prepared: Prepared, config: EvaluateConfig) -> list[str]:
+    """What to evaluate on, in the data's order."""
+    there = list(dict.fromkeys(split for d in prepared.manifest.datasets.values() for split in d.splits))
+    if config.splits is None:
+        found = [split for split in there if split.startswith("test")]
+        if not found:
+            raise ValueError(
+                f"{prepared.folder}: no split's name begins with test; there are {', '.join(there)}. --splits names some"
+            )
+        return found
+    for split in config.splits:
+        if split not in there:
+            raise ValueError(f"{prepared.folder}: no split {split!r}, only {', '.join(there)}")
+    return list(config.splits)
+
+
+class _HeldOut:
+    """Some of a split's examples, and what they were made of, read when it is needed."""
+
+    def __init__(self, prepared: Prepared, dataset: str, split: str, limit: int | None):
+        self.prepared, self.dataset, self.split = prepared, dataset, split
+        total = prepared.dataset(dataset).splits[split]
+        self.numbers = spread(total, limit)
+
+    @cached_property
+    def records(self) -> list[dict[str, Any]]:
+        """Codes."""
+        examples = self.prepared.examples(self.dataset, self.split)
+        return [examples[number] for number in self.numbers]
+
+    @cached_property
+    def raw(self) -> list[RawExample]:
+        """Media."""
+        return _picked(self.prepared.raw(self.dataset, self.split), self.numbers)
+
+
+class _Real:
+    """A dataset's training examples, read when they are needed."""
+
+    def __init__(self, prepared: Prepared, dataset: str, limit: int):
+        self.prepared, self.dataset, self.limit = prepared, dataset, limit
+
+    @cached_property
+    def raw(self) -> list[RawExample]:
+        """Some of them."""
+        splits = self.prepared.dataset(self.dataset).splits
+        if TRAIN not in splits:
+            raise ValueError(
+                f"{self.prepared.folder}: {self.dataset} has no split {TRAIN!r} to fit a judge on, only "
+                f"{', '.join(splits)}"
+            )
+        return _picked(self.prepared.raw(self.dataset, TRAIN), spread(splits[TRAIN], self.limit))
+
+    def training(self, modality: str) -> Training:
+        """What a judge of this modality is fitted on."""
+        rate = self.prepared.sample_rate_hz if modality == "audio" else None
+        media = [example.media[modality] for example in self.raw]
+        return Training(self.dataset, modality, media, [example.media for example in self.raw], rate)
+
+    @cached_property
+    def codes(self) -> Examples | list[dict[str, Any]]:
+        """Codes of all; none where there is no training split."""
+        has_any = TRAIN in self.prepared.dataset(self.dataset).splits
+        return self.prepared.examples(self.dataset, TRAIN) if has_any else []
+
+
+def spread(total: int, limit: int | None) -> list[int]:
+    """At most `limit` of 0 … total − 1, evenly spread: files are often sorted by what they show."""
+    if limit is None or total <= limit:
+        return list(range(total))
+    return [number * total // limit for number in range(limit)]
+
+
+def _picked(items: Iterator[_T], numbers: AnySequence[int]) -> list[_T]:
+    wanted = set(numbers)
+    return [item for number, item in enumerate(items) if number in wanted]
+
+
+def _is_asked(task: Task, part: _HeldOut, asked: set[bytes]) -> bool:
+    """False where there is no question, or all of them were asked on an earlier split."""
+    if task.condition is None:
+        return any(record["num_given"] for record in part.records)
+    if task.condition != TEXT:
+        return True
+    prompts = {record[TEXT].tobytes() for record in part.records}
+    is_new = not prompts <= asked
+    asked |= prompts
+    return is_new
+
+
+def _num_given(task: Task, record: dict[str, Any]) -> int:
+    return record["num_given"] if task.condition is None else 0
 
 
 def _question(task: Task, record: dict[str, Any]) -> Example:
     """The example with what is asked for masked."""
-    num_given = record["num_given"] if task.condition is None else 0
+    num_given = _num_given(task, record)
     asked = record[task.target].copy()
     asked.reshape(-1)[num_given:] = -1
     return direct(task, {**record, task.target: asked}, num_given)
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """Bits of the examples of one direction."""
+
+    task: Task
+    split: str
+    bits: Float[np.ndarray, " examples"]
+    tokens: Float[np.ndarray, " examples"]
+    characters: int | None
+    """Of all texts."""
+
+
+def _measured(loaded: Loaded, task: Task, part: _HeldOut, config: EvaluateConfig, report: Report) -> _Measured:
+    examples = [direct(task, record, _num_given(task, record)) for record in part.records]
+    key = jax.random.fold_in(
+        jax.random.key(config.seed), zlib.crc32(f"{part.dataset} {task.name} {part.split}".encode())
+    )
+    bits = target_bits(
+        key,
+        examples,
+        loaded.denoise,
+        loaded.vocabulary,
+        loaded.description.train.masking.schedule,
+        num_draws=config.bound_samples,
+        rows=config.rows,
+        report=partial(report, f"bits of {task.name} on {part.split}"),
+    )
+    characters = None
+    if task.target == TEXT:
+        asked = [record[TEXT][_num_given(task, record) :] for record in part.records]
+        characters = sum(map(len, loaded.tokenizers.decode(TEXT, asked)))
+    return _Measured(task, part.split, bits, np.array([num_asked(e) for e in examples], float), characters)
+
+
+def _bound(measured: AnySequence[_Measured], dataset: str | None, task: str | None) -> Bound:
+    """All examples of one modality and split."""
+    bits = np.concatenate([m.bits for m in measured])
+    value, half_width = ratio(bits, np.concatenate([m.tokens for m in measured]))
+    characters = sum(m.characters or 0 for m in measured)
+    return Bound(
+        dataset=dataset,
+        task=task,
+        modality=measured[0].task.target,
+        split=measured[0].split,
+        examples=len(bits),
+        bits_per_token=value,
+        half_width=half_width,
+        bits_per_character=float(bits.sum()) / characters if characters else None,
+    )
+
+
+def _judges(task: Task, real: _Real, config: EvaluateConfig) -> list[NamedJudge]:
+    """Those that are asked for, or the usual ones."""
+    names = [name for name in config.judges.get(ALL_TASKS, ()) if fits(name, task.target)]
+    names += config.judges.get(task.name, ())
+    if not names:
+        names = ["exact_match"] if task.target == TEXT else [_usual(real)]
+    return [open_judge(name, task.target, partial(real.training, task.target)) for name in dict.fromkeys(names)]
+
+
+def _usual(real: _Real) -> str:
+    return "label" if are_labels([example.media[TEXT] for example in real.raw]) else "frechet"
+
+
 def _judged(
     loaded: Loaded,
     task: Task,
-    split: str,
-    raw: AnySequence[RawExample],
+    part: _HeldOut,
+    real: _Real,
     answers: AnySequence[Answer],
-    judge: Judge | None,
-) -> tuple[Samples, Accuracy]:
-    """Verdicts on the answers, and the judge's on the real media."""
-    references = [example.media[TEXT] for example in raw]
-    media = loaded.tokenizers.decode(task.target, [answer.example.segments[-1].codes for answer in answers])
-    on_real = None
-    if task.target == TEXT:
-        is_right = exact_match(media, references)
-    else:
-        assert judge is not None
-        is_right = judge(media, references)
-        on_real = float(judge([example.media[task.target] for example in raw], references).mean())
-    accuracy = Accuracy(
-        task=task.name,
-        split=split,
-        examples=len(raw),
-        accuracy=float(is_right.mean()),
-        interval=wilson_interval(int(is_right.sum()), len(raw)),
-        mean_nfe=float(np.mean([answer.nfe for answer in answers])),
-        judge_on_real=on_real,
-    )
-    return Samples(task.name, split, references, media, is_right), accuracy
+    judges: AnySequence[NamedJudge],
+) -> tuple[list[Score], Samples]:
+    """What each judge says of the answers and of real media."""
+    codes = [answer.example.segments[-1].codes for answer in answers]
+    references: list[dict[str, Any]] = [example.media for example in part.raw]
+    shown = [""] * len(answers)
+    if task.condition is None:
+        codes = [c[_num_given(task, record) :] for c, record in zip(codes, part.records, strict=True)]
+        shown = [example.media[TEXT][: example.given] for example in part.raw]
+        references = [
+            {**example.media, TEXT: example.media[TEXT][example.given :], "prompt": prompt}
+            for example, prompt in zip(part.raw, shown, strict=True)
+        ]
+    media = loaded.tokenizers.decode(task.target, codes)
+    scores, is_right = [], None
+    for judge in judges:
+        found = judge(task.name, media, references)
+        on_real = None
+        if judge.yardstick is not None:
+            others = part.raw if judge.yardstick == "held_out" else real.raw
+            media_of = [others[number].media[task.target] for number in spread(len(others), len(media))]
+            yardstick = judge(f"real {task.target}", media_of, references)
+            on_real = score_of(yardstick)
+        value, interval, verdicts = _summary(found)
+        is_right = verdicts if is_right is None else is_right
+        scores.append(
+            Score(
+                dataset=part.dataset,
+                task=task.name,
+                split=part.split,
+                judge=judge.name,
+                examples=len(media),
+                value=value,
+                interval=interval,
+                is_share=verdicts is not None,
+                higher_is_better=judge.higher_is_better,
+                on_real=on_real,
+                mean_nfe=float(np.mean([answer.nfe for answer in answers])),
+            )
+        )
+    texts = [example.media[TEXT] for example in part.raw]
+    whole = [prompt + text for prompt, text in zip(shown, media, strict=True)] if task.target == TEXT else media
+    return scores, Samples(task.name, part.split, texts, whole, is_right)
 
 
-def fitted_judge(prepared: Prepared, dataset: str) -> Judge | None:
-    """The judge of a dataset's medium, fitted on its real training items."""
-    manifest = prepared.dataset(dataset)
-    if manifest.medium is None:
-        return None
-    raw = list(prepared.raw(dataset, TRAIN))
-    media = [example.media[manifest.medium] for example in raw]
-    return label_judge(manifest.medium, media, [example.media[TEXT] for example in raw], prepared.sample_rate_hz)
+def score_of(found: Scores | float) -> float:
+    """One number of what a judge said."""
+    return found if isinstance(found, float) else ratio(found.totals, found.counts)[0]
 
 
-def memorisation(
-    task: str,
-    generated: AnySequence[np.ndarray],
-    held_out: AnySequence[np.ndarray],
-    train: AnySequence[np.ndarray],
-) -> Memorisation:
+def _summary(
+    found: Scores | float,
+) -> tuple[float, tuple[float, float] | None, Bool[np.ndarray, " items"] | None]:
+    """Value, interval, and which answers are right if they are right or wrong."""
+    if isinstance(found, float):
+        return found, None, None
+    value, half_width = ratio(found.totals, found.counts)
+    if (found.counts == 1).all() and np.isin(found.totals, (0, 1)).all():
+        return value, wilson_interval(int(found.totals.sum()), len(found.totals)), found.totals == 1
+    return value, None if half_width is None else (value - half_width, value + half_width), None
+
+
+def _memorisation(task: Task, part: _HeldOut, generated: AnySequence[np.ndarray], real: _Real) -> Memorisation:
     """How many generated, and for comparison real held-out, code grids equal one of the training set."""
-    known = {codes.tobytes() for codes in train}
-    grids, real = [c.tobytes() for c in generated], [c.tobytes() for c in held_out]
+    known = {_identity(record[task.target]) for record in real.codes}
+    grids = [_identity(codes) for codes in generated]
+    held_out = [_identity(record[task.target]) for record in part.records]
     return Memorisation(
-        task=task,
+        dataset=part.dataset,
+        task=task.name,
+        split=part.split,
         generated=len(grids),
         copied=float(np.mean([grid in known for grid in grids])),
         distinct=len(set(grids)),
-        real=len(real),
-        real_copied=float(np.mean([grid in known for grid in real])),
-        real_distinct=len(set(real)),
+        real=len(held_out),
+        real_copied=float(np.mean([grid in known for grid in held_out])),
+        real_distinct=len(set(held_out)),
     )
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval of a share that stays inside [0, 1] (Wilson 1927); 95 % for z = 1.96."""
-    share = successes / trials
-    center = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return max(0.0, float(center - half)), min(1.0, float(center + half))  # rounding may leave it
+def _identity(codes: np.ndarray) -> bytes:
+    return np.ascontiguousarray(codes, np.int32).tobytes()
 
 
-def bits_per_token(
-    key: PRNGKeyArray,
-    denoise: Denoiser,
-    sequence: Sequence,
-    vocabulary: Vocabulary,
-    schedule: ScheduleConfig,
-) -> Float[Array, " batch"]:
-    """One Monte-Carlo estimate per row of the negative ELBO of its target tokens given its condition."""
-    masking = MaskingConfig(schedule=schedule, joint_probability=0.0, drop_probability=0.0)
-    noised = forward_process(key, sequence, vocabulary.mask_id, masking)
-    logits = denoise(noised.sequence).logits
-    allowed = vocabulary.allowed_ids(sequence.modality, sequence.place)
-    nll, _ = cross_entropy(restrict(logits, allowed), noised.clean)
-    nats = jnp.sum(jnp.where(noised.is_masked, noised.weight * nll, 0.0), axis=-1)
-    return nats / noised.is_target.sum(axis=-1) / jnp.log(2)
-
-
-def _bound(
-    loaded: Loaded, task: Task, split: str, records: AnySequence[dict[str, Any]], config: EvaluateConfig
-) -> Bound:
-    """Mean over examples of the mean over `bound_samples` masks of each."""
-    rows = [direct(task, r, r["num_given"] if task.condition is None else 0) for r in records]
-    batch = stack([assemble(loaded.vocabulary, [row], row.length) for row in rows])
-    key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(f"{task.name} {split}".encode()))
-    schedule = loaded.description.train.masking.schedule
-    draws = [
-        _rows_of_bits(jax.random.fold_in(key, draw), loaded.denoise, batch, loaded.vocabulary, schedule)
-        for draw in range(config.bound_samples)
-    ]
-    bits = np.mean(draws, axis=0)
-    half_width = 1.96 * float(bits.std(ddof=1)) / len(bits) ** 0.5 if len(bits) > 1 else float("inf")
-    return Bound(
-        task=task.name, split=split, examples=len(bits), bits_per_token=float(bits.mean()), half_width=half_width
-    )
-
-
-_rows_of_bits = jax.jit(bits_per_token, static_argnames=("vocabulary", "schedule"))
+def label_judge(prepared: Prepared, dataset: str, config: EvaluateConfig) -> NamedJudge | None:
+    """The judge of labels of a dataset's medium; None where there is none, or captions are not labels."""
+    medium, real = prepared.dataset(dataset).medium, _Real(prepared, dataset, config.fit_examples)
+    if medium is None or _usual(real) != "label":
+        return None
+    return open_judge("label", medium, partial(real.training, medium))

@@ -1,60 +1,243 @@
-"""Judges of generated media that know nothing of the model.
+"""Judges of what a model made. They know nothing of the model.
 
-A judge is a function (media, references) -> True where the medium is what the reference says. Classifiers are fitted on
-*real* training media of the same source and their accuracy on held-out real media is what their verdicts are worth.
+A judge is a function
+
+    judge(media, references) -> scores
+
+`media` is the list of what the model made: str, uint8 [height, width, channels], or float32 waveform [samples] in
+[-1, 1] at the data's rate. `references` is the list of the real examples' media by modality, such as
+{"text": "seven", "image": …}; of a text that begins with a question, media and "text" are the answer alone, and
+"prompt" is the question. `scores` is one of
+
+    a number or bool per item            the score is their mean
+    Scores(totals, counts)               the score is Σ totals / Σ counts, as of word errors and words
+    one number                           the score of the whole set
+
+Whether higher is better is the judge's own business. A name is a key of JUDGES, or module:function for a function of
+the user's; frechet@module:function is the Fréchet distance on features(media) -> [items, features] of the user's.
+What is fitted is fitted on *real* training media of the same source, and its score on real held-out media says what
+its verdicts are worth.
 """
 
-from collections.abc import Callable
+import importlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as AnySequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import librosa
+import jiwer
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Float
+from sklearn.decomposition import PCA
 from sklearn.svm import SVC
 
-Judge = Callable[[AnySequence[Any], AnySequence[str]], Bool[np.ndarray, " items"]]
+from trimask.diffusion.features import FEATURES, frechet_distance
+from trimask.tokenizers.vocabulary import TEXT
+
+Judge = Callable[[AnySequence[Any], AnySequence[Mapping[str, Any]]], Any]
+Features = Callable[[AnySequence[Any]], Any]
+
+_PER_LABEL = 3
+"""Captions are labels where each occurs so often, on average, …"""
+_MAX_LABELS = 500
+"""… and there are no more than so many."""
+_FRECHET_DIMENSIONS = 64
 
 
-def exact_match(media: AnySequence[str], references: AnySequence[str]) -> Bool[np.ndarray, " items"]:
+@dataclass(frozen=True)
+class Scores:
+    """Scores that are quotients over the whole set."""
+
+    totals: Any
+    """One number per item."""
+    counts: Any
+    """Likewise; all ones make the score a mean."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Real training examples of a dataset, on which a judge is fitted."""
+
+    dataset: str
+    modality: str
+    """Of what is judged."""
+    media: AnySequence[Any]
+    references: AnySequence[Mapping[str, Any]]
+    sample_rate_hz: int | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """The captions."""
+        return [reference[TEXT] for reference in self.references]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A built-in judge."""
+
+    fit: Callable[[Callable[[], Training], Features | None], Judge]
+    """Makes the judge; reads the training examples only if it needs them."""
+    judges: Literal["text", "media"]
+    higher_is_better: bool
+    yardstick: Literal["held_out", "train"] | None
+    """The real media whose score says what a good one is. None: it is known."""
+
+
+@dataclass(frozen=True)
+class NamedJudge:
+    """A judge, ready."""
+
+    name: str
+    judge: Judge
+    higher_is_better: bool | None
+    """None: only its author knows."""
+    yardstick: Literal["held_out", "train"] | None
+
+    def __call__(
+        self, what: str, media: AnySequence[Any], references: AnySequence[Mapping[str, Any]]
+    ) -> Scores | float:
+        """Its scores, checked; errors name the judge and `what` it was judging."""
+        where = f"judge {self.name} of {what}"
+        try:
+            result = self.judge(media, references)
+        except Exception as error:  # it may be anybody's function
+            raise ValueError(f"{where} failed: {type(error).__name__}: {error}") from error
+        return _checked(where, result, len(media))
+
+
+def _checked(where: str, result: Any, num_items: int) -> Scores | float:
+    pair = (result.totals, result.counts) if isinstance(result, Scores) else (result,)
+    try:
+        arrays = [np.asarray(value, np.float64) for value in pair]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} must return numbers, got {type(result).__name__}") from error
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError(f"{where} returned NaN or infinite scores")
+    if len(arrays) == 1 and arrays[0].ndim == 0:
+        return float(arrays[0])
+    for array in arrays:
+        if array.shape != (num_items,):
+            raise ValueError(
+                f"{where} must return one number, or one per item, here {num_items}; got shape {array.shape}"
+            )
+    totals, counts = arrays if len(arrays) == 2 else (arrays[0], np.ones(num_items))
+    if counts.min() < 0 or not counts.sum() > 0:
+        raise ValueError(f"{where} returned counts that are negative or sum to zero")
+    return Scores(totals, counts)
+
+
+def exact_match(media: AnySequence[str], references: AnySequence[Mapping[str, Any]]) -> list[bool]:
     """True where two texts are equal."""
-    return np.array([text == reference for text, reference in zip(media, references, strict=True)])
+    return [text == reference[TEXT] for text, reference in zip(media, references, strict=True)]
 
 
-def label_judge(modality: str, media: AnySequence[Any], labels: AnySequence[str], sample_rate_hz: int) -> Judge:
-    """A support vector machine that tells which label a medium has, fitted on real ones of one shape."""
-    features = FEATURES[modality]
-    classifier = SVC(C=10.0, gamma="scale")
-    classifier.fit(features(media, sample_rate_hz), labels)
-
-    def judge(media: AnySequence[Any], references: AnySequence[str]) -> Bool[np.ndarray, " items"]:
-        return classifier.predict(features(media, sample_rate_hz)) == np.array(references)
-
-    return judge
-
-
-def image_features(
-    images: AnySequence[UInt8[np.ndarray, "height width channels"]], sample_rate_hz: int
-) -> Float[np.ndarray, "items features"]:
-    """Pixels."""
-    return np.stack(images).reshape(len(images), -1) / 255
+def word_error_rate(media: AnySequence[str], references: AnySequence[Mapping[str, Any]]) -> Scores:
+    """Substituted, left-out and added words over words of the reference, of the whole set."""
+    errors, words = [], []
+    for text, reference in zip(media, references, strict=True):
+        words.append(len(reference[TEXT].split()))
+        if words[-1]:
+            found = jiwer.process_words(reference[TEXT], text)
+            errors.append(found.substitutions + found.deletions + found.insertions)
+        else:
+            errors.append(len(text.split()))
+    return Scores(errors, words)
 
 
-def audio_features(
-    waveforms: AnySequence[Float32[np.ndarray, " samples"]], sample_rate_hz: int
-) -> Float[np.ndarray, "items features"]:
-    """Log-mel spectra, 40 bands of 32 ms every 10 ms, all frames side by side; waveforms are of one length."""
-    mel = librosa.feature.melspectrogram(
-        y=np.stack(waveforms),
-        sr=sample_rate_hz,
-        n_fft=round(0.032 * sample_rate_hz),
-        hop_length=round(0.010 * sample_rate_hz),
-        n_mels=40,
-    )
-    return np.log(mel + 1e-3).reshape(len(waveforms), -1)
+def are_labels(texts: AnySequence[str]) -> bool:
+    """True where captions are few and each occurs several times."""
+    return 2 <= len(set(texts)) <= min(_MAX_LABELS, len(texts) // _PER_LABEL)
 
 
-FEATURES: dict[str, Callable[..., Float[np.ndarray, "items features"]]] = {
-    "image": image_features,
-    "audio": audio_features,
+def fit_label(training: Callable[[], Training], features: Features | None = None) -> Judge:
+    """A support vector machine that tells which caption a medium has: a reference's caption, or not."""
+    given = training()
+    if not are_labels(given.texts):
+        counts = Counter(given.texts)
+        once = sum(count == 1 for count in counts.values())
+        raise ValueError(
+            f"judge label needs captions that are labels: between 2 and {_MAX_LABELS}, each occurring at least "
+            f"{_PER_LABEL} times on average; {given.dataset} has {len(counts):,} different captions of "
+            f"{len(given.texts):,}, {once:,} of them once. Judge frechet needs none"
+        )
+    features = features or _own_features(given)
+    classifier = SVC(C=10.0, gamma="scale").fit(features(given.media), given.texts)
+
+    def label(media: AnySequence[Any], references: AnySequence[Mapping[str, Any]]) -> Any:
+        return classifier.predict(features(media)) == np.array([reference[TEXT] for reference in references])
+
+    return label
+
+
+def fit_frechet(training: Callable[[], Training], features: Features | None = None) -> Judge:
+    """Fréchet distance between features of the media and of the references, by PCA of real training media."""
+    given = training()
+    features = features or _own_features(given)
+    known = _matrix(features(given.media), len(given.media))
+    projection = PCA(min(_FRECHET_DIMENSIONS, len(known) - 1, known.shape[1]), random_state=0).fit(known)
+
+    def frechet(media: AnySequence[Any], references: AnySequence[Mapping[str, Any]]) -> float:
+        real = [reference[given.modality] for reference in references]
+        ours, theirs = (projection.transform(_matrix(features(items), len(items))) for items in (media, real))
+        return frechet_distance(ours, theirs)
+
+    return frechet
+
+
+def _own_features(training: Training) -> Features:
+    if training.modality not in FEATURES:
+        raise ValueError(f"there are no features of {training.modality}; give some with frechet@module:function")
+    return lambda media: FEATURES[training.modality](media, training.sample_rate_hz)
+
+
+def _matrix(features: Any, num_items: int) -> Float[np.ndarray, "items features"]:
+    matrix = np.asarray(features, np.float64)
+    if matrix.ndim != 2 or len(matrix) != num_items:
+        raise ValueError(f"features must be [items, features], here {num_items} items; got shape {matrix.shape}")
+    return matrix
+
+
+JUDGES: dict[str, Kind] = {
+    "exact_match": Kind(fit=lambda *_: exact_match, judges="text", higher_is_better=True, yardstick=None),
+    "word_error_rate": Kind(fit=lambda *_: word_error_rate, judges="text", higher_is_better=False, yardstick=None),
+    "label": Kind(fit=fit_label, judges="media", higher_is_better=True, yardstick="held_out"),
+    "frechet": Kind(fit=fit_frechet, judges="media", higher_is_better=False, yardstick="train"),
 }
+
+
+def open_judge(name: str, modality: str, training: Callable[[], Training]) -> NamedJudge:
+    """The judge of this name for what is of this modality; fitted, if it is of a kind that is."""
+    own, at, given = name.partition("@")
+    if own not in JUDGES:
+        return NamedJudge(name, imported(name), None, None if modality == TEXT else "held_out")
+    kind = JUDGES[own]
+    if at and own != "frechet":
+        raise ValueError(f"judge {name}: only frechet takes features of yours")
+    if not given and not fits(name, modality):
+        raise ValueError(f"judge {name} is of {kind.judges}, not of {modality}")
+    return NamedJudge(name, kind.fit(training, imported(given) if at else None), kind.higher_is_better, kind.yardstick)
+
+
+def fits(name: str, modality: str) -> bool:
+    """False for a built-in judge of something else."""
+    return name not in JUDGES or (JUDGES[name].judges == "text") == (modality == TEXT)
+
+
+def imported(name: str) -> Callable[..., Any]:
+    """The function that module:function names; modules are looked for in the working directory too."""
+    module, colon, function = name.partition(":")
+    if not (colon and module and function):
+        raise ValueError(f"no judge {name!r}; there are {', '.join(JUDGES)}, and module:function of your own")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except Exception as error:  # it may be anybody's module
+        raise ValueError(f"judge {name}: module {module!r} cannot be imported: {error}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if not callable(found):
+        raise ValueError(f"judge {name}: module {module!r} has no function {function!r}")
+    return found

@@ -1,5 +1,6 @@
 """trimask evaluate: what a model can do on held-out data, judged independently of it."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import tyro
 
 from trimask.diffusion import configuration
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.evaluate import EvaluateConfig, Evaluation, Samples, evaluate
+from trimask.diffusion.evaluate import ALL_TASKS, Bound, EvaluateConfig, Evaluation, Samples, Score, evaluate
 from trimask.diffusion.train import Loaded, load
 from trimask.scripts import cli
 from trimask.scripts.console import console, parse, progress_report, table
@@ -18,59 +19,100 @@ from trimask.scripts.console import console, parse, progress_report, table
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Which model on which data."""
+    """Which model on which data, and who judges."""
 
     run: tyro.conf.Positional[Path]
-    """Run folder that `trimask train` wrote; evaluation.json is written into it."""
+    """Run folder that `trimask train` wrote."""
     data: Path | None = None
-    """Prepared folder with held-out splits. None: the one the run was trained on."""
+    """Prepared folder with held-out splits and the run's tokenizers. None: the one the run was trained on."""
     checkpoint: int | Literal["best"] | None = None
     """Step of the checkpoint, or the best by the run's best_metric. None: the newest."""
+    out: Path | None = None
+    """File for the results. None: evaluation.json in the run folder."""
+    judge: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME, or TASK=NAME for one task alone; may be given again. Names are exact_match, word_error_rate, label,
+    frechet, frechet@MODULE:FUNCTION for features of yours, and MODULE:FUNCTION for a judge of yours:
+    judge(media, references) -> scores."""
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluateConfig)
 
+    def resolved(self) -> EvaluateConfig:
+        """The configuration with all judges by task."""
+        judges = dict(self.config.judges)
+        for given in self.judge:
+            task, equals, name = given.partition("=")
+            if not equals:
+                task, name = ALL_TASKS, given
+            judges[task] = (*judges.get(task, ()), name)
+        return dataclasses.replace(self.config, judges=judges)
 
-def run(loaded: Loaded, data: Path, config: EvaluateConfig) -> tuple[Evaluation, list[Samples]]:
-    """Evaluates with a progress bar, writes evaluation.json and prints the tables."""
+
+def run(
+    loaded: Loaded, data: Path, config: EvaluateConfig, out: Path | None = None
+) -> tuple[Evaluation, list[Samples]]:
+    """Evaluates with a progress bar, writes the results and prints the tables."""
+    if not (data / "manifest.json").is_file():
+        raise FileNotFoundError(
+            f"{data}: no prepared data here; `trimask prepare {data} --tokenizers {loaded.folder}` and the folder or "
+            "files, as in --images FOLDER, makes it"
+        )
     with progress_report() as report:
         result, samples = evaluate(loaded, Prepared(data), config, report)
-    configuration.save(loaded.folder / "evaluation.json", result)
+    configuration.save(out or loaded.folder / "evaluation.json", result)
     print_evaluation(result)
     return result, samples
 
 
 def print_evaluation(result: Evaluation) -> None:
-    """The accuracy, bits-per-token and memorisation tables."""
+    """The tables of scores, bits per token and memorisation."""
     rows = [
         [
-            *(a.task.replace("_", " "), a.split, f"{a.accuracy:.1%}", "{:.1%}–{:.1%}".format(*a.interval)),
-            *("equality" if a.judge_on_real is None else f"{a.judge_on_real:.1%}", f"{a.mean_nfe:.1f}"),
-            str(a.examples),
+            *(s.task.replace("_", " "), s.dataset, s.split, s.judge, shown_score(s, s.value)),
+            "" if s.interval is None else "–".join(shown_score(s, end) for end in s.interval),
+            *("" if s.on_real is None else shown_score(s, s.on_real), f"{s.mean_nfe:.1f}", str(s.examples)),
         ]
-        for a in result.accuracies
+        for s in result.scores
     ]
-    columns = ["task", "held out", "accuracy", "95 %", "judge on real", "NFE", "examples"]
-    console.print(table(f"Accuracy at step {result.step:,}", columns, rows))
+    columns = ["task", "dataset", "held out", "judge", "score", "95 %", "of real", "NFE", "examples"]
+    if rows:
+        console.print(table(f"Scores at step {result.step:,}", columns, rows))
     rows = [
-        [b.task.replace("_", " "), b.split, f"{b.bits_per_token:.3f} ± {b.half_width:.3f}", str(b.examples)]
+        [
+            *((b.task or f"all {b.modality}").replace("_", " "), b.dataset or "", b.split, shown_bits(b)),
+            *("" if b.bits_per_character is None else f"{b.bits_per_character:.3f}", str(b.examples)),
+        ]
         for b in result.bounds
     ]
-    console.print(table("Bits per token", ["task", "held out", "bits (95 %)", "examples"], rows))
+    columns = ["of", "dataset", "held out", "bits (95 %)", "per character", "examples"]
+    console.print(table("Bits per token", columns, rows))
     rows = [
         [
-            *(m.task.replace("_", " "), f"{m.copied:.1%}", f"{m.distinct} of {m.generated}"),
+            *(m.task.replace("_", " "), m.dataset, m.split, f"{m.copied:.1%}", f"{m.distinct} of {m.generated}"),
             *(f"{m.real_copied:.1%}", f"{m.real_distinct} of {m.real}"),
         ]
         for m in result.memorisation
     ]
-    columns = ["task", "copies of training items", "distinct", "real: copies", "real: distinct"]
-    console.print(table("Memorisation", columns, rows))
+    columns = ["task", "dataset", "held out", "copies of training items", "distinct", "real: copies", "real: distinct"]
+    if rows:
+        console.print(table("Memorisation", columns, rows))
+
+
+def shown_score(score: Score, value: float) -> str:
+    """A value on the scale of a score."""
+    return f"{value:.1%}" if score.is_share else f"{value:.4g}"
+
+
+def shown_bits(bound: Bound) -> str:
+    """Bits per token with their interval."""
+    half_width = "" if bound.half_width is None else f" ± {bound.half_width:.3f}"
+    return f"{bound.bits_per_token:.3f}{half_width}"
 
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point of the command."""
     parsed: Arguments = parse(Arguments, list(arguments), "evaluate", __doc__ or "")
+    config = parsed.resolved()
     loaded = load(parsed.run, parsed.checkpoint)
-    run(loaded, parsed.data or Path(loaded.description.data), parsed.config)
+    run(loaded, parsed.data or Path(loaded.description.data), config, parsed.out)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from trimask.diffusion import configuration
 from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import DatasetManifest, Prepared
 from trimask.diffusion.data.sources import SourceConfig
-from trimask.diffusion.evaluate import EvaluateConfig, Evaluation, fitted_judge
+from trimask.diffusion.evaluate import EvaluateConfig, Evaluation, label_judge, score_of
 from trimask.diffusion.parametrization import PARAMETER_CLASSES, parameter_classes
 from trimask.diffusion.run_folder import read_lines
 from trimask.diffusion.train import Loaded, load
@@ -54,9 +54,9 @@ class CodecQuality:
     examples: int
     quality: float
     """Mean over examples of PSNR in dB for pictures, of log-mel distance in dB for sound."""
-    judge_on_real: float
-    """Share of the real media that the judge of the dataset accepts."""
-    judge_on_reconstructed: float
+    judge_on_real: float | None
+    """Share of the real media that a judge of the dataset's labels accepts. None: its captions are not labels."""
+    judge_on_reconstructed: float | None
     """The same after encoding and decoding."""
     books: list[CodebookUse]
     """Use of each residual codebook."""
@@ -114,17 +114,18 @@ def inspect_prepared(prepared: Prepared) -> None:
 def codec_qualities(prepared: Prepared, dataset: str) -> list[CodecQuality]:
     """What the codec of the dataset's medium keeps of each held-out split."""
     manifest = prepared.dataset(dataset)
-    medium, judge = manifest.medium, fitted_judge(prepared, dataset)
-    if medium is None or judge is None:
+    medium = manifest.medium
+    if medium is None:
         return []
+    judge = label_judge(prepared, dataset, EvaluateConfig())
     codec, result = prepared.tokenizers.codec(medium), []
-    for split in [split for split in EvaluateConfig().splits if split in manifest.splits]:
+    for split in [split for split in manifest.splits if split.startswith("test")]:
         raw = list(prepared.raw(dataset, split))
-        references = [example.media[TEXT] for example in raw]
+        references = [example.media for example in raw]
         real = np.stack([example.media[medium] for example in raw])
         codes = np.stack([record[medium] for record in prepared.examples(dataset, split)])
         ours = codec.decode(codes)
-        accuracy = [float(judge(list(media), references).mean()) for media in (real, ours)]
+        accuracy = [judge and score_of(judge(medium, list(media), references)) for media in (real, ours)]
         sizes = codec.codebook_sizes
         stages = codes[..., None] if len(sizes) == 1 else codes
         result.append(
@@ -195,7 +196,7 @@ def _print_encodings(prepared: Prepared) -> None:
     """A few held-out texts of each dataset, token by token."""
     text, rows = prepared.tokenizers.text, []
     for name, dataset in prepared.manifest.datasets.items():
-        split = next((split for split in EvaluateConfig().splits if split in dataset.splits), TRAIN)
+        split = next((split for split in dataset.splits if split.startswith("test")), TRAIN)
         texts = dict.fromkeys(example.media[TEXT] for example in prepared.raw(name, split))
         rows += [[sample, _pieces(text, sample)] for sample in list(texts)[:_SAMPLE_TEXTS]]
     console.print(_left(table(f"Text tokenizer of {text.size:,} tokens", ["text", "tokens"], rows), 2))
@@ -209,7 +210,7 @@ def _print_codecs(measured: Sequence[CodecQuality]) -> None:
     rows = [
         [
             *(m.medium, m.split, f"{m.examples:,}", f"{_MEASURES[m.medium].name} {m.quality:.1f} dB"),
-            *(f"{m.judge_on_real:.1%}", f"{m.judge_on_reconstructed:.1%}"),
+            *("" if share is None else f"{share:.1%}" for share in (m.judge_on_real, m.judge_on_reconstructed)),
         ]
         for m in measured
     ]

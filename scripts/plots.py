@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trimask.diffusion.evaluate import Accuracy
+from trimask.diffusion.evaluate import Score
 from trimask.diffusion.run_folder import read_lines
 
 Metrics = list[dict[str, Any]]
@@ -60,19 +60,23 @@ def plot_loss(path: Path, metrics: Metrics) -> None:
     figure.savefig(path)
 
 
-def plot_accuracy(path: Path, accuracies: Sequence[Accuracy]) -> None:
-    """A bar per task and split with its 95 % interval, and a tick at the judge's accuracy on real media."""
+def plot_accuracy(path: Path, scores: Sequence[Score]) -> None:
+    """A bar per task and split with its 95 % interval, and a tick at the judge's accuracy on real media.
+
+    Of scores that are shares; others have no common scale.
+    """
+    accuracies = [score for score in scores if score.is_share]
     figure = Figure(figsize=(8, 0.9 + 0.42 * len(accuracies)), layout="constrained", dpi=110)
     axes = figure.subplots()
     for row, a in enumerate(accuracies):
-        low, high = a.interval
-        errors = [[max(0.0, a.accuracy - low)], [max(0.0, high - a.accuracy)]]
-        axes.barh(row, a.accuracy, 0.6, xerr=errors, color=_COLORS[0], ecolor="#333", capsize=3)
-        axes.annotate(f"{a.accuracy:.1%}", (0.012, row), va="center", fontsize=9, color="white", weight="bold")
-        if a.judge_on_real is not None:
-            axes.plot([a.judge_on_real] * 2, [row - 0.38, row + 0.38], color=_COLORS[1], linewidth=2.5)
+        low, high = a.interval or (a.value, a.value)
+        errors = [[max(0.0, a.value - low)], [max(0.0, high - a.value)]]
+        axes.barh(row, a.value, 0.6, xerr=errors, color=_COLORS[0], ecolor="#333", capsize=3)
+        axes.annotate(f"{a.value:.1%}", (0.012, row), va="center", fontsize=9, color="white", weight="bold")
+        if a.on_real is not None:
+            axes.plot([a.on_real] * 2, [row - 0.38, row + 0.38], color=_COLORS[1], linewidth=2.5)
     axes.plot([], [], color=_COLORS[1], linewidth=2.5, label="the judge on real media")
-    if any(a.judge_on_real is not None for a in accuracies):
+    if any(a.on_real is not None for a in accuracies):
         figure.legend(loc="outside lower right", fontsize=8, frameon=False)
     axes.set_yticks(range(len(accuracies)), [f"{a.task.replace('_', ' ')} · {a.split}" for a in accuracies])
     axes.set_xlim(0, 1.02)

@@ -23,6 +23,7 @@ from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.train import Loaded
 from trimask.diffusion.transformer import num_parameters
+from trimask.scripts.evaluate import shown_bits, shown_score
 from trimask.scripts.plots import plot_accuracy, plot_loss, read_metrics, training_seconds
 from trimask.scripts.render import (
     enlarged,
@@ -48,7 +49,8 @@ class Word(NamedTuple):
     """A spoken answer, as the page shows it."""
 
     prompt: str
-    is_right: bool
+    is_right: bool | None
+    """None: no judge says."""
     file: Path
     spectrogram: Image.Image
 
@@ -59,7 +61,7 @@ class Line(NamedTuple):
     prompt: str
     answer: str
     expected: str
-    is_right: bool
+    is_right: bool | None
 
 
 class Written(NamedTuple):
@@ -82,7 +84,7 @@ def write_report(
     words = _write_words(run / "words", spoken, loaded)
     (run / "text.txt").write_text("\n".join(map(_as_text, written)), encoding="utf-8")
     plot_loss(run / "loss.png", metrics)
-    plot_accuracy(run / "accuracy.png", evaluation.accuracies)
+    plot_accuracy(run / "accuracy.png", evaluation.scores)
     page = _page(
         evaluation=evaluation,
         step=loaded.step,
@@ -95,6 +97,8 @@ def write_report(
         words=words[:_SHOWN_WORDS],
         more_words=len(words[_SHOWN_WORDS:]),
         written=[Written(title, lines[:_SHOWN_LINES]) for title, lines in written],
+        shown=shown_score,
+        bits=shown_bits,
         uri=lambda name: data_uri(run / name),
         spectrogram_uri=_png_uri,
     )
@@ -133,8 +137,9 @@ def _write_drawings(run: Path, drawn: Sequence[Samples], loaded: Loaded) -> None
         height, width = sample.media[0].shape[:2]
         scale = enlargement(height, width, wanted=90)
         for i in _in_turn(sample.references)[: _PICTURES // len(drawn)]:
-            pictures.append(_framed(enlarged(sample.media[i], scale), bool(sample.is_right[i])))
-            captions.append(sample.references[i] if sample.is_right[i] else f"✗ {sample.references[i]}")
+            is_wrong = sample.is_right is not None and not sample.is_right[i]
+            pictures.append(_framed(enlarged(sample.media[i], scale), is_wrong))
+            captions.append(f"✗ {sample.references[i]}" if is_wrong else sample.references[i])
     if drawn:
         write_png(run / "digits.png", image_grid(pictures, captions, columns=5, scale=1))
         _write_unmasking(run / "unmasking.gif", drawn[0], loaded)
@@ -142,7 +147,7 @@ def _write_drawings(run: Path, drawn: Sequence[Samples], loaded: Loaded) -> None
 
 def _write_unmasking(path: Path, sample: Samples, loaded: Loaded) -> None:
     """The first prompt whose picture was right, drawn again step by step."""
-    prompt = sample.references[int(np.argmax(sample.is_right))]
+    prompt = sample.references[0 if sample.is_right is None else int(np.argmax(sample.is_right))]
     asked = Prompts(loaded.tokenizers, loaded.description.layouts).from_text(prompt, "image")
     generator = Generator(loaded.denoise, loaded.vocabulary, rows=1)
     (states,) = generator.trajectories([asked], loaded.generation("image"), seed=0)
@@ -157,9 +162,9 @@ def _in_turn(references: Sequence[str]) -> list[int]:
     return [number for turn in zip_longest(*items.values()) for number in turn if number is not None]
 
 
-def _framed(picture: Image.Image, is_right: bool) -> np.ndarray:
+def _framed(picture: Image.Image, is_wrong: bool) -> np.ndarray:
     """The picture with a coloured frame if it is wrong."""
-    if not is_right:
+    if is_wrong:
         ImageDraw.Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=_WRONG, width=4)
     return np.asarray(picture)
 
@@ -177,8 +182,12 @@ def _write_words(folder: Path, spoken: Sequence[Samples], loaded: Loaded) -> lis
             stems.add(stem)
             file, rate = folder / f"{stem}.wav", loaded.tokenizers.sample_rate_hz
             write_wav(file, sample.media[i], rate)
-            words.append(Word(prompt, bool(sample.is_right[i]), file, spectrogram_image(sample.media[i], rate)))
+            words.append(Word(prompt, _verdict(sample, i), file, spectrogram_image(sample.media[i], rate)))
     return words
+
+
+def _verdict(sample: Samples, item: int) -> bool | None:
+    return None if sample.is_right is None else bool(sample.is_right[item])
 
 
 def _written(sample: Samples, prepared: Prepared) -> Written:
@@ -186,10 +195,8 @@ def _written(sample: Samples, prepared: Prepared) -> Written:
     task = prepared.manifest.vocabulary.tasks[sample.task]
     given = _given(prepared, sample) if task.condition is None else [""] * len(sample.references)
     lines = [
-        Line(prompt or f"[{task.condition}]", answer[len(prompt) :], expected[len(prompt) :], bool(is_right))
-        for prompt, answer, expected, is_right in zip(
-            given, sample.media, sample.references, sample.is_right, strict=True
-        )
+        Line(prompt or f"[{task.condition}]", answer[len(prompt) :], expected[len(prompt) :], _verdict(sample, i))
+        for i, (prompt, answer, expected) in enumerate(zip(given, sample.media, sample.references, strict=True))
     ]
     return Written(f"{sample.task.replace('_', ' ')} · {sample.split}", lines)
 
@@ -206,10 +213,12 @@ def _given(prepared: Prepared, sample: Samples) -> list[str]:
 
 
 def _as_text(written: Written) -> str:
-    lines = [
-        f"{line.prompt} → {line.answer}" + ("" if line.is_right else f"   ✗ {line.expected}") for line in written.lines
-    ]
+    lines = [f"{line.prompt} → {line.answer}" + _expected(line) for line in written.lines]
     return "\n".join([f"# {written.title}", *lines, ""])
+
+
+def _expected(line: Line) -> str:
+    return "" if line.is_right else f"   {'✗' if line.is_right is False else 'real:'} {line.expected}"
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

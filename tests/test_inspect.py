@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from trimask.diffusion import configuration
-from trimask.diffusion.evaluate import Accuracy, Evaluation
+from trimask.diffusion.evaluate import Evaluation, Score
 from trimask.diffusion.train import Loaded, Pretraining, RunDescription, TrainConfig
 from trimask.diffusion.transformer import TransformerConfig, num_parameters
 from trimask.scripts import console, evaluate, inspection
@@ -96,16 +96,20 @@ def test_a_run_shows_its_progress_and_its_last_whole_line_of_metrics(loaded, pri
 
 
 def test_a_run_that_was_evaluated_shows_the_table(loaded, printed, tmp_path):
-    accuracy = Accuracy(
+    score = Score(
+        dataset="drawn",
         task="text_to_image",
         split="test",
+        judge="label",
         examples=7,
-        accuracy=0.4321,
+        value=0.4321,
         interval=(0.2, 0.6),
+        is_share=True,
+        higher_is_better=True,
+        on_real=0.9,
         mean_nfe=2.0,
-        judge_on_real=0.9,
     )
-    configuration.save(tmp_path / "evaluation.json", Evaluation(step=7, accuracies=[accuracy]))
+    configuration.save(tmp_path / "evaluation.json", Evaluation(step=7, scores=[score]))
     assert "43.2%" in printed(inspection.inspect_run, replace(loaded, folder=tmp_path))
 
 

@@ -1,0 +1,27 @@
+"""95 % intervals of what is measured on a sample.
+
+A measurement is a quotient R = Σ totals / Σ counts over examples: bits over tokens, word errors over words; a mean is
+the case of equal counts. Its standard error is the delta method's, √(n · var(totals − R · counts)) / Σ counts.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+_Z = 1.96
+
+
+def ratio(totals: Float[np.ndarray, " items"], counts: Float[np.ndarray, " items"]) -> tuple[float, float | None]:
+    """R and half of its 95 % interval; None for a single example."""
+    value = float(totals.sum() / counts.sum())
+    if len(totals) < 2:
+        return value, None
+    deviation = float((totals - value * counts).std(ddof=1))
+    return value, _Z * len(totals) ** 0.5 * deviation / float(counts.sum())
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Interval of a share that stays inside [0, 1] (Wilson 1927)."""
+    share = successes / trials
+    center = (share + _Z**2 / (2 * trials)) / (1 + _Z**2 / trials)
+    half = _Z / (1 + _Z**2 / trials) * (share * (1 - share) / trials + _Z**2 / (4 * trials**2)) ** 0.5
+    return max(0.0, center - half), min(1.0, center + half)  # rounding may leave it
