@@ -60,7 +60,7 @@ def digits_real() -> Experiment:
             seconds=1.0,
             text_vocabulary=1024,
         ),
-        train=_train(20_000_000, generation_steps=24, weights={"handwritten": 1.0, "spoken": 1.0, "prose": 1.0}),
+        train=_train(20_000_000, generation_steps=24, weights={"handwritten": 1.2, "spoken": 0.9, "prose": 0.9}),
     )
 
 
