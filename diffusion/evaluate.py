@@ -206,7 +206,7 @@ def _splits(prepared: Prepared, config: EvaluateConfig) -> list[str]:
         found = [split for split in there if split.startswith("test")]
         if not found:
             raise ValueError(
-                f"{prepared.folder}: no split's name begins with test; there are {', '.join(there)}. --splits names some"
+                f"{prepared.folder}: no split's name begins with test; --splits names others: {', '.join(there)}"
             )
         return found
     for split in config.splits:
