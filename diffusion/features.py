@@ -104,7 +104,7 @@ def frechet_distance(ours: Float[np.ndarray, "n features"], theirs: Float[np.nda
     centred = [(set_ - set_.mean(axis=0)) / (len(set_) - 1) ** 0.5 for set_ in (ours, theirs)]
     traces = sum(float((part**2).sum()) for part in centred)
     # R of A = QR has the same AᵀA and as few rows as there are features.
-    small = [np.linalg.qr(part, mode="r") for part in centred]
-    cross = float(np.linalg.svd(small[0] @ small[1].T, compute_uv=False).sum())
+    small = [np.linalg.qr(part).R for part in centred]
+    cross = float(np.linalg.svdvals(small[0] @ small[1].T).sum())
     between = float(((ours.mean(axis=0) - theirs.mean(axis=0)) ** 2).sum())
     return max(0.0, between + traces - 2 * cross)

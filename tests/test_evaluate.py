@@ -13,7 +13,8 @@ from trimask.diffusion.data.plan import PrepareConfig, SplitConfig
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
-from trimask.diffusion.evaluate import EvaluateConfig, evaluate, spread
+from trimask.diffusion.evaluate import EvaluateConfig, evaluate
+from trimask.diffusion.held_out import spread
 from trimask.diffusion.likelihood import num_asked, target_bits
 from trimask.diffusion.sampling.requests import GenerationConfig
 from trimask.diffusion.schedule import ScheduleConfig
