@@ -9,21 +9,20 @@ Everything follows from the seed: the same call gives the same numbers, bit for 
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from trimask.diffusion.data.plan import TRAIN
-from trimask.diffusion.data.prepared import Examples, Prepared
-from trimask.diffusion.data.sources import RawExample
+from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.held_out import HeldOut, Real, spread
 from trimask.diffusion.intervals import ratio, wilson_interval
-from trimask.diffusion.judges import NamedJudge, Scores, Training, are_labels, fits, open_judge
+from trimask.diffusion.judges import NamedJudge, Scores, are_labels, fits, open_judge
 from trimask.diffusion.likelihood import num_asked, target_bits
 from trimask.diffusion.sampling.requests import Answer, Generator
 from trimask.diffusion.train import Loaded, require_same_vocabulary
@@ -31,7 +30,6 @@ from trimask.tokenizers.sequence import Example, direct
 from trimask.tokenizers.vocabulary import TEXT, Task
 
 Report = Callable[[str, int, int], None]
-_T = TypeVar("_T")
 
 ALL_TASKS = "all"
 """In place of a task's name: judges of every task that they can judge."""
@@ -149,18 +147,16 @@ def evaluate(
 ) -> tuple[Evaluation, list[Samples]]:
     """All numbers, and what was generated for them."""
     _require_same_tokenizers(loaded, prepared)
-    for task in config.judges:
-        if task not in (ALL_TASKS, *loaded.vocabulary.tasks):
-            raise ValueError(f"judges of an unknown task {task!r}; there are {', '.join(loaded.vocabulary.tasks)}")
+    for judged in config.judges:
+        if judged not in (ALL_TASKS, *loaded.vocabulary.tasks):
+            raise ValueError(f"judges of an unknown task {judged!r}; there are {', '.join(loaded.vocabulary.tasks)}")
     splits = _splits(prepared, config)
     generator = Generator(loaded.denoise, loaded.vocabulary, rows=config.rows)
     result, samples, measured = Evaluation(step=loaded.step), [], list[_Measured]()
     for name, manifest in prepared.manifest.datasets.items():
         asked: dict[str, set[bytes]] = {}
-        real = _Real(prepared, name, config.fit_examples)
-        held_out = [
-            _HeldOut(prepared, name, split, config.max_examples) for split in splits if split in manifest.splits
-        ]
+        real = Real(prepared, name, config.fit_examples)
+        held_out = [HeldOut(prepared, name, split, config.max_examples) for split in splits if split in manifest.splits]
         judges: dict[str, list[NamedJudge]] = {}
         for task in manifest.tasks(loaded.vocabulary):
             for part in held_out:
@@ -206,7 +202,7 @@ def _splits(prepared: Prepared, config: EvaluateConfig) -> list[str]:
         found = [split for split in there if split.startswith("test")]
         if not found:
             raise ValueError(
-                f"{prepared.folder}: no split's name begins with test; there are {', '.join(there)}. --splits names some"
+                f"{prepared.folder}: no split's name begins with test; --splits names others: {', '.join(there)}"
             )
         return found
     for split in config.splits:
@@ -215,69 +211,7 @@ def _splits(prepared: Prepared, config: EvaluateConfig) -> list[str]:
     return list(config.splits)
 
 
-class _HeldOut:
-    """Some of a split's examples, and what they were made of, read when it is needed."""
-
-    def __init__(self, prepared: Prepared, dataset: str, split: str, limit: int | None):
-        self.prepared, self.dataset, self.split = prepared, dataset, split
-        total = prepared.dataset(dataset).splits[split]
-        self.numbers = spread(total, limit)
-
-    @cached_property
-    def records(self) -> list[dict[str, Any]]:
-        """Codes."""
-        examples = self.prepared.examples(self.dataset, self.split)
-        return [examples[number] for number in self.numbers]
-
-    @cached_property
-    def raw(self) -> list[RawExample]:
-        """Media."""
-        return _picked(self.prepared.raw(self.dataset, self.split), self.numbers)
-
-
-class _Real:
-    """A dataset's training examples, read when they are needed."""
-
-    def __init__(self, prepared: Prepared, dataset: str, limit: int):
-        self.prepared, self.dataset, self.limit = prepared, dataset, limit
-
-    @cached_property
-    def raw(self) -> list[RawExample]:
-        """Some of them."""
-        splits = self.prepared.dataset(self.dataset).splits
-        if TRAIN not in splits:
-            raise ValueError(
-                f"{self.prepared.folder}: {self.dataset} has no split {TRAIN!r} to fit a judge on, only "
-                f"{', '.join(splits)}"
-            )
-        return _picked(self.prepared.raw(self.dataset, TRAIN), spread(splits[TRAIN], self.limit))
-
-    def training(self, modality: str) -> Training:
-        """What a judge of this modality is fitted on."""
-        rate = self.prepared.sample_rate_hz if modality == "audio" else None
-        media = [example.media[modality] for example in self.raw]
-        return Training(self.dataset, modality, media, [example.media for example in self.raw], rate)
-
-    @cached_property
-    def codes(self) -> Examples | list[dict[str, Any]]:
-        """Codes of all; none where there is no training split."""
-        has_any = TRAIN in self.prepared.dataset(self.dataset).splits
-        return self.prepared.examples(self.dataset, TRAIN) if has_any else []
-
-
-def spread(total: int, limit: int | None) -> list[int]:
-    """At most `limit` of 0 … total − 1, evenly spread: files are often sorted by what they show."""
-    if limit is None or total <= limit:
-        return list(range(total))
-    return [number * total // limit for number in range(limit)]
-
-
-def _picked(items: Iterator[_T], numbers: AnySequence[int]) -> list[_T]:
-    wanted = set(numbers)
-    return [item for number, item in enumerate(items) if number in wanted]
-
-
-def _is_asked(task: Task, part: _HeldOut, asked: set[bytes]) -> bool:
+def _is_asked(task: Task, part: HeldOut, asked: set[bytes]) -> bool:
     """False where there is no question, or all of them were asked on an earlier split."""
     if task.condition is None:
         return any(record["num_given"] for record in part.records)
@@ -313,7 +247,7 @@ class _Measured:
     """Of all texts."""
 
 
-def _measured(loaded: Loaded, task: Task, part: _HeldOut, config: EvaluateConfig, report: Report) -> _Measured:
+def _measured(loaded: Loaded, task: Task, part: HeldOut, config: EvaluateConfig, report: Report) -> _Measured:
     examples = [direct(task, record, _num_given(task, record)) for record in part.records]
     key = jax.random.fold_in(
         jax.random.key(config.seed), zlib.crc32(f"{part.dataset} {task.name} {part.split}".encode())
@@ -352,7 +286,7 @@ def _bound(measured: AnySequence[_Measured], dataset: str | None, task: str | No
     )
 
 
-def _judges(task: Task, real: _Real, config: EvaluateConfig) -> list[NamedJudge]:
+def _judges(task: Task, real: Real, config: EvaluateConfig) -> list[NamedJudge]:
     """Those that are asked for, or the usual ones."""
     names = [name for name in config.judges.get(ALL_TASKS, ()) if fits(name, task.target)]
     names += config.judges.get(task.name, ())
@@ -361,15 +295,15 @@ def _judges(task: Task, real: _Real, config: EvaluateConfig) -> list[NamedJudge]
     return [open_judge(name, task.target, partial(real.training, task.target)) for name in dict.fromkeys(names)]
 
 
-def _usual(real: _Real) -> str:
+def _usual(real: Real) -> str:
     return "label" if are_labels([example.media[TEXT] for example in real.raw]) else "frechet"
 
 
 def _judged(
     loaded: Loaded,
     task: Task,
-    part: _HeldOut,
-    real: _Real,
+    part: HeldOut,
+    real: Real,
     answers: AnySequence[Answer],
     judges: AnySequence[NamedJudge],
 ) -> tuple[list[Score], Samples]:
@@ -433,7 +367,7 @@ def _summary(
     return value, None if half_width is None else (value - half_width, value + half_width), None
 
 
-def _memorisation(task: Task, part: _HeldOut, generated: AnySequence[np.ndarray], real: _Real) -> Memorisation:
+def _memorisation(task: Task, part: HeldOut, generated: AnySequence[np.ndarray], real: Real) -> Memorisation:
     """How many generated, and for comparison real held-out, code grids equal one of the training set."""
     known = {_identity(record[task.target]) for record in real.codes}
     grids = [_identity(codes) for codes in generated]
@@ -457,7 +391,7 @@ def _identity(codes: np.ndarray) -> bytes:
 
 def label_judge(prepared: Prepared, dataset: str, config: EvaluateConfig) -> NamedJudge | None:
     """The judge of labels of a dataset's medium; None where there is none, or captions are not labels."""
-    medium, real = prepared.dataset(dataset).medium, _Real(prepared, dataset, config.fit_examples)
+    medium, real = prepared.dataset(dataset).medium, Real(prepared, dataset, config.fit_examples)
     if medium is None or _usual(real) != "label":
         return None
     return open_judge("label", medium, partial(real.training, medium))

@@ -8,6 +8,7 @@ on real recordings and pictures, never by what it says of a model's.
 
 from collections.abc import Callable
 from collections.abc import Sequence as AnySequence
+from typing import NamedTuple
 
 import librosa
 import numpy as np
@@ -71,16 +72,24 @@ def _cepstra(mel: Float[np.ndarray, "bands frames"]) -> Float[np.ndarray, " feat
     loud = np.flatnonzero(energy >= _QUIET * energy.max())
     frames = slice(loud[0], loud[-1] + 1)
     spectrum = np.log(mel[:, frames] / max(float(mel.max()), 1e-10) + 1e-4)
-    # Higher cepstra vary less, so they are scaled up.
-    cepstra = scipy.fft.dct(spectrum, axis=0, norm="ortho")[:_CEPSTRA] * np.arange(1, _CEPSTRA + 1)[:, None]
+    cepstra = scipy.fft.dct(spectrum, axis=0, norm="ortho")[:_CEPSTRA]
     moments = np.linspace(0, cepstra.shape[1] - 1, _FRAMES)
     stretched = [np.interp(moments, np.arange(cepstra.shape[1]), row) for row in cepstra]
     return np.append(np.concatenate(stretched), np.log(cepstra.shape[1]))
 
 
-FEATURES: dict[str, Callable[..., Float[np.ndarray, "items features"]]] = {
-    "image": image_features,
-    "audio": audio_features,
+class Kind(NamedTuple):
+    """Features of a modality."""
+
+    of: Callable[..., Float[np.ndarray, "items features"]]
+    """Media, sample rate → features."""
+    is_scaled: bool
+    """True where each feature is divided by its own deviation before features are compared."""
+
+
+FEATURES: dict[str, Kind] = {
+    "image": Kind(image_features, is_scaled=False),
+    "audio": Kind(audio_features, is_scaled=True),
 }
 
 
@@ -95,7 +104,7 @@ def frechet_distance(ours: Float[np.ndarray, "n features"], theirs: Float[np.nda
     centred = [(set_ - set_.mean(axis=0)) / (len(set_) - 1) ** 0.5 for set_ in (ours, theirs)]
     traces = sum(float((part**2).sum()) for part in centred)
     # R of A = QR has the same AᵀA and as few rows as there are features.
-    small = [np.linalg.qr(part, mode="r") for part in centred]
-    cross = float(np.linalg.svd(small[0] @ small[1].T, compute_uv=False).sum())
+    small = [np.linalg.qr(part).R for part in centred]
+    cross = float(np.linalg.svdvals(small[0] @ small[1].T).sum())
     between = float(((ours.mean(axis=0) - theirs.mean(axis=0)) ** 2).sum())
     return max(0.0, between + traces - 2 * cross)

@@ -32,6 +32,8 @@ import jiwer
 import numpy as np
 from jaxtyping import Float
 from sklearn.decomposition import PCA
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from trimask.diffusion.features import FEATURES, frechet_distance
@@ -163,8 +165,8 @@ def fit_label(training: Callable[[], Training], features: Features | None = None
             f"{_PER_LABEL} times on average; {given.dataset} has {len(counts):,} different captions of "
             f"{len(given.texts):,}, {once:,} of them once. Judge frechet needs none"
         )
-    features = features or _own_features(given)
-    classifier = SVC(C=10.0, gamma="scale").fit(features(given.media), given.texts)
+    features = _own_features(given)
+    classifier = make_pipeline(_scaling(given), SVC(C=10.0, gamma="scale")).fit(features(given.media), given.texts)
 
     def label(media: AnySequence[Any], references: AnySequence[Mapping[str, Any]]) -> Any:
         return classifier.predict(features(media)) == np.array([reference[TEXT] for reference in references])
@@ -175,9 +177,10 @@ def fit_label(training: Callable[[], Training], features: Features | None = None
 def fit_frechet(training: Callable[[], Training], features: Features | None = None) -> Judge:
     """Fréchet distance between features of the media and of the references, by PCA of real training media."""
     given = training()
-    features = features or _own_features(given)
+    features, scaling = (features, "passthrough") if features else (_own_features(given), _scaling(given))
     known = _matrix(features(given.media), len(given.media))
-    projection = PCA(min(_FRECHET_DIMENSIONS, len(known) - 1, known.shape[1]), random_state=0).fit(known)
+    dimensions = min(_FRECHET_DIMENSIONS, len(known) - 1, known.shape[1])
+    projection = make_pipeline(scaling, PCA(dimensions, random_state=0)).fit(known)
 
     def frechet(media: AnySequence[Any], references: AnySequence[Mapping[str, Any]]) -> float:
         real = [reference[given.modality] for reference in references]
@@ -190,7 +193,12 @@ def fit_frechet(training: Callable[[], Training], features: Features | None = No
 def _own_features(training: Training) -> Features:
     if training.modality not in FEATURES:
         raise ValueError(f"there are no features of {training.modality}; give some with frechet@module:function")
-    return lambda media: FEATURES[training.modality](media, training.sample_rate_hz)
+    return lambda media: FEATURES[training.modality].of(media, training.sample_rate_hz)
+
+
+def _scaling(training: Training) -> Any:
+    """A step of a pipeline."""
+    return StandardScaler() if FEATURES[training.modality].is_scaled else "passthrough"
 
 
 def _matrix(features: Any, num_items: int) -> Float[np.ndarray, "items features"]:

@@ -125,7 +125,9 @@ def codec_qualities(prepared: Prepared, dataset: str) -> list[CodecQuality]:
         real = np.stack([example.media[medium] for example in raw])
         codes = np.stack([record[medium] for record in prepared.examples(dataset, split)])
         ours = codec.decode(codes)
-        accuracy = [judge and score_of(judge(medium, list(media), references)) for media in (real, ours)]
+        accuracy = [
+            None if judge is None else score_of(judge(medium, list(media), references)) for media in (real, ours)
+        ]
         sizes = codec.codebook_sizes
         stages = codes[..., None] if len(sizes) == 1 else codes
         result.append(
