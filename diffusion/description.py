@@ -83,7 +83,9 @@ def continued(folder: Path, description: RunDescription, resume: bool) -> RunDes
             raise ValueError(f"{folder} holds checkpoints and no config.json to say of what; choose another folder")
         return description
     old = configuration.load(folder / "config.json", RunDescription)
-    asked = dataclasses.replace(description.train, loop=old.train.loop, generation=old.train.generation)
+    batch = dataclasses.replace(description.train.batch, warn_epochs=old.train.batch.warn_epochs)
+    free = {"loop": old.train.loop, "generation": old.train.generation, "batch": batch}
+    asked = dataclasses.replace(description.train, **free)
     changed = configuration.differences(old.train, asked)
     changed += configuration.differences(old.vocabulary, description.vocabulary, "vocabulary.")
     for name in ("data_fingerprint", "init_from"):

@@ -8,13 +8,16 @@ resume bit for bit is the state, one integer, and what the watch over the loss r
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grain
 import jax
+import numpy as np
+from absl import flags
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from trimask.diffusion.checkpoint import Checkpoints, Retention
@@ -47,12 +50,14 @@ class LoopConfig:
     """Stop at a loss above so many times its recent mean. None: only where loss or gradient are not finite."""
     prefetch: int = 4
     """Batches prepared ahead of the step."""
+    workers: int = 0
+    """Processes that prepare batches. 0: a thread of this process."""
 
     def __post_init__(self):
         for name in ("log_every", "checkpoint_every", "keep_last", "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("keep_best", "sample_every"):
+        for name in ("keep_best", "sample_every", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.keep_every is not None and self.keep_every < 1:
@@ -102,7 +107,7 @@ def fit(
         done = start
         with MetricsLog(folder, start) as log, _progress(num_steps, start) as progress:
             clock = _Clock()
-            for index, host_batch in _prefetched(batch, start, num_steps, config.prefetch):
+            for index, host_batch in _prefetched(batch, start, num_steps, config):
                 clock.waited()
                 state, step_metrics = step(state, jax.device_put(host_batch))
                 done = index + 1
@@ -134,10 +139,22 @@ def fit(
     return state
 
 
-def _prefetched(batch: Callable[[int], Any], start: int, stop: int, buffer: int):
-    """(step, batch) in order, prepared by a background thread."""
-    numbered = grain.MapDataset.range(start, stop).map(lambda step: (int(step), batch(int(step))))
-    return iter(numbered.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffer)))
+def _prefetched(batch: Callable[[int], Any], start: int, stop: int, config: LoopConfig) -> Iterator[tuple[int, Any]]:
+    """(step, batch) in order, prepared ahead by a thread or by processes."""
+    numbered = grain.MapDataset.range(start, stop).map(partial(_numbered, batch))
+    if config.workers == 0:
+        return iter(numbered.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch)))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # or Grain's workers would want a command line of absl's
+    ahead = -(-config.prefetch // config.workers)
+    options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=ahead)
+    shared = numbered.to_iter_dataset(grain.ReadOptions(num_threads=1)).mp_prefetch(options)
+    # Copied out of the memory that Grain shares between processes, which it takes back when it likes.
+    return ((step, jax.tree.map(np.array, content)) for step, content in shared)
+
+
+def _numbered(batch: Callable[[int], Any], step: Any) -> tuple[int, Any]:
+    return int(step), batch(int(step))
 
 
 class _Clock:

@@ -152,7 +152,7 @@ def train(
     description = RunDescription(
         train=config,
         vocabulary=vocabulary,
-        layouts={name: d.layout for name, d in prepared.manifest.datasets.items()},
+        layouts={dataset.name: prepared.dataset(dataset.name).layout for dataset in use},
         data=str(data.absolute()),
         data_fingerprint=prepared.fingerprint,
         num_steps=num_steps,

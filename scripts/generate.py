@@ -125,6 +125,8 @@ class Output:
 
 def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
     """Asks, writes and prints."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; it must be a folder, or a name for a new one")
     index = _read_index(out / "index.jsonl")
     prompts = prompts_of(loaded)
     questions = [q for q in ask(arguments, prompts) for _ in range(arguments.num)]

@@ -175,11 +175,6 @@ class Vocabulary:
         ids = np.asarray(ids)
         return np.where(ids == self.mask_id, -1, ids - self._starts(modality, ids.shape)).astype(np.int32)
 
-    def modality_of(self, ids: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
-        """The modality number each id belongs to."""
-        by_range = np.array([self.number_of(r.modality) for r in self.ranges])
-        return by_range[np.searchsorted([r.stop for r in self.ranges], ids, side="right")]
-
     @property
     def fingerprint(self) -> str:
         """Changes with any change of the id space."""

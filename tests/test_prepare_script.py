@@ -1,0 +1,55 @@
+"""trimask prepare: sources by flag, and what is printed."""
+
+import json
+
+import pytest
+
+from trimask.diffusion.data.plan import PrepareConfig
+from trimask.scripts.prepare import Arguments, main
+
+
+def where(**given):
+    config = Arguments(folder="unused", config=PrepareConfig(), **given).resolved()
+    return {name: (source.kind, source.where) for name, source in config.sources.items()}
+
+
+def test_a_source_is_called_after_its_folder_or_as_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert where(images=("my photos/sea", "land=x/y"), audio=("2voices",)) == {
+        "sea": ("images", (f"{tmp_path}/my photos/sea",)),
+        "land": ("images", (f"{tmp_path}/x/y",)),
+        "data_2voices": ("audio", (f"{tmp_path}/2voices",)),
+    }
+
+
+def test_text_files_are_one_dataset_unless_they_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert where(text=("a.txt", "b.txt", "tales=c.txt", "tales=d.txt"), tfds=("mnist:3.0.1",)) == {
+        "text": ("text", (f"{tmp_path}/a.txt", f"{tmp_path}/b.txt")),
+        "tales": ("text", (f"{tmp_path}/c.txt", f"{tmp_path}/d.txt")),
+        "mnist": ("tfds", ("mnist:3.0.1",)),
+    }
+
+
+def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (name,) = where(images=("a/b=c",))
+    assert name == "b_c"
+
+
+def test_two_sources_of_one_name_are_refused_with_the_way_out():
+    with pytest.raises(ValueError, match="two sources are called sea; name one with --audio NAME="):
+        where(images=("a/sea",), audio=("b/sea",))
+
+
+def test_the_table_adds_up_and_names_the_rejects(tmp_path, capsys):
+    lines = [{"prompt": f"{n}", "response": "" if n == 3 else "x"} for n in range(30)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    main([str(tmp_path / "out"), "--prompts", str(tmp_path / "a.jsonl"), "--on-error", "skip"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "30 = 29 + 1" in out and "rejects.jsonl" in out
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="no preset 'tyni'; there are tiny, small"):
+        main([str(tmp_path), "--preset", "tyni"])
