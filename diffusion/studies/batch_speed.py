@@ -2,8 +2,8 @@
 
     python -m trimask.diffusion.studies.batch_speed DATA [--tokens 4096] [--packed-length 256]
 
-For every dataset: non-padding tokens per second of `Batches` in one thread, once its examples are in memory, and the share
-of its rows that is not padding.
+For every dataset: non-padding tokens per second of `Batches` in one thread, once its examples are in memory, and the
+share of its rows that is not padding.
 """
 
 import sys
