@@ -16,7 +16,7 @@ from trimask.configs.presets import Experiment
 from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.data.sources import SourceConfig
+from trimask.diffusion.data.sources import BadRecord, SourceConfig
 from trimask.scripts import cli
 from trimask.scripts.console import console, parse_from_preset, progress_report, table
 
@@ -75,8 +75,12 @@ def _as_name(where: str) -> str:
 
 def run(folder: Path, config: PrepareConfig) -> Prepared:
     """Prepares with a progress bar and prints what came out."""
-    with progress_report() as report:
-        prepared = prepare(folder, config, report)
+    try:
+        with progress_report() as report:
+            prepared = prepare(folder, config, report)
+    except BadRecord as error:
+        hint = "mend it, or list such records in rejects.jsonl and go on, with --on-error skip"
+        raise ValueError(f"{error}\n{hint}") from error
     rows = []
     for name, dataset in prepared.manifest.datasets.items():
         splits = " · ".join(f"{split} {examples:,}" for split, examples in dataset.splits.items())

@@ -45,6 +45,9 @@ def test_two_sources_of_one_name_are_refused_with_the_way_out():
 def test_the_table_adds_up_and_names_the_rejects(tmp_path, capsys):
     lines = [{"prompt": f"{n}", "response": "" if n == 3 else "x"} for n in range(30)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=r'line 4: "response" is empty\n.*--on-error skip'):
+        main([str(tmp_path / "out"), "--prompts", str(tmp_path / "a.jsonl")])
+    capsys.readouterr()
     main([str(tmp_path / "out"), "--prompts", str(tmp_path / "a.jsonl"), "--on-error", "skip"])
     out = " ".join(capsys.readouterr().out.split())
     assert "30 = 29 + 1" in out and "rejects.jsonl" in out
