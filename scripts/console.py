@@ -82,7 +82,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     """A table whose first column is left-aligned and whose others are right-aligned."""
     result = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        result.add_column(column, justify="right" if number else "left")
+        result.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
         result.add_row(*row)
     return result

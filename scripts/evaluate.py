@@ -66,32 +66,32 @@ def print_evaluation(result: Evaluation) -> None:
     """The tables of scores, bits per token and memorisation."""
     rows = [
         [
-            *(s.task.replace("_", " "), s.dataset, s.split, s.judge, shown_score(s, s.value)),
-            "" if s.interval is None else "–".join(shown_score(s, end) for end in s.interval),
+            *(s.task.replace("_", " "), f"{s.dataset} {s.split}", s.judge.replace("_", " "), shown_score(s, s.value)),
+            "" if s.interval is None else " – ".join(shown_score(s, end) for end in s.interval),
             *("" if s.on_real is None else shown_score(s, s.on_real), f"{s.mean_nfe:.1f}", str(s.examples)),
         ]
         for s in result.scores
     ]
-    columns = ["task", "dataset", "held out", "judge", "score", "95 %", "of real", "NFE", "examples"]
+    columns = ["task", "held out", "judge", "score", "95 %", "of real", "NFE", "examples"]
     if rows:
         console.print(table(f"Scores at step {result.step:,}", columns, rows))
     rows = [
         [
-            *((b.task or f"all {b.modality}").replace("_", " "), b.dataset or "", b.split, shown_bits(b)),
+            *((b.task or f"all {b.modality}").replace("_", " "), f"{b.dataset or ''} {b.split}", shown_bits(b)),
             *("" if b.bits_per_character is None else f"{b.bits_per_character:.3f}", str(b.examples)),
         ]
         for b in result.bounds
     ]
-    columns = ["of", "dataset", "held out", "bits (95 %)", "per character", "examples"]
+    columns = ["of", "held out", "bits (95 %)", "per character", "examples"]
     console.print(table("Bits per token", columns, rows))
     rows = [
         [
-            *(m.task.replace("_", " "), m.dataset, m.split, f"{m.copied:.1%}", f"{m.distinct} of {m.generated}"),
+            *(m.task.replace("_", " "), f"{m.dataset} {m.split}", f"{m.copied:.1%}", f"{m.distinct} of {m.generated}"),
             *(f"{m.real_copied:.1%}", f"{m.real_distinct} of {m.real}"),
         ]
         for m in result.memorisation
     ]
-    columns = ["task", "dataset", "held out", "copies of training items", "distinct", "real: copies", "real: distinct"]
+    columns = ["task", "held out", "copies of training items", "distinct", "real: copies", "real: distinct"]
     if rows:
         console.print(table("Memorisation", columns, rows))
 
