@@ -107,7 +107,7 @@ def fit(
         done = start
         with MetricsLog(folder, start) as log, _progress(num_steps, start) as progress:
             clock = _Clock()
-            for index, host_batch in _prefetched(batch, start, num_steps, config):
+            for index, host_batch in prefetched(batch, start, num_steps, config):
                 clock.waited()
                 state, step_metrics = step(state, jax.device_put(host_batch))
                 done = index + 1
@@ -139,7 +139,7 @@ def fit(
     return state
 
 
-def _prefetched(batch: Callable[[int], Any], start: int, stop: int, config: LoopConfig) -> Iterator[tuple[int, Any]]:
+def prefetched(batch: Callable[[int], Any], start: int, stop: int, config: LoopConfig) -> Iterator[tuple[int, Any]]:
     """(step, batch) in order, prepared ahead by a thread or by processes."""
     numbered = grain.MapDataset.range(start, stop).map(partial(_numbered, batch))
     if config.workers == 0:
