@@ -29,6 +29,8 @@ from trimask.diffusion.train import Loaded, require_same_vocabulary
 from trimask.tokenizers.sequence import Example, direct
 from trimask.tokenizers.vocabulary import TEXT, Task
 
+_FEW = 8
+"""Media are not judged by fewer held-out or training examples, unless a judge is named."""
 Report = Callable[[str, int, int], None]
 
 ALL_TASKS = "all"
@@ -158,6 +160,7 @@ def evaluate(
         real = Real(prepared, name, config.fit_examples)
         held_out = [HeldOut(prepared, name, split, config.max_examples) for split in splits if split in manifest.splits]
         judges: dict[str, list[NamedJudge]] = {}
+        is_trained_on = prepared.fingerprint == loaded.description.data_fingerprint
         for task in manifest.tasks(loaded.vocabulary):
             for part in held_out:
                 measured.append(_measured(loaded, task, part, config, report))
@@ -165,14 +168,16 @@ def evaluate(
                 if not _is_asked(task, part, asked.setdefault(task.name, set())):
                     continue
                 if task.name not in judges:
-                    judges[task.name] = _judges(task, real, config)
+                    judges[task.name] = _judges(task, part, real, config)
+                if not judges[task.name]:
+                    continue
                 progress = partial(report, f"{task.name} on {part.split}")
                 questions = [_question(task, record) for record in part.records]
                 answers = generator.generate(questions, loaded.generation(task.target), config.seed, progress)
                 scores, sample = _judged(loaded, task, part, real, answers, judges[task.name])
                 result.scores.extend(scores)
                 samples.append(sample)
-                if task.target != TEXT:
+                if task.target != TEXT and is_trained_on:
                     codes = [answer.example.segments[-1].codes for answer in answers]
                     result.memorisation.append(_memorisation(task, part, codes, real))
     for split in splits:
@@ -286,11 +291,13 @@ def _bound(measured: AnySequence[_Measured], dataset: str | None, task: str | No
     )
 
 
-def _judges(task: Task, real: Real, config: EvaluateConfig) -> list[NamedJudge]:
-    """Those that are asked for, or the usual ones."""
+def _judges(task: Task, part: HeldOut, real: Real, config: EvaluateConfig) -> list[NamedJudge]:
+    """Those that are asked for, or the usual ones; none where there is too little to judge by."""
     names = [name for name in config.judges.get(ALL_TASKS, ()) if fits(name, task.target)]
     names += config.judges.get(task.name, ())
     if not names:
+        if task.target != TEXT and (not real.exists or min(len(real.raw), len(part.records)) < _FEW):
+            return []
         names = ["exact_match"] if task.target == TEXT else [_usual(real)]
     return [open_judge(name, task.target, partial(real.training, task.target)) for name in dict.fromkeys(names)]
 
@@ -392,6 +399,6 @@ def _identity(codes: np.ndarray) -> bytes:
 def label_judge(prepared: Prepared, dataset: str, config: EvaluateConfig) -> NamedJudge | None:
     """The judge of labels of a dataset's medium; None where there is none, or captions are not labels."""
     medium, real = prepared.dataset(dataset).medium, Real(prepared, dataset, config.fit_examples)
-    if medium is None or _usual(real) != "label":
+    if medium is None or not real.exists or _usual(real) != "label":
         return None
     return open_judge("label", medium, partial(real.training, medium))

@@ -39,11 +39,16 @@ class Real:
     def __init__(self, prepared: Prepared, dataset: str, limit: int):
         self.prepared, self.dataset, self.limit = prepared, dataset, limit
 
+    @property
+    def exists(self) -> bool:
+        """False where the data have no training split."""
+        return TRAIN in self.prepared.dataset(self.dataset).splits
+
     @cached_property
     def raw(self) -> list[RawExample]:
         """Some of them."""
         splits = self.prepared.dataset(self.dataset).splits
-        if TRAIN not in splits:
+        if not self.exists:
             raise ValueError(
                 f"{self.prepared.folder}: {self.dataset} has no split {TRAIN!r} to fit a judge on, only "
                 f"{', '.join(splits)}"
@@ -59,8 +64,7 @@ class Real:
     @cached_property
     def codes(self) -> Examples | list[dict[str, Any]]:
         """Codes of all; none where there is no training split."""
-        has_any = TRAIN in self.prepared.dataset(self.dataset).splits
-        return self.prepared.examples(self.dataset, TRAIN) if has_any else []
+        return self.prepared.examples(self.dataset, TRAIN) if self.exists else []
 
 
 def spread(total: int, limit: int | None) -> list[int]:

@@ -231,7 +231,8 @@ def open_judge(name: str, modality: str, training: Callable[[], Training]) -> Na
 
 def fits(name: str, modality: str) -> bool:
     """False for a built-in judge of something else."""
-    return name not in JUDGES or (JUDGES[name].judges == "text") == (modality == TEXT)
+    own = name.partition("@")[0]
+    return own not in JUDGES or (JUDGES[own].judges == "text") == (modality == TEXT)
 
 
 def imported(name: str) -> Callable[..., Any]:

@@ -112,6 +112,8 @@ def fit(
                 state, step_metrics = step(state, jax.device_put(host_batch))
                 done = index + 1
                 metrics = log.add(step_metrics, items_per_batch(host_batch))
+                if config.keep_best and config.best_metric not in metrics:
+                    raise ValueError(f"best_metric must be one of {', '.join(metrics)}; got {config.best_metric}")
                 fault = watch.fault(metrics)
                 if fault is None and sample is not None and config.sample_every and done % config.sample_every == 0:
                     # Before saving: killed in between, the step comes again and its samples with it.
@@ -127,8 +129,6 @@ def fit(
                     line = log.write(done, clock.read)
                     progress(done, line)
                 if is_save:
-                    if config.keep_best and config.best_metric not in metrics:
-                        raise ValueError(f"best_metric must be one of {', '.join(metrics)}; got {config.best_metric}")
                     log.flush()
                     checkpoints.save(done, state, notes={"recent_loss": watch.recent}, metrics=line)
                 if is_stopping:

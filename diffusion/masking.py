@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from trimask.diffusion.schedule import ScheduleConfig, complementary_elbo_weight, elbo_weight, stratified_times
-from trimask.tokenizers.sequence import Sequence, example_starts
+from trimask.tokenizers.sequence import Sequence, example_starts, task_tokens
+from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +67,10 @@ def mask_tokens(
     return maskable & (jax.random.uniform(key, maskable.shape) >= keep_probability)
 
 
-def forward_process(key: PRNGKeyArray, sequence: Sequence, mask_id: int, config: MaskingConfig) -> Noised:
+def forward_process(key: PRNGKeyArray, sequence: Sequence, vocabulary: Vocabulary, config: MaskingConfig) -> Noised:
     """Masks a clean batch; with complementary masks the batch comes back twice as large, the complements last."""
     key_time, key_mode, key_mask = jax.random.split(key, 3)
-    is_joint, is_dropped = _modes(key_mode, sequence, config)
+    is_joint, is_dropped = _modes(key_mode, sequence, vocabulary, config)
     is_target = sequence.is_target | (sequence.is_condition & is_joint)
     is_hidden = sequence.is_condition & is_dropped
     times = _times(key_time, sequence, config.schedule)
@@ -77,7 +78,7 @@ def forward_process(key: PRNGKeyArray, sequence: Sequence, mask_id: int, config:
     is_masked = mask_tokens(key_mask, is_target, alpha(times))
 
     def noised(is_masked, weight):
-        tokens = jnp.where(is_masked | is_hidden, mask_id, sequence.tokens)
+        tokens = jnp.where(is_masked | is_hidden, vocabulary.mask_id, sequence.tokens)
         return Noised(sequence.replace(tokens=tokens), sequence.tokens, is_target, is_masked, weight)
 
     first = noised(is_masked, elbo_weight(alpha, times))
@@ -92,9 +93,13 @@ def _per_example(values: Float[Array, "batch seq"], sequence: Sequence) -> Float
     return jnp.take_along_axis(values, sequence.segment, axis=-1)
 
 
-def _modes(key, sequence: Sequence, config: MaskingConfig):
-    """Which positions belong to examples masked on both sides, and to examples whose condition is hidden."""
+def _modes(key, sequence: Sequence, vocabulary: Vocabulary, config: MaskingConfig):
+    """Which positions belong to examples masked on both sides, and to examples whose condition is hidden.
+
+    The beginning of a text, where it is a condition, is neither: what is a prompt is only ever given.
+    """
     draw = _per_example(jax.random.uniform(key, sequence.tokens.shape), sequence)
+    draw = jnp.where(task_tokens(sequence) == vocabulary.task_id(TEXT), jnp.inf, draw)
     is_joint = draw < config.joint_probability
     return is_joint, ~is_joint & (draw < config.joint_probability + config.drop_probability)
 

@@ -95,7 +95,7 @@ class Pretraining:
         """One update: mask, loss, gradients, update."""
         config = self.config.optimizer
         key = jax.random.fold_in(jax.random.fold_in(self.key, 1), state.step)
-        noised = forward_process(key, batch, self.vocabulary.mask_id, self.config.masking)
+        noised = forward_process(key, batch, self.vocabulary, self.config.masking)
         loss, metrics, gradients = self.gradients(state.parameters, noised)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.parameters)
         tokens = state.tokens + jnp.sum(~noised.sequence.is_padding)
@@ -146,7 +146,8 @@ def train(
     """
     prepared = Prepared(data)
     vocabulary = prepared.tokenizers.vocabulary
-    batches = Batches(prepared, config.batch, config.seed, copies=2 if config.masking.complementary else 1)
+    copies = 2 if config.masking.complementary else 1
+    batches = Batches(prepared, config.batch, config.seed, copies, config.accumulate)
     num_steps = batches.num_steps(config.optimizer.horizon_tokens)
     use = batches.use(num_steps)
     description = RunDescription(

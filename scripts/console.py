@@ -45,10 +45,10 @@ def parse_from_preset(make: Callable[[Experiment], _T], arguments: list[str], co
     )
 
 
-def option(arguments: list[str], name: str) -> str | None:
+def option(arguments: list[str], *names: str) -> str | None:
     """The value of one option, ahead of parsing all of them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument(name, dest="value")
+    parser.add_argument(*names, dest="value")
     try:
         return parser.parse_known_args(arguments)[0].value
     except argparse.ArgumentError:
@@ -84,5 +84,5 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     for number, column in enumerate(columns):
         result.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        result.add_row(*row)
+        result.add_row(*map(Text, row))  # not markup, whatever a caption holds
     return result

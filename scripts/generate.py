@@ -64,6 +64,8 @@ class Arguments:
     """Answers to each input."""
     seed: int = 0
     """The same seed gives the same answers, whatever else is asked."""
+    like: str | None = None
+    """Dataset whose shapes and buffers the answers have. None: the first that fits."""
     length: int | None = None
     """Tokens to write after a prompt, at most. None: as many as the model's texts have."""
     steps: int | None = None
@@ -128,7 +130,7 @@ def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; it must be a folder, or a name for a new one")
     index = _read_index(out / "index.jsonl")
-    prompts = prompts_of(loaded)
+    prompts = prompts_of(loaded, arguments.like)
     questions = [q for q in ask(arguments, prompts) for _ in range(arguments.num)]
     config = settings(arguments, loaded, questions[0].example)
     requests = [question.example for question in questions]
@@ -150,9 +152,9 @@ def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
     console.print(f"{len(outputs)} {noun} in {out}", markup=False, highlight=False, soft_wrap=True)
 
 
-def prompts_of(loaded: Loaded) -> Prompts:
+def prompts_of(loaded: Loaded, like: str | None = None) -> Prompts:
     """What the run's model can be asked."""
-    return Prompts(loaded.tokenizers, loaded.description.layouts)
+    return Prompts(loaded.tokenizers, loaded.description.layouts, like)
 
 
 def ask(arguments: Arguments, prompts: Prompts) -> list[Question]:

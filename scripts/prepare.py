@@ -63,6 +63,8 @@ def _named(kind: str, given: Sequence[str]) -> dict[str, tuple[str, ...]]:
             where = str(Path(where).absolute())
         if not name:
             name = kind if kind in ("text", "prompts") else _as_name(where)
+        if name in named and kind not in ("text", "prompts"):
+            raise ValueError(f"two sources are called {name}; name one with --{kind} NAME={source}")
         named[name] = (*named.get(name, ()), where)
     return named
 

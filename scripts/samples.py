@@ -1,9 +1,9 @@
 """What a model in training can do, to look at: a few answers per task in RUN/samples/.
 
-    step-000200.png       what it draws         step-000200.wav       what it says, with pauses between
+    step-000200-digits.png    what it draws      step-000200-words.wav    what it says, with pauses between
     samples.jsonl         what it writes: lines of step, task, the text it should have been, and its own
 
-The questions are of held-out examples of the prepared data; of a text alone the first half is given.
+The questions are of held-out examples of the prepared data; of a text alone the question is given, or its first half.
 """
 
 import shutil
@@ -23,6 +23,8 @@ from trimask.tokenizers.sequence import Example, direct, until_eos
 from trimask.tokenizers.vocabulary import TEXT, Task
 
 _COUNT = 10
+_LOOKED_AT = 1000
+"""Examples among which those of different captions are looked for."""
 _PAUSE_SECONDS = 0.3
 
 
@@ -46,7 +48,7 @@ def save_training_samples(loaded: Loaded, step: int) -> None:
     for left in folder.glob(".partial-*"):  # by a run that was killed while it wrote here
         shutil.rmtree(left)
     with staged(folder) as stage:
-        for task, asked in questions.items():
+        for (dataset, task), asked in questions.items():
             requests = [question.example for question in asked]
             answers = generator.generate(requests, loaded.generation(task.target), seed=0)
             codes = [answer.example.segments[-1].codes for answer in answers]
@@ -55,23 +57,25 @@ def save_training_samples(loaded: Loaded, step: int) -> None:
             if task.target == TEXT:
                 lines += _lines(step, task, references, media)
             else:
-                _write_media(stage / f"step-{step:06}", task.target, media, references, loaded)
+                _write_media(stage / f"step-{step:06}-{dataset}", task.target, media, references, loaded)
         (stage / "samples.jsonl").write_text("".join(map(line_of, lines)), encoding="utf-8")
 
 
 @lru_cache(maxsize=1)
-def _questions(data: Path) -> dict[Task, list[_Question]]:
-    """A few examples of different captions for every task, with what is asked for masked."""
+def _questions(data: Path) -> dict[tuple[str, Task], list[_Question]]:
+    """A few examples of different captions for every dataset and task, with what is asked for masked."""
     prepared = Prepared(data)
     result = {}
     for name, manifest in prepared.manifest.datasets.items():
-        split = next((split for split in ("validation", "test") if split in manifest.splits), TRAIN)
-        records = prepared.examples(name, split)
+        split = next((split for split in ("validation", "test", TRAIN) if split in manifest.splits), None)
+        if split is None:
+            continue
+        records = prepared.examples(name, split)[:_LOOKED_AT]
         texts = prepared.tokenizers.decode(TEXT, [record[TEXT] for record in records])
         first = {text: record for text, record in zip(reversed(texts), reversed(records), strict=True)}
         chosen = [(text, first[text]) for text in dict.fromkeys(texts)][:_COUNT]
         for task in manifest.tasks(prepared.tokenizers.vocabulary):
-            result[task] = [_Question(_masked(prepared, task, record), text) for text, record in chosen]
+            result[name, task] = [_Question(_masked(prepared, task, record), text) for text, record in chosen]
     return result
 
 
@@ -79,7 +83,8 @@ def _masked(prepared: Prepared, task: Task, record: dict[str, Any]) -> Example:
     codes = {modality: record[modality] for modality in task.modalities}
     target = np.full_like(codes[task.target], -1)
     if task.condition is None:
-        given = len(until_eos(prepared.tokenizers.vocabulary, codes[task.target])) // 2
+        text = until_eos(prepared.tokenizers.vocabulary, codes[task.target])
+        given = record["num_given"] or len(text) // 2
         target[:given] = codes[task.target][:given]
     return direct(task, {**codes, task.target: target})
 

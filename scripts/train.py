@@ -9,8 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from trimask.configs.presets import Experiment
+from trimask.configs.presets import Experiment, preset
 from trimask.diffusion.data.batches import DatasetUse
+from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.train import Loaded, load_description, train
 from trimask.diffusion.transformer import num_parameters
@@ -56,12 +57,20 @@ def _print_use(config: TrainConfig, use: Sequence[DatasetUse]) -> None:
 
 def _defaults(experiment: Experiment, arguments: list[str]) -> TrainConfig:
     """The preset's configuration; without one, a run that starts from another has that run's, its mixture apart."""
-    source = option(arguments, "--init-from")
-    if source is None or option(arguments, "--preset") is not None:
-        return experiment.train
-    config = load_description(Path(source)).train
-    batch = dataclasses.replace(config.batch, weights={}, final_weights={}, anneal_tokens=None, task_weights={})
-    return dataclasses.replace(config, batch=batch)
+    source, config = option(arguments, "--init-from", "--init_from"), experiment.train
+    if source is not None and option(arguments, "--preset") is None:
+        config = load_description(Path(source)).train
+        config = dataclasses.replace(
+            config, batch=dataclasses.replace(config.batch, final_weights={}, anneal_tokens=None, task_weights={})
+        )
+    # Without the weights: flags of a dictionary that has entries cannot name others.
+    return dataclasses.replace(config, batch=dataclasses.replace(config.batch, weights={}))
+
+
+def _with_mixture(config: TrainConfig, usual: dict[str, float], data: Path) -> TrainConfig:
+    """The configuration with the preset's weights of datasets that are there, where no others are given."""
+    known = {name: weight for name, weight in usual.items() if name in Prepared(data).manifest.datasets}
+    return dataclasses.replace(config, batch=dataclasses.replace(config.batch, weights=known | config.batch.weights))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -71,7 +80,8 @@ def main(arguments: Sequence[str]) -> None:
         return Arguments(run=tyro.MISSING, data=tyro.MISSING, config=_defaults(experiment, list(arguments)))
 
     parsed = parse_from_preset(default, list(arguments), "train", __doc__ or "")
-    run(parsed.run, parsed.data, parsed.config, init_from=parsed.init_from, resume=parsed.resume)
+    config = _with_mixture(parsed.config, preset(parsed.preset).train.batch.weights, parsed.data)
+    run(parsed.run, parsed.data, config, init_from=parsed.init_from, resume=parsed.resume)
 
 
 if __name__ == "__main__":

@@ -89,6 +89,27 @@ def test_rows_draw_their_task_in_proportion_to_the_weights(prepared):
     assert abs(tasks.count("text_to_image") / len(tasks) - 0.75) < 0.05
 
 
+def test_a_share_of_the_sums_is_open_and_the_others_begin_with_a_question(prepared):
+    config = BatchConfig(tokens=600, weights={"drawn": 0.0, "spoken": 0.0}, open_questions=0.25)
+    batches = Batches(prepared, config, seed=0)
+    given = [
+        example.segments[0].num_given
+        for batch in map(batches, range(20))
+        for row in range(len(batch.tokens))
+        for example in disassemble(
+            prepared.tokenizers.vocabulary, type(batch)(*(getattr(batch, f)[row] for f in batch.__dataclass_fields__))
+        )
+    ]
+    assert set(given) == {0, 6}
+    # Five standard deviations of the share of some 800 examples.
+    assert abs(given.count(0) / len(given) - 0.25) < 0.08
+
+
+def test_rows_are_a_multiple_of_the_micro_batches(prepared):
+    batches = Batches(prepared, BatchConfig(tokens=120), seed=0, parts=3)
+    assert {len(batches(step).tokens) % 3 for step in range(6)} == {0}
+
+
 def test_texts_are_packed_into_one_row(prepared):
     config = BatchConfig(
         tokens=120,
@@ -129,7 +150,7 @@ def test_wrong_weights_are_refused_with_the_names_that_exist(prepared):
         Batches(prepared, BatchConfig(weights={"digits": 1.0}), seed=0)
     with pytest.raises(ValueError, match="all datasets have weight 0"):
         Batches(prepared, BatchConfig(weights={"drawn": 0.0, "spoken": 0.0, "sums": 0.0}), seed=0)
-    with pytest.raises(ValueError, match="holds no row"):
+    with pytest.raises(ValueError, match="holds fewer than 1 rows"):
         Batches(prepared, BatchConfig(tokens=5), seed=0)
     with pytest.raises(ValueError, match="-1"):
         BatchConfig(weights={"drawn": -1.0})

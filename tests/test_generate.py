@@ -220,8 +220,8 @@ def test_training_samples_show_every_task(loaded, tmp_path):
     save_training_samples(here, 20)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
         "samples.jsonl",
-        "step-000020.png",
-        "step-000020.wav",
+        "step-000020-drawn.png",
+        "step-000020-spoken.wav",
     ]
     lines = [json.loads(line) for line in (tmp_path / "samples/samples.jsonl").read_text().splitlines()]
     references = {

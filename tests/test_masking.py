@@ -62,7 +62,7 @@ def exact_bound(table, row, vocabulary):
 
 def estimate(key, table, row, vocabulary, config, rows):
     batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape)), row)
-    noised = forward_process(key, batch, vocabulary.mask_id, config)
+    noised = forward_process(key, batch, vocabulary, config)
     logits = table_logits(table, noised.sequence, vocabulary)
     return loss_and_metrics(logits, noised, target_counts(noised, vocabulary), vocabulary, LossConfig())
 
@@ -99,7 +99,7 @@ def test_complementary_masks_lower_the_variance_of_the_gradient_at_equal_compute
 def test_the_reported_bound_does_not_depend_on_what_is_trained_on(toy, vocabulary):
     table, row = toy
     batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (64, *x.shape)), row)
-    noised = forward_process(jax.random.key(3), batch, vocabulary.mask_id, MaskingConfig())
+    noised = forward_process(jax.random.key(3), batch, vocabulary, MaskingConfig())
     logits, counts = table_logits(table, noised.sequence, vocabulary), target_counts(noised, vocabulary)
     plain, metrics = loss_and_metrics(logits, noised, counts, vocabulary, LossConfig())
     other = LossConfig(weighting="unweighted", modality_weights={"text": 3.0}, z_loss=0.1)
@@ -129,7 +129,7 @@ def pairs(vocabulary):
 
 def test_a_condition_is_never_masked_and_carries_no_loss(vocabulary, pairs):
     config = MaskingConfig(joint_probability=0.0, drop_probability=0.0, complementary=True)
-    noised = forward_process(jax.random.key(0), pairs, vocabulary.mask_id, config)
+    noised = forward_process(jax.random.key(0), pairs, vocabulary, config)
     twice = jnp.concatenate([pairs.is_condition] * 2)
     assert not (noised.is_masked & twice).any() and not (noised.is_target & twice).any()
     assert (noised.sequence.tokens[twice] == noised.clean[twice]).all()
@@ -138,15 +138,26 @@ def test_a_condition_is_never_masked_and_carries_no_loss(vocabulary, pairs):
 
 def test_a_dropped_condition_is_hidden_without_loss(vocabulary, pairs):
     config = MaskingConfig(joint_probability=0.0, drop_probability=1.0)
-    noised = forward_process(jax.random.key(0), pairs, vocabulary.mask_id, config)
+    noised = forward_process(jax.random.key(0), pairs, vocabulary, config)
     assert (noised.sequence.tokens[pairs.is_condition] == vocabulary.mask_id).all()
     assert not noised.is_masked[pairs.is_condition].any() and not noised.is_target[pairs.is_condition].any()
+
+
+def test_a_prompt_is_never_masked_nor_hidden(vocabulary):
+    example = direct(vocabulary.tasks["text"], {"text": np.array([1, 0, 1, 2])}, num_given=2)
+    rows = jax.tree.map(jnp.asarray, stack([assemble(vocabulary, [example], 7)] * 64))
+    for joint, drop in ((1.0, 0.0), (0.0, 1.0), (0.3, 0.1)):
+        noised = forward_process(
+            jax.random.key(1), rows, vocabulary, MaskingConfig(joint_probability=joint, drop_probability=drop)
+        )
+        assert (noised.sequence.tokens[:, 2:4] == rows.tokens[:, 2:4]).all()
+        assert not noised.is_target[:, 2:4].any() and noised.is_masked[:, 4:6].any()
 
 
 def test_modes_come_as_often_as_configured(vocabulary, pairs):
     batch = jax.tree.map(lambda x: jnp.tile(x, (10, *[1] * (x.ndim - 1))), pairs)
     config = MaskingConfig(joint_probability=0.3, drop_probability=0.2)
-    noised = forward_process(jax.random.key(4), batch, vocabulary.mask_id, config)
+    noised = forward_process(jax.random.key(4), batch, vocabulary, config)
     is_joint = (noised.is_target & batch.is_condition).any(axis=1)
     hidden = ((noised.sequence.tokens == vocabulary.mask_id) | ~batch.is_condition).all(axis=1)
     assert abs(float(is_joint.mean()) - 0.3) < 0.04  # five standard deviations of 3,000 draws
@@ -156,7 +167,7 @@ def test_modes_come_as_often_as_configured(vocabulary, pairs):
 def test_in_joint_mode_the_two_sides_are_masked_at_independent_rates(vocabulary, pairs):
     batch = jax.tree.map(lambda x: jnp.tile(x, (10, *[1] * (x.ndim - 1))), pairs)
     noised = forward_process(
-        jax.random.key(5), batch, vocabulary.mask_id, MaskingConfig(joint_probability=1.0, drop_probability=0.0)
+        jax.random.key(5), batch, vocabulary, MaskingConfig(joint_probability=1.0, drop_probability=0.0)
     )
     text = jnp.where(batch.is_condition, noised.is_masked, False).sum(axis=1) / 2
     image = jnp.where(batch.is_condition, False, noised.is_masked).sum(axis=1) / 4
@@ -167,7 +178,7 @@ def test_in_joint_mode_the_two_sides_are_masked_at_independent_rates(vocabulary,
 def test_every_example_of_a_packed_row_has_one_time_and_all_are_spread_evenly(vocabulary):
     examples = [Example("text", (Segment("text", np.array([0, 1])),))] * 3
     rows = jax.tree.map(jnp.asarray, stack([assemble(vocabulary, examples, 14)] * 8))
-    noised = forward_process(jax.random.key(0), rows, vocabulary.mask_id, MaskingConfig())
+    noised = forward_process(jax.random.key(0), rows, vocabulary, MaskingConfig())
     times = np.asarray(1 / noised.weight)  # linear schedule: w = 1/t
     per_example = []
     for row, segment in zip(times, np.asarray(rows.segment), strict=True):
@@ -180,13 +191,13 @@ def test_every_example_of_a_packed_row_has_one_time_and_all_are_spread_evenly(vo
 
 
 def test_a_pair_of_complementary_masks_predicts_every_target_once(vocabulary, pairs):
-    noised = forward_process(jax.random.key(0), pairs, vocabulary.mask_id, MaskingConfig(complementary=True))
+    noised = forward_process(jax.random.key(0), pairs, vocabulary, MaskingConfig(complementary=True))
     first, second = jnp.split(noised.is_masked, 2)
     assert (first ^ second == noised.is_target[:300]).all()
 
 
 def test_a_batch_without_a_modality_gives_a_finite_loss(vocabulary, pairs):
-    noised = forward_process(jax.random.key(0), pairs, vocabulary.mask_id, MaskingConfig())
+    noised = forward_process(jax.random.key(0), pairs, vocabulary, MaskingConfig())
     nothing = jax.tree.map(lambda x: x, noised)
     nothing = type(noised)(
         noised.sequence, noised.clean, noised.is_target & False, noised.is_masked & False, noised.weight

@@ -246,7 +246,7 @@ def test_sources_that_changed_since_are_refused(files, tmp_path):
     prepare(tmp_path / "x", config)
     (tmp_path / "x" / "manifest.json").unlink()
     (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree\n\nfour")
-    with pytest.raises(ValueError, match="its sources have changed"):
+    with pytest.raises(ValueError, match="text has changed since"):
         prepare(tmp_path / "x", config)
 
 
@@ -259,6 +259,55 @@ def test_tokenizers_of_another_folder_are_used_and_missing_ones_fitted(files, wh
     assert set(grown.tokenizers.codecs) == {"image", "audio"}
     same = prepare(tmp_path / "same", config_of(files, sources=sources, tokenizers=str(whole.folder)))
     assert same.tokenizers.fingerprints == whole.tokenizers.fingerprints
+
+
+def test_with_the_tokenizers_of_prepared_data_media_have_its_shapes_and_no_training_split_is_needed(
+    files, whole, tmp_path
+):
+    photos = {"more": config_of(files).sources["photos"]}
+    config = PrepareConfig(
+        sources=photos,
+        tokenizers=str(whole.folder),
+        splits=SplitConfig(test=0.99, validation=0.0, held_out=("who=ben",)),
+    )
+    more = prepare(tmp_path / "x", config)
+    assert "train" not in more.dataset("more").splits
+    assert more.dataset("more").layout.shapes["image"] == whole.dataset("photos").layout.shapes["image"]
+
+
+def test_a_rule_that_holds_nothing_out_is_refused(files, tmp_path):
+    with pytest.raises(ValueError, match="no record's metadata say whoo=anna"):
+        prepare(tmp_path / "x", config_of(files, splits=SplitConfig(held_out=("whoo=anna",))))
+
+
+def test_a_captions_file_that_changed_is_noticed_after_all_is_done(files, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "b", "split": "train"}\n')
+    config = PrepareConfig(sources={"x": SourceConfig(kind="prompts", where=(str(tmp_path / "a.jsonl"),))})
+    prepare(tmp_path / "out", config)
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "bc", "split": "train"}\n')
+    with pytest.raises(ValueError, match="x has changed since"):
+        prepare(tmp_path / "out", config)
+
+
+def test_when_nothing_can_be_used_that_is_said(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "long", "split": "train"}\n')
+    config = PrepareConfig(
+        sources={"x": SourceConfig(kind="prompts", where=(str(tmp_path / "a.jsonl"),))},
+        max_text_tokens=2,
+        on_error="skip",
+    )
+    with pytest.raises(ValueError, match=r"none of its records could be used; .*rejects\.jsonl"):
+        prepare(tmp_path / "out", config)
+
+
+def test_colour_is_kept_if_any_picture_has_it(tmp_path):
+    for number, mode in enumerate(("L", "RGB", "L")):
+        Image.new(mode, (4, 4)).save(tmp_path / f"{number}.png")
+    lines = [{"file_name": f"{n}.png", "text": "x", "split": "train"} for n in range(3)]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = PrepareConfig(sources={"some": SourceConfig(kind="images", where=(str(tmp_path),))})
+    shapes = {e.media["image"].shape for e in prepare(tmp_path / "out", config).raw("some", "train")}
+    assert shapes == {(4, 4, 3)}
 
 
 def test_nothing_to_prepare_names_the_flags(tmp_path):

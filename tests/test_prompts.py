@@ -53,6 +53,28 @@ def test_a_hole_without_a_number_is_refused(hole):
         parse_infill(f"a{hole}_")
 
 
+def test_an_answer_is_as_long_as_those_of_its_dataset_and_a_prompt_prefers_them():
+    layouts = {
+        "prose": Layout(shapes={"text": [12]}, fill="none"),
+        "questions": Layout(shapes={"text": [9]}, fill="answer", answer_length=4),
+    }
+    tokenizers = MediaTokenizers(TextTokenizer.fit(["1"], 256), {})
+    (segment,) = Prompts(tokenizers, layouts).complete("4+").segments
+    assert len(segment.codes) == 2 + 4
+    (segment,) = Prompts(tokenizers, layouts, dataset="prose").complete("4+").segments
+    assert len(segment.codes) == 12
+    (segment,) = Prompts(tokenizers, layouts, dataset="prose").complete("4+", length=3).segments
+    assert segment.codes[2:].tolist() == [-1] * 3
+    (segment,) = Prompts(tokenizers, layouts, dataset="prose").infill("4_").segments
+    assert segment.codes.tolist() == [*tokenizers.text.encode("4"), -1, tokenizers.vocabulary.eos_code]
+    with pytest.raises(ValueError, match="6 tokens; at most 5 fit"):
+        Prompts(tokenizers, layouts, dataset="questions").complete("123456")
+    with pytest.raises(ValueError, match="knows no dataset 'prse', only prose, questions"):
+        Prompts(tokenizers, layouts, dataset="prse")
+    with pytest.raises(ValueError, match="1 to 10 tokens, not 11"):
+        Prompts(tokenizers, layouts, dataset="prose").complete("4+", length=11)
+
+
 def test_a_completion_is_the_prompt_and_then_only_masks(prompts):
     (segment,) = prompts.complete("4+").segments
     assert segment.codes.tolist() == [*prompts.tokenizers.text.encode("4+"), *[-1] * 7]

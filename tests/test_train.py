@@ -203,7 +203,7 @@ def one_batch(prepared):
 
 def test_micro_batches_give_the_gradients_of_the_whole_batch(prepared, one_batch):
     vocabulary = prepared.tokenizers.vocabulary
-    noised = forward_process(jax.random.key(0), one_batch, vocabulary.mask_id, MaskingConfig())
+    noised = forward_process(jax.random.key(0), one_batch, vocabulary, MaskingConfig())
     results = []
     for accumulate in (1, 4):
         pretraining = Pretraining(dataclasses.replace(CONFIG, accumulate=accumulate), vocabulary)

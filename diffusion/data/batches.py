@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from trimask.diffusion.data.mixture import Mixture, Span
 from trimask.diffusion.data.plan import TRAIN
@@ -36,6 +36,9 @@ class BatchConfig:
     """Training tokens at which the weights begin to move and at which they have arrived."""
     task_weights: dict[str, float] = field(default_factory=dict)
     """Share of a dataset's examples that each of its tasks gets; 1 where none is given."""
+    open_questions: float = 0.3
+    """Share of the embedded sums that are trained as one text, question included, so that holes can be anywhere in
+    them; prompts with responses are only ever given."""
     packed_length: int = 24
     """Row length to which examples of text alone are packed, if they are shorter."""
     warn_epochs: float = 16
@@ -50,6 +53,8 @@ class BatchConfig:
                 "final_weights and anneal_tokens are given together or not at all, "
                 f"got {self.final_weights} and {self.anneal_tokens}"
             )
+        if not 0 <= self.open_questions <= 1:
+            raise ValueError(f"open_questions must lie in [0, 1], got {self.open_questions}")
         if self.anneal_tokens is not None and not 0 <= self.anneal_tokens[0] <= self.anneal_tokens[1]:
             raise ValueError(f"anneal_tokens must be two rising numbers, got {self.anneal_tokens}")
 
@@ -69,8 +74,11 @@ class DatasetUse:
 class Batches:
     """`batches(step)` is the batch of a step: rows of one dataset."""
 
-    def __init__(self, prepared: Prepared, config: BatchConfig, seed: int, copies: int = 1):
-        """`copies` is how often each row enters the model's batch: 2 with complementary masks."""
+    def __init__(self, prepared: Prepared, config: BatchConfig, seed: int, copies: int = 1, parts: int = 1):
+        """`copies` is how often each row enters the model's batch: 2 with complementary masks.
+
+        Rows are a multiple of `parts`, the micro-batches that a batch is split into.
+        """
         names = list(prepared.manifest.datasets)
         _require_known(prepared, config)
         first = {name: config.weights.get(name, 1.0) for name in names}
@@ -79,7 +87,7 @@ class Batches:
         if not any(first.values()) or not any(last.values()):
             raise ValueError("all datasets have weight 0")
         self.seed = seed
-        self.datasets = [_Dataset(prepared, name, config, copies) for name in used]
+        self.datasets = [_Dataset(prepared, name, config, copies, parts) for name in used]
         start, stop = map(float, config.anneal_tokens or ("inf", "inf"))
         weights = Span(np.array([first[n] for n in used]), np.array([last[n] for n in used]), start, stop)
         batch_tokens = np.array([dataset.tokens_per_batch for dataset in self.datasets])
@@ -113,7 +121,7 @@ class Batches:
 class _Dataset:
     """One dataset's rows, and its batches by number."""
 
-    def __init__(self, prepared: Prepared, name: str, config: BatchConfig, copies: int):
+    def __init__(self, prepared: Prepared, name: str, config: BatchConfig, copies: int, parts: int):
         manifest = prepared.dataset(name)
         self.name, self.vocabulary = name, prepared.tokenizers.vocabulary
         self.tasks = manifest.tasks(self.vocabulary)
@@ -123,22 +131,26 @@ class _Dataset:
         self.task_bounds = np.cumsum(weights / weights.sum())[:-1]
         if TRAIN not in manifest.splits:
             raise ValueError(f"{name} has no training split, only {', '.join(manifest.splits)}; give it the weight 0")
+        self.open_questions = config.open_questions if manifest.layout.fill == "whole" else 0.0
         self.examples, self.lengths = prepared.examples(name, TRAIN), prepared.lengths(name, TRAIN)
         self.row_length = int(self.lengths.max())
         if manifest.medium is None:
             self.row_length = max(self.row_length, config.packed_length)
         self.rows = pack(self.lengths, self.row_length)
-        self.num_rows = config.tokens // self.row_length // copies
+        self.num_rows = config.tokens // self.row_length // copies // parts * parts
         if self.num_rows < 1:
-            raise ValueError(f"a batch of {config.tokens} tokens holds no row of {name}, of {self.row_length} tokens")
+            raise ValueError(
+                f"a batch of {config.tokens} tokens holds fewer than {copies * parts} rows of {name}, of "
+                f"{self.row_length} tokens each"
+            )
         self.tokens_per_batch = copies * self.num_rows * self.lengths.sum() / len(self.rows)
 
     def batch(self, number: int, seed: tuple[int, int]) -> Sequence:
         """Batch `number` of an endless walk through the rows, epoch after epoch."""
-        draws = np.random.default_rng([*seed, _TASK, number]).random((self.num_rows, self.row_length))
+        draws = np.random.default_rng([*seed, _TASK, number]).random((self.num_rows, self.row_length, 2))
         rows = []
         for index, row_draws in zip(self.row_numbers(number, seed), draws, strict=True):
-            examples = [self._example(e, draw) for e, draw in zip(self.rows[index], row_draws, strict=False)]
+            examples = [self._example(e, two) for e, two in zip(self.rows[index], row_draws, strict=False)]
             rows.append(assemble(self.vocabulary, examples, self.row_length))
         return stack(rows)
 
@@ -147,10 +159,11 @@ class _Dataset:
         walk = range(number * self.num_rows, (number + 1) * self.num_rows)
         return [int(_order(seed, i // len(self.rows), len(self.rows))[i % len(self.rows)]) for i in walk]
 
-    def _example(self, number: int, draw: float) -> Example:
-        task = self.tasks[int(np.searchsorted(self.task_bounds, draw, side="right"))]
+    def _example(self, number: int, draws: Float[np.ndarray, "2"]) -> Example:
+        task = self.tasks[int(np.searchsorted(self.task_bounds, draws[0], side="right"))]
         example = self.examples[number]
-        return direct(task, example, example["num_given"] if task.condition is None else 0)
+        is_question = task.condition is None and draws[1] >= self.open_questions
+        return direct(task, example, example["num_given"] if is_question else 0)
 
 
 def _require_known(prepared: Prepared, config: BatchConfig) -> None:

@@ -73,7 +73,7 @@ class Folder:
     def _load(self, id: str, path: Path, text: str) -> RawExample:
         if self.medium == "image":
             return RawExample(id, {TEXT: text, "image": read_picture(path)})
-        sound = read_sound(path, self.config.sample_rate_hz)
+        sound = read_sound(path, self.config.sample_rate_hz, self.config.max_seconds)
         if sound.is_cut_short:
             raise ValueError(f"{path}: the header promises more sound than the {sound.seconds:.2f} s in the file")
         return RawExample(id, {TEXT: text, "audio": sound.waveform})

@@ -4,6 +4,7 @@ A record is a line, a paragraph (lines between blank ones) or a whole document, 
 which it begins, and its line. A block is a run of records of one file; reading it needs nothing of what is before.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +25,8 @@ class Block:
     """Line of the first record, from 1; of a split, its number."""
     count: int
     """Records."""
+    file_bytes: int = 0
+    """Size of the whole file, by which a change of it is noticed."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,9 @@ def blocks_of(path: Path, unit: Unit, records: int) -> list[Block]:
     with _opened(path) as file:
         for number, record in enumerate(_records(file, unit, 1)):
             if number % records == 0:
-                blocks.append(Block(file=str(path), start=record.start, line=record.line, count=0))
-            blocks[-1] = Block(
-                file=blocks[-1].file, start=blocks[-1].start, line=blocks[-1].line, count=number % records + 1
-            )
+                size = path.stat().st_size
+                blocks.append(Block(file=str(path), start=record.start, line=record.line, count=0, file_bytes=size))
+            blocks[-1] = dataclasses.replace(blocks[-1], count=number % records + 1)
     return blocks
 
 

@@ -5,7 +5,6 @@ at any other, by any process, at any time, with the same result.
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,11 +27,13 @@ from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
 
 TRAIN = "train"
+_FIT_BYTES = 512 << 20
+"""Of media, on which tokenizers are fitted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
-    """Which records are held out. What a source itself says of a record's split stands."""
+    """Which records are held out. What a source itself says of a record's split stands, but for `held_out`."""
 
     validation: float = 0.05
     """Share of the records, drawn by id, to choose settings on."""
@@ -58,7 +59,7 @@ class SplitConfig:
         """The split of a record."""
         for rule in self.held_out:
             name, _, value = rule.partition("=")
-            if str(entry.fields.get(name)) == value:
+            if name in entry.fields and str(entry.fields[name]) == value:
                 return f"test_{name}"
         if entry.split is not None:
             return entry.split
@@ -77,7 +78,7 @@ class PictureConfig:
     width: int | None = None
     """Likewise."""
     channels: Literal[1, 3] | None = None
-    """1: grey. 3: colour. None: as the first picture is."""
+    """1: grey. 3: colour. None: colour if any picture is that tokenizers are fitted on."""
     crop: bool = True
     """Pictures of other proportions lose what sticks out; else they are stretched."""
 
@@ -120,7 +121,7 @@ class PrepareConfig:
     """Codec for sound, where it is fitted."""
     fit_examples: int = 8192
     """Training examples of each source on which tokenizers are fitted, drawn by id."""
-    shard_records: int = 4096
+    shard_records: int = 1024
     """Records of a source that one block of shards holds."""
     on_error: Literal["stop", "skip"] = "stop"
     """What a record that cannot be used does: stop, or be written to rejects.jsonl."""
@@ -150,6 +151,7 @@ class PrepareConfig:
             sample_rate_hz=self.audio.sample_rate_hz,
             folder=folder,
             tfds_folder=tfds_folder,
+            max_seconds=self.seconds,
             is_download=self.download,
         )
         return open_source(self.sources[name], opened)
@@ -175,28 +177,52 @@ def id_draw(id: str, stream: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{stream}\0{id}".encode()).digest()[:7], "big") / 2**56
 
 
-def fit_sample(source: Source, blocks: list[Block], config: PrepareConfig) -> Iterator[RawExample]:
-    """Some training examples, the same whatever else there is; one that cannot be used is passed over, or stops."""
+def fit_sample(source: Source, blocks: list[Block], config: PrepareConfig, split: str | None) -> list[RawExample]:
+    """Some examples of a split (None: of any), the same whatever else there is; bad ones are passed over, or stop.
+
+    Pictures are of one size already, and all media together at most `_FIT_BYTES`.
+    """
     share = config.fit_examples / max(1, sum(block.count for block in blocks))
-    for block in blocks:
-        for entry in source.entries(block):
-            try:
-                if isinstance(entry, BadRecord):
-                    raise entry
-                if config.splits.of(entry) == TRAIN and id_draw(entry.id, "fit") < share:
-                    yield entry.example()
-            except BadRecord:
-                if config.on_error == "stop":
-                    raise
+    sample: list[RawExample] = []
+    size = 0
+    for entry in (entry for block in blocks for entry in source.entries(block)):
+        try:
+            if isinstance(entry, BadRecord):
+                raise entry
+            if split not in (None, config.splits.of(entry)) or id_draw(entry.id, "fit") >= share:
+                continue
+            example = _sized(entry, sample, source.medium, config)
+        except BadRecord:
+            if config.on_error == "stop":
+                raise
+            continue
+        sample.append(example)
+        size += 0 if source.medium is None else example.media[source.medium].nbytes
+        if size > _FIT_BYTES:
+            break
+    return sample
 
 
-def media_shape(examples: list[RawExample], medium: str, config: PrepareConfig, channels: int | None) -> list[int]:
-    """The shape of a dataset's media: as configured, or as those of its examples."""
+def _sized(entry: Entry, sample: list[RawExample], medium: str | None, config: PrepareConfig) -> RawExample:
+    """The example, a picture at the configured size or that of the sample's first."""
+    example = entry.example()
+    if medium != "image":
+        return example
+    content = example.media[medium]
+    first = sample[0].media[medium] if sample else content
+    height, width = config.pictures.height, config.pictures.width
+    size = first.shape[:2] if height is None or width is None else (height, width)
+    try:
+        return fitted(example, medium, [*size, content.shape[2]], config)
+    except ValueError as error:
+        raise BadRecord(entry.file, entry.line, str(error)) from error
+
+
+def media_shape(sample: list[RawExample], medium: str, config: PrepareConfig, channels: int | None) -> list[int]:
+    """The shape of a dataset's media: as configured, or as those of its sample."""
     if medium == "image":
-        first = examples[0].media["image"].shape
-        size = first[:2] if config.pictures.height is None else (config.pictures.height, config.pictures.width)
-        return [*size, config.pictures.channels or channels or first[2]]
-    samples = max(len(example.media["audio"]) for example in examples)
+        return [*sample[0].media["image"].shape[:2], config.pictures.channels or channels]
+    samples = max(len(example.media["audio"]) for example in sample)
     if config.seconds is not None:
         samples = max(1, round(config.seconds * config.audio.sample_rate_hz))
     frame = config.audio.samples_per_frame

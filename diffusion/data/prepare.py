@@ -16,13 +16,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trimask.diffusion import configuration
-from trimask.diffusion.data.plan import Plan, PrepareConfig, fit_sample, fitted, media_shape, stacked
+from trimask.diffusion.data.lines import Block
+from trimask.diffusion.data.plan import TRAIN, Plan, PrepareConfig, fit_sample, fitted, media_shape, stacked
 from trimask.diffusion.data.prepared import DatasetManifest, Manifest, Prepared
-from trimask.diffusion.data.shards import BlockReport, encode_block, raw_folder, report_path
+from trimask.diffusion.data.shards import BlockReport, encode_block, forget_workshops, raw_folder, report_path
 from trimask.diffusion.data.sources import RawExample, Source
 from trimask.diffusion.layout import Layout
 from trimask.diffusion.run_folder import locked
@@ -39,7 +41,7 @@ Report = Callable[[str, int, int], None]
 
 _FREE = ("workers", "on_error", "download")
 """Fields of the configuration that may change between two calls: they do not alter what is made."""
-_FEW_RECORDS = 8192
+_FEW_RECORDS = 2048
 """Up to so many, starting processes takes longer than they save."""
 
 
@@ -51,7 +53,12 @@ def prepare(folder: Path, config: PrepareConfig, report: Report = lambda *_: Non
     config = _with_given_codecs(config)
     is_complete = (folder / "manifest.json").exists()
     _require_same(folder, config)
-    if not is_complete:
+    if is_complete:
+        blocks = {
+            name: config.open_source(name, raw_folder(folder)).blocks(config.shard_records) for name in config.sources
+        }
+        _require_same_blocks(folder, configuration.load(folder / "plan.json", Plan), blocks)
+    else:
         with locked(folder):
             configuration.save(folder / "config.json", config)
             sources = {name: config.open_source(name, raw_folder(folder)) for name in config.sources}
@@ -92,16 +99,17 @@ def _settle_plan(folder: Path, config: PrepareConfig, sources: dict[str, Source]
     path = folder / "plan.json"
     if path.exists():
         plan = configuration.load(path, Plan)
-        if plan.blocks != blocks:
-            raise ValueError(
-                f"{folder}: its sources have changed since it was begun; remove it or choose another folder"
-            )
+        _require_same_blocks(folder, plan, blocks)
         return plan
     report("fitting tokenizers", 0, 1)
-    samples = {name: list(fit_sample(source, blocks[name], config)) for name, source in sources.items()}
-    for name, sample in samples.items():
-        if not sample:
-            raise ValueError(f"{name}: no usable record is in its training split, so nothing can be learned from it")
+    given = {TEXT, *_given_codecs(config)} if config.tokenizers is not None else set()
+    samples = {}
+    for name, source in sources.items():
+        is_fitted = not {TEXT, source.medium or TEXT} <= given
+        samples[name] = fit_sample(source, blocks[name], config, TRAIN if is_fitted else None)
+        if not samples[name]:
+            of = "its training split" if is_fitted else "it"
+            raise ValueError(f"{name}: there is no usable record in {of}, so nothing can be made of it")
     plan = Plan(blocks=blocks, media_shapes=_media_shapes(config, sources, samples))
     fit_tokenizers(config, sources, samples, plan.media_shapes).save(folder / "tokenizers")
     configuration.save(path, plan)
@@ -109,12 +117,21 @@ def _settle_plan(folder: Path, config: PrepareConfig, sources: dict[str, Source]
     return plan
 
 
+def _require_same_blocks(folder: Path, plan: Plan, blocks: dict[str, list[Block]]) -> None:
+    """Refuses sources that are not what the folder was made of; media are not compared, only what lists them."""
+    changed = [name for name in blocks if blocks[name] != plan.blocks.get(name)]
+    if changed:
+        raise ValueError(
+            f"{folder}: {', '.join(changed)} has changed since it was prepared; remove the folder or choose another"
+        )
+
+
 def _media_shapes(
     config: PrepareConfig, sources: dict[str, Source], samples: dict[str, list[RawExample]]
 ) -> dict[str, list[int]]:
     """Dataset → shape of its media; all pictures have the channels of one codec."""
-    pictures = [samples[name][0].media["image"] for name, source in sources.items() if source.medium == "image"]
-    channels = max((picture.shape[-1] for picture in pictures), default=None)
+    of_pictures = [samples[name] for name, source in sources.items() if source.medium == "image"]
+    channels = max((example.media["image"].shape[-1] for sample in of_pictures for example in sample), default=None)
     given = _given_codecs(config).get("image")
     if given is not None:
         channels = given.media_shape((1, 1))[-1]
@@ -175,18 +192,41 @@ def _fit_audio(
 _FIT: dict[str, Callable[..., MediaCodec]] = {"image": _fit_image, "audio": _fit_audio}
 
 
-def _given_codecs(config: PrepareConfig) -> dict[str, MediaCodec]:
+def _given_codecs(config: PrepareConfig) -> dict[str, Any]:
     return {} if config.tokenizers is None else dict(media_tokenizers.load(tokenizer_folder(config.tokenizers)).codecs)
 
 
 def _with_given_codecs(config: PrepareConfig) -> PrepareConfig:
-    """The configuration with that of the codecs it takes from elsewhere."""
-    codecs = {name: codec.config for name, codec in _given_codecs(config).items() if hasattr(codec, "config")}
-    return dataclasses.replace(config, **{name: codecs[name] for name in ("image", "audio") if name in codecs})
+    """The configuration with that of the codecs it takes from elsewhere, and the size of their media there."""
+    if config.tokenizers is None:
+        return config
+    codecs = _given_codecs(config)
+    changes: dict[str, Any] = {name: codec.config for name, codec in codecs.items() if name in ("image", "audio")}
+    for layout in _layouts_of(Path(config.tokenizers)):
+        if layout.medium == "image" and config.pictures.height is None:
+            height, width, _ = codecs["image"].media_shape(tuple(layout.shapes["image"]))
+            changes["pictures"] = dataclasses.replace(config.pictures, height=height, width=width)
+        if layout.medium == "audio" and config.seconds is None:
+            (samples,) = codecs["audio"].media_shape(tuple(layout.shapes["audio"]))
+            changes["seconds"] = samples / codecs["audio"].sample_rate_hz
+    return dataclasses.replace(config, **changes)
+
+
+def _layouts_of(folder: Path) -> list[Layout]:
+    """Those of a run or of prepared data, the first of each medium last; none of a folder of tokenizers alone."""
+    if (folder / "manifest.json").is_file():
+        datasets = configuration.read_json(folder / "manifest.json").get("datasets", {}).values()
+        found = [dataset["layout"] for dataset in datasets]
+    elif (folder / "tokenizers").is_dir() and (folder / "config.json").is_file():
+        found = list(configuration.read_json(folder / "config.json").get("layouts", {}).values())
+    else:
+        return []
+    return [configuration.from_dict(layout, Layout, str(folder)) for layout in reversed(found)]
 
 
 def _encode(folder: Path, config: PrepareConfig, plan: Plan, report: Report) -> dict[str, list[BlockReport]]:
     """All blocks' reports; those that are not there yet are made."""
+    forget_workshops()
     jobs = [(name, number) for name, blocks in plan.blocks.items() for number in range(len(blocks))]
     done: dict[tuple[str, int], BlockReport] = {}
     total, finished = sum(plan.records.values()), 0
@@ -256,13 +296,20 @@ def _finish(
     (folder / "rejects.jsonl").unlink(missing_ok=True)
     if lines:
         (folder / "rejects.jsonl").write_text("".join(lines), encoding="utf-8")
+    held_out = {split for of_dataset in reports.values() for block in of_dataset for split in block.shards}
+    for rule in config.splits.held_out:
+        if f"test_{rule.partition('=')[0]}" not in held_out:
+            raise ValueError(
+                f"{folder}: no record has {rule}, so nothing is held out by it; its fields are in metadata.jsonl"
+            )
     digests = [s.sha256 for blocks in reports.values() for b in blocks for _, s in sorted(b.shards.items())]
     manifest = Manifest(
         trimask=importlib.metadata.version("trimask"),
         tokenizers=tokenizers.fingerprints,
         vocabulary=tokenizers.vocabulary,
         datasets={
-            name: _dataset_manifest(name, config, plan, sources[name], reports[name], tokenizers) for name in sources
+            name: _dataset_manifest(folder, name, config, plan, sources[name], reports[name], tokenizers)
+            for name in sources
         },
         content=hashlib.sha256("".join(digests).encode()).hexdigest(),
     )
@@ -272,6 +319,7 @@ def _finish(
 
 
 def _dataset_manifest(
+    folder: Path,
     name: str,
     config: PrepareConfig,
     plan: Plan,
@@ -282,6 +330,8 @@ def _dataset_manifest(
     shards = [shard for block in reports for shard in block.shards.values()]
     text = [n for shard in shards for n in shard.text_tokens]
     given = [n for shard in shards for n in shard.given_tokens]
+    if not text:
+        raise ValueError(f"{name}: none of its records could be used; {folder / 'rejects.jsonl'} says why")
     answer_length, longest = None, max(text)
     if source.fill == "answer":
         answer_length = config.response_tokens or 1 + max(t - g for t, g in zip(text, given, strict=True))

@@ -203,6 +203,11 @@ def _chunks(
         yield chunk
 
 
+def forget_workshops() -> None:
+    """Lets this process read a folder's configuration and tokenizers anew."""
+    _workshop.cache_clear()
+
+
 @lru_cache(maxsize=1)
 def _workshop(folder: Path) -> _Workshop:
     config = configuration.load(folder / "config.json", PrepareConfig)

@@ -54,6 +54,8 @@ class OpenConfig:
     """To which sounds are resampled."""
     folder: Path
     """Where a source may keep what it builds."""
+    max_seconds: float | None = None
+    """Of a sound, what is read; None: all."""
     tfds_folder: Path | None = None
     """Where TFDS keeps its datasets. None: TFDS's own choice."""
     is_download: bool = False

@@ -101,6 +101,8 @@ class TfdsSource:
         return [(kind, name) for kind, fits in kinds for name, f in self._features.items() if fits(f)]
 
     def blocks(self, records: int) -> list[Block]:
+        if self.config.is_download:
+            self._builder.download_and_prepare(file_format="array_record")
         splits = list(self._builder.info.splits) or ["train"]  # before it is prepared, TFDS may not know its splits
         return [block for split in splits for block in _blocks(split, len(self._records(split)), records)]
 
@@ -111,11 +113,9 @@ class TfdsSource:
             load = partial(self._load, id, records, number)
             # A dataset that is all one split is cut by id like any other source.
             split = block.file if len(self._builder.info.splits) > 1 else None
-            yield Entry(id, f"{self.name} {block.file}", number + 1, load, split)
+            yield Entry(id, f"{self.name} {block.file}", number + 1, load, split, {"tfds_split": block.file})
 
     def _records(self, split: str) -> Any:
-        if self.config.is_download:
-            self._builder.download_and_prepare(file_format="array_record")
         try:
             return self._builder.as_data_source(split=split)
         except Exception as error:

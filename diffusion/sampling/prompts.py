@@ -33,11 +33,17 @@ class Prompts:
     tokenizers: MediaTokenizers
     layouts: Mapping[str, Layout]
     """Dataset → layout of its examples."""
+    dataset: str | None = None
+    """Whose layouts alone are used. None: the first that fits, of a prompt's first those with responses."""
+
+    def __post_init__(self):
+        if self.dataset is not None and self.dataset not in self.layouts:
+            raise ValueError(f"the model knows no dataset {self.dataset!r}, only {', '.join(self.layouts)}")
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
         """The tasks that some layout fits."""
-        known = {frozenset(layout.shapes) for layout in self.layouts.values()}
+        known = {frozenset(layout.shapes) for n, layout in self.layouts.items() if self.dataset in (None, n)}
         tasks = self.tokenizers.vocabulary.tasks.values()
         return tuple(task for task in tasks if frozenset(task.modalities) in known)
 
@@ -72,7 +78,8 @@ class Prompts:
         """The pattern with its holes masked."""
         task, pieces = self.task(None, TEXT), parse_infill(pattern)
         num_tokens = sum(p if isinstance(p, int) else len(self.tokenizers.text.encode(p)) for p in pieces)
-        length = self._fitting(task, num_tokens, pattern).shapes[TEXT][0]
+        layout = self._fitting(task, num_tokens, pattern)
+        length = num_tokens + 1 if layout.fill == "none" else layout.shapes[TEXT][0]
         parts = [_masked((p,)) if isinstance(p, int) else self.tokenizers.text.encode(p) for p in pieces]
         return direct(task, {TEXT: fill_text(self.tokenizers.vocabulary, np.concatenate(parts), length)})
 
@@ -106,7 +113,12 @@ class Prompts:
         return self.tokenizers.text.encode(prompt)
 
     def _layouts(self, task: Task) -> list[Layout]:
-        return [layout for layout in self.layouts.values() if set(layout.shapes) == set(task.modalities)]
+        fitting = [
+            layout
+            for name, layout in self.layouts.items()
+            if set(layout.shapes) == set(task.modalities) and self.dataset in (None, name)
+        ]
+        return sorted(fitting, key=lambda layout: layout.fill == "none")
 
     def _fitting(self, task: Task, num_tokens: int, prompt: str) -> Layout:
         """The first layout of the task in which so much text leaves a place."""

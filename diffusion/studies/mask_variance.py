@@ -33,7 +33,7 @@ def gradient_variance(loaded: Loaded, prepared: Prepared, masking: MaskingConfig
 
     @jax.jit
     def gradient(key, batch):
-        noised = forward_process(key, batch, loaded.vocabulary.mask_id, masking)
+        noised = forward_process(key, batch, loaded.vocabulary, masking)
         return ravel_pytree(pretraining.gradients(loaded.parameters, noised)[2])[0]
 
     keys = jax.random.split(jax.random.key(0), draws)
