@@ -29,7 +29,7 @@ from trimask.diffusion.train import Loaded, require_same_vocabulary
 from trimask.tokenizers.sequence import Example, direct
 from trimask.tokenizers.vocabulary import TEXT, Task
 
-_FEW = 8
+_FEW = 3
 """Media are not judged by fewer held-out or training examples, unless a judge is named."""
 Report = Callable[[str, int, int], None]
 

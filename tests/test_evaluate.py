@@ -43,7 +43,9 @@ def loaded(prepared, tmp_path_factory) -> Loaded:
         vocabulary=vocabulary,
         layouts=layouts,
         data=str(prepared.folder),
+        data_fingerprint=prepared.fingerprint,
         num_steps=1,
+        epochs={},
         trimask="0",
         git_commit=None,
     )
@@ -264,8 +266,11 @@ def _without(prepared, split):
 
 
 def test_a_folder_without_a_training_split_cannot_fit_a_judge(loaded, prepared):
+    without = _without(prepared, "train")
     with pytest.raises(ValueError, match="drawn has no split 'train' to fit a judge on, only validation, test"):
-        evaluate(loaded, _without(prepared, "train"), CONFIG)
+        evaluate(loaded, without, dataclasses.replace(CONFIG, judges={"text_to_image": ("label",)}))
+    result, _ = evaluate(loaded, without, CONFIG)  # where none is named, media are not judged
+    assert {score.judge for score in result.scores} == {"exact_match"}
 
 
 def test_a_folder_without_test_splits_is_told_how_to_name_others(loaded, prepared):

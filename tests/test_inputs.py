@@ -1,16 +1,19 @@
 """Pictures, sounds and lists of prompts given as files."""
 
 import io
+from functools import partial
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
-from trimask.scripts.inputs import read_audio, read_image, read_lines
+from trimask.scripts import inputs
+from trimask.scripts.inputs import read_audio, read_lines
 from trimask.scripts.render import enlarged
 
 RNG = np.random.default_rng(0)
+read_image = partial(inputs.read_image, is_cropped=False)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

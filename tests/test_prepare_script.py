@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from rich.console import Console
 
 from trimask.diffusion.data.plan import PrepareConfig
+from trimask.scripts import prepare
 from trimask.scripts.prepare import Arguments, main
 
 
@@ -42,7 +44,8 @@ def test_two_sources_of_one_name_are_refused_with_the_way_out():
         where(images=("a/sea",), audio=("b/sea",))
 
 
-def test_the_table_adds_up_and_names_the_rejects(tmp_path, capsys):
+def test_the_table_adds_up_and_names_the_rejects(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prepare, "console", Console(width=200))
     lines = [{"prompt": f"{n}", "response": "" if n == 3 else "x"} for n in range(30)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ValueError, match=r'line 4: "response" is empty\n.*--on-error skip'):

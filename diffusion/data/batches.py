@@ -41,7 +41,7 @@ class BatchConfig:
     them; prompts with responses are only ever given."""
     packed_length: int = 24
     """Row length to which examples of text alone are packed, if they are shorter."""
-    warn_epochs: float = 16
+    warn_epochs: float = 16.0
     """A dataset that is repeated more often is pointed out: models begin to learn it by heart (tri-modal paper)."""
 
     def __post_init__(self):

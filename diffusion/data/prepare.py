@@ -299,9 +299,7 @@ def _finish(
     held_out = {split for of_dataset in reports.values() for block in of_dataset for split in block.shards}
     for rule in config.splits.held_out:
         if f"test_{rule.partition('=')[0]}" not in held_out:
-            raise ValueError(
-                f"{folder}: no record has {rule}, so nothing is held out by it; its fields are in metadata.jsonl"
-            )
+            raise ValueError(f"{folder}: no record's metadata say {rule}, so nothing is held out by it")
     digests = [s.sha256 for blocks in reports.values() for b in blocks for _, s in sorted(b.shards.items())]
     manifest = Manifest(
         trimask=importlib.metadata.version("trimask"),

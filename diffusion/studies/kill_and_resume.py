@@ -29,7 +29,9 @@ from rich.table import Table
 from trimask.diffusion import configuration
 from trimask.diffusion.checkpoint import Checkpoints
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.data.prepare import PrepareConfig, prepare
+from trimask.diffusion.data.plan import PrepareConfig
+from trimask.diffusion.data.prepare import prepare
+from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.description import RunDescription
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import LossConfig
@@ -212,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = parsed.folder or Path(scratch)
         data = parsed.data or folder / "data"
         if parsed.data is None:
-            prepare(data, PrepareConfig(sources={"sums": "digits/sums"}))
+            prepare(data, PrepareConfig(sources={"sums": SourceConfig(kind="digits", where=("sums",))}))
         kills, found = kill_and_resume(folder, data, parsed.kills, parsed.seed, console)
     console.print(_table(kills))
     inside = sum(kill.hit == "a checkpoint write" for kill in kills)
