@@ -36,7 +36,7 @@ class BatchConfig:
     """Training tokens at which the weights begin to move and at which they have arrived."""
     task_weights: dict[str, float] = field(default_factory=dict)
     """Share of a dataset's examples that each of its tasks gets; 1 where none is given."""
-    open_questions: float = 0.3
+    open_questions: float = 0.2
     """Share of the embedded sums that are trained as one text, question included, so that holes can be anywhere in
     them; prompts with responses are only ever given."""
     packed_length: int = 24
