@@ -84,8 +84,7 @@ def continued(folder: Path, description: RunDescription, resume: bool) -> RunDes
         return description
     old = configuration.load(folder / "config.json", RunDescription)
     batch = dataclasses.replace(description.train.batch, warn_epochs=old.train.batch.warn_epochs)
-    free = {"loop": old.train.loop, "generation": old.train.generation, "batch": batch}
-    asked = dataclasses.replace(description.train, **free)
+    asked = dataclasses.replace(description.train, loop=old.train.loop, generation=old.train.generation, batch=batch)
     changed = configuration.differences(old.train, asked)
     changed += configuration.differences(old.vocabulary, description.vocabulary, "vocabulary.")
     for name in ("data_fingerprint", "init_from"):
