@@ -45,6 +45,23 @@ def parse_from_preset(make: Callable[[Experiment], _T], arguments: list[str], co
     )
 
 
+def joined(arguments: list[str], *flags: str) -> list[str]:
+    """Flags of several values may be given several times: --infill A --infill B is --infill A B."""
+    values: dict[str, list[str]] = {}
+    rest: list[str] = []
+    current: str | None = None
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if name in flags:
+            values.setdefault(name, []).extend([value] if equals else [])
+            current = None if equals else name
+        elif current is not None and not word.startswith("--"):
+            values[current].append(word)
+        else:
+            rest, current = [*rest, word], None
+    return [*rest, *(word for name, given in values.items() for word in (name, *given))]
+
+
 def option(arguments: list[str], *names: str) -> str | None:
     """The value of one option, ahead of parsing all of them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

@@ -22,7 +22,7 @@ from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.sampling.requests import Answer, GenerationConfig, Generator, repeats
 from trimask.diffusion.train import Loaded, load
 from trimask.scripts import cli
-from trimask.scripts.console import console, parse, progress_report
+from trimask.scripts.console import console, joined, parse, progress_report
 from trimask.scripts.inputs import read_audio, read_image, read_lines
 from trimask.scripts.render import (
     enlarged,
@@ -40,6 +40,7 @@ from trimask.tokenizers.vocabulary import TEXT
 
 _ENDING = {TEXT: "txt", "image": "png", "audio": "wav"}
 _FRAME_MILLISECONDS = 150
+_LISTS = ("--prompt", "--infill", "--image", "--audio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +289,7 @@ def _reader(medium: str, prompts: Prompts) -> Callable[[Path], np.ndarray]:
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point of the command."""
-    parsed: Arguments = parse(Arguments, list(arguments), "generate", __doc__ or "")
+    parsed: Arguments = parse(Arguments, joined(list(arguments), *_LISTS), "generate", __doc__ or "")
     loaded = load(parsed.run, parsed.checkpoint)
     run(loaded, parsed, parsed.out or parsed.run / "generated")
 

@@ -18,7 +18,9 @@ from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import BadRecord, SourceConfig
 from trimask.scripts import cli
-from trimask.scripts.console import console, parse_from_preset, progress_report, table
+from trimask.scripts.console import console, joined, parse_from_preset, progress_report, table
+
+_KINDS = ("images", "audio", "text", "prompts", "tfds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class Arguments:
     def resolved(self) -> PrepareConfig:
         """The configuration with all sources by name."""
         sources = dict(self.config.sources)
-        for kind in ("images", "audio", "text", "prompts", "tfds"):
+        for kind in _KINDS:
             for name, where in _named(kind, getattr(self, kind)).items():
                 if name in sources:
                     raise ValueError(f"two sources are called {name}; name one with --{kind} NAME={where[0]}")
@@ -104,7 +106,8 @@ def main(arguments: Sequence[str]) -> None:
     def default(experiment: Experiment) -> Arguments:
         return Arguments(folder=tyro.MISSING, config=experiment.prepare)
 
-    parsed = parse_from_preset(default, list(arguments), "prepare", __doc__ or "")
+    given = joined(list(arguments), *(f"--{kind}" for kind in _KINDS), "--splits.held-out")
+    parsed = parse_from_preset(default, given, "prepare", __doc__ or "")
     run(parsed.folder, parsed.resolved())
 
 

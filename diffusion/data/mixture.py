@@ -61,11 +61,6 @@ class Mixture:
         self._extend(steps)
         return self._visits[steps]
 
-    def expected_tokens(self, steps: int) -> float:
-        """Tokens that the first steps hold in expectation."""
-        self._extend(steps)
-        return float(self._tokens[steps])
-
     def num_steps(self, tokens: int) -> int:
         """Steps that come nearest to so many tokens, at least one."""
         while self._tokens[-1] < tokens:
