@@ -11,7 +11,8 @@ import tyro
 
 from trimask.diffusion import configuration
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.evaluate import ALL_TASKS, Bound, EvaluateConfig, Evaluation, Samples, Score, evaluate
+from trimask.diffusion.evaluate import ALL_TASKS, EvaluateConfig, evaluate
+from trimask.diffusion.results import Bound, Evaluation, Samples, Score
 from trimask.diffusion.train import Loaded, load
 from trimask.scripts import cli
 from trimask.scripts.console import console, parse, progress_report, table

@@ -22,8 +22,9 @@ from trimask.diffusion import configuration
 from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import DatasetManifest, Prepared
 from trimask.diffusion.data.sources import SourceConfig
-from trimask.diffusion.evaluate import EvaluateConfig, Evaluation, label_judge, score_of
+from trimask.diffusion.evaluate import EvaluateConfig, label_judge, score_of
 from trimask.diffusion.parametrization import PARAMETER_CLASSES, parameter_classes
+from trimask.diffusion.results import Evaluation
 from trimask.diffusion.run_folder import read_lines
 from trimask.diffusion.train import Loaded, load
 from trimask.diffusion.transformer import num_parameters

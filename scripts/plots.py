@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trimask.diffusion.evaluate import Score
+from trimask.diffusion.results import Score
 from trimask.diffusion.run_folder import read_lines
 
 Metrics = list[dict[str, Any]]

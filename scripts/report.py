@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from trimask.diffusion import configuration
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.evaluate import Evaluation, Samples
+from trimask.diffusion.results import Evaluation, Samples
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.train import Loaded

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from trimask.diffusion import configuration
-from trimask.diffusion.evaluate import Evaluation, Score
+from trimask.diffusion.results import Evaluation, Score
 from trimask.diffusion.train import Loaded, Pretraining, RunDescription, TrainConfig
 from trimask.diffusion.transformer import TransformerConfig, num_parameters
 from trimask.scripts import console, evaluate, inspection

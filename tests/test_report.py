@@ -12,9 +12,10 @@ from PIL import Image
 
 from trimask.configs.presets import PRESETS, Experiment
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.evaluate import EvaluateConfig, Evaluation, Samples
+from trimask.diffusion.evaluate import EvaluateConfig
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.results import Evaluation, Samples
 from trimask.diffusion.sampling.requests import GenerationConfig
 from trimask.diffusion.train import TrainConfig
 from trimask.diffusion.transformer import TransformerConfig
