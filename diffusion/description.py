@@ -15,8 +15,10 @@ from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig
 from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.parametrization import ParametrizationConfig
 from trimask.diffusion.run_folder import checkpoint_steps
 from trimask.diffusion.sampling.requests import GenerationConfig
+from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -28,12 +30,16 @@ class TrainConfig:
 
     model: TransformerConfig = TransformerConfig()
     """The network."""
+    parametrization: ParametrizationConfig = ParametrizationConfig()
+    """From which shape its hyperparameters are transferred."""
     masking: MaskingConfig = MaskingConfig()
     """The forward process."""
     loss: LossConfig = LossConfig()
     """The objective."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW, its schedule and the weight average."""
+    """AdamW, its schedule and the weight average, as tuned."""
+    sde: SDEScaling = SDEScaling()
+    """At which batch and horizon it was tuned."""
     batch: BatchConfig = BatchConfig()
     """What a step trains on."""
     accumulate: int = 1
@@ -63,6 +69,12 @@ class RunDescription:
     data_fingerprint: str
     """What the prepared data was, wherever it is."""
     num_steps: int
+    batch_tokens: float
+    """Non-padding tokens of the mean step."""
+    kappa: float
+    """κ of that batch and the horizon."""
+    optimizer: OptimizerConfig
+    """The optimizer as it is used: `train.optimizer` at κ."""
     epochs: dict[str, float]
     """Dataset → how often its training examples are seen in these steps."""
     trimask: str
@@ -71,6 +83,31 @@ class RunDescription:
     """Run folder whose weight average this run started from."""
     init_step: int | None = None
     """The step of that weight average."""
+
+
+def transferred(tuned: RunDescription) -> TrainConfig:
+    """The configuration of a run whose shape, batch and horizon are the base for others.
+
+    What it was itself transferred from stays the base.
+    """
+    model, config = tuned.train.model, tuned.train
+    parametrization, sde = config.parametrization, config.sde
+    own = {
+        "base_width": model.width,
+        "base_layers": model.num_layers,
+        "base_heads": model.num_heads,
+        "base_mlp_width": model.size_of_mlp,
+    }
+    base = {name: getattr(parametrization, name) or value for name, value in own.items()}
+    return dataclasses.replace(
+        config,
+        parametrization=dataclasses.replace(parametrization, **base),
+        sde=dataclasses.replace(
+            sde,
+            base_batch_tokens=sde.base_batch_tokens or tuned.batch_tokens,
+            base_horizon_tokens=sde.base_horizon_tokens or config.optimizer.horizon_tokens,
+        ),
+    )
 
 
 def continued(folder: Path, description: RunDescription, resume: bool) -> RunDescription:

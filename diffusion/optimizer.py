@@ -1,18 +1,34 @@
-"""AdamW with per-class multipliers, whose learning rate follows the number of tokens seen.
+"""AdamW with factors per parameter, whose learning rate follows the number of tokens seen.
 
-    u_t = m̂_t / (√v̂_t + ε·mult) + λ·mult·p,     p ← p − lr(tokens) · mult · u_t
+    m ← β1·m + (1 − β1)·g,    v ← β2·v + (1 − β2)·g²,    u = m̂ / (√v̂ + ε) + λ·p,    p ← p − lr(tokens)·u
 
-Horizon and warmup are counted in non-padding tokens, so that a run means the same at every batch size.
+Each parameter has its own lr, ε and λ, the global ones times its `Multipliers`, and its own β, the global ones to the
+power of its. Horizon and warmup are counted in non-padding tokens, so that a run means the same at every batch size.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from trimask.diffusion.parametrization import Multipliers, Parametrization
+from trimask.diffusion.parametrization import Multipliers
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Knobs:
+    """The numbers of a recipe that do not change what is compiled: a sweep over them compiles once."""
+
+    learning_rate: Any
+    beta1: Any
+    beta2: Any
+    epsilon: Any
+    weight_decay: Any
+    clip_norm: Any
+    ema_decay: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +50,13 @@ class OptimizerConfig:
     horizon_tokens: int = 2_000_000
     """Non-padding tokens to train on."""
     warmup_tokens: int = 50_000
-    """The learning rate rises linearly over the first so many tokens, then falls as a cosine."""
+    """The learning rate rises linearly over the first so many tokens."""
+    schedule: Literal["cosine", "constant", "warmup_stable_decay"] = "cosine"
+    """What follows warmup: a cosine down to the end, a constant, or a constant and a linear decay at the end."""
+    decay_tokens: int | None = None
+    """Length of the decay of warmup_stable_decay. None: a fifth of the horizon."""
     final_fraction: float = 0.02
-    """Learning rate at the horizon as a fraction of the peak."""
+    """Learning rate at the horizon as a fraction of the peak, unless it is constant."""
     ema_decay: float = 0.995
     """Decay per step of the weight average that is evaluated and sampled from."""
 
@@ -45,41 +65,82 @@ class OptimizerConfig:
             raise ValueError(
                 f"warmup_tokens must lie in [0, horizon_tokens), got {self.warmup_tokens} of {self.horizon_tokens}"
             )
+        if self.decay_tokens is not None and self.schedule != "warmup_stable_decay":
+            raise ValueError(f"decay_tokens belongs to the schedule warmup_stable_decay, not to {self.schedule}")
+        if not 0 < self.length_of_decay <= self.horizon_tokens - self.warmup_tokens:
+            raise ValueError(
+                f"decay_tokens must lie in [1, {self.horizon_tokens - self.warmup_tokens}], after warmup; "
+                f"got {self.length_of_decay}"
+            )
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        if min(self.learning_rate, self.epsilon, self.clip_norm) <= 0:
-            raise ValueError(f"learning_rate, epsilon and clip_norm must be positive, got {self}")
+        for name in ("learning_rate", "epsilon", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.weight_decay < 0 or not 0 <= self.final_fraction <= 1:
+            raise ValueError(
+                "weight_decay must not be negative and final_fraction must lie in [0, 1], "
+                f"got {self.weight_decay} and {self.final_fraction}"
+            )
 
-    def learning_rate_at(self, tokens: Float[Array, ""]) -> Float[Array, ""]:
-        """Warmup, then cosine, as a function of tokens seen."""
-        return optax.warmup_cosine_decay_schedule(
-            0.0,
-            self.learning_rate,
-            self.warmup_tokens,
-            self.horizon_tokens,
-            self.learning_rate * self.final_fraction,
-        )(tokens)
+    @property
+    def length_of_decay(self) -> int:
+        """Tokens over which warmup_stable_decay decays, at most all that follow warmup."""
+        if self.decay_tokens is not None:
+            return self.decay_tokens
+        return max(1, min(self.horizon_tokens // 5, self.horizon_tokens - self.warmup_tokens))
 
-    def ema_decay_at(self, step: Int[Array, ""]) -> Float[Array, ""]:
-        """The average's decay, smaller at first so that the random initial weights are soon forgotten."""
-        return jnp.minimum(self.ema_decay, (1 + step) / (10 + step))
+    @property
+    def knobs(self) -> Knobs:
+        """The numbers that a compiled step takes as arguments."""
+        return Knobs(*(jnp.float32(getattr(self, name)) for name in Knobs.__dataclass_fields__))
+
+    def rate_at(self, tokens: Float[Array, ""]) -> Float[Array, ""]:
+        """The learning rate after so many tokens, as a fraction of its peak."""
+        warmup, horizon, final = self.warmup_tokens, self.horizon_tokens, self.final_fraction
+        if self.schedule == "cosine":
+            return optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, horizon, final)(tokens)
+        rise = optax.linear_schedule(0.0, 1.0, warmup) if warmup else optax.constant_schedule(1.0)
+        if self.schedule == "constant":
+            return jnp.asarray(rise(tokens))
+        fall = optax.linear_schedule(1.0, final, self.length_of_decay)
+        return optax.join_schedules([rise, fall], [horizon - self.length_of_decay])(tokens)
 
 
-def adamw(
-    config: OptimizerConfig, classes: Any, parametrization: Parametrization
-) -> optax.GradientTransformationExtraArgs:
-    """Clipping and AdamW up to the learning rate: the transformation returns u_t · mult, to be scaled by −lr.
+def adamw(knobs: Knobs, multipliers: Any) -> optax.GradientTransformation:
+    """Clipping and AdamW up to the schedule: p ← p − rate·update, where rate is a fraction of the peak.
 
-    `classes` is a tree like the parameters, with the class of each.
+    `multipliers` is a tree of `Multipliers` like the parameters. The state is optax's of Adam.
     """
+    clip = optax.clip_by_global_norm(knobs.clip_norm)
 
-    def one_class(multipliers: Multipliers) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.scale_by_adam(config.beta1, config.beta2, config.epsilon * multipliers.epsilon),
-            optax.add_decayed_weights(config.weight_decay * multipliers.weight_decay),
-            optax.scale(multipliers.learning_rate),
-        )
+    def init(parameters):
+        zeros = jax.tree.map(jnp.zeros_like, parameters)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros))
 
-    per_class = {name: one_class(multipliers) for name, multipliers in parametrization.items()}
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.partition(per_class, classes))
+    def update(gradients, state, parameters):
+        gradients, _ = clip.update(gradients, clip.init(parameters))
+        count = optax.safe_increment(state.count)
+
+        def one(of: Multipliers, p, g, m, v):
+            beta1, beta2 = knobs.beta1**of.beta1, knobs.beta2**of.beta2
+            m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
+            direction = (m / (1 - beta1**count)) / (jnp.sqrt(v / (1 - beta2**count)) + knobs.epsilon * of.epsilon)
+            decay = knobs.weight_decay * of.weight_decay
+            return knobs.learning_rate * of.learning_rate * (direction + decay * p), m, v
+
+        results = jax.tree.map(one, multipliers, parameters, gradients, state.mu, state.nu)
+        updates, mu, nu = jax.tree.transpose(jax.tree.structure(multipliers), jax.tree.structure((0, 0, 0)), results)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(average: Any, parameters: Any, decay: Float[Array, ""], steps: Int[Array, ""]) -> Any:
+    """Moves the weight average on to the parameters after so many steps, weighing step s by decay^(steps − s).
+
+    Divided by the sum of those weights, so that nothing is left of the random weights before the first step.
+    """
+    weight = (1 - decay) / (1 - decay**steps)
+    return jax.tree.map(lambda a, p: a + weight * (p - a), average, parameters)

@@ -29,10 +29,11 @@ from trimask.diffusion.description import RunDescription, TrainConfig, continued
 from trimask.diffusion.loop import fit
 from trimask.diffusion.loss import Mean, loss_and_metrics, target_counts
 from trimask.diffusion.masking import Noised, forward_process
-from trimask.diffusion.optimizer import adamw
-from trimask.diffusion.parametrization import parameter_classes, standard
+from trimask.diffusion.optimizer import Knobs, adamw, averaged
+from trimask.diffusion.parametrization import parameter_multipliers
 from trimask.diffusion.run_folder import checkpoint_steps, locked, writing
 from trimask.diffusion.sampling.requests import GenerationConfig
+from trimask.diffusion.sde import rescaled
 from trimask.diffusion.transformer import Output, Transformer
 from trimask.diffusion.warm_start import grown, require_grown, require_same_model
 from trimask.tokenizers import media as media_tokenizers
@@ -62,25 +63,35 @@ class TrainState:
 class Pretraining:
     """The training step of one configuration: what is static beside the state."""
 
-    def __init__(self, config: TrainConfig, vocabulary: Vocabulary):
+    def __init__(self, config: TrainConfig, vocabulary: Vocabulary, kappa: float = 1.0):
+        """`kappa` is that of the run's batch and horizon; see `sde.py`."""
         self.config, self.vocabulary = config, vocabulary
         abstract = nnx.eval_shape(lambda: self._new_model(jax.random.key(0)))
         self.graph, _ = nnx.split(abstract)
-        self.optimizer = adamw(config.optimizer, parameter_classes(abstract), standard())
+        self.multipliers = parameter_multipliers(abstract)
+        self.knobs = rescaled(config.optimizer, kappa).knobs
         self.key = jax.random.key(config.seed)
 
     def _new_model(self, key: PRNGKeyArray) -> Transformer:
-        return Transformer(self.config.model, self.vocabulary, key=key)
+        return Transformer(self.config.model, self.vocabulary, self.config.parametrization, key=key)
 
     def init(self) -> TrainState:
         """The state before the first step."""
-        return self.start(nnx.to_pure_dict(nnx.state(self._new_model(jax.random.fold_in(self.key, 0)))))
+        return self.start(self.new_parameters(self.key))
+
+    def new_parameters(self, key: PRNGKeyArray) -> Parameters:
+        """Random ones."""
+        return nnx.to_pure_dict(nnx.state(self._new_model(jax.random.fold_in(key, 0))))
 
     def start(self, parameters: Parameters) -> TrainState:
         """The state before the first step from these parameters."""
         average = jax.tree.map(jnp.copy, parameters)  # not the same buffers: `step` donates both
         step, tokens = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
-        return TrainState(parameters, average, self.optimizer.init(parameters), step, tokens)
+        return TrainState(parameters, average, self.optimizer(self.knobs).init(parameters), step, tokens)
+
+    def optimizer(self, knobs: Knobs) -> optax.GradientTransformation:
+        """AdamW with the factors of this network's parameters."""
+        return adamw(knobs, self.multipliers)
 
     def model(self, parameters: Parameters) -> Transformer:
         """The network with these parameters."""
@@ -90,32 +101,41 @@ class Pretraining:
         """The network as a function of its parameters too."""
         return self.model(parameters)(sequence, positions, cache)
 
-    @partial(jax.jit, static_argnums=0, donate_argnums=1)
     def step(self, state: TrainState, batch: Sequence) -> tuple[TrainState, dict[str, Mean]]:
-        """One update: mask, loss, gradients, update."""
-        config = self.config.optimizer
-        key = jax.random.fold_in(jax.random.fold_in(self.key, 1), state.step)
+        """One update; the state given is used up."""
+        return self.update(self.knobs, self.key, state, batch)
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=3)
+    def update(
+        self, knobs: Knobs, key: PRNGKeyArray, state: TrainState, batch: Sequence
+    ) -> tuple[TrainState, dict[str, Mean]]:
+        """Mask, loss, gradients, update. Other knobs, or another key, than this configuration's recompile nothing."""
+        key = jax.random.fold_in(jax.random.fold_in(key, 1), state.step)
         noised = forward_process(key, batch, self.vocabulary, self.config.masking)
         loss, metrics, gradients = self.gradients(state.parameters, noised)
-        updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.parameters)
-        tokens = state.tokens + jnp.sum(~noised.sequence.is_padding)
-        rate, decay = config.learning_rate_at(tokens), config.ema_decay_at(state.step)
+        updates, optimizer = self.optimizer(knobs).update(gradients, state.optimizer, state.parameters)
+        step, tokens = state.step + 1, state.tokens + jnp.sum(~noised.sequence.is_padding)
+        rate = self.config.optimizer.rate_at(tokens)
         parameters = jax.tree.map(lambda p, u: p - rate * u, state.parameters, updates)
-        average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, parameters)
-        scalars = {"loss": loss, "gradient_norm": optax.global_norm(gradients), "learning_rate": rate, "tokens": tokens}
+        average = averaged(state.average, parameters, knobs.ema_decay, step)
+        scalars = {"loss": loss, "gradient_norm": optax.tree.norm(gradients), "tokens": tokens}
+        scalars["learning_rate"] = knobs.learning_rate * rate
         metrics |= {name: Mean(value, jnp.ones(())) for name, value in scalars.items()}
-        return TrainState(parameters, average, optimizer, state.step + 1, tokens), metrics
+        return TrainState(parameters, average, optimizer, step, tokens), metrics
+
+    def loss(
+        self, parameters: Parameters, noised: Noised, counts: Float[Array, " modality"]
+    ) -> tuple[Float[Array, ""], dict[str, Mean]]:
+        """Loss and metrics of a (micro-)batch, with the normalisers of the whole batch."""
+        logits = self.denoise(parameters, noised.sequence).logits
+        return loss_and_metrics(logits, noised, counts, self.vocabulary, self.config.loss)
 
     def gradients(self, parameters: Parameters, noised: Noised) -> tuple[Float[Array, ""], dict[str, Mean], Parameters]:
         """Loss, metrics and gradients of the batch, summed over micro-batches with the whole batch's normalisers."""
         counts = target_counts(noised, self.vocabulary)
 
-        def loss_of(parameters, noised):
-            logits = self.denoise(parameters, noised.sequence).logits
-            return loss_and_metrics(logits, noised, counts, self.vocabulary, self.config.loss)
-
         def of(noised):
-            (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(parameters, noised)
+            (loss, metrics), gradients = jax.value_and_grad(self.loss, has_aux=True)(parameters, noised, counts)
             return loss, metrics, gradients
 
         if self.config.accumulate == 1:
@@ -134,13 +154,13 @@ def train(
     config: TrainConfig,
     sample: Callable[["Loaded", int], None] | None = None,
     *,
-    announce: Callable[[TrainConfig, list[DatasetUse]], None] = lambda *_: None,
+    announce: Callable[[RunDescription, list[DatasetUse]], None] = lambda *_: None,
     init_from: Path | None = None,
     resume: bool = True,
 ) -> "Loaded":
     """Trains on prepared data, or resumes, until the horizon; `sample(model, step)` is called at intervals.
 
-    `announce` is told before the first step how often each dataset will be seen.
+    `announce` is told before the first step what is trained how, and how often each dataset will be seen.
     With `init_from` a run that is new starts from the weight average of that run; without `resume` a folder that holds
     checkpoints is refused.
     """
@@ -149,6 +169,8 @@ def train(
     copies = 2 if config.masking.complementary else 1
     batches = Batches(prepared, config.batch, config.seed, copies, config.accumulate)
     num_steps = batches.num_steps(config.optimizer.horizon_tokens)
+    batch_tokens = batches.mean_tokens(num_steps)
+    kappa = config.sde.kappa(batch_tokens, config.optimizer.horizon_tokens)
     use = batches.use(num_steps)
     description = RunDescription(
         train=config,
@@ -157,6 +179,9 @@ def train(
         data=str(data.absolute()),
         data_fingerprint=prepared.fingerprint,
         num_steps=num_steps,
+        batch_tokens=batch_tokens,
+        kappa=kappa,
+        optimizer=rescaled(config.optimizer, kappa),
         epochs={dataset.name: dataset.epochs for dataset in use},
         trimask=importlib.metadata.version("trimask"),
         git_commit=_git_commit(),
@@ -164,16 +189,16 @@ def train(
     )
     with locked(folder):
         description = continued(folder, description, resume)
-        pretraining = Pretraining(config, vocabulary)
+        pretraining = Pretraining(config, vocabulary, kappa)
         state = pretraining.init()
         if init_from is not None and not checkpoint_steps(folder):
             source = load(init_from, description.init_step)
-            require_same_model(source.description.train.model, config.model, init_from)
+            require_same_model(source.description.train, config, init_from)
             require_grown(init_from / "tokenizers", prepared.folder / "tokenizers")
             parameters = grown(source.parameters, state.parameters, source.vocabulary, vocabulary)
             state = pretraining.start(parameters)
             description = dataclasses.replace(description, init_step=source.step)
-        announce(config, use)
+        announce(description, use)
         with writing(folder):
             write_description(folder, description, prepared.tokenizers)
 

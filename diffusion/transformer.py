@@ -1,24 +1,25 @@
 """The denoiser's network: a bidirectional transformer over one stream of discrete tokens.
 
     h = E[token] + place(modality, place)
-    h ← h + Attention(RMSNorm(h)),   h ← h + SwiGLU(RMSNorm(h))      (per block; attention inside one example only)
-    logits = RMSNorm(h) · U
+    h ← h + r·Attention(RMSNorm(h)),   h ← h + r·SwiGLU(RMSNorm(h))  (per block; attention inside one example only)
+    logits = u · RMSNorm(h) · U
 
+r and u are 1 at the shape that was tuned; `parametrization.py` says what they, and initial weights, are at others.
 There is no time input: how much is masked is in the tokens. A masked position knows its range (modality and codebook)
 and its place, given as sinusoids of both coordinates through one linear map per range, so that larger images and
 longer texts than those trained on have an embedding. Options (grouped-query attention, biases, no QK norm, no place
 embedding, rotary base, shifted logits, tied head) cover the architectures of LLaDA and Dream.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from trimask.diffusion.parametrization import ParameterClass, parameter
+from trimask.diffusion.parametrization import AT_BASE, BRANCHES, ParametrizationConfig, Site
 from trimask.tokenizers.sequence import Sequence, example_starts
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -47,6 +48,8 @@ class TransformerConfig:
     """Base of the rotary embedding of positions counted within an example. None: no rotary embedding."""
     place_embedding: bool = True
     """Add the embedding of range and place; without it a masked position has only its rotary position (LLaDA)."""
+    place_features: int = 128
+    """Sinusoids by which a place is known; they do not grow with the width, or their weights would need its rules."""
     tied_unembedding: bool = False
     """Use the input embedding as the unembedding."""
     shifted_logits: bool = False
@@ -61,6 +64,8 @@ class TransformerConfig:
     def __post_init__(self):
         if min(self.num_layers, self.width, self.num_heads, self.kv_heads, self.size_of_head) < 1:
             raise ValueError(f"all sizes of a transformer must be at least 1, got {self}")
+        if self.place_features < 4 or self.place_features % 4:
+            raise ValueError(f"place_features must be a multiple of 4, got {self.place_features}")
         if self.head_size is None and self.width % self.num_heads:
             raise ValueError(f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}")
         if self.num_heads % self.kv_heads:
@@ -82,6 +87,29 @@ class TransformerConfig:
     def size_of_mlp(self) -> int:
         """Hidden size of the SwiGLU."""
         return -(-self.width * 8 // 3 // 32) * 32 if self.mlp_width is None else self.mlp_width
+
+    def base(self, parametrization: ParametrizationConfig) -> "TransformerConfig":
+        """The network of the same kind from which hyperparameters are transferred: heads have one size in both."""
+        width = parametrization.base_width or self.width
+        proportions = [("num_heads", self.num_heads), ("mlp_width", self.mlp_width)]
+        sizes = {name: size and size * width / self.width for name, size in proportions}
+        given = {"num_heads": parametrization.base_heads, "mlp_width": parametrization.base_mlp_width}
+        sizes |= {name: size for name, size in given.items() if size is not None}
+        for name, size in sizes.items():
+            if size is not None and (size < 1 or size != int(size)):
+                raise ValueError(
+                    f"{name} {getattr(self, name)} at width {self.width} would be {size:g} at base_width {width}; "
+                    f"say what it was: parametrization.base_{name.removeprefix('num_')}"
+                )
+        return replace(
+            self,
+            width=width,
+            num_layers=parametrization.base_layers or self.num_layers,
+            num_heads=int(sizes["num_heads"]),
+            num_kv_heads=None,
+            head_size=self.size_of_head,
+            mlp_width=None if sizes["mlp_width"] is None else int(sizes["mlp_width"]),
+        )
 
 
 KeysValues = tuple[Float[Array, "rows seq kv_heads head"], Float[Array, "rows seq kv_heads head"]]
@@ -105,17 +133,28 @@ class Output:
 class Transformer(nnx.Module):
     """A denoiser: `model(sequence) -> Output`."""
 
-    def __init__(self, config: TransformerConfig, vocabulary: Vocabulary, *, key: jax.Array):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        vocabulary: Vocabulary,
+        parametrization: ParametrizationConfig = AT_BASE,
+        *,
+        key: jax.Array,
+    ):
         keys = iter(jax.random.split(key, 3 + config.num_layers))
         self.config, self.vocabulary = config, vocabulary
-        vocab, width = vocabulary.size, config.width
-        self.embedding = _normal(next(keys), (vocab, width), config.embedding_scale, "input_embedding")
+        vocab, width, layers = vocabulary.size, config.width, config.num_layers
+        base = config.base(parametrization)
+        site = Site(parametrization, width / base.width, layers / base.num_layers)
+        self.logit_multiplier = site.logits(config.tied_unembedding)
+        self.embedding = site.normal(next(keys), (vocab, width), "embedding", config.embedding_scale)
         if config.place_embedding:
-            self.place = PlaceEmbedding(config, vocabulary, next(keys))
-        self.blocks = nnx.List([Block(config, next(keys)) for _ in range(config.num_layers)])
-        self.final_norm = RMSNorm(width, config.norm_epsilon, "final_norm")
+            self.place = PlaceEmbedding(config, vocabulary, site, next(keys))
+        blocks = [Block(config, base, site.block(number, layers), next(keys)) for number in range(layers)]
+        self.blocks = nnx.List(blocks)
+        self.final_norm = RMSNorm(width, config.norm_epsilon, "final_norm", site)
         if not config.tied_unembedding:
-            self.unembedding = _normal(next(keys), (width, vocab), width**-0.5, "unembedding")
+            self.unembedding = site.matrix(next(keys), (width, vocab), "unembedding", width, base.width)
 
     def __call__(
         self,
@@ -149,7 +188,17 @@ class Transformer(nnx.Module):
         self, sequence: Sequence, computed: Int[Array, "batch asked"] | None, cache: tuple[KeysValues, ...] | None
     ) -> tuple[Float[Array, "batch asked width"], tuple[KeysValues, ...]]:
         """The residual stream after the last block at the computed positions (None: all), and the keys and values."""
-        dtype = jnp.dtype(self.config.compute_dtype)
+        h, positions, same_example = self.embed(sequence, computed)
+        new_cache = []
+        for layer, block in enumerate(self.blocks):
+            h, keys_values = block(h, positions, same_example, computed, None if cache is None else cache[layer])
+            new_cache.append(keys_values)
+        return h, tuple(new_cache)
+
+    def embed(
+        self, sequence: Sequence, computed: Int[Array, "batch asked"] | None
+    ) -> tuple[Float[Array, "batch asked width"], Int[Array, "batch asked"], Bool[Array, "batch asked seq"]]:
+        """What the first block gets: the residual stream, positions within the example, and who may see whom."""
         positions = jnp.arange(sequence.length) - example_starts(sequence)
         same_example = sequence.segment[:, :, None] == sequence.segment[:, None, :]
         tokens, modality, place = sequence.tokens, sequence.modality, sequence.place
@@ -161,32 +210,28 @@ class Transformer(nnx.Module):
         h = self.embedding[...][tokens]
         if self.config.place_embedding:
             h = h + self.place(modality, place)
-        h = h.astype(dtype)
-        new_cache = []
-        for layer, block in enumerate(self.blocks):
-            h, keys_values = block(h, positions, same_example, computed, None if cache is None else cache[layer])
-            new_cache.append(keys_values)
-        return h, tuple(new_cache)
+        return h.astype(jnp.dtype(self.config.compute_dtype)), positions, same_example
 
     def unembed(self, hidden: Float[Array, "*shape width"]) -> Float[Array, "*shape vocab"]:
         """Logits over the whole vocabulary."""
         matrix = self.embedding[...].T if self.config.tied_unembedding else self.unembedding[...]
         dtype = jnp.dtype(self.config.compute_dtype)
-        return jnp.matmul(hidden.astype(dtype), matrix.astype(dtype), preferred_element_type=jnp.float32)
+        logits = jnp.matmul(hidden.astype(dtype), matrix.astype(dtype), preferred_element_type=jnp.float32)
+        return self.logit_multiplier * logits
 
 
 class PlaceEmbedding(nnx.Module):
     """e[range] + W · (s[range] ⊙ sinusoids of both coordinates): nearly a linear map per range at the price of one."""
 
-    def __init__(self, config: TransformerConfig, vocabulary: Vocabulary, key: jax.Array):
+    def __init__(self, config: TransformerConfig, vocabulary: Vocabulary, site: Site, key: jax.Array):
         keys = jax.random.split(key, 3)
-        ranges, features = len(vocabulary.ranges), 4 * (config.width // 4)
+        ranges, features = len(vocabulary.ranges), config.place_features
         self.vocabulary = vocabulary
-        self.range = _normal(keys[0], (ranges, config.width), config.embedding_scale, "input_embedding")
-        self.scale = _normal(keys[1], (ranges, features), 1.0, "input_embedding")
+        self.range = site.normal(keys[0], (ranges, config.width), "place_range", config.embedding_scale)
+        self.scale = site.normal(keys[1], (ranges, features), "place_scale", 1.0)
         # Half of the squared sinusoids sum to features / 2.
         map_scale = config.embedding_scale * (2 / features) ** 0.5
-        self.map = _normal(keys[2], (features, config.width), map_scale, "input_embedding")
+        self.map = site.normal(keys[2], (features, config.width), "place_map", map_scale)
 
     def __call__(
         self, modality: Int[Array, "batch seq"], place: Int[Array, "batch seq 2"]
@@ -200,37 +245,37 @@ class PlaceEmbedding(nnx.Module):
 class Block(nnx.Module):
     """Attention, then SwiGLU, each on the normalised residual stream."""
 
-    def __init__(self, config: TransformerConfig, key: jax.Array):
+    def __init__(self, config: TransformerConfig, base: TransformerConfig, site: Site, key: jax.Array):
         key_attention, key_mlp = jax.random.split(key)
-        self.attention_norm = RMSNorm(config.width, config.norm_epsilon, "hidden_bias_or_norm")
-        self.attention = Attention(config, key_attention)
-        self.mlp_norm = RMSNorm(config.width, config.norm_epsilon, "hidden_bias_or_norm")
-        self.mlp = SwiGLU(config, key_mlp)
+        self.residual = {branch: site.residual(branch) for branch in BRANCHES}
+        self.attention_norm = RMSNorm(config.width, config.norm_epsilon, "attention_norm", site)
+        self.attention = Attention(config, base, site, key_attention)
+        self.mlp_norm = RMSNorm(config.width, config.norm_epsilon, "mlp_norm", site)
+        self.mlp = SwiGLU(config, base, site, key_mlp)
 
     def __call__(self, h, positions, same_example, computed, cache):
         attended, keys_values = self.attention(self.attention_norm(h), positions, same_example, computed, cache)
-        h = h + attended
-        return h + self.mlp(self.mlp_norm(h)), keys_values
+        h = h + self.residual["attention"] * attended
+        return h + self.residual["mlp"] * self.mlp(self.mlp_norm(h)), keys_values
 
 
 class Attention(nnx.Module):
     """Multi-head attention, bidirectional within an example."""
 
-    def __init__(self, config: TransformerConfig, key: jax.Array):
+    def __init__(self, config: TransformerConfig, base: TransformerConfig, site: Site, key: jax.Array):
         keys = jax.random.split(key, 4)
         width, head = config.width, config.size_of_head
         shapes = {"query": config.num_heads, "key": config.kv_heads, "value": config.kv_heads}
         self.config = config
         for name, k in zip(shapes, keys, strict=False):
-            setattr(self, name, _normal(k, (width, shapes[name], head), width**-0.5, "hidden_weight"))
+            setattr(self, name, site.matrix(k, (width, shapes[name], head), name, width, base.width))
             if config.attention_bias:
-                bias = parameter(jnp.zeros((shapes[name], head)), "hidden_bias_or_norm")
-                setattr(self, f"{name}_bias", bias)
-        fan_in = config.num_heads * head
-        self.out = _normal(keys[3], (config.num_heads, head, width), fan_in**-0.5, "hidden_weight")
+                setattr(self, f"{name}_bias", site.constant(jnp.zeros((shapes[name], head)), f"{name}_bias"))
+        fan_in, base_fan_in = config.num_heads * head, base.num_heads * head
+        self.out = site.matrix(keys[3], (config.num_heads, head, width), "out", fan_in, base_fan_in)
         if config.qk_norm:
-            self.query_norm = RMSNorm(head, config.norm_epsilon, "qk_norm")
-            self.key_norm = RMSNorm(head, config.norm_epsilon, "qk_norm")
+            self.query_norm = RMSNorm(head, config.norm_epsilon, "query_norm", site)
+            self.key_norm = RMSNorm(head, config.norm_epsilon, "key_norm", site)
 
     def __call__(
         self,
@@ -262,12 +307,12 @@ class Attention(nnx.Module):
 class SwiGLU(nnx.Module):
     """down(silu(gate x) · up x)."""
 
-    def __init__(self, config: TransformerConfig, key: jax.Array):
+    def __init__(self, config: TransformerConfig, base: TransformerConfig, site: Site, key: jax.Array):
         keys = jax.random.split(key, 3)
         width, hidden = config.width, config.size_of_mlp
-        self.gate = _normal(keys[0], (width, hidden), width**-0.5, "hidden_weight")
-        self.up = _normal(keys[1], (width, hidden), width**-0.5, "hidden_weight")
-        self.down = _normal(keys[2], (hidden, width), hidden**-0.5, "hidden_weight")
+        self.gate = site.matrix(keys[0], (width, hidden), "gate", width, base.width)
+        self.up = site.matrix(keys[1], (width, hidden), "up", width, base.width)
+        self.down = site.matrix(keys[2], (hidden, width), "down", hidden, base.size_of_mlp)
 
     def __call__(self, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq width"]:
         gate, up, down = (weight[...].astype(x.dtype) for weight in (self.gate, self.up, self.down))
@@ -277,8 +322,8 @@ class SwiGLU(nnx.Module):
 class RMSNorm(nnx.Module):
     """x / √(mean x² + ε) · scale, over the last axis, in float32."""
 
-    def __init__(self, size: int, epsilon: float, parameter_class: ParameterClass):
-        self.scale = parameter(jnp.ones(size), parameter_class)
+    def __init__(self, size: int, epsilon: float, module: str, site: Site):
+        self.scale = site.constant(jnp.ones(size), module)
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "*shape size"]) -> Float[Array, "*shape size"]:
@@ -308,8 +353,3 @@ def rotate(
 def num_parameters(tree) -> int:
     """Scalars in a tree of arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def _normal(key, shape, scale: float, parameter_class: ParameterClass) -> nnx.Param:
-    """A normally distributed parameter of the given standard deviation."""
-    return parameter(scale * jax.random.normal(key, shape), parameter_class)

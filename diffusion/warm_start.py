@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from trimask.diffusion import configuration
-from trimask.diffusion.transformer import TransformerConfig
+from trimask.diffusion.description import TrainConfig
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
@@ -57,9 +57,10 @@ _INDEXED: dict[str, tuple[int, Callable[[Vocabulary, Vocabulary], Int[np.ndarray
 """Parameter → the axis that a vocabulary indexes, and where its old entries go."""
 
 
-def require_same_model(old: TransformerConfig, new: TransformerConfig, run: Path) -> None:
+def require_same_model(old: TrainConfig, new: TrainConfig, run: Path) -> None:
     """Refuses another network than the run's."""
-    changed = configuration.differences(old, new, "model.")
+    changed = configuration.differences(old.model, new.model, "model.")
+    changed += configuration.differences(old.parametrization, new.parametrization, "parametrization.")
     if changed:
         raise ValueError(f"{run}: a run can start from it only with its model. There → asked for: {'; '.join(changed)}")
 

@@ -23,7 +23,7 @@ from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import DatasetManifest, Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.evaluate import EvaluateConfig, label_judge, score_of
-from trimask.diffusion.parametrization import PARAMETER_CLASSES, parameter_classes
+from trimask.diffusion.parametrization import MODULES, PARAMETER_CLASSES, parameter_modules
 from trimask.diffusion.results import Evaluation
 from trimask.diffusion.run_folder import read_lines
 from trimask.diffusion.train import Loaded, load
@@ -168,10 +168,10 @@ def inspect_run(loaded: Loaded) -> None:
 
 def parameters_per_class(loaded: Loaded) -> dict[str, int]:
     """Scalars of each parameter class that occurs."""
-    classes = parameter_classes(loaded.pretraining.model(loaded.parameters))
+    modules = parameter_modules(loaded.pretraining.model(loaded.parameters))
     counts: Counter[str] = Counter()
-    for name, leaf in zip(jax.tree.leaves(classes), jax.tree.leaves(loaded.parameters), strict=True):
-        counts[name] += leaf.size
+    for name, leaf in zip(jax.tree.leaves(modules), jax.tree.leaves(loaded.parameters), strict=True):
+        counts[MODULES[name]] += leaf.size
     return {name: counts[name] for name in PARAMETER_CLASSES if counts[name]}
 
 

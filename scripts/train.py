@@ -1,9 +1,13 @@
-"""trimask train: pretrain on prepared data; the same command resumes."""
+"""trimask train: pretrain on prepared data; the same command resumes.
+
+Hyperparameters are stated as they were tuned; --tuned-at names the run where, and its shape, batch and horizon are the
+base from which they are transferred to the shape, batch and horizon asked for.
+"""
 
 import dataclasses
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +16,9 @@ import tyro
 from trimask.configs.presets import Experiment, preset
 from trimask.diffusion.data.batches import DatasetUse
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.description import RunDescription, TrainConfig, transferred
+from trimask.diffusion.optimizer import Knobs
+from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.train import Loaded, load_description, train
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
@@ -30,6 +36,8 @@ class Arguments:
     """Folder that `trimask prepare` wrote."""
     preset: str | None = None
     """Named experiment whose values are the defaults."""
+    tuned_at: Path | None = None
+    """Run folder in which the hyperparameters were tuned: its values are the defaults, and are transferred."""
     init_from: Path | None = None
     """Run folder whose weights a new run starts from; its vocabulary may have grown since."""
     resume: bool = True
@@ -39,9 +47,36 @@ class Arguments:
 
 def run(folder: Path, data: Path, config: TrainConfig, *, init_from: Path | None = None, resume: bool = True) -> Loaded:
     """Trains and says where the result is."""
-    loaded = train(folder, data, config, save_training_samples, announce=_print_use, init_from=init_from, resume=resume)
+    loaded = train(folder, data, config, save_training_samples, announce=_announce, init_from=init_from, resume=resume)
     console.print(f"{num_parameters(loaded.parameters):,} parameters, {loaded.step:,} steps: {folder}")
     return loaded
+
+
+def _announce(description: RunDescription, use: Sequence[DatasetUse]) -> None:
+    """How often each dataset will be seen, and the recipe as it is used, with warnings where something is too much."""
+    _print_use(description.train, use)
+    _print_recipe(description)
+
+
+def _print_recipe(description: RunDescription) -> None:
+    """The values that the SDE rule makes of those that were tuned, and the distance from the critical batch."""
+    tuned, used, sde = description.train.optimizer, description.optimizer, description.train.sde
+    batch, horizon, kappa = description.batch_tokens, tuned.horizon_tokens, description.kappa
+    base_batch, base_horizon = sde.base_batch_tokens or batch, sde.base_horizon_tokens or horizon
+    rows = [["batch in tokens", f"{base_batch:,.0f}", f"{batch:,.0f}"]]
+    rows += [["horizon in tokens", f"{base_horizon:,.0f}", f"{horizon:,}"], ["steps", "", f"{description.num_steps:,}"]]
+    rows += [[f.name.replace("_", " "), *(f"{getattr(o, f.name):.5g}" for o in (tuned, used))] for f in fields(Knobs)]
+    console.print(table(f"Hyperparameters, at κ = {kappa:.4g}", ["", "as tuned", "as used"], rows))
+    critical = sde.critical_batch(horizon)
+    if critical is None:
+        console.print("How large a batch may be is not known: `trimask study critical-batch` measures it.")
+    elif batch <= critical:
+        console.print(f"The batch is {critical / batch:.3g} times below the critical one, {critical:,.0f} tokens.")
+    else:
+        console.print(
+            f"Note: the batch is {batch / critical:.3g} times the critical one, {critical:,.0f} tokens: "
+            f"with fewer than {sde.critical_steps:,.0f} steps the loss will be higher."
+        )
 
 
 def _print_use(config: TrainConfig, use: Sequence[DatasetUse]) -> None:
@@ -56,13 +91,19 @@ def _print_use(config: TrainConfig, use: Sequence[DatasetUse]) -> None:
 
 
 def _defaults(experiment: Experiment, arguments: list[str]) -> TrainConfig:
-    """The preset's configuration; without one, a run that starts from another has that run's, its mixture apart."""
-    source, config = option(arguments, "--init-from", "--init_from"), experiment.train
-    if source is not None and option(arguments, "--preset") is None:
-        config = load_description(Path(source)).train
-        config = dataclasses.replace(
-            config, batch=dataclasses.replace(config.batch, final_weights={}, anneal_tokens=None, task_weights={})
-        )
+    """The preset's configuration; without one, that of the run whose weights or hyperparameters are taken over."""
+    source, tuned = option(arguments, "--init-from", "--init_from"), option(arguments, "--tuned-at", "--tuned_at")
+    config = experiment.train
+    if tuned is not None:
+        if source is not None or option(arguments, "--preset") is not None:
+            raise ValueError("--tuned-at gives all values, and goes with neither --preset nor --init-from")
+        config = transferred(load_description(Path(tuned)))
+    elif source is not None and option(arguments, "--preset") is None:
+        # What goes on from trained weights is no shorter or longer pretraining: the SDE rule says nothing of it.
+        config = dataclasses.replace(load_description(Path(source)).train, sde=SDEScaling())
+    if config is not experiment.train:
+        batch = dataclasses.replace(config.batch, final_weights={}, anneal_tokens=None, task_weights={})
+        config = dataclasses.replace(config, batch=batch)
     # Without the weights: flags of a dictionary that has entries cannot name others.
     return dataclasses.replace(config, batch=dataclasses.replace(config.batch, weights={}))
 

@@ -221,11 +221,11 @@ def test_a_step_compiles_once_per_row_length(prepared):
     state = pretraining.init()
     for step in range(9):
         state, _ = pretraining.step(state, batches(step))
-    assert Pretraining.step._cache_size() >= 3
-    compiled = Pretraining.step._cache_size()
+    assert Pretraining.update._cache_size() >= 3
+    compiled = Pretraining.update._cache_size()
     for step in range(9, 15):
         state, _ = pretraining.step(state, batches(step))
-    assert Pretraining.step._cache_size() == compiled
+    assert Pretraining.update._cache_size() == compiled
 
 
 def test_eight_devices_take_the_step_of_one(prepared, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from trimask.diffusion.parametrization import PARAMETER_CLASSES, parameter_classes
+from trimask.diffusion.parametrization import MODULES, ParametrizationConfig, Site, parameter_modules
 from trimask.diffusion.transformer import RMSNorm, Transformer, TransformerConfig, num_parameters, rotate, sinusoids
 from trimask.tokenizers.sequence import assemble, direct, stack
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -142,11 +142,11 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
     np.testing.assert_allclose(half.logits, build()(batch).logits, atol=0.15)
 
 
-def test_every_parameter_has_a_class_and_every_class_occurs():
+def test_every_parameter_names_its_module_and_every_module_occurs():
     biased = dataclasses.replace(CONFIG, attention_bias=True)
-    classes = jax.tree.leaves(parameter_classes(build(biased)))
-    assert len(classes) == len(jax.tree.leaves(nnx.state(build(biased))))
-    assert set(classes) == set(PARAMETER_CLASSES)
+    modules = jax.tree.leaves(parameter_modules(build(biased)))
+    assert len(modules) == len(jax.tree.leaves(nnx.state(build(biased))))
+    assert set(modules) == set(MODULES)
 
 
 def test_rotation_makes_scores_depend_on_distance_only():
@@ -162,7 +162,7 @@ def test_rotation_makes_scores_depend_on_distance_only():
 
 
 def test_the_norm_follows_its_formula():
-    norm = RMSNorm(3, 0.5, "final_norm")
+    norm = RMSNorm(3, 0.5, "final_norm", Site(ParametrizationConfig(), 1.0, 1.0))
     norm.scale[...] = jnp.array([1.0, 2.0, 3.0])
     x = np.array([[1.0, -2.0, 2.0]])
     np.testing.assert_allclose(norm(jnp.asarray(x, jnp.float32)), x / np.sqrt(3.0 + 0.5) * [1, 2, 3], rtol=1e-6)

@@ -14,6 +14,7 @@ from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.parametrization import ParametrizationConfig
 from trimask.diffusion.train import Pretraining, load, train
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.diffusion.warm_start import grown, new_ids, new_ranges, require_grown, require_same_model
@@ -90,8 +91,15 @@ def test_the_same_vocabulary_changes_nothing():
 
 
 def test_another_network_is_refused_with_the_difference():
+    wider = TrainConfig(model=dataclasses.replace(MODEL, width=32))
     with pytest.raises(ValueError, match=r"runs/a: .*its model.*model\.width: 16 → 32"):
-        require_same_model(MODEL, dataclasses.replace(MODEL, width=32), Path("runs/a"))
+        require_same_model(TrainConfig(model=MODEL), wider, Path("runs/a"))
+
+
+def test_another_parametrization_is_another_network():
+    deeper = TrainConfig(model=MODEL, parametrization=ParametrizationConfig(base_layers=2))
+    with pytest.raises(ValueError, match=r"parametrization\.base_layers: None → 2"):
+        require_same_model(TrainConfig(model=MODEL), deeper, Path("runs/a"))
 
 
 @pytest.fixture

@@ -74,7 +74,15 @@ class DatasetUse:
 class Batches:
     """`batches(step)` is the batch of a step: rows of one dataset."""
 
-    def __init__(self, prepared: Prepared, config: BatchConfig, seed: int, copies: int = 1, parts: int = 1):
+    def __init__(
+        self,
+        prepared: Prepared,
+        config: BatchConfig,
+        seed: int,
+        copies: int = 1,
+        parts: int = 1,
+        split: str = TRAIN,
+    ):
         """`copies` is how often each row enters the model's batch: 2 with complementary masks.
 
         Rows are a multiple of `parts`, the micro-batches that a batch is split into.
@@ -87,7 +95,7 @@ class Batches:
         if not any(first.values()) or not any(last.values()):
             raise ValueError("all datasets have weight 0")
         self.seed = seed
-        self.datasets = [_Dataset(prepared, name, config, copies, parts) for name in used]
+        self.datasets = [_Dataset(prepared, name, config, copies, parts, split) for name in used]
         start, stop = map(float, config.anneal_tokens or ("inf", "inf"))
         weights = Span(np.array([first[n] for n in used]), np.array([last[n] for n in used]), start, stop)
         batch_tokens = np.array([dataset.tokens_per_batch for dataset in self.datasets])
@@ -109,6 +117,10 @@ class Batches:
         """Steps that come nearest to so many non-padding tokens."""
         return self.mixture.num_steps(tokens)
 
+    def mean_tokens(self, steps: int) -> float:
+        """Non-padding tokens of the mean of the first steps."""
+        return float(self.mixture.visits(steps) @ self.mixture.batch_tokens / steps)
+
     def use(self, steps: int) -> list[DatasetUse]:
         """How often the first steps see each dataset."""
         visits = self.mixture.visits(steps)
@@ -121,7 +133,7 @@ class Batches:
 class _Dataset:
     """One dataset's rows, and its batches by number."""
 
-    def __init__(self, prepared: Prepared, name: str, config: BatchConfig, copies: int, parts: int):
+    def __init__(self, prepared: Prepared, name: str, config: BatchConfig, copies: int, parts: int, split: str):
         manifest = prepared.dataset(name)
         self.name, self.vocabulary = name, prepared.tokenizers.vocabulary
         self.tasks = manifest.tasks(self.vocabulary)
@@ -129,10 +141,10 @@ class _Dataset:
         if not weights.sum():
             raise ValueError(f"all tasks of {name} have weight 0")
         self.task_bounds = np.cumsum(weights / weights.sum())[:-1]
-        if TRAIN not in manifest.splits:
-            raise ValueError(f"{name} has no training split, only {', '.join(manifest.splits)}; give it the weight 0")
+        if split not in manifest.splits:
+            raise ValueError(f"{name} has no split {split}, only {', '.join(manifest.splits)}; give it the weight 0")
         self.open_questions = config.open_questions if manifest.layout.fill == "whole" else 0.0
-        self.examples, self.lengths = prepared.examples(name, TRAIN), prepared.lengths(name, TRAIN)
+        self.examples, self.lengths = prepared.examples(name, split), prepared.lengths(name, split)
         self.row_length = int(self.lengths.max())
         if manifest.medium is None:
             self.row_length = max(self.row_length, config.packed_length)

@@ -1,0 +1,65 @@
+"""The batch-size reparameterisation: a recipe is tuned at one batch size and horizon, and run at any other.
+
+    κ = (B / B_base) · (D_base / D)^γ
+    lr ← lr·√κ,   β1 ← β1^κ,   β2 ← β2^κ,   ε ← ε/√κ,   λ ← λ·√κ,   ρ ← ρ^κ
+
+B is the batch and D the horizon, both in non-padding tokens, ρ the decay of the weight average, warmup a fixed number
+of tokens. The optimizer then follows the same stochastic differential equation (tri-modal paper, arXiv 2602.21472;
+Malladi et al., arXiv 2205.10287), so that the loss does not depend on B, up to the critical batch B_crit = D / S_crit:
+with fewer than S_crit steps the equation is not followed any more, and the loss rises.
+
+What the papers leave open, and what is done here:
+
+1. λ is decoupled as in PyTorch: a step shrinks weights by lr × λ.
+2. The threshold of gradient clipping goes with ε, as 1/√κ: both are compared with gradients, whose noise does.
+3. γ = 0.44 is the tri-modal paper's fit for a cosine schedule, 1 is Complete(d)P's theory.
+"""
+
+from dataclasses import dataclass, replace
+
+from trimask.diffusion.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SDEScaling:
+    """Where the optimizer's values were tuned."""
+
+    base_batch_tokens: float | None = None
+    """Non-padding tokens of the mean step they were tuned at. None: the run's own."""
+    base_horizon_tokens: int | None = None
+    """Horizon they were tuned at. None: the run's own."""
+    gamma: float = 0.44
+    """How much a longer horizon calls for a smaller κ: 0.44 is measured by the tri-modal paper, 1 is the theory."""
+    critical_steps: float | None = None
+    """S_crit: the steps a run needs; `trimask study critical-batch` measures it. None: not known."""
+
+    def __post_init__(self):
+        for name in ("base_batch_tokens", "base_horizon_tokens", "critical_steps"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must lie in [0, 1], got {self.gamma}")
+
+    def kappa(self, batch_tokens: float, horizon_tokens: int) -> float:
+        """κ of a run with these mean non-padding tokens per step and this horizon."""
+        batch_ratio = 1.0 if self.base_batch_tokens is None else batch_tokens / self.base_batch_tokens
+        duration_ratio = 1.0 if self.base_horizon_tokens is None else horizon_tokens / self.base_horizon_tokens
+        return batch_ratio * duration_ratio**-self.gamma
+
+    def critical_batch(self, horizon_tokens: int) -> float | None:
+        """B_crit in tokens."""
+        return None if self.critical_steps is None else horizon_tokens / self.critical_steps
+
+
+def rescaled(optimizer: OptimizerConfig, kappa: float) -> OptimizerConfig:
+    """The recipe at κ."""
+    return replace(
+        optimizer,
+        learning_rate=optimizer.learning_rate * kappa**0.5,
+        beta1=optimizer.beta1**kappa,
+        beta2=optimizer.beta2**kappa,
+        epsilon=optimizer.epsilon * kappa**-0.5,
+        weight_decay=optimizer.weight_decay * kappa**0.5,
+        clip_norm=optimizer.clip_norm * kappa**-0.5,
+        ema_decay=optimizer.ema_decay**kappa,
+    )

@@ -1,0 +1,81 @@
+"""What studies leave behind: a table as CSV, figures as PNG, and a short text in Markdown."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+_COLORS = matplotlib.color_sequences["tab10"]
+
+Curve = Sequence[tuple[float, float]]
+"""Points (x, y)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One set of axes."""
+
+    title: str
+    curves: Mapping[str, Curve]
+    """Label → points; infinite ones are left out."""
+    x: str
+    y: str
+    scales: tuple[str, str] = ("log", "linear")
+    lines: Mapping[str, float] | None = None
+    """Label → x of a vertical line."""
+    highest: float | None = None
+    """Upper limit of y."""
+    markers: bool = True
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table with the keys of the first row as its header."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def draw(path: Path, panels: Sequence[Panel], columns: int = 4) -> None:
+    """Panels side by side, one colour per label."""
+    columns = min(columns, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.6 * columns, 3.1 * lines), layout="constrained", dpi=110)
+    grid = figure.subplots(lines, columns, squeeze=False).reshape(-1)
+    labels = list(dict.fromkeys(label for panel in panels for label in panel.curves))
+    for axes, panel in zip(grid, panels, strict=False):
+        for label, points in panel.curves.items():
+            finite = [(x, y) for x, y in points if np.isfinite(y)]
+            if finite:
+                color = _COLORS[labels.index(label) % len(_COLORS)]
+                marker = "o" if panel.markers else None
+                axes.plot(
+                    *zip(*finite, strict=True), color=color, marker=marker, markersize=3, linewidth=1.2, label=label
+                )
+        for label, x in (panel.lines or {}).items():
+            axes.axvline(x, color="0.4", linestyle="--", linewidth=1, label=label)
+        axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y, xscale=panel.scales[0], yscale=panel.scales[1])
+        if panel.highest is not None:
+            axes.set_ylim(top=panel.highest)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=7, frameon=False)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    figure.savefig(path)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def exponent(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"]) -> float:
+    """The slope of log y over log x by least squares: a of y ∝ x^a."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])

@@ -1,0 +1,251 @@
+"""Trainings by the hundred: what the studies of hyperparameters are made of.
+
+A trial is a training configuration, and its outcome usually the loss it ends with: the training objective on held-out
+batches and masks that are the same for all trials. Outcomes are lines of trials.jsonl in the study's folder, by a
+fingerprint of configuration and data; a study that is called again goes on where it stopped. Nothing else is kept.
+
+On a CPU each worker process computes in one thread: networks of this size use two cores no better, and two processes
+do twice as much. On an accelerator this process trains one after the other.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trimask.diffusion import configuration
+from trimask.diffusion.data.batches import BatchConfig, Batches
+from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.loop import LoopConfig
+from trimask.diffusion.loss import target_counts
+from trimask.diffusion.masking import forward_process
+from trimask.diffusion.optimizer import Knobs, OptimizerConfig
+from trimask.diffusion.run_folder import line_of, locked, read_lines, writing
+from trimask.diffusion.train import Parameters, Pretraining, TrainState
+from trimask.diffusion.transformer import num_parameters
+
+Report = Callable[[str, int, int], None]
+"""What is done, how many, of how many."""
+
+_Measured = TypeVar("_Measured")
+
+_CURVE_POINTS = 20
+_HELD_OUT_BATCHES, _HELD_OUT_TOKENS = 8, 4096
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended."""
+
+    loss: float
+    """The objective on held-out data, of the weight average; infinite where training diverged."""
+    last_loss: float
+    """The same of the last parameters."""
+    curve: list[list[float]]
+    """[tokens, mean training loss since the point before]."""
+    steps: int
+    batch_tokens: float
+    """Non-padding tokens of the mean step."""
+    num_parameters: int
+    seconds: float
+    """Of training and evaluating, compilation included."""
+
+
+class Trials:
+    """Runs trials, or remembers them."""
+
+    def __init__(self, folder: Path, data: Path, workers: int | None, report: Report):
+        """`workers` are processes; None: one per core on a CPU, none on an accelerator; 0: this process."""
+        if workers is None:
+            workers = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 0
+        self.folder, self.data, self.workers, self.report = folder, data, workers, report
+        self.fingerprint = Prepared(data).fingerprint
+
+    def losses(self, configs: Sequence[TrainConfig], what: str = "trials") -> list[Outcome]:
+        """How each training ends."""
+        return self.measured(configs, outcome_of, Outcome, what)
+
+    def measured(
+        self,
+        configs: Sequence[TrainConfig],
+        measure: Callable[[TrainConfig, Path], Any],
+        kind: type[_Measured],
+        what: str = "trials",
+    ) -> list[_Measured]:
+        """What `measure(config, data)`, a dataclass, says of every configuration; what is known is not run again."""
+        keys = [self._key(config, measure.__name__) for config in configs]
+        path = self.folder / "trials.jsonl"
+        with locked(self.folder):
+            lines = read_lines(path)
+            with writing(self.folder):
+                configuration.write_text(path, "".join(map(line_of, lines)))  # without what a crash tore
+            known = {line["key"]: line["outcome"] for line in lines}
+            left = {key: config for key, config in zip(keys, configs, strict=True) if key not in known}
+            done, total = len(set(keys)) - len(left), len(set(keys))
+            self.report(what, done, total)
+            for key, outcome in self._outcomes(left, measure):
+                known[key] = asdict(outcome)
+                line = {"key": key, "outcome": known[key], "config": configuration.to_dict(left[key])}
+                with writing(self.folder), path.open("a", encoding="utf-8") as file:
+                    file.write(line_of(line))
+                done += 1
+                self.report(what, done, total)
+        return [kind(**known[key]) for key in keys]
+
+    def _key(self, config: TrainConfig, measure: str) -> str:
+        content = [measure, configuration.to_dict(replace(config, loop=LoopConfig())), self.fingerprint]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def _outcomes(
+        self, left: Mapping[str, TrainConfig], measure: Callable[[TrainConfig, Path], Any]
+    ) -> Iterator[tuple[str, Any]]:
+        if self.workers == 0 or len(left) < 2:
+            yield from ((key, measure(config, self.data)) for key, config in left.items())
+            return
+        pool = ProcessPoolExecutor(min(self.workers, len(left)), get_context("spawn"))
+        with _one_thread_each(), pool:
+            futures = {pool.submit(measure, config, self.data): key for key, config in left.items()}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes that start in here compute in one thread, and on the CPU."""
+    before = dict(os.environ)
+    single = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["XLA_FLAGS"] = f"{before.get('XLA_FLAGS', '')} {single}".strip()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+_prepared: dict[Path, Prepared] = {}
+_pretrainings: dict[str, Pretraining] = {}
+
+
+def outcome_of(config: TrainConfig, data: Path) -> Outcome:
+    """Trains, and measures the loss at the end; nothing is written."""
+    start = time.perf_counter()
+    prepared = _prepared.setdefault(data, Prepared(data))
+    copies = 2 if config.masking.complementary else 1
+    batches = Batches(prepared, config.batch, config.seed, copies, config.accumulate)
+    steps = batches.num_steps(config.optimizer.horizon_tokens)
+    batch_tokens = batches.mean_tokens(steps)
+    kappa = config.sde.kappa(batch_tokens, config.optimizer.horizon_tokens)
+    knobs = Pretraining(config, prepared.tokenizers.vocabulary, kappa).knobs
+    pretraining = _compiled(config, prepared)
+    key = jax.random.key(config.seed)
+    state = pretraining.start(pretraining.new_parameters(key))
+    state, curve = _trained(pretraining, knobs, key, state, batches, steps)
+    losses = [math.inf, math.inf]
+    if math.isfinite(curve[-1][1]):
+        losses = [
+            held_out_loss(pretraining, prepared, config.batch, tree) for tree in (state.average, state.parameters)
+        ]
+    return Outcome(
+        loss=losses[0] if math.isfinite(losses[0]) else math.inf,
+        last_loss=losses[1] if math.isfinite(losses[1]) else math.inf,
+        curve=curve,
+        steps=steps,
+        batch_tokens=batch_tokens,
+        num_parameters=num_parameters(state.parameters),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _compiled(config: TrainConfig, prepared: Prepared) -> Pretraining:
+    """One object, and so one compilation, for all configurations that differ only in what a step takes as arguments."""
+    knobs = {name: getattr(OptimizerConfig(), name) for name in Knobs.__dataclass_fields__}
+    same = replace(config, seed=0, optimizer=replace(config.optimizer, **knobs), batch=BatchConfig(), loop=LoopConfig())
+    key = json.dumps([configuration.to_dict(same), prepared.fingerprint])
+    if key not in _pretrainings:
+        if len(_pretrainings) >= 8:  # what was compiled long ago is forgotten
+            del _pretrainings[next(iter(_pretrainings))]
+            jax.clear_caches()
+        _pretrainings[key] = Pretraining(same, prepared.tokenizers.vocabulary)
+    return _pretrainings[key]
+
+
+def _trained(
+    pretraining: Pretraining, knobs: Knobs, key: jax.Array, state: TrainState, batches: Batches, steps: int
+) -> tuple[TrainState, list[list[float]]]:
+    """The state at the end, and the curve of the loss; both end early where the loss is not finite."""
+    bounds = np.unique(np.linspace(0, steps, _CURVE_POINTS + 1).astype(int)[1:])
+    curve: list[list[float]] = []
+    step = 0
+    for bound in bounds:
+        losses = []
+        while step < bound:
+            state, metrics = pretraining.update(knobs, key, state, jax.tree.map(jnp.asarray, batches(step)))
+            losses.append(metrics["loss"].total)
+            step += 1
+        curve.append([float(state.tokens), float(np.mean(jax.device_get(losses)))])
+        if not math.isfinite(curve[-1][1]):
+            break
+    return state, curve
+
+
+def held_out_loss(pretraining: Pretraining, prepared: Prepared, config: BatchConfig, parameters: Parameters) -> float:
+    """The mean objective on the validation split, with batches and masks that are the same for all parameters."""
+    held_out = replace(config, tokens=_HELD_OUT_TOKENS, final_weights={}, anneal_tokens=None)
+    batches = Batches(prepared, held_out, seed=0, split="validation")
+    losses = [_loss(pretraining, parameters, batches(number), number) for number in range(_HELD_OUT_BATCHES)]
+    return float(np.mean(jax.device_get(losses)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _loss(pretraining: Pretraining, parameters: Parameters, batch: Any, number: Any) -> Any:
+    noised = forward_process(jax.random.key(number), batch, pretraining.vocabulary, pretraining.config.masking)
+    return pretraining.loss(parameters, noised, target_counts(noised, pretraining.vocabulary))[0]
+
+
+def at_shape(config: TrainConfig, kind: str, width: int | None = None, layers: int | None = None) -> TrainConfig:
+    """The configuration, tuned at its own shape, at another one, transferred by the parametrization `kind`.
+
+    Heads keep their size. Without a width or a number of layers these stay.
+    """
+    base = config.model
+    width = base.width if width is None else width
+    if width * base.num_heads % base.width:
+        raise ValueError(f"heads of size {base.size_of_head} do not divide the width {width}")
+    model = replace(
+        base, width=width, num_heads=width * base.num_heads // base.width, num_layers=layers or base.num_layers
+    )
+    if base.mlp_width is not None:
+        model = replace(model, mlp_width=base.mlp_width * width // base.width)
+    parametrization = replace(
+        config.parametrization,
+        kind=kind,
+        base_width=base.width,
+        base_layers=base.num_layers,
+        base_heads=base.num_heads,
+        base_mlp_width=base.size_of_mlp,
+    )
+    return replace(config, model=model, parametrization=parametrization)
+
+
+def with_learning_rate(config: TrainConfig, learning_rate: float) -> TrainConfig:
+    """The configuration at another learning rate."""
+    return replace(config, optimizer=replace(config.optimizer, learning_rate=learning_rate))

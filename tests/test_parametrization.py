@@ -1,0 +1,247 @@
+"""Table 1 of Complete(d)P, cell by cell as the paper prints it, and what it does to a network."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimask.diffusion.parametrization import (
+    MODULES,
+    PARAMETER_CLASSES,
+    TABLES,
+    Family,
+    ModuleMultipliers,
+    Multipliers,
+    ParametrizationConfig,
+    parameter_modules,
+    parameter_multipliers,
+)
+from trimask.diffusion.transformer import Transformer, TransformerConfig
+from trimask.tokenizers.sequence import assemble, direct, stack
+from trimask.tokenizers.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary(text_size=70, codebook_sizes={"image": (50,)})
+BASE = TransformerConfig(num_layers=2, width=32, num_heads=2, mlp_width=96, attention_bias=True)
+TARGET = dataclasses.replace(BASE, num_layers=6, width=128, num_heads=8, mlp_width=192)
+"""Four times as wide, but the MLP twice; three times as deep."""
+N, MLP, L, A = 4, 2, 3, 0.75
+FROM_BASE = ParametrizationConfig(base_width=32, base_layers=2, base_mlp_width=96, alpha=A)
+
+# Written as exponents of (m_N, m_L), independently of the code: class → init variance, learning rate, ε, weight decay.
+PAPER = {
+    "input_embedding": [(0, 0), (0, 0), (-1, 0), (0, 0)],
+    "hidden_weight": [(-1, 0), (-1, A - 1), (-1, -A), (1, 0)],
+    "hidden_bias_or_norm": [(0, 0), (0, A - 1), (-1, -A), (0, 0)],
+    "qk_norm": [(0, 0), (0, A - 1), (0, -A), (0, 0)],
+    "final_norm": [(0, 0), (0, 0), (0, 0), (0, 0)],
+    "unembedding": [(-2, 0), (-1, 0), (0, 0), (1, 0)],
+}
+COLUMNS = ("init_variance", "learning_rate", "epsilon", "weight_decay")
+
+
+def build(config=TARGET, parametrization=FROM_BASE, seed=0):
+    return Transformer(config, VOCABULARY, parametrization, key=jax.random.key(seed))
+
+
+def by_path(tree):
+    """Path → leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Multipliers))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_every_cell_of_the_table_is_the_papers(name):
+    row = TABLES["completed_p"](4.0, 3.0, A).rows[name]
+    for column, (width, depth) in zip(COLUMNS, PAPER[name], strict=True):
+        assert getattr(row, column) == pytest.approx(4.0**width * 3.0**depth), column
+
+
+def test_completep_differs_where_the_paper_says():
+    new, old = TABLES["completed_p"](4.0, 3.0, A), TABLES["completep"](4.0, 3.0, A)
+    assert (new.logits, old.logits) == (1.0, 0.25)
+    assert new.residual == old.residual == pytest.approx(3.0**-A)
+    different = {
+        (n, c) for n in PARAMETER_CLASSES for c in COLUMNS if getattr(new.rows[n], c) != getattr(old.rows[n], c)
+    }
+    assert different == {
+        ("unembedding", "init_variance"), ("unembedding", "learning_rate"),
+        ("input_embedding", "epsilon"), ("qk_norm", "epsilon"),
+    }  # fmt: skip
+    old_unembedding = old.rows["unembedding"]
+    assert old_unembedding.init_variance == old_unembedding.learning_rate == old.rows["input_embedding"].epsilon == 1.0
+    assert old.rows["qk_norm"].epsilon == pytest.approx(0.25 * 3.0**-A)
+
+
+def test_mup_is_completep_without_depth():
+    assert TABLES["mup"](4.0, 3.0, A) == TABLES["completep"](4.0, 1.0, A)
+    assert TABLES["mup"](4.0, 3.0, A).residual == 1.0
+
+
+def test_the_standard_table_has_one_learning_rate_and_variances_of_the_fan_in():
+    table = TABLES["standard"](4.0, 3.0, A)
+    assert (table.residual, table.logits) == (1.0, 1.0)
+    for name, row in table.rows.items():
+        assert row.init_variance == (0.25 if name in ("hidden_weight", "unembedding") else 1.0)
+        assert row.learning_rate == row.epsilon == row.weight_decay == 1.0
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_at_the_base_every_table_is_one_and_networks_are_alike(kind):
+    assert all(row == TABLES[kind](1.0, 1.0, A).rows["final_norm"] for row in TABLES[kind](1.0, 1.0, A).rows.values())
+    at_base = dataclasses.replace(FROM_BASE, kind=kind)
+    here, plain = build(BASE, at_base), build(BASE, ParametrizationConfig(kind="standard"))
+    assert all(leaf == Multipliers() for leaf in by_path(parameter_multipliers(here)).values())
+    for a, b in zip(jax.tree.leaves(nnx.state(here)), jax.tree.leaves(nnx.state(plain)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(here(batch()).logits, plain(batch()).logits)
+
+
+FAN_IN = {"down": MLP}
+"""m_N of tensors that depart from the width's ratio."""
+
+
+def test_every_parameter_learns_by_the_row_of_its_class_at_its_own_fan_in():
+    model = build()
+    modules, multipliers = by_path(parameter_modules(model)), by_path(parameter_multipliers(model))
+    assert set(modules) == set(multipliers) and set(modules.values()) == set(MODULES)
+    for path, of in multipliers.items():
+        module = modules[path]
+        n = FAN_IN.get(module, N)
+        expected = [n**width * L**depth for width, depth in PAPER[MODULES[module]]]
+        assert [of.learning_rate, of.epsilon, of.weight_decay] == pytest.approx(expected[1:]), path
+        assert of.beta1 == of.beta2 == 1.0
+
+
+def test_initial_weights_have_the_variance_of_their_class():
+    base, target = (by_path(nnx.to_pure_dict(nnx.state(build(*options)))) for options in ((BASE,), (TARGET,)))
+    for path, module in by_path(parameter_modules(build())).items():
+        if MODULES[module] in ("hidden_bias_or_norm", "qk_norm", "final_norm"):
+            np.testing.assert_array_equal(target[path], np.ones_like(target[path]) * target[path].reshape(-1)[0])
+            continue
+        if path in base:
+            n, exponent = FAN_IN.get(module, N), PAPER[MODULES[module]][0][0]
+            # The smallest tensors have 100 elements; ratios to be told apart are powers of 2.
+            assert np.var(target[path]) / np.var(base[path]) == pytest.approx(n**exponent, rel=0.4), path
+
+
+def test_grouped_keys_and_values_keep_the_fan_in_of_the_width():
+    grouped = dataclasses.replace(TARGET, num_kv_heads=2)
+    multipliers, modules = (by_path(f(build(grouped))) for f in (parameter_multipliers, parameter_modules))
+    for path, module in modules.items():
+        if module in ("key", "value", "query"):
+            assert multipliers[path].learning_rate == pytest.approx(N**-1 * L ** (A - 1))
+
+
+def test_fixed_attention_width_does_not_follow_the_width():
+    """Four heads of 16 in both networks: the output projection's fan-in is the base's."""
+    fixed = dataclasses.replace(TARGET, num_heads=4, head_size=16)
+    parametrization = dataclasses.replace(FROM_BASE, base_heads=4)
+    of = by_path(parameter_multipliers(build(fixed, parametrization)))["blocks/0/attention/out"]
+    assert of.weight_decay == 1.0 and of.learning_rate == pytest.approx(L ** (A - 1))
+
+
+def batch(seed=0):
+    rng = np.random.default_rng(seed)
+    example = direct(
+        VOCABULARY.tasks["text_to_image"],
+        {"text": rng.integers(0, 70, 6), "image": rng.integers(0, 50, (3, 5))},
+    )
+    return jax.tree.map(jnp.asarray, stack([assemble(VOCABULARY, [example], 24)]))
+
+
+def test_residual_branches_are_scaled():
+    """With m_L^−α moved into the output projections by hand, a network without multipliers computes the same."""
+    scaled, plain = build(), build(parametrization=dataclasses.replace(FROM_BASE, base_layers=6))
+    for a, b in zip(scaled.blocks, plain.blocks, strict=True):
+        b.attention.out[...] = L**-A * a.attention.out[...]
+        b.mlp.down[...] = L**-A * a.mlp.down[...]
+    np.testing.assert_allclose(scaled(batch()).logits, plain(batch()).logits, atol=1e-5)
+
+
+def test_a_logit_multiplier_is_completeps_and_a_tied_heads():
+    untied = build(parametrization=dataclasses.replace(FROM_BASE, kind="completep"))
+    hidden = untied(batch()).hidden
+    np.testing.assert_allclose(untied(batch()).logits, hidden @ untied.unembedding[...] / N, rtol=1e-4, atol=1e-6)
+    for kind, factor in (("completed_p", 1 / N), ("standard", 1.0)):
+        tied = build(dataclasses.replace(TARGET, tied_unembedding=True), dataclasses.replace(FROM_BASE, kind=kind))
+        expected = factor * tied(batch()).hidden @ tied.embedding[...].T
+        np.testing.assert_allclose(tied(batch()).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_initial_logits_shrink_with_the_root_of_the_width():
+    def rms(width):
+        config = dataclasses.replace(BASE, width=width, num_heads=width // 16, mlp_width=3 * width)
+        logits = [build(config, ParametrizationConfig(base_width=32), seed)(batch()).logits for seed in range(4)]
+        return float(jnp.sqrt(jnp.mean(jnp.square(jnp.array(logits)))))
+
+    assert rms(512) / rms(32) == pytest.approx(16**-0.5, rel=0.1)
+
+
+EVERYTHING = ModuleMultipliers(
+    learning_rate=Family(of={"query": 3.0, "unembedding": 5.0}, depth=(1.0, 4.0)),
+    beta1=Family(of={"query": 0.5}),
+    beta2=Family(of={"query": 0.25}),
+    epsilon=Family(of={"query": 7.0}),
+    weight_decay=Family(of={"query": 0.0, "final_norm": 0.0}),
+    init=Family(of={"query": 2.0, "mlp_norm": 9.0}),
+    residual=Family(of={"mlp": 0.5}, depth=(2.0, 8.0)),
+)
+
+
+def test_module_multipliers_come_on_top_of_the_table():
+    of = by_path(parameter_multipliers(build(parametrization=dataclasses.replace(FROM_BASE, multipliers=EVERYTHING))))
+    table = by_path(parameter_multipliers(build()))
+    for block in range(6):
+        path, depth = f"blocks/{block}/attention/query", 4 ** ((block + 0.5) / 6)
+        assert of[path].learning_rate == pytest.approx(3 * depth * table[path].learning_rate)
+        assert (of[path].beta1, of[path].beta2) == (0.5, 0.25)
+        assert of[path].epsilon == pytest.approx(7 * table[path].epsilon)
+        assert of[path].weight_decay == 0.0
+        path = f"blocks/{block}/mlp/down"
+        assert of[path].learning_rate == pytest.approx(depth * table[path].learning_rate)
+    assert of["unembedding"].learning_rate == pytest.approx(5 * table["unembedding"].learning_rate)
+    assert of["embedding"] == table["embedding"]
+
+
+def test_initial_weights_and_residual_branches_have_multipliers_of_their_own():
+    plain = build()
+    scaled = build(parametrization=dataclasses.replace(FROM_BASE, multipliers=EVERYTHING))
+    for a, b in zip(scaled.blocks, plain.blocks, strict=True):
+        np.testing.assert_allclose(a.attention.query[...], 2 * b.attention.query[...], rtol=1e-6)
+        np.testing.assert_array_equal(a.attention.key[...], b.attention.key[...])
+        np.testing.assert_array_equal(a.mlp_norm.scale[...], b.mlp_norm.scale[...])
+    factors = [block.residual for block in scaled.blocks]
+    for number, factor in enumerate(factors):
+        depth = 2 * 4 ** ((number + 0.5) / 6)
+        assert factor["attention"] == pytest.approx(L**-A * depth)
+        assert factor["mlp"] == pytest.approx(L**-A * 0.5 * depth)
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=2, max_size=5), st.floats(0, 1))
+def test_depth_is_interpolated_between_its_values(depth, place):
+    family = Family(depth=tuple(depth))
+    assert min(depth) * (1 - 1e-9) <= family.at("query", place) <= max(depth) * (1 + 1e-9)
+    assert family.at("query", 0.0) == pytest.approx(depth[0])
+    assert family.at("query", 1.0) == pytest.approx(depth[-1])
+    assert family.at("query", None) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ModuleMultipliers(epsilon=Family(of={"qery": 1.0})), r"multipliers\.epsilon of unknown qery"),
+        (lambda: ModuleMultipliers(residual=Family(of={"query": 1.0})), "has attention, mlp"),
+        (lambda: Family(depth=(1.0, 0.0)), "must be positive"),
+        (lambda: ParametrizationConfig(alpha=0.3), r"alpha must lie in \[0\.5, 1\], got 0\.3"),
+        (lambda: ParametrizationConfig(base_width=0), "base_width must be at least 1"),
+        (lambda: build(TARGET, ParametrizationConfig(base_width=40)), "num_heads 8 at width 128 would be 2.5"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
