@@ -1,12 +1,21 @@
 """Named settings of the studies: `cpu` for two cores in less than half an hour, `accelerator` for an order more."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from trimask.configs.presets import tiny
 from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
+from trimask.diffusion.studies import batch_invariance, coordinate_check, critical_batch, learning_rate_transfer, search
+from trimask.diffusion.studies.batch_invariance import BatchInvariance
 from trimask.diffusion.studies.coordinate_check import CoordinateCheck
+from trimask.diffusion.studies.critical_batch import CriticalBatch
+from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
+from trimask.diffusion.studies.search import Search
+from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.train import TrainConfig
 from trimask.diffusion.transformer import TransformerConfig
 
@@ -17,7 +26,7 @@ Sums are left out: they are learned in a sudden jump, and whether a run is befor
 """
 
 
-def _proxy(width: int, layers: int, tokens: int, batch: int = 1024, **optimizer: Any) -> TrainConfig:
+def _proxy(width: int, layers: int, tokens: int, batch: int = 256, **optimizer: Any) -> TrainConfig:
     """The network and recipe that are scaled: heads of 16."""
     return TrainConfig(
         model=TransformerConfig(num_layers=layers, width=width, num_heads=width // 16),
@@ -28,6 +37,103 @@ def _proxy(width: int, layers: int, tokens: int, batch: int = 1024, **optimizer:
 
 
 def coordinate_check_cpu() -> CoordinateCheck:
-    """Widths 64 to 512 and depths 2 to 32, after five steps."""
+    """Widths 64 to 512 and depths 2 to 32, after twenty steps."""
     recipe = {"learning_rate": 2e-3, "warmup_tokens": 0, "schedule": "constant"}
-    return CoordinateCheck(base=_proxy(64, 4, tokens=5 * 256, batch=256, **recipe))
+    small_start = ModuleMultipliers(init=Family(of={"unembedding": 0.1}))
+    base = _proxy(64, 4, tokens=20 * 256, **recipe)
+    return CoordinateCheck(
+        base=dataclasses.replace(base, parametrization=ParametrizationConfig(multipliers=small_start))
+    )
+
+
+def coordinate_check_accelerator() -> CoordinateCheck:
+    """Widths to 4,096 and depths to 128."""
+    widths, depths = (128, 256, 512, 1024, 2048, 4096), (2, 4, 8, 16, 32, 64, 128)
+    return dataclasses.replace(coordinate_check_cpu(), widths=widths, depths=depths, seeds=4)
+
+
+_SHORT = {"warmup_tokens": 20_000, "ema_decay": 0.98, "weight_decay": 0.1, "final_fraction": 0.0}
+"""A recipe for some hundred steps."""
+
+
+def lr_transfer_cpu() -> LearningRateTransfer:
+    """Widths 64 to 256 and depths 2 to 16, 200,000 tokens each, in some eight hundred steps."""
+    return LearningRateTransfer(base=_proxy(64, 4, tokens=200_000, **_SHORT))
+
+
+def lr_transfer_accelerator() -> LearningRateTransfer:
+    """Widths to 2,048 and depths to 64, twenty times the tokens in batches eight times as large."""
+    base = _proxy(128, 4, tokens=4_000_000, batch=8192, **{**_SHORT, "warmup_tokens": 200_000})
+    widths, depths = (128, 256, 512, 1024, 2048), (2, 4, 8, 16, 32, 64)
+    return LearningRateTransfer(base=base, widths=widths, depths=depths, seeds=3)
+
+
+def critical_batch_cpu() -> CriticalBatch:
+    """Horizons of 100,000, 200,000 and 400,000 tokens."""
+    return CriticalBatch(base=_proxy(32, 4, tokens=200_000, learning_rate=2**-8, **_SHORT))
+
+
+def critical_batch_accelerator() -> CriticalBatch:
+    """Twenty times the tokens, and a network of 3M parameters."""
+    recipe = {**_SHORT, "learning_rate": 2**-8, "warmup_tokens": 200_000}
+    batches = (2048, 4096, 8192, 16384, 32768, 65536)
+    base = _proxy(256, 4, tokens=4_000_000, batch=4096, **recipe)
+    return CriticalBatch(base=base, horizons=(2_000_000, 4_000_000), predicted_horizon=8_000_000, batches=batches)
+
+
+def batch_invariance_cpu() -> BatchInvariance:
+    """0.1M parameters, 200,000 tokens, batches of 64 to 4,096 positions."""
+    return BatchInvariance(base=_proxy(32, 4, tokens=200_000, batch=512, **_SHORT))
+
+
+def batch_invariance_accelerator() -> BatchInvariance:
+    """3M parameters, 5M tokens, batches of 512 to 32,768 positions, five seeds."""
+    recipe = {**_SHORT, "warmup_tokens": 400_000}
+    return BatchInvariance(base=_proxy(256, 4, tokens=5_000_000, batch=4096, **recipe), seeds=5)
+
+
+def search_cpu() -> Search:
+    """0.1M parameters, 150,000 tokens a run; tried on a network of 0.7M and 1.3M."""
+    return Search(base=_proxy(32, 2, tokens=100_000, **_SHORT))
+
+
+def search_accelerator() -> Search:
+    """3M parameters, 4M tokens a run, 600 runs; tried on networks of 50M and more."""
+    base = _proxy(256, 4, tokens=4_000_000, batch=8192, **{**_SHORT, "warmup_tokens": 200_000})
+    return Search(base=base, runs=601, per_round=20)
+
+
+class Study(NamedTuple):
+    run: Callable[[Any, Trials], str]
+    """Takes the configuration and the runner of trials, writes tables and figures, returns what was found."""
+    presets: dict[str, Callable[[], Any]]
+    summary: str
+
+
+STUDIES = {
+    "coordinate-check": Study(
+        coordinate_check.study,
+        {"cpu": coordinate_check_cpu, "accelerator": coordinate_check_accelerator},
+        "do activations and their updates keep their size when the network grows?",
+    ),
+    "lr-transfer": Study(
+        learning_rate_transfer.study,
+        {"cpu": lr_transfer_cpu, "accelerator": lr_transfer_accelerator},
+        "does the best learning rate stay where it is when the network grows?",
+    ),
+    "critical-batch": Study(
+        critical_batch.study,
+        {"cpu": critical_batch_cpu, "accelerator": critical_batch_accelerator},
+        "how few steps are enough? S_crit from two horizons, and what it predicts for a third",
+    ),
+    "batch-invariance": Study(
+        batch_invariance.study,
+        {"cpu": batch_invariance_cpu, "accelerator": batch_invariance_accelerator},
+        "does the loss depend on the batch, with and without the SDE rule?",
+    ),
+    "search": Study(
+        search.study,
+        {"cpu": search_cpu, "accelerator": search_accelerator},
+        "multipliers per module, found on a small network and tried on a larger one",
+    ),
+}

@@ -3,7 +3,7 @@
     m ← β1·m + (1 − β1)·g,    v ← β2·v + (1 − β2)·g²,    u = m̂ / (√v̂ + ε) + λ·p,    p ← p − lr(tokens)·u
 
 Each parameter has its own lr, ε and λ, the global ones times its `Multipliers`, and its own β, the global ones to the
-power of its. Horizon and warmup are counted in non-padding tokens, so that a run means the same at every batch size.
+power of theirs. Horizon and warmup are counted in non-padding tokens, so that a run means the same at every batch size.
 """
 
 from dataclasses import dataclass
@@ -20,15 +20,19 @@ from trimask.diffusion.parametrization import Multipliers
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Knobs:
-    """The numbers of a recipe that do not change what is compiled: a sweep over them compiles once."""
+    """The numbers that a step takes as arguments, so that a sweep over them compiles once.
 
-    learning_rate: Any
-    beta1: Any
-    beta2: Any
-    epsilon: Any
-    weight_decay: Any
-    clip_norm: Any
-    ema_decay: Any
+    Those of AdamW are one per parameter, in the order of `jax.tree.leaves`.
+    """
+
+    learning_rate: Float[Array, " parameters"]
+    """Peak."""
+    beta1: Float[Array, " parameters"]
+    beta2: Float[Array, " parameters"]
+    epsilon: Float[Array, " parameters"]
+    weight_decay: Float[Array, " parameters"]
+    clip_norm: Float[Array, ""]
+    ema_decay: Float[Array, ""]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +95,18 @@ class OptimizerConfig:
             return self.decay_tokens
         return max(1, min(self.horizon_tokens // 5, self.horizon_tokens - self.warmup_tokens))
 
-    @property
-    def knobs(self) -> Knobs:
-        """The numbers that a compiled step takes as arguments."""
-        return Knobs(*(jnp.float32(getattr(self, name)) for name in Knobs.__dataclass_fields__))
+    def knobs(self, multipliers: Any) -> Knobs:
+        """The numbers of every parameter; `multipliers` is a tree of `Multipliers` like the parameters."""
+        of: list[Multipliers] = jax.tree.leaves(multipliers)
+        return Knobs(
+            learning_rate=jnp.array([self.learning_rate * one.learning_rate for one in of], jnp.float32),
+            beta1=jnp.array([self.beta1**one.beta1 for one in of], jnp.float32),
+            beta2=jnp.array([self.beta2**one.beta2 for one in of], jnp.float32),
+            epsilon=jnp.array([self.epsilon * one.epsilon for one in of], jnp.float32),
+            weight_decay=jnp.array([self.weight_decay * one.weight_decay for one in of], jnp.float32),
+            clip_norm=jnp.float32(self.clip_norm),
+            ema_decay=jnp.float32(self.ema_decay),
+        )
 
     def rate_at(self, tokens: Float[Array, ""]) -> Float[Array, ""]:
         """The learning rate after so many tokens, as a fraction of its peak."""
@@ -108,10 +120,10 @@ class OptimizerConfig:
         return optax.join_schedules([rise, fall], [horizon - self.length_of_decay])(tokens)
 
 
-def adamw(knobs: Knobs, multipliers: Any) -> optax.GradientTransformation:
+def adamw(knobs: Knobs) -> optax.GradientTransformation:
     """Clipping and AdamW up to the schedule: p ← p − rate·update, where rate is a fraction of the peak.
 
-    `multipliers` is a tree of `Multipliers` like the parameters. The state is optax's of Adam.
+    The state is that of optax's Adam.
     """
     clip = optax.clip_by_global_norm(knobs.clip_norm)
 
@@ -123,15 +135,16 @@ def adamw(knobs: Knobs, multipliers: Any) -> optax.GradientTransformation:
         gradients, _ = clip.update(gradients, clip.init(parameters))
         count = optax.safe_increment(state.count)
 
-        def one(of: Multipliers, p, g, m, v):
-            beta1, beta2 = knobs.beta1**of.beta1, knobs.beta2**of.beta2
+        def one(number, p, g, m, v):
+            beta1, beta2 = knobs.beta1[number], knobs.beta2[number]
             m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
-            direction = (m / (1 - beta1**count)) / (jnp.sqrt(v / (1 - beta2**count)) + knobs.epsilon * of.epsilon)
-            decay = knobs.weight_decay * of.weight_decay
-            return knobs.learning_rate * of.learning_rate * (direction + decay * p), m, v
+            direction = (m / (1 - beta1**count)) / (jnp.sqrt(v / (1 - beta2**count)) + knobs.epsilon[number])
+            return knobs.learning_rate[number] * (direction + knobs.weight_decay[number] * p), m, v
 
-        results = jax.tree.map(one, multipliers, parameters, gradients, state.mu, state.nu)
-        updates, mu, nu = jax.tree.transpose(jax.tree.structure(multipliers), jax.tree.structure((0, 0, 0)), results)
+        structure = jax.tree.structure(parameters)
+        numbers = jax.tree.unflatten(structure, range(structure.num_leaves))
+        results = jax.tree.map(one, numbers, parameters, gradients, state.mu, state.nu)
+        updates, mu, nu = jax.tree.transpose(structure, jax.tree.structure((0, 0, 0)), results)
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)

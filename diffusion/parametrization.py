@@ -12,6 +12,9 @@ What the paper leaves open, and what is done here:
 2. A tied unembedding has no row: it is an input embedding, and its logits are multiplied by 1/n, CompleteP's way.
 3. The place of block k among L, at which per-module multipliers are interpolated, is (k + ½) / L.
 4. Clipping by the global norm is not scaled, although the norm changes with the shape.
+5. A tuned multiplier ζ of a residual branch is put into its last matrix: initial weights and learning rate times ζ, ε
+   and λ divided by it. That is the same function of the data, trained the same way up to clipping, and needs no
+   other network, so that a search over ζ compiles once. The table's m_L^−α stands in the forward pass.
 """
 
 from collections.abc import Callable, Mapping
@@ -127,8 +130,8 @@ MODULES: dict[str, ParameterClass] = {
 }
 """Every kind of parameter, and its class."""
 
-BRANCHES = ("attention", "mlp")
-"""The residual branches of a block."""
+BRANCHES = {"attention": "out", "mlp": "down"}
+"""The residual branches of a block, and the last matrix of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +145,7 @@ class Family:
 
     def __post_init__(self):
         if min([*self.of.values(), *self.depth], default=1.0) < 0 or 0 in self.depth:
-            raise ValueError(f"multipliers must be positive, or 0 for a module that has none of it; got {self}")
+            raise ValueError(f"multipliers must be positive, or 0 for modules without decay; got {self}")
 
     def at(self, module: str, place: float | None) -> float:
         """ζ of a module whose block is at `place` in (0, 1); None outside blocks."""
@@ -175,6 +178,8 @@ class ModuleMultipliers:
         for name, family in vars(self).items():
             known = BRANCHES if name == "residual" else MODULES
             unknown = set(family.of) - set(known)
+            if 0 in family.of.values() and name != "weight_decay":
+                raise ValueError(f"multipliers.{name} must be positive, got {family.of}")
             if unknown:
                 raise ValueError(f"multipliers.{name} of unknown {', '.join(sorted(unknown))}; has {', '.join(known)}")
 
@@ -249,7 +254,7 @@ class Site:
     ) -> nnx.Param:
         """Normally distributed; `base_scale` is the standard deviation in the base network."""
         variance = self.table(ratio).rows[MODULES[module]].init_variance
-        scale = base_scale * variance**0.5 * self.config.multipliers.init.at(module, self.place)
+        scale = base_scale * variance**0.5 * self.config.multipliers.init.at(module, self.place) * self._branch(module)
         return self.constant(scale * jax.random.normal(key, shape), module, ratio)
 
     def matrix(self, key: jax.Array, shape: tuple[int, ...], module: str, fan_in: int, base_fan_in: int) -> nnx.Param:
@@ -260,17 +265,18 @@ class Site:
         """A parameter that starts at `value`."""
         row, of = self.table(ratio).rows[MODULES[module]], self.config.multipliers
         multipliers = Multipliers(
-            learning_rate=row.learning_rate * of.learning_rate.at(module, self.place),
+            learning_rate=row.learning_rate * of.learning_rate.at(module, self.place) * self._branch(module),
             beta1=of.beta1.at(module, self.place),
             beta2=of.beta2.at(module, self.place),
-            epsilon=row.epsilon * of.epsilon.at(module, self.place),
-            weight_decay=row.weight_decay * of.weight_decay.at(module, self.place),
+            epsilon=row.epsilon * of.epsilon.at(module, self.place) / self._branch(module),
+            weight_decay=row.weight_decay * of.weight_decay.at(module, self.place) / self._branch(module),
         )
         return nnx.Param(value, module=module, multipliers=multipliers)
 
-    def residual(self, branch: str) -> float:
-        """The factor on a residual branch of this block."""
-        return self.table().residual * self.config.multipliers.residual.at(branch, self.place)
+    def _branch(self, module: str) -> float:
+        """ζ of the residual branch that this module ends; 1 for the others."""
+        family = self.config.multipliers.residual
+        return next((family.at(name, self.place) for name, last in BRANCHES.items() if last == module), 1.0)
 
     def logits(self, is_tied: bool) -> float:
         """The factor on the logits."""

@@ -68,8 +68,8 @@ class Pretraining:
         self.config, self.vocabulary = config, vocabulary
         abstract = nnx.eval_shape(lambda: self._new_model(jax.random.key(0)))
         self.graph, _ = nnx.split(abstract)
-        self.multipliers = parameter_multipliers(abstract)
-        self.knobs = rescaled(config.optimizer, kappa).knobs
+        self.optimizer = rescaled(config.optimizer, kappa)
+        self.knobs = self.optimizer.knobs(parameter_multipliers(abstract))
         self.key = jax.random.key(config.seed)
 
     def _new_model(self, key: PRNGKeyArray) -> Transformer:
@@ -87,11 +87,7 @@ class Pretraining:
         """The state before the first step from these parameters."""
         average = jax.tree.map(jnp.copy, parameters)  # not the same buffers: `step` donates both
         step, tokens = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
-        return TrainState(parameters, average, self.optimizer(self.knobs).init(parameters), step, tokens)
-
-    def optimizer(self, knobs: Knobs) -> optax.GradientTransformation:
-        """AdamW with the factors of this network's parameters."""
-        return adamw(knobs, self.multipliers)
+        return TrainState(parameters, average, adamw(self.knobs).init(parameters), step, tokens)
 
     def model(self, parameters: Parameters) -> Transformer:
         """The network with these parameters."""
@@ -113,13 +109,13 @@ class Pretraining:
         key = jax.random.fold_in(jax.random.fold_in(key, 1), state.step)
         noised = forward_process(key, batch, self.vocabulary, self.config.masking)
         loss, metrics, gradients = self.gradients(state.parameters, noised)
-        updates, optimizer = self.optimizer(knobs).update(gradients, state.optimizer, state.parameters)
+        updates, optimizer = adamw(knobs).update(gradients, state.optimizer, state.parameters)
         step, tokens = state.step + 1, state.tokens + jnp.sum(~noised.sequence.is_padding)
-        rate = self.config.optimizer.rate_at(tokens)
+        rate = self.optimizer.rate_at(tokens)
         parameters = jax.tree.map(lambda p, u: p - rate * u, state.parameters, updates)
         average = averaged(state.average, parameters, knobs.ema_decay, step)
         scalars = {"loss": loss, "gradient_norm": optax.tree.norm(gradients), "tokens": tokens}
-        scalars["learning_rate"] = knobs.learning_rate * rate
+        scalars["learning_rate"] = jnp.max(knobs.learning_rate) * rate
         metrics |= {name: Mean(value, jnp.ones(())) for name, value in scalars.items()}
         return TrainState(parameters, average, optimizer, step, tokens), metrics
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from trimask.diffusion.parametrization import AT_BASE, BRANCHES, ParametrizationConfig, Site
+from trimask.diffusion.parametrization import AT_BASE, ParametrizationConfig, Site
 from trimask.tokenizers.sequence import Sequence, example_starts
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -229,9 +229,7 @@ class PlaceEmbedding(nnx.Module):
         self.vocabulary = vocabulary
         self.range = site.normal(keys[0], (ranges, config.width), "place_range", config.embedding_scale)
         self.scale = site.normal(keys[1], (ranges, features), "place_scale", 1.0)
-        # Half of the squared sinusoids sum to features / 2.
-        map_scale = config.embedding_scale * (2 / features) ** 0.5
-        self.map = site.normal(keys[2], (features, config.width), "place_map", map_scale)
+        self.map = site.normal(keys[2], (features, config.width), "place_map", config.embedding_scale)
 
     def __call__(
         self, modality: Int[Array, "batch seq"], place: Int[Array, "batch seq 2"]
@@ -239,6 +237,8 @@ class PlaceEmbedding(nnx.Module):
         """The embedding of what a position is, whatever token it holds."""
         ranges = self.vocabulary.range_numbers(modality, place)
         features = sinusoids(place, self.scale.shape[-1] // 2).reshape(*place.shape[:-1], -1)
+        # Of norm 1, as a token's one-hot vector: a step then moves a place hardly more than a token.
+        features = features * (2 / features.shape[-1]) ** 0.5
         return self.range[...][ranges] + (features * self.scale[...][ranges]) @ self.map[...]
 
 
@@ -247,7 +247,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: TransformerConfig, base: TransformerConfig, site: Site, key: jax.Array):
         key_attention, key_mlp = jax.random.split(key)
-        self.residual = {branch: site.residual(branch) for branch in BRANCHES}
+        self.residual = site.table().residual
         self.attention_norm = RMSNorm(config.width, config.norm_epsilon, "attention_norm", site)
         self.attention = Attention(config, base, site, key_attention)
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon, "mlp_norm", site)
@@ -255,8 +255,8 @@ class Block(nnx.Module):
 
     def __call__(self, h, positions, same_example, computed, cache):
         attended, keys_values = self.attention(self.attention_norm(h), positions, same_example, computed, cache)
-        h = h + self.residual["attention"] * attended
-        return h + self.residual["mlp"] * self.mlp(self.mlp_norm(h)), keys_values
+        h = h + self.residual * attended
+        return h + self.residual * self.mlp(self.mlp_norm(h)), keys_values
 
 
 class Attention(nnx.Module):

@@ -45,6 +45,11 @@ COMMANDS = {
         "write, draw or speak with a trained run",
         'trimask generate runs/tiny --prompt "a handwritten seven" --to image',
     ),
+    "study": Command(
+        "trimask.scripts.study",
+        "the experiments behind the claims: how hyperparameters transfer, how large a batch may be",
+        "trimask study lr-transfer studies/lr",
+    ),
     # Not scripts/inspect.py: `python scripts/train.py` puts scripts/ on sys.path before the standard library.
     "inspect": Command(
         "trimask.scripts.inspection",

@@ -14,10 +14,12 @@ from typing import Annotated
 import tyro
 
 from trimask.configs.presets import Experiment, preset
+from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import DatasetUse
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.description import RunDescription, TrainConfig, transferred
 from trimask.diffusion.optimizer import Knobs
+from trimask.diffusion.parametrization import ModuleMultipliers
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.train import Loaded, load_description, train
 from trimask.diffusion.transformer import num_parameters
@@ -38,6 +40,8 @@ class Arguments:
     """Named experiment whose values are the defaults."""
     tuned_at: Path | None = None
     """Run folder in which the hyperparameters were tuned: its values are the defaults, and are transferred."""
+    multipliers: Path | None = None
+    """The multipliers.json of `trimask study search`."""
     init_from: Path | None = None
     """Run folder whose weights a new run starts from; its vocabulary may have grown since."""
     resume: bool = True
@@ -104,11 +108,16 @@ def _defaults(experiment: Experiment, arguments: list[str]) -> TrainConfig:
     if config is not experiment.train:
         batch = dataclasses.replace(config.batch, final_weights={}, anneal_tokens=None, task_weights={})
         config = dataclasses.replace(config, batch=batch)
+    multipliers = option(arguments, "--multipliers")
+    if multipliers is not None:
+        found = configuration.load(Path(multipliers), ModuleMultipliers)
+        parametrization = dataclasses.replace(config.parametrization, multipliers=found)
+        config = dataclasses.replace(config, parametrization=parametrization)
     # Without the weights: flags of a dictionary that has entries cannot name others.
     return dataclasses.replace(config, batch=dataclasses.replace(config.batch, weights={}))
 
 
-def _with_mixture(config: TrainConfig, usual: dict[str, float], data: Path) -> TrainConfig:
+def with_mixture(config: TrainConfig, usual: dict[str, float], data: Path) -> TrainConfig:
     """The configuration with the preset's weights of datasets that are there, where no others are given."""
     known = {name: weight for name, weight in usual.items() if name in Prepared(data).manifest.datasets}
     return dataclasses.replace(config, batch=dataclasses.replace(config.batch, weights=known | config.batch.weights))
@@ -121,7 +130,7 @@ def main(arguments: Sequence[str]) -> None:
         return Arguments(run=tyro.MISSING, data=tyro.MISSING, config=_defaults(experiment, list(arguments)))
 
     parsed = parse_from_preset(default, list(arguments), "train", __doc__ or "")
-    config = _with_mixture(parsed.config, preset(parsed.preset).train.batch.weights, parsed.data)
+    config = with_mixture(parsed.config, preset(parsed.preset).train.batch.weights, parsed.data)
     run(parsed.run, parsed.data, config, init_from=parsed.init_from, resume=parsed.resume)
 
 

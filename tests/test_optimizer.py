@@ -53,7 +53,7 @@ def problem():
 def test_every_multiplier_acts_on_its_parameter_alone(problem, name):
     parameters, gradients = problem
     special = Multipliers(**{name: 3.0})
-    after = steps(adamw(CONFIG.knobs, {**UNIT, "a": special}), parameters, gradients)
+    after = steps(adamw(CONFIG.knobs({**UNIT, "a": special})), parameters, gradients)
     for leaf, of in (("a", special), ("b", Multipliers())):
         expected = numpy_adamw(parameters[leaf], [g[leaf] for g in gradients], of)
         np.testing.assert_allclose(after[leaf], expected, rtol=1e-4, atol=1e-5)
@@ -65,7 +65,7 @@ def test_with_unit_multipliers_it_is_optax_adamw_over_a_hundred_steps():
     rng = np.random.default_rng(0)
     parameters, gradients = drawn(rng), [drawn(rng) for _ in range(100)]
     usual = OptimizerConfig(learning_rate=1e-3, beta2=0.999, weight_decay=0.1, clip_norm=2.0)
-    ours = steps(adamw(usual.knobs, UNIT), parameters, gradients)
+    ours = steps(adamw(usual.knobs(UNIT)), parameters, gradients)
     reference = optax.chain(optax.clip_by_global_norm(2.0), optax.adamw(1e-3, 0.9, 0.999, 1e-8, weight_decay=0.1))
     state, theirs = reference.init(parameters), parameters
     for gradient in gradients:
@@ -79,7 +79,7 @@ def test_with_unit_multipliers_it_is_optax_adamw_over_a_hundred_steps():
 def test_gradients_are_clipped_to_a_global_norm(problem):
     parameters, (gradient, *_) = problem
     clipped = OptimizerConfig(learning_rate=1.0, epsilon=1.0, weight_decay=0.0, clip_norm=1e-3)
-    transform = adamw(clipped.knobs, UNIT)
+    transform = adamw(clipped.knobs(UNIT))
     updates, _ = transform.update(gradient, transform.init(parameters), parameters)
     # With ε = 1 ≫ |g| the first update is g itself.
     norm = np.sqrt(sum(np.sum(np.square(u)) for u in updates.values()))

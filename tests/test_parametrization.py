@@ -10,6 +10,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimask.diffusion.optimizer import OptimizerConfig, adamw
 from trimask.diffusion.parametrization import (
     MODULES,
     PARAMETER_CLASSES,
@@ -202,24 +203,57 @@ def test_module_multipliers_come_on_top_of_the_table():
         assert (of[path].beta1, of[path].beta2) == (0.5, 0.25)
         assert of[path].epsilon == pytest.approx(7 * table[path].epsilon)
         assert of[path].weight_decay == 0.0
-        path = f"blocks/{block}/mlp/down"
+        path = f"blocks/{block}/mlp/up"
         assert of[path].learning_rate == pytest.approx(depth * table[path].learning_rate)
     assert of["unembedding"].learning_rate == pytest.approx(5 * table["unembedding"].learning_rate)
     assert of["embedding"] == table["embedding"]
 
 
-def test_initial_weights_and_residual_branches_have_multipliers_of_their_own():
+def test_initial_weights_have_multipliers_of_their_own():
     plain = build()
     scaled = build(parametrization=dataclasses.replace(FROM_BASE, multipliers=EVERYTHING))
     for a, b in zip(scaled.blocks, plain.blocks, strict=True):
         np.testing.assert_allclose(a.attention.query[...], 2 * b.attention.query[...], rtol=1e-6)
         np.testing.assert_array_equal(a.attention.key[...], b.attention.key[...])
         np.testing.assert_array_equal(a.mlp_norm.scale[...], b.mlp_norm.scale[...])
-    factors = [block.residual for block in scaled.blocks]
-    for number, factor in enumerate(factors):
-        depth = 2 * 4 ** ((number + 0.5) / 6)
-        assert factor["attention"] == pytest.approx(L**-A * depth)
-        assert factor["mlp"] == pytest.approx(L**-A * 0.5 * depth)
+
+
+def test_a_residual_multiplier_is_one_on_its_branch_at_the_start_and_in_training():
+    """Two networks: ζ in the last matrices, as we have it, and ζ in the forward pass, written out here."""
+    factors = {"attention": [2 * 4 ** ((block + 0.5) / 2) for block in range(2)]}
+    factors["mlp"] = [0.5 * factor for factor in factors["attention"]]
+    residual = ModuleMultipliers(residual=EVERYTHING.residual)
+    ours = build(BASE, ParametrizationConfig(multipliers=residual))
+    plain = build(BASE, ParametrizationConfig())
+
+    def forward(model, sequence):
+        h, positions, same_example = model.embed(sequence, None)
+        for block, attention, mlp in zip(model.blocks, *factors.values(), strict=True):
+            attended, _ = block.attention(block.attention_norm(h), positions, same_example, None, None)
+            h = h + attention * attended
+            h = h + mlp * block.mlp(block.mlp_norm(h))
+        return model.unembed(model.final_norm(h))
+
+    config = OptimizerConfig(learning_rate=1e-2, epsilon=1e-4, weight_decay=0.5, clip_norm=1e9)
+    trained = []
+    for model, function in ((ours, lambda m, s: m(s).logits), (plain, forward)):
+        graph, state = nnx.split(model)
+        parameters, multipliers = nnx.to_pure_dict(state), parameter_multipliers(model)
+        transform = adamw(config.knobs(multipliers))
+
+        def loss(parameters, graph=graph, function=function):
+            return jnp.mean(jnp.square(function(nnx.merge(graph, nnx.State(parameters)), batch()) - 1.0))
+
+        moments, losses = transform.init(parameters), []
+        for _ in range(5):
+            value, gradients = jax.value_and_grad(loss)(parameters)
+            update, moments = transform.update(gradients, moments, parameters)
+            parameters = jax.tree.map(jnp.subtract, parameters, update)
+            losses.append(float(value))
+        trained.append(losses)
+    # Adam divides by small roots, which magnifies rounding.
+    np.testing.assert_allclose(*trained, rtol=1e-3)
+    assert trained[0][-1] < 0.9 * trained[0][0]
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=2, max_size=5), st.floats(0, 1))

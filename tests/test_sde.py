@@ -57,7 +57,8 @@ def test_impossible_bases_are_refused(bad):
 
 def noisy_descent(optimizer: OptimizerConfig, batch: int, steps: int, key):
     """Mean square of parameter and of average at the end of AdamW on ½p², its gradient noise of variance 100/batch."""
-    transform = adamw(optimizer.knobs, Multipliers())
+    knobs = optimizer.knobs(Multipliers())
+    transform = adamw(knobs)
     start = jnp.full(4000, 1.0)
 
     def step(carry, number_and_key):
@@ -66,7 +67,7 @@ def noisy_descent(optimizer: OptimizerConfig, batch: int, steps: int, key):
         gradient = p + 10 * jax.random.normal(noise_key, p.shape) / batch**0.5
         update, state = transform.update(gradient, state, p)
         p = p - update
-        return (p, averaged(average, p, optimizer.knobs.ema_decay, number), state), None
+        return (p, averaged(average, p, knobs.ema_decay, number), state), None
 
     numbers = jnp.arange(1, steps + 1)
     (p, average, _), _ = jax.lax.scan(

@@ -34,7 +34,9 @@ from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import target_counts
 from trimask.diffusion.masking import forward_process
 from trimask.diffusion.optimizer import Knobs, OptimizerConfig
+from trimask.diffusion.parametrization import ModuleMultipliers
 from trimask.diffusion.run_folder import line_of, locked, read_lines, writing
+from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.train import Parameters, Pretraining, TrainState
 from trimask.diffusion.transformer import num_parameters
 
@@ -66,14 +68,24 @@ class Outcome:
 
 
 class Trials:
-    """Runs trials, or remembers them."""
+    """Runs trials, or remembers them; a context, at whose end its processes end."""
 
     def __init__(self, folder: Path, data: Path, workers: int | None, report: Report):
         """`workers` are processes; None: one per core on a CPU, none on an accelerator; 0: this process."""
         if workers is None:
             workers = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 0
+        if workers < 0:
+            raise ValueError(f"workers must not be negative, got {workers}")
         self.folder, self.data, self.workers, self.report = folder, data, workers, report
         self.fingerprint = Prepared(data).fingerprint
+
+    def __enter__(self) -> "Trials":
+        self._pool = ProcessPoolExecutor(self.workers, get_context("spawn")) if self.workers else None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def losses(self, configs: Sequence[TrainConfig], what: str = "trials") -> list[Outcome]:
         """How each training ends."""
@@ -113,18 +125,13 @@ class Trials:
     def _outcomes(
         self, left: Mapping[str, TrainConfig], measure: Callable[[TrainConfig, Path], Any]
     ) -> Iterator[tuple[str, Any]]:
-        if self.workers == 0 or len(left) < 2:
+        if self._pool is None or not left:
             yield from ((key, measure(config, self.data)) for key, config in left.items())
             return
-        pool = ProcessPoolExecutor(min(self.workers, len(left)), get_context("spawn"))
-        with _one_thread_each(), pool:
-            futures = {pool.submit(measure, config, self.data): key for key, config in left.items()}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        with _one_thread_each():
+            futures = {self._pool.submit(measure, config, self.data): key for key, config in left.items()}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
 
 
 @contextmanager
@@ -154,11 +161,8 @@ def outcome_of(config: TrainConfig, data: Path) -> Outcome:
     steps = batches.num_steps(config.optimizer.horizon_tokens)
     batch_tokens = batches.mean_tokens(steps)
     kappa = config.sde.kappa(batch_tokens, config.optimizer.horizon_tokens)
-    knobs = Pretraining(config, prepared.tokenizers.vocabulary, kappa).knobs
-    pretraining = _compiled(config, prepared)
-    key = jax.random.key(config.seed)
-    state = pretraining.start(pretraining.new_parameters(key))
-    state, curve = _trained(pretraining, knobs, key, state, batches, steps)
+    asked, pretraining = Pretraining(config, prepared.tokenizers.vocabulary, kappa), _compiled(config, prepared)
+    state, curve = _trained(pretraining, asked, batches, steps)
     losses = [math.inf, math.inf]
     if math.isfinite(curve[-1][1]):
         losses = [
@@ -178,7 +182,15 @@ def outcome_of(config: TrainConfig, data: Path) -> Outcome:
 def _compiled(config: TrainConfig, prepared: Prepared) -> Pretraining:
     """One object, and so one compilation, for all configurations that differ only in what a step takes as arguments."""
     knobs = {name: getattr(OptimizerConfig(), name) for name in Knobs.__dataclass_fields__}
-    same = replace(config, seed=0, optimizer=replace(config.optimizer, **knobs), batch=BatchConfig(), loop=LoopConfig())
+    same = replace(
+        config,
+        parametrization=replace(config.parametrization, multipliers=ModuleMultipliers()),
+        optimizer=replace(config.optimizer, **knobs),
+        batch=BatchConfig(),
+        loop=LoopConfig(),
+        sde=SDEScaling(),
+        seed=0,
+    )
     key = json.dumps([configuration.to_dict(same), prepared.fingerprint])
     if key not in _pretrainings:
         if len(_pretrainings) >= 8:  # what was compiled long ago is forgotten
@@ -189,16 +201,17 @@ def _compiled(config: TrainConfig, prepared: Prepared) -> Pretraining:
 
 
 def _trained(
-    pretraining: Pretraining, knobs: Knobs, key: jax.Array, state: TrainState, batches: Batches, steps: int
+    compiled: Pretraining, asked: Pretraining, batches: Batches, steps: int
 ) -> tuple[TrainState, list[list[float]]]:
     """The state at the end, and the curve of the loss; both end early where the loss is not finite."""
+    state = asked.init()
     bounds = np.unique(np.linspace(0, steps, _CURVE_POINTS + 1).astype(int)[1:])
     curve: list[list[float]] = []
     step = 0
     for bound in bounds:
         losses = []
         while step < bound:
-            state, metrics = pretraining.update(knobs, key, state, jax.tree.map(jnp.asarray, batches(step)))
+            state, metrics = compiled.update(asked.knobs, asked.key, state, jax.tree.map(jnp.asarray, batches(step)))
             losses.append(metrics["loss"].total)
             step += 1
         curve.append([float(state.tokens), float(np.mean(jax.device_get(losses)))])
@@ -249,3 +262,21 @@ def at_shape(config: TrainConfig, kind: str, width: int | None = None, layers: i
 def with_learning_rate(config: TrainConfig, learning_rate: float) -> TrainConfig:
     """The configuration at another learning rate."""
     return replace(config, optimizer=replace(config.optimizer, learning_rate=learning_rate))
+
+
+def tuned_here(config: TrainConfig, data: Path) -> TrainConfig:
+    """The configuration as one that was tuned at its own batch and horizon."""
+    batches = Batches(Prepared(data), config.batch, config.seed)
+    tokens = batches.mean_tokens(batches.num_steps(config.optimizer.horizon_tokens))
+    sde = replace(config.sde, base_batch_tokens=tokens, base_horizon_tokens=config.optimizer.horizon_tokens)
+    return replace(config, sde=sde)
+
+
+def at_batch(config: TrainConfig, batch: int, horizon: int, seed: int) -> TrainConfig:
+    """The configuration at another batch, in positions, and horizon, in tokens, transferred by the SDE rule."""
+    return replace(
+        config,
+        batch=replace(config.batch, tokens=batch),
+        optimizer=replace(config.optimizer, horizon_tokens=horizon),
+        seed=config.seed + seed,
+    )

@@ -1,0 +1,102 @@
+"""trimask study: the experiments behind the claims; the same command goes on where it stopped.
+
+A study writes OUT/README.md, which says what was found, figures, tables as CSV, its configuration and trials.jsonl.
+"""
+
+import dataclasses
+import datetime
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+from rich.markdown import Markdown
+
+from trimask.configs.studies import DATA, STUDIES, Study
+from trimask.diffusion import configuration
+from trimask.diffusion.run_folder import writing
+from trimask.diffusion.studies.trials import Trials
+from trimask.scripts import cli, prepare
+from trimask.scripts.console import console, option, progress_report
+from trimask.scripts.train import with_mixture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where to, on what, and how large."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder to write."""
+    data: Path | None = None
+    """Folder that `trimask prepare` wrote. None: the embedded digits, prepared in OUT/data."""
+    preset: Literal["cpu", "accelerator"] = "cpu"
+    """Whose values are the defaults: for two cores and half an hour, or for an accelerator."""
+    workers: int | None = None
+    """Processes. None: one per core on a CPU, none on an accelerator; 0: this process alone."""
+
+
+def run(name: str, options: Options, config: Any, command: str) -> str:
+    """Runs a study and says what was found."""
+    out, study = options.out, STUDIES[name]
+    data = options.data
+    if data is None:
+        data = out / "data"
+        prepare.run(data, DATA)
+    config = dataclasses.replace(config, base=with_mixture(config.base, _usual(study, options.preset), data))
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        configuration.save(out / "config.json", config)
+    with progress_report() as report, Trials(out, data, options.workers, report) as trials:
+        found = study.run(config, trials)
+    figures = "\n".join(f"![{path.stem}]({path.name})" for path in sorted(out.glob("*.png")))
+    where = f"{platform.machine()}, {jax.devices()[0].device_kind}, jax {jax.__version__}"
+    text = f"# {name}\n\n`{command}`, {datetime.date.today()}, {where}\n\n{found}\n\n{figures}\n"
+    with writing(out):
+        configuration.write_text(out / "README.md", text)
+    console.print(Markdown(found))
+    console.print(f"Figures, tables and this text: {out}", markup=False, highlight=False)
+    return found
+
+
+def _usual(study: Study, preset: str) -> dict[str, float]:
+    """The mixture of the preset."""
+    return study.presets[preset]().base.batch.weights
+
+
+def _without_weights(config: Any) -> Any:
+    """Flags of a dictionary that has entries cannot name others."""
+    batch = dataclasses.replace(config.base.batch, weights={})
+    return dataclasses.replace(config, base=dataclasses.replace(config.base, batch=batch))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of the command."""
+    listed = "\n".join(f"  {name:22} {study.summary}" for name, study in STUDIES.items())
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        console.print(f"{__doc__}\nusage: trimask study NAME OUT [options]\n\nstudies:\n{listed}", markup=False)
+        return
+    if name not in STUDIES:
+        raise ValueError(f"no study {name!r}; there are {', '.join(STUDIES)}")
+    presets = STUDIES[name].presets
+    chosen = option(rest, "--preset") or "cpu"
+    default = _without_weights(presets[chosen if chosen in presets else "cpu"]())
+    kind = dataclasses.make_dataclass(
+        "Arguments",
+        [("config", Annotated[type(default), tyro.conf.arg(name="")], default)],
+        bases=(Options,),
+        frozen=True,
+        kw_only=True,
+    )
+    description = f"{STUDIES[name].summary}.\n{__doc__}"
+    parsed = tyro.cli(kind, args=rest, prog=f"trimask study {name}", description=description)
+    run(name, parsed, parsed.config, shlex.join(["trimask", "study", *arguments]))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["study", *sys.argv[1:]]))
