@@ -211,7 +211,7 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(prepared, one_batch
     (loss, metrics, whole), (same_loss, same_metrics, parts) = results
     np.testing.assert_allclose(loss, same_loss, rtol=1e-5)
     np.testing.assert_allclose(float(metrics["bits/image"]), float(same_metrics["bits/image"]), rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, parts)
 
 
 def test_a_step_compiles_once_per_row_length(prepared):

@@ -132,7 +132,7 @@ def study(config: CoordinateCheck, trials: Trials) -> str:
         for size, value in by_size.items()
     ]
     write_csv(trials.folder / "rms.csv", rows)
-    found = {key: exponent(np.array([*by_size]), np.array([*by_size.values()])) for key, by_size in means.items()}
+    found = {key: exponent(np.array([*sizes]), np.array([*sizes.values()])) for key, sizes in means.items()}
     exponents = [
         dict(zip(("axis", "kind", "what", "place"), key, strict=True)) | {"exponent": a} for key, a in found.items()
     ]
@@ -155,7 +155,7 @@ def study(config: CoordinateCheck, trials: Trials) -> str:
 
 def _means(config: CoordinateCheck, scans: dict[str, tuple[int, ...]], measured: dict[Any, Coordinates]):
     """(axis, kind, what, place) → size → RMS, the mean over seeds."""
-    means: dict[tuple[str, str, str, str], dict[int, float]] = {}
+    means: dict[tuple[str, str, str, str], dict[float, float]] = {}
     for axis, sizes in scans.items():
         for label in _labels(config):
             for size in sizes:
@@ -163,7 +163,7 @@ def _means(config: CoordinateCheck, scans: dict[str, tuple[int, ...]], measured:
                 for what in ("initial", "update"):
                     for place in PLACES[axis]:
                         value = np.mean([at_places(getattr(one, what))[place] for one in seen])
-                        means.setdefault((axis, label, what, place), {})[size] = float(value)
+                        means.setdefault((axis, label, what, place), {})[float(size)] = float(value)
     return means
 
 

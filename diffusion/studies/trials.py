@@ -205,7 +205,7 @@ def _trained(
 ) -> tuple[TrainState, list[list[float]]]:
     """The state at the end, and the curve of the loss; both end early where the loss is not finite."""
     state = asked.init()
-    bounds = np.unique(np.linspace(0, steps, _CURVE_POINTS + 1).astype(int)[1:])
+    bounds = sorted({round(steps * (number + 1) / _CURVE_POINTS) for number in range(_CURVE_POINTS)} - {0})
     curve: list[list[float]] = []
     step = 0
     for bound in bounds:

@@ -1,0 +1,98 @@
+"""trimask train: where its defaults come from, and what it says of the recipe before the first step."""
+
+import dataclasses
+
+import pytest
+
+from trimask.diffusion import configuration
+from trimask.diffusion.data.batches import BatchConfig
+from trimask.diffusion.description import transferred
+from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.parametrization import Family, ModuleMultipliers
+from trimask.diffusion.sde import SDEScaling
+from trimask.diffusion.train import TrainConfig, load, load_description, train
+from trimask.diffusion.transformer import TransformerConfig
+from trimask.scripts import train as train_script
+
+CONFIG = TrainConfig(
+    model=TransformerConfig(num_layers=1, width=16, num_heads=2),
+    optimizer=OptimizerConfig(horizon_tokens=900, warmup_tokens=100, learning_rate=1e-2),
+    batch=BatchConfig(tokens=120),
+)
+
+
+@pytest.fixture(scope="module")
+def tuned(prepared, tmp_path_factory):
+    """A small run whose recipe is taken over."""
+    folder = tmp_path_factory.mktemp("tuned")
+    train(folder, prepared.folder, CONFIG)
+    return folder
+
+
+def test_a_larger_run_is_transferred_from_the_tuned_one(prepared, tuned, tmp_path, capsys):
+    arguments = [str(tmp_path), "--data", str(prepared.folder), "--tuned-at", str(tuned)]
+    shape = ["--model.width", "32", "--model.num-heads", "4", "--model.num-layers", "2"]
+    train_script.main([*arguments, *shape, "--batch.tokens", "480", "--optimizer.horizon-tokens", "3600"])
+    description, source = load_description(tmp_path), load_description(tuned)
+    parametrization = description.train.parametrization
+    assert (parametrization.base_width, parametrization.base_layers) == (16, 1)
+    assert (parametrization.base_heads, parametrization.base_mlp_width) == (2, 64)
+    sde = description.train.sde
+    assert sde == SDEScaling(base_batch_tokens=source.batch_tokens, base_horizon_tokens=900)
+    kappa = description.batch_tokens / source.batch_tokens * 4**-0.44
+    assert description.kappa == pytest.approx(kappa) and 1.5 < kappa < 2.5
+    assert description.train.optimizer.learning_rate == 1e-2
+    assert description.optimizer.learning_rate == pytest.approx(1e-2 * kappa**0.5)
+    printed = capsys.readouterr().out
+    assert f"Hyperparameters, at κ = {kappa:.4g}" in printed and f"{description.optimizer.beta2:.5g}" in printed
+    assert "How large a batch may be is not known" in printed
+    # The run says all of it itself, so the same command resumes and another run can be transferred on.
+    assert load(tmp_path).step == description.num_steps
+    assert transferred(description).parametrization == parametrization and transferred(description).sde == sde
+
+
+def test_at_the_tuned_shape_batch_and_horizon_nothing_changes(tuned):
+    config, description = transferred(load_description(tuned)), load_description(tuned)
+    assert config.sde.kappa(description.batch_tokens, 900) == 1.0
+    assert config.model.base(config.parametrization) == dataclasses.replace(
+        CONFIG.model, head_size=8, mlp_width=config.model.base(config.parametrization).mlp_width
+    )
+
+
+@pytest.mark.parametrize(
+    ("critical_steps", "said"),
+    [(2.0, "times below the critical one, 450 tokens"), (30.0, "times the critical one, 30 tokens")],
+)
+def test_the_distance_from_the_critical_batch_is_said(prepared, tmp_path, capsys, critical_steps, said):
+    config = dataclasses.replace(CONFIG, sde=SDEScaling(critical_steps=critical_steps))
+    train_script.run(tmp_path, prepared.folder, config)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert said in printed
+    assert ("the loss will be higher" in printed) == (critical_steps == 30.0)
+
+
+def test_found_multipliers_are_taken_from_their_file(prepared, tmp_path):
+    found = ModuleMultipliers(learning_rate=Family(of={"query": 2.0}, depth=(1.0, 2.0)))
+    configuration.save(tmp_path / "multipliers.json", found)
+    arguments = [
+        str(tmp_path / "run"),
+        "--data",
+        str(prepared.folder),
+        "--multipliers",
+        str(tmp_path / "multipliers.json"),
+    ]
+    shape = ["--model.width", "16", "--model.num-heads", "2", "--model.num-layers", "1", "--batch.tokens", "120"]
+    train_script.main([*arguments, *shape, "--optimizer.horizon-tokens", "300", "--optimizer.warmup-tokens", "10"])
+    assert load_description(tmp_path / "run").train.parametrization.multipliers == found
+
+
+def test_tuned_at_goes_with_no_other_source_of_values(tuned, prepared, tmp_path):
+    with pytest.raises(ValueError, match="goes with neither --preset nor --init-from"):
+        train_script.main([str(tmp_path), "--data", str(prepared.folder), "--tuned-at", str(tuned), "--preset", "tiny"])
+
+
+def test_what_goes_on_from_weights_has_no_base(tuned, prepared, tmp_path):
+    train_script.main(
+        [str(tmp_path), "--data", str(prepared.folder), "--init-from", str(tuned), "--optimizer.horizon-tokens", "300"]
+    )
+    assert load_description(tmp_path).kappa == 1.0

@@ -1,0 +1,161 @@
+"""Trials: what is known is not run again, what differs in numbers alone is not compiled again, processes agree."""
+
+import dataclasses
+import json
+import math
+import os
+
+import pytest
+
+from trimask.diffusion.data.batches import BatchConfig, Batches
+from trimask.diffusion.loop import LoopConfig
+from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
+from trimask.diffusion.sde import SDEScaling
+from trimask.diffusion.studies.trials import (
+    Outcome,
+    Trials,
+    at_batch,
+    at_shape,
+    outcome_of,
+    tuned_here,
+    with_learning_rate,
+)
+from trimask.diffusion.train import Pretraining, TrainConfig, train
+from trimask.diffusion.transformer import TransformerConfig
+
+CONFIG = TrainConfig(
+    model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16),
+    optimizer=OptimizerConfig(horizon_tokens=900, warmup_tokens=100, learning_rate=1e-2),
+    batch=BatchConfig(tokens=120, weights={"spoken": 0.0, "sums": 0.0}),
+)
+MULTIPLIERS = ModuleMultipliers(init=Family(of={"query": 2.0}), learning_rate=Family(of={"down": 0.5}))
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No report."""
+
+
+def with_multipliers(config):
+    return dataclasses.replace(config, parametrization=ParametrizationConfig(multipliers=MULTIPLIERS))
+
+
+@pytest.fixture(scope="module")
+def outcome(prepared):
+    return outcome_of(CONFIG, prepared.folder)
+
+
+@pytest.mark.parametrize("multipliers", [ModuleMultipliers(), MULTIPLIERS], ids=["plain", "multipliers"])
+def test_a_trial_trains_as_a_run_does(prepared, tmp_path, multipliers):
+    config = dataclasses.replace(
+        CONFIG,
+        parametrization=ParametrizationConfig(multipliers=multipliers),
+        loop=LoopConfig(log_every=1),
+        sde=SDEScaling(base_batch_tokens=70.0, base_horizon_tokens=400),
+    )
+    loaded = train(tmp_path, prepared.folder, config)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    trial = outcome_of(config, prepared.folder)
+    assert trial.steps == loaded.step == len(trial.curve)
+    for point, line in zip(trial.curve, lines, strict=True):
+        assert point == pytest.approx([line["tokens"], line["loss"]], rel=1e-4)
+
+
+def test_the_loss_is_measured_on_the_validation_split_with_fixed_masks(prepared, outcome):
+    again = outcome_of(CONFIG, prepared.folder)
+    assert (again.loss, again.last_loss, again.curve) == (outcome.loss, outcome.last_loss, outcome.curve)
+    other = outcome_of(dataclasses.replace(CONFIG, seed=1), prepared.folder)
+    assert other.loss != outcome.loss and other.loss == pytest.approx(outcome.loss, rel=0.2)
+
+
+def test_training_lowers_it(prepared, outcome):
+    untrained = outcome_of(with_learning_rate(CONFIG, 1e-9), prepared.folder)
+    assert outcome.loss < 0.97 * untrained.loss
+
+
+def test_numbers_alone_compile_nothing_new(prepared):
+    outcome_of(CONFIG, prepared.folder)
+    before = Pretraining.update._cache_size()
+    for config in (
+        dataclasses.replace(CONFIG, seed=3),
+        with_learning_rate(CONFIG, 1e-3),
+        with_multipliers(CONFIG),
+        dataclasses.replace(CONFIG, sde=SDEScaling(base_batch_tokens=50.0)),
+    ):
+        outcome_of(config, prepared.folder)
+    assert Pretraining.update._cache_size() == before
+    outcome_of(at_shape(CONFIG, "completed_p", layers=2), prepared.folder)
+    assert Pretraining.update._cache_size() > before
+
+
+def test_a_run_that_diverges_has_an_infinite_loss(prepared):
+    wild = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, learning_rate=1e30))
+    assert outcome_of(wild, prepared.folder).loss == math.inf
+
+
+def fake(config, data) -> Outcome:
+    """A measure that is the learning rate."""
+    if config.seed == 13:
+        raise RuntimeError("killed")
+    rate = config.optimizer.learning_rate
+    return Outcome(rate, rate, [[1.0, rate]], 1, 1.0, 1, 0.0)
+
+
+def test_what_is_known_is_not_run_again(prepared, tmp_path):
+    configs = [with_learning_rate(CONFIG, rate) for rate in (0.1, 0.2, 0.3)]
+    fatal = dataclasses.replace(CONFIG, seed=13)
+    reports = []
+    with Trials(tmp_path, prepared.folder, 0, lambda *report: reports.append(report)) as trials:
+        with pytest.raises(RuntimeError):
+            trials.measured([*configs[:2], fatal], fake, Outcome)
+        path = tmp_path / "trials.jsonl"
+        assert len(path.read_text().splitlines()) == 2
+        path.write_text(path.read_text() + '{"key": "torn')
+        reports.clear()
+        found = trials.measured(configs, fake, Outcome, "again")
+        assert [one.loss for one in found] == [0.1, 0.2, 0.3]
+        assert reports == [("again", 2, 3), ("again", 3, 3)]
+        assert len(path.read_text().splitlines()) == 3
+    with Trials(tmp_path, prepared.folder, 0, silent) as trials:
+        assert trials.measured(configs, fake, Outcome) == found
+
+
+def test_other_data_is_another_trial(prepared, tmp_path):
+    with Trials(tmp_path, prepared.folder, 0, silent) as trials:
+        first = trials._key(CONFIG, "fake")
+        assert first == trials._key(CONFIG, "fake") != trials._key(CONFIG, "other")
+        trials.fingerprint = "other"
+        assert trials._key(CONFIG, "fake") != first
+
+
+def test_processes_agree_with_this_one_and_leave_its_environment_alone(prepared, outcome, tmp_path):
+    before = dict(os.environ)
+    with Trials(tmp_path, prepared.folder, 2, silent) as trials:
+        one, other = trials.losses([CONFIG, dataclasses.replace(CONFIG, seed=1)])
+    # Sums in one thread may be taken in another order.
+    assert one.loss == pytest.approx(outcome.loss, rel=1e-4) and other.loss != one.loss
+    assert dict(os.environ) == before
+
+
+def test_another_shape_is_transferred_from_the_bases():
+    wide = at_shape(CONFIG, "mup", width=32, layers=3)
+    assert (wide.model.width, wide.model.num_heads, wide.model.num_layers, wide.model.mlp_width) == (32, 4, 3, 32)
+    assert wide.parametrization == ParametrizationConfig(
+        kind="mup", base_width=16, base_layers=1, base_heads=2, base_mlp_width=16
+    )
+    with pytest.raises(ValueError, match="size 8 do not divide the width 20"):
+        at_shape(CONFIG, "mup", width=20)
+
+
+def test_another_batch_is_transferred_from_the_tuned_one(prepared):
+    tuned = tuned_here(CONFIG, prepared.folder)
+    tokens = Batches(prepared, CONFIG.batch, 0).mean_tokens(8)
+    assert tuned.sde == SDEScaling(base_batch_tokens=tokens, base_horizon_tokens=900)
+    larger = at_batch(tuned, 240, 1800, 2)
+    assert (larger.batch.tokens, larger.optimizer.horizon_tokens, larger.seed) == (240, 1800, 2)
+    assert larger.optimizer.learning_rate == tuned.optimizer.learning_rate and larger.sde == tuned.sde
+
+
+def test_negative_workers_are_refused(prepared, tmp_path):
+    with pytest.raises(ValueError, match="workers must not be negative, got -1"):
+        Trials(tmp_path, prepared.folder, -1, silent)
