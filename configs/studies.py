@@ -1,7 +1,7 @@
 """Named settings of the studies: `cpu` for two cores in less than half an hour, `accelerator` for an order more."""
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from trimask.configs.presets import tiny
@@ -26,81 +26,81 @@ Sums are left out: they are learned in a sudden jump, and whether a run is befor
 """
 
 
-def _proxy(width: int, layers: int, tokens: int, batch: int = 256, **optimizer: Any) -> TrainConfig:
-    """The network and recipe that are scaled: heads of 16."""
+_SHORT = OptimizerConfig(
+    horizon_tokens=200_000, warmup_tokens=20_000, ema_decay=0.98, weight_decay=0.1, final_fraction=0.0
+)
+"""A recipe for some hundred steps."""
+
+
+def _proxy(width: int, layers: int, optimizer: OptimizerConfig, batch: int = 256) -> TrainConfig:
+    """The network and recipe that are scaled: heads of 16, batches in positions."""
     return TrainConfig(
         model=TransformerConfig(num_layers=layers, width=width, num_heads=width // 16),
         loss=LossConfig(weighting="unweighted"),
-        optimizer=OptimizerConfig(horizon_tokens=tokens, **optimizer),
+        optimizer=optimizer,
         batch=BatchConfig(tokens=batch, weights={"handwritten": 2.0, "spoken": 1.0, "sums": 0.0}),
     )
 
 
 def coordinate_check_cpu() -> CoordinateCheck:
     """Widths 64 to 512 and depths 2 to 32, after twenty steps."""
-    recipe = {"learning_rate": 2e-3, "warmup_tokens": 0, "schedule": "constant"}
+    optimizer = OptimizerConfig(horizon_tokens=20 * 256, warmup_tokens=0, schedule="constant")
     small_start = ModuleMultipliers(init=Family(of={"unembedding": 0.1}))
-    base = _proxy(64, 4, tokens=20 * 256, **recipe)
-    return CoordinateCheck(
-        base=dataclasses.replace(base, parametrization=ParametrizationConfig(multipliers=small_start))
-    )
+    parametrization = ParametrizationConfig(multipliers=small_start)
+    return CoordinateCheck(base=replace(_proxy(64, 4, optimizer), parametrization=parametrization))
 
 
 def coordinate_check_accelerator() -> CoordinateCheck:
     """Widths to 4,096 and depths to 128."""
     widths, depths = (128, 256, 512, 1024, 2048, 4096), (2, 4, 8, 16, 32, 64, 128)
-    return dataclasses.replace(coordinate_check_cpu(), widths=widths, depths=depths, seeds=4)
-
-
-_SHORT = {"warmup_tokens": 20_000, "ema_decay": 0.98, "weight_decay": 0.1, "final_fraction": 0.0}
-"""A recipe for some hundred steps."""
+    return replace(coordinate_check_cpu(), widths=widths, depths=depths, seeds=4)
 
 
 def lr_transfer_cpu() -> LearningRateTransfer:
     """Widths 64 to 256 and depths 2 to 16, 200,000 tokens each, in some eight hundred steps."""
-    return LearningRateTransfer(base=_proxy(64, 4, tokens=200_000, **_SHORT))
+    return LearningRateTransfer(base=_proxy(64, 4, _SHORT))
 
 
 def lr_transfer_accelerator() -> LearningRateTransfer:
     """Widths to 2,048 and depths to 64, twenty times the tokens in batches eight times as large."""
-    base = _proxy(128, 4, tokens=4_000_000, batch=8192, **{**_SHORT, "warmup_tokens": 200_000})
+    base = _proxy(128, 4, replace(_SHORT, horizon_tokens=4_000_000, warmup_tokens=200_000), batch=2048)
     widths, depths = (128, 256, 512, 1024, 2048), (2, 4, 8, 16, 32, 64)
     return LearningRateTransfer(base=base, widths=widths, depths=depths, seeds=3)
 
 
 def critical_batch_cpu() -> CriticalBatch:
     """Horizons of 100,000, 200,000 and 400,000 tokens."""
-    return CriticalBatch(base=_proxy(32, 4, tokens=200_000, learning_rate=2**-8, **_SHORT))
+    return CriticalBatch(base=_proxy(32, 4, replace(_SHORT, learning_rate=2**-8)))
 
 
 def critical_batch_accelerator() -> CriticalBatch:
     """Twenty times the tokens, and a network of 3M parameters."""
-    recipe = {**_SHORT, "learning_rate": 2**-8, "warmup_tokens": 200_000}
-    batches = (2048, 4096, 8192, 16384, 32768, 65536)
-    base = _proxy(256, 4, tokens=4_000_000, batch=4096, **recipe)
+    recipe = replace(_SHORT, learning_rate=2**-9, horizon_tokens=4_000_000, warmup_tokens=200_000)
+    batches = (1024, 2048, 4096, 8192, 16384, 32768)
+    base = _proxy(256, 4, recipe, batch=1024)
     return CriticalBatch(base=base, horizons=(2_000_000, 4_000_000), predicted_horizon=8_000_000, batches=batches)
 
 
 def batch_invariance_cpu() -> BatchInvariance:
     """0.1M parameters, 200,000 tokens, batches of 64 to 4,096 positions."""
-    return BatchInvariance(base=_proxy(32, 4, tokens=200_000, batch=512, **_SHORT))
+    return BatchInvariance(base=_proxy(32, 4, _SHORT, batch=512))
 
 
 def batch_invariance_accelerator() -> BatchInvariance:
-    """3M parameters, 5M tokens, batches of 512 to 32,768 positions, five seeds."""
-    recipe = {**_SHORT, "warmup_tokens": 400_000}
-    return BatchInvariance(base=_proxy(256, 4, tokens=5_000_000, batch=4096, **recipe), seeds=5)
+    """3M parameters, 5M tokens, batches of 256 to 16,384 positions, five seeds."""
+    recipe = replace(_SHORT, horizon_tokens=5_000_000, warmup_tokens=400_000)
+    return BatchInvariance(base=_proxy(256, 4, recipe, batch=2048), seeds=5)
 
 
 def search_cpu() -> Search:
-    """0.1M parameters, 150,000 tokens a run; tried on a network of 0.7M and 1.3M."""
-    return Search(base=_proxy(32, 2, tokens=100_000, **_SHORT))
+    """0.1M parameters, 100,000 tokens a run; tried on a network four times as wide and twice as deep."""
+    return Search(base=_proxy(32, 2, replace(_SHORT, horizon_tokens=100_000)))
 
 
 def search_accelerator() -> Search:
     """3M parameters, 4M tokens a run, 600 runs; tried on networks of 50M and more."""
-    base = _proxy(256, 4, tokens=4_000_000, batch=8192, **{**_SHORT, "warmup_tokens": 200_000})
-    return Search(base=base, runs=601, per_round=20)
+    recipe = replace(_SHORT, horizon_tokens=4_000_000, warmup_tokens=200_000)
+    return Search(base=_proxy(256, 4, recipe, batch=2048), runs=601, per_round=20)
 
 
 class Study(NamedTuple):

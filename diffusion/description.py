@@ -92,16 +92,16 @@ def transferred(tuned: RunDescription) -> TrainConfig:
     """
     model, config = tuned.train.model, tuned.train
     parametrization, sde = config.parametrization, config.sde
-    own = {
-        "base_width": model.width,
-        "base_layers": model.num_layers,
-        "base_heads": model.num_heads,
-        "base_mlp_width": model.size_of_mlp,
-    }
-    base = {name: getattr(parametrization, name) or value for name, value in own.items()}
     return dataclasses.replace(
         config,
-        parametrization=dataclasses.replace(parametrization, **base),
+        model=dataclasses.replace(model, head_size=model.size_of_head),  # heads keep their size at every width
+        parametrization=dataclasses.replace(
+            parametrization,
+            base_width=parametrization.base_width or model.width,
+            base_layers=parametrization.base_layers or model.num_layers,
+            base_heads=parametrization.base_heads or model.num_heads,
+            base_mlp_width=parametrization.base_mlp_width or model.size_of_mlp,
+        ),
         sde=dataclasses.replace(
             sde,
             base_batch_tokens=sde.base_batch_tokens or tuned.batch_tokens,

@@ -142,7 +142,7 @@ def adamw(knobs: Knobs) -> optax.GradientTransformation:
             return knobs.learning_rate[number] * (direction + knobs.weight_decay[number] * p), m, v
 
         structure = jax.tree.structure(parameters)
-        numbers = jax.tree.unflatten(structure, range(structure.num_leaves))
+        numbers = jax.tree.unflatten(structure, range(len(knobs.learning_rate)))
         results = jax.tree.map(one, numbers, parameters, gradients, state.mu, state.nu)
         updates, mu, nu = jax.tree.transpose(structure, jax.tree.structure((0, 0, 0)), results)
         return updates, optax.ScaleByAdamState(count, mu, nu)

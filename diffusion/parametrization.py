@@ -29,6 +29,7 @@ ParameterClass = Literal[
     "input_embedding", "hidden_weight", "hidden_bias_or_norm", "qk_norm", "final_norm", "unembedding"
 ]
 PARAMETER_CLASSES: tuple[ParameterClass, ...] = get_args(ParameterClass)
+Kind = Literal["completed_p", "completep", "mup", "standard"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def standard(n: float, l: float, a: float) -> Table:  # noqa: E741
     return Table({name: shrinking if name in ("hidden_weight", "unembedding") else same for name in PARAMETER_CLASSES})
 
 
-TABLES: dict[str, Callable[[float, float, float], Table]] = {
+TABLES: dict[Kind, Callable[[float, float, float], Table]] = {
     "completed_p": completed_p,
     "completep": completep,
     "mup": mup,
@@ -188,7 +189,7 @@ class ModuleMultipliers:
 class ParametrizationConfig:
     """From which shape hyperparameters are transferred, and how."""
 
-    kind: Literal["completed_p", "completep", "mup", "standard"] = "completed_p"
+    kind: Kind = "completed_p"
     """The table."""
     base_width: int | None = None
     """Width of the network that was tuned. None: the model's own."""

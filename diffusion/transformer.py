@@ -91,24 +91,27 @@ class TransformerConfig:
     def base(self, parametrization: ParametrizationConfig) -> "TransformerConfig":
         """The network of the same kind from which hyperparameters are transferred: heads have one size in both."""
         width = parametrization.base_width or self.width
-        proportions = [("num_heads", self.num_heads), ("mlp_width", self.mlp_width)]
-        sizes = {name: size and size * width / self.width for name, size in proportions}
-        given = {"num_heads": parametrization.base_heads, "mlp_width": parametrization.base_mlp_width}
-        sizes |= {name: size for name, size in given.items() if size is not None}
-        for name, size in sizes.items():
-            if size is not None and (size < 1 or size != int(size)):
+
+        def in_proportion(name: str, given: int | None, size: int) -> int:
+            base = size * width / self.width if given is None else given
+            if base != int(base):
                 raise ValueError(
-                    f"{name} {getattr(self, name)} at width {self.width} would be {size:g} at base_width {width}; "
-                    f"say what it was: parametrization.base_{name.removeprefix('num_')}"
+                    f"{name} {size} at width {self.width} would be {base:g} at base_width {width}; "
+                    f"say what it was: parametrization.base_{name}"
                 )
+            return int(base)
+
+        mlp_width = parametrization.base_mlp_width
+        if self.mlp_width is not None:
+            mlp_width = in_proportion("mlp_width", mlp_width, self.mlp_width)
         return replace(
             self,
             width=width,
             num_layers=parametrization.base_layers or self.num_layers,
-            num_heads=int(sizes["num_heads"]),
+            num_heads=in_proportion("heads", parametrization.base_heads, self.num_heads),
             num_kv_heads=None,
             head_size=self.size_of_head,
-            mlp_width=None if sizes["mlp_width"] is None else int(sizes["mlp_width"]),
+            mlp_width=mlp_width,
         )
 
 

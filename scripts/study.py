@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> None:
         kw_only=True,
     )
     description = f"{STUDIES[name].summary}.\n{__doc__}"
-    parsed = tyro.cli(kind, args=rest, prog=f"trimask study {name}", description=description)
+    parsed: Any = tyro.cli(kind, args=rest, prog=f"trimask study {name}", description=description)
     run(name, parsed, parsed.config, shlex.join(["trimask", "study", *arguments]))
 
 

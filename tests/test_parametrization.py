@@ -273,7 +273,10 @@ def test_depth_is_interpolated_between_its_values(depth, place):
         (lambda: Family(depth=(1.0, 0.0)), "must be positive"),
         (lambda: ParametrizationConfig(alpha=0.3), r"alpha must lie in \[0\.5, 1\], got 0\.3"),
         (lambda: ParametrizationConfig(base_width=0), "base_width must be at least 1"),
-        (lambda: build(TARGET, ParametrizationConfig(base_width=40)), "num_heads 8 at width 128 would be 2.5"),
+        (
+            lambda: build(TARGET, ParametrizationConfig(base_width=40)),
+            "heads 8 at width 128 would be 2.5",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(make, message):

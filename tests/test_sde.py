@@ -1,5 +1,7 @@
 """The SDE rule: each value by its formula, and the stationary behaviour of a noisy optimizer that it keeps."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,33 @@ def test_every_value_follows_its_rule():
     assert at.weight_decay == pytest.approx(0.2)
     assert at.clip_norm == pytest.approx(1.0)
     assert (at.warmup_tokens, at.horizon_tokens) == (BASE.warmup_tokens, BASE.horizon_tokens)
+
+
+@pytest.mark.parametrize("kappa", [0.3, 1.0, 5.0])
+def test_a_rescaled_step_is_that_of_adamw_with_the_papers_values(kappa):
+    """Clipping, AdamW and the average written out in NumPy, each value by its rule."""
+    rng = np.random.default_rng(0)
+    start, gradients = rng.normal(size=4), 0.02 * rng.normal(size=(5, 4))
+    p, average, m, v = start.copy(), start.copy(), np.zeros(4), np.zeros(4)
+    beta1, beta2, rho = 0.9**kappa, 0.98**kappa, 0.99**kappa
+    base = dataclasses.replace(BASE, clip_norm=0.04, epsilon=1e-3)
+    weights = 0.0
+    for t, g in enumerate(gradients, 1):
+        g = g * min(1.0, 0.04 / kappa**0.5 / np.linalg.norm(g))
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
+        direction = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + 1e-3 / kappa**0.5)
+        p = p - 1e-2 * kappa**0.5 * (direction + 0.1 * kappa**0.5 * p)
+        weights = rho * weights + 1
+        average = average + (p - average) / weights
+    knobs = rescaled(base, kappa).knobs(Multipliers())
+    transform, ours = adamw(knobs), jnp.float32(start)
+    state, our_average = transform.init(ours), ours
+    for t, g in enumerate(gradients, 1):
+        update, state = transform.update(jnp.float32(g), state, ours)
+        ours = ours - update
+        our_average = averaged(our_average, ours, knobs.ema_decay, jnp.int32(t))
+    np.testing.assert_allclose(ours, p, rtol=1e-5)
+    np.testing.assert_allclose(our_average, average, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("gamma", "expected"), [(0.44, 8 * 16**-0.44), (1.0, 0.5), (0.0, 8.0)])

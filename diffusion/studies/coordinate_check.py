@@ -25,6 +25,7 @@ from trimask.diffusion.data.batches import Batches
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.masking import forward_process
+from trimask.diffusion.parametrization import Kind
 from trimask.diffusion.studies.findings import Panel, draw, exponent, markdown_table, write_csv
 from trimask.diffusion.studies.trials import Trials, at_shape
 from trimask.diffusion.train import Pretraining
@@ -42,7 +43,7 @@ class CoordinateCheck:
     """At the base's depth."""
     depths: tuple[int, ...] = (2, 4, 8, 16, 32)
     """At the base's width."""
-    kinds: tuple[tuple[str, float], ...] = (
+    kinds: tuple[tuple[Kind, float], ...] = (
         ("completed_p", 0.5), ("completed_p", 1.0), ("completep", 1.0), ("mup", 1.0), ("standard", 1.0)
     )  # fmt: skip
     """Parametrizations, each with its residual exponent α."""
@@ -103,7 +104,7 @@ def at_places(layers: Sequence[float]) -> dict[str, float]:
     return dict(zip(PLACES["width"], values, strict=True))
 
 
-def _label(kind: str, alpha: float) -> str:
+def _label(kind: Kind, alpha: float) -> str:
     return f"{kind}, α = {alpha:g}" if kind.startswith("complete") else kind
 
 

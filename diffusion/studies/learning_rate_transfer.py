@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.parametrization import Kind
 from trimask.diffusion.studies.findings import Panel, draw, markdown_table, write_csv
 from trimask.diffusion.studies.trials import Outcome, Trials, at_shape, with_learning_rate
 
@@ -29,7 +30,7 @@ class LearningRateTransfer:
     """At the base's width."""
     log2_learning_rates: tuple[int, ...] = (-11, -10, -9, -8, -7)
     """The grid."""
-    kinds: tuple[str, ...] = ("completed_p", "standard")
+    kinds: tuple[Kind, ...] = ("completed_p", "standard")
     """Parametrizations."""
     seeds: int = 1
     """Seeds, whose losses are averaged."""
@@ -37,7 +38,7 @@ class LearningRateTransfer:
 
 Shape = tuple[int, int]
 """Width and depth."""
-Cell = tuple[str, Shape]
+Cell = tuple[Kind, Shape]
 """Parametrization and shape."""
 
 

@@ -34,7 +34,7 @@ from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import target_counts
 from trimask.diffusion.masking import forward_process
 from trimask.diffusion.optimizer import Knobs, OptimizerConfig
-from trimask.diffusion.parametrization import ModuleMultipliers
+from trimask.diffusion.parametrization import Kind, ModuleMultipliers
 from trimask.diffusion.run_folder import line_of, locked, read_lines, writing
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.train import Parameters, Pretraining, TrainState
@@ -234,7 +234,7 @@ def _loss(pretraining: Pretraining, parameters: Parameters, batch: Any, number: 
     return pretraining.loss(parameters, noised, target_counts(noised, pretraining.vocabulary))[0]
 
 
-def at_shape(config: TrainConfig, kind: str, width: int | None = None, layers: int | None = None) -> TrainConfig:
+def at_shape(config: TrainConfig, kind: Kind, width: int | None = None, layers: int | None = None) -> TrainConfig:
     """The configuration, tuned at its own shape, at another one, transferred by the parametrization `kind`.
 
     Heads keep their size. Without a width or a number of layers these stay.
