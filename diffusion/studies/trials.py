@@ -155,7 +155,9 @@ _pretrainings: dict[str, Pretraining] = {}
 def outcome_of(config: TrainConfig, data: Path) -> Outcome:
     """Trains, and measures the loss at the end; nothing is written."""
     start = time.perf_counter()
-    prepared = _prepared.setdefault(data, Prepared(data))
+    if data not in _prepared:
+        _prepared[data] = Prepared(data)
+    prepared = _prepared[data]
     copies = 2 if config.masking.complementary else 1
     batches = Batches(prepared, config.batch, config.seed, copies, config.accumulate)
     steps = batches.num_steps(config.optimizer.horizon_tokens)
