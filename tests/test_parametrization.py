@@ -244,9 +244,10 @@ def test_a_residual_multiplier_is_one_on_its_branch_at_the_start_and_in_training
         def loss(parameters, graph=graph, function=function):
             return jnp.mean(jnp.square(function(nnx.merge(graph, nnx.State(parameters)), batch()) - 1.0))
 
+        gradients_of = jax.jit(jax.value_and_grad(loss))
         moments, losses = transform.init(parameters), []
         for _ in range(5):
-            value, gradients = jax.value_and_grad(loss)(parameters)
+            value, gradients = gradients_of(parameters)
             update, moments = transform.update(gradients, moments, parameters)
             parameters = jax.tree.map(jnp.subtract, parameters, update)
             losses.append(float(value))

@@ -17,8 +17,10 @@ from trimask.scripts import train as train_script
 CONFIG = TrainConfig(
     model=TransformerConfig(num_layers=1, width=16, num_heads=2),
     optimizer=OptimizerConfig(horizon_tokens=900, warmup_tokens=100, learning_rate=1e-2),
-    batch=BatchConfig(tokens=120),
+    batch=BatchConfig(tokens=120, weights={"spoken": 0.0, "sums": 0.0}),
 )
+PICTURES = ("--batch.weights", "spoken", "0", "sums", "0")
+"""One dataset, and so one row length to compile."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def tuned(prepared, tmp_path_factory):
 def test_a_larger_run_is_transferred_from_the_tuned_one(prepared, tuned, tmp_path, capsys):
     arguments = [str(tmp_path), "--data", str(prepared.folder), "--tuned-at", str(tuned)]
     shape = ["--model.width", "32", "--model.num-heads", "4", "--model.num-layers", "2"]
-    train_script.main([*arguments, *shape, "--batch.tokens", "480", "--optimizer.horizon-tokens", "3600"])
+    train_script.main([*arguments, *shape, "--batch.tokens", "480", "--optimizer.horizon-tokens", "3600", *PICTURES])
     description, source = load_description(tmp_path), load_description(tuned)
     parametrization = description.train.parametrization
     assert (parametrization.base_width, parametrization.base_layers) == (16, 1)
@@ -82,7 +84,9 @@ def test_found_multipliers_are_taken_from_their_file(prepared, tmp_path):
         str(tmp_path / "multipliers.json"),
     ]
     shape = ["--model.width", "16", "--model.num-heads", "2", "--model.num-layers", "1", "--batch.tokens", "120"]
-    train_script.main([*arguments, *shape, "--optimizer.horizon-tokens", "300", "--optimizer.warmup-tokens", "10"])
+    train_script.main(
+        [*arguments, *shape, "--optimizer.horizon-tokens", "300", "--optimizer.warmup-tokens", "10", *PICTURES]
+    )
     assert load_description(tmp_path / "run").train.parametrization.multipliers == found
 
 
@@ -93,6 +97,15 @@ def test_tuned_at_goes_with_no_other_source_of_values(tuned, prepared, tmp_path)
 
 def test_what_goes_on_from_weights_has_no_base(tuned, prepared, tmp_path):
     train_script.main(
-        [str(tmp_path), "--data", str(prepared.folder), "--init-from", str(tuned), "--optimizer.horizon-tokens", "300"]
+        [
+            str(tmp_path),
+            "--data",
+            str(prepared.folder),
+            "--init-from",
+            str(tuned),
+            "--optimizer.horizon-tokens",
+            "300",
+            *PICTURES,
+        ]
     )
     assert load_description(tmp_path).kappa == 1.0

