@@ -1,11 +1,11 @@
 # `make demo` and `make test` are all a newcomer needs; both set up .venv first.
 #
 #   PYTHON       the Python (>= 3.11) to build .venv with; found if not given
-#   PYTEST_ARGS  for pytest, such as "-k packaging"; two processes unless given
+#   PYTEST_ARGS  for pytest, such as "-k packaging"; two processes, a file in one of them, unless given
 #   UPGRADE      --upgrade lets `make constraints` move pins that could stay
 
 PYTHON ?=
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadfile
 UPGRADE ?=
 
 SHELL := /bin/sh
