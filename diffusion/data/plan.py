@@ -14,7 +14,6 @@ import numpy as np
 from trimask.diffusion.data.files import fit_picture, fit_sound
 from trimask.diffusion.data.lines import Block
 from trimask.diffusion.data.sources import (
-    BadRecord,
     Entry,
     FieldConfig,
     OpenConfig,
@@ -27,8 +26,6 @@ from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
 
 TRAIN = "train"
-_FIT_BYTES = 512 << 20
-"""Of media, on which tokenizers are fitted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,58 +172,6 @@ class Plan:
 def id_draw(id: str, stream: str) -> float:
     """A number in [0, 1) that belongs to an id."""
     return int.from_bytes(hashlib.sha256(f"{stream}\0{id}".encode()).digest()[:7], "big") / 2**56
-
-
-def fit_sample(source: Source, blocks: list[Block], config: PrepareConfig, split: str | None) -> list[RawExample]:
-    """Some examples of a split (None: of any), the same whatever else there is; bad ones are passed over, or stop.
-
-    Pictures are of one size already, and all media together at most `_FIT_BYTES`.
-    """
-    share = config.fit_examples / max(1, sum(block.count for block in blocks))
-    sample: list[RawExample] = []
-    size = 0
-    for entry in (entry for block in blocks for entry in source.entries(block)):
-        try:
-            if isinstance(entry, BadRecord):
-                raise entry
-            if split not in (None, config.splits.of(entry)) or id_draw(entry.id, "fit") >= share:
-                continue
-            example = _sized(entry, sample, source.medium, config)
-        except BadRecord:
-            if config.on_error == "stop":
-                raise
-            continue
-        sample.append(example)
-        size += 0 if source.medium is None else example.media[source.medium].nbytes
-        if size > _FIT_BYTES:
-            break
-    return sample
-
-
-def _sized(entry: Entry, sample: list[RawExample], medium: str | None, config: PrepareConfig) -> RawExample:
-    """The example, a picture at the configured size or that of the sample's first."""
-    example = entry.example()
-    if medium != "image":
-        return example
-    content = example.media[medium]
-    first = sample[0].media[medium] if sample else content
-    height, width = config.pictures.height, config.pictures.width
-    size = first.shape[:2] if height is None or width is None else (height, width)
-    try:
-        return fitted(example, medium, [*size, content.shape[2]], config)
-    except ValueError as error:
-        raise BadRecord(entry.file, entry.line, str(error)) from error
-
-
-def media_shape(sample: list[RawExample], medium: str, config: PrepareConfig, channels: int | None) -> list[int]:
-    """The shape of a dataset's media: as configured, or as those of its sample."""
-    if medium == "image":
-        return [*sample[0].media["image"].shape[:2], config.pictures.channels or channels]
-    samples = max(len(example.media["audio"]) for example in sample)
-    if config.seconds is not None:
-        samples = max(1, round(config.seconds * config.audio.sample_rate_hz))
-    frame = config.audio.samples_per_frame
-    return [-(-samples // frame) * frame]
 
 
 def fitted(example: RawExample, medium: str | None, shape: list[int], config: PrepareConfig) -> RawExample:

@@ -16,24 +16,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from trimask.diffusion import configuration
+from trimask.diffusion.data.fitting import fit_sample, fit_tokenizers, given_codecs, shapes_of_media
 from trimask.diffusion.data.lines import Block
-from trimask.diffusion.data.plan import TRAIN, Plan, PrepareConfig, fit_sample, fitted, media_shape, stacked
+from trimask.diffusion.data.plan import TRAIN, Plan, PrepareConfig
 from trimask.diffusion.data.prepared import DatasetManifest, Manifest, Prepared
 from trimask.diffusion.data.shards import BlockReport, encode_block, forget_workshops, raw_folder, report_path
-from trimask.diffusion.data.sources import RawExample, Source
+from trimask.diffusion.data.sources import Source
 from trimask.diffusion.layout import Layout
 from trimask.diffusion.run_folder import locked
 from trimask.tokenizers import media as media_tokenizers
-from trimask.tokenizers.audio import MelCodec
-from trimask.tokenizers.codec import MediaCodec
-from trimask.tokenizers.image import PatchCodec, single_patches
 from trimask.tokenizers.media import MediaTokenizers
-from trimask.tokenizers.text import TextTokenizer
 from trimask.tokenizers.vocabulary import TEXT
 
 Report = Callable[[str, int, int], None]
@@ -50,7 +44,7 @@ def prepare(folder: Path, config: PrepareConfig, report: Report = lambda *_: Non
 
     A folder made with another configuration, or of files that have changed since, is refused.
     """
-    config = _with_given_codecs(config)
+    config = with_given_codecs(config)
     is_complete = (folder / "manifest.json").exists()
     _require_same(folder, config)
     if is_complete:
@@ -102,7 +96,7 @@ def _settle_plan(folder: Path, config: PrepareConfig, sources: dict[str, Source]
         _require_same_blocks(folder, plan, blocks)
         return plan
     report("fitting tokenizers", 0, 1)
-    given = {TEXT, *_given_codecs(config)} if config.tokenizers is not None else set()
+    given = {TEXT, *given_codecs(config)} if config.tokenizers is not None else set()
     samples = {}
     for name, source in sources.items():
         is_fitted = not {TEXT, source.medium or TEXT} <= given
@@ -110,7 +104,7 @@ def _settle_plan(folder: Path, config: PrepareConfig, sources: dict[str, Source]
         if not samples[name]:
             of = "its training split" if is_fitted else "it"
             raise ValueError(f"{name}: there is no usable record in {of}, so nothing can be made of it")
-    plan = Plan(blocks=blocks, media_shapes=_media_shapes(config, sources, samples))
+    plan = Plan(blocks=blocks, media_shapes=shapes_of_media(config, sources, samples))
     fit_tokenizers(config, sources, samples, plan.media_shapes).save(folder / "tokenizers")
     configuration.save(path, plan)
     report("fitting tokenizers", 1, 1)
@@ -124,104 +118,6 @@ def _require_same_blocks(folder: Path, plan: Plan, blocks: dict[str, list[Block]
         raise ValueError(
             f"{folder}: {', '.join(changed)} has changed since it was prepared; remove the folder or choose another"
         )
-
-
-def _media_shapes(
-    config: PrepareConfig, sources: dict[str, Source], samples: dict[str, list[RawExample]]
-) -> dict[str, list[int]]:
-    """Dataset → shape of its media; all pictures have the channels of one codec."""
-    of_pictures = [samples[name] for name, source in sources.items() if source.medium == "image"]
-    channels = max((example.media["image"].shape[-1] for sample in of_pictures for example in sample), default=None)
-    given = _given_codecs(config).get("image")
-    if given is not None:
-        channels = given.media_shape((1, 1))[-1]
-    return {
-        name: media_shape(samples[name], source.medium, config, channels)
-        for name, source in sources.items()
-        if source.medium is not None
-    }
-
-
-def fit_tokenizers(
-    config: PrepareConfig,
-    sources: dict[str, Source],
-    samples: dict[str, list[RawExample]],
-    media_shapes: dict[str, list[int]],
-) -> MediaTokenizers:
-    """Text tokenizer and codecs: those that are given, and the others fitted on training examples of all sources."""
-    given = None if config.tokenizers is None else media_tokenizers.load(tokenizer_folder(config.tokenizers))
-    if config.text_tokenizer is not None:
-        text = TextTokenizer.from_file(config.text_tokenizer)
-    elif given is not None:
-        text = given.text
-    else:
-        texts = [example.media[TEXT] for sample in samples.values() for example in sample]
-        text = TextTokenizer.fit(texts, config.text_vocabulary)
-    codecs = dict(given.codecs) if given is not None else {}
-    for medium, fit in _FIT.items():
-        of_medium = {name: sample for name, sample in samples.items() if sources[name].medium == medium}
-        if of_medium and medium not in codecs:
-            codecs[medium] = fit(of_medium, media_shapes, config)
-    return MediaTokenizers(text, codecs)
-
-
-def tokenizer_folder(folder: str) -> Path:
-    """The tokenizers of a run, of prepared data, or the folder itself."""
-    inside = Path(folder) / "tokenizers"
-    return inside if inside.is_dir() else Path(folder)
-
-
-def _fit_image(
-    samples: dict[str, list[RawExample]], media_shapes: dict[str, list[int]], config: PrepareConfig
-) -> MediaCodec:
-    patches = []
-    for name, sample in samples.items():
-        pictures = [fitted(example, "image", media_shapes[name], config) for example in sample]
-        patches.append(single_patches(stacked(pictures, "image"), config.image.patch_side))
-    return PatchCodec.fit(np.concatenate(patches), config.image)
-
-
-def _fit_audio(
-    samples: dict[str, list[RawExample]], media_shapes: dict[str, list[int]], config: PrepareConfig
-) -> MediaCodec:
-    longest = max((media_shapes[name] for name in samples), key=lambda shape: shape[0])
-    sounds = [fitted(example, "audio", longest, config) for sample in samples.values() for example in sample]
-    return MelCodec.fit(stacked(sounds, "audio"), config.audio)
-
-
-_FIT: dict[str, Callable[..., MediaCodec]] = {"image": _fit_image, "audio": _fit_audio}
-
-
-def _given_codecs(config: PrepareConfig) -> dict[str, Any]:
-    return {} if config.tokenizers is None else dict(media_tokenizers.load(tokenizer_folder(config.tokenizers)).codecs)
-
-
-def _with_given_codecs(config: PrepareConfig) -> PrepareConfig:
-    """The configuration with that of the codecs it takes from elsewhere, and the size of their media there."""
-    if config.tokenizers is None:
-        return config
-    codecs = _given_codecs(config)
-    changes: dict[str, Any] = {name: codec.config for name, codec in codecs.items() if name in ("image", "audio")}
-    for layout in _layouts_of(Path(config.tokenizers)):
-        if layout.medium == "image" and config.pictures.height is None:
-            height, width, _ = codecs["image"].media_shape(tuple(layout.shapes["image"]))
-            changes["pictures"] = dataclasses.replace(config.pictures, height=height, width=width)
-        if layout.medium == "audio" and config.seconds is None:
-            (samples,) = codecs["audio"].media_shape(tuple(layout.shapes["audio"]))
-            changes["seconds"] = samples / codecs["audio"].sample_rate_hz
-    return dataclasses.replace(config, **changes)
-
-
-def _layouts_of(folder: Path) -> list[Layout]:
-    """Those of a run or of prepared data, the first of each medium last; none of a folder of tokenizers alone."""
-    if (folder / "manifest.json").is_file():
-        datasets = configuration.read_json(folder / "manifest.json").get("datasets", {}).values()
-        found = [dataset["layout"] for dataset in datasets]
-    elif (folder / "tokenizers").is_dir() and (folder / "config.json").is_file():
-        found = list(configuration.read_json(folder / "config.json").get("layouts", {}).values())
-    else:
-        return []
-    return [configuration.from_dict(layout, Layout, str(folder)) for layout in reversed(found)]
 
 
 def _encode(folder: Path, config: PrepareConfig, plan: Plan, report: Report) -> dict[str, list[BlockReport]]:
