@@ -15,6 +15,7 @@ from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.studies.trials import (
     Outcome,
     Trials,
+    _in_order,
     at_batch,
     at_shape,
     outcome_of,
@@ -118,6 +119,35 @@ def test_what_is_known_is_not_run_again(prepared, tmp_path):
         assert len(path.read_text().splitlines()) == 3
     with Trials(tmp_path, prepared.folder, 0, silent) as trials:
         assert trials.measured(configs, fake, Outcome) == found
+
+
+def die(config, data) -> Outcome:
+    """A measure whose process ends."""
+    os._exit(9)
+
+
+def test_a_process_that_dies_is_one_clear_error_and_loses_nothing(prepared, tmp_path):
+    with Trials(tmp_path, prepared.folder, 0, silent) as trials:
+        trials.measured([CONFIG], fake, Outcome)
+    with (
+        Trials(tmp_path, prepared.folder, 1, silent) as trials,
+        pytest.raises(ChildProcessError, match="the same command"),
+    ):
+        trials.measured([CONFIG], die, Outcome)
+    assert len((tmp_path / "trials.jsonl").read_text().splitlines()) == 1
+
+
+def test_what_is_compiled_alike_does_not_come_at_once():
+    wide = at_shape(CONFIG, "mup", width=32)
+    configs = [
+        CONFIG,
+        with_learning_rate(CONFIG, 1.0),
+        dataclasses.replace(CONFIG, seed=1),
+        wide,
+        dataclasses.replace(wide, seed=2),
+    ]
+    order = _in_order({str(number): config for number, config in enumerate(configs)})
+    assert order == ["0", "3", "1", "4", "2"]
 
 
 def test_other_data_is_another_trial(prepared, tmp_path):

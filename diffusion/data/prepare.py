@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trimask.diffusion import configuration
-from trimask.diffusion.data.fitting import fit_sample, fit_tokenizers, given_codecs, shapes_of_media
+from trimask.diffusion.data.fitting import fit_sample, fit_tokenizers, given_codecs, shapes_of_media, with_given_codecs
 from trimask.diffusion.data.lines import Block
 from trimask.diffusion.data.plan import TRAIN, Plan, PrepareConfig
 from trimask.diffusion.data.prepared import DatasetManifest, Manifest, Prepared

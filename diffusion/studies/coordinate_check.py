@@ -13,6 +13,7 @@ the change of the logits through its random part shrinks with the width, and wou
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.masking import forward_process
 from trimask.diffusion.parametrization import Kind
 from trimask.diffusion.studies.findings import Panel, draw, exponent, markdown_table, write_csv
-from trimask.diffusion.studies.trials import Trials, at_shape
-from trimask.diffusion.train import Pretraining
+from trimask.diffusion.studies.trials import Trials, at_shape, compiled
+from trimask.diffusion.train import Parameters, Pretraining
 from trimask.diffusion.transformer import Transformer
 from trimask.tokenizers.sequence import Sequence as TokenSequence
 
@@ -63,17 +64,21 @@ def coordinates_of(config: TrainConfig, data: Path) -> Coordinates:
     """Trains for the configuration's horizon, and compares the activations before and after."""
     prepared = Prepared(data)
     batches = Batches(prepared, config.batch, config.seed)
-    pretraining = Pretraining(config, prepared.tokenizers.vocabulary)
     steps = batches.num_steps(config.optimizer.horizon_tokens)
+    asked, pretraining = Pretraining(config, prepared.tokenizers.vocabulary), compiled(config, prepared)
     probe = jax.tree.map(jnp.asarray, batches(steps))
     probe = forward_process(jax.random.key(7), probe, pretraining.vocabulary, config.masking).sequence
-    look = jax.jit(lambda parameters: activations(pretraining.model(parameters), probe))
-    state = pretraining.init()
-    before = look(state.parameters)
+    state = asked.init()
+    before = _look(pretraining, state.parameters, probe)
     for step in range(steps):
-        state, _ = pretraining.step(state, jax.tree.map(jnp.asarray, batches(step)))
-    after = look(state.parameters)
+        state, _ = pretraining.update(asked.knobs, asked.key, state, jax.tree.map(jnp.asarray, batches(step)))
+    after = _look(pretraining, state.parameters, probe)
     return Coordinates([_rms(a) for a in before], [_rms(b - a) for a, b in zip(before, after, strict=True)])
+
+
+@partial(jax.jit, static_argnums=0)
+def _look(pretraining: Pretraining, parameters: Parameters, probe: TokenSequence) -> list[Float[Array, "..."]]:
+    return activations(pretraining.model(parameters), probe)
 
 
 def activations(model: Transformer, sequence: TokenSequence) -> list[Float[Array, "..."]]:

@@ -38,7 +38,7 @@ class CriticalBatch:
     """Tokens; S_crit is fitted to these."""
     predicted_horizon: int = 400_000
     """Tokens; B_crit of this one is predicted, and then measured."""
-    batches: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
+    batches: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
     """Positions of a batch."""
     seeds: int = 3
     """Seeds of every cell."""
@@ -133,6 +133,7 @@ def largest_flat_batch(losses: Losses, horizon: int, plateau: float) -> int:
 
 
 def deviation(values: Sequence[float]) -> float:
+    """The standard deviation of the seeds; 0 of a single one."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
@@ -146,9 +147,11 @@ def _panels(config: CriticalBatch, losses: Losses, fitted: Fit, check: Fit) -> l
         panels.append(
             Panel(
                 title=title,
-                curves={"runs": points, "fit": line},
+                curves={"fit": line},
+                points={"runs": points},
                 x="steps",
                 y="loss",
+                markers=False,
                 lines={"S_crit of the first two": fitted.critical_steps},
             )
         )

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ class Panel:
     """One set of axes."""
 
     title: str
-    curves: Mapping[str, Curve]
-    """Label → points; infinite ones are left out."""
+    curves: dict[str, Curve]
+    """Label → points of a line; infinite ones are left out."""
+    points: dict[str, Curve] = field(default_factory=dict)
+    """Label → points that no line joins."""
     x: str
     y: str
     scales: tuple[str, str] = ("log", "linear")
@@ -32,6 +34,7 @@ class Panel:
     highest: float | None = None
     """Upper limit of y."""
     markers: bool = True
+    """Whether lines show their points."""
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -48,15 +51,16 @@ def draw(path: Path, panels: Sequence[Panel], columns: int = 4) -> None:
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(3.6 * columns, 3.1 * lines), layout="constrained", dpi=110)
     grid = figure.subplots(lines, columns, squeeze=False).reshape(-1)
-    labels = list(dict.fromkeys(label for panel in panels for label in panel.curves))
+    labels = list(dict.fromkeys(label for panel in panels for label in [*panel.points, *panel.curves]))
     for axes, panel in zip(grid, panels, strict=False):
-        for label, points in panel.curves.items():
+        for label, points in (panel.points | panel.curves).items():
             finite = [(x, y) for x, y in points if np.isfinite(y)]
             if finite:
                 color = _COLORS[labels.index(label) % len(_COLORS)]
-                marker = "o" if panel.markers else None
+                marker = "o" if panel.markers or label in panel.points else None
+                width = 0 if label in panel.points else 1.2
                 axes.plot(
-                    *zip(*finite, strict=True), color=color, marker=marker, markersize=3, linewidth=1.2, label=label
+                    *zip(*finite, strict=True), color=color, marker=marker, markersize=3, linewidth=width, label=label
                 )
         for label, x in (panel.lines or {}).items():
             axes.axvline(x, color="0.4", linestyle="--", linewidth=1, label=label)

@@ -5,16 +5,21 @@ batches and masks that are the same for all trials. Outcomes are lines of trials
 fingerprint of configuration and data; a study that is called again goes on where it stopped. Nothing else is kept.
 
 On a CPU each worker process computes in one thread: networks of this size use two cores no better, and two processes
-do twice as much. On an accelerator this process trains one after the other.
+do twice as much. Compiling takes longer than most trainings, so that what one process compiles the others read, and
+trials that are compiled alike come one after the other only where there is nothing else to compile. On an accelerator
+this process trains one after the other.
 """
 
 import hashlib
 import json
 import math
 import os
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -81,11 +86,13 @@ class Trials:
 
     def __enter__(self) -> "Trials":
         self._pool = ProcessPoolExecutor(self.workers, get_context("spawn")) if self.workers else None
+        self._compiled = tempfile.TemporaryDirectory(prefix="trimask-compiled-")
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+        self._compiled.cleanup()
 
     def losses(self, configs: Sequence[TrainConfig], what: str = "trials") -> list[Outcome]:
         """How each training ends."""
@@ -128,19 +135,38 @@ class Trials:
         if self._pool is None or not left:
             yield from ((key, measure(config, self.data)) for key, config in left.items())
             return
-        with _one_thread_each():
-            futures = {self._pool.submit(measure, config, self.data): key for key, config in left.items()}
+        with _one_thread_each(self._compiled.name):
+            futures = {self._pool.submit(measure, left[key], self.data): key for key in _in_order(left)}
+            # A process starts when there is work for it, so all have started by now.
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            try:
+                yield futures[future], future.result()
+            except BrokenProcessPool as error:
+                raise ChildProcessError(
+                    f"a process that ran a trial ended before it was through (memory?); the outcomes of all trials "
+                    f"before it are in {self.folder}, and the same command goes on from there"
+                ) from error
+
+
+def _in_order(configs: Mapping[str, TrainConfig]) -> list[str]:
+    """The keys, so that of those which compile the same program the first come first."""
+    seen: Counter[str] = Counter()
+    rounds = []
+    for key, config in configs.items():
+        program = _program(config)
+        rounds.append((seen[program], key))
+        seen[program] += 1
+    return [key for _, key in sorted(rounds, key=lambda pair: pair[0])]
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes that start in here compute in one thread, and on the CPU."""
+def _one_thread_each(compiled: str) -> Iterator[None]:
+    """Processes that start in here compute in one thread, on the CPU, and share what they compile in a folder."""
     before = dict(os.environ)
     single = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ["XLA_FLAGS"] = f"{before.get('XLA_FLAGS', '')} {single}".strip()
     os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
     try:
         yield
     finally:
@@ -163,7 +189,7 @@ def outcome_of(config: TrainConfig, data: Path) -> Outcome:
     steps = batches.num_steps(config.optimizer.horizon_tokens)
     batch_tokens = batches.mean_tokens(steps)
     kappa = config.sde.kappa(batch_tokens, config.optimizer.horizon_tokens)
-    asked, pretraining = Pretraining(config, prepared.tokenizers.vocabulary, kappa), _compiled(config, prepared)
+    asked, pretraining = Pretraining(config, prepared.tokenizers.vocabulary, kappa), compiled(config, prepared)
     state, curve = _trained(pretraining, asked, batches, steps)
     losses = [math.inf, math.inf]
     if math.isfinite(curve[-1][1]):
@@ -181,25 +207,33 @@ def outcome_of(config: TrainConfig, data: Path) -> Outcome:
     )
 
 
-def _compiled(config: TrainConfig, prepared: Prepared) -> Pretraining:
+def compiled(config: TrainConfig, prepared: Prepared) -> Pretraining:
     """One object, and so one compilation, for all configurations that differ only in what a step takes as arguments."""
+    key = json.dumps([_program(config), prepared.fingerprint])
+    if key not in _pretrainings:
+        if len(_pretrainings) >= 8:  # a process may hold only so much compiled code
+            _pretrainings.clear()
+            jax.clear_caches()
+        _pretrainings[key] = Pretraining(_alike(config), prepared.tokenizers.vocabulary)
+    return _pretrainings[key]
+
+
+def _alike(config: TrainConfig) -> TrainConfig:
+    """What all configurations have in common that are compiled alike."""
     knobs = {name: getattr(OptimizerConfig(), name) for name in Knobs.__dataclass_fields__}
-    same = replace(
+    return replace(
         config,
         parametrization=replace(config.parametrization, multipliers=ModuleMultipliers()),
         optimizer=replace(config.optimizer, **knobs),
-        batch=BatchConfig(),
+        batch=replace(BatchConfig(), tokens=config.batch.tokens, packed_length=config.batch.packed_length),
         loop=LoopConfig(),
         sde=SDEScaling(),
         seed=0,
     )
-    key = json.dumps([configuration.to_dict(same), prepared.fingerprint])
-    if key not in _pretrainings:
-        if len(_pretrainings) >= 8:  # what was compiled long ago is forgotten
-            del _pretrainings[next(iter(_pretrainings))]
-            jax.clear_caches()
-        _pretrainings[key] = Pretraining(same, prepared.tokenizers.vocabulary)
-    return _pretrainings[key]
+
+
+def _program(config: TrainConfig) -> str:
+    return json.dumps(configuration.to_dict(_alike(config)))
 
 
 def _trained(
