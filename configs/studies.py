@@ -9,11 +9,23 @@ from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
-from trimask.diffusion.studies import batch_invariance, coordinate_check, critical_batch, learning_rate_transfer, search
+from trimask.diffusion.studies import (
+    batch_invariance,
+    batch_speed,
+    coordinate_check,
+    critical_batch,
+    kill_and_resume,
+    learning_rate_transfer,
+    mask_variance,
+    search,
+)
 from trimask.diffusion.studies.batch_invariance import BatchInvariance
+from trimask.diffusion.studies.batch_speed import BatchSpeed
 from trimask.diffusion.studies.coordinate_check import CoordinateCheck
 from trimask.diffusion.studies.critical_batch import CriticalBatch
+from trimask.diffusion.studies.kill_and_resume import KillAndResume
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
+from trimask.diffusion.studies.mask_variance import MaskVariance
 from trimask.diffusion.studies.search import Search
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.train import TrainConfig
@@ -135,5 +147,20 @@ STUDIES = {
         search.study,
         {"cpu": search_cpu, "accelerator": search_accelerator},
         "multipliers per module, found on a small network and tried on a larger one",
+    ),
+    "mask-variance": Study(
+        mask_variance.study,
+        {"cpu": MaskVariance, "accelerator": MaskVariance},
+        "do complementary masks lower the variance of the gradient?",
+    ),
+    "batch-speed": Study(
+        batch_speed.study,
+        {"cpu": BatchSpeed, "accelerator": BatchSpeed},
+        "how fast is the data pipeline alone, and how full are its rows?",
+    ),
+    "kill-and-resume": Study(
+        kill_and_resume.study,
+        {"cpu": KillAndResume, "accelerator": KillAndResume},
+        "is a run that was killed again and again the run that was not, bit for bit?",
     ),
 }

@@ -68,7 +68,7 @@ def evaluate(
     loaded: Loaded, prepared: Prepared, config: EvaluateConfig, report: Report = lambda *_: None
 ) -> tuple[Evaluation, list[Samples]]:
     """All numbers, and what was generated for them."""
-    _require_same_tokenizers(loaded, prepared)
+    require_same_tokenizers(loaded, prepared)
     for judged in config.judges:
         if judged not in (ALL_TASKS, *loaded.vocabulary.tasks):
             raise ValueError(f"judges of an unknown task {judged!r}; there are {', '.join(loaded.vocabulary.tasks)}")
@@ -108,7 +108,7 @@ def evaluate(
     return result, samples
 
 
-def _require_same_tokenizers(loaded: Loaded, prepared: Prepared) -> None:
+def require_same_tokenizers(loaded: Loaded, prepared: Prepared) -> None:
     """Refuses data of other tokens than the model's."""
     require_same_vocabulary(loaded.vocabulary, prepared.tokenizers.vocabulary, prepared.folder)
     ours, theirs = loaded.tokenizers.fingerprints, prepared.manifest.tokenizers

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+Kind = Literal["linear", "cosine_md4", "cosine_mdlm", "polynomial"]
+
 Alpha = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
 
 
@@ -25,7 +27,7 @@ Alpha = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
 class ScheduleConfig:
     """Which α(t)."""
 
-    kind: Literal["linear", "cosine_md4", "cosine_mdlm", "polynomial"] = "linear"
+    kind: Kind = "linear"
     """linear 1 − t; cosine_md4 1 − cos(π/2·(1 − t)); cosine_mdlm cos(π/2·t); polynomial 1 − t^power."""
     power: float = 2.0
     """Exponent of the polynomial schedule."""

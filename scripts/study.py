@@ -47,7 +47,8 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
     if data is None:
         data = out / "data"
         prepare.run(data, DATA)
-    config = dataclasses.replace(config, base=with_mixture(config.base, _usual(study, options.preset), data))
+    if _trains(config):
+        config = dataclasses.replace(config, base=with_mixture(config.base, _usual(study, options.preset), data))
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         configuration.save(out / "config.json", config)
@@ -63,6 +64,11 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
     return found
 
 
+def _trains(config: Any) -> bool:
+    """Whether the study is made of trainings, rather than of something that is there."""
+    return "base" in {field.name for field in dataclasses.fields(config)}
+
+
 def _usual(study: Study, preset: str) -> dict[str, float]:
     """The mixture of the preset."""
     return study.presets[preset]().base.batch.weights
@@ -70,6 +76,8 @@ def _usual(study: Study, preset: str) -> dict[str, float]:
 
 def _without_weights(config: Any) -> Any:
     """Flags of a dictionary that has entries cannot name others."""
+    if not _trains(config):
+        return config
     batch = dataclasses.replace(config.base.batch, weights={})
     return dataclasses.replace(config, base=dataclasses.replace(config.base, batch=batch))
 

@@ -5,22 +5,29 @@ import shutil
 
 import pytest
 
-from trimask.diffusion.studies.kill_and_resume import differences, main
+from trimask.diffusion.data.plan import PrepareConfig
+from trimask.diffusion.data.prepare import prepare
+from trimask.diffusion.data.sources import SourceConfig
+from trimask.diffusion.studies.kill_and_resume import differences
+from trimask.scripts import study as study_script
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """The study's folder, and its exit status."""
-    folder = tmp_path_factory.mktemp("study")
-    return folder, main(["--kills", "3", "--folder", str(folder)])
+    """The study's folder."""
+    folder, data = tmp_path_factory.mktemp("study"), tmp_path_factory.mktemp("sums")
+    prepare(data, PrepareConfig(sources={"sums": SourceConfig(kind="digits", where=("sums",))}))
+    study_script.main(["kill-and-resume", str(folder), "--data", str(data), "--kills", "3"])
+    return folder
 
 
 def test_a_run_that_was_killed_three_times_has_the_same_bits(study):
-    assert study[1] == 0
+    text = (study / "README.md").read_text()
+    assert text.count("\n| ") == 5 and "3 kills" in text and text.rstrip().endswith("the same bits.")
 
 
 def test_the_study_would_notice_a_difference(study, tmp_path):
-    whole, killed = study[0] / "uninterrupted", shutil.copytree(study[0] / "killed", tmp_path / "killed")
+    whole, killed = study / "uninterrupted", shutil.copytree(study / "killed", tmp_path / "killed")
     assert differences(whole, killed) == []
     lines = (killed / "metrics.jsonl").read_text().splitlines()
     changed = json.loads(lines[7])

@@ -1,29 +1,24 @@
 """How fast the data pipeline is alone, and how full its rows are.
 
-    python -m trimask.diffusion.studies.batch_speed DATA [--tokens 4096] [--packed-length 256]
-
 For every dataset: non-padding tokens per second of `Batches` in one thread, once its examples are in memory, and the
 share of its rows that is not padding.
 """
 
-import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import numpy as np
-import tyro
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.studies.findings import markdown_table, write_csv
+from trimask.diffusion.studies.trials import Trials
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class BatchSpeed:
     """What to measure."""
 
-    data: tyro.conf.Positional[Path]
-    """Folder that `trimask prepare` wrote."""
     tokens: int = 4096
     """Positions of a batch."""
     packed_length: int = 256
@@ -42,31 +37,34 @@ class Speed:
     """Share of row positions that are not padding."""
 
 
-def measure(arguments: Arguments) -> list[Speed]:
-    """Every dataset alone."""
-    prepared, speeds = Prepared(arguments.data), []
-    for name in prepared.manifest.datasets:
-        weights = {other: float(other == name) for other in prepared.manifest.datasets}
-        config = BatchConfig(tokens=arguments.tokens, packed_length=arguments.packed_length, weights=weights)
-        batches = Batches(prepared, config, seed=0)
-        (dataset,) = batches.datasets
-        epoch = -(-len(dataset.rows) // dataset.num_rows)
-        for step in range(min(epoch, 2000)):
-            batches(step)
-        step, tokens, start = 0, 0, time.perf_counter()
-        while time.perf_counter() - start < arguments.seconds:
-            tokens += int(np.count_nonzero(~batches(step % epoch).is_padding))
-            step += 1
-        rate = tokens / (time.perf_counter() - start)
-        speeds.append(Speed(name, rate, float(dataset.lengths.sum() / len(dataset.rows) / dataset.row_length)))
-    return speeds
+def measure(config: BatchSpeed, prepared: Prepared, dataset_name: str) -> Speed:
+    """A dataset alone."""
+    weights = {other: float(other == dataset_name) for other in prepared.manifest.datasets}
+    batch = BatchConfig(tokens=config.tokens, packed_length=config.packed_length, weights=weights)
+    batches = Batches(prepared, batch, seed=0)
+    (dataset,) = batches.datasets
+    epoch = -(-len(dataset.rows) // dataset.num_rows)
+    for step in range(min(epoch, 2000)):
+        batches(step)
+    step, tokens, start = 0, 0, time.perf_counter()
+    while time.perf_counter() - start < config.seconds:
+        tokens += int(np.count_nonzero(~batches(step % epoch).is_padding))
+        step += 1
+    rate = tokens / (time.perf_counter() - start)
+    return Speed(dataset_name, rate, float(dataset.lengths.sum() / len(dataset.rows) / dataset.row_length))
 
 
-def main(arguments: list[str]) -> None:
-    """Prints a line per dataset."""
-    for speed in measure(tyro.cli(Arguments, args=arguments, description=__doc__)):
-        print(f"{speed.dataset}: {speed.tokens_per_second:,.0f} tokens/s, rows {speed.filled:.2%} full")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def study(config: BatchSpeed, trials: Trials) -> str:
+    """Measures every dataset, writes speeds.csv; returns the text."""
+    prepared, speeds = Prepared(trials.data), list[Speed]()
+    names = list(prepared.manifest.datasets)
+    for number, name in enumerate(names):
+        trials.report("datasets", number, len(names))
+        speeds.append(measure(config, prepared, name))
+    trials.report("datasets", len(names), len(names))
+    write_csv(trials.folder / "speeds.csv", [asdict(speed) for speed in speeds])
+    rows = [[speed.dataset, f"{speed.tokens_per_second:,.0f}", f"{speed.filled:.2%}"] for speed in speeds]
+    return (
+        f"Batches of {config.tokens:,} positions, text packed to {config.packed_length}; one thread.\n\n"
+        + markdown_table(["dataset", "non-padding tokens/s", "rows filled"], rows)
+    )

@@ -1,42 +1,34 @@
 """Is a run that was killed again and again, at any moment, the run that was not, bit for bit?
 
-    python -m trimask.diffusion.studies.kill_and_resume --kills 20
-
-A small run is trained in one go; then the same command is killed by SIGKILL and started again until it is through. Of
-five kills two come inside a checkpoint write, two at any moment of training and one at any moment of starting up. What
+A small run is trained in one go; then the same run is killed by SIGKILL and started again until it is through. Of five
+kills two come inside a checkpoint write, two at any moment of training and one at any moment of starting up. What
 counts is parameters, average, optimizer state and counters of the last checkpoint, and every line of metrics.jsonl but
 its timings.
 """
 
-import argparse
 import os
 import random
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from trimask.diffusion import configuration
 from trimask.diffusion.checkpoint import Checkpoints
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.data.plan import PrepareConfig
-from trimask.diffusion.data.prepare import prepare
-from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.description import RunDescription
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.run_folder import checkpoint_steps, read_lines
+from trimask.diffusion.studies.findings import markdown_table, write_csv
+from trimask.diffusion.studies.trials import Report, Trials
 from trimask.diffusion.train import Pretraining, TrainConfig, train
 from trimask.diffusion.transformer import TransformerConfig
 
@@ -49,6 +41,20 @@ CONFIG = TrainConfig(
 )
 _AIMS = ("write", "start", "step", "write", "step")
 _TIMINGS = ("tokens_per_second", "data_wait")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KillAndResume:
+    """How often, and when."""
+
+    kills: int = 20
+    """How often to kill."""
+    seed: int = 0
+    """Fixes when, up to the machine's own timing."""
+
+    def __post_init__(self):
+        if self.kills < 1:
+            raise ValueError(f"kills must be at least 1, got {self.kills}")
 
 
 @dataclass(frozen=True)
@@ -64,38 +70,31 @@ class Kill:
 
 
 class Child:
-    """The training command, in a process of its own."""
+    """Training, in a process of its own."""
 
     def __init__(self, run: Path, data: Path, cache: Path):
         self.run = run
         self._left, self._boards = self._temporary(), self._num_boards()
-        # What is compiled once is the same bits every time, and a start takes seconds less.
-        cached = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "trimask.diffusion.studies.kill_and_resume", "--train", run, "--data", data],
-            env={**os.environ, **cached},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self.process = get_context("spawn").Process(target=train, args=(run, data, CONFIG), daemon=True)
+        with _compiled_in(cache):
+            self.process.start()
 
     def is_running(self) -> bool:
-        """Whether it goes on; an error of its own is ours too."""
-        status = self.process.poll()
+        """Whether it goes on; an error of its own, which it has printed, is ours too."""
+        status = self.process.exitcode
         if status not in (None, 0):
-            raise RuntimeError(f"training ended with status {status}:\n{self.process.communicate()[1]}")
+            raise ChildProcessError(f"training ended with status {status}")
         return status is None
 
     def finish(self) -> None:
         """Waits until it is through."""
         while self.is_running():
             time.sleep(0.01)
-        self.process.communicate()
 
     def kill(self) -> None:
         """SIGKILL."""
         self.process.kill()
-        self.process.communicate()
+        self.process.join()
 
     def reached(self) -> int:
         """Last step in metrics.jsonl."""
@@ -120,6 +119,20 @@ class Child:
         return {entry.inode() for entry in os.scandir(folder) if "orbax-checkpoint-tmp" in entry.name}
 
 
+@contextmanager
+def _compiled_in(cache: Path) -> Iterator[None]:
+    """What is compiled once is the same bits every time, and a start takes seconds less."""
+    cached = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    before = {name: os.environ.get(name) for name in cached}
+    os.environ.update(cached)
+    yield
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+
+
 def kill_at(child: Child, aim: str, step: int, start_seconds: float, draw: random.Random) -> Kill | None:
     """Kills the process where aimed, or at `step` if it has not come there yet; None if it was through before."""
     resumed = max(checkpoint_steps(child.run), default=0)
@@ -138,29 +151,41 @@ def kill_at(child: Child, aim: str, step: int, start_seconds: float, draw: rando
     return Kill(aim, child.reached(), max(checkpoint_steps(child.run), default=0), hit)
 
 
-def kill_and_resume(folder: Path, data: Path, kills: int, seed: int, console: Console) -> tuple[list[Kill], list[str]]:
+def study(config: KillAndResume, trials: Trials) -> str:
+    """Trains both runs in fresh folders, writes kills.csv; returns the text."""
+    whole, killed = trials.folder / "uninterrupted", trials.folder / "killed"
+    for folder in (whole, killed):
+        if folder.exists():
+            raise ValueError(f"{folder} is there already; remove it or choose another folder")
+    kills, found = kill_and_resume(config, whole, killed, trials.data, trials.folder / "compiled", trials.report)
+    if kills:
+        write_csv(trials.folder / "kills.csv", [asdict(kill) for kill in kills])
+    return _text(kills, found)
+
+
+def kill_and_resume(
+    config: KillAndResume, whole: Path, killed: Path, data: Path, cache: Path, report: Report
+) -> tuple[list[Kill], list[str]]:
     """Trains both runs; returns the kills, and every difference found."""
-    draw = random.Random(seed)
-    whole, killed, cache = folder / "uninterrupted", folder / "killed", folder / "compiled"
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    done: list[Kill] = []
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("uninterrupted", total=kills)
-        start, child = time.perf_counter(), Child(whole, data, cache)
-        while child.is_running() and not child.reached():
-            time.sleep(0.01)
-        start_seconds = time.perf_counter() - start
-        child.finish()
-        steps = max(checkpoint_steps(whole))
-        targets = sorted(draw.sample(range(1, steps * 3 // 4), kills))
-        for number, step in enumerate(targets):
-            bar.update(task, description="killed", completed=number)
-            kill = kill_at(Child(killed, data, cache), _AIMS[number % len(_AIMS)], step, start_seconds, draw)
-            if kill is None:
-                return done, [f"the run was through after {number} kills"]
-            done.append(kill)
-        bar.update(task, description="finishing", completed=kills)
-        Child(killed, data, cache).finish()
+    draw = random.Random(config.seed)
+    report("uninterrupted", 0, 1)
+    start, child = time.perf_counter(), Child(whole, data, cache)
+    while child.is_running() and not child.reached():
+        time.sleep(0.01)
+    start_seconds = time.perf_counter() - start
+    child.finish()
+    report("uninterrupted", 1, 1)
+    steps, done = max(checkpoint_steps(whole)), list[Kill]()
+    if config.kills >= steps * 3 // 4:
+        raise ValueError(f"the run has {steps} steps: kills must be less than {steps * 3 // 4}, got {config.kills}")
+    for number, step in enumerate(sorted(draw.sample(range(1, steps * 3 // 4), config.kills))):
+        report("kills", number, config.kills)
+        kill = kill_at(Child(killed, data, cache), _AIMS[number % len(_AIMS)], step, start_seconds, draw)
+        if kill is None:
+            return done, [f"the run was through after {number} kills"]
+        done.append(kill)
+    report("kills", config.kills, config.kills)
+    Child(killed, data, cache).finish()
     return done, differences(whole, killed)
 
 
@@ -188,42 +213,14 @@ def _leaves(run: Path) -> dict[str, bytes]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf).tobytes() for path, leaf in named}
 
 
-def _table(kills: Sequence[Kill]) -> Table:
-    table = Table(title="Kills", title_justify="left")
-    for column in ("kill", "aimed at", "step reached", "resumes at", "hit"):
-        table.add_column(column, justify="left" if column in ("aimed at", "hit") else "right")
-    for number, kill in enumerate(kills, 1):
-        table.add_row(str(number), kill.aim, str(kill.reached), str(kill.resumes), kill.hit)
-    return table
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the kills and the verdict; returns the exit status, 1 for any difference."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="how often to kill")
-    parser.add_argument("--seed", type=int, default=0, help="fixes when, up to the machine's own timing")
-    parser.add_argument("--folder", type=Path, help="where to put both runs; a temporary folder unless given")
-    parser.add_argument("--data", type=Path, help="prepared data; the embedded sums unless given")
-    parser.add_argument("--train", type=Path, help="train this run folder and nothing else: what is killed")
-    parsed = parser.parse_args(arguments)
-    if parsed.train is not None:
-        train(parsed.train, parsed.data, CONFIG)
-        return 0
-    console = Console()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = parsed.folder or Path(scratch)
-        data = parsed.data or folder / "data"
-        if parsed.data is None:
-            prepare(data, PrepareConfig(sources={"sums": SourceConfig(kind="digits", where=("sums",))}))
-        kills, found = kill_and_resume(folder, data, parsed.kills, parsed.seed, console)
-    console.print(_table(kills))
+def _text(kills: Sequence[Kill], found: Sequence[str]) -> str:
+    rows = [[str(n), kill.aim, str(kill.reached), str(kill.resumes), kill.hit] for n, kill in enumerate(kills, 1)]
     inside = sum(kill.hit == "a checkpoint write" for kill in kills)
-    console.print(f"{len(kills)} kills, {inside} of them inside a checkpoint write")
-    for line in found[:20]:
-        console.print(f"different: {line}", markup=False)
-    console.print("the same bits" if not found else f"{len(found)} differences")
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    verdict = "the same bits" if not found else f"{len(found)} differences"
+    return "\n\n".join(
+        [
+            markdown_table(["kill", "aimed at", "step reached", "resumes at", "hit"], rows),
+            f"{len(kills)} kills, {inside} of them inside a checkpoint write: {verdict}.",
+            *(f"- different: {line}" for line in found[:20]),
+        ]
+    )

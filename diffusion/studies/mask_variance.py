@@ -1,26 +1,61 @@
 """Do complementary masks lower the variance of the gradient at equal compute?
 
-    python -m trimask.diffusion.studies.mask_variance runs/tiny
-
 For a trained model and each schedule: the trace of the gradient's covariance over random batches and masks, with n
 independent examples, and with n/2 examples that enter with a mask and its complement. Both cost n rows.
 """
 
-import argparse
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.evaluate import require_same_tokenizers
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
-from trimask.diffusion.schedule import ScheduleConfig
+from trimask.diffusion.schedule import Kind, ScheduleConfig
+from trimask.diffusion.studies.findings import markdown_table, write_csv
+from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.train import Loaded, Pretraining, load
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskVariance:
+    """Which model, and how precisely."""
+
+    run: str = "runs/tiny"
+    """Run folder of a trained model."""
+    schedules: tuple[Kind, ...] = ("linear", "cosine_md4", "cosine_mdlm", "polynomial")
+    """Noise schedules to compare."""
+    draws: int = 200
+    """Batches per schedule and kind of mask."""
+
+    def __post_init__(self):
+        if self.draws < 2:
+            raise ValueError(f"a variance needs at least 2 draws, got {self.draws}")
+
+
+def study(config: MaskVariance, trials: Trials) -> str:
+    """Measures every schedule, writes variances.csv; returns the text."""
+    loaded, prepared = load(Path(config.run)), Prepared(trials.data)
+    require_same_tokenizers(loaded, prepared)
+    rows, cells = [], []
+    for number, kind in enumerate(config.schedules):
+        trials.report("schedules", number, len(config.schedules))
+        masking = MaskingConfig(schedule=ScheduleConfig(kind=kind))
+        independent = gradient_variance(loaded, prepared, masking, config.draws)
+        pairs = gradient_variance(loaded, prepared, dataclasses.replace(masking, complementary=True), config.draws)
+        rows.append({"schedule": kind, "independent": independent, "complementary": pairs})
+        cells.append([kind, f"{independent:.3g}", f"{pairs:.3g}", f"{pairs / independent:.2f}"])
+    trials.report("schedules", len(config.schedules), len(config.schedules))
+    write_csv(trials.folder / "variances.csv", rows)
+    table = markdown_table(["schedule", "independent", "complementary", "ratio"], cells)
+    of = f"{config.draws} draws, {config.run} at step {loaded.step}"
+    return f"Trace of the covariance of the ELBO's gradient, {of}.\n\n{table}"
 
 
 def gradient_variance(loaded: Loaded, prepared: Prepared, masking: MaskingConfig, draws: int) -> float:
@@ -43,29 +78,3 @@ def gradient_variance(loaded: Loaded, prepared: Prepared, masking: MaskingConfig
         total, squares = total + flat, squares + flat @ flat
     mean = total / draws
     return float((squares / draws - mean @ mean) * draws / (draws - 1))
-
-
-def main() -> None:
-    """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="run folder of a trained model")
-    parser.add_argument("--draws", type=int, default=200, help="batches per row of the table")
-    arguments = parser.parse_args()
-    loaded = load(arguments.run)
-    prepared = Prepared(Path(loaded.description.data))
-    print("| schedule | independent | complementary | ratio |\n|---|---|---|---|")
-    for kind in ("linear", "cosine_md4", "cosine_mdlm", "polynomial"):
-        schedule = ScheduleConfig(kind=kind)
-        variances = np.array(
-            [
-                gradient_variance(
-                    loaded, prepared, MaskingConfig(schedule=schedule, complementary=pairs), arguments.draws
-                )
-                for pairs in (False, True)
-            ]
-        )
-        print(f"| {kind} | {variances[0]:.3g} | {variances[1]:.3g} | {variances[1] / variances[0]:.2f} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()

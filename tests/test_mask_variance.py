@@ -1,0 +1,57 @@
+"""The study of complementary masks: its variance is that of NumPy, and other tokenizers are refused."""
+
+import csv
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trimask.diffusion.data.batches import BatchConfig, Batches
+from trimask.diffusion.loss import LossConfig
+from trimask.diffusion.masking import MaskingConfig, forward_process
+from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.schedule import ScheduleConfig
+from trimask.diffusion.studies.mask_variance import MaskVariance
+from trimask.diffusion.train import Pretraining, TrainConfig, load, train
+from trimask.diffusion.transformer import TransformerConfig
+from trimask.scripts import study
+
+TRAIN = TrainConfig(
+    model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16),
+    optimizer=OptimizerConfig(horizon_tokens=200, warmup_tokens=20),
+    batch=BatchConfig(tokens=120),
+)
+
+
+@pytest.fixture(scope="module")
+def run(prepared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(folder, prepared.folder, TRAIN)
+    return folder
+
+
+def test_the_variance_is_the_trace_of_the_covariance(prepared, run, tmp_path):
+    arguments = ["--run", str(run), "--draws", "4", "--schedules", "cosine_md4"]
+    study.main(["mask-variance", str(tmp_path / "out"), "--data", str(prepared.folder), *arguments])
+    with (tmp_path / "out/variances.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    loaded = load(run)
+    for name, pairs in (("independent", False), ("complementary", True)):
+        masking = MaskingConfig(schedule=ScheduleConfig(kind="cosine_md4"), complementary=pairs)
+        config = dataclasses.replace(TRAIN, masking=masking, loss=LossConfig(weighting="elbo"))
+        pretraining = Pretraining(config, loaded.vocabulary)
+        batch = BatchConfig(tokens=120, weights={"spoken": 0.0, "sums": 0.0})
+        batches = Batches(prepared, batch, seed=1, copies=2 if pairs else 1)
+        gradients_of, flat = jax.jit(pretraining.gradients), []
+        for number, key in enumerate(jax.random.split(jax.random.key(0), 4)):
+            noised = forward_process(key, jax.tree.map(jnp.asarray, batches(number)), loaded.vocabulary, masking)
+            gradients = gradients_of(loaded.parameters, noised)[2]
+            flat.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradients)]))
+        assert float(row[name]) == pytest.approx(np.trace(np.cov(np.array(flat).T)), rel=1e-3)
+
+
+def test_one_draw_has_no_variance():
+    with pytest.raises(ValueError, match="at least 2 draws, got 1"):
+        MaskVariance(draws=1)
