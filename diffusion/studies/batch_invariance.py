@@ -93,9 +93,9 @@ def _tuned(config: BatchInvariance, trials: Trials) -> TrainConfig:
 
 
 def _critical(config: BatchInvariance, base: TrainConfig, trials: Trials) -> Fit:
-    """S_crit at half the horizon, from the batches of the study that are at least the base's."""
+    """S_crit at half the horizon, from the batches of the study."""
     horizon = base.optimizer.horizon_tokens // 2
-    batches = [round(base.batch.tokens * 2.0**k) for k in config.log2_factors if k >= -1]
+    batches = [round(base.batch.tokens * 2.0**k) for k in config.log2_factors]
     cells = [(horizon, batch, seed) for batch in batches for seed in range(config.seeds)]
     configs = [at_batch(base, batch, horizon, seed) for horizon, batch, seed in cells]
     outcomes = trials.losses(configs, "half the horizon")
