@@ -151,6 +151,7 @@ def study(config: CoordinateCheck, trials: Trials) -> str:
                 x=axis,
                 y="RMS",
                 scales=("log", "log"),
+                coincide=True,
             )
             for what in ("initial", "update")
             for place in PLACES[axis]

@@ -13,6 +13,9 @@ from matplotlib.figure import Figure
 
 _COLORS = matplotlib.color_sequences["tab10"]
 
+_FLAT = 5.0
+"""A logarithmic axis spans at least this factor, so that what hardly changes looks flat."""
+
 Curve = Sequence[tuple[float, float]]
 """Points (x, y)."""
 
@@ -35,6 +38,8 @@ class Panel:
     """Upper limit of y."""
     markers: bool = True
     """Whether lines show their points."""
+    coincide: bool = False
+    """Earlier lines are drawn wider, so that those that lie under others are seen."""
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -53,12 +58,13 @@ def draw(path: Path, panels: Sequence[Panel], columns: int = 4) -> None:
     grid = figure.subplots(lines, columns, squeeze=False).reshape(-1)
     labels = list(dict.fromkeys(label for panel in panels for label in [*panel.points, *panel.curves]))
     for axes, panel in zip(grid, panels, strict=False):
-        for label, points in (panel.points | panel.curves).items():
+        for number, (label, points) in enumerate((panel.points | panel.curves).items()):
             finite = [(x, y) for x, y in points if np.isfinite(y)]
             if finite:
                 color = _COLORS[labels.index(label) % len(_COLORS)]
                 marker = "o" if panel.markers or label in panel.points else None
-                width = 0 if label in panel.points else 1.2
+                width = 1.2 + (1.5 * (len(panel.curves) - 1 - number) if panel.coincide else 0)
+                width = 0 if label in panel.points else width
                 axes.plot(
                     *zip(*finite, strict=True), color=color, marker=marker, markersize=3, linewidth=width, label=label
                 )
@@ -67,6 +73,10 @@ def draw(path: Path, panels: Sequence[Panel], columns: int = 4) -> None:
         axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y, yscale=panel.scales[1])
         if panel.scales[0] == "log":
             axes.set_xscale("log", base=2)  # sizes, batches and learning rates go in factors of two
+        if panel.scales[1] == "log":
+            low, high = axes.get_ylim()
+            margin = max(1.0, (_FLAT / (high / low)) ** 0.5)
+            axes.set_ylim(low / margin, high * margin)
         if panel.highest is not None:
             axes.set_ylim(top=panel.highest)
         axes.spines[["top", "right"]].set_visible(False)
