@@ -144,6 +144,12 @@ class Pretraining:
         return total
 
 
+def training_batches(prepared: Prepared, config: TrainConfig) -> Batches:
+    """What a configuration is trained on."""
+    copies = 2 if config.masking.complementary else 1
+    return Batches(prepared, config.batch, config.seed, copies, config.accumulate)
+
+
 def train(
     folder: Path,
     data: Path,
@@ -162,8 +168,7 @@ def train(
     """
     prepared = Prepared(data)
     vocabulary = prepared.tokenizers.vocabulary
-    copies = 2 if config.masking.complementary else 1
-    batches = Batches(prepared, config.batch, config.seed, copies, config.accumulate)
+    batches = training_batches(prepared, config)
     num_steps = batches.num_steps(config.optimizer.horizon_tokens)
     batch_tokens = batches.mean_tokens(num_steps)
     kappa = config.sde.kappa(batch_tokens, config.optimizer.horizon_tokens)

@@ -12,14 +12,15 @@ from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
+from trimask.diffusion.sde import SDEScaling, rescaled
 from trimask.diffusion.studies import batch_invariance, coordinate_check, critical_batch, learning_rate_transfer, search
-from trimask.diffusion.studies.batch_invariance import BatchInvariance, under_rule
+from trimask.diffusion.studies.batch_invariance import RULES, BatchInvariance, under_rule
 from trimask.diffusion.studies.coordinate_check import CoordinateCheck
 from trimask.diffusion.studies.critical_batch import CriticalBatch, Fit
 from trimask.diffusion.studies.findings import exponent, markdown_table
-from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer, optimum
+from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer, Optimum, optimum
 from trimask.diffusion.studies.search import Round, Search, coordinates, moved, multipliers_at, speedup
-from trimask.diffusion.studies.trials import Outcome, Trials, tuned_here
+from trimask.diffusion.studies.trials import Outcome, Trials, mean_tokens, tuned_here
 from trimask.diffusion.train import TrainConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import study as study_script
@@ -47,7 +48,8 @@ class World(Trials):
         steps = round(config.optimizer.horizon_tokens / config.batch.tokens)
         loss = self.loss(config)
         curve = [
-            [share * config.optimizer.horizon_tokens, loss * (2 - share)] for share in np.linspace(0.05, 1, 20).tolist()
+            [share * config.optimizer.horizon_tokens, loss * (2 - share), loss * (2 - share)]
+            for share in np.linspace(0.05, 1, 20).tolist()
         ]
         return Outcome(loss, loss, curve, steps, float(config.batch.tokens), 100, 0.0)
 
@@ -75,8 +77,11 @@ def test_transfer_is_told_from_drift(world, tmp_path):
     config = LearningRateTransfer(base=BASE, widths=(32, 64, 128), depths=(2,), kinds=("completed_p", "standard"))
     trials = world(lambda c: valley(c, drift=0.5 * (c.parametrization.kind == "standard")))
     text = learning_rate_transfer.study(config, trials)
-    assert "completed_p: the best learning rate moves by up to 2^0.00 over widths" in text
-    assert "standard: the best learning rate moves by up to 2^1.00 over widths and 2^0.00 over depths" in text
+    assert "completed_p: the best learning rates are 2^0.00 apart over widths" in text
+    assert (
+        "standard: the best learning rates are 2^1.00 apart over widths and 2^0.00 over depths, at most a factor"
+        in text
+    )
     optima = {(row["kind"], row["width"]): float(row["log2_learning_rate"]) for row in rows(tmp_path / "optima.csv")}
     assert optima["completed_p", "128"] == pytest.approx(-8.6) and optima["standard", "128"] == pytest.approx(-9.6)
     assert len(rows(tmp_path / "losses.csv")) == len(trials.asked) == 3 * 2 * 5
@@ -86,9 +91,17 @@ def test_transfer_is_told_from_drift(world, tmp_path):
 
 def test_the_lowest_point_is_refined_only_inside():
     points = [(float(x), (x - 1.3) ** 2) for x in range(4)]
-    assert optimum(points) == pytest.approx((1.3, 0.0), abs=1e-9)
-    assert optimum(points[2:]) == (2.0, pytest.approx(0.49))
-    assert optimum([(0.0, 2.0), (1.0, 1.0), (2.0, math.inf)]) == (1.0, 1.0)
+    best = optimum(points)
+    assert (best.log2_learning_rate, best.loss, best.edge) == (pytest.approx(1.3), pytest.approx(0.0, abs=1e-9), "")
+    assert optimum(points[2:]) == Optimum(*points[2], "≤")
+    assert optimum(points[:2]) == Optimum(*points[1], "≥")
+    assert optimum([(0.0, 2.0), (1.0, 1.0), (2.0, math.inf)]) == Optimum(1.0, 1.0)
+
+
+def test_an_optimum_at_the_edge_is_no_proof_of_staying(world, tmp_path):
+    config = LearningRateTransfer(base=BASE, widths=(32, 64), depths=(2,), log2_learning_rates=(-7, -6, -5))
+    text = learning_rate_transfer.study(config, world(lambda c: valley(c, drift=0.0)))
+    assert "≤ 2^-7.00" in text and "2^0.00 apart" in text and "they may lie further" in text
 
 
 # --- critical batch ---
@@ -123,14 +136,35 @@ def test_critical_steps_are_found_with_an_interval_and_predict_a_third_horizon(w
     assert fitted.plateaus[32_000] == pytest.approx(2.0, rel=0.003)
     assert f"S_crit = {fitted.critical_steps:.0f} steps" in text and "largest batch whose loss is within noise" in text
     # B_crit = 64,000 / 80 = 800: 512 is the last of the grid below.
-    assert text.endswith("512 positions.")
+    assert text.endswith("512 tokens.")
 
 
 def test_diverged_runs_do_not_break_the_fit():
-    outcomes = {
-        (1000, b, 0): Outcome(loss, loss, [], 1000 // b, float(b), 1, 0.0) for b, loss in ((10, 2.0), (100, math.inf))
+    losses = {(1000, 10): [(100.0, 2.0)], (1000, 20): [(50.0, 2.02)], (1000, 100): [(10.0, math.inf)]}
+    fitted = critical_batch.fit(losses)
+    finite = losses | {(1000, 100): [(10.0, 20.2)]}
+    assert fitted.critical_steps == critical_batch.fit(finite).critical_steps
+    with pytest.raises(ValueError, match="all runs diverged"):
+        critical_batch.fit({cell: [(steps, math.inf) for steps, _ in points] for cell, points in losses.items()})
+
+
+def test_what_speaks_against_a_fit_is_said():
+    sure = Fit(100.0, (90.0, 110.0), 1.5, 400.0, {})
+    assert sure.described == "S_crit = 100 steps (95 %: 90–110), p = 1.50,"
+    assert "beyond the longest runs of 80," in dataclasses.replace(sure, longest=80.0).described
+    assert "p = 4.00, at its bound" in dataclasses.replace(sure, power=4.0).described
+    assert "(one seed: no interval)" in dataclasses.replace(sure, interval=(math.nan, math.nan)).described
+
+
+def test_a_seed_that_is_common_to_all_batches_does_not_widen_the_interval():
+    """Seeds that shift all losses alike leave S_crit as certain as it is."""
+    steps = (800.0, 400.0, 200.0, 100.0, 50.0)
+    losses = {
+        (16_000, int(16_000 / s)): [(s, (1 + 0.05 * seed) * (1 + 0.01 * (80 / s) ** 1.5)) for seed in range(4)]
+        for s in steps
     }
-    assert critical_batch.by_cell(outcomes) == {(1000, 10): [(100.0, 2.0)], (1000, 100): [(10.0, 20.0)]}
+    low, high = critical_batch.fit(losses).interval
+    assert high / low < 1.2
 
 
 # --- batch invariance ---
@@ -138,13 +172,15 @@ def test_diverged_runs_do_not_break_the_fit():
 
 def test_each_rule_scales_what_it_says(prepared):
     tuned = tuned_here(BASE, prepared.folder)
-    linear, root, nothing = (under_rule(tuned, rule, 4.0, 1).optimizer for rule in ("linear", "root", "nothing"))
-    assert linear == dataclasses.replace(BASE.optimizer, learning_rate=2**-6)
-    assert root == dataclasses.replace(BASE.optimizer, learning_rate=2**-7)
-    assert nothing == BASE.optimizer
-    sde = under_rule(tuned, "sde", 4.0, 1)
-    assert sde.optimizer == BASE.optimizer and sde.sde == tuned.sde and sde.batch.tokens == 1024
-    assert {under_rule(tuned, rule, 4.0, 1).sde.base_batch_tokens for rule in ("linear", "root")} == {None}
+    of = {rule: under_rule(tuned, rule, 4.0, 1, prepared.folder) for rule in RULES}
+    tokens, base_tokens = (mean_tokens(config, prepared.folder) for config in (of["sde"], BASE))
+    kappa = tokens / base_tokens  # not 4: rows that do not fill a batch are left out
+    assert kappa != 4 and kappa == pytest.approx(4, rel=0.2)
+    assert of["nothing"].optimizer == BASE.optimizer
+    assert of["linear"].optimizer == dataclasses.replace(BASE.optimizer, learning_rate=2**-8 * kappa)
+    assert of["root"].optimizer == dataclasses.replace(BASE.optimizer, learning_rate=2**-8 * kappa**0.5)
+    assert of["sde"].optimizer == rescaled(BASE.optimizer, kappa)
+    assert {(c.batch.tokens, c.seed, c.sde) for c in of.values()} == {(1024, 1, SDEScaling())}
 
 
 def test_flat_is_told_from_not_flat_below_the_predicted_batch(world, tmp_path):
@@ -152,25 +188,58 @@ def test_flat_is_told_from_not_flat_below_the_predicted_batch(world, tmp_path):
 
     def loss(config):
         factor = math.log2(config.batch.tokens / 256)
-        is_rescaled = config.sde.base_batch_tokens is not None
-        rate = math.log2(config.optimizer.learning_rate) + 8 - (0 if is_rescaled else factor / 2)
+        is_tuned = config.sde.base_batch_tokens is not None
+        rate = math.log2(config.optimizer.learning_rate) + 8 - (0 if is_tuned else factor / 2)
         steps = config.optimizer.horizon_tokens / config.batch.tokens
         return 2.0 * (1 + 0.05 * rate**2 + 0.01 * (20 / steps) ** 2) * (1 + 0.001 * (config.seed % 3))
 
     config = BatchInvariance(base=BASE, log2_factors=(-2, -1, 0, 1, 2, 3), seeds=3)
     text = batch_invariance.study(config, world(loss))
     lines = {line.split(":")[0].removeprefix("- "): line for line in text.splitlines() if line.startswith("- ")}
-    assert lines["sde"].count(": flat") == lines["root"].count(": flat") == 1
+    assert lines["sde"].count(": flat;") == lines["root"].count(": flat;") == 1
     assert "not flat" in lines["nothing"] and "not flat" in lines["linear"]
+    assert "over the 5 batches up to B_crit" in lines["sde"]
     assert "S_crit = 20 steps" in text and "predicts B_crit = 1,6" in text.replace("1,5", "1,6")
     assert {row["rule"] for row in rows(tmp_path / "losses.csv")} == {"nothing", "linear", "root", "sde"}
     assert (tmp_path / "curves.png").stat().st_size > 5000
 
 
+def test_flatness_by_hand():
+    """Seeds differ by 0.1 at both batches alike: the spread is 1 %, and it has no error of its own."""
+
+    def runs(batch, losses):
+        curve = [[1000.0 * share, 9.0, 2.0 + batch / 100] for share in (0.5, 1.0)]
+        return [Outcome(loss, loss, curve, 1000 // batch, float(batch), 1, 0.0) for loss in losses]
+
+    cells = {("sde", 0): runs(10, (2.0, 2.1)), ("sde", 1): runs(20, (2.02, 2.12)), ("sde", 2): runs(40, (3.0, 3.1))}
+    of = batch_invariance.flatness(cells, "sde", 20.0)
+    assert (of.batches, of.verdict) == (2, "flat")
+    assert (of.spread, of.error) == (pytest.approx(0.02 / 2.05), pytest.approx(0.0, abs=1e-9))
+    assert of.allowed == pytest.approx(2 * 0.1 / 2**0.5 / 2.05)
+    assert of.apart == pytest.approx(0.05 / 2.15)
+    assert batch_invariance.flatness(cells, "sde", 40.0).verdict == "not flat"
+    assert batch_invariance.flatness(cells, "sde", 15.0).verdict == "undecided, too few batches below B_crit"
+    diverged = {**cells, ("sde", 1): runs(20, (2.02, math.inf))}
+    assert batch_invariance.flatness(diverged, "sde", 20.0).verdict == "not flat"
+
+
+def test_settings_that_cannot_be_run_are_refused_at_once():
+    with pytest.raises(ValueError, match="log2_factors must hold 0"):
+        BatchInvariance(base=BASE, log2_factors=(-1, 1))
+    with pytest.raises(ValueError, match="seeds must be at least 1, got 0"):
+        LearningRateTransfer(base=BASE, seeds=0)
+    with pytest.raises(ValueError, match="batches must be at least 3, got 2"):
+        CriticalBatch(base=BASE, batches=(64, 128))
+    with pytest.raises(ValueError, match="per_round must be at least 1, got 0"):
+        Search(base=BASE, per_round=0)
+    with pytest.raises(ValueError, match="two of the kinds are the same"):
+        CoordinateCheck(base=BASE, kinds=(("mup", 0.5), ("mup", 1.0)))
+
+
 def test_the_base_is_tuned_first(world):
     trials = world(lambda c: valley(c, 0.0))
     batch_invariance.study(BatchInvariance(base=BASE, log2_factors=(0, 1, 2), seeds=1), trials)
-    assert trials.asked[-1].optimizer.learning_rate == 2**-8.5
+    assert next(c for c in trials.asked if c.seed == 0).optimizer.learning_rate == 2**-8.5
 
 
 # --- search ---
@@ -212,7 +281,7 @@ def test_the_search_finds_what_there_is_to_find_and_transfers_it(world, tmp_path
     assert math.log2(found.residual.at("attention", None)) == pytest.approx(-1, abs=0.5)
     final = [c for c in trials.asked if c.parametrization.multipliers == found and c.model.width == 128]
     assert {(c.model.num_layers, c.seed) for c in final} == {(layers, seed) for layers in (2, 4) for seed in (1, 2, 3)}
-    assert len({json.dumps(configuration.to_dict(c)) for c in trials.asked if c.model.width == 32}) <= 6 + 241 + 12
+    assert len({json.dumps(configuration.to_dict(c)) for c in trials.asked if c.model.width == 32}) <= 8 + 241 + 12
     assert "4 times as wide" in text and "learning_rate of mlp" in text
 
 
@@ -226,16 +295,19 @@ def test_a_search_goes_the_same_way_again(world):
 def test_no_time_no_rounds(world):
     trials = world(bowl)
     search.study(Search(base=BASE, runs=1000, hours=0.0), trials)
-    assert len(trials.asked) == 6 + 1 + 2 * 4 * 3
+    assert len(trials.asked) == 8 + 1 + 2 * 4 * 3
 
 
 def test_speedup_is_the_ratio_of_tokens_to_the_same_loss():
-    def run(rate):
-        curve = [[float(t), 3.0 - rate * t / 100] for t in range(10, 101, 10)]
-        return [Outcome(curve[-1][1], curve[-1][1], curve, 1, 1.0, 1, 0.0)]
+    def run(rate, noise=0.0):
+        curve = [[float(t), 9.0, 3.0 - rate * t / 100 + noise * (t % 20 == 0)] for t in range(10, 101, 10)]
+        return [Outcome(curve[-1][2], curve[-1][2], curve, 1, 1.0, 1, 0.0)]
 
     assert speedup(run(1.0), run(2.0)) == pytest.approx(2.0)
     assert speedup(run(2.0), run(1.0)) == pytest.approx(0.5)
+    assert speedup(run(1.0, 0.3), run(1.0, 0.3)) == 1.0
+    diverged = [Outcome(math.inf, math.inf, [[10.0, math.inf, math.inf]], 1, 1.0, 1, 0.0)]
+    assert math.isnan(speedup(run(1.0), diverged))
 
 
 # --- coordinate check ---
@@ -278,7 +350,7 @@ def test_tables_are_markdown():
 
 
 def test_the_fit_is_what_its_formula_says():
-    fitted = Fit(100.0, (90.0, 110.0), 2.0, {1000: 3.0})
+    fitted = Fit(100.0, (90.0, 110.0), 2.0, 400.0, {1000: 3.0})
     assert fitted.loss(1000, 100.0) == pytest.approx(3.03)
     assert fitted.loss(1000, 10.0) == pytest.approx(6.0)
 
@@ -297,7 +369,7 @@ def test_the_command_runs_a_study_and_says_what_was_found(prepared, tmp_path, ca
     text = (tmp_path / "out/README.md").read_text()
     assert text.startswith("# lr-transfer\n\n`trimask study lr-transfer ") and "![loss](loss.png)" in text
     assert len((tmp_path / "out/trials.jsonl").read_text().splitlines()) == 2
-    assert "moves by up to" in capsys.readouterr().out
+    assert "apart over widths" in capsys.readouterr().out
     before = (tmp_path / "out/trials.jsonl").read_bytes()
     study_script.main(arguments)
     assert (tmp_path / "out/trials.jsonl").read_bytes() == before

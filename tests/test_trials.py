@@ -58,8 +58,10 @@ def test_a_trial_trains_as_a_run_does(prepared, tmp_path, multipliers):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     trial = outcome_of(config, prepared.folder)
     assert trial.steps == loaded.step == len(trial.curve)
-    for point, line in zip(trial.curve, lines, strict=True):
+    for (*point, _), line in zip(trial.curve, lines, strict=True):
         assert point == pytest.approx([line["tokens"], line["loss"]], rel=1e-4)
+    last = trial.curve[-1][2]  # by fewer batches than the outcome's loss
+    assert last != trial.loss and last == pytest.approx(trial.loss, rel=0.05)
 
 
 def test_the_loss_is_measured_on_the_validation_split_with_fixed_masks(prepared, outcome):

@@ -22,14 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from trimask.diffusion.data.batches import Batches
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.masking import forward_process
 from trimask.diffusion.parametrization import Kind
 from trimask.diffusion.studies.findings import Panel, draw, exponent, markdown_table, write_csv
-from trimask.diffusion.studies.trials import Trials, at_shape, compiled
-from trimask.diffusion.train import Parameters, Pretraining
+from trimask.diffusion.studies.trials import Trials, at_shape, compiled_alike, require_at_least
+from trimask.diffusion.train import Parameters, Pretraining, training_batches
 from trimask.diffusion.transformer import Transformer
 from trimask.tokenizers.sequence import Sequence as TokenSequence
 
@@ -51,6 +50,12 @@ class CoordinateCheck:
     seeds: int = 2
     """Initialisations, whose RMS are averaged."""
 
+    def __post_init__(self):
+        require_at_least(1, seeds=self.seeds, kinds=len(self.kinds))
+        require_at_least(2, widths=len(self.widths), depths=len(self.depths))
+        if len(set(_labels(self))) < len(self.kinds):
+            raise ValueError(f"two of the kinds are the same: {', '.join(_labels(self))}")
+
 
 @dataclass(frozen=True)
 class Coordinates:
@@ -63,22 +68,22 @@ class Coordinates:
 def coordinates_of(config: TrainConfig, data: Path) -> Coordinates:
     """Trains for the configuration's horizon, and compares the activations before and after."""
     prepared = Prepared(data)
-    batches = Batches(prepared, config.batch, config.seed)
+    batches = training_batches(prepared, config)
     steps = batches.num_steps(config.optimizer.horizon_tokens)
-    asked, pretraining = Pretraining(config, prepared.tokenizers.vocabulary), compiled(config, prepared)
+    asked, shared = Pretraining(config, prepared.tokenizers.vocabulary), compiled_alike(config, prepared)
     probe = jax.tree.map(jnp.asarray, batches(steps))
-    probe = forward_process(jax.random.key(7), probe, pretraining.vocabulary, config.masking).sequence
+    probe = forward_process(jax.random.key(7), probe, shared.vocabulary, config.masking).sequence
     state = asked.init()
-    before = _look(pretraining, state.parameters, probe)
+    before = _look(shared, state.parameters, probe)
     for step in range(steps):
-        state, _ = pretraining.update(asked.knobs, asked.key, state, jax.tree.map(jnp.asarray, batches(step)))
-    after = _look(pretraining, state.parameters, probe)
+        state, _ = shared.update(asked.knobs, asked.key, state, jax.tree.map(jnp.asarray, batches(step)))
+    after = _look(shared, state.parameters, probe)
     return Coordinates([_rms(a) for a in before], [_rms(b - a) for a, b in zip(before, after, strict=True)])
 
 
 @partial(jax.jit, static_argnums=0)
-def _look(pretraining: Pretraining, parameters: Parameters, probe: TokenSequence) -> list[Float[Array, "..."]]:
-    return activations(pretraining.model(parameters), probe)
+def _look(shared: Pretraining, parameters: Parameters, probe: TokenSequence) -> list[Float[Array, "..."]]:
+    return activations(shared.model(parameters), probe)
 
 
 def activations(model: Transformer, sequence: TokenSequence) -> list[Float[Array, "..."]]:
@@ -129,7 +134,7 @@ def study(config: CoordinateCheck, trials: Trials) -> str:
                 shape = {"width": size} if axis == "width" else {"layers": size}
                 for seed in range(config.seeds):
                     cells.append((axis, _label(kind, alpha), size, seed))
-                    configs.append(dataclasses.replace(at_shape(base, kind, **shape), seed=seed))
+                    configs.append(dataclasses.replace(at_shape(base, kind, **shape), seed=base.seed + seed))
     measured = dict(zip(cells, trials.measured(configs, coordinates_of, Coordinates, "networks"), strict=True))
     means = _means(config, scans, measured)
     rows = [

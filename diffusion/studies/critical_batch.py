@@ -6,7 +6,8 @@ steps enough, and rises beyond. With S = B's number of steps, and L_D the loss a
     L(D, S) = L_D · (1 + 0.01 · (S_crit / S)^p),
 
 so that S_crit is where the loss is 1 % above its plateau. S_crit and p are the same at all horizons; the interval comes
-from drawing the seeds anew (bootstrap). B_crit = D / S_crit.
+from drawing the seeds anew (bootstrap), the same ones for all batches, since a seed's start and examples are common to
+them. B_crit = D / S_crit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,14 @@ from scipy.optimize import least_squares
 
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.sde import SDEScaling
-from trimask.diffusion.studies.findings import Panel, draw, markdown_table, write_csv
-from trimask.diffusion.studies.trials import Outcome, Trials, at_batch, tuned_here
+from trimask.diffusion.studies.findings import Panel, deviation, draw, markdown_table, mean_and_deviation, write_csv
+from trimask.diffusion.studies.trials import Outcome, Trials, at_batch, require_at_least, tuned_here
 
 EXCESS = 0.01
 """The loss at S_crit above its plateau, as a fraction."""
 _DRAWS = 200
+_POWERS = (0.3, 4.0)
+"""Bounds of p."""
 
 Losses = Mapping[tuple[int, int], Sequence[tuple[float, float]]]
 """(Horizon, positions of a batch) → (steps, loss) of every seed."""
@@ -33,7 +36,7 @@ class CriticalBatch:
     """Horizons and batches."""
 
     base: TrainConfig
-    """Network and recipe, tuned at its own batch and horizon."""
+    """Network and recipe, taken as tuned at its own batch and horizon."""
     horizons: tuple[int, ...] = (100_000, 200_000)
     """Tokens; S_crit is fitted to these."""
     predicted_horizon: int = 400_000
@@ -43,6 +46,10 @@ class CriticalBatch:
     seeds: int = 3
     """Seeds of every cell."""
 
+    def __post_init__(self):
+        require_at_least(1, seeds=self.seeds, horizons=len(self.horizons))
+        require_at_least(3, batches=len(self.batches))
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -50,10 +57,21 @@ class Fit:
 
     critical_steps: float
     interval: tuple[float, float]
-    """95 %, by bootstrap over seeds."""
+    """95 %, by bootstrap over seeds; not numbers where there is one seed."""
     power: float
+    longest: float
+    """Steps of the longest run."""
     plateaus: dict[int, float]
     """Horizon → L_D."""
+
+    @property
+    def described(self) -> str:
+        """S_crit with its interval, and what speaks against it."""
+        low, high = self.interval
+        beyond = f", beyond the longest runs of {self.longest:,.0f}" if self.critical_steps > self.longest else ""
+        bound = ", at its bound" if not _POWERS[0] * 1.01 < self.power < _POWERS[1] * 0.99 else ""
+        interval = f"(95 %: {low:.0f}–{high:.0f})" if np.isfinite(low) else "(one seed: no interval)"
+        return f"S_crit = {self.critical_steps:.0f} steps {interval}, p = {self.power:.2f}{bound}{beyond},"
 
     def loss(self, horizon: int, steps: float) -> float:
         """L(D, S)."""
@@ -80,33 +98,36 @@ def study(config: CriticalBatch, trials: Trials) -> str:
 
 
 def by_cell(outcomes: Mapping[tuple[int, int, int], Outcome]) -> dict[tuple[int, int], list[tuple[float, float]]]:
-    """Outcomes of (horizon, batch, seed) as losses; runs that diverged count as 10 times the worst that did not."""
-    worst = max(outcome.loss for outcome in outcomes.values() if np.isfinite(outcome.loss))
+    """Outcomes of (horizon, batch, seed) as losses; infinite where a run diverged."""
     losses: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for (horizon, batch, _), outcome in outcomes.items():
-        loss = outcome.loss if np.isfinite(outcome.loss) else 10 * worst
-        losses.setdefault((horizon, batch), []).append((float(outcome.steps), loss))
+        losses.setdefault((horizon, batch), []).append((float(outcome.steps), outcome.loss))
     return losses
 
 
 def fit(losses: Losses) -> Fit:
     """S_crit by least squares on the logarithm of the loss, with an interval."""
     critical, power, plateaus = _fit_once(losses)
-    rng = np.random.default_rng(0)
-    draws = []
-    for _ in range(_DRAWS):
-        redrawn = {
-            cell: [points[i] for i in rng.integers(0, len(points), len(points))] for cell, points in losses.items()
-        }
-        draws.append(_fit_once(redrawn)[0])
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return Fit(critical, (float(low), float(high)), power, plateaus)
+    longest = max(steps for points in losses.values() for steps, _ in points)
+    seeds = min(len(points) for points in losses.values())
+    low = high = float("nan")
+    if seeds > 1:
+        rng = np.random.default_rng(0)
+        draws = []
+        for _ in range(_DRAWS):
+            drawn = rng.integers(0, seeds, seeds)
+            draws.append(_fit_once({cell: [points[seed] for seed in drawn] for cell, points in losses.items()})[0])
+        low, high = map(float, np.quantile(draws, (0.025, 0.975)))
+    return Fit(critical, (low, high), power, longest, plateaus)
 
 
 def _fit_once(losses: Losses) -> tuple[float, float, dict[int, float]]:
     horizons = sorted({horizon for horizon, _ in losses})
     points = [(horizons.index(horizon), s, loss) for (horizon, _), cell in losses.items() for s, loss in cell]
     of, steps, values = (np.array(column) for column in zip(*points, strict=True))
+    if not np.isfinite(values).any():
+        raise ValueError("all runs diverged: the learning rate of the base is too high for all batches")
+    values = np.minimum(values, 10 * values[np.isfinite(values)].max())  # diverged: far worse than the worst
 
     def residuals(unknown):
         critical, power = unknown[:2]
@@ -115,26 +136,23 @@ def _fit_once(losses: Losses) -> tuple[float, float, dict[int, float]]:
 
     lowest = [min(value for o, _, value in points if o == number) for number in range(len(horizons))]
     start = [np.log(np.median(steps)), 1.0, *np.log(lowest)]
-    bounds = ([0.0, 0.3, *[-np.inf] * len(horizons)], [np.log(steps.max()) + 3, 4.0, *[np.inf] * len(horizons)])
+    bounds = (
+        [0.0, _POWERS[0], *[-np.inf] * len(horizons)],
+        [np.log(steps.max()) + 3, _POWERS[1], *[np.inf] * len(horizons)],
+    )
     found = least_squares(residuals, start, bounds=bounds, loss="soft_l1", f_scale=0.02).x
     plateaus = {horizon: float(np.exp(value)) for horizon, value in zip(horizons, found[2:], strict=True)}
     return float(np.exp(found[0])), float(found[1]), plateaus
 
 
-def largest_flat_batch(losses: Losses, horizon: int, plateau: float) -> int:
-    """The largest batch up to which the mean loss stays within max(1 %, 2 deviations of seeds) of the plateau."""
-    flat = 0
-    for batch in sorted(batch for of, batch in losses if of == horizon):
-        values = [loss for _, loss in losses[horizon, batch]]
-        if np.mean(values) > plateau + max(EXCESS * plateau, 2 * deviation(values)):
-            break
-        flat = batch
-    return flat
-
-
-def deviation(values: Sequence[float]) -> float:
-    """The standard deviation of the seeds; 0 of a single one."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+def largest_flat_batch(losses: Losses, horizon: int, plateau: float) -> float | None:
+    """The largest batch in tokens whose mean loss is within max(1 %, 2 deviations of seeds) of the plateau."""
+    flat = []
+    for (of, _), cell in losses.items():
+        values = [loss for _, loss in cell]
+        if of == horizon and np.mean(values) <= plateau + max(EXCESS * plateau, 2 * deviation(values)):
+            flat.append(horizon / cell[0][0])
+    return max(flat, default=None)
 
 
 def _panels(config: CriticalBatch, losses: Losses, fitted: Fit, check: Fit) -> list[Panel]:
@@ -163,18 +181,18 @@ def _text(config: CriticalBatch, losses: Losses, fitted: Fit, check: Fit) -> str
     predicted = SDEScaling(critical_steps=fitted.critical_steps).critical_batch(horizon)
     rows = []
     for (d, batch), cell in losses.items():
-        values = [loss for _, loss in cell]
-        rows.append([f"{d:,}", f"{batch:,}", f"{cell[0][0]:.0f}", f"{np.mean(values):.4f}", f"{deviation(values):.4f}"])
+        steps = cell[0][0]
+        loss = mean_and_deviation([loss for _, loss in cell])
+        rows.append([f"{d:,}", f"{batch:,}", f"{d / steps:,.0f}", f"{steps:,.0f}", loss])
     low, high = fitted.interval
+    flat = largest_flat_batch(losses, horizon, plateau)
     return "\n\n".join(
         [
-            markdown_table(["horizon", "batch in positions", "steps", "mean loss", "sd of seeds"], rows),
-            f"S_crit = {fitted.critical_steps:.0f} steps (95 %: {low:.0f}–{high:.0f}) from horizons "
-            f"{' and '.join(f'{d:,}' for d in config.horizons)}, p = {fitted.power:.2f}.",
+            markdown_table(["horizon", "batch in positions", "in tokens", "steps", "loss ± sd of seeds"], rows),
+            f"{fitted.described} from horizons {' and '.join(f'{d:,}' for d in config.horizons)}.",
             f"Predicted for {horizon:,} tokens: B_crit = {predicted:,.0f} tokens "
-            f"({horizon / high:,.0f}–{horizon / low:,.0f}). Measured there alone: S_crit = {check.critical_steps:.0f} "
-            f"(95 %: {check.interval[0]:.0f}–{check.interval[1]:.0f}), that is B_crit = "
-            f"{horizon / check.critical_steps:,.0f}; the largest batch whose loss is within noise of the plateau has "
-            f"{largest_flat_batch(losses, horizon, plateau):,} positions.",
+            f"({horizon / high:,.0f}–{horizon / low:,.0f}). Measured there alone: {check.described} that is B_crit = "
+            f"{horizon / check.critical_steps:,.0f}. The largest batch whose loss is within noise of the plateau has "
+            f"{'none measured' if flat is None else f'{flat:,.0f} tokens'}.",
         ]
     )

@@ -92,6 +92,19 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation of the seeds; 0 of a single one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def mean_and_deviation(losses: Sequence[float]) -> str:
+    """mean ± standard deviation of seeds; or how many of them diverged."""
+    diverged = sum(not np.isfinite(loss) for loss in losses)
+    if diverged:
+        return f"{diverged} of {len(losses)} diverged"
+    return f"{np.mean(losses):.4f} ± {deviation(losses):.4f}"
+
+
 def exponent(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"]) -> float:
     """The slope of log y over log x by least squares: a of y ∝ x^a."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])

@@ -1,8 +1,8 @@
 """Does the best learning rate stay where it is when the network grows?
 
 For each parametrization and shape, the loss at the end against the learning rate of the base, on a grid of factors 2.
-Under Complete(d)P the best one is to move by at most one step of the grid from that of the base shape; under the
-standard parametrization it moves visibly more.
+Under Complete(d)P the best ones are to be at most a factor of 2 apart; under the standard parametrization they are
+visibly further.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.parametrization import Kind
 from trimask.diffusion.studies.findings import Panel, draw, markdown_table, write_csv
-from trimask.diffusion.studies.trials import Outcome, Trials, at_shape, with_learning_rate
+from trimask.diffusion.studies.trials import Outcome, Trials, at_shape, require_at_least, with_learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,9 @@ class LearningRateTransfer:
     seeds: int = 1
     """Seeds, whose losses are averaged."""
 
+    def __post_init__(self):
+        require_at_least(1, seeds=self.seeds, kinds=len(self.kinds), learning_rates=len(self.log2_learning_rates))
+
 
 Shape = tuple[int, int]
 """Width and depth."""
@@ -43,10 +46,10 @@ Cell = tuple[Kind, Shape]
 
 
 def shapes(config: LearningRateTransfer) -> list[Shape]:
-    """Each shape once: the scan over widths, then that over depths."""
+    """Each shape once: the base, the scan over widths, then that over depths."""
     base = config.base.model
     scans = [(width, base.num_layers) for width in config.widths] + [(base.width, depth) for depth in config.depths]
-    return list(dict.fromkeys(scans))
+    return list(dict.fromkeys([(base.width, base.num_layers), *scans]))
 
 
 def study(config: LearningRateTransfer, trials: Trials) -> str:
@@ -70,37 +73,50 @@ def study(config: LearningRateTransfer, trials: Trials) -> str:
     curves = {
         (kind, shape): [
             (float(rate), float(np.mean([outcomes[kind, shape, rate, seed].loss for seed in range(config.seeds)])))
-            for rate in config.log2_learning_rates
+            for rate in sorted(config.log2_learning_rates)
         ]
         for kind in config.kinds
         for shape in shapes(config)
     }
     best = {cell: optimum(curve) for cell, curve in curves.items()}
     rows = [
-        {"kind": kind, "width": width, "depth": depth, "log2_learning_rate": rate, "loss": loss}
-        for (kind, (width, depth)), (rate, loss) in best.items()
+        {"kind": kind, "width": width, "depth": depth} | dataclasses.asdict(optimum)
+        for (kind, (width, depth)), optimum in best.items()
     ]
     write_csv(trials.folder / "optima.csv", rows)
     draw(trials.folder / "loss.png", _panels(config, curves), columns=2)
     return _text(config, best)
 
 
-def optimum(curve: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """(x, y) of the lowest point, x refined by the parabola through it and its neighbours; at an edge as it is."""
+@dataclass(frozen=True)
+class Optimum:
+    """The best learning rate of a shape."""
+
+    log2_learning_rate: float
+    loss: float
+    edge: str = ""
+    """≤ or ≥ where it is the first or the last of the grid, and the best one may lie beyond."""
+
+
+def optimum(curve: Sequence[tuple[float, float]]) -> Optimum:
+    """The lowest point, refined by the parabola through it and its neighbours; at an edge as it is."""
     losses = [loss for _, loss in curve]
     lowest = int(np.argmin(losses))
-    if lowest in (0, len(curve) - 1) or not math.isfinite(losses[lowest - 1] + losses[lowest + 1]):
-        return curve[lowest]
+    if lowest in (0, len(curve) - 1):
+        return Optimum(*curve[lowest], edge="≤" if lowest == 0 else "≥")
+    if not math.isfinite(losses[lowest - 1] + losses[lowest + 1]):
+        return Optimum(*curve[lowest])
     xs, ys = zip(*curve[lowest - 1 : lowest + 2], strict=True)
     a, b, c = np.polyfit(xs, ys, 2)
     x = -b / (2 * a) if a > 0 else xs[1]
-    return float(x), float(a * x**2 + b * x + c)
+    return Optimum(float(x), float(a * x**2 + b * x + c))
 
 
-def largest_move(best: Mapping[Cell, tuple[float, float]], kind: str, base: Shape, axis: int) -> float:
-    """How far the best learning rate goes from that of the base shape when width (0) or depth (1) changes, in log2."""
-    along = {shape: rate for (of, shape), (rate, _) in best.items() if of == kind and shape[1 - axis] == base[1 - axis]}
-    return max((abs(rate - along[base]) for rate in along.values()), default=0.0)
+def spread(best: Mapping[Cell, Optimum], kind: str, base: Shape, axis: int) -> tuple[float, bool]:
+    """How far apart the best learning rates are when width (0) or depth (1) changes, in log2; is one at an edge?"""
+    along = [o for (of, shape), o in best.items() if of == kind and shape[1 - axis] == base[1 - axis]]
+    rates = [o.log2_learning_rate for o in along]
+    return max(rates) - min(rates), any(o.edge for o in along)
 
 
 def _row(names: Sequence[str], cell: tuple[str, Shape, int, int], outcome: Outcome) -> dict[str, object]:
@@ -132,12 +148,12 @@ def _panels(config: LearningRateTransfer, curves: Mapping[Cell, Sequence[tuple[f
     return panels
 
 
-def _text(config: LearningRateTransfer, best: Mapping[Cell, tuple[float, float]]) -> str:
+def _text(config: LearningRateTransfer, best: Mapping[Cell, Optimum]) -> str:
     model, recipe = config.base.model, config.base.optimizer
     base = (model.width, model.num_layers)
     rows = [
-        [kind, f"{width} × {depth}", f"2^{rate:.2f}", f"{loss:.4f}"]
-        for (kind, (width, depth)), (rate, loss) in best.items()
+        [kind, f"{width} × {depth}", f"{o.edge} 2^{o.log2_learning_rate:.2f}".strip(), f"{o.loss:.4f}"]
+        for (kind, (width, depth)), o in best.items()
     ]
     lines = [
         f"Tuned at {base[0]} × {base[1]}; {recipe.horizon_tokens:,} tokens in batches of {config.base.batch.tokens:,} "
@@ -145,10 +161,11 @@ def _text(config: LearningRateTransfer, best: Mapping[Cell, tuple[float, float]]
         markdown_table(["parametrization", "width × depth", "best learning rate", "loss"], rows),
     ]
     for kind in config.kinds:
-        by_width, by_depth = (largest_move(best, kind, base, axis) for axis in (0, 1))
-        within = "at most one step" if max(by_width, by_depth) <= 1 else "more than one step"
+        (by_width, _), (by_depth, _) = found = [spread(best, kind, base, axis) for axis in (0, 1)]
+        within = "at most" if max(by_width, by_depth) <= 1 else "more than"
+        edge = " At the edge of the grid (≤, ≥) they may lie further." if any(is_edge for _, is_edge in found) else ""
         lines.append(
-            f"- {kind}: the best learning rate moves by up to 2^{by_width:.2f} over widths and 2^{by_depth:.2f} over "
-            f"depths, {within} of the grid."
+            f"- {kind}: the best learning rates are 2^{by_width:.2f} apart over widths and 2^{by_depth:.2f} over "
+            f"depths, {within} a factor of 2.{edge}"
         )
     return "\n\n".join(lines)

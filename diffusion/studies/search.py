@@ -20,9 +20,8 @@ from jaxtyping import Float
 from trimask.diffusion import configuration
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers
-from trimask.diffusion.studies.critical_batch import deviation
-from trimask.diffusion.studies.findings import Panel, draw, markdown_table, write_csv
-from trimask.diffusion.studies.trials import Outcome, Trials, at_shape, with_learning_rate
+from trimask.diffusion.studies.findings import Panel, deviation, draw, markdown_table, write_csv
+from trimask.diffusion.studies.trials import AT_EDGE, Outcome, Trials, at_shape, require_at_least, tuned_on
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "embeddings": ("embedding", "place_range", "place_scale", "place_map"),
@@ -43,12 +42,12 @@ class Search:
 
     base: TrainConfig
     """Network and recipe; its learning rate is tuned first."""
-    log2_learning_rates: tuple[float, ...] = (-9.0, -8.5, -8.0, -7.5, -7.0, -6.5)
+    log2_learning_rates: tuple[float, ...] = (-9.0, -8.5, -8.0, -7.5, -7.0, -6.5, -6.0, -5.5)
     """Grid on which it is tuned."""
-    runs: int = 192
-    """Trials of the search."""
+    runs: int = 193
+    """Trials of the search: the centre, and rounds of `per_round`."""
     hours: float | None = None
-    """Time after which no further round begins. None: only `runs` ends it."""
+    """Time after which this call begins no further round. None: only `runs` ends it."""
     per_round: int = 12
     """Random points of a round."""
     radius: float = 0.4
@@ -61,6 +60,12 @@ class Search:
     """How much deeper."""
     seeds: int = 3
     """Seeds of the comparison at the end."""
+
+    def __post_init__(self):
+        require_at_least(1, per_round=self.per_round, runs=self.runs, seeds=self.seeds)
+        require_at_least(1, width_factor=self.width_factor, depth_factor=self.depth_factor)
+        if self.radius <= 0 or not 0 < self.changed <= 1:
+            raise ValueError(f"radius must be positive and changed in (0, 1], got {self.radius} and {self.changed}")
 
 
 Point = Float[np.ndarray, " coordinates"]
@@ -93,7 +98,7 @@ def multipliers_at(point: Point) -> ModuleMultipliers:
 
 def study(config: Search, trials: Trials) -> str:
     """Runs it, writes multipliers.json, search.csv, comparison.csv and a figure; returns the text."""
-    base = _tuned(config, trials)
+    base, is_edge = tuned_on(config.base, config.log2_learning_rates, 1, trials)
     rounds = _search(config, base, trials)
     best = min(rounds, key=lambda one: one.loss)
     found = multipliers_at(best.centre)
@@ -101,7 +106,7 @@ def study(config: Search, trials: Trials) -> str:
     write_csv(trials.folder / "search.csv", [{"runs": r.runs, "loss": r.loss, "radius": r.radius} for r in rounds])
     compared = _compared(config, base, found, trials)
     draw(trials.folder / "search.png", [_panel(rounds)])
-    return _text(config, base, rounds, best, compared)
+    return _text(config, base, is_edge, rounds, best, compared)
 
 
 @dataclass(frozen=True)
@@ -113,13 +118,6 @@ class Round:
     loss: float
     """At the centre."""
     radius: float
-
-
-def _tuned(config: Search, trials: Trials) -> TrainConfig:
-    """The base at the best learning rate of the grid, so that the search does not merely find that."""
-    configs = [with_learning_rate(config.base, 2.0**rate) for rate in config.log2_learning_rates]
-    losses = [outcome.loss for outcome in trials.losses(configs, "tuning the learning rate")]
-    return configs[int(np.argmin(losses))]
 
 
 def with_multipliers(config: TrainConfig, multipliers: ModuleMultipliers) -> TrainConfig:
@@ -197,13 +195,19 @@ def _compared(config: Search, base: TrainConfig, found: ModuleMultipliers, trial
 
 
 def speedup(plain: Sequence[Outcome], tuned: Sequence[Outcome]) -> float:
-    """Tokens the plain runs take in all, over those after which the tuned ones are at the same training loss."""
-    curves = [np.mean([np.array(one.curve) for one in runs], axis=0) for runs in (plain, tuned)]
-    (tokens, losses), (tuned_tokens, tuned_losses) = curves[0].T, curves[1].T
-    falling = np.minimum.accumulate(tuned_losses)
-    if falling[-1] > losses[-1]:
-        return float(np.interp(-falling[-1], -np.minimum.accumulate(losses), tokens) / tuned_tokens[-1])
-    return float(tokens[-1] / np.interp(-losses[-1], -falling, tuned_tokens))
+    """Tokens that the plain runs take over those that the tuned ones take, to the lowest loss that both reach.
+
+    By the mean curves of the held-out loss; not a number where a run diverged.
+    """
+    if not all(np.isfinite(one.loss) for one in [*plain, *tuned]):
+        return float("nan")
+    curves = []
+    for runs in (plain, tuned):
+        tokens, _, losses = np.mean([np.array(one.curve) for one in runs], axis=0).T
+        curves.append((tokens, np.minimum.accumulate(losses)))
+    lowest = max(losses[-1] for _, losses in curves)
+    slow, fast = (np.interp(-lowest, -losses, tokens) for tokens, losses in curves)
+    return float(slow / fast)
 
 
 def _panel(rounds: Sequence[Round]) -> Panel:
@@ -216,7 +220,14 @@ def _panel(rounds: Sequence[Round]) -> Panel:
     )
 
 
-def _text(config: Search, base: TrainConfig, rounds: Sequence[Round], best: Round, compared: Comparison) -> str:
+def _text(
+    config: Search,
+    base: TrainConfig,
+    is_edge: bool,
+    rounds: Sequence[Round],
+    best: Round,
+    compared: Comparison,
+) -> str:
     rows = []
     for name in dict.fromkeys(name for name, _ in compared):
         plain, tuned = ([o.loss for o in compared[name, is_tuned]] for is_tuned in (False, True))
@@ -231,12 +242,14 @@ def _text(config: Search, base: TrainConfig, rounds: Sequence[Round], best: Roun
     header = ["shape", "parameters", "untuned", "with multipliers", "difference ± standard error", "speed-up"]
     return "\n\n".join(
         [
-            f"Tuned learning rate {base.optimizer.learning_rate:.3g}; {rounds[-1].runs} runs of "
+            f"Tuned learning rate {base.optimizer.learning_rate:.3g}{AT_EDGE if is_edge else ''}; "
+            f"{rounds[-1].runs} runs of "
             f"{base.optimizer.horizon_tokens:,} tokens in {len(coordinates())} dimensions took the loss of the seed "
             f"searched on from {rounds[0].loss:.4f} to {best.loss:.4f}. On {config.seeds} other seeds, at the base and "
             "transferred:",
             markdown_table(header, rows),
-            "Speed-up: tokens of the untuned runs over those after which the others have the same training loss.",
+            "Speed-up: tokens of the untuned runs over those after which the others have the same loss on held-out "
+            "data, of the weight average.",
             f"The largest multipliers: {named}. All of them: multipliers.json, for `trimask train --multipliers`.",
         ]
     )

@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,7 +42,7 @@ from trimask.diffusion.optimizer import Knobs, OptimizerConfig
 from trimask.diffusion.parametrization import Kind, ModuleMultipliers
 from trimask.diffusion.run_folder import line_of, locked, read_lines, writing
 from trimask.diffusion.sde import SDEScaling
-from trimask.diffusion.train import Parameters, Pretraining, TrainState
+from trimask.diffusion.train import Parameters, Pretraining, TrainState, training_batches
 from trimask.diffusion.transformer import num_parameters
 
 Report = Callable[[str, int, int], None]
@@ -52,6 +52,8 @@ _Measured = TypeVar("_Measured")
 
 _CURVE_POINTS = 20
 _HELD_OUT_BATCHES, _HELD_OUT_TOKENS = 8, 4096
+_CURVE_BATCHES = 2
+"""Held-out batches of a curve's point."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Outcome:
     last_loss: float
     """The same of the last parameters."""
     curve: list[list[float]]
-    """[tokens, mean training loss since the point before]."""
+    """[tokens, mean training loss since the point before, held-out loss of the weight average by a few batches]."""
     steps: int
     batch_tokens: float
     """Non-padding tokens of the mean step."""
@@ -174,28 +176,24 @@ def _one_thread_each(compiled: str) -> Iterator[None]:
         os.environ.update(before)
 
 
-_prepared: dict[Path, Prepared] = {}
+_opened = lru_cache(maxsize=4)(Prepared)
 _pretrainings: dict[str, Pretraining] = {}
 
 
 def outcome_of(config: TrainConfig, data: Path) -> Outcome:
     """Trains, and measures the loss at the end; nothing is written."""
     start = time.perf_counter()
-    if data not in _prepared:
-        _prepared[data] = Prepared(data)
-    prepared = _prepared[data]
-    copies = 2 if config.masking.complementary else 1
-    batches = Batches(prepared, config.batch, config.seed, copies, config.accumulate)
+    prepared = _opened(data)
+    batches = training_batches(prepared, config)
     steps = batches.num_steps(config.optimizer.horizon_tokens)
     batch_tokens = batches.mean_tokens(steps)
     kappa = config.sde.kappa(batch_tokens, config.optimizer.horizon_tokens)
-    asked, pretraining = Pretraining(config, prepared.tokenizers.vocabulary, kappa), compiled(config, prepared)
-    state, curve = _trained(pretraining, asked, batches, steps)
+    asked, shared = Pretraining(config, prepared.tokenizers.vocabulary, kappa), compiled_alike(config, prepared)
+    held_out = HeldOutLoss(shared, prepared, config.batch)
+    state, curve = _trained(asked, shared, batches, held_out, steps)
     losses = [math.inf, math.inf]
     if math.isfinite(curve[-1][1]):
-        losses = [
-            held_out_loss(pretraining, prepared, config.batch, tree) for tree in (state.average, state.parameters)
-        ]
+        losses = [held_out(tree) for tree in (state.average, state.parameters)]
     return Outcome(
         loss=losses[0] if math.isfinite(losses[0]) else math.inf,
         last_loss=losses[1] if math.isfinite(losses[1]) else math.inf,
@@ -207,7 +205,7 @@ def outcome_of(config: TrainConfig, data: Path) -> Outcome:
     )
 
 
-def compiled(config: TrainConfig, prepared: Prepared) -> Pretraining:
+def compiled_alike(config: TrainConfig, prepared: Prepared) -> Pretraining:
     """One object, and so one compilation, for all configurations that differ only in what a step takes as arguments."""
     key = json.dumps([_program(config), prepared.fingerprint])
     if key not in _pretrainings:
@@ -237,9 +235,12 @@ def _program(config: TrainConfig) -> str:
 
 
 def _trained(
-    compiled: Pretraining, asked: Pretraining, batches: Batches, steps: int
+    asked: Pretraining, shared: Pretraining, batches: Batches, held_out: "HeldOutLoss", steps: int
 ) -> tuple[TrainState, list[list[float]]]:
-    """The state at the end, and the curve of the loss; both end early where the loss is not finite."""
+    """The state at the end, and the curve of the loss; both end early where the loss is not finite.
+
+    What is `asked` for starts the run and gives its numbers; what is compiled and `shared` makes its steps.
+    """
     state = asked.init()
     bounds = sorted({round(steps * (number + 1) / _CURVE_POINTS) for number in range(_CURVE_POINTS)} - {0})
     curve: list[list[float]] = []
@@ -247,21 +248,27 @@ def _trained(
     for bound in bounds:
         losses = []
         while step < bound:
-            state, metrics = compiled.update(asked.knobs, asked.key, state, jax.tree.map(jnp.asarray, batches(step)))
+            state, metrics = shared.update(asked.knobs, asked.key, state, jax.tree.map(jnp.asarray, batches(step)))
             losses.append(metrics["loss"].total)
             step += 1
-        curve.append([float(state.tokens), float(np.mean(jax.device_get(losses)))])
-        if not math.isfinite(curve[-1][1]):
+        training_loss = float(np.mean(jax.device_get(losses)))
+        curve.append([float(state.tokens), training_loss, held_out(state.average, _CURVE_BATCHES)])
+        if not math.isfinite(training_loss):
             break
     return state, curve
 
 
-def held_out_loss(pretraining: Pretraining, prepared: Prepared, config: BatchConfig, parameters: Parameters) -> float:
+class HeldOutLoss:
     """The mean objective on the validation split, with batches and masks that are the same for all parameters."""
-    held_out = replace(config, tokens=_HELD_OUT_TOKENS, final_weights={}, anneal_tokens=None)
-    batches = Batches(prepared, held_out, seed=0, split="validation")
-    losses = [_loss(pretraining, parameters, batches(number), number) for number in range(_HELD_OUT_BATCHES)]
-    return float(np.mean(jax.device_get(losses)))
+
+    def __init__(self, shared: Pretraining, prepared: Prepared, config: BatchConfig):
+        held_out = replace(config, tokens=_HELD_OUT_TOKENS, final_weights={}, anneal_tokens=None)
+        self.shared, self.batches = shared, Batches(prepared, held_out, seed=0, split="validation")
+
+    def __call__(self, parameters: Parameters, num_batches: int = _HELD_OUT_BATCHES) -> float:
+        """Of the first so many batches."""
+        losses = [_loss(self.shared, parameters, self.batches(number), number) for number in range(num_batches)]
+        return float(np.mean(jax.device_get(losses)))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -300,12 +307,41 @@ def with_learning_rate(config: TrainConfig, learning_rate: float) -> TrainConfig
     return replace(config, optimizer=replace(config.optimizer, learning_rate=learning_rate))
 
 
+AT_EDGE = " (at the edge of the grid: the best one may lie beyond)"
+
+
+def tuned_on(base: TrainConfig, log2_rates: Sequence[float], seeds: int, trials: Trials) -> tuple[TrainConfig, bool]:
+    """The base at the best learning rate of a grid, by the mean of some seeds; and whether that is the grid's edge."""
+    rates = sorted(log2_rates)
+    configs = [
+        replace(with_learning_rate(base, 2.0**rate), seed=base.seed + 100 + seed)
+        for rate in rates
+        for seed in range(seeds)
+    ]
+    losses = [outcome.loss for outcome in trials.losses(configs, "tuning the learning rate")]
+    best = int(np.argmin(np.reshape(losses, (-1, seeds)).mean(axis=1)))
+    return with_learning_rate(base, 2.0 ** rates[best]), best in (0, len(rates) - 1)
+
+
+def require_at_least(least: int, **values: int) -> None:
+    """Refuses values that are too small, by their names."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
 def tuned_here(config: TrainConfig, data: Path) -> TrainConfig:
     """The configuration as one that was tuned at its own batch and horizon."""
-    batches = Batches(Prepared(data), config.batch, config.seed)
-    tokens = batches.mean_tokens(batches.num_steps(config.optimizer.horizon_tokens))
-    sde = replace(config.sde, base_batch_tokens=tokens, base_horizon_tokens=config.optimizer.horizon_tokens)
+    sde = replace(
+        config.sde, base_batch_tokens=mean_tokens(config, data), base_horizon_tokens=config.optimizer.horizon_tokens
+    )
     return replace(config, sde=sde)
+
+
+def mean_tokens(config: TrainConfig, data: Path) -> float:
+    """Non-padding tokens of the configuration's mean step."""
+    batches = training_batches(_opened(data), config)
+    return batches.mean_tokens(batches.num_steps(config.optimizer.horizon_tokens))
 
 
 def at_batch(config: TrainConfig, batch: int, horizon: int, seed: int) -> TrainConfig:
