@@ -1,4 +1,4 @@
-"""Named settings of the studies: `cpu` for two cores in less than half an hour, `accelerator` for an order more."""
+"""Named settings of the studies: `cpu` for two cores and half an hour at most, `accelerator` for an order more."""
 
 from collections.abc import Callable
 from dataclasses import replace

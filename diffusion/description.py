@@ -85,8 +85,8 @@ class RunDescription:
     """The step of that weight average."""
 
 
-def transferred(tuned: RunDescription) -> TrainConfig:
-    """The configuration of a run whose shape, batch and horizon are the base for others.
+def transferred(tuned: RunDescription, width: int | None = None) -> TrainConfig:
+    """The configuration of a run whose shape, batch and horizon are the base for others; at another width, more heads.
 
     What it was itself transferred from stays the base.
     """
@@ -94,7 +94,7 @@ def transferred(tuned: RunDescription) -> TrainConfig:
     parametrization, sde = config.parametrization, config.sde
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(model, head_size=model.size_of_head),  # heads keep their size at every width
+        model=dataclasses.replace(model.at_width(width or model.width), head_size=model.size_of_head),
         parametrization=dataclasses.replace(
             parametrization,
             base_width=parametrization.base_width or model.width,

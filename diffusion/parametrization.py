@@ -142,7 +142,7 @@ class Family:
     of: dict[str, float] = field(default_factory=dict)
     """Module → factor; 1 where none is given."""
     depth: tuple[float, ...] = ()
-    """Factors at equal distances from the first block to the last, for all modules inside blocks."""
+    """Factors at equal distances over the depth, for modules inside blocks; block k of L is at (k + ½)/L of it."""
 
     def __post_init__(self):
         if min([*self.of.values(), *self.depth], default=1.0) < 0 or 0 in self.depth:

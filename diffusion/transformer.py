@@ -88,6 +88,18 @@ class TransformerConfig:
         """Hidden size of the SwiGLU."""
         return -(-self.width * 8 // 3 // 32) * 32 if self.mlp_width is None else self.mlp_width
 
+    def at_width(self, width: int) -> "TransformerConfig":
+        """The network with more or fewer heads of the same size; what was given explicitly grows along."""
+
+        def in_proportion(name: str) -> int | None:
+            size = getattr(self, name)
+            if size is not None and size * width % self.width:
+                raise ValueError(f"{name} {size} at width {self.width} cannot grow in proportion to width {width}")
+            return None if size is None else size * width // self.width
+
+        sizes = {name: in_proportion(name) for name in ("num_heads", "num_kv_heads", "mlp_width")}
+        return replace(self, width=width, **sizes)
+
     def base(self, parametrization: ParametrizationConfig) -> "TransformerConfig":
         """The network of the same kind from which hyperparameters are transferred: heads have one size in both."""
         width = parametrization.base_width or self.width

@@ -17,7 +17,7 @@ import jax
 import tyro
 from rich.markdown import Markdown
 
-from trimask.configs.studies import DATA, STUDIES, Study
+from trimask.configs.studies import DATA, STUDIES
 from trimask.diffusion import configuration
 from trimask.diffusion.run_folder import writing
 from trimask.diffusion.studies.trials import Trials
@@ -48,7 +48,8 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
         data = out / "data"
         prepare.run(data, DATA)
     if _trains(config):
-        config = dataclasses.replace(config, base=with_mixture(config.base, _usual(study, options.preset), data))
+        usual = study.presets[options.preset]().base.batch
+        config = dataclasses.replace(config, base=with_mixture(config.base, usual, data))
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         configuration.save(out / "config.json", config)
@@ -67,11 +68,6 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
 def _trains(config: Any) -> bool:
     """Whether the study is made of trainings, rather than of something that is there."""
     return "base" in {field.name for field in dataclasses.fields(config)}
-
-
-def _usual(study: Study, preset: str) -> dict[str, float]:
-    """The mixture of the preset."""
-    return study.presets[preset]().base.batch.weights
 
 
 def _without_weights(config: Any) -> Any:

@@ -15,7 +15,7 @@ import tyro
 
 from trimask.configs.presets import Experiment, preset
 from trimask.diffusion import configuration
-from trimask.diffusion.data.batches import DatasetUse
+from trimask.diffusion.data.batches import BatchConfig, DatasetUse
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.description import RunDescription, TrainConfig, transferred
 from trimask.diffusion.optimizer import Knobs
@@ -101,7 +101,9 @@ def _defaults(experiment: Experiment, arguments: list[str]) -> TrainConfig:
     if tuned is not None:
         if source is not None or option(arguments, "--preset") is not None:
             raise ValueError("--tuned-at gives all values, and goes with neither --preset nor --init-from")
-        config = transferred(load_description(Path(tuned)))
+        width, heads = option(arguments, "--model.width"), option(arguments, "--model.num-heads", "--model.num_heads")
+        is_wider = heads is None and width is not None and width.isdecimal()
+        config = transferred(load_description(Path(tuned)), int(width) if is_wider else None)
     elif source is not None and option(arguments, "--preset") is None:
         # What goes on from trained weights is no shorter or longer pretraining: the SDE rule says nothing of it.
         config = dataclasses.replace(load_description(Path(source)).train, sde=SDEScaling())
@@ -117,10 +119,19 @@ def _defaults(experiment: Experiment, arguments: list[str]) -> TrainConfig:
     return dataclasses.replace(config, batch=dataclasses.replace(config.batch, weights={}))
 
 
-def with_mixture(config: TrainConfig, usual: dict[str, float], data: Path) -> TrainConfig:
-    """The configuration with the preset's weights of datasets that are there, where no others are given."""
-    known = {name: weight for name, weight in usual.items() if name in Prepared(data).manifest.datasets}
-    return dataclasses.replace(config, batch=dataclasses.replace(config.batch, weights=known | config.batch.weights))
+def with_mixture(config: TrainConfig, usual: BatchConfig, data: Path) -> TrainConfig:
+    """The configuration with the usual weights of datasets and tasks that are there, where no others are given."""
+    prepared, batch = Prepared(data), config.batch
+    weights = {name: weight for name, weight in usual.weights.items() if name in prepared.manifest.datasets}
+    tasks = {name: w for name, w in usual.task_weights.items() if name in prepared.tokenizers.vocabulary.tasks}
+    batch = dataclasses.replace(batch, weights=weights | batch.weights, task_weights=tasks | batch.task_weights)
+    return dataclasses.replace(config, batch=batch)
+
+
+def _usual(arguments: list[str], preset_name: str | None) -> BatchConfig:
+    """Whose mixture is the default: that of the run whose hyperparameters are taken over, or the preset's."""
+    tuned = option(arguments, "--tuned-at", "--tuned_at")
+    return (preset(preset_name) if tuned is None else load_description(Path(tuned))).train.batch
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -130,7 +141,7 @@ def main(arguments: Sequence[str]) -> None:
         return Arguments(run=tyro.MISSING, data=tyro.MISSING, config=_defaults(experiment, list(arguments)))
 
     parsed = parse_from_preset(default, list(arguments), "train", __doc__ or "")
-    config = with_mixture(parsed.config, preset(parsed.preset).train.batch.weights, parsed.data)
+    config = with_mixture(parsed.config, _usual(list(arguments), parsed.preset), parsed.data)
     run(parsed.run, parsed.data, config, init_from=parsed.init_from, resume=parsed.resume)
 
 

@@ -1,7 +1,9 @@
 """trimask train: where its defaults come from, and what it says of the recipe before the first step."""
 
 import dataclasses
+import json
 
+import jax.numpy as jnp
 import pytest
 
 from trimask.diffusion import configuration
@@ -33,10 +35,12 @@ def tuned(prepared, tmp_path_factory):
 
 def test_a_larger_run_is_transferred_from_the_tuned_one(prepared, tuned, tmp_path, capsys):
     arguments = [str(tmp_path), "--data", str(prepared.folder), "--tuned-at", str(tuned)]
-    shape = ["--model.width", "32", "--model.num-heads", "4", "--model.num-layers", "2"]
-    train_script.main([*arguments, *shape, "--batch.tokens", "480", "--optimizer.horizon-tokens", "3600", *PICTURES])
+    shape = ["--model.width", "32", "--model.num-layers", "2", "--loop.log-every", "1"]
+    train_script.main([*arguments, *shape, "--batch.tokens", "480", "--optimizer.horizon-tokens", "3600"])
     description, source = load_description(tmp_path), load_description(tuned)
-    parametrization = description.train.parametrization
+    model, parametrization = description.train.model, description.train.parametrization
+    assert (model.num_heads, model.size_of_head) == (4, 8)  # more heads, of the tuned size
+    assert description.train.batch.weights == source.train.batch.weights
     assert (parametrization.base_width, parametrization.base_layers) == (16, 1)
     assert (parametrization.base_heads, parametrization.base_mlp_width) == (2, 64)
     sde = description.train.sde
@@ -45,6 +49,10 @@ def test_a_larger_run_is_transferred_from_the_tuned_one(prepared, tuned, tmp_pat
     assert description.kappa == pytest.approx(kappa) and 1.5 < kappa < 2.5
     assert description.train.optimizer.learning_rate == 1e-2
     assert description.optimizer.learning_rate == pytest.approx(1e-2 * kappa**0.5)
+    # What is announced is what is done: the rate logged, as a fraction of its peak at these tokens, gives the peak.
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-2])
+    rate = description.train.optimizer.rate_at(jnp.float32(line["tokens"]))
+    assert line["learning_rate"] == pytest.approx(1e-2 * kappa**0.5 * float(rate), rel=1e-5)
     printed = capsys.readouterr().out
     assert f"Hyperparameters, at κ = {kappa:.4g}" in printed and f"{description.optimizer.beta2:.5g}" in printed
     assert "How large a batch may be is not known" in printed
@@ -93,6 +101,13 @@ def test_found_multipliers_are_taken_from_their_file(prepared, tmp_path):
 def test_tuned_at_goes_with_no_other_source_of_values(tuned, prepared, tmp_path):
     with pytest.raises(ValueError, match="goes with neither --preset nor --init-from"):
         train_script.main([str(tmp_path), "--data", str(prepared.folder), "--tuned-at", str(tuned), "--preset", "tiny"])
+
+
+def test_a_width_that_heads_do_not_divide_is_refused(tuned, prepared, tmp_path):
+    with pytest.raises(ValueError, match="num_heads 2 at width 16 cannot grow in proportion to width 20"):
+        train_script.main(
+            [str(tmp_path), "--data", str(prepared.folder), "--tuned-at", str(tuned), "--model.width", "20"]
+        )
 
 
 def test_what_goes_on_from_weights_has_no_base(tuned, prepared, tmp_path):

@@ -123,6 +123,34 @@ def test_what_is_known_is_not_run_again(prepared, tmp_path):
         assert trials.measured(configs, fake, Outcome) == found
 
 
+@pytest.mark.parametrize("line", ['{"no": "key"}', '{"key": "a", "outcome": {"loss": 1.0}}'])
+def test_a_line_that_is_no_outcome_is_refused_by_its_number(prepared, tmp_path, line):
+    (tmp_path / "trials.jsonl").write_text(line + "\n")
+    with (
+        Trials(tmp_path, prepared.folder, 0, silent) as trials,
+        pytest.raises(
+            ValueError, match=r"trials.jsonl, line 1: not an outcome of this study, with batch_tokens, curve"
+        ),
+    ):
+        trials.measured([CONFIG], fake, Outcome)
+
+
+def test_data_that_a_trial_cannot_be_judged_on_are_refused_before_training(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("trimask.diffusion.studies.trials._HELD_OUT_TOKENS", 5)
+    with (
+        Trials(tmp_path, prepared.folder, 0, lambda *_: pytest.fail("a trial was begun")) as trials,
+        pytest.raises(ValueError, match="holds fewer than 1 rows of drawn"),
+    ):
+        trials.losses([CONFIG])
+
+
+def test_processes_are_refused_where_they_would_not_use_the_accelerator(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    with pytest.raises(ValueError, match="on this gpu workers must be 0"):
+        Trials(tmp_path, prepared.folder, 2, silent)
+    assert Trials(tmp_path, prepared.folder, None, silent).workers == 0
+
+
 def die(config, data) -> Outcome:
     """A measure whose process ends."""
     os._exit(9)
@@ -175,7 +203,7 @@ def test_another_shape_is_transferred_from_the_bases():
     assert wide.parametrization == ParametrizationConfig(
         kind="mup", base_width=16, base_layers=1, base_heads=2, base_mlp_width=16
     )
-    with pytest.raises(ValueError, match="size 8 do not divide the width 20"):
+    with pytest.raises(ValueError, match="num_heads 2 at width 16 cannot grow in proportion to width 20"):
         at_shape(CONFIG, "mup", width=20)
 
 

@@ -2,7 +2,8 @@
 
 A trial is a training configuration, and its outcome usually the loss it ends with: the training objective on held-out
 batches and masks that are the same for all trials. Outcomes are lines of trials.jsonl in the study's folder, by a
-fingerprint of configuration and data; a study that is called again goes on where it stopped. Nothing else is kept.
+fingerprint of configuration and data; a study that is called again goes on where it stopped. Nothing else is kept. What
+the code was is not in the fingerprint: after a change of the model, a study wants a folder of its own.
 
 On a CPU each worker process computes in one thread: networks of this size use two cores no better, and two processes
 do twice as much. Compiling takes longer than most trainings, so that what one process compiles the others read, and
@@ -83,6 +84,8 @@ class Trials:
             workers = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 0
         if workers < 0:
             raise ValueError(f"workers must not be negative, got {workers}")
+        if workers and jax.default_backend() != "cpu":
+            raise ValueError(f"processes compute on the CPU; on this {jax.default_backend()} workers must be 0")
         self.folder, self.data, self.workers, self.report = folder, data, workers, report
         self.fingerprint = Prepared(data).fingerprint
 
@@ -98,6 +101,8 @@ class Trials:
 
     def losses(self, configs: Sequence[TrainConfig], what: str = "trials") -> list[Outcome]:
         """How each training ends."""
+        for config in configs[:1]:
+            held_out_batches(Prepared(self.data), config.batch)  # says now what would be an error after a training
         return self.measured(configs, outcome_of, Outcome, what)
 
     def measured(
@@ -114,7 +119,7 @@ class Trials:
             lines = read_lines(path)
             with writing(self.folder):
                 configuration.write_text(path, "".join(map(line_of, lines)))  # without what a crash tore
-            known = {line["key"]: line["outcome"] for line in lines}
+            known = self._known(lines, kind)
             left = {key: config for key, config in zip(keys, configs, strict=True) if key not in known}
             done, total = len(set(keys)) - len(left), len(set(keys))
             self.report(what, done, total)
@@ -126,6 +131,19 @@ class Trials:
                 done += 1
                 self.report(what, done, total)
         return [kind(**known[key]) for key in keys]
+
+    def _known(self, lines: Sequence[Any], kind: type[_Measured]) -> dict[str, Any]:
+        """Key → outcome, refused unless each is one."""
+        known = {}
+        fields = set(kind.__dataclass_fields__)
+        for number, line in enumerate(lines, 1):
+            if not isinstance(line, dict) or not {"key", "outcome"} <= set(line) or set(line["outcome"]) != fields:
+                raise ValueError(
+                    f"{self.folder / 'trials.jsonl'}, line {number}: not an outcome of this study, with "
+                    f"{', '.join(sorted(fields))}; choose another folder, or remove the line"
+                )
+            known[line["key"]] = line["outcome"]
+        return known
 
     def _key(self, config: TrainConfig, measure: str) -> str:
         content = [measure, configuration.to_dict(replace(config, loop=LoopConfig())), self.fingerprint]
@@ -258,12 +276,17 @@ def _trained(
     return state, curve
 
 
+def held_out_batches(prepared: Prepared, config: BatchConfig) -> Batches:
+    """Those of the validation split, with the mixture of the beginning, whatever the size of a training batch."""
+    held_out = replace(config, tokens=_HELD_OUT_TOKENS, final_weights={}, anneal_tokens=None)
+    return Batches(prepared, held_out, seed=0, split="validation")
+
+
 class HeldOutLoss:
     """The mean objective on the validation split, with batches and masks that are the same for all parameters."""
 
     def __init__(self, shared: Pretraining, prepared: Prepared, config: BatchConfig):
-        held_out = replace(config, tokens=_HELD_OUT_TOKENS, final_weights={}, anneal_tokens=None)
-        self.shared, self.batches = shared, Batches(prepared, held_out, seed=0, split="validation")
+        self.shared, self.batches = shared, held_out_batches(prepared, config)
 
     def __call__(self, parameters: Parameters, num_batches: int = _HELD_OUT_BATCHES) -> float:
         """Of the first so many batches."""
@@ -283,14 +306,7 @@ def at_shape(config: TrainConfig, kind: Kind, width: int | None = None, layers: 
     Heads keep their size. Without a width or a number of layers these stay.
     """
     base = config.model
-    width = base.width if width is None else width
-    if width * base.num_heads % base.width:
-        raise ValueError(f"heads of size {base.size_of_head} do not divide the width {width}")
-    model = replace(
-        base, width=width, num_heads=width * base.num_heads // base.width, num_layers=layers or base.num_layers
-    )
-    if base.mlp_width is not None:
-        model = replace(model, mlp_width=base.mlp_width * width // base.width)
+    model = replace(base.at_width(width or base.width), num_layers=layers or base.num_layers)
     parametrization = replace(
         config.parametrization,
         kind=kind,
