@@ -94,8 +94,8 @@ def critical_batch_accelerator() -> CriticalBatch:
 
 
 def batch_invariance_cpu() -> BatchInvariance:
-    """0.1M parameters, 400,000 tokens, batches of 64 to 4,096 positions."""
-    return BatchInvariance(base=_proxy(32, 4, replace(_SHORT, horizon_tokens=400_000), batch=512))
+    """0.1M parameters, 800,000 tokens, batches of 64 to 4,096 positions."""
+    return BatchInvariance(base=_proxy(32, 4, replace(_SHORT, horizon_tokens=800_000), batch=512))
 
 
 def batch_invariance_accelerator() -> BatchInvariance:
