@@ -91,14 +91,18 @@ class TransformerConfig:
     def at_width(self, width: int) -> "TransformerConfig":
         """The network with more or fewer heads of the same size; what was given explicitly grows along."""
 
-        def in_proportion(name: str) -> int | None:
-            size = getattr(self, name)
-            if size is not None and size * width % self.width:
+        def in_proportion(name: str, size: int) -> int:
+            if size * width % self.width:
                 raise ValueError(f"{name} {size} at width {self.width} cannot grow in proportion to width {width}")
-            return None if size is None else size * width // self.width
+            return size * width // self.width
 
-        sizes = {name: in_proportion(name) for name in ("num_heads", "num_kv_heads", "mlp_width")}
-        return replace(self, width=width, **sizes)
+        return replace(
+            self,
+            width=width,
+            num_heads=in_proportion("num_heads", self.num_heads),
+            num_kv_heads=self.num_kv_heads and in_proportion("num_kv_heads", self.num_kv_heads),
+            mlp_width=self.mlp_width and in_proportion("mlp_width", self.mlp_width),
+        )
 
     def base(self, parametrization: ParametrizationConfig) -> "TransformerConfig":
         """The network of the same kind from which hyperparameters are transferred: heads have one size in both."""

@@ -102,8 +102,8 @@ def _defaults(experiment: Experiment, arguments: list[str]) -> TrainConfig:
         if source is not None or option(arguments, "--preset") is not None:
             raise ValueError("--tuned-at gives all values, and goes with neither --preset nor --init-from")
         width, heads = option(arguments, "--model.width"), option(arguments, "--model.num-heads", "--model.num_heads")
-        is_wider = heads is None and width is not None and width.isdecimal()
-        config = transferred(load_description(Path(tuned)), int(width) if is_wider else None)
+        grows = width is not None and width.isdecimal() and heads is None
+        config = transferred(load_description(Path(tuned)), int(width or 0) if grows else None)
     elif source is not None and option(arguments, "--preset") is None:
         # What goes on from trained weights is no shorter or longer pretraining: the SDE rule says nothing of it.
         config = dataclasses.replace(load_description(Path(source)).train, sde=SDEScaling())

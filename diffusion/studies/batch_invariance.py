@@ -143,10 +143,10 @@ def flatness(by_seeds: Mapping[Cell, Sequence[Outcome]], rule: str, critical: fl
     """Over all batches of at most `critical` tokens."""
     cells = [o for (of, _), o in by_seeds.items() if of == rule and o[0].batch_tokens <= critical]
     if len(cells) < 2:
-        return Flatness(len(cells), *[float("nan")] * 4)
+        return Flatness(len(cells), spread=np.nan, error=np.nan, allowed=np.nan, apart=np.nan)
     losses = np.array([[o.loss for o in outcomes] for outcomes in cells])
     if not np.isfinite(losses).all():
-        return Flatness(len(cells), *[float("inf")] * 2, 0.01, float("inf"))
+        return Flatness(len(cells), spread=np.inf, error=np.inf, allowed=EXCESS, apart=np.inf)
     means = losses.mean(axis=1)
     within = np.sqrt(np.mean([deviation(of_cell) ** 2 for of_cell in losses.tolist()]))
     differences = losses[np.argmax(means)] - losses[np.argmin(means)]
@@ -176,7 +176,7 @@ def _point(outcomes: Sequence[Outcome]) -> tuple[float, float]:
 
 
 def _loss_panel(config: BatchInvariance, by_seeds: Mapping[Cell, Sequence[Outcome]], critical: float) -> list[Panel]:
-    curves = {rule: [_point(by_seeds[rule, k]) for k in config.log2_factors] for rule in config.rules}
+    curves = {str(rule): [_point(by_seeds[rule, k]) for k in config.log2_factors] for rule in config.rules}
     lowest = min(loss for curve in curves.values() for _, loss in curve)
     return [
         Panel(

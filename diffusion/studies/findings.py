@@ -25,9 +25,9 @@ class Panel:
     """One set of axes."""
 
     title: str
-    curves: dict[str, Curve]
+    curves: Mapping[str, Curve]
     """Label → points of a line; infinite ones are left out."""
-    points: dict[str, Curve] = field(default_factory=dict)
+    points: Mapping[str, Curve] = field(default_factory=dict)
     """Label → points that no line joins."""
     x: str
     y: str
@@ -58,7 +58,7 @@ def draw(path: Path, panels: Sequence[Panel], columns: int = 4) -> None:
     grid = figure.subplots(lines, columns, squeeze=False).reshape(-1)
     labels = list(dict.fromkeys(label for panel in panels for label in [*panel.points, *panel.curves]))
     for axes, panel in zip(grid, panels, strict=False):
-        for number, (label, points) in enumerate((panel.points | panel.curves).items()):
+        for number, (label, points) in enumerate({**panel.points, **panel.curves}.items()):
             finite = [(x, y) for x, y in points if np.isfinite(y)]
             if finite:
                 color = _COLORS[labels.index(label) % len(_COLORS)]

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -135,12 +135,12 @@ class Trials:
     def _known(self, lines: Sequence[Any], kind: type[_Measured]) -> dict[str, Any]:
         """Key → outcome, refused unless each is one."""
         known = {}
-        fields = set(kind.__dataclass_fields__)
+        names = set(get_type_hints(kind))
         for number, line in enumerate(lines, 1):
-            if not isinstance(line, dict) or not {"key", "outcome"} <= set(line) or set(line["outcome"]) != fields:
+            if not isinstance(line, dict) or not {"key", "outcome"} <= set(line) or set(line["outcome"]) != names:
                 raise ValueError(
                     f"{self.folder / 'trials.jsonl'}, line {number}: not an outcome of this study, with "
-                    f"{', '.join(sorted(fields))}; choose another folder, or remove the line"
+                    f"{', '.join(sorted(names))}; choose another folder, or remove the line"
                 )
             known[line["key"]] = line["outcome"]
         return known
