@@ -18,6 +18,7 @@ from trimask.diffusion.studies.trials import (
     _in_order,
     at_batch,
     at_shape,
+    compiled_alike,
     outcome_of,
     tuned_here,
     with_learning_rate,
@@ -87,8 +88,9 @@ def test_numbers_alone_compile_nothing_new(prepared):
     ):
         outcome_of(config, prepared.folder)
     assert Pretraining.update._cache_size() == before
-    outcome_of(at_shape(CONFIG, "completed_p", layers=2), prepared.folder)
-    assert Pretraining.update._cache_size() > before
+    shared = compiled_alike(CONFIG, prepared)
+    assert compiled_alike(with_multipliers(CONFIG), prepared) is shared
+    assert compiled_alike(at_shape(CONFIG, "completed_p", layers=2), prepared) is not shared
 
 
 def test_a_run_that_diverges_has_an_infinite_loss(prepared):
