@@ -11,7 +11,8 @@ from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig
 from trimask.diffusion.optimizer import OptimizerConfig
-from trimask.diffusion.sampling.requests import GenerationConfig
+from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
+from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.train import TrainConfig
 from trimask.diffusion.transformer import TransformerConfig
@@ -88,6 +89,9 @@ def _digits(**configs: str) -> dict[str, SourceConfig]:
     return {name: SourceConfig(kind="digits", where=(config,)) for name, config in configs.items()}
 
 
+_FAST_EMBEDDINGS = dict.fromkeys(("embedding", "place_range", "place_scale", "place_map"), 8.0) | {"unembedding": 2.0}
+"""Multipliers of learning rates, after what `trimask study search` found; measured in RESULTS.md."""
+
 _DIGITS_WEIGHTS = {"handwritten": 2.0, "spoken": 0.7, "sums": 1.1}
 
 
@@ -98,6 +102,7 @@ def _train(
     media = GenerationConfig(temperature=1.0, steps=generation_steps, guidance=1.0)
     return TrainConfig(
         model=TransformerConfig(num_layers=4, width=128, num_heads=4),
+        parametrization=ParametrizationConfig(multipliers=ModuleMultipliers(learning_rate=Family(of=_FAST_EMBEDDINGS))),
         loss=LossConfig(weighting="unweighted", modality_weights={"text": 2.0}),
         # The pictures are few: half-hidden ones and weight decay keep the model from learning them by heart.
         masking=MaskingConfig(joint_probability=0.3),

@@ -17,7 +17,7 @@ from trimask.diffusion.masking import MaskingConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import ParametrizationConfig
 from trimask.diffusion.run_folder import checkpoint_steps
-from trimask.diffusion.sampling.requests import GenerationConfig
+from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.media import MediaTokenizers

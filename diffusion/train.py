@@ -32,7 +32,7 @@ from trimask.diffusion.masking import Noised, forward_process
 from trimask.diffusion.optimizer import Knobs, adamw, averaged
 from trimask.diffusion.parametrization import parameter_multipliers
 from trimask.diffusion.run_folder import checkpoint_steps, locked, writing
-from trimask.diffusion.sampling.requests import GenerationConfig
+from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sde import rescaled
 from trimask.diffusion.transformer import Output, Transformer
 from trimask.diffusion.warm_start import grown, require_grown, require_same_model

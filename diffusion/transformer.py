@@ -11,12 +11,14 @@ longer texts than those trained on have an embedding. Options (grouped-query att
 embedding, rotary base, shifted logits, tied head) cover the architectures of LLaDA and Dream.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from trimask.diffusion.parametrization import AT_BASE, ParametrizationConfig, Site
@@ -138,15 +140,32 @@ KeysValues = tuple[Float[Array, "rows seq kv_heads head"], Float[Array, "rows se
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Output:
-    """What a denoiser returns, at all positions or at the ones asked for."""
+    """What a denoiser returns, at all positions or at the ones asked for.
 
-    logits: Float[Array, "batch asked vocab"]
+    Logits over a large vocabulary are long: `read` makes them of the features of some positions only, when they are
+    wanted.
+    """
+
+    features: Any
+    """A tree of arrays [batch, asked, …]: what `read` needs to know of a position."""
+    read: Callable[[Any], Float[Array, "*shape vocab"]]
+    """Features → logits. A `jax.tree_util.Partial`, whose arrays are weights."""
     hidden: Float[Array, "batch asked width"]
     """After the final norm, before the unembedding."""
     cache: tuple[KeysValues, ...]
     """Keys and values of all positions, per block."""
-    num_passes: int = field(default=1, metadata={"static": True})
+    num_passes: Int[Array, "*batch"] | int = 1
     """Forward passes it took; 2 with guidance."""
+
+    @property
+    def logits(self) -> Float[Array, "batch asked vocab"]:
+        """At all of them."""
+        return self.read(self.features)
+
+    def first(self, count: int) -> "Output":
+        """The same of the first `count` positions."""
+        features, hidden = jax.tree.map(lambda x: x[:, :count], (self.features, self.hidden))
+        return replace(self, features=features, hidden=hidden)
 
 
 class Transformer(nnx.Module):
@@ -201,7 +220,7 @@ class Transformer(nnx.Module):
                 h, new_cache = self.encode(sequence, computed, cache)
                 h = h[:, : positions.shape[1]]
         hidden = self.final_norm(h).astype(jnp.float32)
-        return Output(self.unembed(hidden), hidden, new_cache)
+        return Output(hidden, self.unembed, hidden, new_cache)
 
     def encode(
         self, sequence: Sequence, computed: Int[Array, "batch asked"] | None, cache: tuple[KeysValues, ...] | None
@@ -231,12 +250,12 @@ class Transformer(nnx.Module):
             h = h + self.place(modality, place)
         return h.astype(jnp.dtype(self.config.compute_dtype)), positions, same_example
 
-    def unembed(self, hidden: Float[Array, "*shape width"]) -> Float[Array, "*shape vocab"]:
-        """Logits over the whole vocabulary."""
+    @property
+    def unembed(self) -> Partial:
+        """Makes hidden states logits over the whole vocabulary."""
         matrix = self.embedding[...].T if self.config.tied_unembedding else self.unembedding[...]
         dtype = jnp.dtype(self.config.compute_dtype)
-        logits = jnp.matmul(hidden.astype(dtype), matrix.astype(dtype), preferred_element_type=jnp.float32)
-        return self.logit_multiplier * logits
+        return Partial(_unembed, matrix=matrix.astype(dtype), multiplier=self.logit_multiplier)
 
 
 class PlaceEmbedding(nnx.Module):
@@ -349,6 +368,12 @@ class RMSNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
         return (y * self.scale[...]).astype(x.dtype)
+
+
+def _unembed(
+    hidden: Float[Array, "*shape width"], matrix: Float[Array, "width vocab"], multiplier: Float[Array, ""] | float
+) -> Float[Array, "*shape vocab"]:
+    return multiplier * jnp.matmul(hidden.astype(matrix.dtype), matrix, preferred_element_type=jnp.float32)
 
 
 def sinusoids(values: Int[Array, "*shape"], size: int) -> Float[Array, "*shape size"]:

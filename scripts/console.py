@@ -27,9 +27,10 @@ _T = TypeVar("_T")
 console = Console()
 
 
-def parse(kind: Any, arguments: list[str], command: str, description: str) -> Any:
+def parse(kind: Any, arguments: list[str], command: str, description: str, default: Any = None) -> Any:
     """The command's arguments as its dataclass; wrong ones end with a usage message and suggestions."""
-    return tyro.cli(kind, args=arguments, prog=f"trimask {command}", description=description)
+    given = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=arguments, prog=f"trimask {command}", description=description, **given)
 
 
 def parse_from_preset(make: Callable[[Experiment], _T], arguments: list[str], command: str, description: str) -> _T:

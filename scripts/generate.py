@@ -18,8 +18,9 @@ import tyro
 from PIL import Image
 
 from trimask.diffusion import configuration
+from trimask.diffusion.sampling.config import GenerationConfig, require_used
 from trimask.diffusion.sampling.prompts import Prompts
-from trimask.diffusion.sampling.requests import Answer, GenerationConfig, Generator, repeats
+from trimask.diffusion.sampling.requests import Answer, Generator, repeats
 from trimask.diffusion.train import Loaded, load
 from trimask.scripts import cli
 from trimask.scripts.console import console, joined, parse, progress_report
@@ -69,22 +70,14 @@ class Arguments:
     """Dataset whose shapes and buffers the answers have. None: the first that fits."""
     length: int | None = None
     """Tokens to write after a prompt, at most. None: as many as the model's texts have."""
-    steps: int | None = None
-    """Steps of sampling. As with the following, None: what the run was configured with."""
-    temperature: float | None = None
-    """Of the tokens' draw; 0 takes the most probable."""
-    guidance: float | None = None
-    """Classifier-free guidance; 0 is none."""
-    strategy: Literal["random", "confidence", "threshold"] | None = None
-    """Which positions are revealed first."""
-    threshold: float | None = None
-    """Confidence from which the threshold strategy reveals."""
     animate: bool = False
     """Also write a GIF of each answer as it becomes known."""
     checkpoint: int | Literal["best"] | None = None
     """Step of the checkpoint, or the best by the run's best_metric. None: the newest."""
     out: Path | None = None
     """Folder to write to. None: generated/ in the run folder."""
+    sampling: tyro.conf.OmitArgPrefixes[GenerationConfig] = GenerationConfig()
+    """How. What is not given here is as the run was configured for what is asked, whatever default is shown."""
 
     def __post_init__(self):
         if self.num < 1:
@@ -103,6 +96,11 @@ class Arguments:
             raise ValueError("--length is of texts that a prompt begins: --prompt … --to text")
         if self.to not in (None, TEXT) and given[0] == "--infill":
             raise ValueError(f"--infill makes text, got --to {self.to}")
+
+    @property
+    def target(self) -> str:
+        """The modality that is made."""
+        return self.to or TEXT
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ def ask(arguments: Arguments, prompts: Prompts) -> list[Question]:
         return [Question(pattern, prompts.infill(pattern), pattern) for pattern in arguments.infill]
     for medium, paths in (("image", arguments.image), ("audio", arguments.audio)):
         if paths:
-            prompts.task(medium, arguments.to or TEXT)
+            prompts.task(medium, arguments.target)
             read = _reader(medium, prompts)
             return [Question(str(path), prompts.from_medium(medium, read(path)), path.stem) for path in paths]
     assert arguments.to is not None
@@ -175,17 +173,14 @@ def ask(arguments: Arguments, prompts: Prompts) -> list[Question]:
 
 
 def settings(arguments: Arguments, loaded: Loaded, example: Example) -> GenerationConfig:
-    """The run's way to sample, changed where the arguments say so."""
-    default = loaded.generation(example.segments[-1].modality)
-    names = ("steps", "temperature", "guidance", "strategy", "threshold")
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    """The arguments' way to sample, refused where a part of it cannot have an effect."""
+    default, config = loaded.generation(arguments.target), arguments.sampling
+    require_used(config, default)
     if not any(segment.is_condition for segment in example.segments):
-        if given.get("guidance"):
+        if config.guidance not in (0.0, default.guidance):
             raise ValueError("guidance needs a condition to follow, and a text alone has none")
-        given["guidance"] = 0.0
-    config = dataclasses.replace(default, **given)
-    if "threshold" in given and config.strategy != "threshold":
-        raise ValueError(f"--threshold is of the strategy threshold; this is {config.strategy}")
+        config = dataclasses.replace(config, guidance=0.0)
+    config.rules(loaded.vocabulary)
     return config
 
 
@@ -289,8 +284,12 @@ def _reader(medium: str, prompts: Prompts) -> Callable[[Path], np.ndarray]:
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point of the command."""
-    parsed: Arguments = parse(Arguments, joined(list(arguments), *_LISTS), "generate", __doc__ or "")
+    words = joined(list(arguments), *_LISTS)
+    parsed: Arguments = parse(Arguments, words, "generate", __doc__ or "")
     loaded = load(parsed.run, parsed.checkpoint)
+    # Once more, with the run's own way to sample where nothing is said.
+    default = dataclasses.replace(parsed, sampling=loaded.generation(parsed.target))
+    parsed = parse(Arguments, words, "generate", __doc__ or "", default)
     run(loaded, parsed, parsed.out or parsed.run / "generated")
 
 

@@ -6,10 +6,15 @@ arguments tyro fills with a marker first. Tests run on one device, as a newcomer
 needs several starts a process of its own with XLA_FLAGS=--xla_force_host_platform_device_count=8.
 """
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -22,6 +27,27 @@ from trimask.diffusion.data.sources import Entry, RawExample, SourceConfig
 from trimask.diffusion.layout import Fill
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
+
+_COMPILED = "JAX_COMPILATION_CACHE_DIR"
+
+
+def pytest_configure(config):
+    """Compiling is most of the tests' time: in half of it without most optimisations, and once for all processes.
+
+    The commands that tests start inherit both.
+    """
+    if not hasattr(config, "workerinput"):
+        os.environ[_COMPILED] = tempfile.mkdtemp(prefix="trimask-tests-compiled-")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    jax.config.update("jax_compilation_cache_dir", os.environ[_COMPILED])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(Path(os.environ[_COMPILED]), ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +17,10 @@ from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.evaluate import EvaluateConfig, evaluate
 from trimask.diffusion.held_out import spread
 from trimask.diffusion.likelihood import num_asked, target_bits
-from trimask.diffusion.sampling.requests import GenerationConfig
+from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.diffusion.train import Loaded, Pretraining, RunDescription, TrainConfig
-from trimask.diffusion.transformer import Output, TransformerConfig
+from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import evaluate as command
 from trimask.scripts.console import parse
 from trimask.tokenizers.sequence import direct
@@ -111,10 +112,7 @@ def test_bits_of_a_model_that_knows_nothing_are_those_of_the_ids_a_token_may_be(
     vocabulary = Vocabulary(text_size=7)
     examples = [direct(vocabulary.tasks["text"], {"text": np.arange(n) % 7}, given) for n, given in [(3, 0), (6, 4)]]
 
-    def ignorant(sequence, positions=None, cache=None):
-        zeros = jnp.zeros((*sequence.tokens.shape, vocabulary.size))
-        return Output(zeros, zeros, ())
-
+    ignorant = fakes.fake(jnp.zeros(vocabulary.size))
     for schedule in (ScheduleConfig(), ScheduleConfig(kind="polynomial")):
         bits = target_bits(
             jax.random.key(0), examples, jax.tree_util.Partial(ignorant), vocabulary, schedule, num_draws=2000

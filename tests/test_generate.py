@@ -9,7 +9,8 @@ import soundfile
 from PIL import Image
 
 from trimask.diffusion import configuration
-from trimask.diffusion.sampling.requests import GenerationConfig, Generator
+from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.train import Loaded, Pretraining, RunDescription, TrainConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts.generate import main, prompts_of
@@ -176,8 +177,8 @@ def test_an_animation_stops_when_its_own_answer_is_full(loaded):
         (["--image", "no.png", "--to", "audio"], "not trained on image to audio; it has text, text to audio"),
         (["--prompt", "1+", "--to", "text", "--guidance", "1"], "guidance needs a condition"),
         (["--prompt", "one", "--to", "image", "--threshold", "0.5"], "of the strategy threshold"),
-        (["--prompt", "one", "--to", "image", "--temperature", "nan"], "temperature must be finite"),
-        (["--prompt", "one", "--to", "image", "--steps", "0"], "steps must be at least 1"),
+        (["--prompt", "one", "--to", "image", "--cache", "dual"], "needs a block_length"),
+        (["--prompt", "one", "--to", "image", "--max-nfe", "1", "--block-length", "4"], "2 blocks take 2"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_written(generate, tmp_path, arguments, reason):
@@ -195,6 +196,9 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_written(generate, tm
         (["--infill", "_", "--to", "image"], "--infill makes text"),
         (["--infill", "_", "--num", "0"], "num must be at least 1"),
         (["--infill", "_", "--seed", "-1"], "seed must lie in"),
+        (["--infill", "_", "--temperature", "nan"], "temperature must be finite"),
+        (["--infill", "_", "--steps", "0"], "steps must be at least 1"),
+        (["--infill", "_", "--strategy", "best"], "no strategy 'best'; there are random"),
     ],
 )
 def test_contradicting_arguments_end_with_a_message(generate, capsys, arguments, reason):

@@ -16,7 +16,7 @@ from trimask.diffusion.evaluate import EvaluateConfig
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.results import Evaluation, Samples
-from trimask.diffusion.sampling.requests import GenerationConfig
+from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.train import TrainConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import demo

@@ -1,13 +1,17 @@
 """Transforms of a denoiser: the ids allowed at a position, and classifier-free guidance."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float
 
 from trimask.diffusion.loss import restrict
 from trimask.diffusion.sampling.loop import Denoiser
+from trimask.diffusion.transformer import Output
+from trimask.tokenizers.sequence import Sequence
 from trimask.tokenizers.vocabulary import Vocabulary
 
 
@@ -20,26 +24,79 @@ def restricted(denoise: Denoiser, vocabulary: Vocabulary) -> Denoiser:
         if positions is not None:
             modality = jnp.take_along_axis(modality, positions, axis=1)
             place = jnp.take_along_axis(place, positions[..., None], axis=1)
-        allowed = vocabulary.allowed_ids(modality, place)
-        return dataclasses.replace(output, logits=restrict(output.logits, allowed))
+
+        def read(features, inner):
+            of_model, modality, place = features
+            return restrict(inner(of_model), vocabulary.allowed_ids(modality, place))
+
+        return dataclasses.replace(
+            output, features=(output.features, modality, place), read=Partial(read, inner=output.read)
+        )
 
     return transformed
 
 
-def guided(denoise: Denoiser, scale: Float[Array, ""] | float, mask_id: int) -> Denoiser:
-    """logits = u + (scale + 1)·(c − u), with c given the condition and u with the condition hidden (LLaDA, eq. 16).
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """logits = u + (scale + 1)·(c − u), with c given the condition and u with the condition hidden (LLaDA, eq. 16)."""
 
-    Scale 0 is no guidance. Both passes are one batch of twice the rows; a cache is then one of twice the rows too.
+    scale: Float[Array, ""] | float
+    """0 is none."""
+    interval: tuple[Float[Array, ""] | float, Float[Array, ""] | float] | None = None
+    """A row is guided while low < share of its targets that is masked ≤ high (arXiv 2404.07724). None: always."""
+
+
+def guided(denoise: Denoiser, guidance: Guidance, mask_id: int) -> Denoiser:
+    """Guides; a guided pass counts two. Both are one batch of twice the rows, and so is a cache.
+
+    Outside the interval of all rows only one pass is made.
     """
 
-    def transformed(sequence, positions=None, cache=None):
+    def two_passes(sequence: Sequence, positions, cache):
         hidden = sequence.replace(tokens=jnp.where(sequence.is_condition, mask_id, sequence.tokens))
         both = jax.tree.map(lambda *rows: jnp.concatenate(rows), sequence, hidden)
-        twice = None if positions is None else jnp.concatenate([positions, positions])
-        output = denoise(both, twice, cache)
-        conditional, unconditional = jnp.split(output.logits, 2)
-        logits = unconditional + (scale + 1) * (conditional - unconditional)
-        kept = jnp.split(output.hidden, 2)[0]
-        return dataclasses.replace(output, logits=logits, hidden=kept, num_passes=2 * output.num_passes)
+        output = denoise(both, None if positions is None else jnp.concatenate([positions, positions]), cache)
+        features = _halves(output.features)
+        return features, _halves(output.hidden)[0], output.cache
+
+    def one_pass(sequence: Sequence, positions, cache):
+        output = denoise(sequence, positions, None if cache is None else _halves(cache)[0])
+        unconditional = output.cache if cache is None else _halves(cache)[1]
+        rows = jax.tree.map(lambda *rows: jnp.concatenate(rows), output.cache, unconditional)
+        return (output.features, output.features), output.hidden, rows
+
+    def transformed(sequence: Sequence, positions=None, cache=None):
+        is_guided = _is_inside(sequence, guidance, mask_id)
+        if guidance.interval is None:
+            features, hidden, new_cache = two_passes(sequence, positions, cache)
+        else:
+            features, hidden, new_cache = jax.lax.cond(
+                is_guided.any(), two_passes, one_pass, sequence, positions, cache
+            )
+        # Only how features are read is used of this call; the compiler drops the rest.
+        inner = denoise(sequence, positions, None if cache is None else _halves(cache)[0]).read
+
+        def read(features, inner):
+            (conditional, unconditional), is_guided = features
+            c, u = inner(conditional), inner(unconditional)
+            return jnp.where(is_guided[..., None], u + (guidance.scale + 1) * (c - u), c)
+
+        rows = jnp.broadcast_to(is_guided[:, None], hidden.shape[:2])
+        return Output((features, rows), Partial(read, inner=inner), hidden, new_cache, 1 + is_guided)
 
     return transformed
+
+
+def _is_inside(sequence: Sequence, guidance: Guidance, mask_id: int) -> Bool[Array, " batch"]:
+    if guidance.interval is None:
+        return jnp.ones(sequence.tokens.shape[:1], bool)
+    low, high = guidance.interval
+    masked = ((sequence.tokens == mask_id) & sequence.is_target).sum(axis=-1)
+    share = masked / jnp.maximum(sequence.is_target.sum(axis=-1), 1)
+    return (share > low) & (share <= high)
+
+
+def _halves(tree: Any) -> tuple[Any, Any]:
+    """Of a tree of arrays of twice the rows, the first and the second of them."""
+    return jax.tree.map(lambda x: x[: len(x) // 2], tree), jax.tree.map(lambda x: x[len(x) // 2 :], tree)

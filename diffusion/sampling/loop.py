@@ -1,31 +1,43 @@
 """Generation: observe, choose, reveal, until nothing is masked.
 
-    observe(keys, denoise, state) -> Observation     the only caller of the denoiser
+    observe(keys, denoise, state, rules) -> Observation      the only caller of the denoiser
     strategy(keys, observation, memory) -> (Choice, memory)
-    reveal(state, observation, choice) -> state      the only writer of tokens
+    reveal(state, observation, choice, rules) -> state       the only writer of tokens
 
 A denoiser is any callable `denoise(sequence) -> Output`; guidance and the ids allowed at a position are transforms of
-it (`guidance.py`). Each row has a key of its own, so what it becomes does not depend on its neighbours. The number of
-function evaluations (NFE) counts forward passes made while the row still had masks; a guided pass counts two.
+it (`guidance.py`). Each row has a key and a clock of its own, so what it becomes does not depend on its neighbours. The
+number of function evaluations (NFE) counts forward passes made while the row had masks; a guided pass counts two.
 
-Conventions: confidence is the proposed token's probability under the denoiser, before temperature and noise; entropy
-is in nats; margin is the difference of the two largest probabilities; Gumbel noise is float32.
+Blocks are filled from left to right, each of them by the strategy, which sees nothing else (semi-autoregressive, LLaDA,
+arXiv 2502.09992). Steps and evaluations that are planned for a row are shared out evenly among its blocks.
+
+Generation goes in rounds. A round begins with a pass over whole rows, whose keys and values the rest of the round may
+keep (`cache`, Fast-dLLM, arXiv 2505.22618): `dual` keeps all but the block's, `prefix` those before the block. It ends
+after `refresh_every` passes, or when the block of every row is full; rows that are full sooner wait, and what they
+become is the same as if they were alone. Without a cache, or with refresh_every = 1, a round is one pass: nothing is
+approximated, and nobody waits. Keys and values of a token depend on all other tokens, so a round of several passes is
+an approximation, as it is in Fast-dLLM.
 """
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from trimask.diffusion.sampling.tokens import Draw, propose
 from trimask.diffusion.transformer import Output
 from trimask.tokenizers.sequence import Sequence
 
 RowKeys = Key[Array, " batch"]
 """A random key per row."""
+
+Cache = Any
+"""Keys and values that a denoiser returned; None: no pass was made yet."""
 
 
 @runtime_checkable
@@ -40,35 +52,97 @@ class Denoiser(Protocol):
 
 
 @jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What holds for every row of a generation, whatever the strategy. Numbers may change without compiling anew."""
+
+    mask_id: int = dataclasses.field(metadata={"static": True})
+    num_steps: Int[Array, ""] | int = 16
+    """Steps planned for a row: of strategies that reveal an even share. Others take what they need."""
+    draw: Draw = Draw()
+    """How tokens are taken from distributions."""
+    max_nfe: Int[Array, ""] | int | None = None
+    """Evaluations a row may use: with the last of a block's share the rest of the block is revealed."""
+    patience: Int[Array, ""] | int | None = None
+    """Reveal the rest of a block when its proposals were the same in so many evaluations."""
+    refresh_every: Int[Array, ""] | int = 2**30
+    """Passes of a round at most."""
+    grid: Literal["linear", "cosine"] = dataclasses.field(default="linear", metadata={"static": True})
+    """Share of masks that are left after the share u of the steps: 1 − u, or cos(π/2·u) (MaskGIT), slow at first."""
+    block_length: int | None = dataclasses.field(default=None, metadata={"static": True})
+    """Positions of a block. None: a row is one block."""
+    cache: Literal["none", "prefix", "dual"] = dataclasses.field(default="none", metadata={"static": True})
+    """What a round keeps; needs blocks."""
+    eos_id: int | None = dataclasses.field(default=None, metadata={"static": True})
+    """A text is over at its first EOS after all that was given: masks after it become EOS at no cost. None: no rule."""
+    chunk: int = dataclasses.field(default=64, metadata={"static": True})
+    """Positions of a row whose logits are in memory at once."""
+
+    def __post_init__(self):
+        if self.cache != "none" and self.block_length is None:
+            raise ValueError(f"a cache ({self.cache}) needs a block_length")
+        if self.block_length is not None and self.block_length < 1:
+            raise ValueError(f"block_length must be at least 1, got {self.block_length}")
+
+
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """A batch half-way from masks to tokens."""
+    """A batch half-way from masks to tokens. All axes begin with the batch."""
 
     sequence: Sequence
+    is_asked: Bool[Array, "batch seq"]
+    """Masked before the first step; the other tokens never change."""
     is_masked: Bool[Array, "batch seq"]
     keys: RowKeys
     """One per row, fixed."""
-    temperature: Float[Array, " batch"]
-    """Of the tokens' draw; 0 takes the most probable."""
-    step: Int[Array, ""]
+    step: Int[Array, " batch"]
     """Steps taken."""
-    num_steps: Int[Array, ""]
-    """Steps planned; a strategy may need fewer."""
     nfe: Int[Array, " batch"]
     """Function evaluations so far."""
+    block: Int[Array, " batch"]
+    """Number of the block that is being filled; −1 before the first step."""
+    is_open: Bool[Array, " batch"]
+    """True while there is something to do in this block."""
+    block_step: Int[Array, " batch"]
+    """Steps taken in this block."""
+    block_nfe: Int[Array, " batch"]
+    """Function evaluations for this block."""
+    proposal: Int[Array, "batch seq"]
+    """What was proposed last at every position, whether it was revealed or not; 0 before."""
+    stable_for: Int[Array, " batch"]
+    """Evaluations whose proposals for this block were those of the one before."""
     commit_confidence: Float[Array, "batch seq"]
     """Confidence of each token when it was revealed; 1 where it was given."""
 
     @property
     def is_done(self) -> Bool[Array, " batch"]:
-        """True where nothing is masked."""
-        return ~self.is_masked.any(axis=-1)
+        """True where nothing is left to do."""
+        return ~self.is_open & ~self.is_masked.any(axis=-1)
+
+    @property
+    def origin(self) -> Int[Array, " batch"]:
+        """Where the first block of a row begins: its first asked position."""
+        return jnp.argmax(self.is_asked, axis=-1)
+
+    def num_blocks(self, rules: Rules) -> Int[Array, " batch"]:
+        """Blocks from the first to the last asked position."""
+        if rules.block_length is None:
+            return jnp.ones_like(self.step)
+        last = self.is_asked.shape[-1] - 1 - jnp.argmax(self.is_asked[:, ::-1], axis=-1)
+        return (last - self.origin) // rules.block_length + 1
+
+    def block_start(self, rules: Rules) -> Int[Array, " batch"]:
+        """First position of the block."""
+        if rules.block_length is None:
+            return jnp.zeros_like(self.step)
+        return self.origin + jnp.maximum(self.block, 0) * rules.block_length
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Observation:
-    """What a strategy sees."""
+    """What a strategy sees. Numbers of the denoiser are 0 where nothing is masked, and outside the block."""
 
     proposal: Int[Array, "batch seq"]
     confidence: Float[Array, "batch seq"]
@@ -76,13 +150,26 @@ class Observation:
     margin: Float[Array, "batch seq"]
     is_masked: Bool[Array, "batch seq"]
     in_block: Bool[Array, "batch seq"]
-    """Where this step may act; all of the row unless a wrapper narrows it."""
+    """Where this step may act."""
+    is_asked: Bool[Array, "batch seq"]
+    """Where there are masks, or were before they were revealed: what may be masked again."""
     modality: Int[Array, "batch seq"]
-    step: Int[Array, ""]
-    num_steps: Int[Array, ""]
+    step: Int[Array, " batch"]
+    """Steps taken in this block."""
+    num_steps: Int[Array, " batch"]
+    """Steps planned for this block."""
+    time: Float[Array, " batch"]
+    """Planned share of masks before this step: t, from 1 to 0."""
+    next_time: Float[Array, " batch"]
+    """And after it: s < t."""
     commit_confidence: Float[Array, "batch seq"]
-    num_passes: int = dataclasses.field(metadata={"static": True})
+    num_passes: Int[Array, " batch"]
     """Forward passes this observation took."""
+
+    @property
+    def candidates(self) -> Bool[Array, "batch seq"]:
+        """Positions that may be revealed."""
+        return self.is_masked & self.in_block
 
 
 @jax.tree_util.register_dataclass
@@ -91,89 +178,218 @@ class Choice:
     """Which masked positions take their proposal, and which revealed ones are masked again."""
 
     reveal: Bool[Array, "batch seq"]
-    remask: Bool[Array, "batch seq"]
+    remask: Bool[Array, "batch seq"] | None = None
+    goes_on: Bool[Array, " batch"] | None = None
+    """True where the strategy wants another step in this block even if nothing is masked: it remasks."""
 
 
-Strategy = Callable[[RowKeys, Observation, Any], tuple[Choice, Any]]
+Memory = Any
+"""What a strategy keeps from step to step: a tree of arrays whose first axis is the batch, or None."""
+
+Strategy = Callable[[RowKeys, Observation, Memory], tuple[Choice, Memory]]
 
 
-def start(
-    sequence: Sequence,
-    keys: RowKeys,
-    mask_id: int,
-    *,
-    temperature: Float[Array, " batch"] | float = 0.0,
-    num_steps: int = 16,
-) -> State:
+def start(sequence: Sequence, keys: RowKeys, mask_id: int) -> State:
     """The state before the first step: every position that holds MASK is to be filled."""
-    batch = sequence.tokens.shape[:1]
     is_masked = sequence.tokens == mask_id
+    zero = jnp.zeros(is_masked.shape[:1], jnp.int32)
     return State(
         sequence=sequence,
+        is_asked=is_masked,
         is_masked=is_masked,
         keys=keys,
-        temperature=jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), batch),
-        step=jnp.zeros((), jnp.int32),
-        num_steps=jnp.asarray(num_steps, jnp.int32),
-        nfe=jnp.zeros(batch, jnp.int32),
+        step=zero,
+        nfe=zero,
+        block=zero - 1,
+        is_open=zero > 0,
+        block_step=zero,
+        block_nfe=zero,
+        proposal=jnp.zeros_like(sequence.tokens),
+        stable_for=zero,
         commit_confidence=jnp.where(is_masked, 0.0, 1.0),
     )
 
 
-def observe(keys: RowKeys, denoise: Denoiser, state: State) -> Observation:
-    """Runs the denoiser once and proposes a token everywhere; `keys` has one key per row."""
-    output = denoise(state.sequence)
-    log_p = jax.nn.log_softmax(output.logits)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, log_p.shape[1:]))(keys)
-    proposal = jnp.argmax(log_p + state.temperature[:, None, None] * noise, axis=-1)
-    p = jnp.exp(log_p)
-    top = jax.lax.top_k(p, 2)[0]
-    return Observation(
-        proposal=proposal.astype(jnp.int32),
-        confidence=jnp.take_along_axis(p, proposal[..., None], axis=-1)[..., 0],
-        entropy=-jnp.sum(jnp.where(p > 0, p * log_p, 0.0), axis=-1),
-        margin=top[..., 0] - top[..., 1],
-        is_masked=state.is_masked,
-        in_block=jnp.ones_like(state.is_masked),
-        modality=state.sequence.modality,
-        step=state.step,
-        num_steps=state.num_steps,
-        commit_confidence=state.commit_confidence,
-        num_passes=output.num_passes,
+def enter_blocks(state: State, rules: Rules) -> State:
+    """Rows whose block is full go on to the next one that has masks."""
+    enters = ~state.is_open & state.is_masked.any(axis=-1)
+    block = jnp.zeros_like(state.block)
+    if rules.block_length is not None:
+        block = (jnp.argmax(state.is_masked, axis=-1) - state.origin) // rules.block_length
+    return dataclasses.replace(
+        state,
+        block=jnp.where(enters, block, state.block),
+        is_open=state.is_open | enters,
+        block_step=jnp.where(enters, 0, state.block_step),
+        block_nfe=jnp.where(enters, 0, state.block_nfe),
+        stable_for=jnp.where(enters, 0, state.stable_for),
     )
 
 
-def reveal(state: State, observation: Observation, choice: Choice, mask_id: int) -> State:
-    """Writes the chosen proposals, masks what is to be masked again, and counts the evaluation."""
-    revealed = choice.reveal & state.is_masked
-    remasked = choice.remask & ~state.is_masked & state.sequence.is_target
-    tokens = jnp.where(revealed, observation.proposal, jnp.where(remasked, mask_id, state.sequence.tokens))
+def observe(
+    keys: RowKeys, denoise: Denoiser, state: State, rules: Rules, cache: Cache = None, suffix: int | None = None
+) -> tuple[Observation, Cache]:
+    """Runs the denoiser once and proposes a token wherever the block is masked; `keys` has one key per row.
+
+    With a cache only what it does not keep is computed: of a prefix cache `suffix` positions from the block's first on
+    (None: as many as a row has). Also returns the keys and values of this pass.
+    """
+    length = state.sequence.length
+    positions = jnp.arange(length)
+    start = state.block_start(rules)[:, None]
+    in_block = jnp.broadcast_to(state.is_open[:, None], state.is_masked.shape)
+    if rules.block_length is not None:
+        in_block &= (positions >= start) & (positions < start + rules.block_length)
+    asked = jnp.broadcast_to(positions, state.is_masked.shape)
+    computed = None
+    if rules.block_length is not None and rules.block_length < length:
+        asked = jnp.minimum(start + jnp.arange(rules.block_length), length - 1)
+        computed = asked
+        if cache is not None and rules.cache == "prefix":
+            computed = jnp.minimum(start + jnp.arange(suffix or length), length - 1)
+    output = denoise(state.sequence, computed, cache)
+    if computed is not None and computed.shape != asked.shape:
+        output = output.first(asked.shape[1])
+    is_wanted = jnp.take_along_axis(state.is_masked & in_block, asked, axis=1)
+    proposals = propose(output, is_wanted, asked, keys, rules.draw, rules.chunk)
+    rows = jnp.arange(len(asked))[:, None]
+    # A block may reach beyond the row: there the last position is asked for again, with the same answer.
+    full = jax.tree.map(lambda x: jnp.zeros(state.is_masked.shape, x.dtype).at[rows, asked].set(x), proposals)
+    planned = -(-jnp.asarray(rules.num_steps) // state.num_blocks(rules))
+    share = {"linear": lambda u: 1 - u, "cosine": lambda u: jnp.cos(jnp.pi / 2 * u)}[rules.grid]
+    return Observation(
+        proposal=full.token,
+        confidence=full.confidence,
+        entropy=full.entropy,
+        margin=full.margin,
+        is_masked=state.is_masked,
+        in_block=in_block,
+        is_asked=state.is_asked,
+        modality=state.sequence.modality,
+        step=state.block_step,
+        num_steps=planned,
+        time=share(jnp.minimum(state.block_step / planned, 1.0)),
+        next_time=jnp.where(state.block_step + 1 >= planned, 0.0, share((state.block_step + 1) / planned)),
+        commit_confidence=state.commit_confidence,
+        num_passes=jnp.broadcast_to(jnp.asarray(output.num_passes), state.step.shape),
+    ), output.cache
+
+
+def reveal(state: State, observation: Observation, choice: Choice, rules: Rules) -> State:
+    """Writes the chosen proposals, masks what is to be masked again, counts the evaluation, and keeps the rules."""
+    candidates = observation.candidates
+    is_active = state.is_open
+    had_masks = candidates.any(axis=-1)
+    passes = jnp.where(had_masks, observation.num_passes, 0)
+    block_nfe = state.block_nfe + passes
+    is_same = ((observation.proposal == state.proposal) | ~candidates).all(axis=-1) & (state.block_step > 0)
+    stable_for = jnp.where(is_same, state.stable_for + 1, 0)
+    is_last = jnp.zeros_like(is_active)
+    if rules.max_nfe is not None:
+        is_last |= block_nfe + observation.num_passes > rules.max_nfe // state.num_blocks(rules)
+    if rules.patience is not None:
+        is_last |= stable_for + 1 >= rules.patience
+    revealed = (choice.reveal | is_last[:, None]) & candidates
+    remasked = jnp.zeros_like(revealed)
+    if choice.remask is not None:
+        remasked = choice.remask & ~state.is_masked & state.is_asked & observation.in_block & ~is_last[:, None]
+    tokens = jnp.where(revealed, observation.proposal, jnp.where(remasked, rules.mask_id, state.sequence.tokens))
     confidence = jnp.where(revealed, observation.confidence, jnp.where(remasked, 0.0, state.commit_confidence))
+    is_masked = (state.is_masked & ~revealed) | remasked
+    if rules.eos_id is not None:
+        ended = is_masked & _after_the_end(tokens, is_masked, state, rules.eos_id)
+        tokens, is_masked = jnp.where(ended, rules.eos_id, tokens), is_masked & ~ended
+        confidence = jnp.where(ended, 1.0, confidence)
+    goes_on = jnp.zeros_like(is_active) if choice.goes_on is None else choice.goes_on & ~is_last
     return dataclasses.replace(
         state,
         sequence=state.sequence.replace(tokens=tokens),
-        is_masked=(state.is_masked & ~revealed) | remasked,
-        step=state.step + 1,
-        nfe=state.nfe + jnp.where(state.is_done, 0, observation.num_passes),
+        is_masked=is_masked,
+        step=state.step + is_active,
+        nfe=state.nfe + passes,
+        is_open=is_active & ((is_masked & observation.in_block).any(axis=-1) | goes_on),
+        block_step=state.block_step + is_active,
+        block_nfe=block_nfe,
+        proposal=jnp.where(candidates, observation.proposal, state.proposal),
+        stable_for=stable_for,
         commit_confidence=confidence,
     )
 
 
-def advance(denoise: Denoiser, strategy: Strategy, mask_id: int, state: State, memory: Any) -> tuple[State, Any]:
-    """One step of every row."""
-    keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, state.step)))(state.keys)
-    observation = observe(keys[:, 0], denoise, state)
-    choice, memory = strategy(keys[:, 1], observation, memory)
-    return reveal(state, observation, choice, mask_id), memory
+def _after_the_end(tokens, is_masked, state: State, eos_id: int) -> Bool[Array, "batch seq"]:
+    """True after an EOS that was generated with neither a mask nor anything given between the last given and itself."""
+    length = tokens.shape[-1]
+    positions = jnp.arange(length)
+    is_given = ~state.is_asked & state.sequence.is_target
+    last_given = jnp.max(jnp.where(is_given, positions, -1), axis=-1, keepdims=True)
+    is_hole = is_masked & (positions > last_given)
+    first_hole = jnp.min(jnp.where(is_hole, positions, length), axis=-1, keepdims=True)
+    is_end = (tokens == eos_id) & state.is_asked & ~is_masked & (positions > last_given) & (positions < first_hole)
+    return is_end.any(axis=-1, keepdims=True) & (positions > last_given)
 
 
-def sample(denoise: Denoiser, strategy: Strategy, mask_id: int, state: State, memory: Any = None) -> State:
-    """Steps until nothing is masked, within one jitted loop; give it a strategy that always makes progress."""
+def advance(
+    denoise: Denoiser,
+    strategy: Strategy,
+    rules: Rules,
+    state: State,
+    memory: Memory,
+    cache: Cache = None,
+    suffix: int | None = None,
+) -> tuple[State, Memory, Cache]:
+    """One step of every row; without a cache it begins a round."""
+    if cache is None:
+        state = enter_blocks(state, rules)
+    keys = jax.vmap(lambda key, step: jax.random.split(jax.random.fold_in(key, step)))(state.keys, state.step)
+    observation, new_cache = observe(keys[:, 0], denoise, state, rules, cache, suffix)
+    choice, new_memory = strategy(keys[:, 1], observation, memory)
+    memory = jax.tree.map(lambda new, old: jnp.where(_like(state.is_open, new), new, old), new_memory, memory)
+    return reveal(state, observation, choice, rules), memory, new_cache if cache is None else cache
 
-    def unfinished(carry):
-        return ~carry[0].is_done.all()
 
-    def body(carry):
-        return advance(denoise, strategy, mask_id, *carry)
+def sample(
+    denoise: Denoiser,
+    strategy: Strategy,
+    rules: Rules,
+    state: State,
+    memory: Memory = None,
+    enough: Int[Array, ""] | int = 0,
+) -> tuple[State, Memory]:
+    """Rounds until at most `enough` rows are unfinished, in one loop on the device."""
 
-    return jax.lax.while_loop(unfinished, body, (state, memory))[0]
+    def is_unfinished(carry):
+        return (~carry[0].is_done).sum() > enough
+
+    def rest_of_round(suffix, state, memory, cache):
+        def goes_on(carry):
+            state, _, passes = carry
+            return state.is_open.any() & (passes < rules.refresh_every)
+
+        def one_step(carry):
+            state, memory, passes = carry
+            state, memory, _ = advance(denoise, strategy, rules, state, memory, cache, suffix)
+            return state, memory, passes + 1
+
+        return jax.lax.while_loop(goes_on, one_step, (state, memory, jnp.ones((), jnp.int32)))[:2]
+
+    def one_round(carry):
+        state, memory, cache = advance(denoise, strategy, rules, *carry)
+        if rules.cache == "none":
+            return state, memory
+        if rules.cache == "dual":
+            return rest_of_round(None, state, memory, cache)
+        # Shapes are fixed when compiled, so what is behind a prefix is cut to one of a few lengths.
+        length = state.sequence.length
+        suffixes = sorted(
+            {max(-(-length * part // 4), min(rules.block_length or length, length)) for part in (1, 2, 3, 4)}
+        )
+        needed = jnp.max(jnp.where(state.is_open, length - state.block_start(rules), 0))
+        choice = jnp.searchsorted(jnp.array(suffixes), needed)
+        return jax.lax.switch(choice, [partial(rest_of_round, n) for n in suffixes], state, memory, cache)
+
+    return jax.lax.while_loop(is_unfinished, one_round, (state, memory))
+
+
+def _like(flags: Bool[Array, " batch"], x: Array) -> Bool[Array, "batch *rest"]:
+    """The flags with as many axes as x."""
+    return flags.reshape(-1, *[1] * (x.ndim - 1))

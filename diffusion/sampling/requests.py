@@ -1,7 +1,9 @@
 """From examples with holes to finished examples: batching, seeding and decoding of whole requests.
 
-A request's randomness is folded in from the seed and its own content and number, never from its place in a
-batch, and every batch has the same number of rows, so an answer does not depend on what else was asked.
+A request's randomness is folded in from the seed and its own content and number, never from its place in a batch. Rows
+of one bucket of lengths go together, in batches of 2ⁿ rows. When half of a batch is done the rest goes on in half the
+batch, so that finished rows cost nothing. In a batch of another size or length an answer is the same as long as the
+rounding of the denoiser does not decide between two tokens.
 """
 
 import hashlib
@@ -10,45 +12,20 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int
 
 from trimask.diffusion.sampling import loop
-from trimask.diffusion.sampling.guidance import guided, restricted
-from trimask.diffusion.sampling.loop import Denoiser, RowKeys, State, Strategy
-from trimask.diffusion.sampling.strategies import STRATEGIES
+from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.sampling.guidance import Guidance, guided, restricted
+from trimask.diffusion.sampling.loop import Cache, Denoiser, Memory, RowKeys, Rules, State, Strategy
 from trimask.tokenizers.sequence import Example, assemble, disassemble, stack
 from trimask.tokenizers.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
-    """How masked positions are filled."""
-
-    strategy: Literal["random", "confidence", "threshold"] = "confidence"
-    """Which positions are revealed first: any; the most confident; all that are confident enough."""
-    steps: int = 16
-    """Steps in which random and confidence reveal everything; fewer where there are fewer masks."""
-    threshold: float = 0.9
-    """Confidence from which the threshold strategy reveals a position."""
-    temperature: float = 1.0
-    """Of the tokens' draw; 0 takes the most probable."""
-    guidance: float = 0.0
-    """Classifier-free guidance: 0 is none."""
-
-    def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be finite and not negative, got {self.temperature}")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
-        if not 0 <= self.guidance < float("inf"):
-            raise ValueError(f"guidance must be finite and not negative, got {self.guidance}")
 
 
 @dataclass(frozen=True)
@@ -58,13 +35,15 @@ class Answer:
     example: Example
     nfe: int
     """Function evaluations it took."""
+    log_probs: Float[np.ndarray, " asked"]
+    """Log-probability, in nats, of each token that was asked for when it was revealed, in the order of the row."""
 
 
 class Generator:
-    """Fills requests with one denoiser; compiled once per row length and configuration."""
+    """Fills requests with one denoiser; compiled once per row length, batch size and kind of configuration."""
 
     def __init__(self, denoise: Denoiser, vocabulary: Vocabulary, *, rows: int = 32, bucket: int = 8):
-        """Batches have `rows` rows, padded to a multiple of `bucket` tokens, whatever is asked."""
+        """Batches have `rows` rows at most, padded to a multiple of `bucket` tokens."""
         # A Partial is a tree of its arrays: the compiled loop takes weights as arguments, not as constants.
         self.denoise = denoise if isinstance(denoise, Partial) else Partial(denoise)
         self.vocabulary, self.rows, self.bucket = vocabulary, rows, bucket
@@ -78,34 +57,63 @@ class Generator:
     ) -> list[Answer]:
         """Answers in the order of the requests. Code -1 is filled, everything else is kept."""
         answers: dict[int, Answer] = {}
-        for numbers, state in self._batches(requests, config, seed):
-            final = _sample(config, self.vocabulary, self.denoise, state)
-            rows, nfe = jax.device_get((final.sequence, final.nfe))
-            for row, number in enumerate(numbers):
-                example = self._example(rows, row)
-                answers[number] = Answer(example, int(nfe[row]))
-            report(len(answers), len(requests))
+        for numbers, state, memory in self._batches(requests, config, seed):
+            while numbers:
+                enough = len(state.step) // 2
+                state, memory = _sample(
+                    self.vocabulary, self.denoise, *_parts(config, self.vocabulary), state, memory, enough
+                )
+                is_done = np.asarray(state.is_done)
+                done = [row for row in range(len(numbers)) if is_done[row]]
+                answers |= {numbers[row]: answer for row, answer in self._answers(state, done)}
+                report(len(answers), len(requests))
+                left = [row for row in range(len(numbers)) if not is_done[row]]
+                numbers = [numbers[row] for row in left]
+                if numbers:
+                    state, memory = _rows((state, memory), np.array(_filled(left, _batch_size(len(left), self.rows))))
         return [answers[number] for number in range(len(requests))]
+
+    def steps(
+        self, requests: AnySequence[Example], config: GenerationConfig, seed: int
+    ) -> Iterator[tuple[list[int], State]]:
+        """Numbers of requests and their state, before the first step and after every one: `generate`, watched."""
+        for numbers, state, memory in self._batches(requests, config, seed):
+            parts = _parts(config, self.vocabulary)
+            yield numbers, state
+            cache, passes = None, 0
+            while not np.asarray(state.is_done)[: len(numbers)].all():
+                state, memory, cache = _advance(self.vocabulary, self.denoise, *parts, state, memory, cache)
+                passes += 1
+                is_over = config.cache == "none" or passes >= (config.refresh_every or np.inf)
+                if is_over or not np.asarray(state.is_open).any():
+                    cache, passes = None, 0
+                yield numbers, state
 
     def trajectories(self, requests: AnySequence[Example], config: GenerationConfig, seed: int) -> list[list[Example]]:
         """Each request before the first step and after every step; the last is what `generate` answers."""
         paths: dict[int, list[Example]] = {}
-        for numbers, state in self._batches(requests, config, seed):
-            rows, is_done = jax.device_get((state.sequence, state.is_done))
-            paths |= {number: [self._example(rows, row)] for row, number in enumerate(numbers)}
-            while not is_done.all():
-                state = _advance(config, self.vocabulary, self.denoise, state)
-                rows, was_done, is_done = jax.device_get((state.sequence, is_done, state.is_done))
-                for row, number in enumerate(numbers):
-                    if not was_done[row]:
-                        paths[number].append(self._example(rows, row))
+        taken: dict[int, int] = {}
+        for numbers, state in self.steps(requests, config, seed):
+            rows, steps = jax.device_get((state.sequence, state.step))
+            for row, number in enumerate(numbers):
+                if taken.get(number) != steps[row]:
+                    taken[number] = steps[row]
+                    paths.setdefault(number, []).append(self._example(rows, row))
         return [paths[number] for number in range(len(requests))]
+
+    def _answers(self, state: State, rows: list[int]) -> Iterator[tuple[int, Answer]]:
+        fields = (state.sequence, state.nfe, state.commit_confidence, state.is_asked)
+        sequence, nfe, confidence, is_asked = jax.device_get(fields)
+        for row in rows:
+            with np.errstate(divide="ignore"):
+                log_probs = np.log(confidence[row][is_asked[row]])
+            yield row, Answer(self._example(sequence, row), int(nfe[row]), log_probs)
 
     def _example(self, rows, row: int) -> Example:
         return disassemble(self.vocabulary, jax.tree.map(lambda x: x[row], rows))[0]
 
-    def _batches(self, requests, config: GenerationConfig, seed: int) -> Iterator[tuple[list[int], State]]:
-        """Requests of one bucket of lengths, `rows` at a time; the last batch is filled up with repeats."""
+    def _batches(self, requests, config: GenerationConfig, seed: int) -> Iterator[tuple[list[int], State, Memory]]:
+        """Requests of one bucket of lengths, `rows` at most at a time; a batch is filled up with repeats."""
         keys = request_keys(requests, seed)
         by_length: dict[int, list[int]] = {}
         for number, request in enumerate(requests):
@@ -113,35 +121,90 @@ class Generator:
         for length, numbers in by_length.items():
             for first in range(0, len(numbers), self.rows):
                 chunk = numbers[first : first + self.rows]
-                filled = chunk + chunk[:1] * (self.rows - len(chunk))
+                filled = _filled(chunk, _batch_size(len(chunk), self.rows))
                 sequence = stack([assemble(self.vocabulary, [requests[n]], length) for n in filled])
-                yield (
-                    chunk,
-                    loop.start(
-                        jax.tree.map(jnp.asarray, sequence),
-                        keys[np.array(filled)],
-                        self.vocabulary.mask_id,
-                        temperature=config.temperature,
-                        num_steps=config.steps,
-                    ),
-                )
+                state = loop.start(jax.tree.map(jnp.asarray, sequence), keys[np.array(filled)], self.vocabulary.mask_id)
+                _require_budget(config, state)
+                yield chunk, state, _memory(config, state)
 
 
-def _step_of(config: GenerationConfig, vocabulary: Vocabulary, denoise: Denoiser) -> tuple[Denoiser, Strategy, int]:
-    """What `loop.sample` and `loop.advance` take before the state."""
-    denoise = denoise if config.guidance == 0 else guided(denoise, config.guidance, vocabulary.mask_id)
-    return restricted(denoise, vocabulary), STRATEGIES[config.strategy](config.threshold), vocabulary.mask_id
+def _parts(config: GenerationConfig, vocabulary: Vocabulary) -> tuple[Guidance | None, Strategy, Rules]:
+    return config.guide, config.chosen, config.rules(vocabulary)
+
+
+def _filled(numbers: list[int], size: int) -> list[int]:
+    return numbers + numbers[:1] * (size - len(numbers))
+
+
+def _batch_size(count: int, most: int) -> int:
+    """The least 2ⁿ that holds so many rows, but not more than `most`."""
+    return min(most, 1 << (count - 1).bit_length())
+
+
+@jax.jit
+def _rows(tree: Any, rows: Int[Array, " rows"]) -> Any:
+    """These rows of every array."""
+    return jax.tree.map(lambda x: x[rows], tree)
+
+
+def _memory(config: GenerationConfig, state: State) -> Memory:
+    """What the strategy remembers at the start: the rank of every position in a given order."""
+    if config.strategy != "given" or config.order is None:
+        return None
+    is_asked = np.asarray(state.is_asked)
+    counts = {int(count) for count in is_asked.sum(axis=-1)}
+    if counts != {len(config.order)}:
+        asked = ", ".join(map(str, sorted(counts)))
+        raise ValueError(f"order has {len(config.order)} places, and {asked} are asked for")
+    rank = np.zeros(is_asked.shape, np.int32)
+    rank[is_asked] = np.tile(np.argsort(config.order), len(rank))
+    return jnp.asarray(rank)
+
+
+def _require_budget(config: GenerationConfig, state: State) -> None:
+    """Every block takes an evaluation, with guidance two."""
+    least = 1 if config.guidance == 0 else 2
+    if config.max_nfe is None:
+        return
+    blocks = 1
+    if config.block_length is not None:
+        places = [np.flatnonzero(row) for row in np.asarray(state.is_asked)]
+        blocks = max((int(p[-1] - p[0]) // config.block_length + 1 for p in places if len(p)), default=1)
+    if config.max_nfe < least * blocks:
+        raise ValueError(f"max_nfe is {config.max_nfe}, and {blocks} blocks take {least * blocks} evaluations at least")
+
+
+def _with_transforms(denoise: Denoiser, guidance: Guidance | None, vocabulary: Vocabulary) -> Denoiser:
+    return restricted(denoise if guidance is None else guided(denoise, guidance, vocabulary.mask_id), vocabulary)
 
 
 # Functions, not methods: a new Generator of the same network finds them compiled.
-@partial(jax.jit, static_argnums=(0, 1))
-def _sample(config: GenerationConfig, vocabulary: Vocabulary, denoise: Denoiser, state: State) -> State:
-    return loop.sample(*_step_of(config, vocabulary, denoise), state)
+@partial(jax.jit, static_argnums=0)
+def _sample(
+    vocabulary: Vocabulary,
+    denoise: Denoiser,
+    guidance: Guidance | None,
+    strategy: Strategy,
+    rules: Rules,
+    state: State,
+    memory: Memory,
+    enough: Int[Array, ""] | int,
+) -> tuple[State, Memory]:
+    return loop.sample(_with_transforms(denoise, guidance, vocabulary), strategy, rules, state, memory, enough)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _advance(config: GenerationConfig, vocabulary: Vocabulary, denoise: Denoiser, state: State) -> State:
-    return loop.advance(*_step_of(config, vocabulary, denoise), state, None)[0]
+@partial(jax.jit, static_argnums=0)
+def _advance(
+    vocabulary: Vocabulary,
+    denoise: Denoiser,
+    guidance: Guidance | None,
+    strategy: Strategy,
+    rules: Rules,
+    state: State,
+    memory: Memory,
+    cache: Cache,
+) -> tuple[State, Memory, Cache]:
+    return loop.advance(_with_transforms(denoise, guidance, vocabulary), strategy, rules, state, memory, cache)
 
 
 def request_keys(requests: AnySequence[Example], seed: int) -> RowKeys:

@@ -1,0 +1,137 @@
+"""How masked positions are filled, as a user says it."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Literal
+
+from jax.tree_util import Partial
+
+from trimask.diffusion.sampling.guidance import Guidance
+from trimask.diffusion.sampling.loop import Rules, Strategy
+from trimask.diffusion.sampling.strategies import STRATEGIES
+from trimask.diffusion.sampling.tokens import Draw
+from trimask.tokenizers.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How masked positions are filled."""
+
+    strategy: str = "confidence"
+    """Which positions are revealed first: random, ancestral, first_hitting, confidence, margin, entropy, position,
+    entropy_bound, threshold, leftmost, factor, given, remdm_cap, remdm_rescale, remdm_confidence or remdm_loop."""
+    steps: int = 16
+    """Steps in which random, ancestral, confidence, margin, entropy, position, given and remdm_* reveal everything;
+    fewer where there are fewer masks. Others take what they need."""
+    grid: Literal["linear", "cosine"] = "linear"
+    """Share of masks left after the share u of the steps: 1 − u, or cos(π/2·u), which reveals few at first."""
+    threshold: float = 0.9
+    """Confidence from which threshold and leftmost reveal."""
+    factor: float = 1.0
+    """Of factor: n are revealed if (n + 1)(1 − the n-th confidence) is smaller."""
+    entropy_bound: float = 0.1
+    """Of entropy_bound, in nats: the entropies revealed at once, but for the largest, sum up to this at most."""
+    position_penalty: float = 0.02
+    """Of position: a place's confidence counts e^−penalty times that of the place before."""
+    order: tuple[int, ...] | None = None
+    """Of given: the places of what is asked, in the order to reveal them. None: from left to right."""
+    remask: float = 0.05
+    """η of remdm_cap, remdm_rescale and remdm_loop: how readily tokens are masked again."""
+    loop_from: float = 0.55
+    """Time at which remdm_loop begins to hold what it has."""
+    loop_until: float = 0.05
+    """Time from which remdm_loop reveals the rest."""
+    loop_kept: float = 0.9
+    """Share that is known while remdm_loop holds it."""
+    temperature: float = 1.0
+    """Of the tokens' draw; 0 takes the most probable."""
+    top_k: int | None = None
+    """Draw among so many most probable tokens."""
+    top_p: float | None = None
+    """Draw among the most probable tokens that together have this probability."""
+    min_p: float | None = None
+    """Draw among the tokens at least so many times as probable as the most probable one."""
+    guidance: float = 0.0
+    """Classifier-free guidance: 0 is none."""
+    guidance_interval: tuple[float, float] | None = None
+    """Guide only while the share of masks lies in (low, high]. None: always."""
+    block_length: int | None = None
+    """Fill blocks of so many tokens from left to right. None: everything at once."""
+    cache: Literal["none", "prefix", "dual"] = "none"
+    """What a block keeps of its first pass: nothing; keys and values before it; those after it too. Approximate."""
+    refresh_every: int | None = None
+    """Passes after which the cache is computed anew even within a block. None: for every block."""
+    max_nfe: int | None = None
+    """Function evaluations of an answer at most, shared out among its blocks; what is left then is revealed at once."""
+    patience: int | None = None
+    """Reveal the rest of a block when its proposals were the same in so many evaluations."""
+    stop_at_eos: bool = True
+    """A text is over at its first EOS: nothing is computed for what comes after."""
+
+    def __post_init__(self):
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"no strategy {self.strategy!r}; there are {', '.join(STRATEGIES)}")
+        for name in ("steps", "top_k", "block_length", "refresh_every", "max_nfe", "patience"):
+            _require(name, getattr(self, name), lambda value: value >= 1, "at least 1")
+        for name in ("threshold", "remask", "loop_from", "loop_until", "loop_kept", "min_p"):
+            _require(name, getattr(self, name), lambda value: 0 <= value <= 1, "in [0, 1]")
+        for name in ("temperature", "guidance", "factor", "entropy_bound", "position_penalty"):
+            _require(name, getattr(self, name), lambda value: 0 <= value < float("inf"), "finite and not negative")
+        _require("top_p", self.top_p, lambda value: 0 < value <= 1, "in (0, 1]")
+        if not 0 < self.loop_until < self.loop_from < 1 or not 0 < self.loop_kept < 1:
+            raise ValueError(
+                "remdm_loop needs 0 < loop_until < loop_from < 1 and loop_kept in (0, 1), got "
+                f"{self.loop_until}, {self.loop_from} and {self.loop_kept}"
+            )
+        if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1] <= 1:
+            raise ValueError(f"guidance_interval must be 0 ≤ low < high ≤ 1, got {self.guidance_interval}")
+        if self.order is not None and sorted(self.order) != list(range(len(self.order))):
+            raise ValueError(f"order must hold every place from 0 on once, got {self.order}")
+
+    @property
+    def chosen(self) -> Strategy:
+        """The strategy with its numbers."""
+        return Partial(STRATEGIES[self.strategy], **{name: getattr(self, name) for name in numbers_of(self.strategy)})
+
+    @property
+    def guide(self) -> Guidance | None:
+        """Guidance, if there is any."""
+        return None if self.guidance == 0 else Guidance(self.guidance, self.guidance_interval)
+
+    def rules(self, vocabulary: Vocabulary) -> Rules:
+        """What holds whatever the strategy."""
+        return Rules(
+            mask_id=vocabulary.mask_id,
+            eos_id=vocabulary.eos_id if self.stop_at_eos else None,
+            num_steps=self.steps,
+            draw=Draw(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p),
+            max_nfe=self.max_nfe,
+            patience=self.patience,
+            refresh_every=2**30 if self.refresh_every is None else self.refresh_every,
+            grid=self.grid,
+            block_length=self.block_length,
+            cache=self.cache,
+        )
+
+
+def numbers_of(strategy: str) -> tuple[str, ...]:
+    """The fields of a configuration that a strategy takes as its numbers."""
+    parameters = inspect.signature(STRATEGIES[strategy]).parameters.values()
+    return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
+
+
+def require_used(config: GenerationConfig, default: GenerationConfig) -> None:
+    """Refuses what differs from the default and has no part in the strategy."""
+    of: dict[str, list[str]] = {"order": ["given"]}
+    for strategy in STRATEGIES:
+        for name in numbers_of(strategy):
+            of.setdefault(name, []).append(strategy)
+    for name, strategies in of.items():
+        if getattr(config, name) != getattr(default, name) and config.strategy not in strategies:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} is of the strategy {' or '.join(strategies)}; this is {config.strategy}")
+
+
+def _require(name, value, holds, what) -> None:
+    if value is not None and not holds(value):
+        raise ValueError(f"{name} must be {what}, got {value}")

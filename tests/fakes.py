@@ -1,0 +1,94 @@
+"""Denoisers without a network, and requests over a small vocabulary, for tests of sampling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from trimask.diffusion.sampling import loop
+from trimask.diffusion.sampling.loop import State
+from trimask.diffusion.sampling.requests import request_keys
+from trimask.diffusion.transformer import Output
+from trimask.tokenizers.sequence import Example, Segment, assemble, stack
+from trimask.tokenizers.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary(text_size=6, codebook_sizes={"image": (5,), "audio": (3, 4)})
+MASK = VOCABULARY.mask_id
+TEXT_IDS = VOCABULARY.ranges[1]
+
+
+def output(logits) -> Output:
+    return Output(logits, Partial(lambda features: features), logits, ())
+
+
+def at(logits, positions):
+    """Logits at the positions asked for."""
+    return logits if positions is None else jnp.take_along_axis(logits, positions[..., None], axis=1)
+
+
+def fake(logits_of_row):
+    """A denoiser that gives each row fixed logits [seq, vocab], whatever it sees."""
+
+    def denoise(sequence, positions=None, cache=None):
+        full = jnp.broadcast_to(logits_of_row, (*sequence.tokens.shape, logits_of_row.shape[-1]))
+        return output(at(full, positions))
+
+    return denoise
+
+
+def knows(answer):
+    """A denoiser sure of the given row of ids."""
+    return fake(20.0 * jax.nn.one_hot(jnp.asarray(answer), VOCABULARY.size))
+
+
+def mixing(answer=None, is_sure=False):
+    """Logits that depend on all tokens of the row, exactly representable so that batches cannot matter.
+
+    With an answer, a row of ids, the same program can also be sure of it.
+    """
+    table = jax.random.randint(jax.random.key(7), (VOCABULARY.size, VOCABULARY.size), -8, 8) / 4
+    certain = jnp.zeros(VOCABULARY.size) if answer is None else 20.0 * jax.nn.one_hot(answer, VOCABULARY.size)
+    return Partial(_mix, table=0 * table if is_sure else table, certain=certain if is_sure else 0 * certain)
+
+
+TRACES: list[tuple[int, ...]] = []
+"""Shapes for which a mixing denoiser was traced."""
+
+
+def _mix(sequence, positions=None, cache=None, *, table, certain):
+    TRACES.append(sequence.tokens.shape)
+    row = jnp.where(sequence.is_padding[..., None], 0.0, table[sequence.tokens]).sum(axis=1, keepdims=True)
+    place = jnp.arange(sequence.length)[None, :, None] % 3
+    return output(at(row + table[sequence.tokens] * (1 + place) + certain, positions))
+
+
+def joint(probabilities):
+    """The exact denoiser of a distribution over as many text tokens as it has axes, at the end of a row."""
+    p = jnp.asarray(probabilities)
+    n, size = p.ndim, p.shape[0]
+
+    def conditional(tokens):
+        codes = tokens - TEXT_IDS.start
+        agrees = jnp.ones(p.shape)
+        for axis in range(n):
+            one = (jnp.arange(size) == codes[axis]) | (tokens[axis] == MASK)
+            agrees = agrees * one.reshape([-1 if a == axis else 1 for a in range(n)])
+        weight = p * agrees
+        marginals = [weight.sum(axis=tuple(a for a in range(n) if a != axis)) for axis in range(n)]
+        return jnp.stack(marginals) / weight.sum()
+
+    def denoise(sequence, positions=None, cache=None):
+        rows = jnp.log(jax.vmap(conditional)(sequence.tokens[:, 2 : 2 + n]) + 1e-30)
+        full = jnp.full((*sequence.tokens.shape, VOCABULARY.size), -30.0)
+        return output(at(full.at[:, 2 : 2 + n, TEXT_IDS.start : TEXT_IDS.start + size].set(rows), positions))
+
+    return denoise
+
+
+def text_request(codes) -> Example:
+    return Example("text", (Segment("text", np.array(codes)),))
+
+
+def begin(requests, length: int, seed: int = 0) -> State:
+    rows = jax.tree.map(jnp.asarray, stack([assemble(VOCABULARY, [r], length) for r in requests]))
+    return loop.start(rows, request_keys(requests, seed), MASK)

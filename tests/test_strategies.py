@@ -1,0 +1,345 @@
+"""One battery for every strategy: its definition in slow Python, what it may touch, its end, and what it samples."""
+
+import dataclasses
+import itertools
+import math
+
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import begin, text_request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trimask.diffusion.sampling import loop
+from trimask.diffusion.sampling.config import GenerationConfig, numbers_of, require_used
+from trimask.diffusion.sampling.loop import Choice, Observation
+from trimask.diffusion.sampling.requests import Generator
+from trimask.diffusion.sampling.strategies import STRATEGIES, with_progress
+from trimask.tokenizers.sequence import assemble
+
+EVERY_STRATEGY = pytest.mark.parametrize("name", STRATEGIES)
+ROW = 6
+NUMBERS = {
+    "threshold": 0.6,
+    "factor": 1.2,
+    "entropy_bound": 0.7,
+    "position_penalty": 0.3,
+    "remask": 0.3,
+    "loop_from": 0.7,
+    "loop_until": 0.3,
+    "loop_kept": 0.6,
+}
+
+
+def bound(name):
+    config = GenerationConfig(strategy=name, **{n: NUMBERS[n] for n in numbers_of(name)})
+    return config.chosen
+
+
+def uniforms(key, length=ROW):
+    return np.array([float(jax.random.uniform(jax.random.fold_in(key, place))) for place in range(length)])
+
+
+def even_share(row):
+    left, t, s = len(row["candidates"]), row["t"], row["s"]
+    return max(1, math.ceil(left * (1 - s / t) - 1e-4))
+
+
+def first(row, score, count):
+    return set(sorted(row["candidates"], key=lambda i: (-score[i], i))[:count])
+
+
+def confident(row):
+    return {i for i in row["candidates"] if row["confidence"][i] >= np.float32(NUMBERS["threshold"])}
+
+
+def by_factor(row):
+    order = sorted(row["candidates"], key=lambda i: (-row["confidence"][i], i))
+    holds = [n for n in range(1, len(order) + 1) if (n + 1) * (1 - row["confidence"][order[n - 1]]) < NUMBERS["factor"]]
+    return set(order[: max(holds, default=1)])
+
+
+def by_entropy(row):
+    order = sorted(row["candidates"], key=lambda i: (row["entropy"][i], i))
+    sizes = range(1, len(order) + 1)
+    fits = [n for n in sizes if sum(row["entropy"][i] for i in order[: n - 1]) <= NUMBERS["entropy_bound"]]
+    return set(order[: max(fits, default=1)])
+
+
+def remasked(row, sigma_of):
+    """Revealed and masked again by ReMDM with σ(position)."""
+    t, s = row["t"], row["s"]
+    reveal = {i for i in row["candidates"] if s == 0 or row["u"][i] < (1 - s - (1 - sigma_of(None)) * (1 - t)) / t}
+    return reveal, {i for i in row["revealed"] if row["u"][i] < sigma_of(i)}
+
+
+def sigma_max(row):
+    return 1.0 if row["t"] == 1 else min(1.0, row["s"] / (1 - row["t"]))
+
+
+def softly(row):
+    weights = {i: math.exp(-row["commit"][i]) for i in row["revealed"]}
+    return lambda i: 0.0 if i is None else sigma_max(row) * weights[i] / sum(weights.values())
+
+
+def in_a_loop(row):
+    start, until, kept, eta = (NUMBERS[n] for n in ("loop_from", "loop_until", "loop_kept", "remask"))
+    now, then = 1 - row["step"] / row["steps"], 1 - (row["step"] + 1) / row["steps"]
+
+    def masked(time):
+        return 1 - (1 - time) * kept / (1 - start) if time > start else min(time / until, 1) * (1 - kept)
+
+    if until < now <= start and row["step"] + 1 < row["steps"]:
+        reveal, sigma = eta * kept / (1 - kept), eta
+    elif row["step"] + 1 >= row["steps"]:
+        reveal, sigma = 1.0, eta if until < now <= start else 0.0
+    else:
+        reveal, sigma = 1 - masked(then) / masked(now), 0.0
+    return {i for i in row["candidates"] if row["u"][i] < reveal}, {i for i in row["revealed"] if row["u"][i] < sigma}
+
+
+def best(row, score, chosen=()):
+    return set(chosen) or first(row, score, 1)
+
+
+ORACLES = {
+    "random": lambda r: first(r, r["u"], even_share(r)),
+    "ancestral": lambda r: {i for i in r["candidates"] if r["s"] == 0 or r["u"][i] < 1 - r["s"] / r["t"]},
+    "first_hitting": lambda r: first(r, r["u"], 1),
+    "confidence": lambda r: first(r, r["confidence"], even_share(r)),
+    "margin": lambda r: first(r, r["margin"], even_share(r)),
+    "entropy": lambda r: first(r, -r["entropy"], even_share(r)),
+    "position": lambda r: first(
+        r,
+        {i: r["confidence"][i] * math.exp(-NUMBERS["position_penalty"] * r["asked"].index(i)) for i in r["candidates"]},
+        even_share(r),
+    ),
+    "entropy_bound": by_entropy,
+    "threshold": lambda r: best(r, r["confidence"], confident(r)),
+    "leftmost": lambda r: best(r, -np.arange(ROW), confident(r)),
+    "factor": by_factor,
+    "given": lambda r: first(r, -np.arange(ROW), even_share(r)),
+    "remdm_cap": lambda r: remasked(r, lambda _: min(NUMBERS["remask"], sigma_max(r))),
+    "remdm_rescale": lambda r: remasked(r, lambda _: NUMBERS["remask"] * sigma_max(r)),
+    "remdm_confidence": lambda r: remasked(r, softly(r)),
+    "remdm_loop": in_a_loop,
+}
+STEPS = 5
+CHOOSE = jax.jit(lambda strategy, keys, seen: strategy(keys, seen, None))
+
+
+def observation(rows, step=0):
+    """Of rows of (confidence, entropy, margin, status): masked, revealed, given, or outside the block."""
+    confidence, entropy, margin = (jnp.array([[p[k] for p in row] for row in rows], jnp.float32) for k in range(3))
+    status = np.array([[p[3] for p in row] for row in rows])
+    batch = len(rows)
+    return Observation(
+        proposal=jnp.zeros(confidence.shape, jnp.int32),
+        confidence=confidence,
+        entropy=entropy,
+        margin=margin,
+        is_masked=jnp.asarray((status == "masked") | (status == "outside")),
+        in_block=jnp.asarray(status != "outside"),
+        is_asked=jnp.asarray(status != "given"),
+        modality=jnp.ones(confidence.shape, jnp.int32),
+        step=jnp.full(batch, step),
+        num_steps=jnp.full(batch, STEPS),
+        time=jnp.full(batch, 1 - step / STEPS, jnp.float32),
+        next_time=jnp.full(batch, max(0.0, 1 - (step + 1) / STEPS), jnp.float32),
+        commit_confidence=confidence,
+        num_passes=jnp.ones(batch, jnp.int32),
+    )
+
+
+positions = st.tuples(
+    st.sampled_from([0.125, 0.375, 0.625, 0.625, 0.875]),
+    st.sampled_from([0.0, 0.25, 0.25, 0.5]),
+    st.sampled_from([0.0, 0.25, 0.5]),
+    st.sampled_from(["masked", "masked", "masked", "revealed", "given", "outside"]),
+)
+rows_of_two = st.lists(st.lists(positions, min_size=ROW, max_size=ROW), min_size=2, max_size=2)
+
+
+@EVERY_STRATEGY
+@settings(deadline=None, max_examples=40)
+@given(rows_of_two, st.integers(0, STEPS - 1), st.integers(0, 2**20))
+def test_it_equals_its_definition(name, rows, step, seed):
+    seen = observation(rows, step)
+    keys = jax.random.split(jax.random.key(seed), 2)
+    choice, _ = CHOOSE(bound(name), keys, seen)
+    for number, row in enumerate(rows):
+        where = {s: [i for i in range(ROW) if row[i][3] == s] for s in ("masked", "revealed", "given")}
+        if not where["masked"]:
+            continue
+        known = {
+            "candidates": where["masked"],
+            "revealed": where["revealed"],
+            "asked": [i for i in range(ROW) if i not in where["given"]],
+            "confidence": np.array([p[0] for p in row], np.float32),
+            "commit": np.array([p[0] for p in row], np.float32),
+            "entropy": np.array([p[1] for p in row]),
+            "margin": np.array([p[2] for p in row]),
+            "u": uniforms(keys[number]),
+            "t": 1 - step / STEPS,
+            "s": 0.0 if step == STEPS - 1 else 1 - (step + 1) / STEPS,
+            "step": step,
+            "steps": STEPS,
+        }
+        expected = ORACLES[name](known)
+        reveal, remask = expected if isinstance(expected, tuple) else (expected, set())
+        assert set(np.flatnonzero(choice.reveal[number]).tolist()) == reveal
+        assert set(() if choice.remask is None else np.flatnonzero(choice.remask[number]).tolist()) == remask
+
+
+@EVERY_STRATEGY
+def test_it_acts_inside_the_block_and_follows_its_key(name):
+    row = [(0.625, 0.25, 0.25, s) for s in ("given", "revealed", "masked", "masked", "masked", "outside")]
+    seen = observation([row] * 64, step=2)
+    keys = jax.random.split(jax.random.key(0), 64)
+    choice, _ = bound(name)(keys, seen, None)
+    assert not np.asarray(choice.reveal)[:, [0, 1, 5]].any()
+    if choice.remask is not None:
+        assert not np.asarray(choice.remask)[:, [0, 2, 3, 4, 5]].any() and choice.remask.any()
+    again, _ = bound(name)(keys, seen, None)
+    assert all((a == b).all() for a, b in zip(jax.tree.leaves(choice), jax.tree.leaves(again), strict=True))
+    other, _ = bound(name)(jax.random.split(jax.random.key(1), 64), seen, None)
+    uses_key = name in ("random", "ancestral", "first_hitting") or name.startswith("remdm")
+    assert uses_key != bool((other.reveal == choice.reveal).all())
+
+
+BLOCKS = {"block_length": 2}
+CACHED = {"block_length": 2, "cache": "dual"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, options) for name in STRATEGIES for options in ({}, BLOCKS)]
+    + [(n, CACHED) for n in ("factor", "remdm_cap")],
+    ids=str,
+)
+def test_it_ends_with_the_answer_if_that_is_known_and_compiles_once(name, options):
+    request, codes = text_request([1, -1, -1, 4, -1, -1, -1]), [1, 5, 0, 4, 2, 3, 3]
+    answer = assemble(fakes.VOCABULARY, [text_request(codes)], 16).tokens
+    config = GenerationConfig(strategy=name, steps=4, temperature=0.0, **options)
+    (sure,) = Generator(fakes.mixing(answer, is_sure=True), fakes.VOCABULARY).generate([request], config, seed=0)
+    assert sure.example.segments[0].codes.tolist() == codes
+    np.testing.assert_allclose(sure.log_probs, 0.0, atol=1e-3)
+    planned = not numbers_of(name) and name not in ("entropy_bound", "first_hitting")
+    assert not planned or sure.nfe <= (4 if not options else 6)
+    fakes.TRACES.clear()
+    for size in (7, 8, 9):
+        numbers = {n: NUMBERS[n] * (0.9 + 0.01 * size) for n in numbers_of(name)}
+        changed = dataclasses.replace(config, steps=size, temperature=0.1 * size, **numbers)
+        generator = Generator(fakes.mixing(answer), fakes.VOCABULARY)
+        (other,) = generator.generate([text_request([-1] * size)], changed, seed=size)
+        assert (other.example.segments[0].codes >= 0).all()
+    assert not fakes.TRACES
+
+
+CORRELATED = np.array([[[0.02, 0.10], [0.20, 0.03]], [[0.25, 0.05], [0.05, 0.30]]])
+INDEPENDENT = np.einsum("i,j,k->ijk", [0.2, 0.8], [0.5, 0.5], [0.7, 0.3])
+COUNT = 4000
+
+
+def frequencies(denoise, config):
+    state = begin([text_request([-1, -1, -1])] * COUNT, 5)
+    rules = dataclasses.replace(config.rules(fakes.VOCABULARY), eos_id=None)
+    final, _ = jax.jit(lambda s: loop.sample(denoise, config.chosen, rules, s))(state)
+    codes = np.asarray(final.sequence.tokens)[:, 2:5] - fakes.TEXT_IDS.start
+    return np.array([(codes == c).all(axis=1).mean() for c in itertools.product((0, 1), repeat=3)]).reshape(2, 2, 2)
+
+
+@pytest.mark.parametrize("name", ["random", "first_hitting", "margin", "entropy", "entropy_bound", "given"])
+def test_one_token_at_a_time_is_a_sample_of_the_joint_distribution(name):
+    config = GenerationConfig(strategy=name, steps=3, **({"entropy_bound": 0.0} if name == "entropy_bound" else {}))
+    five_deviations = 5 * np.sqrt(CORRELATED * (1 - CORRELATED) / COUNT)
+    assert (np.abs(frequencies(fakes.joint(CORRELATED), config) - CORRELATED) < five_deviations).all()
+
+
+@pytest.mark.parametrize("name", ["ancestral", "remdm_cap", "remdm_rescale", "remdm_loop"])
+def test_orders_blind_to_the_tokens_leave_independent_ones_as_they_are(name):
+    config = GenerationConfig(strategy=name, steps=12, **{n: NUMBERS[n] for n in numbers_of(name)})
+    five_deviations = 5 * np.sqrt(INDEPENDENT * (1 - INDEPENDENT) / COUNT)
+    assert (np.abs(frequencies(fakes.joint(INDEPENDENT), config) - INDEPENDENT) < five_deviations).all()
+
+
+def exact(name, p):
+    """The distribution that a strategy which looks at the drawn tokens leads to: by enumerating all draws."""
+    result = np.zeros(p.shape)
+
+    def go(known, probability):
+        masked = [i for i in range(3) if i not in known]
+        if not masked:
+            result[tuple(known[i] for i in range(3))] += probability
+            return
+        weight = p
+        for place, code in known.items():
+            weight = weight * np.eye(2)[code].reshape([-1 if axis == place else 1 for axis in range(3)])
+        weight = weight / weight.sum()
+        marginal = [weight.sum(axis=tuple(a for a in range(3) if a != i)) for i in range(3)]
+        step = 3 - len(masked)
+        for draws in itertools.product((0, 1), repeat=len(masked)):
+            drawn = dict(zip(masked, draws, strict=True))
+            chance = math.prod(marginal[i][d] for i, d in drawn.items())
+            confidence = {i: np.float32(marginal[i][drawn.get(i, 0)]) for i in range(3)}
+            time = {"t": 1 - step / 3, "s": 1 - (step + 1) / 3}
+            chosen = ORACLES[name]({"candidates": masked, "confidence": confidence, "asked": [0, 1, 2], **time})
+            go(known | {i: drawn[i] for i in chosen}, probability * chance)
+
+    go({}, 1.0)
+    return result
+
+
+@pytest.mark.parametrize("name", ["confidence", "position", "threshold", "leftmost", "factor"])
+def test_orders_that_look_at_the_tokens_sample_what_their_definition_says(name):
+    config = GenerationConfig(strategy=name, steps=3, **{n: NUMBERS[n] for n in numbers_of(name)})
+    expected = exact(name, CORRELATED)
+    assert np.abs(expected - CORRELATED).max() > 0.01
+    five_deviations = 5 * np.sqrt(expected * (1 - expected) / COUNT) + 1e-6
+    assert (np.abs(frequencies(fakes.joint(CORRELATED), config) - expected) < five_deviations).all()
+
+
+def test_a_given_order_is_followed():
+    config = GenerationConfig(strategy="given", order=(2, 0, 1), steps=3)
+    request = text_request([-1, 3, -1, -1])
+    (path,) = Generator(fakes.mixing(), fakes.VOCABULARY).trajectories([request], config, seed=0)
+    known = [np.flatnonzero(state.segments[0].codes >= 0).tolist() for state in path]
+    assert known == [[1], [1, 3], [0, 1, 3], [0, 1, 2, 3]]
+    with pytest.raises(ValueError, match="order has 3 places, and 2"):
+        Generator(fakes.mixing(), fakes.VOCABULARY).generate([text_request([-1, 1, -1])], config, seed=0)
+
+
+def test_progress_is_forced_only_where_nothing_was_chosen():
+    def nothing_in_row_0(keys, seen, memory):
+        return Choice(jnp.zeros_like(seen.is_masked).at[1, 0].set(True)), memory
+
+    row = [(c, 0.0, 0.0, "masked") for c in (0.125, 0.625, 0.625)]
+    choice, _ = with_progress(nothing_in_row_0)(jax.random.split(jax.random.key(0), 2), observation([row, row]), None)
+    np.testing.assert_array_equal(choice.reveal, [[False, True, False], [True, False, False]])
+
+
+def test_the_cosine_grid_reveals_few_at_first():
+    config = GenerationConfig(strategy="confidence", grid="cosine", steps=4, stop_at_eos=False)
+    (path,) = Generator(fakes.mixing(), fakes.VOCABULARY).trajectories([text_request([-1] * 16)], config, seed=0)
+    left = [int((state.segments[0].codes < 0).sum()) for state in path]
+    shares = [math.cos(math.pi / 2 * step / 4) for step in range(4)]
+    expected = [16]
+    for now, then in itertools.pairwise(shares):
+        expected.append(math.floor(expected[-1] * then / now))
+    assert left == [*expected, 0] and expected[1] == 14
+
+
+def test_every_strategy_is_named_where_users_look():
+    text = GenerationConfig.__dataclass_fields__["strategy"]
+    assert text.default in STRATEGIES
+    for name in STRATEGIES:
+        assert GenerationConfig(strategy=name).chosen
+        assert set(numbers_of(name)) <= set(NUMBERS)
+    require_used(GenerationConfig(strategy="leftmost", threshold=0.5), GenerationConfig())
+    with pytest.raises(ValueError, match="--threshold is of the strategy threshold or leftmost; this is random"):
+        require_used(GenerationConfig(strategy="random", threshold=0.5), GenerationConfig())
+    with pytest.raises(ValueError, match=r"no strategy 'best'; there are random, .*remdm_loop"):
+        GenerationConfig(strategy="best")
