@@ -12,9 +12,10 @@ import tyro
 from trimask.diffusion import configuration
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluate import ALL_TASKS, EvaluateConfig, evaluate
+from trimask.diffusion.likelihood import Estimator
 from trimask.diffusion.results import Bound, Evaluation, Samples, Score
 from trimask.diffusion.train import Loaded, load
-from trimask.scripts import cli
+from trimask.scripts import cli, likelihood
 from trimask.scripts.console import console, parse, progress_report, table
 
 
@@ -34,6 +35,12 @@ class Arguments:
     """NAME, or TASK=NAME for one task alone; may be given again. Names are exact_match, word_error_rate, label,
     frechet, frechet@MODULE:FUNCTION for features of yours, and MODULE:FUNCTION for a judge of yours:
     judge(media, references) -> scores."""
+    likelihood: Path | None = None
+    """JSON lines to score instead: how likely is each answer, which of several choices is likeliest?"""
+    estimator: Estimator = "subsets"
+    """Of --likelihood: random times, or random numbers of masks."""
+    draws: int = 16
+    """Of --likelihood: masks per estimate, of which there are eight."""
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluateConfig)
 
     def resolved(self) -> EvaluateConfig:
@@ -113,6 +120,11 @@ def main(arguments: Sequence[str]) -> None:
     parsed: Arguments = parse(Arguments, list(arguments), "evaluate", __doc__ or "")
     config = parsed.resolved()
     loaded = load(parsed.run, parsed.checkpoint)
+    if parsed.likelihood is not None:
+        out = parsed.out or loaded.folder / "likelihood.jsonl"
+        how = {"estimator": parsed.estimator, "draws": parsed.draws, "rows": config.rows, "seed": config.seed}
+        likelihood.run(loaded, parsed.likelihood, out, **how)
+        return
     run(loaded, parsed.data or Path(loaded.description.data), config, parsed.out)
 
 

@@ -7,13 +7,12 @@ already keeps its file, so the same call writes the same bytes again and another
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import tyro
 from PIL import Image
 
@@ -24,7 +23,7 @@ from trimask.diffusion.sampling.requests import Answer, Generator, repeats
 from trimask.diffusion.train import Loaded, load
 from trimask.scripts import cli
 from trimask.scripts.console import console, joined, parse, progress_report
-from trimask.scripts.inputs import read_audio, read_image, read_lines
+from trimask.scripts.inputs import medium_reader, read_lines
 from trimask.scripts.render import (
     enlarged,
     enlargement,
@@ -163,7 +162,7 @@ def ask(arguments: Arguments, prompts: Prompts) -> list[Question]:
     for medium, paths in (("image", arguments.image), ("audio", arguments.audio)):
         if paths:
             prompts.task(medium, arguments.target)
-            read = _reader(medium, prompts)
+            read = medium_reader(medium, prompts)
             return [Question(str(path), prompts.from_medium(medium, read(path)), path.stem) for path in paths]
     assert arguments.to is not None
     texts = [*arguments.prompt, *(() if arguments.prompts is None else read_lines(arguments.prompts))]
@@ -272,14 +271,6 @@ def _read_index(path: Path) -> list[dict[str, Any]]:
         if not isinstance(entries[-1], dict) or not needed <= entries[-1].keys():
             raise ValueError(f"{path}: line {number} is not an entry of this index; choose another --out")
     return entries
-
-
-def _reader(medium: str, prompts: Prompts) -> Callable[[Path], np.ndarray]:
-    shape = prompts.media_shape(medium)
-    if medium == "image":
-        is_cropped = prompts.layout(prompts.task(medium, TEXT)).is_cropped
-        return lambda path: read_image(path, shape, is_cropped)
-    return lambda path: read_audio(path, prompts.tokenizers.sample_rate_hz, shape[0])
 
 
 def main(arguments: Sequence[str]) -> None:

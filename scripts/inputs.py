@@ -1,13 +1,16 @@
 """Files that a user gives → media of the shape a model reads; what is changed on the way is said."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from trimask.diffusion.data.files import fit_picture, fit_sound, read_picture, read_sound
+from trimask.diffusion.sampling.prompts import Prompts
 from trimask.scripts.console import console
+from trimask.tokenizers.vocabulary import TEXT
 
 
 def read_image(path: Path, shape: tuple[int, ...], is_cropped: bool) -> UInt8[np.ndarray, "height width channels"]:
@@ -28,6 +31,15 @@ def read_audio(path: Path, sample_rate_hz: int, samples: int) -> Float32[np.ndar
     if round(sound.seconds * sample_rate_hz) > samples:
         _say(path, f"only the first {samples / sample_rate_hz:.2f} of {sound.seconds:.2f} s are heard")
     return fit_sound(sound.waveform, samples)
+
+
+def medium_reader(medium: str, prompts: Prompts) -> Callable[[Path], np.ndarray]:
+    """Reads files as the model was trained on such media."""
+    shape = prompts.media_shape(medium)
+    if medium == "image":
+        is_cropped = prompts.layout(prompts.task(medium, TEXT)).is_cropped
+        return lambda path: read_image(path, shape, is_cropped)
+    return lambda path: read_audio(path, prompts.tokenizers.sample_rate_hz, shape[0])
 
 
 def read_lines(source: str) -> list[str]:

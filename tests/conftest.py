@@ -25,6 +25,9 @@ from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import Entry, RawExample, SourceConfig
 from trimask.diffusion.layout import Fill
+from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.train import Loaded, Pretraining, RunDescription, TrainConfig
+from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
 
@@ -99,3 +102,30 @@ def prepared(tmp_path_factory, synthetic_source) -> Prepared:
         audio=MelConfig(codebook_size=9),
     )
     return prepare(tmp_path_factory.mktemp("prepared"), config)
+
+
+@pytest.fixture(scope="session")
+def loaded(prepared, tmp_path_factory):
+    """An untrained model, whose temperature-1 answers are all but random, and data it could be trained on."""
+    train = TrainConfig(
+        model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=32),
+        generation={name: GenerationConfig(steps=3) for name in ("text", "image", "audio")},
+    )
+    description = RunDescription(
+        train=train,
+        vocabulary=prepared.tokenizers.vocabulary,
+        layouts={name: dataset.layout for name, dataset in prepared.manifest.datasets.items()},
+        data=str(prepared.folder),
+        data_fingerprint=prepared.fingerprint,
+        num_steps=7,
+        batch_tokens=1.0,
+        kappa=1.0,
+        optimizer=train.optimizer,
+        epochs={},
+        trimask="0",
+        git_commit=None,
+    )
+    pretraining = Pretraining(train, description.vocabulary)
+    parameters = pretraining.init().parameters
+    folder = tmp_path_factory.mktemp("run")
+    return Loaded(folder, description, prepared.tokenizers, pretraining, parameters, 7)

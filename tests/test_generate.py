@@ -11,40 +11,11 @@ from PIL import Image
 from trimask.diffusion import configuration
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.requests import Generator
-from trimask.diffusion.train import Loaded, Pretraining, RunDescription, TrainConfig
-from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts.generate import main, prompts_of
 from trimask.scripts.samples import save_training_samples
 
 STEP = 7
 WORDS = ("one", "two", "three")
-
-
-@pytest.fixture(scope="module")
-def loaded(prepared, tmp_path_factory):
-    """An untrained model, whose temperature-1 answers are all but random, and data it could be trained on."""
-    train = TrainConfig(
-        model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=32),
-        generation={name: GenerationConfig(steps=3) for name in ("text", "image", "audio")},
-    )
-    description = RunDescription(
-        train=train,
-        vocabulary=prepared.tokenizers.vocabulary,
-        layouts={name: dataset.layout for name, dataset in prepared.manifest.datasets.items()},
-        data=str(prepared.folder),
-        data_fingerprint=prepared.fingerprint,
-        num_steps=STEP,
-        batch_tokens=1.0,
-        kappa=1.0,
-        optimizer=train.optimizer,
-        epochs={},
-        trimask="0",
-        git_commit=None,
-    )
-    pretraining = Pretraining(train, description.vocabulary)
-    parameters = pretraining.init().parameters
-    folder = tmp_path_factory.mktemp("run")
-    return Loaded(folder, description, prepared.tokenizers, pretraining, parameters, STEP)
 
 
 @pytest.fixture

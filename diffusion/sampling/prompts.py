@@ -85,17 +85,36 @@ class Prompts:
 
     def from_text(self, prompt: str, target: str) -> Example:
         """A medium asked for by its description."""
-        task, given = self.task(TEXT, target), self._encode(prompt)
-        layout = self._fitting(task, len(given), prompt)
-        text = fill_text(self.tokenizers.vocabulary, given, layout.shapes[TEXT][0])
-        return direct(task, {TEXT: text, target: _masked(tuple(layout.shapes[target]))})
+        task = self.task(TEXT, target)
+        shape = tuple(self._fitting(task, len(self._encode(prompt)), prompt).shapes[target])
+        return direct(task, {TEXT: self._caption(task, prompt), target: _masked(shape)})
 
     def from_medium(self, medium: str, content: np.ndarray) -> Example:
         """The description of a medium of shape `media_shape`."""
         task = self.task(medium, TEXT)
-        codes = self.tokenizers.encode(medium, [content])[0]
         text = _masked(tuple(self.layout(task).shapes[TEXT]))
-        return direct(task, {medium: codes, TEXT: text})
+        return direct(task, {medium: self._codes(medium, content), TEXT: text})
+
+    def scored(self, given: Mapping[str, Any], target: str, answer: Any) -> Example:
+        """An answer that is known, laid out as the model would make it: what is given is condition, the rest is asked.
+
+        `given` has one modality at most; text given with a text asked for is how it begins.
+        """
+        condition = next((modality for modality in given if modality != TEXT or target != TEXT), None)
+        task = self.task(condition, target)
+        if target != TEXT:
+            return direct(task, {TEXT: self._caption(task, given[TEXT]), target: self._codes(target, answer)})
+        if not answer:
+            raise ValueError("an answer must not be empty")
+        beginning = self._encode(given[TEXT]) if TEXT in given else np.zeros(0, np.int32)
+        text = np.concatenate([beginning, self.tokenizers.text.encode(answer)])
+        layout = self._fitting(task, len(text), answer)
+        length = layout.text_length(len(beginning)) if condition is None else layout.shapes[TEXT][0]
+        if layout.fill != "none":
+            text = fill_text(self.tokenizers.vocabulary, text, length)
+        if condition is None:
+            return direct(task, {TEXT: text}, len(beginning))
+        return direct(task, {TEXT: text, condition: self._codes(condition, given[condition])})
 
     def decode(self, asked: Example, answer: Example) -> Any:
         """What was asked for. A text ends at the first EOS after what was given; one before is nothing."""
@@ -111,6 +130,15 @@ class Prompts:
         if not prompt.strip():
             raise ValueError("a prompt must not be empty")
         return self.tokenizers.text.encode(prompt)
+
+    def _caption(self, task: Task, prompt: str) -> Int[np.ndarray, " n"]:
+        """A text that describes a medium, filled as the layout it fits says."""
+        codes = self._encode(prompt)
+        layout = self._fitting(task, len(codes), prompt)
+        return fill_text(self.tokenizers.vocabulary, codes, layout.shapes[TEXT][0])
+
+    def _codes(self, medium: str, content: np.ndarray) -> np.ndarray:
+        return self.tokenizers.encode(medium, [content])[0]
 
     def _layouts(self, task: Task) -> list[Layout]:
         fitting = [

@@ -1,0 +1,140 @@
+"""How likely a model finds given answers: `trimask evaluate RUN --likelihood FILE`.
+
+Each line of FILE is an example as JSON: one answer or several choices, and at most one thing given.
+
+    {"text": "47+38=85"}                                      a text
+    {"prompt": "47+38=", "text": "85"}                        how a text goes on
+    {"image": "seven.png", "text": "a handwritten seven"}     a description; audio likewise
+    {"prompt": "seven", "audio": "seven.wav"}                 a medium for a text
+    {"prompt": "47+38=", "choices": ["85", "75"], "answer": 0}     which of several; `answer` may be missing
+
+Media are paths, relative to FILE. A line with a medium, and with text or choices, asks for the text. The answer's end
+(EOS) is part of it where the model's texts have one.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from trimask.diffusion.intervals import ratio, wilson_interval
+from trimask.diffusion.likelihood import Estimator, estimated_bits, num_asked
+from trimask.diffusion.run_folder import line_of
+from trimask.diffusion.sampling.prompts import Prompts
+from trimask.diffusion.train import Loaded
+from trimask.scripts.console import console, progress_report, table
+from trimask.scripts.inputs import medium_reader
+from trimask.tokenizers.sequence import Example
+from trimask.tokenizers.vocabulary import TEXT
+
+_KEYS = {"prompt", "text", "choices", "answer", "image", "audio"}
+_MEDIA = ("image", "audio")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the file, read."""
+
+    entry: dict[str, Any]
+    examples: list[Example]
+    """One per choice."""
+
+
+def run(loaded: Loaded, path: Path, out: Path, *, estimator: Estimator, draws: int, rows: int, seed: int) -> None:
+    """Scores every line, writes them with their bits, and prints what they come to."""
+    lines = read(path, Prompts(loaded.tokenizers, loaded.description.layouts))
+    examples = [example for line in lines for example in line.examples]
+    with progress_report() as report:
+        bits, half_widths = estimated_bits(
+            jax.random.key(seed),
+            examples,
+            loaded.denoise,
+            loaded.vocabulary,
+            loaded.description.train.masking.schedule,
+            num_draws=draws,
+            estimator=estimator,
+            rows=rows,
+            report=partial(report, "likelihood"),
+        )
+    scored = list(zip(examples, bits.tolist(), half_widths.tolist(), strict=True))
+    entries = []
+    for line in lines:
+        own, scored = scored[: len(line.examples)], scored[len(line.examples) :]
+        entries.append(line.entry | _scores(own, "choices" in line.entry))
+    out.write_text("".join(map(line_of, entries)), encoding="utf-8")
+    _print(entries, out)
+
+
+def read(path: Path, prompts: Prompts) -> list[Line]:
+    """The lines of a file; an error names the line."""
+    lines = []
+    try:
+        texts = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
+    for number, text in enumerate(texts, 1):
+        if text.strip():
+            try:
+                lines.append(_line(json.loads(text), path.parent, prompts))
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{path}: line {number}: {error}") from error
+    if not lines:
+        raise ValueError(f"{path}: holds no lines to score")
+    return lines
+
+
+def _line(entry: Any, folder: Path, prompts: Prompts) -> Line:
+    if not isinstance(entry, dict) or not set(entry) <= _KEYS:
+        raise ValueError(f"an example has some of {', '.join(sorted(_KEYS))}; got {json.dumps(entry)[:200]}")
+    media = [medium for medium in _MEDIA if medium in entry]
+    if len(media) > 1 or ("text" in entry) + ("choices" in entry) + bool(media and "prompt" in entry) != 1:
+        raise ValueError("an example has one answer: text, choices, or a medium for a prompt")
+    for name in {"prompt", "text", *media} & set(entry):
+        if not isinstance(entry[name], str):
+            raise ValueError(f"{name} must be a string, got {entry[name]!r}")
+    contents = {medium: medium_reader(medium, prompts)(folder / entry[medium]) for medium in media}
+    given = {TEXT: entry["prompt"]} if "prompt" in entry else {}
+    if media and given:
+        return Line(entry, [prompts.scored(given, media[0], contents[media[0]])])
+    choices = entry.get("choices", [entry.get("text")])
+    if not isinstance(choices, list) or len(choices) < 1 or not all(isinstance(choice, str) for choice in choices):
+        raise ValueError(f"choices must be a list of strings, got {choices!r}")
+    right = entry.get("answer", 0)
+    if not isinstance(right, int) or isinstance(right, bool) or not 0 <= right < len(choices):
+        raise ValueError(f"answer must be the number of a choice, 0 to {len(choices) - 1}, got {right!r}")
+    return Line(entry, [prompts.scored(given | contents, TEXT, choice) for choice in choices])
+
+
+def _scores(own: Sequence[tuple[Example, float, float]], is_choice: bool) -> dict[str, Any]:
+    """What a line gets: bits, half of their 95 % interval and tokens; of choices one per choice, and the likeliest."""
+    names = ("bits", "half_width", "tokens")
+    values = [(bits, half, num_asked(example)) for example, bits, half in own]
+    if not is_choice:
+        return dict(zip(names, values[0], strict=True))
+    chosen = int(np.argmin([bits for bits, _, _ in values]))
+    return {name: list(column) for name, column in zip(names, zip(*values, strict=True), strict=True)} | {
+        "chosen": chosen
+    }
+
+
+def _print(entries: list[dict[str, Any]], out: Path) -> None:
+    rows = []
+    answers = [entry for entry in entries if "choices" not in entry]
+    if answers:
+        bits, tokens = (np.array([float(entry[name]) for entry in answers]) for name in ("bits", "tokens"))
+        per_token, half = ratio(bits, tokens)
+        shown = f"{per_token:.3f}" if half is None else f"{per_token:.3f} ± {half:.3f}"
+        rows.append(["bits per token", shown, str(len(answers))])
+        rows.append(["bits per answer", f"{bits.mean():.3f}", str(len(answers))])
+    chosen = [entry["chosen"] == entry["answer"] for entry in entries if "answer" in entry and "choices" in entry]
+    if chosen:
+        low, high = wilson_interval(sum(chosen), len(chosen))
+        rows.append(["right choices", f"{np.mean(chosen):.1%} ({low:.1%} – {high:.1%})", str(len(chosen))])
+    if rows:
+        console.print(table("Likelihood (bound)", ["", "95 %", "examples"], rows))
+    console.print(f"{len(entries)} lines in {out}", markup=False, highlight=False, soft_wrap=True)

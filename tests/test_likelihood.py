@@ -1,0 +1,147 @@
+"""Bounds against exact enumeration, and `trimask evaluate --likelihood`."""
+
+import json
+import math
+
+import fakes
+import jax
+import numpy as np
+import pytest
+import soundfile
+from fakes import VOCABULARY
+from jax.tree_util import Partial
+from PIL import Image
+
+from trimask.diffusion.likelihood import estimated_bits, target_bits
+from trimask.diffusion.schedule import ScheduleConfig
+from trimask.scripts.evaluate import main
+from trimask.tokenizers.sequence import direct
+
+CORRELATED = np.array([[[0.02, 0.10], [0.20, 0.03]], [[0.25, 0.05], [0.05, 0.30]]])
+DENOISE = Partial(fakes.joint(CORRELATED))
+CODES = [(0, 1, 0), (1, 1, 1), (0, 0, 0)]
+
+
+def example(codes, given=0):
+    return direct(VOCABULARY.tasks["text"], {"text": np.array(codes)}, given)
+
+
+@pytest.mark.parametrize("estimator", ["times", "subsets"])
+def test_the_bound_of_an_exact_denoiser_is_the_likelihood(estimator):
+    """Unmasked in any order, exact conditionals multiply to the joint probability, so that the bound is tight."""
+    options = {"num_draws": 64, "estimator": estimator, "repeats": 12}
+    key, schedule = jax.random.key(0), ScheduleConfig(min_time=1e-4)
+    bits, half = estimated_bits(key, [example(c) for c in CODES], DENOISE, VOCABULARY, schedule, **options)
+    exact = np.array([-math.log2(CORRELATED[c]) for c in CODES])
+    assert (np.abs(bits - exact) < 2 * half).all() and (half < 0.15 * exact).all()
+    given, half = estimated_bits(key, [example(c, 1) for c in CODES], DENOISE, VOCABULARY, schedule, **options)
+    exact = np.array([-math.log2(CORRELATED[c] / CORRELATED[c[0]].sum()) for c in CODES])
+    assert (np.abs(given - exact) < 2 * half + 1e-5).all()
+
+
+def test_random_subsets_are_all_there_is_of_one_token():
+    """With one token asked for, one mask is the only one, and nothing is left to chance."""
+    bits = target_bits(
+        jax.random.key(0),
+        [example(c, 2) for c in CODES],
+        DENOISE,
+        VOCABULARY,
+        ScheduleConfig(),
+        num_draws=1,
+        estimator="subsets",
+    )
+    np.testing.assert_allclose(bits, [-math.log2(CORRELATED[c] / CORRELATED[c[:2]].sum()) for c in CODES], rtol=1e-5)
+
+
+def test_intervals_hold_the_value_as_often_as_they_say():
+    examples = [example(CODES[0])] * 200
+    bits, half = estimated_bits(
+        jax.random.key(1),
+        examples,
+        DENOISE,
+        VOCABULARY,
+        ScheduleConfig(min_time=1e-4),
+        num_draws=8,
+        estimator="subsets",
+        repeats=6,
+    )
+    held = np.abs(bits + math.log2(CORRELATED[CODES[0]])) < half
+    assert 0.88 < held.mean() < 0.99
+
+
+def test_an_interval_needs_several_estimates():
+    with pytest.raises(ValueError, match="at least 2 estimates, got 1"):
+        estimated_bits(
+            jax.random.key(0), [example(CODES[0])], DENOISE, VOCABULARY, ScheduleConfig(), num_draws=1, repeats=1
+        )
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def score(loaded, tmp_path, monkeypatch):
+    """Scores lines with the command and returns what it wrote."""
+
+    def call(*entries, **options):
+        monkeypatch.setattr("trimask.scripts.evaluate.load", lambda folder, _: loaded)
+        (tmp_path / "asked.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+        flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        out = tmp_path / "scores.jsonl"
+        main([str(loaded.folder), "--likelihood", str(tmp_path / "asked.jsonl"), "--out", str(out), *flags])
+        return [json.loads(line) for line in out.read_text().splitlines()]
+
+    return call
+
+
+def test_every_kind_of_line_gets_its_bits(score, tmp_path, capsys):
+    Image.new("L", (6, 4), 90).save(tmp_path / "grey.png")
+    soundfile.write(tmp_path / "hum.wav", np.sin(np.arange(1200) / 5), 8000)
+    lines = [
+        {"text": "01+01=2"},
+        {"prompt": "01+01=", "text": "2"},
+        {"image": "grey.png", "text": "one"},
+        {"audio": "hum.wav", "choices": ["one", "two"], "answer": 1},
+        {"prompt": "one", "image": "grey.png"},
+    ]
+    scores = score(*lines, draws=2)
+    assert [{k: v for k, v in s.items() if k in line} for s, line in zip(scores, lines, strict=True)] == lines
+    whole, rest, described, chosen, drawn = scores
+    assert rest["bits"] < whole["bits"] and rest["tokens"] == whole["tokens"] - 6
+    assert drawn["tokens"] == 6 and len(chosen["bits"]) == 2 and chosen["chosen"] == int(np.argmin(chosen["bits"]))
+    assert described["half_width"] > 0 and described["tokens"] == chosen["tokens"][0]
+    shown = capsys.readouterr().out
+    assert "bits per token" in shown and "right choices" in shown
+
+
+def test_the_first_line_has_the_same_score_whatever_follows(score):
+    lines = [{"prompt": "01+01=", "text": "2"}, {"prompt": "12+12=", "text": "24"}]
+    assert score(*lines, draws=2)[0] == score(lines[0], draws=2)[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"texts": "x"}, "line 1: an example has some of answer, audio, choices"),
+        ({"text": "x", "choices": ["y"]}, "one answer"),
+        ({"prompt": "x"}, "one answer"),
+        ({"image": "a.png", "audio": "b.wav", "text": "x"}, "one answer"),
+        ({"text": 7}, "text must be a string, got 7"),
+        ({"choices": "ab"}, "choices must be a list of strings"),
+        ({"choices": []}, "choices must be a list of strings"),
+        ({"choices": ["1", "2"], "answer": 2}, "number of a choice, 0 to 1, got 2"),
+        ({"text": ""}, "must not be empty"),
+        ({"image": "none.png", "text": "one"}, "none.png"),
+        ({"text": "x" * 99}, "at most"),
+    ],
+)
+def test_a_line_that_cannot_be_scored_is_named_and_nothing_is_written(score, tmp_path, line, reason):
+    with pytest.raises((ValueError, OSError), match=reason):
+        score(line)
+    assert not (tmp_path / "scores.jsonl").exists()
+
+
+def test_an_empty_file_is_refused(score):
+    with pytest.raises(ValueError, match="holds no lines"):
+        score()
