@@ -50,6 +50,11 @@ COMMANDS = {
         "the experiments behind the claims: how hyperparameters transfer, how large a batch may be",
         "trimask study lr-transfer studies/lr",
     ),
+    "benchmark": Command(
+        "trimask.scripts.benchmark",
+        "how fast the sampler is here, beside other code if you have it",
+        "trimask benchmark sample benchmarks/here",
+    ),
     # Not scripts/inspect.py: `python scripts/train.py` puts scripts/ on sys.path before the standard library.
     "inspect": Command(
         "trimask.scripts.inspection",

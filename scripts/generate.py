@@ -8,6 +8,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 import tyro
 from PIL import Image
+from rich.live import Live
 
 from trimask.diffusion import configuration
 from trimask.diffusion.sampling.config import GenerationConfig, require_used
@@ -34,12 +36,15 @@ from trimask.scripts.render import (
     write_png,
     write_wav,
 )
+from trimask.scripts.trace import live, trace_lines
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT
 
 _ENDING = {TEXT: "txt", "image": "png", "audio": "wav"}
 _FRAME_MILLISECONDS = 150
+_WATCHED = 4
+"""Answers shown at a time."""
 _LISTS = ("--prompt", "--infill", "--image", "--audio")
 
 
@@ -71,6 +76,12 @@ class Arguments:
     """Tokens to write after a prompt, at most. None: as many as the model's texts have."""
     animate: bool = False
     """Also write a GIF of each answer as it becomes known."""
+    watch: bool = False
+    """Show on the terminal how answers become known, four at most."""
+    trace: bool = False
+    """Also write when each token was revealed, and how sure it was, for `trimask inspect` to make a page of."""
+    log_probs: bool = False
+    """Also put the log-probability of each token when it was revealed, in nats, into the index."""
     checkpoint: int | Literal["best"] | None = None
     """Step of the checkpoint, or the best by the run's best_metric. None: the newest."""
     out: Path | None = None
@@ -121,6 +132,7 @@ class Output:
     """Its line of the index, but for the files."""
     media: Any
     frames: list[Image.Image] | None
+    trace: str | None
 
 
 def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
@@ -133,15 +145,13 @@ def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
     config = settings(arguments, loaded, questions[0].example)
     requests = [question.example for question in questions]
     generator = Generator(loaded.denoise, loaded.vocabulary)
-    with progress_report() as report:
-        answers = generator.generate(
-            requests, config, arguments.seed, lambda done, total: report("answers", done, total)
-        )
-    frames = None
-    if arguments.animate:
-        trajectories = generator.trajectories(requests, config, arguments.seed)
-        frames = [[frame_of(loaded.tokenizers, state) for state in path] for path in trajectories]
-    outputs = _outputs(loaded, arguments.seed, config, prompts, questions, answers, frames)
+    if arguments.watch or arguments.trace or arguments.animate:
+        paths = _watched(generator, loaded, questions, config, arguments)
+    else:
+        with progress_report() as report:
+            answers = generator.generate(requests, config, arguments.seed, partial(report, "answers"))
+        paths = [[answer] for answer in answers]
+    outputs = _outputs(loaded, arguments, config, prompts, questions, paths)
     write(out, index, outputs, loaded.tokenizers)
     for question, output in zip(questions, outputs, strict=True):
         if output.entry["to"] == TEXT:
@@ -201,6 +211,9 @@ def write(out: Path, index: list[dict[str, Any]], outputs: Sequence[Output], tok
             if output.frames is not None:
                 entry["animation"] = Path(name).with_suffix(".gif").name
                 write_gif(stage / entry["animation"], output.frames, _FRAME_MILLISECONDS)
+            if output.trace is not None:
+                entry["trace"] = Path(name).with_suffix(".trace.jsonl").name
+                (stage / entry["trace"]).write_text(output.trace, encoding="utf-8")
             lines[name] = entry
         text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in lines.values())
         (stage / "index.jsonl").write_text(text, encoding="utf-8")
@@ -208,33 +221,57 @@ def write(out: Path, index: list[dict[str, Any]], outputs: Sequence[Output], tok
 
 def _outputs(
     loaded: Loaded,
-    seed: int,
+    arguments: Arguments,
     config: GenerationConfig,
     prompts: Prompts,
     questions: Sequence[Question],
-    answers: Sequence[Answer],
-    frames: Sequence[list[Image.Image]] | None,
+    paths: Sequence[list[Answer]],
 ) -> list[Output]:
-    """Answers with what the index says of them."""
+    """Answers, the ends of paths, with what the index says of them."""
     outputs = []
     numbers = repeats([question.example for question in questions])
-    for row, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+    for number, question, path in zip(numbers, questions, paths, strict=True):
+        answer = path[-1]
         media = prompts.decode(question.example, answer.example)
         to = answer.example.segments[-1].modality
         entry = {
             "prompt": question.prompt,
             "task": answer.example.task,
             "to": to,
-            "number": numbers[row],
-            "seed": seed,
+            "number": number,
+            "seed": arguments.seed,
             "step": loaded.step,
             "settings": configuration.to_dict(config),
             "nfe": answer.nfe,
         }
         if to == TEXT:
             entry["text"] = media
-        outputs.append(Output(question.title, entry, media, None if frames is None else frames[row]))
+        if arguments.log_probs:
+            entry["log_probs"] = [round(float(value), 6) for value in answer.log_probs]
+        frames = [frame_of(loaded.tokenizers, state.example) for state in path] if arguments.animate else None
+        trace = trace_lines(loaded.tokenizers, question.prompt, path) if arguments.trace else None
+        outputs.append(Output(question.title, entry, media, frames, trace))
     return outputs
+
+
+def _watched(
+    generator: Generator,
+    loaded: Loaded,
+    questions: Sequence[Question],
+    config: GenerationConfig,
+    arguments: Arguments,
+) -> list[list[Answer]]:
+    """The states of every request on its way, shown while they come if that is asked for."""
+    requests = [question.example for question in questions]
+    paths: list[list[Answer]] = [[] for _ in requests]
+    shown = [question.prompt for question in questions][:_WATCHED]
+    with Live(console=console, auto_refresh=False, transient=True) if arguments.watch else nullcontext() as screen:
+        for number, answer in generator.watch(requests, config, arguments.seed):
+            paths[number].append(answer)
+            if screen is not None and number < _WATCHED and all(paths[:_WATCHED]):
+                now = [path[-1] for path in paths[:_WATCHED]]
+                screen.update(live(loaded.tokenizers, shown, requests[:_WATCHED], now), refresh=True)
+    return paths
 
 
 def _write_media(path: Path, media: Any, tokenizers: MediaTokenizers) -> None:
@@ -254,7 +291,7 @@ def _identity(entry: dict[str, Any]) -> str:
 
 def _is_taken(out: Path, stems: set[str], ending: str, stem: str) -> bool:
     """Whether the index has a file of this name or, unknown to the index, the folder has."""
-    return stem in stems or any((out / f"{stem}.{e}").exists() for e in (ending, "gif"))
+    return stem in stems or any((out / f"{stem}.{e}").exists() for e in (ending, "gif", "trace.jsonl"))
 
 
 def _read_index(path: Path) -> list[dict[str, Any]]:

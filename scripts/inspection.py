@@ -1,7 +1,8 @@
 """trimask inspect: what a prepared folder or a run holds.
 
 Of a prepared folder: its datasets, how a sequence of each task is laid out, what the tokenizers make of held-out data,
-and how much of it the codecs keep. Of a run: its parameters, how far it is, and what it has been measured to do.
+and how much of it the codecs keep. Of a run: its parameters, how far it is, and what it has been measured to do. Of a
+trace, which `trimask generate --trace` writes: a page that goes through it step by step.
 
 Not called inspect.py: a script run by its path would find it before the standard library's.
 """
@@ -31,6 +32,7 @@ from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
 from trimask.scripts.console import console, parse, table
 from trimask.scripts.evaluate import print_evaluation
+from trimask.scripts.trace import trace_page
 from trimask.tokenizers.quality import CodebookUse, codebook_use, log_mel_distance_db, psnr_db
 from trimask.tokenizers.text import TextTokenizer
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
@@ -43,7 +45,7 @@ class Arguments:
     """What to look at."""
 
     folder: tyro.conf.Positional[Path]
-    """Folder that `trimask prepare` or `trimask train` wrote."""
+    """Folder that `trimask prepare` or `trimask train` wrote, or a trace by `trimask generate --trace`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +239,10 @@ def _left(listed: Table, columns: int) -> Table:
 def main(arguments: Sequence[str]) -> None:
     """Entry point of the command."""
     parsed: Arguments = parse(Arguments, list(arguments), "inspect", __doc__ or "")
-    run(parsed.folder)
+    if parsed.folder.is_file():
+        console.print(f"page: {trace_page(parsed.folder)}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        run(parsed.folder)
 
 
 if __name__ == "__main__":

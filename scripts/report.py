@@ -151,7 +151,7 @@ def _write_unmasking(path: Path, sample: Samples, loaded: Loaded) -> None:
     asked = Prompts(loaded.tokenizers, loaded.description.layouts).from_text(prompt, "image")
     generator = Generator(loaded.denoise, loaded.vocabulary, rows=1)
     (states,) = generator.trajectories([asked], loaded.generation("image"), seed=0)
-    write_gif(path, [frame_of(loaded.tokenizers, state) for state in states], 200)
+    write_gif(path, [frame_of(loaded.tokenizers, state.example) for state in states], 200)
 
 
 def _in_turn(references: Sequence[str]) -> list[int]:

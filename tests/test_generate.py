@@ -128,8 +128,8 @@ def test_an_animation_ends_at_the_answer(loaded):
     asked = [prompts.from_text(text, "image") for text in ("one", "two", "one")]
     answers = generator.generate(asked, config, seed=5)
     for path, answer in zip(generator.trajectories(asked, config, seed=5), answers, strict=True):
-        np.testing.assert_array_equal(path[-1].segments[-1].codes, answer.example.segments[-1].codes)
-        assert [int((state.segments[-1].codes < 0).sum()) for state in path] == [6, 4, 2, 0]
+        np.testing.assert_array_equal(path[-1].example.segments[-1].codes, answer.example.segments[-1].codes)
+        assert [int((state.example.segments[-1].codes < 0).sum()) for state in path] == [6, 4, 2, 0]
 
 
 def test_an_animation_stops_when_its_own_answer_is_full(loaded):

@@ -79,7 +79,7 @@ def test_blocks_are_filled_from_left_to_right_and_share_the_steps():
     request = text_request([1, -1, -1, -1, 2, -1, -1, -1])
     config = GenerationConfig(block_length=3, steps=6, stop_at_eos=False)
     (path,) = Generator(fakes.mixing(), VOCABULARY).trajectories([request], config, seed=0)
-    masked = [np.flatnonzero(state.segments[0].codes < 0).tolist() for state in path]
+    masked = [np.flatnonzero(state.example.segments[0].codes < 0).tolist() for state in path]
     assert masked[0] == [1, 2, 3, 5, 6, 7] and masked[-1] == []
     for before, after in itertools.pairwise(masked):
         start = min(before) - (min(before) - 1) % 3  # blocks begin at the first asked place
@@ -101,7 +101,7 @@ def test_a_text_is_over_at_its_first_eos():
         assert codes(answer)[:2] == [4, EOS] and answer.nfe == len(path) - 1
         assert generator.generate([request], to_the_end, seed)[0].nfe == 5
         # Only when nothing before it is masked: what stands there may still be anything.
-        before, after = (state.segments[0].codes for state in path[-2:])
+        before, after = (state.example.segments[0].codes for state in path[-2:])
         assert before[0] < 0 or before[1] < 0
         rest = np.flatnonzero(before[2:] < 0) + 2
         assert (after[rest] == EOS).all() and (after[2:][before[2:] >= 0] == before[2:][before[2:] >= 0]).all()
@@ -246,8 +246,9 @@ def test_watching_is_generating(network, cache):
     paths = generator.trajectories(requests, config, seed=4)
     answers = generator.generate(requests, config, seed=4)
     for path, answer in zip(paths, answers, strict=True):
-        assert path[-1].segments[0].codes.tolist() == codes(answer) and len(path) == answer.nfe + 1
-        masks = [(state.segments[0].codes < 0).sum() for state in path]
+        assert codes(path[-1]) == codes(answer) and len(path) == answer.nfe + 1
+        np.testing.assert_allclose(path[-1].log_probs, answer.log_probs, rtol=1e-5, atol=1e-6)
+        masks = [(state.example.segments[0].codes < 0).sum() for state in path]
         assert all(b < a for a, b in itertools.pairwise(masks))
 
 

@@ -306,7 +306,7 @@ def test_a_given_order_is_followed():
     config = GenerationConfig(strategy="given", order=(2, 0, 1), steps=3)
     request = text_request([-1, 3, -1, -1])
     (path,) = Generator(fakes.mixing(), fakes.VOCABULARY).trajectories([request], config, seed=0)
-    known = [np.flatnonzero(state.segments[0].codes >= 0).tolist() for state in path]
+    known = [np.flatnonzero(state.example.segments[0].codes >= 0).tolist() for state in path]
     assert known == [[1], [1, 3], [0, 1, 3], [0, 1, 2, 3]]
     with pytest.raises(ValueError, match="order has 3 places, and 2"):
         Generator(fakes.mixing(), fakes.VOCABULARY).generate([text_request([-1, 1, -1])], config, seed=0)
@@ -324,7 +324,7 @@ def test_progress_is_forced_only_where_nothing_was_chosen():
 def test_the_cosine_grid_reveals_few_at_first():
     config = GenerationConfig(strategy="confidence", grid="cosine", steps=4, stop_at_eos=False)
     (path,) = Generator(fakes.mixing(), fakes.VOCABULARY).trajectories([text_request([-1] * 16)], config, seed=0)
-    left = [int((state.segments[0].codes < 0).sum()) for state in path]
+    left = [int((state.example.segments[0].codes < 0).sum()) for state in path]
     shares = [math.cos(math.pi / 2 * step / 4) for step in range(4)]
     expected = [16]
     for now, then in itertools.pairwise(shares):

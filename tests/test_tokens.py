@@ -17,12 +17,13 @@ SIZE = 37
 
 
 def proposals(logits, is_wanted=None, chunk=64, **draw):
+    """With `chunk` positions of a row at a time."""
     logits = jnp.asarray(logits)
     keys = jax.random.split(jax.random.key(0), len(logits))
     positions = jnp.broadcast_to(jnp.arange(logits.shape[1]), logits.shape[:2])
     wanted = jnp.ones(logits.shape[:2], bool) if is_wanted is None else is_wanted
     output = Output(logits, Partial(lambda features: features), logits, ())
-    return propose(output, wanted, positions, keys, Draw(**draw), chunk)
+    return propose(output, wanted, positions, keys, Draw(**draw), chunk * len(logits))
 
 
 def test_numbers_are_the_denoisers_before_temperature_and_filters():
@@ -72,7 +73,7 @@ def test_only_chunks_with_wanted_positions_are_read():
     logits = jnp.zeros((2, 40, SIZE))
     wanted = jnp.zeros((2, 40), bool).at[0, [3, 17, 39]].set(True).at[1, :9].set(True)
     keys, positions = jax.random.split(jax.random.key(0), 2), jnp.broadcast_to(jnp.arange(40), (2, 40))
-    jax.block_until_ready(propose(Output(logits, Partial(read), logits, ()), wanted, positions, keys, Draw(), 4))
+    jax.block_until_ready(propose(Output(logits, Partial(read), logits, ()), wanted, positions, keys, Draw(), 8))
     jax.effects_barrier()
     assert reads == [(2, 4, SIZE)] * 3  # nine positions of the second row
 

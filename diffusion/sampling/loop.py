@@ -75,8 +75,8 @@ class Rules:
     """What a round keeps; needs blocks."""
     eos_id: int | None = dataclasses.field(default=None, metadata={"static": True})
     """A text is over at its first EOS after all that was given: masks after it become EOS at no cost. None: no rule."""
-    chunk: int = dataclasses.field(default=64, metadata={"static": True})
-    """Positions of a row whose logits are in memory at once."""
+    chunk: int = dataclasses.field(default=128, metadata={"static": True})
+    """Positions of the batch whose logits are in memory at once, about."""
 
     def __post_init__(self):
         if self.cache != "none" and self.block_length is None:

@@ -30,7 +30,7 @@ from trimask.tokenizers.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Answer:
-    """A finished example."""
+    """An example, finished or on its way."""
 
     example: Example
     nfe: int
@@ -73,33 +73,33 @@ class Generator:
                     state, memory = _rows((state, memory), np.array(_filled(left, _batch_size(len(left), self.rows))))
         return [answers[number] for number in range(len(requests))]
 
-    def steps(
+    def watch(
         self, requests: AnySequence[Example], config: GenerationConfig, seed: int
-    ) -> Iterator[tuple[list[int], State]]:
-        """Numbers of requests and their state, before the first step and after every one: `generate`, watched."""
+    ) -> Iterator[tuple[int, Answer]]:
+        """Number and state of each request, before the first step and after each of its steps; else as `generate`.
+
+        The last of a request is its answer; of a token that is still masked the log-probability is −∞.
+        """
         for numbers, state, memory in self._batches(requests, config, seed):
             parts = _parts(config, self.vocabulary)
-            yield numbers, state
+            yield from ((numbers[row], answer) for row, answer in self._answers(state, list(range(len(numbers)))))
             cache, passes = None, 0
             while not np.asarray(state.is_done)[: len(numbers)].all():
+                before = np.asarray(state.step)
                 state, memory, cache = _advance(self.vocabulary, self.denoise, *parts, state, memory, cache)
+                moved = np.flatnonzero(np.asarray(state.step)[: len(numbers)] != before[: len(numbers)]).tolist()
+                yield from ((numbers[row], answer) for row, answer in self._answers(state, moved))
                 passes += 1
                 is_over = config.cache == "none" or passes >= (config.refresh_every or np.inf)
                 if is_over or not np.asarray(state.is_open).any():
                     cache, passes = None, 0
-                yield numbers, state
 
-    def trajectories(self, requests: AnySequence[Example], config: GenerationConfig, seed: int) -> list[list[Example]]:
+    def trajectories(self, requests: AnySequence[Example], config: GenerationConfig, seed: int) -> list[list[Answer]]:
         """Each request before the first step and after every step; the last is what `generate` answers."""
-        paths: dict[int, list[Example]] = {}
-        taken: dict[int, int] = {}
-        for numbers, state in self.steps(requests, config, seed):
-            rows, steps = jax.device_get((state.sequence, state.step))
-            for row, number in enumerate(numbers):
-                if taken.get(number) != steps[row]:
-                    taken[number] = steps[row]
-                    paths.setdefault(number, []).append(self._example(rows, row))
-        return [paths[number] for number in range(len(requests))]
+        paths: list[list[Answer]] = [[] for _ in requests]
+        for number, answer in self.watch(requests, config, seed):
+            paths[number].append(answer)
+        return paths
 
     def _answers(self, state: State, rows: list[int]) -> Iterator[tuple[int, Answer]]:
         fields = (state.sequence, state.nfe, state.commit_confidence, state.is_asked)

@@ -56,11 +56,12 @@ def propose(
     draw: Draw,
     chunk: int,
 ) -> Proposals:
-    """Proposals where they are wanted. Only there are logits computed, of `chunk` positions of each row at a time.
+    """Proposals where they are wanted. Only there are logits computed, about `chunk` positions of the batch at a time.
 
     `positions` are places in the row: a draw depends on its row's key and place, not on what else is asked.
     """
     batch, asked = is_wanted.shape
+    chunk = -(-chunk // batch)  # of a row
     if asked <= chunk:
         return _masked_to(is_wanted, _propose(output, output.features, positions, keys, draw))
     # Wanted positions first, as they come; what is past the end is read as the last one and then dropped.

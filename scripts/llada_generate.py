@@ -1,0 +1,90 @@
+"""Times LLaDA's or Fast-dLLM's own `generate`, for `trimask benchmark sample`, in a Python that has PyTorch.
+
+    python llada_generate.py SPEC.json WEIGHTS.npz
+
+prints a line of JSON per case: seconds of each repeat, and tokens. Nothing of trimask is imported. The model is that of
+Fast-dLLM's checkout (llada/model), which LLaDA publishes with its weights; `generate` is that of the checkout that a
+case names.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def network(spec: dict, weights: dict[str, np.ndarray]) -> torch.nn.Module:
+    """LLaDA's network with these weights."""
+    from model.configuration_llada import LLaDAConfig
+    from model.modeling_llada import LLaDAModelLM
+
+    config = LLaDAConfig(
+        d_model=spec["width"],
+        n_heads=spec["heads"],
+        n_layers=spec["layers"],
+        mlp_hidden_size=spec["mlp_width"],
+        vocab_size=spec["vocabulary"],
+        embedding_size=spec["vocabulary"],
+        rope_theta=spec["rotary_base"],
+        rms_norm_eps=spec["norm_epsilon"],
+        max_sequence_length=spec["prompt"] + spec["generated"],
+        activation_type="silu",
+        block_type="llama",
+        layer_norm_type="rms",
+        rope=True,
+        weight_tying=False,
+        include_bias=False,
+        attention_dropout=0.0,
+        residual_dropout=0.0,
+        embedding_dropout=0.0,
+        init_device="cpu",
+    )
+    model = LLaDAModelLM(config, init_params=True).eval()
+    missing, unknown = model.load_state_dict({n: torch.from_numpy(w) for n, w in weights.items()}, strict=False)
+    if missing or unknown:
+        raise ValueError(f"this checkout's model has other weights: missing {missing}, unknown {unknown}")
+    return model
+
+
+def generator(name: str, spec: dict):
+    """prompts, model -> tokens, by the checkout's function."""
+    path = Path(spec["checkouts"]["llada" if name == "llada" else "fast_dllm"])
+    module_path = path / ("generate.py" if name == "llada" else "llada/generate.py")
+    loader = importlib.util.spec_from_file_location(f"generate_{name}", module_path)
+    module = importlib.util.module_from_spec(loader)
+    loader.loader.exec_module(module)
+    how = {"steps": spec["steps"], "gen_length": spec["generated"], "block_length": spec["block"]}
+    how["mask_id"] = spec["mask_id"]
+    if name == "llada":
+        return lambda model, prompts: module.generate(model, prompts, **how)
+    functions = {"none": "generate", "prefix": "generate_with_prefix_cache", "dual": "generate_with_dual_cache"}
+    function = getattr(module, functions[name.removeprefix("fast_dllm_")])
+    # Its functions make one row, whatever the number of prompts.
+    return lambda model, prompts: torch.cat([function(model, row[None], **how)[0] for row in prompts])
+
+
+def main() -> None:
+    spec = json.loads(Path(sys.argv[1]).read_text())
+    sys.path.insert(0, str(Path(spec["checkouts"]["fast_dllm"]) / "llada"))
+    torch.set_num_threads(os.cpu_count() or 1)
+    model = network(spec, dict(np.load(sys.argv[2])))
+    for name in spec["cases"]:
+        function = generator(name, spec)
+        for rows in spec["rows"]:
+            prompts, seconds = torch.tensor(spec["prompts"][:rows]), []
+            for _ in range(1 + spec["repeats"]):
+                start = time.perf_counter()
+                tokens = function(model, prompts)
+                seconds.append(time.perf_counter() - start)
+            print(
+                json.dumps({"case": name, "rows": rows, "seconds": seconds[1:], "tokens": tokens.tolist()}), flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()

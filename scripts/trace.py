@@ -1,0 +1,175 @@
+"""The way to an answer: as JSON lines, as a page with a slider, and live on the terminal.
+
+The first line of a trace says what was asked and what was known at the start. Each other is an event:
+
+    {"step": 3, "position": 5, "token": 41, "piece": "8", "confidence": 0.97}     revealed in step 3
+    {"step": 4, "position": 5, "token": null, "piece": null, "confidence": null}  masked again
+
+Positions count the codes of what is made, in reading order; pieces are texts' only.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from rich.console import Group
+from rich.text import Text
+
+from trimask.diffusion.run_folder import line_of
+from trimask.diffusion.sampling.requests import Answer
+from trimask.tokenizers.media import MediaTokenizers
+from trimask.tokenizers.sequence import Example
+from trimask.tokenizers.vocabulary import TEXT
+
+_TEMPLATE = Path(__file__).with_name("trace.html.jinja")
+_NEEDED = {"prompt", "task", "to", "shape", "start", "pieces"}
+_EVENT = {"step", "position", "token", "piece", "confidence"}
+
+
+def trace_lines(tokenizers: MediaTokenizers, prompt: str, path: Sequence[Answer]) -> str:
+    """The trace of one request: its states before the first step and after every step."""
+    target = path[0].example.segments[-1]
+    start = target.codes.reshape(-1)
+    head = {
+        "prompt": prompt,
+        "task": path[0].example.task,
+        "to": target.modality,
+        "shape": list(target.codes.shape),
+        "start": [None if code < 0 else int(code) for code in start],
+        "pieces": [_piece(tokenizers, target.modality, code) for code in start],
+    }
+    return "".join(map(line_of, [head, *_events(tokenizers, path)]))
+
+
+def _events(tokenizers: MediaTokenizers, path: Sequence[Answer]) -> Iterator[dict[str, Any]]:
+    before, modality = _codes(path[0].example), path[0].example.segments[-1].modality
+    for step, answer in enumerate(path[1:], 1):
+        codes, confidence = _codes(answer.example), confidences(path[0].example, answer)
+        for position in np.flatnonzero(codes != before).tolist():
+            is_known = codes[position] >= 0
+            yield {
+                "step": step,
+                "position": position,
+                "token": int(codes[position]) if is_known else None,
+                "piece": _piece(tokenizers, modality, codes[position]),
+                "confidence": round(float(confidence[position]), 6) if is_known else None,
+            }
+        before = codes
+
+
+def confidences(asked: Example, answer: Answer) -> np.ndarray:
+    """Of every code of what is made: its probability when it was revealed, 1 where it was given, 0 where masked."""
+    holes = [segment.codes.reshape(-1) < 0 for segment in asked.segments]
+    own = answer.log_probs[sum(hole.sum() for hole in holes[:-1]) :]
+    result = np.ones(len(holes[-1]))
+    result[holes[-1]] = np.exp(own)
+    return result
+
+
+def trace_page(path: Path) -> Path:
+    """Makes a page of a trace, beside it."""
+    head, *events = read_trace(path)
+    environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(_TEMPLATE.parent))
+    page = environment.get_template(_TEMPLATE.name).render(head=head, events=events)
+    out = path.with_suffix(".html")
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def read_trace(path: Path) -> list[dict[str, Any]]:
+    """The lines of a trace, refused unless they are one."""
+    lines = []
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
+        needed = _EVENT if lines else _NEEDED
+        if not isinstance(line, dict) or not needed <= line.keys():
+            raise ValueError(f"{path}: line {number} is not of a trace; it should have {', '.join(sorted(needed))}")
+        if lines and not (isinstance(line["position"], int) and 0 <= line["position"] < len(lines[0]["start"])):
+            raise ValueError(f"{path}: line {number}: there is no position {line['position']!r}")
+        lines.append(line)
+    if not lines:
+        raise ValueError(f"{path}: holds no trace")
+    return lines
+
+
+def live(tokenizers: MediaTokenizers, prompts: Sequence[str], asked: Sequence[Example], now: Sequence[Answer]) -> Group:
+    """What a terminal shows of answers on their way: tokens by their confidence, pictures as they are known."""
+    parts = []
+    for prompt, request, answer in zip(prompts, asked, now, strict=True):
+        segment = answer.example.segments[-1]
+        title = Text(f"{prompt}  ", style="bold") + Text(f"{answer.nfe} evaluations", style="dim")
+        confidence = confidences(request, answer)
+        if segment.modality == TEXT:
+            shown = _live_text(tokenizers, segment.codes, confidence)
+        elif segment.modality == "image":
+            shown = _live_picture(tokenizers, segment.codes)
+        else:
+            shown = _live_grid(segment.codes, confidence)
+        parts += [title, shown, Text()]
+    return Group(*parts)
+
+
+def _live_text(tokenizers: MediaTokenizers, codes: np.ndarray, confidence: np.ndarray) -> Text:
+    text = Text()
+    for code, sure in zip(codes, confidence, strict=True):
+        if code < 0:
+            text.append("░", style="grey50")
+        else:
+            text.append(_piece(tokenizers, TEXT, code) or "", style=_colour(sure))
+    return text
+
+
+def _live_grid(codes: np.ndarray, confidence: np.ndarray) -> Text:
+    """A column per frame, a row per codebook."""
+    grid, sure = codes.reshape(len(codes), -1).T, confidence.reshape(len(codes), -1).T
+    text = Text()
+    for row, own in zip(grid, sure, strict=True):
+        for code, value in zip(row, own, strict=True):
+            text.append("░" if code < 0 else "█", style="grey50" if code < 0 else _colour(value))
+        text.append("\n")
+    return text
+
+
+def _live_picture(tokenizers: MediaTokenizers, codes: np.ndarray) -> Text:
+    """Two characters per pixel column of a small picture; unknown patches are shaded."""
+    pixels = tokenizers.decode("image", [np.maximum(codes, 0)])[0]
+    known = (codes >= 0).reshape(*codes.shape[:2], -1).all(axis=-1)
+    height, width = pixels.shape[:2]
+    stride = max(1, -(-max(height, width) // 32))
+    text = Text()
+    for y in range(0, height, stride):
+        for x in range(0, width, stride):
+            if known[y * known.shape[0] // height, x * known.shape[1] // width]:
+                red, green, blue = (pixels[y, x][[0, 0, 0]] if pixels.shape[-1] == 1 else pixels[y, x][:3]).tolist()
+                text.append("  ", style=f"on rgb({red},{green},{blue})")
+            else:
+                text.append("░░", style="grey50")
+        text.append("\n")
+    return text
+
+
+def _colour(confidence: float) -> str:
+    """From red, unsure, to green."""
+    share = min(max(float(confidence), 0.0), 1.0)
+    return f"rgb({round(220 * (1 - share)) + 30},{round(170 * share) + 50},60)"
+
+
+def _codes(example: Example) -> np.ndarray:
+    return example.segments[-1].codes.reshape(-1)
+
+
+def _piece(tokenizers: MediaTokenizers, modality: str, code: int) -> str | None:
+    """What a text's token reads; empty for EOS."""
+    if modality != TEXT or code < 0:
+        return None
+    return "" if code == tokenizers.vocabulary.eos_code else tokenizers.text.decode(np.array([code]))

@@ -1,0 +1,99 @@
+"""Traces of answers on their way: their lines, their page, and what a terminal shows."""
+
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from trimask.scripts.generate import main as generate
+from trimask.scripts.inspection import main as inspect
+from trimask.scripts.trace import read_trace, trace_page
+
+
+@pytest.fixture
+def traced(loaded, tmp_path, monkeypatch):
+    """Calls generate with the given words; the entries of its index."""
+
+    def call(*words):
+        monkeypatch.setattr("trimask.scripts.generate.load", {loaded.folder: loaded}.get)
+        generate([str(loaded.folder), *words, "--out", str(tmp_path / "out")])
+        return [json.loads(line) for line in (tmp_path / "out/index.jsonl").read_text().splitlines()]
+
+    return call
+
+
+def replayed(lines):
+    """The codes at the end of a trace, and how many events revealed and masked."""
+    head, *events = lines
+    codes, known = list(head["start"]), 0
+    for event in events:
+        assert (event["token"] is None) != (codes[event["position"]] is None)
+        codes[event["position"]] = event["token"]
+        known += event["token"] is not None
+    return codes, known, len(events) - known
+
+
+@pytest.mark.parametrize("strategy", ["confidence", "remdm_cap"])
+def test_a_trace_ends_at_the_answer_and_says_how_sure_it_was(traced, tmp_path, strategy):
+    words = ["--prompt", "1+", "--to", "text", "--trace", "--log-probs", "--strategy", strategy, "--steps", "6"]
+    words += ["--remask", "0.9"] if strategy == "remdm_cap" else []
+    (entry,) = traced(*words, "--no-stop-at-eos", "--temperature", "1")
+    lines = read_trace(tmp_path / "out" / entry["trace"])
+    codes, revealed, masked = replayed(lines)
+    assert None not in codes and (masked > 0) == (strategy == "remdm_cap") and max(e["step"] for e in lines[1:]) == 6
+    assert revealed - masked == sum(code is None for code in lines[0]["start"])
+    last = {event["position"]: event["confidence"] for event in lines[1:]}
+    np.testing.assert_allclose([last[p] for p in sorted(last)], np.exp(entry["log_probs"]), atol=1e-5)
+    assert entry["text"].startswith("1+")
+
+
+def test_the_answer_is_the_one_without_a_trace(traced):
+    words = ("--prompt", "one", "two", "--to", "image", "--temperature", "2")
+    plain = traced(*words)
+    both = traced(*words, "--trace", "--watch")
+    assert [{k: v for k, v in entry.items() if k != "trace"} for entry in both] == plain
+
+
+def test_watching_shows_text_pictures_and_sound(traced, monkeypatch):
+    screen = Console(force_terminal=True, width=100, record=True, color_system="truecolor", legacy_windows=False)
+    monkeypatch.setattr("trimask.scripts.generate.console", screen)
+    for words in (
+        ["--prompt", "1+", "--to", "text"],
+        ["--prompt", "one", "--to", "image"],
+        ["--prompt", "one", "--to", "audio"],
+    ):
+        traced(*words, "--watch", "--steps", "2")
+        shown = screen.export_text()
+        assert "░" in shown and "0 evaluations" in shown and "1 evaluations" in shown
+
+
+def test_a_page_shows_every_step(traced, tmp_path):
+    (entry,) = traced("--prompt", "one", "--to", "audio", "--trace", "--steps", "3")
+    trace = tmp_path / "out" / entry["trace"]
+    inspect([str(trace)])
+    page = trace.with_suffix(".html").read_text()
+    assert page.count("<script>") == 1 and '"confidence"' in page and "</html>" in page
+
+
+def test_what_a_user_wrote_is_data_on_the_page(tmp_path):
+    head = {"prompt": "</script><b>", "task": "text", "to": "text", "shape": [1], "start": [None], "pieces": [None]}
+    event = {"step": 1, "position": 0, "token": 3, "piece": "</script>", "confidence": 0.5}
+    (tmp_path / "t.jsonl").write_text(json.dumps(head) + "\n" + json.dumps(event) + "\n")
+    page = trace_page(tmp_path / "t.jsonl").read_text()
+    assert page.count("</script>") == 1 and "<b>" not in page
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "holds no trace"),
+        ("{", "line 1 is not JSON"),
+        ("[]", "line 1 is not of a trace"),
+        ('{"prompt": "x"}', "it should have pieces, prompt, shape, start, task, to"),
+    ],
+)
+def test_another_file_is_refused(tmp_path, text, reason):
+    (tmp_path / "t.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=reason):
+        inspect([str(tmp_path / "t.jsonl")])
