@@ -17,6 +17,7 @@ from trimask.diffusion.studies import (
     kill_and_resume,
     learning_rate_transfer,
     mask_variance,
+    sampling,
     search,
 )
 from trimask.diffusion.studies.batch_invariance import BatchInvariance
@@ -26,6 +27,7 @@ from trimask.diffusion.studies.critical_batch import CriticalBatch
 from trimask.diffusion.studies.kill_and_resume import KillAndResume
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
 from trimask.diffusion.studies.mask_variance import MaskVariance
+from trimask.diffusion.studies.sampling import SamplingStudy
 from trimask.diffusion.studies.search import Search
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.train import TrainConfig
@@ -147,6 +149,11 @@ STUDIES = {
         search.study,
         {"cpu": search_cpu, "accelerator": search_accelerator},
         "multipliers per module, found on a small network and tried on a larger one",
+    ),
+    "sampling": Study(
+        sampling.study,
+        {"cpu": SamplingStudy, "accelerator": SamplingStudy},
+        "how should each modality be sampled? quality against evaluations, and against guidance",
     ),
     "mask-variance": Study(
         mask_variance.study,

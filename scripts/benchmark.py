@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -225,7 +225,8 @@ def _others(
     }
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
-        np.savez(Path(folder) / "weights.npz", **_llada_weights(model))
+        weights: dict[str, Any] = _llada_weights(model)
+        np.savez(Path(folder) / "weights.npz", **weights)
         command = [str(arguments.python), str(_TORCH), f"{folder}/spec.json", f"{folder}/weights.npz"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -257,7 +258,7 @@ def _llada_weights(model: Transformer) -> dict[str, np.ndarray]:
         "ff_out.weight": matrix(model.unembedding, width),
     }
     for number, block in enumerate(model.blocks):
-        attention, mlp = block.attention, block.mlp
+        attention, mlp = cast(Any, block.attention), block.mlp
         own = {
             "q_proj": matrix(attention.query, width),
             "k_proj": matrix(attention.key, width),

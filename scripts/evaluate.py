@@ -11,7 +11,8 @@ import tyro
 
 from trimask.diffusion import configuration
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.evaluate import ALL_TASKS, EvaluateConfig, evaluate
+from trimask.diffusion.evaluate import EvaluateConfig, evaluate
+from trimask.diffusion.exam import ALL_TASKS
 from trimask.diffusion.likelihood import Estimator
 from trimask.diffusion.results import Bound, Evaluation, Samples, Score
 from trimask.diffusion.train import Loaded, load
@@ -122,8 +123,8 @@ def main(arguments: Sequence[str]) -> None:
     loaded = load(parsed.run, parsed.checkpoint)
     if parsed.likelihood is not None:
         out = parsed.out or loaded.folder / "likelihood.jsonl"
-        how = {"estimator": parsed.estimator, "draws": parsed.draws, "rows": config.rows, "seed": config.seed}
-        likelihood.run(loaded, parsed.likelihood, out, **how)
+        how = likelihood.How(parsed.estimator, parsed.draws, config.rows, config.seed)
+        likelihood.run(loaded, parsed.likelihood, out, how)
         return
     run(loaded, parsed.data or Path(loaded.description.data), config, parsed.out)
 

@@ -7,13 +7,14 @@ already keeps its file, so the same call writes the same bytes again and another
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tyro
 from PIL import Image
 from rich.live import Live
@@ -25,7 +26,7 @@ from trimask.diffusion.sampling.requests import Answer, Generator, repeats
 from trimask.diffusion.train import Loaded, load
 from trimask.scripts import cli
 from trimask.scripts.console import console, joined, parse, progress_report
-from trimask.scripts.inputs import medium_reader, read_lines
+from trimask.scripts.inputs import medium_reader, read_lines, read_mask, spliced
 from trimask.scripts.render import (
     enlarged,
     enlargement,
@@ -36,7 +37,7 @@ from trimask.scripts.render import (
     write_png,
     write_wav,
 )
-from trimask.scripts.trace import live, trace_lines
+from trimask.scripts.trajectory import live, trace_lines
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT
@@ -64,6 +65,11 @@ class Arguments:
     """Pictures to describe."""
     audio: tuple[Path, ...] = ()
     """Sounds to transcribe."""
+    inpaint: Path | None = None
+    """With --image and --to image: a picture that is bright where each of them is to be drawn anew."""
+    span: tuple[float, float] | None = None
+    """With --audio and --to audio: from which to which second each of them is to be spoken anew. A --prompt may say
+    what a restored picture or sound is of; without one the model finds a description, too."""
     to: Literal["text", "image", "audio"] | None = None
     """What to make. None: text, for all but prompts, which have to say."""
     num: int = 1
@@ -73,7 +79,7 @@ class Arguments:
     like: str | None = None
     """Dataset whose shapes and buffers the answers have. None: the first that fits."""
     length: int | None = None
-    """Tokens to write after a prompt, at most. None: as many as the model's texts have."""
+    """Tokens to write after a prompt, at most; more than the model's texts have, if you like. None: as many."""
     animate: bool = False
     """Also write a GIF of each answer as it becomes known."""
     watch: bool = False
@@ -95,6 +101,9 @@ class Arguments:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2³²), got {self.seed}")
         given = [f"--{kind}" for kind in ("prompt", "infill", "image", "audio") if getattr(self, kind)]
+        if self.inpaint is not None or self.span is not None:
+            self._require_a_medium_to_restore(given)
+            return
         if self.prompts is not None and "--prompt" not in given:
             given.insert(0, "--prompts")
         if len(given) != 1:
@@ -106,6 +115,20 @@ class Arguments:
             raise ValueError("--length is of texts that a prompt begins: --prompt … --to text")
         if self.to not in (None, TEXT) and given[0] == "--infill":
             raise ValueError(f"--infill makes text, got --to {self.to}")
+
+    def _require_a_medium_to_restore(self, given: list[str]) -> None:
+        medium, flag = ("image", "--inpaint") if self.inpaint is not None else ("audio", "--span")
+        others = set(given) - {f"--{medium}", "--prompt"}
+        is_ordered = self.span is None or 0 <= self.span[0] < self.span[1]
+        if (self.inpaint is None) == (self.span is None) or f"--{medium}" not in given or others or self.prompts:
+            raise ValueError(
+                f"{flag} is of --{medium}, with a --prompt or without; got {' and '.join(given) or 'none'}"
+            )
+        if self.to != medium or len(self.prompt) > 1 or not is_ordered:
+            raise ValueError(
+                f"{flag} needs --to {medium}, one --prompt at most, and a span that ends after it begins; got "
+                f"--to {self.to}, {len(self.prompt)} prompts, span {self.span}"
+            )
 
     @property
     def target(self) -> str:
@@ -121,6 +144,8 @@ class Question:
     example: Example
     title: str
     """What the files are named after."""
+    keep: Callable[[np.ndarray], np.ndarray] = lambda media: media
+    """Puts back what was given of a restored medium."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +194,8 @@ def ask(arguments: Arguments, prompts: Prompts) -> list[Question]:
     """The questions, in the order of the input; files are read here."""
     if arguments.infill:
         return [Question(pattern, prompts.infill(pattern), pattern) for pattern in arguments.infill]
+    if arguments.inpaint is not None or arguments.span is not None:
+        return _to_restore(arguments, prompts)
     for medium, paths in (("image", arguments.image), ("audio", arguments.audio)):
         if paths:
             prompts.task(medium, arguments.target)
@@ -179,6 +206,25 @@ def ask(arguments: Arguments, prompts: Prompts) -> list[Question]:
     if arguments.to == TEXT:
         return [Question(text, prompts.complete(text, arguments.length), text) for text in texts]
     return [Question(text, prompts.from_text(text, arguments.to), text) for text in texts]
+
+
+def _to_restore(arguments: Arguments, prompts: Prompts) -> list[Question]:
+    """Pictures with a region, or sounds with a span, to be made anew."""
+    prompt = arguments.prompt[0] if arguments.prompt else None
+    shape = prompts.media_shape(arguments.target)
+    read = medium_reader(arguments.target, prompts)
+    is_hole = np.zeros(shape[:2] if arguments.inpaint is not None else shape, bool)
+    if arguments.inpaint is not None:
+        is_hole |= read_mask(arguments.inpaint, shape[:2])
+    if arguments.span is not None:
+        seconds = np.arange(len(is_hole)) / prompts.tokenizers.sample_rate_hz
+        is_hole |= (seconds >= arguments.span[0]) & (seconds < arguments.span[1])
+    questions = []
+    for path in arguments.image or arguments.audio:
+        content = read(path)
+        example = prompts.restored(arguments.target, content, is_hole, prompt)
+        questions.append(Question(str(path), example, path.stem, partial(spliced, content, is_hole)))
+    return questions
 
 
 def settings(arguments: Arguments, loaded: Loaded, example: Example) -> GenerationConfig:
@@ -232,7 +278,7 @@ def _outputs(
     numbers = repeats([question.example for question in questions])
     for number, question, path in zip(numbers, questions, paths, strict=True):
         answer = path[-1]
-        media = prompts.decode(question.example, answer.example)
+        media = question.keep(prompts.decode(question.example, answer.example))
         to = answer.example.segments[-1].modality
         entry = {
             "prompt": question.prompt,

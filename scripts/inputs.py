@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 from trimask.diffusion.data.files import fit_picture, fit_sound, read_picture, read_sound
 from trimask.diffusion.sampling.prompts import Prompts
@@ -40,6 +40,22 @@ def medium_reader(medium: str, prompts: Prompts) -> Callable[[Path], np.ndarray]
         is_cropped = prompts.layout(prompts.task(medium, TEXT)).is_cropped
         return lambda path: read_image(path, shape, is_cropped)
     return lambda path: read_audio(path, prompts.tokenizers.sample_rate_hz, shape[0])
+
+
+def read_mask(path: Path, shape: tuple[int, ...]) -> Bool[np.ndarray, "height width"]:
+    """True where a picture file is bright, at this height and width."""
+    picture = fit_picture(read_picture(path), (*shape, 1), False)
+    return picture[..., 0] >= 128
+
+
+def spliced(content: np.ndarray, is_hole: Bool[np.ndarray, "*where"], made: np.ndarray) -> np.ndarray:
+    """What was made inside the hole and what was given outside; in sound, with a hundred samples of transition."""
+    if content.ndim > is_hole.ndim:
+        return np.where(is_hole[..., None], made, content)
+    size = min(101, len(is_hole))
+    share = np.convolve(np.pad(is_hole.astype(np.float32), size // 2, mode="edge"), np.ones(size) / size, "valid")
+    share = share[: len(content)].astype(np.float32)
+    return share * made[: len(content)] + (1 - share) * content
 
 
 def read_lines(source: str) -> list[str]:

@@ -23,7 +23,8 @@ from trimask.diffusion import configuration
 from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import DatasetManifest, Prepared
 from trimask.diffusion.data.sources import SourceConfig
-from trimask.diffusion.evaluate import EvaluateConfig, label_judge, score_of
+from trimask.diffusion.evaluate import EvaluateConfig
+from trimask.diffusion.exam import label_judge, score_of
 from trimask.diffusion.parametrization import MODULES, PARAMETER_CLASSES, parameter_modules
 from trimask.diffusion.results import Evaluation
 from trimask.diffusion.run_folder import read_lines
@@ -32,7 +33,7 @@ from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
 from trimask.scripts.console import console, parse, table
 from trimask.scripts.evaluate import print_evaluation
-from trimask.scripts.trace import trace_page
+from trimask.scripts.trajectory import trace_page
 from trimask.tokenizers.quality import CodebookUse, codebook_use, log_mel_distance_db, psnr_db
 from trimask.tokenizers.text import TextTokenizer
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
@@ -120,7 +121,7 @@ def codec_qualities(prepared: Prepared, dataset: str) -> list[CodecQuality]:
     medium = manifest.medium
     if medium is None:
         return []
-    judge = label_judge(prepared, dataset, EvaluateConfig())
+    judge = label_judge(prepared, dataset, EvaluateConfig().fit_examples)
     codec, result = prepared.tokenizers.codec(medium), []
     for split in [split for split in manifest.splits if split.startswith("test")]:
         raw = list(prepared.raw(dataset, split))

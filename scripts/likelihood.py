@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -45,20 +45,29 @@ class Line:
     """One per choice."""
 
 
-def run(loaded: Loaded, path: Path, out: Path, *, estimator: Estimator, draws: int, rows: int, seed: int) -> None:
+class How(NamedTuple):
+    """How precisely, and how many rows at a time."""
+
+    estimator: Estimator
+    draws: int
+    rows: int
+    seed: int
+
+
+def run(loaded: Loaded, path: Path, out: Path, how: How) -> None:
     """Scores every line, writes them with their bits, and prints what they come to."""
     lines = read(path, Prompts(loaded.tokenizers, loaded.description.layouts))
     examples = [example for line in lines for example in line.examples]
     with progress_report() as report:
         bits, half_widths = estimated_bits(
-            jax.random.key(seed),
+            jax.random.key(how.seed),
             examples,
             loaded.denoise,
             loaded.vocabulary,
             loaded.description.train.masking.schedule,
-            num_draws=draws,
-            estimator=estimator,
-            rows=rows,
+            num_draws=how.draws,
+            estimator=how.estimator,
+            rows=how.rows,
             report=partial(report, "likelihood"),
         )
     scored = list(zip(examples, bits.tolist(), half_widths.tolist(), strict=True))

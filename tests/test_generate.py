@@ -69,6 +69,37 @@ def test_an_infill_keeps_what_was_given(generate):
     assert entry["text"].startswith("4") and entry["text"].endswith("=8")
 
 
+def halves(shape):
+    """A mask file's picture that is bright on the right."""
+    return Image.fromarray(np.tile(np.arange(shape[1]) >= shape[1] // 2, (shape[0], 1)).astype(np.uint8) * 255)
+
+
+@pytest.mark.parametrize("prompt", [("--prompt", "one"), ()])
+def test_a_region_is_drawn_anew_and_the_rest_stays(generate, tmp_path, prompt):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    halves((8, 12)).save(tmp_path / "mask.png")
+    words = ("--image", tmp_path / "noise.png", "--inpaint", tmp_path / "mask.png", "--to", "image", "--log-probs")
+    (entry,) = generate(*words, *prompt, "--trace", "--temperature", "3")
+    made = np.asarray(Image.open(tmp_path / "out/noise.png").convert("L"))[::26, ::26]
+    np.testing.assert_array_equal(made[:, :3], pixels[:, :3])
+    assert (made[:, 3:] != pixels[:, 3:]).any() and entry["task"] == "text_to_image"
+    # Patches of 2 by 2 in a grid of 2 by 3: the middle ones are touched, too; and the description, if it is not given.
+    head = json.loads((tmp_path / "out" / entry["trace"]).read_text().splitlines()[0])
+    assert [code is None for code in head["start"]] == [False, True, True] * 2
+    assert (len(entry["log_probs"]) > 4) == (not prompt)
+
+
+def test_a_span_is_spoken_anew_and_the_rest_stays(generate, tmp_path):
+    sound = 0.3 * np.sin(np.arange(1200) / 4)
+    soundfile.write(tmp_path / "hum.wav", sound, 8000)
+    (entry,) = generate("--audio", tmp_path / "hum.wav", "--span", "0.05", "0.1", "--to", "audio", "--prompt", "one")
+    made, _ = soundfile.read(tmp_path / "out" / entry["file"])
+    outside = np.r_[0:340, 860:1200]
+    np.testing.assert_allclose(made[outside], sound[outside], atol=1e-3)
+    assert np.abs(made[460:740] - sound[460:740]).max() > 0.01
+
+
 def test_prompts_of_a_file_join_those_of_the_command_line(generate, tmp_path):
     (tmp_path / "prompts").write_text("three\n\none\n")
     entries = generate("--prompt", "two", "--prompts", tmp_path / "prompts", "--to", "image")
@@ -149,10 +180,14 @@ def test_an_animation_stops_when_its_own_answer_is_full(loaded):
         (["--prompt", "1+", "--to", "text", "--guidance", "1"], "guidance needs a condition"),
         (["--prompt", "one", "--to", "image", "--threshold", "0.5"], "of the strategy threshold"),
         (["--prompt", "one", "--to", "image", "--cache", "dual"], "needs a block_length"),
+        (["--image", "grey.png", "--inpaint", "black.png", "--to", "image"], "nothing of the image is to be made anew"),
         (["--prompt", "one", "--to", "image", "--max-nfe", "1", "--block-length", "4"], "2 blocks take 2"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_before_anything_is_written(generate, tmp_path, arguments, reason):
+def test_what_cannot_be_asked_is_refused_before_anything_is_written(generate, tmp_path, monkeypatch, arguments, reason):
+    monkeypatch.chdir(tmp_path)
+    for name, grey in (("grey", 90), ("black", 0)):
+        Image.new("L", (6, 4), grey).save(f"{name}.png")
     with pytest.raises(ValueError, match=reason):
         generate(*arguments)
     assert not (tmp_path / "out").exists()
@@ -167,6 +202,10 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_written(generate, tm
         (["--infill", "_", "--to", "image"], "--infill makes text"),
         (["--infill", "_", "--num", "0"], "num must be at least 1"),
         (["--infill", "_", "--seed", "-1"], "seed must lie in"),
+        (["--prompt", "x", "--inpaint", "m", "--to", "image"], "--inpaint is of --image"),
+        (["--image", "x", "--inpaint", "m", "--to", "text"], "needs --to image"),
+        (["--image", "x", "--span", "0", "1", "--to", "audio"], "--span is of --audio"),
+        (["--audio", "x", "--span", "1", "0.5", "--to", "audio"], "ends after it begins"),
         (["--infill", "_", "--temperature", "nan"], "temperature must be finite"),
         (["--infill", "_", "--steps", "0"], "steps must be at least 1"),
         (["--infill", "_", "--strategy", "best"], "no strategy 'best'; there are random"),

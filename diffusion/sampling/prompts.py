@@ -20,7 +20,7 @@ from jaxtyping import Int
 
 from trimask.diffusion.layout import Layout
 from trimask.tokenizers.media import MediaTokenizers
-from trimask.tokenizers.sequence import Example, direct, fill_text, until_eos
+from trimask.tokenizers.sequence import Example, Segment, direct, fill_text, until_eos
 from trimask.tokenizers.vocabulary import TEXT, Task
 
 _HOLE = re.compile(r"\\(?P<plain>[_\[\\])|(?P<one>_)|\[MASK(?P<many>[^\]]*)\]")
@@ -66,13 +66,16 @@ class Prompts:
         return self._layouts(task)[0]
 
     def complete(self, prompt: str, length: int | None = None) -> Example:
-        """A text that begins with the prompt and has `length` more tokens; None: as many as the layout has."""
+        """A text that begins with the prompt and has `length` more tokens; None: as many as the layout has.
+
+        It may be longer than those trained on: places and positions go on.
+        """
         task, given = self.task(None, TEXT), self._encode(prompt)
         layout = self._fitting(task, len(given), prompt)
-        longest = layout.text_length(len(given)) - len(given)
-        if length is not None and not 1 <= length <= longest:
-            raise ValueError(f"after {prompt!r} there can be 1 to {longest} tokens, not {length}")
-        return direct(task, {TEXT: np.concatenate([given, _masked((length or longest,))])})
+        if length is not None and length < 1:
+            raise ValueError(f"after {prompt!r} there must be at least 1 token to write, not {length}")
+        usual = layout.text_length(len(given)) - len(given)
+        return direct(task, {TEXT: np.concatenate([given, _masked((length or usual,))])})
 
     def infill(self, pattern: str) -> Example:
         """The pattern with its holes masked."""
@@ -94,6 +97,20 @@ class Prompts:
         task = self.task(medium, TEXT)
         text = _masked(tuple(self.layout(task).shapes[TEXT]))
         return direct(task, {medium: self._codes(medium, content), TEXT: text})
+
+    def restored(self, medium: str, content: np.ndarray, is_hole: np.ndarray, prompt: str | None = None) -> Example:
+        """A medium of shape `media_shape` whose codes are to be made anew where `is_hole`, an array over media_shape.
+
+        Every code that a hole touches is. Without a prompt the description is to be found, too.
+        """
+        task, codes = self.task(TEXT, medium), self._codes(medium, content)
+        if not is_hole.any():
+            raise ValueError(f"nothing of the {medium} is to be made anew")
+        touched = np.where(_over_codes(is_hole, codes.shape), -1, codes).astype(np.int32)
+        if prompt is not None:
+            return direct(task, {TEXT: self._caption(task, prompt), medium: touched})
+        caption = Segment(TEXT, _masked(tuple(self.layout(task).shapes[TEXT])))
+        return Example(task.name, (caption, Segment(medium, touched)))
 
     def scored(self, given: Mapping[str, Any], target: str, answer: Any) -> Example:
         """An answer that is known, laid out as the model would make it: what is given is condition, the rest is asked.
@@ -185,6 +202,16 @@ def _count(hole: str, argument: str) -> int:
     if number is None:
         raise ValueError(f"a hole is written [MASK:n] with n at least 1, got {hole!r}; \\[ is a plain bracket")
     return int(number[1])
+
+
+def _over_codes(is_hole: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """True for every code of which some part is a hole; codes cut each axis of the media into equal parts."""
+    grid = is_hole
+    for axis, (size, count) in enumerate(zip(is_hole.shape, shape, strict=False)):
+        part = np.minimum(np.arange(size) * count // size, count - 1)
+        starts = np.searchsorted(part, np.arange(count))
+        grid = np.logical_or.reduceat(grid, starts, axis=axis)
+    return np.broadcast_to(grid.reshape(*grid.shape, *[1] * (len(shape) - grid.ndim)), shape)
 
 
 def _masked(shape: tuple[int, ...]) -> Int[np.ndarray, "*shape"]:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from trimask.scripts.generate import main as generate
 from trimask.scripts.inspection import main as inspect
-from trimask.scripts.trace import read_trace, trace_page
+from trimask.scripts.trajectory import read_trace, trace_page
 
 
 @pytest.fixture

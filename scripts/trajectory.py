@@ -24,7 +24,7 @@ from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT
 
-_TEMPLATE = Path(__file__).with_name("trace.html.jinja")
+_TEMPLATE = Path(__file__).with_name("trajectory.html.jinja")
 _NEEDED = {"prompt", "task", "to", "shape", "start", "pieces"}
 _EVENT = {"step", "position", "token", "piece", "confidence"}
 
@@ -81,7 +81,7 @@ def trace_page(path: Path) -> Path:
 
 def read_trace(path: Path) -> list[dict[str, Any]]:
     """The lines of a trace, refused unless they are one."""
-    lines = []
+    lines: list[dict[str, Any]] = []
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -143,7 +143,7 @@ def _live_grid(codes: np.ndarray, confidence: np.ndarray) -> Text:
 def _live_picture(tokenizers: MediaTokenizers, codes: np.ndarray) -> Text:
     """Two characters per pixel column of a small picture; unknown patches are shaded."""
     pixels = tokenizers.decode("image", [np.maximum(codes, 0)])[0]
-    known = (codes >= 0).reshape(*codes.shape[:2], -1).all(axis=-1)
+    known = np.min(codes.reshape(*codes.shape[:2], -1), axis=-1) >= 0
     height, width = pixels.shape[:2]
     stride = max(1, -(-max(height, width) // 32))
     text = Text()

@@ -1,0 +1,180 @@
+"""Held-out questions of one task, put to a model and judged: what `evaluate.py` and the study of samplers share."""
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as AnySequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.held_out import HeldOut, Real, spread
+from trimask.diffusion.intervals import ratio, wilson_interval
+from trimask.diffusion.judges import NamedJudge, Scores, are_labels, fits, open_judge
+from trimask.diffusion.results import Memorisation, Samples, Score
+from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.sampling.requests import Answer, Generator
+from trimask.diffusion.train import Loaded
+from trimask.tokenizers.sequence import Example, direct
+from trimask.tokenizers.vocabulary import TEXT, Task
+
+_FEW = 3
+"""Media are not judged by fewer held-out or training examples, unless a judge is named."""
+
+ALL_TASKS = "all"
+"""In place of a task's name: judges of every task that they can judge."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A task, the held-out examples that ask for it, and who judges the answers."""
+
+    loaded: Loaded
+    task: Task
+    part: HeldOut
+    real: Real
+    judges: AnySequence[NamedJudge]
+
+    def answers(
+        self,
+        generator: Generator,
+        config: GenerationConfig,
+        seed: int,
+        report: Callable[[int, int], None] = lambda *_: None,
+    ) -> list[Answer]:
+        """One per held-out example."""
+        questions = [question(self.task, record) for record in self.part.records]
+        return generator.generate(questions, config, seed, report)
+
+    def graded(self, answers: AnySequence[Answer]) -> tuple[list[Score], Samples]:
+        """What each judge says of the answers and of real media."""
+        task, part, real = self.task, self.part, self.real
+        codes = [answer.example.segments[-1].codes for answer in answers]
+        references: list[dict[str, Any]] = [example.media for example in part.raw]
+        shown = [""] * len(answers)
+        if task.condition is None:
+            codes = [c[num_given(task, record) :] for c, record in zip(codes, part.records, strict=True)]
+            shown = [example.media[TEXT][: example.given] for example in part.raw]
+            references = [
+                {**example.media, TEXT: example.media[TEXT][example.given :], "prompt": prompt}
+                for example, prompt in zip(part.raw, shown, strict=True)
+            ]
+        media = self.loaded.tokenizers.decode(task.target, codes)
+        scores, is_right = [], None
+        for judge in self.judges:
+            found = judge(task.name, media, references)
+            on_real = None
+            if judge.yardstick is not None:
+                others = part.raw if judge.yardstick == "held_out" else real.raw
+                media_of = [others[number].media[task.target] for number in spread(len(others), len(media))]
+                yardstick = judge(f"real {task.target}", media_of, references)
+                on_real = score_of(yardstick)
+            value, interval, verdicts = _summary(found)
+            is_right = verdicts if is_right is None else is_right
+            scores.append(
+                Score(
+                    dataset=part.dataset,
+                    task=task.name,
+                    split=part.split,
+                    judge=judge.name,
+                    examples=len(media),
+                    value=value,
+                    interval=interval,
+                    is_share=verdicts is not None,
+                    higher_is_better=judge.higher_is_better,
+                    on_real=on_real,
+                    mean_nfe=float(np.mean([answer.nfe for answer in answers])),
+                )
+            )
+        texts = [example.media[TEXT] for example in part.raw]
+        whole = [prompt + text for prompt, text in zip(shown, media, strict=True)] if task.target == TEXT else media
+        return scores, Samples(task.name, part.split, texts, whole, is_right)
+
+    def memorisation(self, answers: AnySequence[Answer]) -> Memorisation:
+        """How many generated, and for comparison real held-out, code grids equal one of the training set."""
+        task, part, real = self.task, self.part, self.real
+        generated = [answer.example.segments[-1].codes for answer in answers]
+        known = {_identity(record[task.target]) for record in real.codes}
+        grids = [_identity(codes) for codes in generated]
+        held_out = [_identity(record[task.target]) for record in part.records]
+        return Memorisation(
+            dataset=part.dataset,
+            task=task.name,
+            split=part.split,
+            generated=len(grids),
+            copied=float(np.mean([grid in known for grid in grids])),
+            distinct=len(set(grids)),
+            real=len(held_out),
+            real_copied=float(np.mean([grid in known for grid in held_out])),
+            real_distinct=len(set(held_out)),
+        )
+
+
+def num_given(task: Task, record: dict[str, Any]) -> int:
+    """Codes of a target that are given."""
+    return record["num_given"] if task.condition is None else 0
+
+
+def question(task: Task, record: dict[str, Any]) -> Example:
+    """The example with what is asked for masked."""
+    given, asked = num_given(task, record), record[task.target].copy()
+    asked.reshape(-1)[given:] = -1
+    return direct(task, {**record, task.target: asked}, given)
+
+
+def is_asked(task: Task, part: HeldOut, asked: set[bytes]) -> bool:
+    """False where there is no question, or all of them were asked on an earlier split."""
+    if task.condition is None:
+        return any(record["num_given"] for record in part.records)
+    if task.condition != TEXT:
+        return True
+    prompts = {record[TEXT].tobytes() for record in part.records}
+    is_new = not prompts <= asked
+    asked |= prompts
+    return is_new
+
+
+def judges_of(task: Task, part: HeldOut, real: Real, named: Mapping[str, AnySequence[str]]) -> list[NamedJudge]:
+    """Those that are asked for, or the usual ones; none where there is too little to judge by."""
+    names = [name for name in named.get(ALL_TASKS, ()) if fits(name, task.target)]
+    names += named.get(task.name, ())
+    if not names:
+        if task.target != TEXT and (not real.exists or min(len(real.raw), len(part.records)) < _FEW):
+            return []
+        names = ["exact_match"] if task.target == TEXT else [_usual(real)]
+    return [open_judge(name, task.target, partial(real.training, task.target)) for name in dict.fromkeys(names)]
+
+
+def _usual(real: Real) -> str:
+    return "label" if are_labels([example.media[TEXT] for example in real.raw]) else "frechet"
+
+
+def score_of(found: Scores | float) -> float:
+    """One number of what a judge said."""
+    return found if isinstance(found, float) else ratio(found.totals, found.counts)[0]
+
+
+def _summary(
+    found: Scores | float,
+) -> tuple[float, tuple[float, float] | None, Bool[np.ndarray, " items"] | None]:
+    """Value, interval, and which answers are right if they are right or wrong."""
+    if isinstance(found, float):
+        return found, None, None
+    value, half_width = ratio(found.totals, found.counts)
+    if (found.counts == 1).all() and np.isin(found.totals, (0, 1)).all():
+        return value, wilson_interval(int(found.totals.sum()), len(found.totals)), found.totals == 1
+    return value, None if half_width is None else (value - half_width, value + half_width), None
+
+
+def label_judge(prepared: Prepared, dataset: str, fit_examples: int) -> NamedJudge | None:
+    """The judge of labels of a dataset's medium; None where there is none, or captions are not labels."""
+    medium, real = prepared.dataset(dataset).medium, Real(prepared, dataset, fit_examples)
+    if medium is None or not real.exists or _usual(real) != "label":
+        return None
+    return open_judge("label", medium, partial(real.training, medium))
+
+
+def _identity(codes: np.ndarray) -> bytes:
+    return np.ascontiguousarray(codes, np.int32).tobytes()
