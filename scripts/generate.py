@@ -346,7 +346,7 @@ def _read_index(path: Path) -> list[dict[str, Any]]:
         return []
     needed = {"file", "prompt", "task", "to", "number", "seed", "step", "settings"}
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(filter(None, path.read_text(encoding="utf-8").split("\n")), 1):
         try:
             entries.append(json.loads(line))
         except ValueError as error:

@@ -83,7 +83,7 @@ def read(path: Path, prompts: Prompts) -> list[Line]:
     """The lines of a file; an error names the line."""
     lines = []
     try:
-        texts = path.read_text(encoding="utf-8-sig").splitlines()
+        texts = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text: {error}") from error
     for number, text in enumerate(texts, 1):

@@ -83,10 +83,12 @@ def read_trace(path: Path) -> list[dict[str, Any]]:
     """The lines of a trace, refused unless they are one."""
     lines: list[dict[str, Any]] = []
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        texts = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text: {error}") from error
     for number, text in enumerate(texts, 1):
+        if not text:
+            continue
         try:
             line = json.loads(text)
         except ValueError as error:

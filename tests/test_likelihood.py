@@ -133,7 +133,7 @@ def test_the_first_line_has_the_same_score_whatever_follows(score):
         ({"choices": ["1", "2"], "answer": 2}, "number of a choice, 0 to 1, got 2"),
         ({"text": ""}, "must not be empty"),
         ({"image": "none.png", "text": "one"}, "none.png"),
-        ({"text": "x" * 99}, "at most"),
+        ({"text": "x" * 99}, "line 1: a text of 99 tokens does not fit a buffer"),
     ],
 )
 def test_a_line_that_cannot_be_scored_is_named_and_nothing_is_written(score, tmp_path, line, reason):

@@ -84,7 +84,7 @@ def test_blocks_are_filled_from_left_to_right_and_share_the_steps():
     for before, after in itertools.pairwise(masked):
         start = min(before) - (min(before) - 1) % 3  # blocks begin at the first asked place
         assert set(before) - set(after) <= set(range(start, start + 3))
-    # Three blocks of two steps each: ⌈3/2⌉ and the rest of places 1–3; 5 and 6; 7.
+    # Six steps over three blocks are two each: ⌈3/2⌉ and the rest of places 1–3; 5 and 6; 7.
     assert [len(m) for m in masked] == [6, 4, 3, 2, 1, 0]
 
 
@@ -110,6 +110,28 @@ def test_a_text_is_over_at_its_first_eos():
     assert codes(given)[:2] == [4, EOS] and codes(given)[3] == 2 and given.nfe == 4  # a hole before what is given
 
 
+def test_the_end_of_a_description_is_not_the_end_of_a_picture():
+    logits = jnp.zeros(VOCABULARY.size).at[VOCABULARY.eos_id].set(9.0)
+    both = Example("text_to_image", (Segment("text", np.full(4, -1)), Segment("image", np.full((2, 2), -1))))
+    for strategy in ("given", "first_hitting"):
+        config = GenerationConfig(strategy=strategy, steps=8, temperature=1.0)
+        (answer,) = Generator(fakes.fake(logits), VOCABULARY).generate([both], config, seed=0)
+        assert answer.example.segments[0].codes.tolist() == [EOS] * 4
+        assert (answer.example.segments[1].codes >= 0).all() and answer.nfe >= 4
+
+
+def test_logits_that_are_no_numbers_do_not_keep_it_from_ending():
+    request = text_request([0, -1, -1, -1])
+    for strategy in ("confidence", "threshold", "factor", "entropy_bound"):
+        config = GenerationConfig(strategy=strategy, steps=3, temperature=0.0)
+        (answer,) = Generator(fakes.fake(jnp.full(VOCABULARY.size, jnp.nan)), VOCABULARY).generate([request], config, 0)
+        assert answer.nfe <= 3
+
+
+def test_no_requests_have_no_answers():
+    assert Generator(fakes.mixing(), VOCABULARY).generate([], GenerationConfig(), seed=0) == []
+
+
 def test_patience_reveals_a_block_whose_proposals_stay_the_same():
     answer = assemble(VOCABULARY, [text_request([0, 1, 2, 3, 4, 0])], 8).tokens
     request = text_request([-1] * 6)
@@ -127,6 +149,10 @@ def test_the_budget_of_evaluations_is_kept():
         config = GenerationConfig(block_length=length, max_nfe=budget, **options)
         (answer,) = generator.generate([request], config, seed=0)
         assert answer.nfe == nfe and min(codes(answer)) >= 0
+    # A step that begins to be guided costs two where the one before cost one.
+    config = GenerationConfig(guidance=1.0, guidance_interval=(0.0, 0.5), max_nfe=5, **options)
+    (answer,) = generator.generate([spoken(6)], config, seed=0)
+    assert answer.nfe <= 5 and min(codes(answer)) >= 0
     with pytest.raises(ValueError, match="max_nfe is 3, and 4 blocks take 4 evaluations at least"):
         generator.generate([request], GenerationConfig(block_length=2, max_nfe=3), seed=0)
 
@@ -315,6 +341,7 @@ def test_a_real_network_gives_the_same_answers_in_any_batch(network):
         {"min_p": 2.0},
         {"loop_from": 0.01},
         {"guidance_interval": (0.5, 0.5)},
+        {"cache": "dual", "guidance_interval": (0.0, 0.5)},
         {"order": (0, 2)},
         {"max_nfe": 0},
         {"patience": 0},

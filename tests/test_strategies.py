@@ -95,7 +95,7 @@ def in_a_loop(row):
     if until < now <= start and row["step"] + 1 < row["steps"]:
         reveal, sigma = eta * kept / (1 - kept), eta
     elif row["step"] + 1 >= row["steps"]:
-        reveal, sigma = 1.0, eta if until < now <= start else 0.0
+        reveal, sigma = 1.0, 0.0
     else:
         reveal, sigma = 1 - masked(then) / masked(now), 0.0
     return {i for i in row["candidates"] if row["u"][i] < reveal}, {i for i in row["revealed"] if row["u"][i] < sigma}
@@ -216,7 +216,8 @@ CACHED = {"block_length": 2, "cache": "dual"}
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(name, options) for name in STRATEGIES for options in ({}, BLOCKS)]
+    [(name, {}) for name in STRATEGIES]
+    + [(n, BLOCKS) for n in ("random", "threshold", "entropy_bound", "given", "remdm_loop")]
     + [(n, CACHED) for n in ("factor", "remdm_cap")],
     ids=str,
 )

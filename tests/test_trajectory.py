@@ -78,8 +78,8 @@ def test_a_page_shows_every_step(traced, tmp_path):
 
 def test_what_a_user_wrote_is_data_on_the_page(tmp_path):
     head = {"prompt": "</script><b>", "task": "text", "to": "text", "shape": [1], "start": [None], "pieces": [None]}
-    event = {"step": 1, "position": 0, "token": 3, "piece": "</script>", "confidence": 0.5}
-    (tmp_path / "t.jsonl").write_text(json.dumps(head) + "\n" + json.dumps(event) + "\n")
+    event = {"step": 1, "position": 0, "token": 3, "piece": "</script>\u2028", "confidence": 0.5}
+    (tmp_path / "t.jsonl").write_text(json.dumps(head) + "\n" + json.dumps(event, ensure_ascii=False) + "\n")
     page = trace_page(tmp_path / "t.jsonl").read_text()
     assert page.count("</script>") == 1 and "<b>" not in page
 

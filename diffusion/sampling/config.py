@@ -85,6 +85,8 @@ class GenerationConfig:
             )
         if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1] <= 1:
             raise ValueError(f"guidance_interval must be 0 ≤ low < high ≤ 1, got {self.guidance_interval}")
+        if self.guidance_interval is not None and self.cache != "none":
+            raise ValueError(f"a cache ({self.cache}) needs both passes of guidance always, so no guidance_interval")
         if self.order is not None and sorted(self.order) != list(range(len(self.order))):
             raise ValueError(f"order must hold every place from 0 on once, got {self.order}")
 
@@ -111,6 +113,7 @@ class GenerationConfig:
             grid=self.grid,
             block_length=self.block_length,
             cache=self.cache,
+            passes_per_step=1 if self.guidance == 0 else 2,
         )
 
 

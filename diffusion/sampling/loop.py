@@ -36,6 +36,9 @@ from trimask.tokenizers.sequence import Sequence
 RowKeys = Key[Array, " batch"]
 """A random key per row."""
 
+_TEXT = 1
+"""Number of the modality of texts (`Vocabulary.modalities`)."""
+
 Cache = Any
 """Keys and values that a denoiser returned; None: no pass was made yet."""
 
@@ -75,6 +78,8 @@ class Rules:
     """What a round keeps; needs blocks."""
     eos_id: int | None = dataclasses.field(default=None, metadata={"static": True})
     """A text is over at its first EOS after all that was given: masks after it become EOS at no cost. None: no rule."""
+    passes_per_step: int = dataclasses.field(default=1, metadata={"static": True})
+    """Evaluations that a step may cost: 2 with guidance."""
     chunk: int = dataclasses.field(default=128, metadata={"static": True})
     """Positions of the batch whose logits are in memory at once, about."""
 
@@ -255,7 +260,9 @@ def observe(
     rows = jnp.arange(len(asked))[:, None]
     # A block may reach beyond the row: there the last position is asked for again, with the same answer.
     full = jax.tree.map(lambda x: jnp.zeros(state.is_masked.shape, x.dtype).at[rows, asked].set(x), proposals)
-    planned = -(-jnp.asarray(rules.num_steps) // state.num_blocks(rules))
+    # Of S steps over B blocks, block b has ⌊(b + 1)S/B⌋ − ⌊bS/B⌋, but one at least.
+    blocks, block = state.num_blocks(rules), jnp.maximum(state.block, 0)
+    planned = jnp.maximum((block + 1) * rules.num_steps // blocks - block * rules.num_steps // blocks, 1)
     share = {"linear": lambda u: 1 - u, "cosine": lambda u: jnp.cos(jnp.pi / 2 * u)}[rules.grid]
     return Observation(
         proposal=full.token,
@@ -283,12 +290,12 @@ def reveal(state: State, observation: Observation, choice: Choice, rules: Rules)
     passes = jnp.where(had_masks, observation.num_passes, 0)
     block_nfe = state.block_nfe + passes
     is_same = ((observation.proposal == state.proposal) | ~candidates).all(axis=-1) & (state.block_step > 0)
-    stable_for = jnp.where(is_same, state.stable_for + 1, 0)
+    stable_for = jnp.where(had_masks, jnp.where(is_same, state.stable_for + 1, 0), state.stable_for)
     is_last = jnp.zeros_like(is_active)
     if rules.max_nfe is not None:
-        is_last |= block_nfe + observation.num_passes > rules.max_nfe // state.num_blocks(rules)
+        is_last |= block_nfe + rules.passes_per_step > rules.max_nfe // state.num_blocks(rules)
     if rules.patience is not None:
-        is_last |= stable_for + 1 >= rules.patience
+        is_last |= had_masks & (stable_for + 1 >= rules.patience)
     revealed = (choice.reveal | is_last[:, None]) & candidates
     remasked = jnp.zeros_like(revealed)
     if choice.remask is not None:
@@ -320,12 +327,14 @@ def _after_the_end(tokens, is_masked, state: State, eos_id: int) -> Bool[Array, 
     """True after an EOS that was generated with neither a mask nor anything given between the last given and itself."""
     length = tokens.shape[-1]
     positions = jnp.arange(length)
-    is_given = ~state.is_asked & state.sequence.is_target
+    is_given = ~state.is_asked & state.sequence.is_target & (state.sequence.modality == _TEXT)
     last_given = jnp.max(jnp.where(is_given, positions, -1), axis=-1, keepdims=True)
-    is_hole = is_masked & (positions > last_given)
+    # An EOS is text, and so is what it ends.
+    is_text = state.sequence.modality == _TEXT
+    is_hole = is_masked & is_text & (positions > last_given)
     first_hole = jnp.min(jnp.where(is_hole, positions, length), axis=-1, keepdims=True)
-    is_end = (tokens == eos_id) & state.is_asked & ~is_masked & (positions > last_given) & (positions < first_hole)
-    return is_end.any(axis=-1, keepdims=True) & (positions > last_given)
+    is_end = is_text & (tokens == eos_id) & state.is_asked & ~is_masked & (positions > last_given)
+    return (is_end & (positions < first_hole)).any(axis=-1, keepdims=True) & is_text & (positions > last_given)
 
 
 def advance(

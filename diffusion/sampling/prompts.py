@@ -125,7 +125,7 @@ class Prompts:
             raise ValueError("an answer must not be empty")
         beginning = self._encode(given[TEXT]) if TEXT in given else np.zeros(0, np.int32)
         text = np.concatenate([beginning, self.tokenizers.text.encode(answer)])
-        layout = self._fitting(task, len(text), answer)
+        layout = self._fitting(task, len(beginning) if condition is None else len(text), answer)
         length = layout.text_length(len(beginning)) if condition is None else layout.shapes[TEXT][0]
         if layout.fill != "none":
             text = fill_text(self.tokenizers.vocabulary, text, length)

@@ -114,6 +114,8 @@ class Generator:
 
     def _batches(self, requests, config: GenerationConfig, seed: int) -> Iterator[tuple[list[int], State, Memory]]:
         """Requests of one bucket of lengths, `rows` at most at a time; a batch is filled up with repeats."""
+        if not requests:
+            return
         keys = request_keys(requests, seed)
         by_length: dict[int, list[int]] = {}
         for number, request in enumerate(requests):

@@ -137,9 +137,9 @@ def remdm_loop(
         before = 1 - (1 - time) * loop_kept / (1 - loop_from)
         return jnp.where(time > loop_from, before, jnp.minimum(time / loop_until, 1.0) * (1 - loop_kept))
 
-    loops = (t <= loop_from) & (t > loop_until)
-    reveals = 1 - masked(s) / masked(t)
-    reveals = jnp.where(seen.step + 1 >= seen.num_steps, 1.0, reveals)
+    is_last = seen.step + 1 >= seen.num_steps
+    loops = (t <= loop_from) & (t > loop_until) & ~is_last
+    reveals = jnp.where(is_last, 1.0, 1 - masked(s) / masked(t))
     reveals = jnp.where(loops, remask * loop_kept / (1 - loop_kept), reveals)
     return _remask_and_reveal(keys, seen, jnp.where(loops, remask, 0.0)[:, None], reveals[:, None]), memory
 
@@ -203,6 +203,8 @@ def _sorted(
     score: Float[Array, "batch seq"], candidates: Bool[Array, "batch seq"]
 ) -> tuple[Int[Array, "batch seq"], Int[Array, "batch seq"]]:
     """Positions from the candidate of the highest score to the lowest, the others last; and the rank of each."""
+    # What is not a number comes last of the candidates, so that even then something is revealed.
+    score = jnp.where(jnp.isnan(score), jnp.finfo(score.dtype).min, score)
     order = jnp.argsort(-jnp.where(candidates, score, -jnp.inf), axis=-1, stable=True)
     return order, jnp.argsort(order, axis=-1)
 

@@ -4,7 +4,7 @@
 
 where p is the denoiser's distribution over the allowed ids: before temperature, filters and noise. A token is the most
 probable one (temperature 0; of equals the lowest id), or drawn from the tempered and filtered distribution by inverting
-its cumulative sum at one uniform number per position (float32, 24 bits). Gumbel noise, the usual way, needs a number
+its cumulative sum at one uniform number per position (float32, 23 bits). Gumbel noise, the usual way, needs a number
 per id: at a vocabulary of 32k it takes longer than the unembedding, and in float32 its largest values are cut off,
 which makes unlikely tokens rarer than they are (arXiv 2409.02908). Here rounding moves a probability by some 10⁻⁷.
 
@@ -144,10 +144,12 @@ def _renormalised(p, cutoff):
 
 def _inverse(p, uniform):
     """The first index whose cumulative sum exceeds `uniform` of the total, and how far into its own mass that is."""
+    # A parallel sum need not grow with every term, nor stay where a term is 0.
     cumulative = jnp.cumsum(p, axis=-1)
-    total = cumulative[..., -1]
-    wanted = jnp.minimum(uniform * total, jnp.nextafter(total, jnp.zeros_like(total)))
-    index = jnp.sum(cumulative <= wanted[..., None], axis=-1)
+    wanted = uniform * cumulative[..., -1]
+    is_beyond = (cumulative > wanted[..., None]) & (p > 0)
+    last = p.shape[-1] - 1 - jnp.argmax(p[..., ::-1] > 0, axis=-1)
+    index = jnp.where(is_beyond.any(axis=-1), jnp.argmax(is_beyond, axis=-1), last)
     mass = jnp.take_along_axis(p, index[..., None], axis=-1)[..., 0]
     before = jnp.take_along_axis(cumulative, index[..., None], axis=-1)[..., 0] - mass
     return index, jnp.clip((wanted - before) / mass, 0.0, 1.0)
