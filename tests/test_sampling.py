@@ -278,8 +278,7 @@ def test_watching_is_generating(network, cache):
         assert all(b < a for a, b in itertools.pairwise(masks))
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
-@pytest.mark.parametrize("guidance", [0.0, 1.5])
+@pytest.mark.parametrize(("cache", "guidance"), [("prefix", 0.0), ("dual", 1.5)])
 def test_a_cache_that_is_always_refreshed_is_none(network, cache, guidance):
     text = direct(VOCABULARY.tasks["text_to_audio"], {"text": np.array([1, 2]), "audio": np.full((9, 2), -1)})
     config = GenerationConfig(strategy="factor", block_length=6, guidance=guidance, temperature=0.7)
