@@ -21,9 +21,9 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from trimask.diffusion.denoiser import Denoiser
 from trimask.diffusion.loss import cross_entropy, restrict
 from trimask.diffusion.masking import mask_tokens
-from trimask.diffusion.sampling.loop import Denoiser
 from trimask.diffusion.schedule import ScheduleConfig, elbo_weight, stratified_times
 from trimask.tokenizers.sequence import Example, Sequence, assemble, stack
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -56,7 +56,7 @@ def target_bits(
         size = max(1, min(rows, _MAX_LOGITS // (length * vocabulary.size)))
         for first in range(0, len(numbers), size):
             chunk = numbers[first : first + size]
-            filled = np.array(chunk + chunk[:1] * (size - len(chunk)))
+            filled = np.array(chunk + chunk[:1] * (min(size, 1 << (len(chunk) - 1).bit_length()) - len(chunk)))
             batch = stack([assemble(vocabulary, [examples[number]], length) for number in filled])
             for draw in range(num_draws):
                 place = jnp.asarray(draw), jnp.asarray(num_draws)

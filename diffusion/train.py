@@ -25,6 +25,7 @@ from trimask.diffusion import configuration
 from trimask.diffusion.checkpoint import Checkpoints
 from trimask.diffusion.data.batches import Batches, DatasetUse
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.denoiser import Output
 from trimask.diffusion.description import RunDescription, TrainConfig, continued, write_description
 from trimask.diffusion.loop import fit
 from trimask.diffusion.loss import Mean, loss_and_metrics, target_counts
@@ -34,7 +35,7 @@ from trimask.diffusion.parametrization import parameter_multipliers
 from trimask.diffusion.run_folder import checkpoint_steps, locked, writing
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sde import rescaled
-from trimask.diffusion.transformer import Output, Transformer
+from trimask.diffusion.transformer import Transformer
 from trimask.diffusion.warm_start import grown, require_grown, require_same_model
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.media import MediaTokenizers

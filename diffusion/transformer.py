@@ -11,9 +11,8 @@ longer texts than those trained on have an embedding. Options (grouped-query att
 embedding, rotary base, shifted logits, tied head) cover the architectures of LLaDA and Dream.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from flax import nnx
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
+from trimask.diffusion.denoiser import KeysValues, Output
 from trimask.diffusion.parametrization import AT_BASE, ParametrizationConfig, Site
 from trimask.tokenizers.sequence import Sequence, example_starts
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -131,41 +131,6 @@ class TransformerConfig:
             head_size=self.size_of_head,
             mlp_width=mlp_width,
         )
-
-
-KeysValues = tuple[Float[Array, "rows seq kv_heads head"], Float[Array, "rows seq kv_heads head"]]
-"""Rows are those of the batch; with guidance twice as many."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Output:
-    """What a denoiser returns, at all positions or at the ones asked for.
-
-    Logits over a large vocabulary are long: `read` makes them of the features of some positions only, when they are
-    wanted.
-    """
-
-    features: Any
-    """A tree of arrays [batch, asked, …]: what `read` needs to know of a position."""
-    read: Callable[[Any], Float[Array, "*shape vocab"]]
-    """Features → logits. A `jax.tree_util.Partial`, whose arrays are weights."""
-    hidden: Float[Array, "batch asked width"]
-    """After the final norm, before the unembedding."""
-    cache: tuple[KeysValues, ...]
-    """Keys and values of all positions, per block."""
-    num_passes: Int[Array, "*batch"] | int = 1
-    """Forward passes it took; 2 with guidance."""
-
-    @property
-    def logits(self) -> Float[Array, "batch asked vocab"]:
-        """At all of them."""
-        return self.read(self.features)
-
-    def first(self, count: int) -> "Output":
-        """The same of the first `count` positions."""
-        features, hidden = jax.tree.map(lambda x: x[:, :count], (self.features, self.hidden))
-        return replace(self, features=features, hidden=hidden)
 
 
 class Transformer(nnx.Module):

@@ -30,6 +30,7 @@ from jax.tree_util import Partial
 
 from trimask.diffusion.sampling import loop
 from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.sampling.state import State, start
 from trimask.diffusion.transformer import Transformer, TransformerConfig, num_parameters
 from trimask.scripts import cli
 from trimask.scripts.console import console, parse, progress_report, table
@@ -175,7 +176,7 @@ def _denoise(graph, parameters, sequence, positions=None, cache=None):
     return nnx.merge(graph, parameters)(sequence, positions, cache)
 
 
-def _start(prompts: np.ndarray, generated: int, vocabulary: Vocabulary) -> loop.State:
+def _start(prompts: np.ndarray, generated: int, vocabulary: Vocabulary) -> State:
     """Rows of a prompt and masks, all of them text: what LLaDA has, without boundary tokens."""
     tokens = np.concatenate([prompts, np.full((len(prompts), generated), vocabulary.mask_id, np.int32)], axis=1)
     rows = Rows(
@@ -185,7 +186,7 @@ def _start(prompts: np.ndarray, generated: int, vocabulary: Vocabulary) -> loop.
         segment=jnp.ones(tokens.shape, jnp.int32),
         is_condition=jnp.asarray(tokens != vocabulary.mask_id),
     )
-    return loop.start(rows, jax.random.split(jax.random.key(0), len(tokens)), vocabulary.mask_id)
+    return start(rows, jax.random.split(jax.random.key(0), len(tokens)), vocabulary.mask_id)
 
 
 @jax.jit
@@ -193,7 +194,7 @@ def _sample(denoise, strategy, rules, state):
     return loop.sample(denoise, strategy, rules, state)[0]
 
 
-def _timed(denoise, how: GenerationConfig, vocabulary: Vocabulary, state, repeats: int) -> tuple[loop.State, float]:
+def _timed(denoise, how: GenerationConfig, vocabulary: Vocabulary, state, repeats: int) -> tuple[State, float]:
     """The end and the median of so many repeats."""
     rules, seconds = how.rules(vocabulary), []
     for _ in range(1 + repeats):

@@ -1,22 +1,19 @@
 """trimask generate: write, draw or speak with a trained run.
 
-Everything is computed before anything is written. index.jsonl has one line per answer; one that is there
-already keeps its file, so the same call writes the same bytes again and another call adds to them.
+Everything is computed before anything is written, as `answers.py` says.
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import tyro
-from PIL import Image
 from rich.live import Live
 
 from trimask.diffusion import configuration
@@ -25,25 +22,14 @@ from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.sampling.requests import Answer, Generator, repeats
 from trimask.diffusion.train import Loaded, load
 from trimask.scripts import cli
+from trimask.scripts.answers import Output, read_index, write_answers
 from trimask.scripts.console import console, joined, parse, progress_report
 from trimask.scripts.inputs import medium_reader, read_lines, read_mask, spliced
-from trimask.scripts.render import (
-    enlarged,
-    enlargement,
-    file_stem,
-    frame_of,
-    staged,
-    write_gif,
-    write_png,
-    write_wav,
-)
+from trimask.scripts.render import frame_of
 from trimask.scripts.trajectory import live, trace_lines
-from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT
 
-_ENDING = {TEXT: "txt", "image": "png", "audio": "wav"}
-_FRAME_MILLISECONDS = 150
 _WATCHED = 4
 """Answers shown at a time."""
 _LISTS = ("--prompt", "--infill", "--image", "--audio")
@@ -148,23 +134,11 @@ class Question:
     """Puts back what was given of a restored medium."""
 
 
-@dataclass(frozen=True)
-class Output:
-    """One answer, ready to be written."""
-
-    title: str
-    entry: dict[str, Any]
-    """Its line of the index, but for the files."""
-    media: Any
-    frames: list[Image.Image] | None
-    trace: str | None
-
-
 def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
     """Asks, writes and prints."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; it must be a folder, or a name for a new one")
-    index = _read_index(out / "index.jsonl")
+    index = read_index(out)
     prompts = prompts_of(loaded, arguments.like)
     questions = [q for q in ask(arguments, prompts) for _ in range(arguments.num)]
     config = settings(arguments, loaded, questions[0].example)
@@ -177,7 +151,7 @@ def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
             answers = generator.generate(requests, config, arguments.seed, partial(report, "answers"))
         paths = [[answer] for answer in answers]
     outputs = _outputs(loaded, arguments, config, prompts, questions, paths)
-    write(out, index, outputs, loaded.tokenizers)
+    write_answers(out, index, outputs, loaded.tokenizers)
     for question, output in zip(questions, outputs, strict=True):
         if output.entry["to"] == TEXT:
             print(f"{question.prompt} → {output.media}")
@@ -239,32 +213,6 @@ def settings(arguments: Arguments, loaded: Loaded, example: Example) -> Generati
     return config
 
 
-def write(out: Path, index: list[dict[str, Any]], outputs: Sequence[Output], tokenizers: MediaTokenizers) -> None:
-    """All files and the index, or nothing."""
-    lines = {entry["file"]: entry for entry in index}
-    file_of = {_identity(entry): entry["file"] for entry in index}
-    stems = {Path(name).stem for name in lines}
-    with staged(out) as stage:
-        for output in outputs:
-            ending = _ENDING[output.entry["to"]]
-            name = file_of.get(_identity(output.entry))
-            if name is None:
-                stem = file_stem(output.title, partial(_is_taken, out, stems, ending))
-                stems.add(stem)
-                name = f"{stem}.{ending}"
-            _write_media(stage / name, output.media, tokenizers)
-            entry = {**lines.get(name, {}), **output.entry, "file": name}
-            if output.frames is not None:
-                entry["animation"] = Path(name).with_suffix(".gif").name
-                write_gif(stage / entry["animation"], output.frames, _FRAME_MILLISECONDS)
-            if output.trace is not None:
-                entry["trace"] = Path(name).with_suffix(".trace.jsonl").name
-                (stage / entry["trace"]).write_text(output.trace, encoding="utf-8")
-            lines[name] = entry
-        text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in lines.values())
-        (stage / "index.jsonl").write_text(text, encoding="utf-8")
-
-
 def _outputs(
     loaded: Loaded,
     arguments: Arguments,
@@ -318,42 +266,6 @@ def _watched(
                 now = [path[-1] for path in paths[:_WATCHED]]
                 screen.update(live(loaded.tokenizers, shown, requests[:_WATCHED], now), refresh=True)
     return paths
-
-
-def _write_media(path: Path, media: Any, tokenizers: MediaTokenizers) -> None:
-    if path.suffix == ".txt":
-        path.write_text(media + "\n", encoding="utf-8")
-    elif path.suffix == ".png":
-        write_png(path, enlarged(media, enlargement(*media.shape[:2])))
-    else:
-        write_wav(path, media, tokenizers.sample_rate_hz)
-
-
-def _identity(entry: dict[str, Any]) -> str:
-    """What makes two lines of the index the same question asked again."""
-    names = ("prompt", "task", "number", "seed", "step", "settings")
-    return json.dumps([entry[name] for name in names], sort_keys=True)
-
-
-def _is_taken(out: Path, stems: set[str], ending: str, stem: str) -> bool:
-    """Whether the index has a file of this name or, unknown to the index, the folder has."""
-    return stem in stems or any((out / f"{stem}.{e}").exists() for e in (ending, "gif", "trace.jsonl"))
-
-
-def _read_index(path: Path) -> list[dict[str, Any]]:
-    """The lines of an earlier call."""
-    if not path.exists():
-        return []
-    needed = {"file", "prompt", "task", "to", "number", "seed", "step", "settings"}
-    entries = []
-    for number, line in enumerate(filter(None, path.read_text(encoding="utf-8").split("\n")), 1):
-        try:
-            entries.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
-        if not isinstance(entries[-1], dict) or not needed <= entries[-1].keys():
-            raise ValueError(f"{path}: line {number} is not an entry of this index; choose another --out")
-    return entries
 
 
 def main(arguments: Sequence[str]) -> None:

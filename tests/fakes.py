@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from trimask.diffusion.sampling import loop
-from trimask.diffusion.sampling.loop import State
+from trimask.diffusion.denoiser import Output
 from trimask.diffusion.sampling.requests import request_keys
-from trimask.diffusion.transformer import Output
+from trimask.diffusion.sampling.state import State, start
 from trimask.tokenizers.sequence import Example, Segment, assemble, stack
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -91,4 +90,4 @@ def text_request(codes) -> Example:
 
 def begin(requests, length: int, seed: int = 0) -> State:
     rows = jax.tree.map(jnp.asarray, stack([assemble(VOCABULARY, [r], length) for r in requests]))
-    return loop.start(rows, request_keys(requests, seed), MASK)
+    return start(rows, request_keys(requests, seed), MASK)

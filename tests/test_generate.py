@@ -133,7 +133,7 @@ def test_a_failure_while_writing_leaves_nothing_behind(generate, tmp_path, monke
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("trimask.scripts.generate.write_gif", fail)
+    monkeypatch.setattr("trimask.scripts.answers.write_gif", fail)
     with pytest.raises(OSError, match="disk full"):
         generate("--prompt", "two", "--to", "image", "--animate")
     assert content(tmp_path / "out") == first

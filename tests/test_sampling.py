@@ -14,8 +14,8 @@ from jax.tree_util import Partial
 from trimask.diffusion.sampling import loop
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.guidance import Guidance, guided, restricted
-from trimask.diffusion.sampling.loop import Choice, Rules
 from trimask.diffusion.sampling.requests import Generator
+from trimask.diffusion.sampling.state import Choice, Rules
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.diffusion.transformer import Transformer, TransformerConfig
 from trimask.tokenizers.sequence import Example, Segment, assemble, direct
@@ -86,6 +86,21 @@ def test_blocks_are_filled_from_left_to_right_and_share_the_steps():
         assert set(before) - set(after) <= set(range(start, start + 3))
     # Six steps over three blocks are two each: ⌈3/2⌉ and the rest of places 1–3; 5 and 6; 7.
     assert [len(m) for m in masked] == [6, 4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize(("steps", "length"), [(7, 3), (16, 2), (8, 8)])
+def test_steps_over_blocks_add_up_to_the_plan(steps, length):
+    config = GenerationConfig(block_length=length, steps=steps, stop_at_eos=False)
+    (answer,) = Generator(fakes.mixing(), VOCABULARY).generate([text_request([-1] * 32)], config, seed=0)
+    assert answer.nfe == max(steps, -(-32 // length))
+
+
+def test_patience_waits_while_remasking_has_nothing_masked():
+    config = GenerationConfig(strategy="remdm_cap", remask=0.3, steps=40, patience=30, temperature=0.0)
+    answer = assemble(VOCABULARY, [text_request([0, 1])], 8).tokens
+    (found,) = Generator(fakes.knows(answer), VOCABULARY).generate([text_request([-1, -1])], config, seed=0)
+    states = Generator(fakes.knows(answer), VOCABULARY).trajectories([text_request([-1, -1])], config, seed=0)[0]
+    assert len(states) == 41 and found.nfe < 30
 
 
 def test_a_text_is_over_at_its_first_eos():

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from trimask.diffusion.sampling import loop
 from trimask.diffusion.sampling.config import GenerationConfig, numbers_of, require_used
-from trimask.diffusion.sampling.loop import Choice, Observation
 from trimask.diffusion.sampling.requests import Generator
+from trimask.diffusion.sampling.state import Choice, Observation
 from trimask.diffusion.sampling.strategies import STRATEGIES, with_progress
 from trimask.tokenizers.sequence import assemble
 

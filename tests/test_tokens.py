@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.tree_util import Partial
 
+from trimask.diffusion.denoiser import Output
 from trimask.diffusion.sampling.tokens import Draw, drawn_tokens, propose
-from trimask.diffusion.transformer import Output
 
 SIZE = 37
 

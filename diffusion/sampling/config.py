@@ -7,7 +7,7 @@ from typing import Literal
 from jax.tree_util import Partial
 
 from trimask.diffusion.sampling.guidance import Guidance
-from trimask.diffusion.sampling.loop import Rules, Strategy
+from trimask.diffusion.sampling.state import Rules, Strategy
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.diffusion.sampling.tokens import Draw
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -109,7 +109,7 @@ class GenerationConfig:
             draw=Draw(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p),
             max_nfe=self.max_nfe,
             patience=self.patience,
-            refresh_every=2**30 if self.refresh_every is None else self.refresh_every,
+            refresh_every=self.refresh_every,
             grid=self.grid,
             block_length=self.block_length,
             cache=self.cache,

@@ -81,7 +81,7 @@ class Prompts:
         """The pattern with its holes masked."""
         task, pieces = self.task(None, TEXT), parse_infill(pattern)
         num_tokens = sum(p if isinstance(p, int) else len(self.tokenizers.text.encode(p)) for p in pieces)
-        layout = self._fitting(task, num_tokens, pattern)
+        layout = self._fitting(task, num_tokens, pattern, is_whole=True)
         length = num_tokens + 1 if layout.fill == "none" else layout.shapes[TEXT][0]
         parts = [_masked((p,)) if isinstance(p, int) else self.tokenizers.text.encode(p) for p in pieces]
         return direct(task, {TEXT: fill_text(self.tokenizers.vocabulary, np.concatenate(parts), length)})
@@ -165,13 +165,14 @@ class Prompts:
         ]
         return sorted(fitting, key=lambda layout: layout.fill == "none")
 
-    def _fitting(self, task: Task, num_tokens: int, prompt: str) -> Layout:
-        """The first layout of the task in which so much text leaves a place."""
+    def _fitting(self, task: Task, num_tokens: int, prompt: str, is_whole: bool = False) -> Layout:
+        """The first of the layouts in which so much text leaves a place: for an answer, or of a whole text for EOS."""
         layouts = self._layouts(task)
-        for layout in layouts:
-            if num_tokens <= layout.max_prompt:
+        room = [layout.shapes[TEXT][0] - 1 if is_whole else layout.max_prompt for layout in layouts]
+        for layout, most in zip(layouts, room, strict=True):
+            if num_tokens <= most:
                 return layout
-        fit = max(layout.max_prompt for layout in layouts)
+        fit = max(room)
         shown = prompt if len(prompt) <= 60 else f"{prompt[:59]}…"
         raise ValueError(f"the prompt {shown!r} has {num_tokens} tokens; at most {fit} fit this model's {task.name}")
 

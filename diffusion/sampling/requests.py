@@ -20,10 +20,11 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
+from trimask.diffusion.denoiser import Cache, Denoiser
 from trimask.diffusion.sampling import loop
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.guidance import Guidance, guided, restricted
-from trimask.diffusion.sampling.loop import Cache, Denoiser, Memory, RowKeys, Rules, State, Strategy
+from trimask.diffusion.sampling.state import Memory, RowKeys, Rules, State, Strategy, start
 from trimask.tokenizers.sequence import Example, assemble, disassemble, stack
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -57,12 +58,11 @@ class Generator:
     ) -> list[Answer]:
         """Answers in the order of the requests. Code -1 is filled, everything else is kept."""
         answers: dict[int, Answer] = {}
+        how = _how(config, self.vocabulary)
         for numbers, state, memory in self._batches(requests, config, seed):
             while numbers:
                 enough = len(state.step) // 2
-                state, memory = _sample(
-                    self.vocabulary, self.denoise, *_parts(config, self.vocabulary), state, memory, enough
-                )
+                state, memory = _sample(self.vocabulary, self.denoise, how, state, memory, enough)
                 is_done = np.asarray(state.is_done)
                 done = [row for row in range(len(numbers)) if is_done[row]]
                 answers |= {numbers[row]: answer for row, answer in self._answers(state, done)}
@@ -80,13 +80,13 @@ class Generator:
 
         The last of a request is its answer; of a token that is still masked the log-probability is −∞.
         """
+        how = _how(config, self.vocabulary)
         for numbers, state, memory in self._batches(requests, config, seed):
-            parts = _parts(config, self.vocabulary)
             yield from ((numbers[row], answer) for row, answer in self._answers(state, list(range(len(numbers)))))
             cache, passes = None, 0
             while not np.asarray(state.is_done)[: len(numbers)].all():
                 before = np.asarray(state.step)
-                state, memory, cache = _advance(self.vocabulary, self.denoise, *parts, state, memory, cache)
+                state, memory, cache = _advance(self.vocabulary, self.denoise, how, state, memory, cache)
                 moved = np.flatnonzero(np.asarray(state.step)[: len(numbers)] != before[: len(numbers)]).tolist()
                 yield from ((numbers[row], answer) for row, answer in self._answers(state, moved))
                 passes += 1
@@ -125,12 +125,15 @@ class Generator:
                 chunk = numbers[first : first + self.rows]
                 filled = _filled(chunk, _batch_size(len(chunk), self.rows))
                 sequence = stack([assemble(self.vocabulary, [requests[n]], length) for n in filled])
-                state = loop.start(jax.tree.map(jnp.asarray, sequence), keys[np.array(filled)], self.vocabulary.mask_id)
-                _require_budget(config, state)
+                state = start(jax.tree.map(jnp.asarray, sequence), keys[np.array(filled)], self.vocabulary.mask_id)
+                _require_budget(config.rules(self.vocabulary), state)
                 yield chunk, state, _memory(config, state)
 
 
-def _parts(config: GenerationConfig, vocabulary: Vocabulary) -> tuple[Guidance | None, Strategy, Rules]:
+How = tuple[Guidance | None, Strategy, Rules]
+
+
+def _how(config: GenerationConfig, vocabulary: Vocabulary) -> How:
     return config.guide, config.chosen, config.rules(vocabulary)
 
 
@@ -163,50 +166,34 @@ def _memory(config: GenerationConfig, state: State) -> Memory:
     return jnp.asarray(rank)
 
 
-def _require_budget(config: GenerationConfig, state: State) -> None:
-    """Every block takes an evaluation, with guidance two."""
-    least = 1 if config.guidance == 0 else 2
-    if config.max_nfe is None:
+def _require_budget(rules: Rules, state: State) -> None:
+    """Every block takes a step."""
+    if rules.max_nfe is None:
         return
-    blocks = 1
-    if config.block_length is not None:
-        places = [np.flatnonzero(row) for row in np.asarray(state.is_asked)]
-        blocks = max((int(p[-1] - p[0]) // config.block_length + 1 for p in places if len(p)), default=1)
-    if config.max_nfe < least * blocks:
-        raise ValueError(f"max_nfe is {config.max_nfe}, and {blocks} blocks take {least * blocks} evaluations at least")
+    blocks = int(jnp.max(jnp.where(state.is_asked.any(axis=-1), state.num_blocks(rules), 1)))
+    least = rules.passes_per_step * blocks
+    if rules.max_nfe < least:
+        raise ValueError(f"max_nfe is {rules.max_nfe}, and {blocks} blocks take {least} evaluations at least")
 
 
-def _with_transforms(denoise: Denoiser, guidance: Guidance | None, vocabulary: Vocabulary) -> Denoiser:
-    return restricted(denoise if guidance is None else guided(denoise, guidance, vocabulary.mask_id), vocabulary)
+def _ready(vocabulary: Vocabulary, denoise: Denoiser, how: How) -> tuple[Denoiser, Strategy, Rules]:
+    """What `loop.sample` and `loop.advance` take before the state."""
+    guidance, strategy, rules = how
+    denoise = denoise if guidance is None else guided(denoise, guidance, vocabulary.mask_id)
+    return restricted(denoise, vocabulary), strategy, rules
 
 
 # Functions, not methods: a new Generator of the same network finds them compiled.
 @partial(jax.jit, static_argnums=0)
 def _sample(
-    vocabulary: Vocabulary,
-    denoise: Denoiser,
-    guidance: Guidance | None,
-    strategy: Strategy,
-    rules: Rules,
-    state: State,
-    memory: Memory,
-    enough: Int[Array, ""] | int,
+    vocabulary, denoise, how: How, state: State, memory: Memory, enough: Int[Array, ""] | int
 ) -> tuple[State, Memory]:
-    return loop.sample(_with_transforms(denoise, guidance, vocabulary), strategy, rules, state, memory, enough)
+    return loop.sample(*_ready(vocabulary, denoise, how), state, memory, enough)
 
 
 @partial(jax.jit, static_argnums=0)
-def _advance(
-    vocabulary: Vocabulary,
-    denoise: Denoiser,
-    guidance: Guidance | None,
-    strategy: Strategy,
-    rules: Rules,
-    state: State,
-    memory: Memory,
-    cache: Cache,
-) -> tuple[State, Memory, Cache]:
-    return loop.advance(_with_transforms(denoise, guidance, vocabulary), strategy, rules, state, memory, cache)
+def _advance(vocabulary, denoise, how: How, state: State, memory: Memory, cache: Cache) -> tuple[State, Memory, Cache]:
+    return loop.advance(*_ready(vocabulary, denoise, how), state, memory, cache)
 
 
 def request_keys(requests: AnySequence[Example], seed: int) -> RowKeys:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from trimask.diffusion.sampling.loop import Choice, Memory, Observation, RowKeys, Strategy
+from trimask.diffusion.sampling.state import Choice, Memory, Observation, RowKeys, Strategy
 
 Step = tuple[Choice, Memory]
 Number = Float[Array, ""] | float
@@ -128,8 +128,9 @@ def remdm_loop(
     loop_kept: Number,
 ) -> Step:
     """ReMDM's loop: reveal until the share `loop_kept` is known, hold that with σ = η while time runs from `loop_from`
-    to `loop_until`, then reveal the rest.
+    to `loop_until`, then reveal the rest. Larger η than (1 − kept)/kept cannot hold it, and counts as that.
     """
+    remask = jnp.minimum(remask, (1 - loop_kept) / loop_kept)
     t = 1 - seen.step / seen.num_steps
     s = 1 - (seen.step + 1) / seen.num_steps
 

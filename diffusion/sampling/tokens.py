@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from trimask.diffusion.transformer import Output
+from trimask.diffusion.denoiser import Output
 
 
 @jax.tree_util.register_dataclass

@@ -1,0 +1,98 @@
+"""A folder of answers: a file each, with its animation and trace, and index.jsonl with a line each.
+
+What is there already keeps its file, so the same call writes the same bytes again and another call adds to them.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from trimask.scripts.render import enlarged, enlargement, file_stem, staged, write_gif, write_png, write_wav
+from trimask.tokenizers.media import MediaTokenizers
+from trimask.tokenizers.vocabulary import TEXT
+
+_INDEX = "index.jsonl"
+_ENDING = {TEXT: "txt", "image": "png", "audio": "wav"}
+_FRAME_MILLISECONDS = 150
+
+
+@dataclass(frozen=True)
+class Output:
+    """One answer, ready to be written."""
+
+    title: str
+    entry: dict[str, Any]
+    """Its line of the index, but for the files."""
+    media: Any
+    frames: list[Image.Image] | None
+    trace: str | None
+
+
+def read_index(folder: Path) -> list[dict[str, Any]]:
+    """The lines of earlier calls."""
+    path = folder / _INDEX
+    if not path.exists():
+        return []
+    needed = {"file", "prompt", "task", "to", "number", "seed", "step", "settings"}
+    entries = []
+    for number, line in enumerate(filter(None, path.read_text(encoding="utf-8").split("\n")), 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
+        if not isinstance(entries[-1], dict) or not needed <= entries[-1].keys():
+            raise ValueError(f"{path}: line {number} is not an entry of this index; choose another --out")
+    return entries
+
+
+def write_answers(
+    out: Path, index: list[dict[str, Any]], outputs: Sequence[Output], tokenizers: MediaTokenizers
+) -> None:
+    """All files and the index, or nothing."""
+    lines = {entry["file"]: entry for entry in index}
+    file_of = {_identity(entry): entry["file"] for entry in index}
+    stems = {Path(name).stem for name in lines}
+    with staged(out) as stage:
+        for output in outputs:
+            ending = _ENDING[output.entry["to"]]
+            name = file_of.get(_identity(output.entry))
+            if name is None:
+                stem = file_stem(output.title, partial(_is_taken, out, stems, ending))
+                stems.add(stem)
+                name = f"{stem}.{ending}"
+            _write_media(stage / name, output.media, tokenizers)
+            entry = {**lines.get(name, {}), **output.entry, "file": name}
+            if output.frames is not None:
+                entry["animation"] = Path(name).with_suffix(".gif").name
+                write_gif(stage / entry["animation"], output.frames, _FRAME_MILLISECONDS)
+            if output.trace is not None:
+                entry["trace"] = Path(name).with_suffix(".trace.jsonl").name
+                (stage / entry["trace"]).write_text(output.trace, encoding="utf-8")
+            lines[name] = entry
+        text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in lines.values())
+        (stage / _INDEX).write_text(text, encoding="utf-8")
+
+
+def _write_media(path: Path, media: Any, tokenizers: MediaTokenizers) -> None:
+    if path.suffix == ".txt":
+        path.write_text(media + "\n", encoding="utf-8")
+    elif path.suffix == ".png":
+        write_png(path, enlarged(media, enlargement(*media.shape[:2])))
+    else:
+        write_wav(path, media, tokenizers.sample_rate_hz)
+
+
+def _identity(entry: dict[str, Any]) -> str:
+    """What makes two lines of the index the same question asked again."""
+    names = ("prompt", "task", "number", "seed", "step", "settings")
+    return json.dumps([entry[name] for name in names], sort_keys=True)
+
+
+def _is_taken(out: Path, stems: set[str], ending: str, stem: str) -> bool:
+    """Whether the index has a file of this name or, unknown to the index, the folder has."""
+    return stem in stems or any((out / f"{stem}.{e}").exists() for e in (ending, "gif", "trace.jsonl"))
