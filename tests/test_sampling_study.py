@@ -3,31 +3,35 @@
 import csv
 import dataclasses
 import json
+from collections import Counter
 
 import pytest
 
 from trimask.diffusion import configuration
 from trimask.diffusion.description import RunDescription
 from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.studies.sampling import Point, SamplingStudy, choose, study
+from trimask.diffusion.studies.sampling import Point, SamplingStudy, Verdict, choose, study
 from trimask.diffusion.studies.trials import Trials
 
 
-def point(score, nfe, error=0.02, distinct=1.0):
-    return Point("text_to_image", "strategy", GenerationConfig(steps=int(nfe)), score, error, float(nfe), distinct)
+def point(score, nfe, error=0.02, distance=None):
+    verdicts = [Verdict("label", score, error, True)]
+    verdicts += [] if distance is None else [Verdict("frechet", distance, 0.5, False)]
+    return Point("image", "a: b", "strategy", GenerationConfig(steps=int(nfe)), tuple(verdicts), float(nfe), 1.0)
 
 
 def test_the_cheapest_of_those_as_good_as_the_best_is_chosen():
-    points = [point(0.97, 8), point(0.99, 32), point(0.98, 16), point(0.99, 24), point(0.5, 1)]
-    assert choose(points, 0.0).nfe == 8
-    assert choose([dataclasses.replace(p, error=0.0) for p in points], 0.0).nfe == 24
-    assert choose([dataclasses.replace(p, error=0.01) for p in points], 0.0).nfe == 16
+    scores = [(0.97, 8), (0.99, 32), (0.98, 16), (0.99, 24), (0.5, 1)]
+    for error, nfe in ((0.02, 8), (0.01, 16), (0.0, 24)):
+        assert choose([point(*score, error) for score in scores]).nfe == nfe
 
 
-def test_answers_that_are_all_the_same_are_not_chosen_while_others_differ():
-    points = [point(1.0, 1, distinct=0.1), point(0.9, 4, distinct=0.96)]
-    assert choose(points, 0.95).nfe == 4
-    assert choose(points[:1], 0.95).nfe == 1
+def test_of_those_that_are_right_the_nearest_to_real_media_are_chosen():
+    points = [point(1.0, 1, distance=9.0), point(0.99, 8, distance=3.4), point(0.99, 16, distance=3.0)]
+    assert choose(points).nfe == 8
+    # What is wrong is not chosen, however near.
+    assert choose([*points, point(0.5, 2, distance=0.1)]).nfe == 8
+    assert choose([*points, point(0.99, 32, distance=2.0)]).nfe == 32
 
 
 SMALL = SamplingStudy(
@@ -38,6 +42,7 @@ SMALL = SamplingStudy(
     thresholds=(0.5,),
     factors=(),
     entropy_bounds=(),
+    blocks=(1, 1000),
 )
 
 
@@ -51,10 +56,18 @@ def test_every_task_is_measured_and_each_modality_gets_a_way(trials, loaded, tmp
     text = study(SMALL, trials)
     with (tmp_path / "points.csv").open() as file:
         rows = list(csv.DictReader(file))
-    tasks = {row["task"] for row in rows}
-    assert tasks == {"text", "image_to_text", "text_to_image", "audio_to_text", "text_to_audio"}
-    # Before, two guidances, then two steps of random and a threshold; of text there is no guidance to choose.
-    assert [sum(row["task"] == task for row in rows) for task in ("text_to_image", "text")] == [6, 5]
+    lines = {(row["task"].split(": ")[1], row["judge"]) for row in rows}
+    texts = {(task, "exact_match") for task in ("text", "image_to_text", "audio_to_text")}
+    media = {(task, judge) for task in ("text_to_image", "text_to_audio") for judge in ("label", "frechet")}
+    assert lines == texts | media
+    # Before, two guidances, two steps of random, a threshold, three caches; of text there is no guidance to choose.
+    for task, judge in lines:
+        own = [row for row in rows if row["task"].endswith(f": {task}") and row["judge"] == judge]
+        parts = Counter(row["part"] for row in own)
+        assert parts == {"before": 1, "guidance": 1 if (task, judge) in texts else 2, "strategy": 3, "cache": 3}
+        assert all(float(row["error"]) >= 0 for row in own)
+        # Blocks of one token: a cache that is made anew for each approximates nothing.
+        assert len({row["value"] for row in own if row["part"] == "cache"}) == 1
     ways = json.loads((tmp_path / "generation.json").read_text())
     assert set(ways) == {"text", "image", "audio"} and ways["text"]["guidance"] == 0
     assert (tmp_path / "guidance.png").stat().st_size and (tmp_path / "fronts.png").stat().st_size
@@ -73,7 +86,13 @@ def test_what_is_chosen_can_become_the_runs_default(trials, loaded, tmp_path):
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
-    [({"steps": ()}, "there must be"), ({"planned": ("best",)}, "no strategy 'best'"), ({"thresholds": (2.0,)}, "2.0")],
+    [
+        ({"steps": ()}, "there must be"),
+        ({"draws": 1}, "draws must be at least 2"),
+        ({"blocks": (0,)}, "blocks at least 1"),
+        ({"planned": ("best",)}, "no strategy 'best'"),
+        ({"thresholds": (2.0,)}, "2.0"),
+    ],
 )
 def test_impossible_grids_are_refused(bad, reason):
     with pytest.raises(ValueError, match=reason):

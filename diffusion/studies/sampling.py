@@ -3,16 +3,19 @@
 For every task a trained model has, on held-out questions:
 
 1. guidance × temperature, at the run's own strategy and steps: the curve of accuracy against guidance;
-2. with the best of them, every strategy over its number: fronts of quality against evaluations (NFE).
+2. with the best of them, every strategy over its number: fronts of quality against evaluations (NFE);
+3. what is chosen, in blocks with each cache: what keeping keys and values costs.
 
-What is chosen has the fewest evaluations among all that are as good as the best, to one standard error of the best. A
-medium that always comes out the same is no good however right it is: as large a share of the answers must differ as of
-real media, but for `alike`. Tasks that make text share their settings, and are chosen for by the mean of their scores.
+Judges are the usual ones, and of media also the Fréchet distance to real ones: a classifier is content with the same
+right picture again and again, and soon with all; the distance is not. What is chosen has the fewest evaluations among
+all ways that are as good as the best: within one error of the best classified, and of those within one error of the
+smallest distance. The error of a share is its standard error, that of a distance its deviation over several draws of
+the run's own way. Tasks that make text share their settings, and are chosen for by the mean of their scores.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ import numpy as np
 from trimask.diffusion import configuration
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluate import require_same_tokenizers
-from trimask.diffusion.exam import Exam, is_asked, judges_of
+from trimask.diffusion.exam import Exam, is_asked, judges_of, question
 from trimask.diffusion.held_out import HeldOut, Real
 from trimask.diffusion.results import Score
 from trimask.diffusion.sampling.config import GenerationConfig
@@ -33,6 +36,7 @@ from trimask.diffusion.train import Loaded, load
 from trimask.tokenizers.vocabulary import TEXT
 
 _FIT_EXAMPLES, _ROWS = 10_000, 128
+_CACHES = ("none", "prefix", "dual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +61,10 @@ class SamplingStudy:
     """Of the strategy factor."""
     entropy_bounds: tuple[float, ...] = (0.05, 0.2, 1.0, 4.0)
     """Of the strategy entropy_bound, in nats."""
-    alike: float = 0.05
-    """Share of answers that may be equal to others, beyond that of real media."""
+    blocks: tuple[int, ...] = (4, 8, 16)
+    """Lengths of blocks in which caches are tried; those that leave one block are left out."""
+    draws: int = 3
+    """Draws of the run's own way, for the error of distances."""
     max_examples: int | None = None
     """At most so many questions of each task. None: all."""
     seed: int = 0
@@ -69,6 +75,8 @@ class SamplingStudy:
     def __post_init__(self):
         if not (self.guidances and self.temperatures and self.steps and self.planned):
             raise ValueError(f"there must be guidances, temperatures, steps and planned strategies to try; got {self}")
+        if self.draws < 2 or min(self.blocks, default=1) < 1:
+            raise ValueError(f"draws must be at least 2 and blocks at least 1, got {self.draws} and {self.blocks}")
         for options in self.ways():
             dataclasses.replace(GenerationConfig(), **options)
 
@@ -81,17 +89,32 @@ class SamplingStudy:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What one judge says of the answers."""
+
+    judge: str
+    value: float
+    error: float
+    higher_is_better: bool
+
+    @property
+    def goodness(self) -> float:
+        """Larger is better."""
+        return self.value if self.higher_is_better else -self.value
+
+
+@dataclass(frozen=True)
 class Point:
     """One way to sample, measured."""
 
+    target: str
     task: str
+    """With its dataset."""
     part: str
-    """guidance or strategy."""
+    """before, guidance, strategy or cache."""
     config: GenerationConfig
-    score: float
-    """Larger is better."""
-    error: float
-    """Standard error of the score; 0 where the judge gives one number for all."""
+    verdicts: tuple[Verdict, ...]
+    """The most important first."""
     nfe: float
     distinct: float
     """Share of different answers."""
@@ -106,34 +129,28 @@ def study(config: SamplingStudy, trials: Trials) -> str:
         raise ValueError(f"{prepared.folder}: its split {config.split!r} asks nothing that can be judged")
     chosen: dict[str, GenerationConfig] = {}
     points: list[Point] = []
-    cells = []
     for target in dict.fromkeys(exam.task.target for exam in exams):
         own, chosen[target] = measured([exam for exam in exams if exam.task.target == target], config, trials.report)
         points += own
-        for task in dict.fromkeys(point.task for point in own):
-            of_task = [point for point in own if point.task == task]
-            after = next(point for point in of_task[::-1] if point.config == chosen[target])
-            cells += [
-                [task.replace("_", " "), name, *_shown(p)] for name, p in (("before", of_task[0]), ("chosen", after))
-            ]
-    write_csv(trials.folder / "points.csv", [_row(point) for point in points])
+        # Whatever comes after, what was measured is not lost.
+        write_csv(trials.folder / "points.csv", [row for point in points for row in _rows(point)])
     _draw(trials.folder, points)
     found = {modality: configuration.to_dict(way) for modality, way in chosen.items()}
     configuration.write_text(trials.folder / "generation.json", json.dumps(found, indent=2) + "\n")
     if config.apply:
         train = dataclasses.replace(loaded.description.train, generation=loaded.description.train.generation | chosen)
         configuration.save(loaded.folder / "config.json", dataclasses.replace(loaded.description, train=train))
-    header = ["task", "", "how", "score", "NFE", "distinct"]
     where = f"{config.run} at step {loaded.step}, split {config.split}"
     return (
-        f"{where}: {len(points)} measurements. Chosen: fewest evaluations within a standard error of the best.\n\n"
-        f"{markdown_table(header, cells)}\n\n"
+        f"{where}: {len(points)} measurements. Chosen: fewest evaluations of all as good as the best.\n\n"
+        f"{_table_of_choices(points, chosen)}\n\n"
         f"{'It is the default of the run now' if config.apply else 'With --apply it becomes the default of the run'}."
+        f"\n\nWhat is chosen, in blocks and with caches:\n\n{_table_of_caches(points)}"
     )
 
 
 def exams_of(loaded: Loaded, prepared: Prepared, config: SamplingStudy) -> list[Exam]:
-    """Every question of the split that can be judged, by the usual judges."""
+    """Every question of the split that can be judged, by the usual judges and, of media, by their distance."""
     exams = []
     for name, manifest in prepared.manifest.datasets.items():
         if config.split not in manifest.splits:
@@ -142,9 +159,11 @@ def exams_of(loaded: Loaded, prepared: Prepared, config: SamplingStudy) -> list[
         real = Real(prepared, name, _FIT_EXAMPLES)
         for task in manifest.tasks(loaded.vocabulary):
             if is_asked(task, part, set()):
-                judges = judges_of(task, part, real, {})
+                judges = judges_of(task, part, real, {})[:1]
+                if judges and task.target != TEXT and judges[0].name != "frechet":
+                    judges += judges_of(task, part, real, {task.name: ("frechet",)})
                 if judges:
-                    exams.append(Exam(loaded, task, part, real, judges[:1]))
+                    exams.append(Exam(loaded, task, part, real, judges))
     return exams
 
 
@@ -159,59 +178,122 @@ def measured(
     guidances = config.guidances if target != TEXT else (0.0,)
     grid: list[dict[str, Any]] = [{"guidance": g, "temperature": t} for t in config.temperatures for g in guidances]
     ways = config.ways()
-    total, points, means = 1 + len(grid) + len(ways), list[Point](), list[Point]()
+    length = max(len(_asked(exam, number)) for exam in exams for number in range(len(exam.part.records)))
+    blocks = [block for block in config.blocks if block < length]
+    kept = [{"block_length": block, "cache": cache} for block in blocks for cache in _CACHES]
+    total, points, means = config.draws + len(grid) + len(ways) + len(kept), list[Point](), list[Point]()
+    draws = []
+    for number in range(config.draws):
+        report(f"making {target}", number, total)
+        draws.append([_point(exam, "before", before, generator, config.seed + number) for exam in exams])
+    errors = [_deviations(own) for own in zip(*draws, strict=True)]
 
-    def measure(part: str, way: GenerationConfig) -> None:
-        report(f"making {target}", len(means), total)
-        own = [_point(exam, part, way, generator, config.seed) for exam in exams]
+    def record(own: Sequence[Point]) -> None:
+        own = [_with_errors(point, error) for point, error in zip(own, errors, strict=True)]
         points.extend(own)
         means.append(_mean(own))
 
-    measure("before", before)
+    def measure(part: str, way: GenerationConfig) -> None:
+        report(f"making {target}", config.draws - 1 + len(means), total)
+        record([_point(exam, part, way, generator, config.seed) for exam in exams])
+
+    record(draws[0])
     for options in grid:
         measure("guidance", dataclasses.replace(before, **options))
-    records = [record[target].tobytes() for exam in exams for record in exam.part.records]
-    least = len(set(records)) / len(records) - config.alike if target != TEXT else 0.0
-    best = choose(means, least).config
+    best = choose(means).config
     for options in ways:
         measure("strategy", dataclasses.replace(best, **options))
+    chosen = choose(means).config
+    for options in kept:
+        measure("cache", dataclasses.replace(chosen, **options))
     report(f"making {target}", total, total)
-    return points, choose(means, least).config
+    return points, chosen
+
+
+def _asked(exam: Exam, number: int) -> np.ndarray:
+    """Places of the codes that are asked for."""
+    return np.flatnonzero(question(exam.task, exam.part.records[number]).segments[-1].codes.reshape(-1) < 0)
 
 
 def _point(exam: Exam, part: str, way: GenerationConfig, generator: Generator, seed: int) -> Point:
     answers = exam.answers(generator, way, seed)
-    score, error = quality(exam.graded(answers)[0][0])
+    verdicts = tuple(_verdict(score) for score in exam.graded(answers)[0])
     codes = {answer.example.segments[-1].codes.tobytes() for answer in answers}
     nfe = float(np.mean([answer.nfe for answer in answers]))
-    return Point(exam.task.name, part, way, score, error, nfe, len(codes) / len(answers))
+    task = f"{exam.part.dataset}: {exam.task.name}"
+    return Point(exam.task.target, task, part, way, verdicts, nfe, len(codes) / len(answers))
+
+
+def _verdict(score: Score) -> Verdict:
+    error = 0.0 if score.interval is None else (score.interval[1] - score.interval[0]) / (2 * 1.96)
+    return Verdict(score.judge, score.value, error, bool(score.higher_is_better))
+
+
+def _deviations(draws: Sequence[Point]) -> dict[str, float]:
+    """Judge → standard deviation of what it says of several draws."""
+    return {
+        first.judge: float(np.std([point.verdicts[number].value for point in draws], ddof=1))
+        for number, first in enumerate(draws[0].verdicts)
+    }
+
+
+def _with_errors(point: Point, deviations: dict[str, float]) -> Point:
+    """Verdicts on a whole set get the error that was found for them."""
+    verdicts = (v if v.error else dataclasses.replace(v, error=deviations[v.judge]) for v in point.verdicts)
+    return dataclasses.replace(point, verdicts=tuple(verdicts))
 
 
 def _mean(points: Sequence[Point]) -> Point:
-    """Of the tasks of one modality, by the same way to sample."""
-    score, nfe, distinct = (float(np.mean([getattr(p, name) for p in points])) for name in ("score", "nfe", "distinct"))
-    error = float(np.sqrt(np.sum(np.square([point.error for point in points])))) / len(points)
-    return dataclasses.replace(points[0], score=score, error=error, nfe=nfe, distinct=distinct)
+    """Of the tasks of one modality, by the same way to sample; by the judges that all of them have."""
+    verdicts = []
+    for first in points[0].verdicts:
+        same = [v for point in points for v in point.verdicts if v.judge == first.judge]
+        if len(same) == len(points):
+            error = float(np.sqrt(np.sum(np.square([v.error for v in same])))) / len(same)
+            verdicts.append(dataclasses.replace(first, value=float(np.mean([v.value for v in same])), error=error))
+    nfe, distinct = (float(np.mean([getattr(point, name) for point in points])) for name in ("nfe", "distinct"))
+    return dataclasses.replace(points[0], verdicts=tuple(verdicts), nfe=nfe, distinct=distinct)
 
 
-def quality(score: Score) -> tuple[float, float]:
-    """A score of which more is better, and its standard error."""
-    sign = 1 if score.higher_is_better else -1
-    error = 0.0 if score.interval is None else (score.interval[1] - score.interval[0]) / (2 * 1.96)
-    return sign * score.value, error
+def choose(points: Sequence[Point]) -> Point:
+    """The fewest evaluations of those that are, judge after judge, within an error of the best that is left."""
+    left = list(points)
+    for number in range(len(points[0].verdicts)):
+        best = max((point.verdicts[number] for point in left), key=lambda verdict: verdict.goodness)
+        left = [point for point in left if point.verdicts[number].goodness >= best.goodness - best.error]
+    return min(left, key=lambda point: (point.nfe, *(-verdict.goodness for verdict in point.verdicts)))
 
 
-def choose(points: Sequence[Point], least_distinct: float) -> Point:
-    """Of those whose answers differ enough, the fewest evaluations within a standard error of the best."""
-    varied = [point for point in points if point.distinct >= least_distinct] or list(points)
-    best = max(varied, key=lambda point: point.score)
-    good = [point for point in varied if point.score >= best.score - best.error]
-    return min(good, key=lambda point: (point.nfe, -point.score))
+def _table_of_choices(points: Sequence[Point], chosen: Mapping[str, GenerationConfig]) -> str:
+    cells = []
+    for task, own in _by_task(points).items():
+        after = next(point for point in own[::-1] if point.config == chosen[point.target])
+        for name, point in (("before", own[0]), ("chosen", after)):
+            verdicts = "; ".join(_shown(verdict) for verdict in point.verdicts)
+            cells.append([task, name, described(point.config), verdicts, f"{point.nfe:.1f}", f"{point.distinct:.1%}"])
+    return markdown_table(["task", "", "how", "score", "NFE", "distinct"], cells)
 
 
-def _shown(point: Point) -> list[str]:
-    score = f"{point.score:.1%} ± {point.error:.1%}" if 0 <= point.score <= 1 else f"{point.score:.4g}"
-    return [described(point.config), score, f"{point.nfe:.1f}", f"{point.distinct:.1%}"]
+def _table_of_caches(points: Sequence[Point]) -> str:
+    cells = []
+    for task, own in _by_task(points).items():
+        kept = [point for point in own if point.part == "cache"]
+        for block in dict.fromkeys(point.config.block_length for point in kept):
+            of_block = [point for point in kept if point.config.block_length == block]
+            for number in range(len(of_block[0].verdicts)):
+                shown = [_shown(point.verdicts[number]) for point in of_block]
+                cells.append([task, str(block), f"{of_block[0].nfe:.1f}", *shown])
+    return markdown_table(["task", "block", "NFE", *_CACHES], cells)
+
+
+def _by_task(points: Sequence[Point]) -> dict[str, list[Point]]:
+    return {task: [point for point in points if point.task == task] for task in dict.fromkeys(p.task for p in points)}
+
+
+def _shown(verdict: Verdict) -> str:
+    if verdict.higher_is_better and 0 <= verdict.value <= 1:
+        return f"{verdict.judge} {verdict.value:.1%} ± {verdict.error:.1%}"
+    return f"{verdict.judge} {verdict.value:.4g} ± {verdict.error:.2g}"
 
 
 def described(config: GenerationConfig) -> str:
@@ -221,33 +303,41 @@ def described(config: GenerationConfig) -> str:
     return f"{config.strategy}, {steps}, temperature {config.temperature:g}, guidance {config.guidance:g}"
 
 
-def _row(point: Point) -> dict[str, Any]:
+def _rows(point: Point) -> list[dict[str, Any]]:
+    """Lines of the table, one per judge."""
     c = point.config
     own = {"strategy": c.strategy, "steps": c.steps, "threshold": c.threshold, "factor": c.factor}
     own |= {"entropy_bound": c.entropy_bound, "temperature": c.temperature, "guidance": c.guidance}
-    numbers = {"score": point.score, "error": point.error, "nfe": point.nfe, "distinct": point.distinct}
-    return {"task": point.task, "part": point.part, **own, **numbers}
+    own |= {"block_length": c.block_length, "cache": c.cache, "nfe": point.nfe, "distinct": point.distinct}
+    return [
+        {"task": point.task, "part": point.part, **own, "judge": v.judge, "value": v.value, "error": v.error}
+        for v in point.verdicts
+    ]
 
 
 def _draw(folder: Path, points: Sequence[Point]) -> None:
-    """guidance.png, of tasks with a condition, and fronts.png."""
+    """guidance.png, of tasks with a condition, and fronts.png; a panel per task and judge."""
     guided, fronts = [], []
-    for task in dict.fromkeys(point.task for point in points):
-        own = [point for point in points if point.task == task]
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for point in own:
-            if point.part == "guidance":
-                label = f"temperature {point.config.temperature:g}"
-                curves.setdefault(label, []).append((point.config.guidance, point.score))
-        title = task.replace("_", " ")
-        if any(len(curve) > 1 for curve in curves.values()):
-            scales = ("linear", "linear")
-            guided.append(Panel(title=title, curves=curves, x="guidance", y="score", scales=scales))
-        lines: dict[str, list[tuple[float, float]]] = {}
-        for point in sorted(own, key=lambda point: point.nfe):
-            if point.part == "strategy":
-                lines.setdefault(point.config.strategy, []).append((point.nfe, point.score))
-        fronts.append(Panel(title=title, curves=lines, x="evaluations (NFE)", y="score"))
+    for task, own in _by_task(points).items():
+        for number, verdict in enumerate(own[0].verdicts):
+            curves: dict[str, list[tuple[float, float]]] = {}
+            lines: dict[str, list[tuple[float, float]]] = {}
+            for point in sorted(own, key=lambda point: point.nfe):
+                value = point.verdicts[number].value
+                if point.part == "guidance":
+                    label = f"temperature {point.config.temperature:g}"
+                    curves.setdefault(label, []).append((point.config.guidance, value))
+                elif point.part == "strategy":
+                    lines.setdefault(point.config.strategy, []).append((point.nfe, value))
+            curves = {label: sorted(curve) for label, curve in curves.items()}
+            title, scale = task.replace("_", " "), "linear" if verdict.higher_is_better else "log"
+            if any(len(curve) > 1 for curve in curves.values()):
+                guided.append(
+                    Panel(title=title, curves=curves, x="guidance", y=verdict.judge, scales=("linear", scale))
+                )
+            fronts.append(
+                Panel(title=title, curves=lines, x="evaluations (NFE)", y=verdict.judge, scales=("log", scale))
+            )
     if guided:
-        draw(folder / "guidance.png", guided)
+        draw(folder / "guidance.png", guided, columns=2)
     draw(folder / "fronts.png", fronts, columns=3)
