@@ -62,11 +62,11 @@ setup: .venv/.ready  ## .venv with everything pinned by constraints.txt
 	if command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1; then \
 	    echo "Setting up .venv with uv and Python $$version"; \
 	    uv venv --quiet --allow-existing --python "$$(command -v "$$python")" .venv; \
-	    uv pip install --quiet --python $(bin)/python --constraint constraints.txt --editable '.[speech,test]'; \
+	    uv pip install --quiet --python $(bin)/python --constraint constraints.txt --editable '.[speech,video,test]'; \
 	else \
 	    echo "Setting up .venv with pip and Python $$version; this takes a few minutes"; \
 	    "$$python" -m venv .venv; \
-	    $(bin)/python -m pip install --quiet --constraint constraints.txt --editable '.[speech,test]'; \
+	    $(bin)/python -m pip install --quiet --constraint constraints.txt --editable '.[speech,video,test]'; \
 	fi; \
 	touch $@
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
-from trimask.scripts.render import enlarged, enlargement, file_stem, staged, write_gif, write_png, write_wav
+from trimask.scripts.render import enlarged, enlargement, file_stem, staged, write_animation, write_png, write_wav
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -29,7 +29,9 @@ class Output:
     entry: dict[str, Any]
     """Its line of the index, but for the files."""
     media: Any
-    frames: list[Image.Image] | None
+    animation: Literal["gif", "mp4"] | None
+    frames: list[Image.Image]
+    """Of the animation."""
     trace: str | None
 
 
@@ -67,9 +69,9 @@ def write_answers(
                 name = f"{stem}.{ending}"
             _write_media(stage / name, output.media, tokenizers)
             entry = {**lines.get(name, {}), **output.entry, "file": name}
-            if output.frames is not None:
-                entry["animation"] = Path(name).with_suffix(".gif").name
-                write_gif(stage / entry["animation"], output.frames, _FRAME_MILLISECONDS)
+            if output.animation is not None:
+                entry["animation"] = Path(name).with_suffix(f".{output.animation}").name
+                write_animation(stage / entry["animation"], output.frames, _FRAME_MILLISECONDS)
             if output.trace is not None:
                 entry["trace"] = Path(name).with_suffix(".trace.jsonl").name
                 (stage / entry["trace"]).write_text(output.trace, encoding="utf-8")
@@ -95,4 +97,4 @@ def _identity(entry: dict[str, Any]) -> str:
 
 def _is_taken(out: Path, stems: set[str], ending: str, stem: str) -> bool:
     """Whether the index has a file of this name or, unknown to the index, the folder has."""
-    return stem in stems or any((out / f"{stem}.{e}").exists() for e in (ending, "gif", "trace.jsonl"))
+    return stem in stems or any((out / f"{stem}.{e}").exists() for e in (ending, "gif", "mp4", "trace.jsonl"))

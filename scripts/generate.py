@@ -25,7 +25,7 @@ from trimask.scripts import cli
 from trimask.scripts.answers import Output, read_index, write_answers
 from trimask.scripts.console import console, joined, parse, progress_report
 from trimask.scripts.inputs import medium_reader, read_lines, read_mask, spliced
-from trimask.scripts.render import frame_of
+from trimask.scripts.render import frame_of, require_mp4
 from trimask.scripts.trajectory import live, trace_lines
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT
@@ -66,8 +66,8 @@ class Arguments:
     """Dataset whose shapes and buffers the answers have. None: the first that fits."""
     length: int | None = None
     """Tokens to write after a prompt, at most; more than the model's texts have, if you like. None: as many."""
-    animate: bool = False
-    """Also write a GIF of each answer as it becomes known."""
+    animate: Literal["gif", "mp4"] | None = None
+    """Also write an animation of each answer as it becomes known; MP4 needs the extra `video`."""
     watch: bool = False
     """Show on the terminal how answers become known, four at most."""
     trace: bool = False
@@ -86,6 +86,8 @@ class Arguments:
             raise ValueError(f"num must be at least 1, got {self.num}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2³²), got {self.seed}")
+        if self.animate == "mp4":
+            require_mp4()
         given = [f"--{kind}" for kind in ("prompt", "infill", "image", "audio") if getattr(self, kind)]
         if self.inpaint is not None or self.span is not None:
             self._require_a_medium_to_restore(given)
@@ -242,9 +244,9 @@ def _outputs(
             entry["text"] = media
         if arguments.log_probs:
             entry["log_probs"] = [round(float(value), 6) for value in answer.log_probs]
-        frames = [frame_of(loaded.tokenizers, state.example) for state in path] if arguments.animate else None
+        frames = [frame_of(loaded.tokenizers, state.example) for state in (path if arguments.animate else ())]
         trace = trace_lines(loaded.tokenizers, question.prompt, path) if arguments.trace else None
-        outputs.append(Output(question.title, entry, media, frames, trace))
+        outputs.append(Output(question.title, entry, media, arguments.animate, frames, trace))
     return outputs
 
 

@@ -4,12 +4,14 @@ An unknown token, code -1, is drawn as a hatched grey tile wherever it stands: o
 moments of a sound, in place of a word of a text. The same media give the same bytes.
 """
 
+import importlib.util
 import re
 import shutil
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -28,6 +30,8 @@ _MARGIN = 8
 _FONT_SIZE = 14
 _FRAME_WIDTH = 320
 _STEM_LENGTH = 60
+_LAST_FRAME = 10
+"""How many times as long the last frame of an animation stays."""
 
 
 def enlargement(height: int, width: int, wanted: int = 160) -> int:
@@ -116,18 +120,54 @@ def write_wav(path: Path, waveform: Float32[np.ndarray, " samples"], sample_rate
     soundfile.write(path, np.clip(waveform, -1, 1), sample_rate_hz, subtype="PCM_16", format="WAV")
 
 
-def write_gif(path: Path, frames: Sequence[Image.Image], milliseconds: int) -> None:
-    """Writes an endless animation; the last frame stays ten times as long."""
+def write_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int) -> None:
+    """Writes an endless GIF or an MP4 (H.264), as the path ends; the last frame stays ten times as long.
+
+    Raises ValueError without frames, and for MP4 where PyAV is not installed.
+    """
     if not frames or milliseconds < 10:
-        raise ValueError(f"a GIF needs frames of at least 10 ms, got {len(frames)} of {milliseconds} ms")
-    size = tuple(max(sides) for sides in zip(*(frame.size for frame in frames), strict=True))
+        raise ValueError(f"an animation needs frames of at least 10 ms, got {len(frames)} of {milliseconds} ms")
+    is_mp4 = path.suffix == ".mp4"
+    pages = _pages(frames, multiple=2 if is_mp4 else 1)  # H.264 has colours for two pixels by two
+    if is_mp4:
+        _write_mp4(path, [*pages, *pages[-1:] * (_LAST_FRAME - 1)], milliseconds)
+        return
+    durations = [milliseconds] * (len(pages) - 1) + [_LAST_FRAME * milliseconds]
+    first, *rest = [page.quantize(256, dither=Image.Dither.NONE) for page in pages]
+    first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+
+
+def require_mp4() -> None:
+    """Raises ValueError where PyAV is not installed."""
+    if importlib.util.find_spec("av") is None:
+        raise ValueError("MP4 needs the extra video: pip install 'trimask[video]'; GIF needs nothing")
+
+
+def _pages(frames: Sequence[Image.Image], multiple: int) -> list[Image.Image]:
+    """Frames of one size, whose sides are multiples of a number."""
+    width, height = (
+        -(-max(sides) // multiple) * multiple for sides in zip(*(frame.size for frame in frames), strict=True)
+    )
     pages = []
     for frame in frames:
-        page = Image.new("RGB", size, "white")
+        page = Image.new("RGB", (width, height), "white")
         page.paste(frame)
-        pages.append(page.quantize(256, dither=Image.Dither.NONE))
-    durations = [milliseconds] * (len(pages) - 1) + [10 * milliseconds]
-    pages[0].save(path, "GIF", save_all=True, append_images=pages[1:], duration=durations, loop=0)
+        pages.append(page)
+    return pages
+
+
+def _write_mp4(path: Path, pages: Sequence[Image.Image], milliseconds: int) -> None:
+    require_mp4()
+    import av
+
+    with av.open(str(path), "w") as container:
+        # One thread: the same frames make the same bytes.
+        stream = container.add_stream("libx264", rate=Fraction(1000, milliseconds), options={"threads": "1"})
+        stream.width, stream.height = pages[0].size
+        stream.pix_fmt = "yuv420p"
+        for page in pages:
+            container.mux(stream.encode(av.VideoFrame.from_image(page)))
+        container.mux(stream.encode())
 
 
 def file_stem(prompt: str, is_taken: Callable[[str], bool] = lambda _: False) -> str:

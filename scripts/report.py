@@ -32,7 +32,7 @@ from trimask.scripts.render import (
     frame_of,
     image_grid,
     spectrogram_image,
-    write_gif,
+    write_animation,
     write_png,
     write_wav,
 )
@@ -151,7 +151,7 @@ def _write_unmasking(path: Path, sample: Samples, loaded: Loaded) -> None:
     asked = Prompts(loaded.tokenizers, loaded.description.layouts).from_text(prompt, "image")
     generator = Generator(loaded.denoise, loaded.vocabulary, rows=1)
     (states,) = generator.trajectories([asked], loaded.generation("image"), seed=0)
-    write_gif(path, [frame_of(loaded.tokenizers, state.example) for state in states], 200)
+    write_animation(path, [frame_of(loaded.tokenizers, state.example) for state in states], 200)
 
 
 def _in_turn(references: Sequence[str]) -> list[int]:

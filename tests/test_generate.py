@@ -39,7 +39,7 @@ def content(folder):
 
 
 def test_a_drawing_is_written_with_its_animation_and_its_line_in_the_index(generate, tmp_path):
-    (entry,) = generate("--prompt", "one", "--to", "image", "--animate", "--steps", 2, "--temperature", 2)
+    (entry,) = generate("--prompt", "one", "--to", "image", "--animate", "gif", "--steps", 2, "--temperature", 2)
     assert sorted(content(tmp_path / "out")) == ["index.jsonl", "one.gif", "one.png"]
     assert Image.open(tmp_path / "out/one.png").size == (26 * 6, 26 * 4)
     assert Image.open(tmp_path / "out/one.gif").n_frames == 3
@@ -107,7 +107,7 @@ def test_prompts_of_a_file_join_those_of_the_command_line(generate, tmp_path):
 
 
 def test_the_same_call_gives_the_same_bytes_again(generate, tmp_path):
-    call = ("--prompt", "one", "one", "two", "--to", "image", "--animate")
+    call = ("--prompt", "one", "one", "two", "--to", "image", "--animate", "gif")
     generate(*call)
     first = content(tmp_path / "out")
     generate(*call)
@@ -126,6 +126,15 @@ def test_another_call_adds_to_the_index_and_overwrites_nothing(generate, tmp_pat
     assert after["one-2.png"] == b"mine"
 
 
+def test_an_animation_may_be_an_mp4(generate, tmp_path):
+    (entry,) = generate("--prompt", "one", "--to", "image", "--animate", "mp4", "--steps", 2)
+    assert entry["animation"] == "one.mp4" and sorted(content(tmp_path / "out")) == [
+        "index.jsonl",
+        "one.mp4",
+        "one.png",
+    ]
+
+
 def test_a_failure_while_writing_leaves_nothing_behind(generate, tmp_path, monkeypatch):
     generate("--prompt", "one", "--to", "image")
     first = content(tmp_path / "out")
@@ -133,9 +142,9 @@ def test_a_failure_while_writing_leaves_nothing_behind(generate, tmp_path, monke
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("trimask.scripts.answers.write_gif", fail)
+    monkeypatch.setattr("trimask.scripts.answers.write_animation", fail)
     with pytest.raises(OSError, match="disk full"):
-        generate("--prompt", "two", "--to", "image", "--animate")
+        generate("--prompt", "two", "--to", "image", "--animate", "gif")
     assert content(tmp_path / "out") == first
 
 

@@ -1,7 +1,10 @@
 """Pictures of media: what is unknown is seen to be, and the same media give the same bytes."""
 
 import io
+import re
+import sys
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -15,7 +18,7 @@ from trimask.scripts.render import (
     image_grid,
     spectrogram_image,
     staged,
-    write_gif,
+    write_animation,
     write_png,
     write_wav,
 )
@@ -186,7 +189,7 @@ def test_wav_is_16_bit_at_its_rate_and_clips_what_is_too_loud(tmp_path):
 
 def test_a_gif_keeps_its_frames_in_order_loops_and_dwells_on_the_last(tmp_path):
     frames = [Image.new("RGB", (3 + n, 5), (80 * n, 0, 0)) for n in range(3)]
-    write_gif(tmp_path / "x.gif", frames, 50)
+    write_animation(tmp_path / "x.gif", frames, 50)
     gif = Image.open(io.BytesIO((tmp_path / "x.gif").read_bytes()))
     assert gif.n_frames == 3 and gif.size == (5, 5) and gif.info["loop"] == 0
     seen = []
@@ -194,6 +197,26 @@ def test_a_gif_keeps_its_frames_in_order_loops_and_dwells_on_the_last(tmp_path):
         gif.seek(number)
         seen.append((gif.convert("RGB").getpixel((0, 0))[0], gif.info["duration"]))
     assert seen == [(0, 50), (80, 50), (160, 500)]
+
+
+def test_an_mp4_has_the_frames_in_order_even_sides_and_the_same_bytes_every_time(tmp_path):
+    frames = [Image.new("RGB", (63 + n, 33), (80 * n, 0, 0)) for n in range(3)]
+    for name in ("x.mp4", "y.mp4"):
+        write_animation(tmp_path / name, frames, 50)
+    assert (tmp_path / "x.mp4").read_bytes() == (tmp_path / "y.mp4").read_bytes()
+    with av.open(str(tmp_path / "x.mp4")) as container:
+        stream = container.streams.video[0]
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        assert stream.codec.name == "h264" and stream.average_rate == 20
+    assert [picture.shape for picture in pictures] == [(34, 66, 3)] * 12
+    reds = [int(picture[16, 16, 0]) for picture in pictures]
+    np.testing.assert_allclose(reds, [0, 80] + [160] * 10, atol=6)
+
+
+def test_without_its_library_an_mp4_is_refused_with_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=re.escape("pip install 'trimask[video]'")):
+        write_animation(tmp_path / "x.mp4", [Image.new("RGB", (2, 2))], 50)
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def measured(
     ways = config.ways()
     length = max(len(_asked(exam, number)) for exam in exams for number in range(len(exam.part.records)))
     blocks = [block for block in config.blocks if block < length]
-    kept = [{"block_length": block, "cache": cache} for block in blocks for cache in _CACHES]
+    kept: list[dict[str, Any]] = [{"block_length": b, "cache": cache} for b in blocks for cache in _CACHES]
     total, points, means = config.draws + len(grid) + len(ways) + len(kept), list[Point](), list[Point]()
     draws = []
     for number in range(config.draws):
