@@ -1,22 +1,25 @@
 """trimask benchmark: how fast it is here, in tables and JSON.
 
-    trimask benchmark sample OUT     tokens/s and time per evaluation of the sampler, by size, rows, length and cache
+    trimask benchmark sample OUT     tokens/s and ms/evaluation of the sampler, by size, length, block, rows, cache
 
 A network with random weights, one text vocabulary, and prompts of random tokens: how fast a sampler is does not depend
 on what it says. With --llada and --fast-dllm, folders of these repositories, their own `generate` runs right after
 ours with the same weights and prompts, in a Python that has PyTorch and transformers (--python), and the tokens
-are compared.
+are compared. Where a row differs, its way is followed to the first token that does: `parted at` is by how little the
+closest choice was made on the way there, a difference of two probabilities; of several rows the largest.
 """
 
+import dataclasses
 import json
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, cast
@@ -27,10 +30,13 @@ import numpy as np
 import tyro
 from flax import nnx
 from jax.tree_util import Partial
+from jaxtyping import Array, Float
 
+from trimask.diffusion.denoiser import Cache
 from trimask.diffusion.sampling import loop
 from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.sampling.state import State, start
+from trimask.diffusion.sampling.state import Rules, State, Strategy, start
+from trimask.diffusion.studies.findings import markdown_table
 from trimask.diffusion.transformer import Transformer, TransformerConfig, num_parameters
 from trimask.scripts import cli
 from trimask.scripts.console import console, parse, progress_report, table
@@ -56,14 +62,16 @@ class Arguments:
     """Prompts at a time."""
     prompt: int = 64
     """Tokens of a prompt."""
-    generated: int = 64
+    lengths: tuple[int, ...] = (64, 256)
     """Tokens to make of each."""
-    block: int = 32
+    blocks: tuple[int, ...] = (32, 64)
     """Tokens of a block."""
-    steps: int = 32
-    """Evaluations of a row."""
+    per_evaluation: int = 2
+    """Tokens revealed in each evaluation."""
     caches: tuple[Literal["none", "prefix", "dual"], ...] = ("none", "prefix", "dual")
     """What a block keeps."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which networks compute, and hold their weights."""
     repeats: int = 3
     """Of each case, after one that compiles; the median counts."""
     llada: Path | None = None
@@ -74,14 +82,17 @@ class Arguments:
     """Python with torch and transformers."""
 
     def __post_init__(self):
-        numbers = (self.vocabulary, *self.rows, self.prompt, self.generated, self.block, self.steps, self.repeats)
-        if min(numbers) < 1 or not self.rows:
-            raise ValueError(f"all numbers must be at least 1, got {self}")
-        if self.generated % self.block or self.steps % (self.generated // self.block):
-            raise ValueError(
-                "blocks must fill the generated tokens and share the steps evenly, as LLaDA asks; "
-                f"got {self.generated} tokens in blocks of {self.block} and {self.steps} steps"
-            )
+        many = (self.sizes, self.rows, self.lengths, self.blocks, self.caches)
+        numbers = (*self.rows, *self.lengths, *self.blocks)
+        numbers = (*numbers, self.vocabulary, self.prompt, self.per_evaluation, self.repeats)
+        if min(numbers) < 1 or not all(many):
+            raise ValueError(f"there must be one of each, and all numbers at least 1; got {self}")
+        for length, block in product(self.lengths, self.blocks):
+            if length % block or block % self.per_evaluation:
+                raise ValueError(
+                    "blocks must fill the length, and evaluations a block, as LLaDA asks; "
+                    f"got {length} tokens in blocks of {block}, {self.per_evaluation} per evaluation"
+                )
         for size in self.sizes:
             shape(size)
         if self.llada is not None and self.fast_dllm is None:
@@ -95,6 +106,8 @@ class Case:
     code: str
     size: str
     parameters: int
+    length: int
+    block: int
     rows: int
     cache: str
     seconds: float
@@ -107,6 +120,16 @@ class Case:
     """Of ours against this one; None for ours."""
     same_tokens: float | None = None
     """Share of the generated tokens that are ours."""
+    parted_at: float | None = None
+    """By how little the closest choice was made before they part."""
+
+    @property
+    def key(self) -> "Key":
+        """What other code does the same of."""
+        return self.length, self.block, self.rows, self.cache
+
+
+Key = tuple[int, int, int, str]
 
 
 def shape(size: str) -> tuple[int, int]:
@@ -130,10 +153,9 @@ def run(arguments: Arguments) -> list[Case]:
     content = {"machine": machine, "arguments": json.loads(json.dumps(asdict(arguments), default=str))}
     content["cases"] = [asdict(case) for case in cases]
     (arguments.out / "sample.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    columns, rows = _cells(cases)
-    lines = [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
-    (arguments.out / "sample.md").write_text("\n".join([machine, "", *lines, ""]), encoding="utf-8")
-    console.print(table("Sampling", columns, rows))
+    rows = _cells(cases)
+    (arguments.out / "sample.md").write_text(f"{machine}\n\n{markdown_table(_COLUMNS, rows)}\n", encoding="utf-8")
+    console.print(table("Sampling", _COLUMNS, rows))
     return cases
 
 
@@ -147,29 +169,76 @@ def _network(arguments: Arguments, size: str) -> list[Case]:
         qk_norm=False,
         place_embedding=False,
         norm_epsilon=1e-5,
+        compute_dtype=arguments.dtype,
     )
     model = Transformer(config, vocabulary, key=jax.random.key(0))
     # Logits that differ much, so that rounding does not decide which token is the most confident.
     model.unembedding[...] = model.unembedding[...] * width**0.5
     graph, parameters = nnx.split(model)
+    parameters = jax.tree.map(lambda x: x.astype(arguments.dtype), parameters)
     denoise = Partial(partial(_denoise, graph), parameters)
     text = vocabulary.ranges[1]
     shape_of_prompts = (max(arguments.rows), arguments.prompt)
     prompts = np.random.default_rng(0).integers(text.start, text.stop, shape_of_prompts).astype(np.int32)
-    ours: dict[tuple[int, str], tuple[Case, np.ndarray]] = {}
-    for rows in arguments.rows:
-        for cache in arguments.caches:
-            state = _start(prompts[:rows], arguments.generated, vocabulary)
-            how = GenerationConfig(steps=arguments.steps, block_length=arguments.block, cache=cache, temperature=0.0)
-            final, seconds = _timed(denoise, how, vocabulary, state, arguments.repeats)
-            count, evaluations = rows * arguments.generated, int(final.nfe.max())
-            numbers = (seconds, count / seconds, evaluations, 1000 * seconds / evaluations)
-            case = Case("trimask", size, num_parameters(parameters), rows, cache, *numbers)
-            ours[rows, cache] = case, np.asarray(final.sequence.tokens)
-    cases = [case for case, _ in ours.values()]
-    if arguments.fast_dllm is not None:
-        cases += _others(arguments, config, vocabulary, model, prompts, ours)
-    return cases
+    cases: dict[Key, Case] = {}
+    ours: dict[Key, Ours] = {}
+    for key in product(arguments.lengths, arguments.blocks, arguments.rows, arguments.caches):
+        length, block, rows, cache = key
+        state = _start(prompts[:rows], length, vocabulary)
+        steps = length // arguments.per_evaluation
+        how = GenerationConfig(steps=steps, block_length=block, cache=cache, temperature=0.0)
+        final, seconds = _timed(denoise, how, vocabulary, state, arguments.repeats)
+        count, evaluations = rows * length, int(final.nfe.max())
+        numbers = (seconds, count / seconds, evaluations, 1000 * seconds / evaluations)
+        cases[key] = Case("trimask", size, num_parameters(parameters), *key, *numbers)
+        ours[key] = Ours(denoise, how.chosen, how.rules(vocabulary), state, np.asarray(final.sequence.tokens))
+    others = [] if arguments.fast_dllm is None else _others(arguments, config, vocabulary, model, prompts, cases, ours)
+    return [*cases.values(), *others]
+
+
+@dataclass(frozen=True)
+class Ours:
+    """One generation of ours, and what it takes to go its way again."""
+
+    denoise: Partial
+    strategy: Strategy
+    rules: Rules
+    state: State
+    """Before the first step."""
+    tokens: np.ndarray
+    """At the end."""
+
+    def parted_at(self, theirs: np.ndarray) -> float:
+        """Of rows that differ, the largest of how close the closest choice was up to the first token that does."""
+        differing = np.flatnonzero((self.tokens != theirs).any(axis=1))
+        closest = np.full(len(theirs), np.inf)
+        state, cache, has_parted = self.state, None, np.zeros(len(theirs), bool)
+        while not has_parted[differing].all():
+            state, cache, lead = _step(self.denoise, self.strategy, self.rules, state, cache)
+            closest = np.where(has_parted, closest, np.minimum(closest, lead))
+            is_known = ~np.asarray(state.is_masked)
+            has_parted |= (is_known & (np.asarray(state.sequence.tokens) != theirs)).any(axis=1)
+            if self.rules.cache == "none" or not np.asarray(state.is_open).any():
+                cache = None
+        return float(closest[differing].max())
+
+
+@jax.jit
+def _step(denoise, strategy, rules, state, cache) -> tuple[State, Cache, Float[Array, " batch"]]:
+    """One step of a generation that draws nothing, and by how little its closest choice was made.
+
+    That is the lead of a revealed token over the next in probability, or of the last that was revealed over the first
+    that was not.
+    """
+    if cache is None:
+        state = loop.enter_blocks(state, rules)
+    seen, new_cache = loop.observe(state.keys, denoise, state, rules, cache)
+    choice, _ = strategy(state.keys, seen, None)
+    revealed = choice.reveal & seen.candidates
+    last = jnp.min(jnp.where(revealed, seen.confidence, jnp.inf), axis=-1)
+    first = jnp.max(jnp.where(seen.candidates & ~revealed, seen.confidence, -jnp.inf), axis=-1)
+    lead = jnp.minimum(last - first, jnp.min(jnp.where(revealed, seen.margin, jnp.inf), axis=-1))
+    return loop.reveal(state, seen, choice, rules), new_cache if cache is None else cache, lead
 
 
 def _denoise(graph, parameters, sequence, positions=None, cache=None):
@@ -205,13 +274,20 @@ def _timed(denoise, how: GenerationConfig, vocabulary: Vocabulary, state, repeat
 
 
 def _others(
-    arguments: Arguments, config: TransformerConfig, vocabulary: Vocabulary, model, prompts, ours
+    arguments: Arguments,
+    config: TransformerConfig,
+    vocabulary: Vocabulary,
+    model: Transformer,
+    prompts: np.ndarray,
+    cases: Mapping[Key, Case],
+    ours: Mapping[Key, Ours],
 ) -> list[Case]:
     """The same by the other repositories' code, compared with ours."""
-    names = {"llada": "none"} if arguments.llada is not None else {}
-    names |= {f"fast_dllm_{cache}": cache for cache in arguments.caches}
+    asked = [("Fast-dLLM", key) for key in cases]
+    if arguments.llada is not None:
+        asked = [*(("LLaDA", key) for key in cases if key[-1] == "none"), *asked]
     spec = {
-        "checkouts": {"llada": str(arguments.llada), "fast_dllm": str(arguments.fast_dllm)},
+        "checkouts": {"LLaDA": str(arguments.llada), "Fast-dLLM": str(arguments.fast_dllm)},
         "width": config.width,
         "heads": config.num_heads,
         "layers": config.num_layers,
@@ -219,10 +295,16 @@ def _others(
         "vocabulary": vocabulary.size,
         "rotary_base": config.rotary_base,
         "norm_epsilon": config.norm_epsilon,
+        "dtype": arguments.dtype,
         "mask_id": vocabulary.mask_id,
-        **{name: getattr(arguments, name) for name in ("prompt", "generated", "block", "steps", "rows", "repeats")},
+        "longest": arguments.prompt + max(arguments.lengths),
+        "repeats": arguments.repeats,
         "prompts": prompts.tolist(),
-        "cases": list(names),
+        "cases": [
+            {"code": code, "length": length, "block": block, "rows": rows, "cache": cache}
+            | {"steps": length // arguments.per_evaluation}
+            for code, (length, block, rows, cache) in asked
+        ],
     }
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
@@ -232,18 +314,23 @@ def _others(
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[:2])} failed:\n{done.stderr.strip()[-2000:]}")
-    cases = []
-    for line in filter(lambda line: line.startswith('{"case"'), done.stdout.splitlines()):
-        found = json.loads(line)
-        rows, cache, seconds = found["rows"], names[found["case"]], median(found["seconds"])
-        case, tokens = ours[rows, cache]
-        same = float((np.array(found["tokens"]) == tokens)[:, arguments.prompt :].mean())
-        rate, count = case.seconds / seconds, rows * arguments.generated
-        code = "LLaDA" if found["case"] == "llada" else "Fast-dLLM"
-        per_evaluation = 1000 * seconds / case.evaluations
-        numbers = (seconds, count / seconds, case.evaluations, per_evaluation, 1 / rate, same)
-        cases.append(Case(code, case.size, case.parameters, rows, cache, *numbers))
-    return cases
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
+    return [_compared(code, cases[key], ours[key], found) for (code, key), found in zip(asked, lines, strict=True)]
+
+
+def _compared(code: str, case: Case, ours: Ours, found: dict[str, Any]) -> Case:
+    seconds, tokens = median(found["seconds"]), np.array(found["tokens"])
+    same = float((tokens == ours.tokens)[:, -case.length :].mean())
+    return dataclasses.replace(
+        case,
+        code=code,
+        seconds=seconds,
+        tokens_per_second=case.tokens_per_second * case.seconds / seconds,
+        milliseconds_per_evaluation=case.milliseconds_per_evaluation * seconds / case.seconds,
+        speedup=seconds / case.seconds,
+        same_tokens=same,
+        parted_at=None if same == 1 else ours.parted_at(tokens),
+    )
 
 
 def _llada_weights(model: Transformer) -> dict[str, np.ndarray]:
@@ -275,25 +362,19 @@ def _llada_weights(model: Transformer) -> dict[str, np.ndarray]:
     return {f"model.transformer.{name}": weight for name, weight in weights.items()}
 
 
-def _cells(cases: Sequence[Case]) -> tuple[list[str], list[list[str]]]:
-    columns = [
-        "code",
-        "size",
-        "parameters",
-        "rows",
-        "cache",
-        "tokens/s",
-        "ms/evaluation",
-        "ours is faster by",
-        "same tokens",
-    ]
+_COLUMNS = ["code", "size", "parameters", "length", "block", "rows", "cache"]
+_COLUMNS += ["tokens/s", "ms/evaluation", "ours is faster by", "same tokens", "parted at"]
+
+
+def _cells(cases: Sequence[Case]) -> list[list[str]]:
     rows = []
-    for case in sorted(cases, key=lambda c: (c.parameters, c.rows, c.cache, c.code != "trimask")):
-        own = [case.code, case.size, f"{case.parameters:,}", str(case.rows), case.cache]
-        own += [f"{case.tokens_per_second:,.1f}", f"{case.milliseconds_per_evaluation:,.1f}"]
+    for case in sorted(cases, key=lambda c: (c.parameters, c.key, c.code != "trimask")):
+        own = [case.code, case.size, f"{case.parameters:,}", str(case.length), str(case.block), str(case.rows)]
+        own += [case.cache, f"{case.tokens_per_second:,.1f}", f"{case.milliseconds_per_evaluation:,.1f}"]
         own.append("" if case.speedup is None else f"×{case.speedup:.2f}")
-        rows.append([*own, "" if case.same_tokens is None else f"{case.same_tokens:.1%}"])
-    return columns, rows
+        own.append("" if case.same_tokens is None else f"{case.same_tokens:.1%}")
+        rows.append([*own, "" if case.parted_at is None else f"{case.parted_at:.1e}"])
+    return rows
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ def network(spec: dict, weights: dict[str, np.ndarray]) -> torch.nn.Module:
         embedding_size=spec["vocabulary"],
         rope_theta=spec["rotary_base"],
         rms_norm_eps=spec["norm_epsilon"],
-        max_sequence_length=spec["prompt"] + spec["generated"],
+        max_sequence_length=spec["longest"],
         activation_type="silu",
         block_type="llama",
         layer_norm_type="rms",
@@ -49,42 +49,39 @@ def network(spec: dict, weights: dict[str, np.ndarray]) -> torch.nn.Module:
     missing, unknown = model.load_state_dict({n: torch.from_numpy(w) for n, w in weights.items()}, strict=False)
     if missing or unknown:
         raise ValueError(f"this checkout's model has other weights: missing {missing}, unknown {unknown}")
-    return model
+    return model.to(dtype=getattr(torch, spec["dtype"]), device="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def generator(name: str, spec: dict):
+def generator(spec: dict, case: dict):
     """prompts, model -> tokens, by the checkout's function."""
-    path = Path(spec["checkouts"]["llada" if name == "llada" else "fast_dllm"])
-    module_path = path / ("generate.py" if name == "llada" else "llada/generate.py")
-    loader = importlib.util.spec_from_file_location(f"generate_{name}", module_path)
+    is_llada = case["code"] == "LLaDA"
+    module_path = Path(spec["checkouts"][case["code"]]) / ("generate.py" if is_llada else "llada/generate.py")
+    loader = importlib.util.spec_from_file_location(case["code"], module_path)
     module = importlib.util.module_from_spec(loader)
     loader.loader.exec_module(module)
-    how = {"steps": spec["steps"], "gen_length": spec["generated"], "block_length": spec["block"]}
+    how = {"steps": case["steps"], "gen_length": case["length"], "block_length": case["block"]}
     how["mask_id"] = spec["mask_id"]
-    if name == "llada":
+    if is_llada:
         return lambda model, prompts: module.generate(model, prompts, **how)
     functions = {"none": "generate", "prefix": "generate_with_prefix_cache", "dual": "generate_with_dual_cache"}
-    function = getattr(module, functions[name.removeprefix("fast_dllm_")])
+    function = getattr(module, functions[case["cache"]])
     # Its functions make one row, whatever the number of prompts.
     return lambda model, prompts: torch.cat([function(model, row[None], **how)[0] for row in prompts])
 
 
 def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
-    sys.path.insert(0, str(Path(spec["checkouts"]["fast_dllm"]) / "llada"))
+    sys.path.insert(0, str(Path(spec["checkouts"]["Fast-dLLM"]) / "llada"))
     torch.set_num_threads(os.cpu_count() or 1)
     model = network(spec, dict(np.load(sys.argv[2])))
-    for name in spec["cases"]:
-        function = generator(name, spec)
-        for rows in spec["rows"]:
-            prompts, seconds = torch.tensor(spec["prompts"][:rows]), []
-            for _ in range(1 + spec["repeats"]):
-                start = time.perf_counter()
-                tokens = function(model, prompts)
-                seconds.append(time.perf_counter() - start)
-            print(
-                json.dumps({"case": name, "rows": rows, "seconds": seconds[1:], "tokens": tokens.tolist()}), flush=True
-            )
+    for case in spec["cases"]:
+        generate = generator(spec, case)
+        prompts, seconds = torch.tensor(spec["prompts"][: case["rows"]], device=model.device), []
+        for _ in range(1 + spec["repeats"]):
+            start = time.perf_counter()
+            tokens = generate(model, prompts).tolist()
+            seconds.append(time.perf_counter() - start)
+        print(json.dumps({"seconds": seconds[1:], "tokens": tokens}), flush=True)
 
 
 if __name__ == "__main__":

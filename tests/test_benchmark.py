@@ -4,12 +4,28 @@ import json
 import sys
 from pathlib import Path
 
+import fakes
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
-from trimask.scripts.benchmark import main
+from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.scripts.benchmark import Ours, _start, main
 
-SMALL = ["--sizes", "64x1", "--vocabulary", "50", "--prompt", "4", "--generated", "4", "--block", "2", "--steps", "4"]
+SMALL = [
+    "--sizes",
+    "64x1",
+    "--vocabulary",
+    "50",
+    "--prompt",
+    "4",
+    "--lengths",
+    "4",
+    "--blocks",
+    "2",
+    "--per-evaluation",
+    "1",
+]
 QUICK = [*SMALL, "--rows", "1", "2", "--repeats", "1", "--caches", "none", "dual"]
 
 FAKE = '''
@@ -19,9 +35,8 @@ import numpy as np
 spec, weights = json.load(open(sys.argv[2])), np.load(sys.argv[3])
 json.dump({"spec": spec, "shapes": {n: weights[n].shape for n in weights}}, open("seen.json", "w"))
 for case in spec["cases"]:
-    for rows in spec["rows"]:
-        tokens = [prompt + [9] * spec["generated"] for prompt in spec["prompts"][:rows]]
-        print(json.dumps({"case": case, "rows": rows, "seconds": [4.0, 2.0, 3.0], "tokens": tokens}))
+    tokens = [prompt + [9] * case["length"] for prompt in spec["prompts"][:case["rows"]]]
+    print(json.dumps({"seconds": [4.0, 2.0, 3.0], "tokens": tokens}))
 '''
 
 
@@ -45,6 +60,7 @@ def test_other_code_gets_our_weights_and_prompts_and_is_compared(tmp_path, monke
     cases = json.loads(Path("out/sample.json").read_text())["cases"]
     theirs = [c for c in cases if c["code"] != "trimask"]
     assert [c["code"] for c in theirs] == ["LLaDA"] * 2 + ["Fast-dLLM"] * 4
+    assert all(np.isfinite(c["parted_at"]) and c["parted_at"] >= 0 for c in theirs)
     assert all(c["seconds"] == 3.0 and 0 <= c["same_tokens"] < 1 for c in theirs)
     ours = {(c["rows"], c["cache"]): c["seconds"] for c in cases if c["code"] == "trimask"}
     assert all(c["speedup"] == pytest.approx(3.0 / ours[c["rows"], c["cache"]]) for c in theirs)
@@ -56,6 +72,23 @@ def test_other_code_gets_our_weights_and_prompts_and_is_compared(tmp_path, monke
     assert shapes["model.transformer.blocks.0.ff_proj.weight"] == [seen["spec"]["mlp_width"], 64]
 
 
+def test_a_row_that_differs_is_followed_to_the_closest_choice_before_it():
+    # Three masks after the start of a row; their best tokens have 2, 1.5 and 0.1 more than the next, in logits.
+    vocabulary, first = fakes.VOCABULARY, fakes.TEXT_IDS.start
+    logits = np.full((4, vocabulary.size), -np.inf, np.float32)
+    logits[:, first : first + 2] = [[0.0, 0.0], [2.0, 0.0], [0.1, 0.0], [1.5, 0.0]]
+    best = np.exp(logits[:, first]) / np.exp(logits[:, first : first + 2]).sum(-1)
+    state = _start(np.full((1, 1), first), 3, vocabulary)
+    how = GenerationConfig(steps=3, temperature=0.0)
+    tokens = np.full((1, 4), first)
+    ours = Ours(Partial(fakes.fake(logits)), how.chosen, how.rules(vocabulary), state, tokens)
+    # The order is 1, 3, 2; the last step has nothing left to prefer but its own token.
+    for place, closest in ((1, best[1] - best[3]), (3, best[1] - best[3]), (2, 2 * best[2] - 1)):
+        theirs = tokens.copy()
+        theirs[0, place] = first + 1
+        assert ours.parted_at(theirs) == pytest.approx(closest, abs=1e-6)
+
+
 def test_an_error_of_the_other_python_is_shown(tmp_path):
     with pytest.raises(RuntimeError, match="failed"):
         main(["sample", str(tmp_path / "out"), *QUICK, "--fast-dllm", "b", "--python", "/bin/false"])
@@ -65,7 +98,9 @@ def test_an_error_of_the_other_python_is_shown(tmp_path):
     ("words", "reason"),
     [
         (["--sizes", "100x2"], "width that 64 divides"),
-        (["--steps", "5", "--block", "32"], "share the steps evenly"),
+        (["--lengths", "96"], "96 tokens in blocks of 64"),
+        (["--per-evaluation", "3"], "3 per evaluation"),
+        (["--blocks"], "one of each"),
         (["--llada", "x"], "needs --fast-dllm"),
         (["--rows", "0"], "at least 1"),
     ],
