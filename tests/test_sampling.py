@@ -95,6 +95,16 @@ def test_steps_over_blocks_add_up_to_the_plan(steps, length):
     assert answer.nfe == max(steps, -(-32 // length))
 
 
+@pytest.mark.parametrize("options", [{"max_nfe": 3, "block_length": 2}, {"strategy": "given", "order": (0, 1)}])
+def test_a_request_that_cannot_be_kept_is_refused_before_any_is_answered(options):
+    def never(*_):
+        raise AssertionError("the model was asked")
+
+    requests = [text_request([-1] * 2), text_request([-1] * 20)]
+    with pytest.raises(ValueError, match=r"10 blocks take 10|order has 2 places, and 20"):
+        Generator(never, VOCABULARY).generate(requests, GenerationConfig(**options), seed=0)
+
+
 def test_patience_waits_while_remasking_has_nothing_masked():
     config = GenerationConfig(strategy="remdm_cap", remask=0.3, steps=40, patience=30, temperature=0.0)
     answer = assemble(VOCABULARY, [text_request([0, 1])], 8).tokens

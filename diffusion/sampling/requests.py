@@ -113,6 +113,15 @@ class Generator:
         return disassemble(self.vocabulary, jax.tree.map(lambda x: x[row], rows))[0]
 
     def _batches(self, requests, config: GenerationConfig, seed: int) -> Iterator[tuple[list[int], State, Memory]]:
+        """The batches at their start; all of them are checked before the first."""
+        if config.max_nfe is not None or config.order is not None:
+            for _, state in self._states(requests, seed):
+                _require_budget(config.rules(self.vocabulary), state)
+                _memory(config, state)
+        for numbers, state in self._states(requests, seed):
+            yield numbers, state, _memory(config, state)
+
+    def _states(self, requests, seed: int) -> Iterator[tuple[list[int], State]]:
         """Requests of one bucket of lengths, `rows` at most at a time; a batch is filled up with repeats."""
         if not requests:
             return
@@ -125,9 +134,7 @@ class Generator:
                 chunk = numbers[first : first + self.rows]
                 filled = _filled(chunk, _batch_size(len(chunk), self.rows))
                 sequence = stack([assemble(self.vocabulary, [requests[n]], length) for n in filled])
-                state = start(jax.tree.map(jnp.asarray, sequence), keys[np.array(filled)], self.vocabulary.mask_id)
-                _require_budget(config.rules(self.vocabulary), state)
-                yield chunk, state, _memory(config, state)
+                yield chunk, start(jax.tree.map(jnp.asarray, sequence), keys[np.array(filled)], self.vocabulary.mask_id)
 
 
 How = tuple[Guidance | None, Strategy, Rules]
