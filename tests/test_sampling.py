@@ -95,6 +95,43 @@ def test_steps_over_blocks_add_up_to_the_plan(steps, length):
     assert answer.nfe == max(steps, -(-32 // length))
 
 
+def test_what_is_given_up_stays_masked_and_costs_nothing_more():
+    def nothing_at_odd_places(keys, seen, memory):
+        return Choice(jnp.broadcast_to(jnp.arange(16) % 2 == 0, seen.is_masked.shape)), memory
+
+    rules = Rules(mask_id=MASK, block_length=4, gives_up_after=3, eos_id=VOCABULARY.eos_id)
+    state, _ = loop.sample(fakes.mixing(), nothing_at_odd_places, rules, begin([text_request([-1] * 8)], 16))
+    # Places 2 to 9; in each block of four the odd ones are waited for in three steps.
+    assert state.is_done.all() and state.nfe.item() == state.step.item() == 6
+    assert np.flatnonzero(np.asarray(state.sequence.tokens[0]) == MASK).tolist() == [3, 5, 7, 9]
+
+
+def test_an_end_behind_what_was_given_up_ends_nothing():
+    logits = jnp.zeros((8, VOCABULARY.size)).at[4, VOCABULARY.eos_id].set(9.0)
+    rules = Rules(mask_id=MASK, gives_up_after=1, eos_id=VOCABULARY.eos_id)
+
+    def only(*places):
+        chosen = jnp.zeros((1, 8), bool).at[0, list(places)].set(True)
+        return lambda keys, seen, memory: (Choice(chosen), memory)
+
+    for places, masked in (((4,), [2, 3, 5, 6]), ((2, 3, 4), [])):
+        state, _ = loop.sample(fakes.fake(logits), only(*places), rules, begin([text_request([-1] * 5)], 8))
+        assert np.flatnonzero(np.asarray(state.sequence.tokens[0]) == MASK).tolist() == masked
+
+
+def test_the_largest_probabilities_and_hidden_states_are_seen_where_there_are_masks():
+    logits = jax.random.normal(jax.random.key(0), (8, VOCABULARY.size))
+    state = loop.enter_blocks(begin([text_request([-1, 1, -1, -1])], 8), RULES)
+    rules = dataclasses.replace(RULES, num_top=2, shows_hidden=True, block_length=3)
+    seen, _ = loop.observe(keys_of(state), fakes.fake(logits), state, rules)
+    shown = np.isin(np.arange(8), [2, 4])  # of the first block of three
+    p = np.sort(np.asarray(jax.nn.softmax(logits)), axis=-1)[:, ::-1][:, :2]
+    np.testing.assert_allclose(seen.top[0], np.where(shown[:, None], p, 0), rtol=1e-5)
+    np.testing.assert_allclose(seen.hidden[0], np.where(shown[:, None], logits, 0), rtol=1e-6)
+    seen, _ = loop.observe(keys_of(state), fakes.fake(logits), state, RULES)
+    assert seen.top is None and seen.hidden is None
+
+
 @pytest.mark.parametrize("options", [{"max_nfe": 3, "block_length": 2}, {"strategy": "given", "order": (0, 1)}])
 def test_a_request_that_cannot_be_kept_is_refused_before_any_is_answered(options):
     def never(*_):

@@ -146,6 +146,7 @@ def observation(rows, step=0):
         is_asked=jnp.asarray(status != "given"),
         modality=jnp.ones(confidence.shape, jnp.int32),
         step=jnp.full(batch, step),
+        steps_taken=jnp.full(batch, step),
         num_steps=jnp.full(batch, STEPS),
         time=jnp.full(batch, 1 - step / STEPS, jnp.float32),
         next_time=jnp.full(batch, max(0.0, 1 - (step + 1) / STEPS), jnp.float32),

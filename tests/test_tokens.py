@@ -16,14 +16,14 @@ from trimask.diffusion.sampling.tokens import Draw, drawn_tokens, propose
 SIZE = 37
 
 
-def proposals(logits, is_wanted=None, chunk=64, **draw):
+def proposals(logits, is_wanted=None, chunk=64, num_top=0, **draw):
     """With `chunk` positions of a row at a time."""
     logits = jnp.asarray(logits)
     keys = jax.random.split(jax.random.key(0), len(logits))
     positions = jnp.broadcast_to(jnp.arange(logits.shape[1]), logits.shape[:2])
     wanted = jnp.ones(logits.shape[:2], bool) if is_wanted is None else is_wanted
     output = Output(logits, Partial(lambda features: features), logits, ())
-    return propose(output, wanted, positions, keys, Draw(**draw), chunk * len(logits))
+    return propose(output, wanted, positions, keys, Draw(**draw), chunk * len(logits), num_top)
 
 
 def test_numbers_are_the_denoisers_before_temperature_and_filters():
@@ -61,6 +61,15 @@ def test_what_is_read_in_chunks_is_what_is_read_at_once(temperature):
             for a, b in zip(jax.tree.leaves(at_once), jax.tree.leaves(other), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
                 assert not np.asarray(a)[~wanted].any()
+
+
+def test_the_largest_probabilities_are_told_in_falling_order():
+    logits = np.asarray(jax.random.normal(jax.random.key(0), (2, 9, SIZE)))
+    expected = np.sort(np.asarray(jax.nn.softmax(logits)), axis=-1)[..., ::-1][..., :3]
+    wanted = jnp.arange(9)[None] % 2 == jnp.arange(2)[:, None]
+    for chunk in (64, 2):
+        top = proposals(logits, wanted, chunk, num_top=3, temperature=1.0).top
+        np.testing.assert_allclose(top, np.where(wanted[..., None], expected, 0), rtol=1e-5)
 
 
 def test_only_chunks_with_wanted_positions_are_read():

@@ -76,10 +76,15 @@ def observe(
     if computed is not None and computed.shape != asked.shape:
         output = output.first(asked.shape[1])
     is_wanted = jnp.take_along_axis(state.is_masked & in_block, asked, axis=1)
-    proposals = propose(output, is_wanted, asked, keys, rules.draw, rules.chunk)
+    proposals = propose(output, is_wanted, asked, keys, rules.draw, rules.chunk, rules.num_top)
+    hidden = jnp.where(is_wanted[..., None], output.hidden, 0) if rules.shows_hidden else None
     rows = jnp.arange(len(asked))[:, None]
-    # A block may reach beyond the row: there the last position is asked for again, with the same answer.
-    full = jax.tree.map(lambda x: jnp.zeros(state.is_masked.shape, x.dtype).at[rows, asked].set(x), proposals)
+
+    def everywhere(x):
+        # A block may reach beyond the row: there the last position is asked for again, with the same answer.
+        return jnp.zeros((*state.is_masked.shape, *x.shape[2:]), x.dtype).at[rows, asked].set(x)
+
+    full, hidden = jax.tree.map(everywhere, (proposals, hidden))
     # Of S steps over B blocks, block b has ⌊(b + 1)S/B⌋ − ⌊bS/B⌋, but one at least.
     blocks, block = state.num_blocks(rules), jnp.maximum(state.block, 0)
     planned = jnp.maximum((block + 1) * rules.num_steps // blocks - block * rules.num_steps // blocks, 1)
@@ -94,11 +99,14 @@ def observe(
         is_asked=state.is_asked,
         modality=state.sequence.modality,
         step=state.block_step,
+        steps_taken=state.step,
         num_steps=planned,
         time=share(jnp.minimum(state.block_step / planned, 1.0)),
         next_time=jnp.where(state.block_step + 1 >= planned, 0.0, share((state.block_step + 1) / planned)),
         commit_confidence=state.commit_confidence,
         num_passes=jnp.broadcast_to(jnp.asarray(output.num_passes), state.step.shape),
+        top=full.top if rules.num_top else None,
+        hidden=hidden,
     ), output.cache
 
 
@@ -124,10 +132,14 @@ def reveal(state: State, observation: Observation, choice: Choice, rules: Rules)
     confidence = jnp.where(revealed, observation.confidence, jnp.where(remasked, 0.0, state.commit_confidence))
     is_masked = (state.is_masked & ~revealed) | remasked
     if rules.eos_id is not None:
-        ended = is_masked & _after_the_end(tokens, is_masked, state, rules.eos_id)
+        ended = is_masked & _after_the_end(tokens, is_masked, state, rules)
         tokens, is_masked = jnp.where(ended, rules.eos_id, tokens), is_masked & ~ended
         confidence = jnp.where(ended, 1.0, confidence)
     goes_on = jnp.zeros_like(is_active) if choice.goes_on is None else choice.goes_on & ~is_last
+    if rules.gives_up_after is not None:
+        gives_up = is_active & (state.block_step + 1 >= rules.gives_up_after)
+        is_masked &= ~(gives_up[:, None] & observation.in_block)
+        goes_on &= ~gives_up
     return dataclasses.replace(
         state,
         sequence=state.sequence.replace(tokens=tokens),
@@ -143,7 +155,7 @@ def reveal(state: State, observation: Observation, choice: Choice, rules: Rules)
     )
 
 
-def _after_the_end(tokens, is_masked, state: State, eos_id: int) -> Bool[Array, "batch seq"]:
+def _after_the_end(tokens, is_masked, state: State, rules: Rules) -> Bool[Array, "batch seq"]:
     """True after an EOS that was generated with neither a mask nor anything given between the last given and itself."""
     length = tokens.shape[-1]
     positions = jnp.arange(length)
@@ -151,10 +163,16 @@ def _after_the_end(tokens, is_masked, state: State, eos_id: int) -> Bool[Array, 
     last_given = jnp.max(jnp.where(is_given, positions, -1), axis=-1, keepdims=True)
     # An EOS is text, and so is what it ends.
     is_text = state.sequence.modality == _TEXT
-    is_hole = is_masked & is_text & (positions > last_given)
+    is_hole = (tokens == rules.mask_id) & is_text & (positions > last_given)
     first_hole = jnp.min(jnp.where(is_hole, positions, length), axis=-1, keepdims=True)
-    is_end = is_text & (tokens == eos_id) & state.is_asked & ~is_masked & (positions > last_given)
+    is_end = is_text & (tokens == rules.eos_id) & state.is_asked & ~is_masked & (positions > last_given)
     return (is_end & (positions < first_hole)).any(axis=-1, keepdims=True) & is_text & (positions > last_given)
+
+
+def step_keys(state: State) -> tuple[RowKeys, RowKeys]:
+    """Keys of the next step of every row: to draw tokens, and for the strategy."""
+    keys = jax.vmap(lambda key, step: jax.random.split(jax.random.fold_in(key, step)))(state.keys, state.step)
+    return keys[:, 0], keys[:, 1]
 
 
 def advance(
@@ -169,10 +187,9 @@ def advance(
     """One step of every row; without a cache it begins a round."""
     if cache is None:
         state = enter_blocks(state, rules)
-    keys = jax.vmap(lambda key, step: jax.random.split(jax.random.fold_in(key, step)))(state.keys, state.step)
-    observation, new_cache = observe(keys[:, 0], denoise, state, rules, cache, suffix)
-    choice, new_memory = strategy(keys[:, 1], observation, memory)
-    memory = jax.tree.map(lambda new, old: jnp.where(_like(state.is_open, new), new, old), new_memory, memory)
+    of_tokens, of_choice = step_keys(state)
+    observation, new_cache = observe(of_tokens, denoise, state, rules, cache, suffix)
+    choice, memory = strategy(of_choice, observation, memory)
     return reveal(state, observation, choice, rules), memory, new_cache if cache is None else cache
 
 
@@ -218,8 +235,3 @@ def sample(
         return jax.lax.switch(choice, [partial(rest_of_round, n) for n in suffixes], state, memory, cache)
 
     return jax.lax.while_loop(is_unfinished, one_round, (state, memory))
-
-
-def _like(flags: Bool[Array, " batch"], x: Array) -> Bool[Array, "batch *rest"]:
-    """The flags with as many axes as x."""
-    return flags.reshape(-1, *[1] * (x.ndim - 1))

@@ -30,6 +30,8 @@ class Rules:
     """Evaluations a row may use: with the last of a block's share the rest of the block is revealed."""
     patience: Int[Array, ""] | int | None = None
     """Reveal the rest of a block when its proposals were the same in so many evaluations."""
+    gives_up_after: Int[Array, ""] | int | None = None
+    """Steps in a block after which what is masked in it stays so. None: never."""
     refresh_every: Int[Array, ""] | int | None = None
     """Passes of a round at most. None: no limit."""
     grid: Literal["linear", "cosine"] = dataclasses.field(default="linear", metadata={"static": True})
@@ -40,6 +42,10 @@ class Rules:
     """What a round keeps; needs blocks."""
     eos_id: int | None = dataclasses.field(default=None, metadata={"static": True})
     """A text is over at its first EOS after all that was given: masks after it become EOS at no cost. None: no rule."""
+    num_top: int = dataclasses.field(default=0, metadata={"static": True})
+    """How many of the largest probabilities of a position are observed."""
+    shows_hidden: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Whether the denoiser's last hidden states are observed."""
     passes_per_step: int = dataclasses.field(default=1, metadata={"static": True})
     """Evaluations that a step may cost: 2 with guidance."""
     chunk: int = dataclasses.field(default=128, metadata={"static": True})
@@ -61,6 +67,7 @@ class State:
     is_asked: Bool[Array, "batch seq"]
     """Masked before the first step; the other tokens never change."""
     is_masked: Bool[Array, "batch seq"]
+    """To be filled. What was given up holds MASK and is not."""
     keys: RowKeys
     """One per row, fixed."""
     step: Int[Array, " batch"]
@@ -123,6 +130,8 @@ class Observation:
     modality: Int[Array, "batch seq"]
     step: Int[Array, " batch"]
     """Steps taken in this block."""
+    steps_taken: Int[Array, " batch"]
+    """Steps taken in the row."""
     num_steps: Int[Array, " batch"]
     """Steps planned for this block."""
     time: Float[Array, " batch"]
@@ -132,6 +141,10 @@ class Observation:
     commit_confidence: Float[Array, "batch seq"]
     num_passes: Int[Array, " batch"]
     """Forward passes this observation took."""
+    top: Float[Array, "batch seq top"] | None = None
+    """The largest probabilities, in falling order, if `Rules.num_top` asks for them."""
+    hidden: Float[Array, "batch seq width"] | None = None
+    """The denoiser's last hidden states, if `Rules.shows_hidden` asks for them."""
 
     @property
     def candidates(self) -> Bool[Array, "batch seq"]:
@@ -154,6 +167,8 @@ Memory = Any
 """What a strategy keeps from step to step: a tree of arrays whose first axis is the batch, or None."""
 
 Strategy = Callable[[RowKeys, Observation, Memory], tuple[Choice, Memory]]
+"""It is also called for rows that wait or are done, where `in_block` is False everywhere: what it chooses there has no
+effect, and their memory it must leave as it is."""
 
 
 def start(sequence: Sequence, keys: RowKeys, mask_id: int) -> State:

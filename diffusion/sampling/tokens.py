@@ -46,6 +46,8 @@ class Proposals:
     confidence: Float[Array, "batch asked"]
     entropy: Float[Array, "batch asked"]
     margin: Float[Array, "batch asked"]
+    top: Float[Array, "batch asked top"]
+    """The largest probabilities, in falling order."""
 
 
 def propose(
@@ -55,6 +57,7 @@ def propose(
     keys: Key[Array, " batch"],
     draw: Draw,
     chunk: int,
+    num_top: int = 0,
 ) -> Proposals:
     """Proposals where they are wanted. Only there are logits computed, about `chunk` positions of the batch at a time.
 
@@ -63,7 +66,7 @@ def propose(
     batch, asked = is_wanted.shape
     chunk = -(-chunk // batch)  # of a row
     if asked <= chunk:
-        return _masked_to(is_wanted, _propose(output, output.features, positions, keys, draw))
+        return _masked_to(is_wanted, _propose(output, output.features, positions, keys, draw, num_top))
     # Wanted positions first, as they come; what is past the end is read as the last one and then dropped.
     order = jnp.argsort(~is_wanted, axis=-1, stable=True)
     order = jnp.pad(order, ((0, 0), (0, -asked % chunk)), constant_values=asked)
@@ -74,13 +77,13 @@ def propose(
         here = jax.lax.dynamic_slice_in_dim(order, number * chunk, chunk, axis=1)
         at = jnp.minimum(here, asked - 1)
         features = jax.tree.map(lambda x: x[rows, at], output.features)
-        new = _propose(output, features, positions[rows, at], keys, draw)
+        new = _propose(output, features, positions[rows, at], keys, draw, num_top)
         return jax.tree.map(lambda old, part: old.at[rows, here].set(part, mode="drop"), proposals, new)
 
-    return _masked_to(is_wanted, jax.lax.fori_loop(0, num_chunks, body, _nothing(batch, asked)))
+    return _masked_to(is_wanted, jax.lax.fori_loop(0, num_chunks, body, _nothing(batch, asked, num_top)))
 
 
-def _propose(output: Output, features: Any, positions, keys, draw: Draw) -> Proposals:
+def _propose(output: Output, features: Any, positions, keys, draw: Draw, num_top: int) -> Proposals:
     logits = output.read(features).astype(jnp.float32)
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
@@ -98,6 +101,7 @@ def _propose(output: Output, features: Any, positions, keys, draw: Draw) -> Prop
         confidence=jnp.take_along_axis(unnormalised, token[..., None], axis=-1)[..., 0] / total,
         entropy=jnp.log(total) - jnp.sum(jnp.where(unnormalised > 0, unnormalised * shifted, 0.0), axis=-1) / total,
         margin=(1 - others.max(axis=-1)) / total,
+        top=jax.lax.top_k(unnormalised, num_top)[0] / total[..., None],
     )
 
 
@@ -159,10 +163,13 @@ def _uniform(key, place):
     return jax.random.uniform(jax.random.fold_in(key, place))
 
 
-def _nothing(batch: int, asked: int) -> Proposals:
+def _nothing(batch: int, asked: int, num_top: int) -> Proposals:
     zeros = jnp.zeros((batch, asked), jnp.float32)
-    return Proposals(zeros.astype(jnp.int32), zeros, zeros, zeros)
+    return Proposals(zeros.astype(jnp.int32), zeros, zeros, zeros, jnp.zeros((batch, asked, num_top)))
 
 
 def _masked_to(is_wanted, proposals: Proposals) -> Proposals:
-    return jax.tree.map(lambda x: jnp.where(is_wanted, x, jnp.zeros_like(x)), proposals)
+    def masked(x):
+        return jnp.where(is_wanted.reshape(*is_wanted.shape, *[1] * (x.ndim - 2)), x, jnp.zeros_like(x))
+
+    return jax.tree.map(masked, proposals)
