@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -29,6 +30,9 @@ def test_the_cheapest_of_those_as_good_as_the_best_is_chosen():
 def test_of_those_that_are_right_the_nearest_to_real_media_are_chosen():
     points = [point(1.0, 1, distance=9.0), point(0.99, 8, distance=3.4), point(0.99, 16, distance=3.0)]
     assert choose(points).nfe == 8
+    # To be classified better than real media is not better.
+    real = [replace(p, verdicts=(replace(p.verdicts[0], on_real=0.9), p.verdicts[1])) for p in points]
+    assert choose([*real[:2], point(0.89, 4, distance=3.4), real[2]]).nfe == 4
     # What is wrong is not chosen, however near.
     assert choose([*points, point(0.5, 2, distance=0.1)]).nfe == 8
     assert choose([*points, point(0.99, 32, distance=2.0)]).nfe == 32

@@ -2,15 +2,17 @@
 
 For every task a trained model has, on held-out questions:
 
-1. guidance × temperature, at the run's own strategy and steps: the curve of accuracy against guidance;
-2. with the best of them, every strategy over its number: fronts of quality against evaluations (NFE);
+1. every strategy over its number, at the run's own guidance and temperature: fronts of quality against evaluations
+   (NFE);
+2. guidance × temperature with the best of them: curves of accuracy and distance against guidance;
 3. what is chosen, in blocks with each cache: what keeping keys and values costs.
 
 Judges are the usual ones, and of media also the Fréchet distance to real ones: a classifier is content with the same
 right picture again and again, and soon with all; the distance is not. What is chosen has the fewest evaluations among
 all ways that are as good as the best: within one error of the best classified, and of those within one error of the
-smallest distance. The error of a share is its standard error, that of a distance its deviation over several draws of
-the run's own way. Tasks that make text share their settings, and are chosen for by the mean of their scores.
+smallest distance; better than real held-out media is not better. The error of a share is its standard error, that of a
+distance its deviation over several draws of the run's own way. Tasks that make text share their settings, and are
+chosen for by the mean of their scores.
 """
 
 import dataclasses
@@ -96,11 +98,14 @@ class Verdict:
     value: float
     error: float
     higher_is_better: bool
+    on_real: float | None = None
+    """What it says of real media."""
 
     @property
     def goodness(self) -> float:
-        """Larger is better."""
-        return self.value if self.higher_is_better else -self.value
+        """Larger is better, up to what real media have."""
+        known = [value for value in (self.value, self.on_real) if value is not None]
+        return min(known) if self.higher_is_better else -max(known)
 
 
 @dataclass(frozen=True)
@@ -198,11 +203,11 @@ def measured(
         record([_point(exam, part, way, generator, config.seed) for exam in exams])
 
     record(draws[0])
-    for options in grid:
-        measure("guidance", dataclasses.replace(before, **options))
-    best = choose(means).config
     for options in ways:
-        measure("strategy", dataclasses.replace(best, **options))
+        measure("strategy", dataclasses.replace(before, **options))
+    best = choose(means).config
+    for options in grid:
+        measure("guidance", dataclasses.replace(best, **options))
     chosen = choose(means).config
     for options in kept:
         measure("cache", dataclasses.replace(chosen, **options))
@@ -226,7 +231,7 @@ def _point(exam: Exam, part: str, way: GenerationConfig, generator: Generator, s
 
 def _verdict(score: Score) -> Verdict:
     error = 0.0 if score.interval is None else (score.interval[1] - score.interval[0]) / (2 * 1.96)
-    return Verdict(score.judge, score.value, error, bool(score.higher_is_better))
+    return Verdict(score.judge, score.value, error, bool(score.higher_is_better), score.on_real)
 
 
 def _deviations(draws: Sequence[Point]) -> dict[str, float]:
@@ -271,6 +276,9 @@ def _table_of_choices(points: Sequence[Point], chosen: Mapping[str, GenerationCo
         for name, point in (("before", own[0]), ("chosen", after)):
             verdicts = "; ".join(_shown(verdict) for verdict in point.verdicts)
             cells.append([task, name, described(point.config), verdicts, f"{point.nfe:.1f}", f"{point.distinct:.1%}"])
+        on_real = "; ".join(_number(v, v.on_real) for v in own[0].verdicts if v.on_real is not None)
+        if on_real:
+            cells.append([task, "real", "", on_real, "", ""])
     return markdown_table(["task", "", "how", "score", "NFE", "distinct"], cells)
 
 
@@ -291,9 +299,12 @@ def _by_task(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def _shown(verdict: Verdict) -> str:
-    if verdict.higher_is_better and 0 <= verdict.value <= 1:
-        return f"{verdict.judge} {verdict.value:.1%} ± {verdict.error:.1%}"
-    return f"{verdict.judge} {verdict.value:.4g} ± {verdict.error:.2g}"
+    return f"{_number(verdict, verdict.value)} ± {_number(verdict, verdict.error).removeprefix(f'{verdict.judge} ')}"
+
+
+def _number(verdict: Verdict, value: float) -> str:
+    is_share = verdict.higher_is_better and 0 <= verdict.value <= 1
+    return f"{verdict.judge} {value:.1%}" if is_share else f"{verdict.judge} {value:.3g}"
 
 
 def described(config: GenerationConfig) -> str:
@@ -310,7 +321,15 @@ def _rows(point: Point) -> list[dict[str, Any]]:
     own |= {"entropy_bound": c.entropy_bound, "temperature": c.temperature, "guidance": c.guidance}
     own |= {"block_length": c.block_length, "cache": c.cache, "nfe": point.nfe, "distinct": point.distinct}
     return [
-        {"task": point.task, "part": point.part, **own, "judge": v.judge, "value": v.value, "error": v.error}
+        {
+            "task": point.task,
+            "part": point.part,
+            **own,
+            "judge": v.judge,
+            "value": v.value,
+            "error": v.error,
+            "on_real": v.on_real,
+        }
         for v in point.verdicts
     ]
 
