@@ -100,7 +100,8 @@ def test_nothing_is_pickled():
 
 def test_every_imported_package_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = [*project["dependencies"], *project["optional-dependencies"]["speech"]]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["speech"], *extras["video"]]
     names = {_normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in declared} | {"trimask"}
     distributions = packages_distributions()
     undeclared = {
