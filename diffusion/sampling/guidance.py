@@ -87,6 +87,12 @@ def guided(denoise: Denoiser, guidance: Guidance, mask_id: int) -> Denoiser:
     return transformed
 
 
+def answering(denoise: Denoiser, vocabulary: Vocabulary, guidance: Guidance | None) -> Denoiser:
+    """What generation asks: guided if there is guidance, and restricted to the ids allowed."""
+    denoise = denoise if guidance is None else guided(denoise, guidance, vocabulary.mask_id)
+    return restricted(denoise, vocabulary)
+
+
 def _is_inside(sequence: Sequence, guidance: Guidance, mask_id: int) -> Bool[Array, " batch"]:
     if guidance.interval is None:
         return jnp.ones(sequence.tokens.shape[:1], bool)

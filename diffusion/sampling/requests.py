@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from trimask.diffusion.denoiser import Cache, Denoiser
 from trimask.diffusion.sampling import loop
 from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.sampling.guidance import Guidance, guided, restricted
+from trimask.diffusion.sampling.guidance import Guidance, answering
 from trimask.diffusion.sampling.state import Memory, RowKeys, Rules, State, Strategy, start
 from trimask.tokenizers.sequence import Example, assemble, disassemble, stack
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -186,8 +186,7 @@ def _require_budget(rules: Rules, state: State) -> None:
 def _ready(vocabulary: Vocabulary, denoise: Denoiser, how: How) -> tuple[Denoiser, Strategy, Rules]:
     """What `loop.sample` and `loop.advance` take before the state."""
     guidance, strategy, rules = how
-    denoise = denoise if guidance is None else guided(denoise, guidance, vocabulary.mask_id)
-    return restricted(denoise, vocabulary), strategy, rules
+    return answering(denoise, vocabulary, guidance), strategy, rules
 
 
 # Functions, not methods: a new Generator of the same network finds them compiled.

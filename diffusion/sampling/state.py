@@ -188,5 +188,5 @@ def start(sequence: Sequence, keys: RowKeys, mask_id: int) -> State:
         block_nfe=zero,
         proposal=jnp.zeros_like(sequence.tokens),
         stable_for=zero,
-        commit_confidence=jnp.where(is_masked, 0.0, 1.0),
+        commit_confidence=(~is_masked).astype(jnp.float32),
     )
