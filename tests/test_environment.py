@@ -276,6 +276,7 @@ def test_places_of_what_is_asked_and_of_the_row_are_inverse():
     bits = jnp.array([[True, False, True], [True, True, True]])
     placed = scatter_asked(bits, is_asked)
     assert placed.tolist() == [[False, True, False, False, True], [False, False, False, True, False]]
+    assert gather_asked(jnp.arange(5, 15).reshape(2, 5), is_asked, 3).tolist() == [[6, 7, 9], [13, 0, 0]]
     assert gather_asked(placed, is_asked, 3).tolist() == [[True, False, True], [True, False, False]]
 
 
@@ -328,8 +329,9 @@ def test_the_reward_comes_at_the_end_from_the_problems_and_the_evaluations():
     envs.reset(options={"problem": [1, 0, 1, 2]})
     actions = np.ones((4, 5), int)
     actions[2] = 0
-    _, rewards, terminated, *_ = envs.step(actions)
+    seen, rewards, terminated, *_ = envs.step(actions)
     assert rewards.tolist() == [-2, -2, 0, -2] and terminated.tolist() == [True, True, False, True]
+    np.testing.assert_allclose(seen["progress"][:, 0], [0, 0, 1 / 3, 0])
     assert numbers == [([0.5] * 3, [2] * 3, [3, 5, 5])]
 
 
