@@ -67,7 +67,7 @@ class UnmaskingEnv(gymnasium.Env[Shown, np.ndarray]):
 
     0 until the end of the episode; then `reward(right, nfe, length)`: how right the answer is by the problems' own
     judge, what is still masked included, the evaluations it took, and the tokens it was asked for. By default
-    right · (L − min(NFE, L) + 1)/L.
+    right · (n − min(NFE, n) + 1)/n for n tokens.
 
     ## Episode End
 
