@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from trimask.diffusion.denoiser import KeysValues, Output
 from trimask.diffusion.parametrization import AT_BASE, ParametrizationConfig, Site
@@ -341,7 +341,7 @@ def _unembed(
     return multiplier * jnp.matmul(hidden.astype(matrix.dtype), matrix, preferred_element_type=jnp.float32)
 
 
-def sinusoids(values: Int[Array, "*shape"], size: int) -> Float[Array, "*shape size"]:
+def sinusoids(values: Num[Array, "*shape"], size: int) -> Float[Array, "*shape size"]:
     """sin and cos of each value at size/2 frequencies, from a period of 2 (neighbours differ most) to 512."""
     frequencies = jnp.pi * 256.0 ** (-jnp.arange(size // 2) / max(size // 2 - 1, 1))
     angles = values[..., None].astype(jnp.float32) * frequencies

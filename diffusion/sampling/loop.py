@@ -67,7 +67,7 @@ def observe(
         in_block &= (positions >= start) & (positions < start + rules.block_length)
     asked = jnp.broadcast_to(positions, state.is_masked.shape)
     computed = None
-    if rules.block_length is not None and rules.block_length < length:
+    if rules.block_length is not None and rules.block_length < length and not rules.shows_all:
         asked = jnp.minimum(start + jnp.arange(rules.block_length), length - 1)
         computed = asked
         if cache is not None and rules.cache == "prefix":
@@ -75,7 +75,7 @@ def observe(
     output = denoise(state.sequence, computed, cache)
     if computed is not None and computed.shape != asked.shape:
         output = output.first(asked.shape[1])
-    is_wanted = jnp.take_along_axis(state.is_masked & in_block, asked, axis=1)
+    is_wanted = jnp.take_along_axis(state.is_masked & (in_block | rules.shows_all), asked, axis=1)
     proposals = propose(output, is_wanted, asked, keys, rules.draw, rules.chunk, rules.num_top)
     hidden = jnp.where(is_wanted[..., None], output.hidden, 0) if rules.shows_hidden else None
     rows = jnp.arange(len(asked))[:, None]

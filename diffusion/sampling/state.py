@@ -46,6 +46,8 @@ class Rules:
     """How many of the largest probabilities of a position are observed."""
     shows_hidden: bool = dataclasses.field(default=False, metadata={"static": True})
     """Whether the denoiser's last hidden states are observed."""
+    shows_all: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Whether masks beyond the block are observed too; takes logits of all of them, and goes with no cache."""
     passes_per_step: int = dataclasses.field(default=1, metadata={"static": True})
     """Evaluations that a step may cost: 2 with guidance."""
     chunk: int = dataclasses.field(default=128, metadata={"static": True})
@@ -54,6 +56,8 @@ class Rules:
     def __post_init__(self):
         if self.cache != "none" and self.block_length is None:
             raise ValueError(f"a cache ({self.cache}) needs a block_length")
+        if self.cache != "none" and self.shows_all:
+            raise ValueError(f"a cache ({self.cache}) computes blocks, and shows_all wants to see beyond them")
         if self.block_length is not None and self.block_length < 1:
             raise ValueError(f"block_length must be at least 1, got {self.block_length}")
 
@@ -116,7 +120,8 @@ class State:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Observation:
-    """What a strategy sees. Numbers of the denoiser are 0 where nothing is masked, and outside the block."""
+    """What a strategy sees. Numbers of the denoiser are 0 where nothing is masked and, without `shows_all`, outside the
+    block."""
 
     proposal: Int[Array, "batch seq"]
     confidence: Float[Array, "batch seq"]
@@ -145,6 +150,11 @@ class Observation:
     """The largest probabilities, in falling order, if `Rules.num_top` asks for them."""
     hidden: Float[Array, "batch seq width"] | None = None
     """The denoiser's last hidden states, if `Rules.shows_hidden` asks for them."""
+
+    @property
+    def length(self) -> int:
+        """Positions of a row."""
+        return self.is_masked.shape[-1]
 
     @property
     def candidates(self) -> Bool[Array, "batch seq"]:

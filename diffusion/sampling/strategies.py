@@ -27,39 +27,39 @@ Number = Float[Array, ""] | float
 
 def random(keys: RowKeys, seen: Observation, memory: Memory) -> Step:
     """An even share, anywhere."""
-    return _best(_uniform(keys, seen), _even_share(seen), seen), memory
+    return best(uniform(keys, seen.length), _even_share(seen), seen), memory
 
 
 def ancestral(keys: RowKeys, seen: Observation, memory: Memory) -> Step:
     """Each mask with probability (α_s − α_t)/(1 − α_t) = (t − s)/t (MDLM, MD4): the reverse process on a time grid."""
     probability = jnp.where(seen.next_time > 0, 1 - seen.next_time / seen.time, 1.0)
-    return Choice(seen.candidates & (_uniform(keys, seen) < probability[:, None])), memory
+    return Choice(seen.candidates & (uniform(keys, seen.length) < probability[:, None])), memory
 
 
 def first_hitting(keys: RowKeys, seen: Observation, memory: Memory) -> Step:
     """One mask, anywhere: the reverse process at the times of its jumps (arXiv 2409.02908), without a time input."""
-    return _best(_uniform(keys, seen), 1, seen), memory
+    return best(uniform(keys, seen.length), 1, seen), memory
 
 
 def confidence(keys: RowKeys, seen: Observation, memory: Memory) -> Step:
     """An even share, the most confident first (LLaDA, arXiv 2502.09992)."""
-    return _best(seen.confidence, _even_share(seen), seen), memory
+    return best(seen.confidence, _even_share(seen), seen), memory
 
 
 def margin(keys: RowKeys, seen: Observation, memory: Memory) -> Step:
     """An even share, the largest difference of the two best probabilities first (arXiv 2502.06768)."""
-    return _best(seen.margin, _even_share(seen), seen), memory
+    return best(seen.margin, _even_share(seen), seen), memory
 
 
 def entropy(keys: RowKeys, seen: Observation, memory: Memory) -> Step:
     """An even share, the smallest entropy first (Dream, arXiv 2508.15487)."""
-    return _best(-seen.entropy, _even_share(seen), seen), memory
+    return best(-seen.entropy, _even_share(seen), seen), memory
 
 
 def position(keys: RowKeys, seen: Observation, memory: Memory, *, position_penalty: Number) -> Step:
     """An even share by confidence · exp(−penalty · place): against the pull of a far end that is surely EOS."""
     place = jnp.cumsum(seen.is_asked, axis=-1) - 1
-    return _best(seen.confidence * jnp.exp(-position_penalty * place), _even_share(seen), seen), memory
+    return best(seen.confidence * jnp.exp(-position_penalty * place), _even_share(seen), seen), memory
 
 
 def entropy_bound(keys: RowKeys, seen: Observation, memory: Memory, *, entropy_bound: Number) -> Step:
@@ -97,7 +97,7 @@ def factor(keys: RowKeys, seen: Observation, memory: Memory, *, factor: Number) 
 def given(keys: RowKeys, seen: Observation, memory: Memory) -> Step:
     """An even share in the order that the memory gives: the rank of every position. None: from left to right."""
     rank = _places(seen) if memory is None else memory
-    return _best(-rank.astype(jnp.float32), _even_share(seen), seen), memory
+    return best(-rank.astype(jnp.float32), _even_share(seen), seen), memory
 
 
 def remdm_cap(keys: RowKeys, seen: Observation, memory: Memory, *, remask: Number) -> Step:
@@ -181,13 +181,13 @@ def with_progress(strategy: Strategy) -> Strategy:
 def _or(choice: Choice, score: Float[Array, "batch seq"], seen: Observation) -> Choice:
     """The choice; where it reveals nothing, the candidate of the highest score."""
     is_stuck = ~(choice.reveal & seen.candidates).any(axis=-1, keepdims=True)
-    return Choice(jnp.where(is_stuck, _best(score, 1, seen).reveal, choice.reveal), choice.remask, choice.goes_on)
+    return Choice(jnp.where(is_stuck, best(score, 1, seen).reveal, choice.reveal), choice.remask, choice.goes_on)
 
 
-def _uniform(keys: RowKeys, seen: Observation) -> Float[Array, "batch seq"]:
+def uniform(keys: RowKeys, length: int) -> Float[Array, "batch seq"]:
     """A number in [0, 1) per position, the same whatever the length of the row."""
     fold = jax.vmap(lambda key, place: jax.random.uniform(jax.random.fold_in(key, place)), (None, 0))
-    return jax.vmap(fold, (0, None))(keys, jnp.arange(seen.is_masked.shape[-1]))
+    return jax.vmap(fold, (0, None))(keys, jnp.arange(length))
 
 
 def _places(seen: Observation) -> Int[Array, "batch seq"]:
@@ -214,7 +214,7 @@ def _is_candidate(seen: Observation, order: Int[Array, "batch seq"]) -> Bool[Arr
     return jnp.take_along_axis(seen.candidates, order, axis=-1)
 
 
-def _best(score: Float[Array, "batch seq"], count: Int[Array, " batch"] | int, seen: Observation) -> Choice:
+def best(score: Float[Array, "batch seq"], count: Int[Array, " batch"] | int, seen: Observation) -> Choice:
     """The `count` candidates of the highest scores of each row."""
     rank = _sorted(score, seen.candidates)[1]
     return Choice(seen.candidates & (rank < jnp.broadcast_to(jnp.asarray(count), score.shape[:1])[:, None]))
@@ -240,6 +240,6 @@ def _remasking(keys: RowKeys, seen: Observation, sigma: Float[Array, "batch #seq
 
 
 def _remask_and_reveal(keys: RowKeys, seen: Observation, sigma, reveals) -> Choice:
-    uniform = _uniform(keys, seen)
+    number = uniform(keys, seen.length)
     goes_on = (seen.step + 1 < seen.num_steps) & seen.in_block.any(axis=-1)
-    return Choice(seen.candidates & (uniform < reveals), _revealed(seen) & (uniform < sigma), goes_on)
+    return Choice(seen.candidates & (number < reveals), _revealed(seen) & (number < sigma), goes_on)

@@ -1,0 +1,246 @@
+"""A learned strategy: a transformer of one block that sees how sure the denoiser is, and says what to reveal.
+
+Of arXiv 2512.09106. Each asked position enters as what the denoiser says of it; whether it is masked, and how many
+steps were taken, modulate the block (adaLN). What comes out is a logit b per position. An action is drawn by one of two
+laws, over the masked positions of the block:
+
+    bernoulli   each by itself, with probability σ(b)
+    dpls        one by softmax(b), then more without replacement, each by softmax over those left and STOP, whose logit
+                is 0, until STOP (dynamic Plackett–Luce with stop)
+
+A policy is trained by `sampling_rl`; here is what it takes to use it.
+
+Deviations
+1. The time embedding has periods from 1/128 to 2 of the whole; the published code's are all the same.
+2. The output's weights begin at a tenth of the usual size, so that the bias says how much is revealed at first.
+3. Inputs are rounded to half precision, as they are stored for training: what is learned from is what was seen.
+4. What the denoiser says of positions that are not masked is not asked: there the input is 0.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Float16, Int, PRNGKeyArray
+
+from trimask.diffusion.sampling.state import Choice, Memory, Observation, RowKeys, Rules
+from trimask.diffusion.sampling.strategies import best, uniform
+from trimask.diffusion.transformer import rotate, sinusoids
+
+Parameters = Any
+"""A tree of arrays."""
+
+_ROTARY_BASE = 10_000.0
+_TIME_UNITS = 256.0
+"""Sinusoids have periods from 2 to 512 of these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Inputs, law and shape of a policy."""
+
+    inputs: tuple[Literal["confidence", "top", "margin", "entropy", "hidden"], ...] = ("confidence",)
+    """What it sees of a position: the proposal's probability, the largest probabilities, the difference of the two
+    largest, the entropy in nats, or the denoiser's hidden state."""
+    num_top: int = 8
+    """How many probabilities `top` is."""
+    hidden_size: int | None = None
+    """Width of the denoiser, for `hidden`."""
+    law: Literal["bernoulli", "dpls"] = "bernoulli"
+    """How actions are drawn."""
+    sees_beyond: bool = True
+    """Whether it sees the masked positions of later blocks, too."""
+    width: int = 128
+    """Size of the residual stream."""
+    num_heads: int = 2
+    """Attention heads."""
+    mlp_width: int = 512
+    """Hidden size of the feed-forward layer."""
+
+    def __post_init__(self):
+        if not self.inputs or len(set(self.inputs)) < len(self.inputs):
+            raise ValueError(f"inputs must be some, each once; got {self.inputs}")
+        if ("hidden" in self.inputs) != (self.hidden_size is not None):
+            raise ValueError(f"hidden_size is of the input hidden; got {self.hidden_size} and inputs {self.inputs}")
+        if min(self.num_top, self.width, self.num_heads, self.mlp_width, self.hidden_size or 1) < 1:
+            raise ValueError(f"all sizes of a policy must be at least 1, got {self}")
+        if self.width % (2 * self.num_heads) or self.width % 4:
+            raise ValueError(f"width must be a multiple of 4 and of twice num_heads, got {self.width}/{self.num_heads}")
+
+    @property
+    def num_features(self) -> int:
+        """Numbers per position."""
+        sizes = {"top": self.num_top, "hidden": self.hidden_size or 0}
+        return sum(sizes.get(name, 1) for name in self.inputs)
+
+    def watching(self, rules: Rules) -> Rules:
+        """The rules, with what this policy wants to see."""
+        return dataclasses.replace(
+            rules,
+            num_top=self.num_top if "top" in self.inputs else 0,
+            shows_hidden="hidden" in self.inputs,
+            shows_all=self.sees_beyond,
+        )
+
+
+class Policy(nnx.Module):
+    """The network: `policy(features, is_masked, is_asked, time) -> logits`."""
+
+    def __init__(self, config: PolicyConfig, key: PRNGKeyArray):
+        rngs, width, zeros = nnx.Rngs(key), config.width, nnx.initializers.zeros_init()
+        self.config = config
+        self.input = nnx.Linear(config.num_features, width, rngs=rngs)
+        self.status = nnx.Embed(2, width, rngs=rngs)
+        self.time_in = nnx.Linear(width, width, rngs=rngs)
+        self.time_out = nnx.Linear(width, width, rngs=rngs)
+        self.modulation = nnx.Linear(width, 6 * width, kernel_init=zeros, rngs=rngs)
+        self.query_key_value = nnx.Linear(width, 3 * width, rngs=rngs)
+        self.attention_out = nnx.Linear(width, width, rngs=rngs)
+        self.up = nnx.Linear(width, config.mlp_width, rngs=rngs)
+        self.down = nnx.Linear(config.mlp_width, width, rngs=rngs)
+        self.attention_norm, self.mlp_norm = (
+            nnx.LayerNorm(width, use_bias=False, use_scale=False, rngs=rngs) for _ in range(2)
+        )
+        self.final_norm = nnx.LayerNorm(width, rngs=rngs)
+        start = nnx.initializers.constant(-2.0 if config.law == "bernoulli" else 0.0)
+        small = nnx.initializers.variance_scaling(0.01, "fan_in", "normal")
+        self.output = nnx.Linear(width, 1, kernel_init=small, bias_init=start, rngs=rngs)
+
+    def __call__(
+        self,
+        features: Float[Array, "batch seq features"],
+        is_masked: Bool[Array, "batch seq"],
+        is_asked: Bool[Array, "batch seq"],
+        time: Float[Array, " batch"],
+    ) -> Float[Array, "batch seq"]:
+        """A logit per position; what is not asked for is not seen. Time is steps taken over tokens asked for."""
+        places = jnp.cumsum(is_asked, axis=-1) - 1
+        moment = self.time_out(jax.nn.silu(self.time_in(sinusoids(_TIME_UNITS * time, self.config.width))))
+        condition = jax.nn.silu(self.status(is_masked.astype(jnp.int32)) + moment[:, None])
+        scale, shift, gate, mlp_scale, mlp_shift, mlp_gate = jnp.split(self.modulation(condition), 6, axis=-1)
+        h = self.input(features)
+        x = self.attention_norm(h) * (1 + scale) + shift
+        h = h + (1 + gate) * self._attend(x, places, is_asked)
+        x = self.mlp_norm(h) * (1 + mlp_scale) + mlp_shift
+        h = h + (1 + mlp_gate) * self.down(jax.nn.gelu(self.up(x)))
+        return self.output(self.final_norm(h))[..., 0]
+
+    def _attend(self, x, places, is_asked):
+        heads = (*x.shape[:2], self.config.num_heads, -1)
+        query, key, value = (part.reshape(heads) for part in jnp.split(self.query_key_value(x), 3, axis=-1))
+        query, key = (rotate(part, places, _ROTARY_BASE) for part in (query, key))
+        attended = jax.nn.dot_product_attention(query, key, value, mask=is_asked[:, None, None, :])
+        return self.attention_out(attended.reshape(x.shape))
+
+
+@lru_cache
+def _graph(config: PolicyConfig) -> Any:
+    return nnx.split(nnx.eval_shape(lambda: Policy(config, jax.random.key(0))))[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def new_parameters(config: PolicyConfig, key: PRNGKeyArray) -> Parameters:
+    """Random ones; the first actions reveal 12 % of the masks (bernoulli), or about half of them (dpls)."""
+    return nnx.to_pure_dict(nnx.state(Policy(config, key)))
+
+
+def features_of(seen: Observation, config: PolicyConfig) -> Float16[Array, "batch seq features"]:
+    """What a policy sees of every position, rounded as it is stored."""
+    parts = [jnp.asarray(getattr(seen, name)) for name in config.inputs]
+    return jnp.concatenate([x if x.ndim == 3 else x[..., None] for x in parts], axis=-1).astype(jnp.float16)
+
+
+def logits_of(
+    config: PolicyConfig,
+    parameters: Parameters,
+    features: Float16[Array, "batch seq features"],
+    is_masked: Bool[Array, "batch seq"],
+    is_asked: Bool[Array, "batch seq"],
+    steps_taken: Int[Array, " batch"],
+) -> Float[Array, "batch seq"]:
+    """The policy's logits."""
+    time = steps_taken / jnp.maximum(is_asked.sum(axis=-1), 1)
+    network = nnx.merge(_graph(config), nnx.State(parameters))
+    return network(features.astype(jnp.float32), is_masked, is_asked, time)
+
+
+Ranks = Int[Array, "batch seq"]
+"""When a position was picked: 1 for the first; 0 for those that were not. Of bernoulli all are first."""
+
+
+def drawn(
+    law: str, keys: RowKeys, logits: Float[Array, "batch seq"], candidates: Bool[Array, "batch seq"], scale=1.0
+) -> Ranks:
+    """An action by the law. With a scale β the probabilities of bernoulli are min(1, β·σ(b))."""
+    if law == "bernoulli":
+        return (candidates & (uniform(keys, logits.shape[-1]) < scale * jax.nn.sigmoid(logits))).astype(jnp.int32)
+    stages = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+    first_noise, noise = (_gumbel(uniform(stages[:, stage], logits.shape[-1])) for stage in (0, 1))
+    noisy = jnp.where(candidates, logits + first_noise, -jnp.inf)
+    first = candidates & (jnp.arange(logits.shape[-1]) == jnp.argmax(noisy, axis=-1, keepdims=True))
+    # Fresh noise: with that of the first pick, which was the largest, STOP would come too soon.
+    noisy = jnp.where(candidates & ~first, logits + noise, -jnp.inf)
+    stop = _gumbel(uniform(stages[:, 2], 1))
+    order = jnp.argsort(jnp.argsort(-noisy, axis=-1, stable=True), axis=-1)
+    return jnp.where(first, 1, jnp.where(noisy > stop, order + 2, 0))
+
+
+def log_probability(
+    law: str, logits: Float[Array, "batch seq"], ranks: Ranks, candidates: Bool[Array, "batch seq"]
+) -> Float[Array, " batch"]:
+    """Of actions, in nats; of a row without candidates 0. Rounding apart, exact for both laws."""
+    if law == "bernoulli":
+        signed = jnp.where(ranks > 0, logits, -logits)
+        return jnp.sum(jnp.where(candidates, jax.nn.log_sigmoid(signed), 0.0), axis=-1)
+    nothing = jnp.finfo(jnp.float32).min / 2
+    # Picked ones in their order, then those left, then all else.
+    order = jnp.argsort(jnp.where(ranks > 0, ranks, jnp.where(candidates, 1 << 20, 1 << 21)), axis=-1, stable=True)
+    ordered = jnp.take_along_axis(jnp.where(candidates, logits, nothing), order, axis=-1)
+    left = jax.lax.cumlogsumexp(ordered, axis=ordered.ndim - 1, reverse=True)
+    number = jnp.arange(logits.shape[-1])
+    or_stop = jnp.where(number == 0, left, jnp.logaddexp(left, 0.0))
+    count = jnp.sum(ranks > 0, axis=-1, keepdims=True)
+    picked = jnp.sum(jnp.where(number < count, ordered - or_stop, 0.0), axis=-1)
+    at_stop = jnp.take_along_axis(
+        jnp.pad(left, [(0, 0)] * (left.ndim - 1) + [(0, 1)], constant_values=nothing), count, -1
+    )
+    stop = -jnp.logaddexp(at_stop[..., 0], 0.0)
+    return jnp.where(candidates.any(axis=-1), picked + stop, 0.0)
+
+
+def _gumbel(uniform: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Standard Gumbel noise of numbers in [0, 1), which have 23 bits: their middle stands for each."""
+    return -jnp.log(-jnp.log(uniform + 2.0**-24))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LearnedStrategy:
+    """A policy as a strategy."""
+
+    config: PolicyConfig = dataclasses.field(metadata={"static": True})
+    parameters: Parameters
+    temperature: Float[Array, ""] | float = 1.0
+    """τ, by which logits are divided."""
+    scale: Float[Array, ""] | float = 1.0
+    """β of bernoulli: below 1 fewer are revealed at a time, above 1 more."""
+    is_forced: bool = dataclasses.field(default=True, metadata={"static": True})
+    """Whether the position of the largest logit is revealed where nothing was drawn; in training it is not."""
+
+    def __call__(self, keys: RowKeys, seen: Observation, memory: Memory) -> tuple[Choice, Memory]:
+        ranks, logits = self.act(keys, seen)
+        reveal = ranks > 0
+        if self.is_forced:
+            is_stuck = ~reveal.any(axis=-1, keepdims=True)
+            reveal |= is_stuck & best(logits, 1, seen).reveal
+        return Choice(reveal), memory
+
+    def act(self, keys: RowKeys, seen: Observation) -> tuple[Ranks, Float[Array, "batch seq"]]:
+        """What was drawn, and the logits before the temperature."""
+        features = features_of(seen, self.config)
+        logits = logits_of(self.config, self.parameters, features, seen.is_masked, seen.is_asked, seen.steps_taken)
+        return drawn(self.config.law, keys, logits / self.temperature, seen.candidates, self.scale), logits
