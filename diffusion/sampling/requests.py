@@ -183,7 +183,7 @@ def _require_budget(rules: Rules, state: State) -> None:
         raise ValueError(f"max_nfe is {rules.max_nfe}, and {blocks} blocks take {least} evaluations at least")
 
 
-def _ready(vocabulary: Vocabulary, denoise: Denoiser, how: How) -> tuple[Denoiser, Strategy, Rules]:
+def ready(vocabulary: Vocabulary, denoise: Denoiser, how: How) -> tuple[Denoiser, Strategy, Rules]:
     """What `loop.sample` and `loop.advance` take before the state."""
     guidance, strategy, rules = how
     return answering(denoise, vocabulary, guidance), strategy, rules
@@ -194,12 +194,12 @@ def _ready(vocabulary: Vocabulary, denoise: Denoiser, how: How) -> tuple[Denoise
 def _sample(
     vocabulary, denoise, how: How, state: State, memory: Memory, enough: Int[Array, ""] | int
 ) -> tuple[State, Memory]:
-    return loop.sample(*_ready(vocabulary, denoise, how), state, memory, enough)
+    return loop.sample(*ready(vocabulary, denoise, how), state, memory, enough)
 
 
 @partial(jax.jit, static_argnums=0)
 def _advance(vocabulary, denoise, how: How, state: State, memory: Memory, cache: Cache) -> tuple[State, Memory, Cache]:
-    return loop.advance(*_ready(vocabulary, denoise, how), state, memory, cache)
+    return loop.advance(*ready(vocabulary, denoise, how), state, memory, cache)
 
 
 def request_keys(requests: AnySequence[Example], seed: int) -> RowKeys:

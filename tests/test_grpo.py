@@ -1,0 +1,226 @@
+"""Rollouts, what they store, and the objective and its gradients against an oracle in NumPy."""
+
+import dataclasses
+import math
+
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import MASK, VOCABULARY, text_request
+from jax.tree_util import Partial
+from test_policy import LAWS, SMALL, shuffled
+
+from trimask.diffusion.sampling import loop, policy
+from trimask.diffusion.sampling.policy import LearnedStrategy, log_probability, new_parameters
+from trimask.diffusion.sampling.requests import ready
+from trimask.diffusion.sampling.state import Rules, start
+from trimask.diffusion.sampling.strategies import STRATEGIES
+from trimask.sampling_rl.grpo import Batch, GRPOConfig, advantages, gradient
+from trimask.sampling_rl.problems import Problem
+from trimask.sampling_rl.rollout import Recorder, episodes_of, most_steps, rollout, rows_of, step_of
+
+PROBLEMS = [Problem(text_request([1, *[-1] * 10]), {}), Problem(text_request([-1] * 7), {})] * 3
+ROWS = jax.tree.map(jnp.asarray, rows_of(PROBLEMS, VOCABULARY))
+RULES = {
+    "blocks": Rules(mask_id=MASK, block_length=4, gives_up_after=4),
+    "full": Rules(mask_id=MASK, gives_up_after=10),
+}
+logits_of = jax.jit(policy.logits_of, static_argnums=0)
+
+
+def config_of(law):
+    return dataclasses.replace(SMALL, law=law)
+
+
+def parameters_of(law):
+    parameters = shuffled(new_parameters(config_of(law), jax.random.key(0)))
+    parameters["output"]["bias"] = jnp.array([-1.0])
+    return parameters
+
+
+def recorded(law, rules, strategy=None, **options):
+    """Final state and trajectories of a policy, or of a strategy."""
+    config = config_of(law)
+    acts = strategy or LearnedStrategy(config, parameters_of(law), is_forced=False)
+    how = (None, Recorder(config, acts, **options), rules)
+    steps = most_steps(rules, 10)
+    return rollout(VOCABULARY, fakes.mixing(), how, ROWS, jax.random.key(3), asked=10, steps=steps)
+
+
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("law", LAWS)
+def test_what_is_stored_is_what_the_policy_saw_and_did(law, rules):
+    rules = RULES[rules]
+    final, stored = recorded(law, rules)
+    acts = LearnedStrategy(config_of(law), parameters_of(law), is_forced=False)
+    assert stored.num_steps.tolist() == final.nfe.tolist() == final.step.tolist()
+    denoise, _, rules = ready(VOCABULARY, fakes.mixing(), (None, acts, acts.config.watching(rules)))
+    keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(3), n))(jnp.arange(6))
+    state, rows = start(ROWS, keys, MASK), jnp.arange(6)
+
+    @jax.jit
+    def act(state):
+        state = loop.enter_blocks(state, rules)
+        of_tokens, of_choice = loop.step_keys(state)
+        seen, _ = loop.observe(of_tokens, denoise, state, rules)
+        ranks, logits = acts.act(of_choice, seen)
+        likelihood = log_probability(law, logits, ranks, seen.candidates)
+        return seen, ranks, likelihood, loop.reveal(state, seen, policy.Choice(ranks > 0), rules)
+
+    for number in range(int(stored.num_steps.max())):
+        active = np.asarray(number < stored.num_steps)
+        seen, ranks, likelihood, state = act(state)
+        step = step_of(stored, rows, jnp.full(6, number))
+        for mine, theirs in (
+            (step.features, policy.features_of(seen, acts.config)),
+            (step.is_masked, seen.is_masked),
+            (step.candidates, seen.candidates),
+            (step.ranks, ranks),
+        ):
+            at = stored.places.reshape(*stored.places.shape, *[1] * (theirs.ndim - 2))
+            np.testing.assert_array_equal(mine[active], jnp.take_along_axis(theirs, at, axis=1)[active])
+        asked = (step.features, step.is_masked, step.is_asked, step.steps_taken)
+        again = log_probability(law, logits_of(acts.config, acts.parameters, *asked), step.ranks, step.candidates)
+        # The ratio of the first update.
+        np.testing.assert_allclose(np.exp(again - likelihood)[active], 1.0, atol=1e-6)
+    np.testing.assert_array_equal(state.sequence.tokens, final.sequence.tokens)
+
+
+def test_episodes_end_with_what_was_not_revealed_in_time():
+    impatient = Rules(mask_id=MASK, block_length=4, gives_up_after=1)
+    final, stored = recorded("bernoulli", impatient)
+    answers = episodes_of(VOCABULARY, final)
+    assert stored.num_steps.tolist() == [3, 2] * 3
+    assert any((answer.segments[0].codes < 0).any() for answer in answers)
+    assert most_steps(impatient, 10) == 3 and most_steps(RULES["full"], 10) == 10
+
+
+def test_an_expert_is_seen_as_acting_anywhere():
+    threshold = Partial(STRATEGIES["threshold"], threshold=0.9)
+    rules = RULES["blocks"]
+    final, stored = recorded("dpls", rules, threshold, acts_anywhere=True)
+    assert not (final.sequence.tokens == MASK).any()
+    for number in range(int(stored.num_steps.max())):
+        step = step_of(stored, jnp.arange(6), jnp.full(6, number))
+        active = np.asarray(number < stored.num_steps)
+        np.testing.assert_array_equal(step.candidates[active], (step.is_masked & step.is_asked)[active])
+        picks = np.sort(np.asarray(step.ranks), axis=1)[active]
+        # Ranks 1, 2, …, in the order of confidence.
+        assert (np.diff(picks, axis=1).max(axis=1) <= 1).all() and (picks[:, -1] >= 1).all()
+        for row in np.flatnonzero(active):
+            ranks, sure = np.asarray(step.ranks[row]), np.asarray(step.features[row, :, 0])
+            order = [sure[ranks == n].item() for n in range(1, ranks.max() + 1)]
+            assert order == sorted(order, reverse=True)
+
+
+def test_advantages_are_differences_from_the_mean_of_the_group():
+    found, has_signal = advantages(np.array([[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5]]))
+    assert found.tolist() == [[0.75, -0.25, -0.25, -0.25], [0, 0, 0, 0]] and has_signal.tolist() == [True, False]
+
+
+def batch_of(law, experts=False):
+    _, stored = recorded(law, RULES["full"])
+    gain = jnp.array([0.7, -0.4, 0.2, -0.6, 0.9, 0.0])
+    is_expert = jnp.array([False, True] * 3) & experts
+    return Batch(stored, gain, is_expert, jnp.array([True] * 5 + [False]))
+
+
+def oracle(law, parameters, batch, old, config, begin):
+    """−J in NumPy, from the policy's logits on."""
+    stored, total = batch.trajectories, 0.0
+    steps_of = {e: int(stored.num_steps[e]) for e in range(6) if batch.has_signal[e]}
+    positions = {
+        (e, t): int(step_of(stored, jnp.array([e]), jnp.array([t])).candidates.sum())
+        for e, count in steps_of.items()
+        for t in range(count)
+    }
+    likelihoods = np.zeros(stored.features.shape[:2])
+    for (e, t), count in positions.items():
+        step = step_of(stored, jnp.array([e]), jnp.array([t]))
+        asked = (step.features, step.is_masked, step.is_asked, step.steps_taken)
+
+        def own(parameters, step=step, asked=asked):
+            logits = logits_of(config_of(law), parameters, *asked)
+            return logits, float(log_probability(law, logits, step.ranks, step.candidates)[0])
+
+        logits, value = own(parameters)
+        if batch.is_expert[e]:
+            everyone = config.group + config.experts
+            value = math.log(config.group / everyone * math.exp(value) + 1 / everyone)
+        likelihoods[e, t] = value
+        ratio, gain = math.exp(value - old[e, t]), float(batch.advantages[e])
+        clipped = min(max(ratio, 1 - config.clip), 1 + config.clip)
+        gained = min(ratio * gain, clipped * gain)
+        p = 1 / (1 + np.exp(-np.asarray(logits[0], np.float64)))[np.asarray(step.candidates[0])]
+        gained += config.entropy * float(-(p * np.log(p) + (1 - p) * np.log(1 - p)).sum())
+        if begin is not None:
+            gap = own(begin)[1] - own(parameters)[1]
+            gained -= config.kl * (math.exp(gap) - 1 - gap)
+        share = 1 / steps_of[e] / len(steps_of)
+        total += gained * (share if config.normalise == "step" else count / sum(positions.values()))
+    return -total, likelihoods
+
+
+@pytest.mark.parametrize(
+    ("law", "options"),
+    [
+        ("bernoulli", {}),
+        ("dpls", {}),
+        ("bernoulli", {"experts": 2, "kl": 0.1}),
+        ("dpls", {"entropy": 0.05, "normalise": "token", "clip": 0.02}),
+    ],
+)
+def test_the_objective_and_its_gradient_are_those_of_the_definition(law, options):
+    config = GRPOConfig(group=4, chunk=16, **options)
+    batch, now = batch_of(law, experts="experts" in options), parameters_of(law)
+    begin = new_parameters(config_of(law), jax.random.key(9)) if config.kl else None
+    # The policy has moved since the episodes were made.
+    keys = iter(jax.random.split(jax.random.key(4), 100))
+    before = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(next(keys), x.shape), now)
+    old = oracle(law, before, batch, np.zeros(batch.trajectories.features.shape[:2]), config, None)[1]
+    found, likelihoods, metrics = gradient(
+        now, batch, jnp.asarray(old, jnp.float32), begin, policy=config_of(law), config=config
+    )
+    expected, of_steps = oracle(law, now, batch, old, config, begin)
+    assert float(metrics["loss"]) == pytest.approx(expected, abs=2e-5)
+    signal = np.asarray(batch.has_signal)
+    np.testing.assert_allclose(np.where(signal[:, None], likelihoods, 0), of_steps, atol=2e-5)
+    direction = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), now)
+    size = 1e-3
+    ahead, behind = (
+        oracle(law, jax.tree.map(lambda x, d, s=s: x + s * d, now, direction), batch, old, config, begin)[0]
+        for s in (size, -size)
+    )
+    along = sum(float(jnp.vdot(g, d)) for g, d in zip(*map(jax.tree.leaves, (found, direction)), strict=True))
+    assert along == pytest.approx((ahead - behind) / (2 * size), rel=0.02, abs=1e-3)
+    # However the steps are cut.
+    whole, _, _ = gradient(
+        now,
+        batch,
+        jnp.asarray(old, jnp.float32),
+        begin,
+        policy=config_of(law),
+        config=dataclasses.replace(config, chunk=200),
+    )
+    for one, other in zip(*map(jax.tree.leaves, (found, whole)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_at_first_every_ratio_is_one_and_nothing_is_clipped():
+    config, batch = GRPOConfig(clip=1e-6), batch_of("bernoulli")
+    _, likelihoods, metrics = gradient(
+        parameters_of("bernoulli"), batch, None, None, policy=config_of("bernoulli"), config=config
+    )
+    assert float(metrics["clip_fraction"]) == 0
+    again = gradient(
+        parameters_of("bernoulli"), batch, likelihoods, None, policy=config_of("bernoulli"), config=config
+    )[2]
+    assert float(again["clip_fraction"]) == 0 and float(again["loss"]) == pytest.approx(float(metrics["loss"]))
+
+
+@pytest.mark.parametrize("bad", [{"group": 0}, {"clip": 0.0}, {"kl": -1.0}, {"experts": -1}])
+def test_impossible_settings_are_refused(bad):
+    with pytest.raises(ValueError, match="must be"):
+        GRPOConfig(**bad)
