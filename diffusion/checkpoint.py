@@ -138,13 +138,16 @@ class Checkpoints:
             )
         return None
 
-    def restore(self, step: int, like: Any) -> Restored:
-        """The tree saved at `step`; `like` gives structure, shapes, dtypes and shardings (none: the first device)."""
+    def restore(self, step: int, like: Any = None) -> Restored:
+        """The tree saved at `step`; `like` gives structure, shapes, dtypes and shardings (none: the first device).
+
+        Without `like` it comes as nested dictionaries and lists.
+        """
         if step not in self.steps():
             there = ", ".join(map(str, self.steps())) or "none"
             raise ValueError(f"{self.folder}: no checkpoint of step {step}; there are {there}")
         about = self._about(step)
-        abstract = jax.tree.map(_abstract, like)
+        abstract = jax.tree.map(_abstract, _nested(about["leaves"]) if like is None else like)
         path = self.folder / str(step)
         _require_same_tree(about["leaves"], _leaves(abstract), path)
         tree = self._read(step, "state", ocp.args.StandardRestore(abstract))
@@ -234,6 +237,28 @@ def _leaves(tree: Any) -> dict[str, list[Any]]:
         jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype), checksum]
         for (path, leaf), checksum in zip(named, checksums, strict=True)
     }
+
+
+def _nested(leaves: dict[str, list[Any]]) -> dict[str, Any]:
+    """The tree that such leaves were of, as far as their names tell."""
+    tree: dict[str, Any] = {}
+    for name, (shape, dtype, _) in leaves.items():
+        *folders, last = name.split("/")
+        inner = tree
+        for folder in folders:
+            inner = inner.setdefault(folder, {})
+        inner[last] = jax.ShapeDtypeStruct(tuple(shape), dtype)
+    return _with_lists(tree)
+
+
+def _with_lists(tree: Any) -> Any:
+    """Dictionaries whose names are numbers were lists."""
+    if not isinstance(tree, dict):
+        return tree
+    inner = {name: _with_lists(part) for name, part in tree.items()}
+    if inner.keys() == {str(number) for number in range(len(inner))}:
+        return [inner[str(number)] for number in range(len(inner))]
+    return inner
 
 
 def _checksum(leaf: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import fakes
 import jax
@@ -11,14 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trimask.diffusion import configuration
+from trimask.diffusion.checkpoint import Checkpoints, Retention
 from trimask.diffusion.sampling import loop, policy
+from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.policy import (
     LearnedStrategy,
     PolicyConfig,
+    PolicyDescription,
     drawn,
     features_of,
     new_parameters,
+    open_policy,
 )
+from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.sampling.state import Rules
 from trimask.diffusion.transformer import num_parameters
 
@@ -201,6 +208,51 @@ def test_as_a_strategy_it_fills_everything_and_never_waits(law):
     is_left = np.asarray(final.sequence.tokens == fakes.MASK).sum(axis=1).tolist()
     # By dpls one is revealed in every step.
     assert (is_left, final.nfe.tolist()) == (([6, 6], [8, 8]) if law == "bernoulli" else ([0, 0], [6, 6]))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A policy of two checkpoints, the first of which is the better one."""
+    about = PolicyDescription(policy=SMALL, temperature=0.5, best_metric="cost", trained_on="nothing")
+    configuration.save(tmp_path / "policy.json", about)
+    with Checkpoints(tmp_path, Retention(last=2)) as checkpoints:
+        for step, cost in ((1, 0.1), (2, 0.2)):
+            state = {"parameters": new_parameters(SMALL, jax.random.key(step)), "optimizer": (jnp.zeros(2),)}
+            checkpoints.save(step, state, notes={}, metrics={"cost": cost})
+    return tmp_path
+
+
+@pytest.mark.parametrize(("suffix", "step"), [("", 2), ("@best", 1), ("@1", 1)])
+def test_a_folder_is_a_strategy_wherever_one_is_named(folder, suffix, step):
+    expected = new_parameters(SMALL, jax.random.key(step))
+    config = GenerationConfig(strategy=f"{folder}{suffix}", policy_scale=1.5)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, config.chosen.parameters, expected))
+    assert (config.chosen.temperature, config.chosen.scale) == (0.5, 1.5)
+    assert replace(config, policy_temperature=2.0).chosen.temperature == 2.0
+    assert config.rules(fakes.VOCABULARY).shows_all
+    (answer,) = Generator(fakes.mixing(), fakes.VOCABULARY).generate([fakes.text_request([-1] * 4)], config, seed=0)
+    assert (answer.example.segments[0].codes >= 0).all() and 1 <= answer.nfe <= 4
+
+
+def test_what_is_no_policy_is_refused_in_a_sentence(folder, tmp_path_factory):
+    empty = tmp_path_factory.mktemp("empty")
+    cases = [
+        (str(empty), "not the folder of a policy"),
+        (f"{folder}@7", "no checkpoint of step 7; there are 1, 2"),
+        (f"{folder}@last", "after @ comes a step or best"),
+    ]
+    for name, reason in cases:
+        with pytest.raises((ValueError, FileNotFoundError), match=reason):
+            GenerationConfig(strategy=name).chosen  # noqa: B018
+    about = configuration.load(folder / "policy.json", PolicyDescription)
+    configuration.save(folder / "policy.json", replace(about, policy=replace(SMALL, law="dpls", mlp_width=12)))
+    with pytest.raises(ValueError, match="not of the policy that"):
+        open_policy(str(folder))
+    configuration.save(folder / "policy.json", replace(about, policy=replace(SMALL, law="dpls")))
+    with pytest.raises(ValueError, match="policy_scale is of bernoulli"):
+        GenerationConfig(strategy=str(folder), policy_scale=2.0).chosen  # noqa: B018
+    with pytest.raises(ValueError, match=r"no strategy 'fast'; there are random, .* and paths of policies"):
+        GenerationConfig(strategy="fast")
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,20 @@
 """How masked positions are filled, as a user says it."""
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from jax.tree_util import Partial
 
 from trimask.diffusion.sampling.guidance import Guidance
+from trimask.diffusion.sampling.policy import LearnedStrategy, open_policy
 from trimask.diffusion.sampling.state import Rules, Strategy
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.diffusion.sampling.tokens import Draw
 from trimask.tokenizers.vocabulary import Vocabulary
+
+_ANY_POLICY = "policies/…"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +23,8 @@ class GenerationConfig:
 
     strategy: str = "confidence"
     """Which positions are revealed first: random, ancestral, first_hitting, confidence, margin, entropy, position,
-    entropy_bound, threshold, leftmost, factor, given, remdm_cap, remdm_rescale, remdm_confidence or remdm_loop."""
+    entropy_bound, threshold, leftmost, factor, given, remdm_cap, remdm_rescale, remdm_confidence or remdm_loop; or a
+    policy, as the path of its folder, such as policies/fast, policies/fast@best or policies/fast@STEP."""
     steps: int = 16
     """Steps in which random, ancestral, confidence, margin, entropy, position, given and remdm_* reveal everything;
     fewer where there are fewer masks. Others take what they need."""
@@ -43,6 +48,10 @@ class GenerationConfig:
     """Time from which remdm_loop reveals the rest."""
     loop_kept: float = 0.9
     """Share that is known while remdm_loop holds it."""
+    policy_temperature: float | None = None
+    """Of a policy's draw of positions, not of tokens. None: that of the policy."""
+    policy_scale: float = 1.0
+    """β of a policy: it reveals with β times the probability, so more or fewer positions at a time."""
     temperature: float = 1.0
     """Of the tokens' draw; 0 takes the most probable."""
     top_k: int | None = None
@@ -69,13 +78,15 @@ class GenerationConfig:
     """A text is over at its first EOS: nothing is computed for what comes after."""
 
     def __post_init__(self):
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"no strategy {self.strategy!r}; there are {', '.join(STRATEGIES)}")
+        if self.strategy not in STRATEGIES and not is_policy(self.strategy):
+            known = ", ".join(STRATEGIES)
+            raise ValueError(f"no strategy {self.strategy!r}; there are {known}, and paths of policies, with a /")
         for name in ("steps", "top_k", "block_length", "refresh_every", "max_nfe", "patience"):
             _require(name, getattr(self, name), lambda value: value >= 1, "at least 1")
         for name in ("threshold", "remask", "loop_from", "loop_until", "loop_kept", "min_p"):
             _require(name, getattr(self, name), lambda value: 0 <= value <= 1, "in [0, 1]")
-        for name in ("temperature", "guidance", "factor", "entropy_bound", "position_penalty"):
+        _require("policy_temperature", self.policy_temperature, lambda value: 0 < value < float("inf"), "positive")
+        for name in ("temperature", "guidance", "factor", "entropy_bound", "position_penalty", "policy_scale"):
             _require(name, getattr(self, name), lambda value: 0 <= value < float("inf"), "finite and not negative")
         _require("top_p", self.top_p, lambda value: 0 < value <= 1, "in (0, 1]")
         if not 0 < self.loop_until < self.loop_from < 1 or not 0 < self.loop_kept < 1:
@@ -90,9 +101,15 @@ class GenerationConfig:
         if self.order is not None and sorted(self.order) != list(range(len(self.order))):
             raise ValueError(f"order must hold every place from 0 on once, got {self.order}")
 
-    @property
+    @cached_property
     def chosen(self) -> Strategy:
-        """The strategy with its numbers."""
+        """The strategy with its numbers; a policy is read from its folder."""
+        if is_policy(self.strategy):
+            policy = open_policy(self.strategy)
+            if self.policy_scale != 1 and policy.config.law != "bernoulli":
+                raise ValueError(f"policy_scale is of bernoulli; the law of {self.strategy} is {policy.config.law}")
+            temperature = self.policy_temperature or policy.temperature
+            return replace(policy, temperature=temperature, scale=self.policy_scale)
         return Partial(STRATEGIES[self.strategy], **{name: getattr(self, name) for name in numbers_of(self.strategy)})
 
     @property
@@ -101,8 +118,8 @@ class GenerationConfig:
         return None if self.guidance == 0 else Guidance(self.guidance, self.guidance_interval)
 
     def rules(self, vocabulary: Vocabulary) -> Rules:
-        """What holds whatever the strategy."""
-        return Rules(
+        """What holds whatever the strategy, and what the strategy wants to see."""
+        rules = Rules(
             mask_id=vocabulary.mask_id,
             eos_id=vocabulary.eos_id if self.stop_at_eos else None,
             num_steps=self.steps,
@@ -115,10 +132,19 @@ class GenerationConfig:
             cache=self.cache,
             passes_per_step=1 if self.guidance == 0 else 2,
         )
+        chosen = self.chosen
+        return chosen.config.watching(rules) if isinstance(chosen, LearnedStrategy) else rules
+
+
+def is_policy(strategy: str) -> bool:
+    """Whether this is a path rather than a name."""
+    return "/" in strategy or "\\" in strategy
 
 
 def numbers_of(strategy: str) -> tuple[str, ...]:
     """The fields of a configuration that a strategy takes as its numbers."""
+    if is_policy(strategy):
+        return ("policy_temperature", "policy_scale")
     parameters = inspect.signature(STRATEGIES[strategy]).parameters.values()
     return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
 
@@ -126,11 +152,12 @@ def numbers_of(strategy: str) -> tuple[str, ...]:
 def require_used(config: GenerationConfig, default: GenerationConfig) -> None:
     """Refuses what differs from the default and has no part in the strategy."""
     of: dict[str, list[str]] = {"order": ["given"]}
-    for strategy in STRATEGIES:
+    for strategy in (*STRATEGIES, _ANY_POLICY):
         for name in numbers_of(strategy):
             of.setdefault(name, []).append(strategy)
+    chosen = _ANY_POLICY if is_policy(config.strategy) else config.strategy
     for name, strategies in of.items():
-        if getattr(config, name) != getattr(default, name) and config.strategy not in strategies:
+        if getattr(config, name) != getattr(default, name) and chosen not in strategies:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} is of the strategy {' or '.join(strategies)}; this is {config.strategy}")
 

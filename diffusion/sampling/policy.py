@@ -20,6 +20,7 @@ Deviations
 import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -27,6 +28,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float16, Int, PRNGKeyArray
 
+from trimask.diffusion import configuration
+from trimask.diffusion.checkpoint import Checkpoints
 from trimask.diffusion.sampling.state import Choice, Memory, Observation, RowKeys, Rules
 from trimask.diffusion.sampling.strategies import best, uniform
 from trimask.diffusion.transformer import rotate, sinusoids
@@ -215,6 +218,41 @@ def log_probability(
 def _gumbel(uniform: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Standard Gumbel noise of numbers in [0, 1), which have 23 bits: their middle stands for each."""
     return -jnp.log(-jnp.log(uniform + 2.0**-24))
+
+
+def open_policy(name: str) -> "LearnedStrategy":
+    """The policy of a run folder of `trimask train-policy`: FOLDER, FOLDER@STEP or FOLDER@best."""
+    folder, _, checkpoint = name.partition("@")
+    path = Path(folder)
+    if not (path / "policy.json").is_file():
+        raise FileNotFoundError(f"{folder}: not the folder of a policy; `trimask train-policy` makes one")
+    if not (checkpoint in ("", "best") or checkpoint.isdecimal()):
+        raise ValueError(f"after @ comes a step or best, got {name!r}")
+    about = configuration.load(path / "policy.json", PolicyDescription)
+    with Checkpoints(path) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise FileNotFoundError(f"{folder}: has no complete checkpoint yet; `trimask train-policy` continues it")
+        step = checkpoints.best(about.best_metric) if checkpoint == "best" else int(checkpoint or steps[-1])
+        tree = checkpoints.restore(step).tree
+    parameters = tree["parameters"]
+    abstract = jax.eval_shape(partial(new_parameters, about.policy), jax.random.key(0))
+    if jax.tree.map(lambda x: (x.shape, x.dtype), parameters) != jax.tree.map(lambda x: (x.shape, x.dtype), abstract):
+        raise ValueError(f"{folder}: the checkpoint of step {step} is not of the policy that policy.json describes")
+    return LearnedStrategy(about.policy, parameters, about.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyDescription:
+    """What policy.json says: all it takes to use a policy."""
+
+    policy: PolicyConfig
+    temperature: float
+    """τ by default."""
+    best_metric: str
+    """Which checkpoint is the best; lower is better."""
+    trained_on: str
+    """In words: the model and the problems."""
 
 
 @jax.tree_util.register_dataclass
