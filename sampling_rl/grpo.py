@@ -4,8 +4,8 @@
     ρ_t = π_new(u_t)/π_old(u_t)                                           (of a whole action: all positions of a step)
     J   = mean_g (1/T_g) Σ_t min(ρ_t A_g, clip(ρ_t, 1 − ε, 1 + ε) A_g) − β KL + η H
 
-A group is the episodes of one problem: `group` by the policy and `experts` by strategies (expert steering). An expert's
-action has the likelihood of the mixture it stands for, in numerator and denominator:
+A group is the episodes of one problem: G by the policy and E by strategies (expert steering). An expert's action has
+the likelihood of the mixture it stands for, in numerator and denominator:
 
     G/(G + E) · π(u) + 1/(G + E)
 
@@ -39,8 +39,6 @@ class GRPOConfig:
 
     group: int = 8
     """Episodes of a problem by the policy: G."""
-    experts: int = 0
-    """Episodes of a problem by strategies, beside those: E."""
     clip: float = 0.5
     """ε."""
     updates: int = 2
@@ -67,8 +65,8 @@ class GRPOConfig:
     """Steps whose gradient is computed at once."""
 
     def __post_init__(self):
-        if min(self.group, self.updates, self.chunk) < 1 or min(self.warmup, self.experts) < 0:
-            raise ValueError(f"group, updates, chunk must be at least 1, warmup and experts not negative, got {self}")
+        if min(self.group, self.updates, self.chunk) < 1 or self.warmup < 0:
+            raise ValueError(f"group, updates and chunk must be at least 1 and warmup not negative, got {self}")
         if not self.clip > 0 or min(self.kl, self.entropy, self.weight_decay) < 0 or self.learning_rate <= 0:
             raise ValueError(f"clip and learning_rate must be positive, kl, entropy and decay not negative, got {self}")
 
@@ -111,12 +109,13 @@ def step_values(
     policy: PolicyConfig,
     config: GRPOConfig,
     start: Parameters | None,
+    experts: int,
 ) -> tuple[Float[Array, " batch"], dict[str, Float[Array, " batch"]], Float[Array, " batch"]]:
     """Of each step: its objective, metrics, and log-likelihood. `old`: the likelihood before; None: it is now's."""
     asked = (step.features, step.is_masked, step.is_asked, step.steps_taken)
     logits = logits_of(policy, parameters, *asked)
     own = log_probability(policy.law, logits, step.ranks, step.candidates)
-    everyone = config.group + config.experts
+    everyone = config.group + experts
     mixed = jnp.logaddexp(np.log(config.group / everyone) + own, np.log(1 / everyone))
     new = jnp.where(is_expert, mixed, own)
     ratio = jnp.exp(new - (jax.lax.stop_gradient(new) if old is None else old))
@@ -134,7 +133,7 @@ def step_values(
     return objective, {"clipped": is_clipped, "kl": kl, "entropy": entropy}, new
 
 
-@partial(jax.jit, static_argnames=("policy", "config"))
+@partial(jax.jit, static_argnames=("policy", "config", "experts"))
 def gradient(
     parameters: Parameters,
     batch: Batch,
@@ -143,6 +142,7 @@ def gradient(
     *,
     policy: PolicyConfig,
     config: GRPOConfig,
+    experts: int = 0,
 ) -> tuple[Parameters, Float[Array, "episodes steps"], dict[str, Mean]]:
     """Gradient of −J, log-likelihoods of all steps, and metrics; `chunk` steps at a time, only those there are."""
     trajectories = batch.trajectories
@@ -169,6 +169,7 @@ def gradient(
             policy,
             config,
             start,
+            experts,
         )
         sums = {name: jnp.sum(jnp.where(is_there, value, 0.0)) for name, value in metrics.items()}
         sums["positions"] = jnp.sum(jnp.where(is_there[:, None], step.candidates, False))
@@ -216,12 +217,15 @@ def update(
     optimizer: optax.GradientTransformation,
     policy: PolicyConfig,
     config: GRPOConfig,
+    experts: int = 0,
     start: Parameters | None = None,
 ) -> tuple[Parameters, optax.OptState, Mapping[str, Mean]]:
     """`updates` steps on one batch of episodes; metrics are those of the last."""
     old, metrics = None, {}
     for _ in range(config.updates):
-        gradients, likelihoods, metrics = gradient(parameters, batch, old, start, policy=policy, config=config)
+        gradients, likelihoods, metrics = gradient(
+            parameters, batch, old, start, policy=policy, config=config, experts=experts
+        )
         parameters, optimizer_state = _applied(optimizer, gradients, optimizer_state, parameters)
         old = likelihoods if old is None else old
     return parameters, optimizer_state, metrics

@@ -23,6 +23,7 @@ from trimask.sampling_rl.rollout import Recorder, episodes_of, most_steps, rollo
 
 PROBLEMS = [Problem(text_request([1, *[-1] * 10]), {}), Problem(text_request([-1] * 7), {})] * 3
 ROWS = jax.tree.map(jnp.asarray, rows_of(PROBLEMS, VOCABULARY))
+EXPERTS = 2
 RULES = {
     "blocks": Rules(mask_id=MASK, block_length=4, gives_up_after=4),
     "full": Rules(mask_id=MASK, gives_up_after=10),
@@ -120,7 +121,7 @@ def test_advantages_are_differences_from_the_mean_of_the_group():
     assert found.tolist() == [[0.75, -0.25, -0.25, -0.25], [0, 0, 0, 0]] and has_signal.tolist() == [True, False]
 
 
-def batch_of(law, experts=False):
+def batch_of(law, experts):
     _, stored = recorded(law, RULES["full"])
     gain = jnp.array([0.7, -0.4, 0.2, -0.6, 0.9, 0.0])
     is_expert = jnp.array([False, True] * 3) & experts
@@ -147,7 +148,7 @@ def oracle(law, parameters, batch, old, config, begin):
 
         logits, value = own(parameters)
         if batch.is_expert[e]:
-            everyone = config.group + config.experts
+            everyone = config.group + EXPERTS
             value = math.log(config.group / everyone * math.exp(value) + 1 / everyone)
         likelihoods[e, t] = value
         ratio, gain = math.exp(value - old[e, t]), float(batch.advantages[e])
@@ -168,20 +169,20 @@ def oracle(law, parameters, batch, old, config, begin):
     [
         ("bernoulli", {}),
         ("dpls", {}),
-        ("bernoulli", {"experts": 2, "kl": 0.1}),
+        ("bernoulli", {"kl": 0.1}),
         ("dpls", {"entropy": 0.05, "normalise": "token", "clip": 0.02}),
     ],
 )
 def test_the_objective_and_its_gradient_are_those_of_the_definition(law, options):
     config = GRPOConfig(group=4, chunk=16, **options)
-    batch, now = batch_of(law, experts="experts" in options), parameters_of(law)
+    batch, now = batch_of(law, experts=True), parameters_of(law)
     begin = new_parameters(config_of(law), jax.random.key(9)) if config.kl else None
     # The policy has moved since the episodes were made.
     keys = iter(jax.random.split(jax.random.key(4), 100))
     before = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(next(keys), x.shape), now)
     old = oracle(law, before, batch, np.zeros(batch.trajectories.features.shape[:2]), config, None)[1]
     found, likelihoods, metrics = gradient(
-        now, batch, jnp.asarray(old, jnp.float32), begin, policy=config_of(law), config=config
+        now, batch, jnp.asarray(old, jnp.float32), begin, policy=config_of(law), config=config, experts=EXPERTS
     )
     expected, of_steps = oracle(law, now, batch, old, config, begin)
     assert float(metrics["loss"]) == pytest.approx(expected, abs=2e-5)
@@ -203,13 +204,14 @@ def test_the_objective_and_its_gradient_are_those_of_the_definition(law, options
         begin,
         policy=config_of(law),
         config=dataclasses.replace(config, chunk=200),
+        experts=EXPERTS,
     )
     for one, other in zip(*map(jax.tree.leaves, (found, whole)), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_at_first_every_ratio_is_one_and_nothing_is_clipped():
-    config, batch = GRPOConfig(clip=1e-6), batch_of("bernoulli")
+    config, batch = GRPOConfig(clip=1e-6), batch_of("bernoulli", False)
     _, likelihoods, metrics = gradient(
         parameters_of("bernoulli"), batch, None, None, policy=config_of("bernoulli"), config=config
     )
@@ -220,7 +222,7 @@ def test_at_first_every_ratio_is_one_and_nothing_is_clipped():
     assert float(again["clip_fraction"]) == 0 and float(again["loss"]) == pytest.approx(float(metrics["loss"]))
 
 
-@pytest.mark.parametrize("bad", [{"group": 0}, {"clip": 0.0}, {"kl": -1.0}, {"experts": -1}])
+@pytest.mark.parametrize("bad", [{"group": 0}, {"clip": 0.0}, {"kl": -1.0}])
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ValueError, match="must be"):
         GRPOConfig(**bad)

@@ -106,3 +106,5 @@ def test_impossible_grids_are_refused(bad, reason):
 def test_a_split_without_questions_is_refused(trials):
     with pytest.raises(ValueError, match="its split 'tset' asks nothing"):
         study(dataclasses.replace(SMALL, split="tset"), trials)
+    with pytest.raises(ValueError, match="asks nothing of smells that can be judged"):
+        study(dataclasses.replace(SMALL, modalities=("smells",)), trials)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from trimask.diffusion import configuration
@@ -47,6 +48,8 @@ class SamplingStudy:
 
     run: str = "runs/tiny"
     """Run folder of a trained model."""
+    modalities: tuple[str, ...] | None = None
+    """Of what is made. None: all that can be judged."""
     split: str = "validation"
     """Held-out split on which is chosen; what is chosen is then measured by `trimask evaluate` on another."""
     guidances: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -131,7 +134,8 @@ def study(config: SamplingStudy, trials: Trials) -> str:
     require_same_tokenizers(loaded, prepared)
     exams = exams_of(loaded, prepared, config)
     if not exams:
-        raise ValueError(f"{prepared.folder}: its split {config.split!r} asks nothing that can be judged")
+        of = "" if config.modalities is None else f" of {' or '.join(config.modalities)}"
+        raise ValueError(f"{prepared.folder}: its split {config.split!r} asks nothing{of} that can be judged")
     chosen: dict[str, GenerationConfig] = {}
     points: list[Point] = []
     for target in dict.fromkeys(exam.task.target for exam in exams):
@@ -163,7 +167,8 @@ def exams_of(loaded: Loaded, prepared: Prepared, config: SamplingStudy) -> list[
         part = HeldOut(prepared, name, config.split, config.max_examples)
         real = Real(prepared, name, _FIT_EXAMPLES)
         for task in manifest.tasks(loaded.vocabulary):
-            if is_asked(task, part, set()):
+            is_wanted = config.modalities is None or task.target in config.modalities
+            if is_wanted and is_asked(task, part, set()):
                 judges = judges_of(task, part, real, {})[:1]
                 if judges and task.target != TEXT and judges[0].name != "frechet":
                     judges += judges_of(task, part, real, {task.name: ("frechet",)})
@@ -200,6 +205,8 @@ def measured(
 
     def measure(part: str, way: GenerationConfig) -> None:
         report(f"making {target}", config.draws - 1 + len(means), total)
+        if way.strategy != means[-1].config.strategy:
+            jax.clear_caches()  # each strategy is a program per batch size, and the system's room for programs is limited
         record([_point(exam, part, way, generator, config.seed) for exam in exams])
 
     record(draws[0])
