@@ -118,8 +118,8 @@ class PolicyTraining:
     def batch(self, step: int) -> Int[np.ndarray, " groups"]:
         """Numbers of the problems of a step: every epoch is a permutation."""
         size, total = self.config.problems_per_step, len(self.problems.problems)
-        places = np.arange(step * size, (step + 1) * size)
-        epochs = set((places // total).tolist())
+        places = range(step * size, (step + 1) * size)
+        epochs = {place // total for place in places}
         orders = {e: np.random.default_rng((self.config.seed, e)).permutation(total) for e in epochs}
         return np.array([orders[place // total][place % total] for place in places])
 

@@ -206,7 +206,7 @@ def measured(
     def measure(part: str, way: GenerationConfig) -> None:
         report(f"making {target}", config.draws - 1 + len(means), total)
         if way.strategy != means[-1].config.strategy:
-            jax.clear_caches()  # each strategy is a program per batch size, and the system's room for programs is limited
+            jax.clear_caches()  # a strategy is a program per batch size, and there is room for some thousands
         record([_point(exam, part, way, generator, config.seed) for exam in exams])
 
     record(draws[0])
