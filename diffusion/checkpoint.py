@@ -138,20 +138,26 @@ class Checkpoints:
             )
         return None
 
-    def restore(self, step: int, like: Any = None) -> Restored:
+    def restore(self, step: int, like: Any, *, is_part: bool = False) -> Restored:
         """The tree saved at `step`; `like` gives structure, shapes, dtypes and shardings (none: the first device).
 
-        Without `like` it comes as nested dictionaries and lists.
+        With `is_part` it is a dictionary of some of its branches, and nothing else is read.
         """
         if step not in self.steps():
             there = ", ".join(map(str, self.steps())) or "none"
             raise ValueError(f"{self.folder}: no checkpoint of step {step}; there are {there}")
         about = self._about(step)
-        abstract = jax.tree.map(_abstract, _nested(about["leaves"]) if like is None else like)
-        path = self.folder / str(step)
-        _require_same_tree(about["leaves"], _leaves(abstract), path)
-        tree = self._read(step, "state", ocp.args.StandardRestore(abstract))
-        changed = [name for name, leaf in _leaves(tree).items() if leaf[2] not in (None, about["leaves"][name][2])]
+        abstract = jax.tree.map(_abstract, like)
+        path, saved, asked = self.folder / str(step), about["leaves"], _leaves(abstract)
+        if is_part:
+            saved = {name: leaf for name, leaf in saved.items() if name.partition("/")[0] in like}
+        _require_same_tree(saved, asked, path)
+        args: ocp.args.CheckpointArgs = ocp.args.StandardRestore(abstract)
+        if is_part:
+            shardings = ocp.checkpoint_utils.construct_restore_args(abstract)
+            args = ocp.args.PyTreeRestore(abstract, restore_args=shardings, partial_restore=True)
+        tree = self._read(step, "state", args)
+        changed = [name for name, leaf in _leaves(tree).items() if leaf[2] not in (None, saved[name][2])]
         if changed:
             raise DamagedCheckpoint(f"{path}: damaged: {', '.join(changed[:3])} is not what was saved")
         return Restored(step, tree, about["notes"])
@@ -237,28 +243,6 @@ def _leaves(tree: Any) -> dict[str, list[Any]]:
         jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype), checksum]
         for (path, leaf), checksum in zip(named, checksums, strict=True)
     }
-
-
-def _nested(leaves: dict[str, list[Any]]) -> dict[str, Any]:
-    """The tree that such leaves were of, as far as their names tell."""
-    tree: dict[str, Any] = {}
-    for name, (shape, dtype, _) in leaves.items():
-        *folders, last = name.split("/")
-        inner = tree
-        for folder in folders:
-            inner = inner.setdefault(folder, {})
-        inner[last] = jax.ShapeDtypeStruct(tuple(shape), dtype)
-    return _with_lists(tree)
-
-
-def _with_lists(tree: Any) -> Any:
-    """Dictionaries whose names are numbers were lists."""
-    if not isinstance(tree, dict):
-        return tree
-    inner = {name: _with_lists(part) for name, part in tree.items()}
-    if inner.keys() == {str(number) for number in range(len(inner))}:
-        return [inner[str(number)] for number in range(len(inner))]
-    return inner
 
 
 def _checksum(leaf: Any) -> int | None:

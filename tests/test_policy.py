@@ -246,7 +246,7 @@ def test_what_is_no_policy_is_refused_in_a_sentence(folder, tmp_path_factory):
             GenerationConfig(strategy=name).chosen  # noqa: B018
     about = configuration.load(folder / "policy.json", PolicyDescription)
     configuration.save(folder / "policy.json", replace(about, policy=replace(SMALL, law="dpls", mlp_width=12)))
-    with pytest.raises(ValueError, match="not of the policy that"):
+    with pytest.raises(ValueError, match="not a checkpoint of the model in"):
         open_policy(str(folder))
     configuration.save(folder / "policy.json", replace(about, policy=replace(SMALL, law="dpls")))
     with pytest.raises(ValueError, match="policy_scale is of bernoulli"):
