@@ -130,7 +130,9 @@ def step_values(
         kl = jnp.exp(before - own) - 1 - (before - own)
     objective += config.entropy * entropy - config.kl * kl
     is_clipped = (ratio * advantage > clipped * advantage).astype(jnp.float32)
-    return objective, {"clipped": is_clipped, "kl": kl, "entropy": entropy}, new
+    is_good = (advantage > 0).astype(jnp.float32)
+    values = {"clipped": is_clipped, "kl": kl, "entropy": entropy, "good": is_good, "likelihood": is_good * new}
+    return objective, values, new
 
 
 @partial(jax.jit, static_argnames=("policy", "config", "experts"))
@@ -144,7 +146,10 @@ def gradient(
     config: GRPOConfig,
     experts: int = 0,
 ) -> tuple[Parameters, Float[Array, "episodes steps"], dict[str, Mean]]:
-    """Gradient of −J, log-likelihoods of all steps, and metrics; `chunk` steps at a time, only those there are."""
+    """Gradient of −J, log-likelihoods of all steps, and metrics; `chunk` steps at a time, only those there are.
+
+    The metric log_likelihood is of steps whose advantage is positive.
+    """
     trajectories = batch.trajectories
     episodes, most = trajectories.features.shape[:2]
     is_step = jnp.arange(most) < trajectories.num_steps[:, None]
@@ -189,7 +194,8 @@ def gradient(
         row = jnp.where(is_there, episode, episodes)
         return total + value, gradients, sums, likelihoods.at[row, number].set(new, mode="drop")
 
-    zeros = {name: jnp.zeros(()) for name in ("clipped", "kl", "entropy", "positions")}
+    names = ("clipped", "kl", "entropy", "good", "likelihood", "positions")
+    zeros = {name: jnp.zeros(()) for name in names}
     carry = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, parameters), zeros, jnp.zeros((episodes, most)))
     total, gradients, sums, likelihoods = jax.lax.fori_loop(0, num_chunks, body, carry)
     steps = is_step.sum().astype(jnp.float32)
@@ -198,6 +204,7 @@ def gradient(
         "clip_fraction": Mean(sums["clipped"], steps),
         "kl": Mean(sums["kl"], steps),
         "entropy": Mean(sums["entropy"], sums["positions"]),
+        "log_likelihood": Mean(sums["likelihood"], sums["good"]),
         "gradient_norm": Mean(optax.tree.norm(gradients), jnp.ones(())),
     }
     return gradients, likelihoods, metrics

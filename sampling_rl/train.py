@@ -1,4 +1,8 @@
-"""Training a policy: episodes on a frozen model, GRPO on them, and the run around it.
+"""Training a policy: episodes on a frozen model, learning from them, and the run around it.
+
+A policy learns from its own episodes (GRPO), or from those of experts alone: of the episodes that several thresholds
+make of a problem it imitates the one with the highest reward, if that is positive, by maximum likelihood (teacher
+forcing). The second costs no exploration; it is a start for the first, or a baseline.
 
 A run folder holds policy.json (what it takes to use the policy), config.json (everything resolved), checkpoints/,
 metrics.jsonl and tensorboard/. It is resumed bit for bit, as pretraining is: a step's problems and randomness follow
@@ -6,9 +10,10 @@ from its number.
 """
 
 import dataclasses
+from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +21,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from trimask.diffusion import configuration
 from trimask.diffusion.loop import LoopConfig, fit
@@ -29,6 +34,7 @@ from trimask.diffusion.sampling.policy import (
     PolicyConfig,
     PolicyDescription,
     new_parameters,
+    open_policy,
 )
 from trimask.diffusion.sampling.requests import How
 from trimask.sampling_rl.grpo import Batch, GRPOConfig, advantages, update
@@ -51,10 +57,14 @@ class PolicyTrainConfig:
     """Blocks, tokens and guidance of its episodes; the strategy is the policy."""
     temperature: float = 1.0
     """τ of the trained policy by default: 0.5 in blocks of 32, 1 without, in the paper."""
+    learns_from: Literal["itself", "experts"] = "itself"
+    """Whose episodes it learns from: with itself, experts join its groups; experts alone are imitated."""
     experts: tuple[float, ...] = ()
-    """Thresholds: for each an episode of the strategy threshold joins the group of every problem."""
+    """Thresholds: for each the strategy threshold makes an episode of every problem."""
     expert_block: int = 32
-    """Block length of those."""
+    """Block length of experts of a policy without blocks; else they have the policy's."""
+    init_from: str | None = None
+    """Policy whose weights are the start: FOLDER, FOLDER@STEP or FOLDER@best."""
     problems_per_step: int = 16
     """Groups of a batch."""
     epochs: float = 1.0
@@ -62,11 +72,13 @@ class PolicyTrainConfig:
     seed: int = 0
     """Of everything random."""
     loop: LoopConfig = LoopConfig(checkpoint_every=50, keep_best=1, best_metric="cost", spike_factor=None)
-    """Logging and saving; cost is minus the reward."""
+    """Logging and saving; cost is minus the reward or, of experts, the nats by which a step of theirs is unlikely."""
 
     def __post_init__(self):
         if min(self.problems_per_step, self.expert_block) < 1 or self.epochs <= 0 or self.temperature <= 0:
             raise ValueError(f"problems_per_step, expert_block, epochs and temperature must be positive, got {self}")
+        if self.learns_from == "experts" and not self.experts:
+            raise ValueError("to learn from experts takes experts: thresholds")
         if any(not 0 <= threshold <= 1 for threshold in self.experts):
             raise ValueError(f"experts are thresholds in [0, 1], got {self.experts}")
         if self.generation.temperature != 0:
@@ -104,16 +116,26 @@ class PolicyTraining:
         block = config.generation.block_length or problems.length
         rules = config.generation.rules(problems.vocabulary)
         self.rules = dataclasses.replace(rules, gives_up_after=min(block, problems.length))
-        expert = dataclasses.replace(config.generation, strategy="threshold", block_length=config.expert_block)
+        block_length = config.generation.block_length or config.expert_block
+        expert = dataclasses.replace(config.generation, strategy="threshold", block_length=block_length)
         self.experts = [dataclasses.replace(expert, threshold=threshold) for threshold in config.experts]
         self.most_steps = max(most_steps(self.rules, problems.length), problems.length)
 
     def init(self, parameters: Parameters | None = None) -> PolicyState:
         """The state before the first step; None: random parameters."""
+        if parameters is None and self.config.init_from is not None:
+            parameters = self._taken_over(self.config.init_from)
         if parameters is None:
             parameters = new_parameters(self.config.policy, jax.random.fold_in(self.key, 0))
         start = jax.tree.map(jnp.copy, parameters) if self.config.grpo.kl else None
         return PolicyState(parameters, self.optimizer.init(parameters), start, jnp.zeros((), jnp.int32))
+
+    def _taken_over(self, name: str) -> Parameters:
+        other = open_policy(name)
+        changed = configuration.differences(other.config, self.config.policy)
+        if changed:
+            raise ValueError(f"{name} is another kind of policy. There → here: {'; '.join(changed)}")
+        return other.parameters
 
     def batch(self, step: int) -> Int[np.ndarray, " groups"]:
         """Numbers of the problems of a step: every epoch is a permutation."""
@@ -125,52 +147,61 @@ class PolicyTraining:
 
     def step(self, state: PolicyState, batch: Any) -> tuple[PolicyState, dict[str, Mean]]:
         """Episodes of the batch's problems, judged, and the updates on them."""
-        config, numbers = self.config, np.asarray(batch)
+        numbers = np.asarray(batch)
         key = jax.random.fold_in(jax.random.fold_in(self.key, 1), state.step)
-        policy = LearnedStrategy(config.policy, state.parameters, is_forced=False)
-        how = (config.generation.guide, Recorder(config.policy, policy), self.rules)
-        parts = [self._episodes(how, np.repeat(numbers, config.grpo.group), key)]
-        for number, expert in enumerate(self.experts, 1):
-            recorder = Recorder(config.policy, expert.chosen, acts_anywhere=True)
-            how = (expert.guide, recorder, expert.rules(self.problems.vocabulary))
-            parts.append(self._episodes(how, numbers, jax.random.fold_in(key, number)))
-        rewards = np.concatenate([part.rewards.reshape(len(numbers), -1) for part in parts], axis=1)
-        gain, has_signal = advantages(rewards)
-        sizes = np.cumsum([part.rewards.size // len(numbers) for part in parts])
-        gains = np.split(gain, sizes[:-1], axis=1)
-        episodes = Batch(
-            trajectories=jax.tree.map(lambda *x: jnp.concatenate(x), *(part.trajectories for part in parts)),
-            advantages=jnp.concatenate([jnp.asarray(part.reshape(-1), jnp.float32) for part in gains]),
-            is_expert=jnp.concatenate([jnp.full(part.rewards.size, n > 0) for n, part in enumerate(parts)]),
-            has_signal=jnp.concatenate([jnp.repeat(jnp.asarray(has_signal), part.shape[1]) for part in gains]),
-        )
+        if self.config.learns_from == "itself":
+            own = self._by_policy(state.parameters, numbers, key)
+            parts = [own, *self._by_experts(numbers, key)]
+            gain, has_signal = advantages(np.concatenate([part.rewards for part in parts], axis=1))
+            found = own.metrics() | {"groups_with_signal": _mean(has_signal)}
+            if self.experts:
+                found["expert_reward"] = _mean(np.stack([part.rewards for part in parts[1:]]))
+        else:
+            parts = self._by_experts(numbers, key)
+            rewards = np.concatenate([part.rewards for part in parts], axis=1)
+            # At a ratio of one the gradient of the objective is that of the likelihood, where the advantage is one.
+            gain = (np.arange(len(parts)) == rewards.argmax(axis=1)[:, None]) * (rewards > 0).astype(float)
+            has_signal = rewards.max(axis=1) > 0
+            found = {"expert_reward": _mean(rewards.max(axis=1)), "groups_with_signal": _mean(has_signal)}
         parameters, optimizer, metrics = update(
             state.parameters,
             state.optimizer,
-            episodes,
+            _batch(parts, gain, has_signal, is_mixed=self.config.learns_from == "itself"),
             optimizer=self.optimizer,
-            policy=config.policy,
-            config=config.grpo,
+            policy=self.config.policy,
+            config=self.config.grpo,
             experts=len(self.experts),
             start=state.start,
         )
-        own, count = parts[0], np.float32(parts[0].rewards.size)
-        means = {"reward": own.rewards, "cost": -own.rewards, "accuracy": own.right, "nfe": own.nfe}
-        found = {name: Mean(np.float32(values.sum()), count) for name, values in means.items()}
-        found["groups_with_signal"] = Mean(np.float32(has_signal.sum()), np.float32(len(has_signal)))
-        if self.experts:
-            others = np.concatenate([part.rewards for part in parts[1:]])
-            found["expert_reward"] = Mean(np.float32(others.sum()), np.float32(others.size))
+        if self.config.learns_from == "experts":
+            likelihood = metrics["log_likelihood"]
+            found["cost"] = Mean(-likelihood.total, likelihood.count)
         return PolicyState(parameters, optimizer, state.start, state.step + 1), {**metrics, **found}
 
-    def _episodes(self, how: How, numbers: Int[np.ndarray, " episodes"], key) -> "_Episodes":
-        rows = jax.tree.map(lambda x: over_devices(x[numbers]), self.rows)
+    def _by_policy(self, parameters: Parameters, numbers: Int[np.ndarray, " groups"], key) -> "_Episodes":
+        policy = LearnedStrategy(self.config.policy, parameters, is_forced=False)
+        how = (self.config.generation.guide, Recorder(self.config.policy, policy), self.rules)
+        return self._episodes(how, numbers, self.config.grpo.group, key)
+
+    def _by_experts(self, numbers: Int[np.ndarray, " groups"], key) -> list["_Episodes"]:
+        played, vocabulary = [], self.problems.vocabulary
+        for number, expert in enumerate(self.experts, 1):
+            acts_anywhere = self.config.generation.block_length is None
+            recorder = Recorder(self.config.policy, expert.chosen, acts_anywhere=acts_anywhere)
+            how = (expert.guide, recorder, expert.rules(vocabulary))
+            played.append(self._episodes(how, numbers, 1, jax.random.fold_in(key, number)))
+        return played
+
+    def _episodes(self, how: How, numbers: Int[np.ndarray, " groups"], each: int, key) -> "_Episodes":
+        repeated = np.repeat(numbers, each)
+        rows = jax.tree.map(lambda x: over_devices(x[repeated]), self.rows)
         length, vocabulary = self.problems.length, self.problems.vocabulary
         final, trajectories = rollout(vocabulary, self.denoise, how, rows, key, asked=length, steps=self.most_steps)
-        asked = [self.problems.problems[number] for number in numbers]
+        asked = [self.problems.problems[number] for number in repeated]
         right = np.asarray(self.problems.grade(asked, episodes_of(vocabulary, final)), np.float64)
         nfe, lengths = np.asarray(final.nfe), np.array([problem.length for problem in asked])
-        return _Episodes(trajectories, right, nfe, self.config.reward(right, nfe, lengths))
+        rewards = self.config.reward(right, nfe, lengths)
+        return _Episodes(trajectories, *(x.reshape(len(numbers), each) for x in (right, nfe, rewards)))
 
 
 @dataclass(frozen=True)
@@ -178,9 +209,36 @@ class _Episodes:
     """Played and judged."""
 
     trajectories: Trajectories
-    right: Float[np.ndarray, " episodes"]
-    nfe: Int[np.ndarray, " episodes"]
-    rewards: Float[np.ndarray, " episodes"]
+    right: Float[np.ndarray, "groups each"]
+    nfe: Int[np.ndarray, "groups each"]
+    rewards: Float[np.ndarray, "groups each"]
+
+    def metrics(self) -> dict[str, Mean]:
+        values = {"reward": self.rewards, "cost": -self.rewards, "accuracy": self.right, "nfe": self.nfe}
+        return {name: _mean(value) for name, value in values.items()}
+
+
+def _mean(values: np.ndarray) -> Mean:
+    return Mean(np.float32(values.sum()), np.float32(values.size))
+
+
+def _batch(
+    parts: AnySequence[_Episodes],
+    gain: Float[np.ndarray, "groups episodes"],
+    has_signal: Bool[np.ndarray, " groups"],
+    is_mixed: bool,
+) -> Batch:
+    """Episodes of all groups one after another, those of the policy first; `is_mixed` says that others are experts'."""
+    widths = [part.rewards.shape[1] for part in parts]
+    gains = np.split(gain, np.cumsum(widths)[:-1], axis=1)
+    return Batch(
+        trajectories=jax.tree.map(lambda *x: jnp.concatenate(x), *(part.trajectories for part in parts)),
+        advantages=jnp.asarray(np.concatenate([part.reshape(-1) for part in gains]), jnp.float32),
+        is_expert=jnp.asarray(
+            np.concatenate([np.full(part.rewards.size, is_mixed and n > 0) for n, part in enumerate(parts)])
+        ),
+        has_signal=jnp.asarray(np.concatenate([np.repeat(has_signal, width) for width in widths])),
+    )
 
 
 def over_devices(x: jax.Array) -> jax.Array:

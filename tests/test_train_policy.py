@@ -108,6 +108,26 @@ def test_experts_join_every_group():
     assert int(state.step) == 1 and np.isfinite(float(metrics["loss"]))
 
 
+def test_the_best_of_the_experts_is_imitated(tmp_path):
+    # One block reveals all at once; thresholds that nothing reaches reveal one by one.
+    config = dataclasses.replace(CONFIG, learns_from="experts", experts=(1.0, 0.5), expert_block=LENGTH, epochs=2.0)
+    train_policy(tmp_path / "imitated", config, PROBLEMS, knowing(), "ones")
+    costs = [json.loads(line)["cost"] for line in (tmp_path / "imitated/metrics.jsonl").read_text().splitlines()]
+    assert costs[-1] < 0.2 * costs[0]
+    how = GenerationConfig(strategy=str(tmp_path / "imitated"), temperature=0.0)
+    answers = Generator(knowing(), VOCABULARY).generate([text_request([-1] * LENGTH)] * 32, how, seed=0)
+    assert np.mean([answer.nfe for answer in answers]) < 1.3
+    # And is a start.
+    config = dataclasses.replace(CONFIG, init_from=str(tmp_path / "imitated"))
+    training = PolicyTraining(config, PROBLEMS, knowing())
+    start = training.init()
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, start.parameters, how.chosen.parameters))
+    assert float(training.step(start, training.batch(0))[1]["nfe"]) < 1.3
+    other = dataclasses.replace(config, policy=dataclasses.replace(config.policy, law="dpls"))
+    with pytest.raises(ValueError, match=r"another kind of policy.*law: bernoulli → dpls"):
+        PolicyTraining(other, PROBLEMS, knowing()).init()
+
+
 def test_every_problem_is_seen_once_an_epoch():
     training = PolicyTraining(dataclasses.replace(CONFIG, epochs=2.0), PROBLEMS, knowing())
     seen = np.concatenate([training.batch(step) for step in range(training.num_steps)])
@@ -120,10 +140,11 @@ def test_every_problem_is_seen_once_an_epoch():
     [
         {"experts": (1.5,)},
         {"problems_per_step": 0},
+        {"learns_from": "experts"},
         {"generation": GenerationConfig(temperature=1.0)},
         {"generation": GenerationConfig(temperature=0.0, cache="dual", block_length=4)},
     ],
 )
 def test_impossible_trainings_are_refused(bad):
-    with pytest.raises(ValueError, match=r"got"):
+    with pytest.raises(ValueError, match=r"got|takes experts"):
         PolicyTrainConfig(**bad)
