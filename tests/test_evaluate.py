@@ -19,8 +19,7 @@ from trimask.diffusion.held_out import spread
 from trimask.diffusion.likelihood import num_asked, target_bits
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.schedule import ScheduleConfig
-from trimask.diffusion.train import Loaded, Pretraining, RunDescription, TrainConfig
-from trimask.diffusion.transformer import TransformerConfig
+from trimask.diffusion.train import Loaded
 from trimask.scripts import evaluate as command
 from trimask.scripts.console import parse
 from trimask.tokenizers.sequence import direct
@@ -31,31 +30,11 @@ CONFIG = EvaluateConfig(max_examples=5, bound_samples=2, rows=4)
 
 
 @pytest.fixture(scope="module")
-def loaded(prepared, tmp_path_factory) -> Loaded:
-    """An untrained model of the synthetic data."""
-    train = TrainConfig(
-        model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=32),
-        generation={name: GenerationConfig(steps=2) for name in ("text", "image", "audio")},
-    )
-    vocabulary = prepared.tokenizers.vocabulary
-    layouts = {name: dataset.layout for name, dataset in prepared.manifest.datasets.items()}
-    description = RunDescription(
-        train=train,
-        vocabulary=vocabulary,
-        layouts=layouts,
-        data=str(prepared.folder),
-        data_fingerprint=prepared.fingerprint,
-        num_steps=1,
-        batch_tokens=1.0,
-        kappa=1.0,
-        optimizer=train.optimizer,
-        epochs={},
-        trimask="0",
-        git_commit=None,
-    )
-    pretraining = Pretraining(train, vocabulary)
-    folder = tmp_path_factory.mktemp("run")
-    return Loaded(folder, description, prepared.tokenizers, pretraining, pretraining.init().parameters, 1)
+def loaded(loaded) -> Loaded:
+    """With fewer steps."""
+    generation = {name: GenerationConfig(steps=2) for name in ("text", "image", "audio")}
+    train = dataclasses.replace(loaded.description.train, generation=generation)
+    return dataclasses.replace(loaded, description=dataclasses.replace(loaded.description, train=train), step=1)
 
 
 @pytest.fixture(scope="module")

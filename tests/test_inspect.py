@@ -1,5 +1,6 @@
 """trimask inspect: prepared folders, runs, and folders that are neither."""
 
+import dataclasses
 import json
 from dataclasses import replace
 
@@ -10,8 +11,8 @@ from rich.console import Console
 
 from trimask.diffusion import configuration
 from trimask.diffusion.results import Evaluation, Score
-from trimask.diffusion.train import Loaded, Pretraining, RunDescription, TrainConfig
-from trimask.diffusion.transformer import TransformerConfig, num_parameters
+from trimask.diffusion.train import Loaded
+from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import console, evaluate, inspection
 from trimask.tokenizers.quality import psnr_db
 
@@ -31,31 +32,13 @@ def printed(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module")
-def loaded(prepared, tmp_path_factory) -> Loaded:
-    """An untrained model in a folder with metrics."""
-    train = TrainConfig(model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=32))
-    vocabulary = prepared.tokenizers.vocabulary
-    layouts = {name: dataset.layout for name, dataset in prepared.manifest.datasets.items()}
-    description = RunDescription(
-        train=train,
-        vocabulary=vocabulary,
-        layouts=layouts,
-        data="where/it/was",
-        data_fingerprint="0",
-        num_steps=11,
-        batch_tokens=1.0,
-        kappa=1.0,
-        optimizer=train.optimizer,
-        epochs={},
-        trimask="0",
-        git_commit=None,
-    )
-    pretraining = Pretraining(train, vocabulary)
-    abstract = jax.eval_shape(pretraining.init).parameters
-    parameters = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
+def loaded(loaded, tmp_path_factory) -> Loaded:
+    """In a folder with metrics, and all parameters 0."""
+    description = dataclasses.replace(loaded.description, data="where/it/was", data_fingerprint="0", num_steps=11)
     folder = tmp_path_factory.mktemp("run")
     (folder / "metrics.jsonl").write_text('{"step": 6, "loss": 2.5}\n{"step": 7, "loss": 1.25}\n{"step": 8, "lo')
-    return Loaded(folder, description, prepared.tokenizers, pretraining, parameters, 7)
+    parameters = jax.tree.map(np.zeros_like, loaded.parameters)
+    return dataclasses.replace(loaded, folder=folder, description=description, parameters=parameters, step=7)
 
 
 def test_prepared_data_are_listed_with_layouts_and_encodings(prepared, printed):
