@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,30 @@ class Exam:
     real: Real
     judges: AnySequence[NamedJudge]
 
+    @cached_property
+    def references(self) -> list[dict[str, Any]]:
+        """What judges compare with: real media and, of a text that is to be completed, its end and the prompt."""
+        if self.task.condition is not None:
+            return [example.media for example in self.part.raw]
+        return [
+            {**media, TEXT: media[TEXT][example.given :], "prompt": media[TEXT][: example.given]}
+            for example in self.part.raw
+            for media in [example.media]
+        ]
+
+    @cached_property
+    def on_real(self) -> dict[str, float | None]:
+        """Judge → what it says of as many real media; None where it is known."""
+        found: dict[str, float | None] = {}
+        for judge in self.judges:
+            found[judge.name] = None
+            if judge.yardstick is not None:
+                others = self.part.raw if judge.yardstick == "held_out" else self.real.raw
+                chosen = spread(len(others), len(self.part.raw))
+                media = [others[number].media[self.task.target] for number in chosen]
+                found[judge.name] = score_of(judge(f"real {self.task.target}", media, self.references))
+        return found
+
     def answers(
         self,
         generator: Generator,
@@ -50,27 +74,16 @@ class Exam:
 
     def graded(self, answers: AnySequence[Answer]) -> tuple[list[Score], Samples]:
         """What each judge says of the answers and of real media."""
-        task, part, real = self.task, self.part, self.real
+        task, part = self.task, self.part
         codes = [answer.example.segments[-1].codes for answer in answers]
-        references: list[dict[str, Any]] = [example.media for example in part.raw]
         shown = [""] * len(answers)
         if task.condition is None:
             codes = [c[num_given(task, record) :] for c, record in zip(codes, part.records, strict=True)]
-            shown = [example.media[TEXT][: example.given] for example in part.raw]
-            references = [
-                {**example.media, TEXT: example.media[TEXT][example.given :], "prompt": prompt}
-                for example, prompt in zip(part.raw, shown, strict=True)
-            ]
+            shown = [reference["prompt"] for reference in self.references]
         media = self.loaded.tokenizers.decode(task.target, codes)
         scores, is_right = [], None
         for judge in self.judges:
-            found = judge(task.name, media, references)
-            on_real = None
-            if judge.yardstick is not None:
-                others = part.raw if judge.yardstick == "held_out" else real.raw
-                media_of = [others[number].media[task.target] for number in spread(len(others), len(media))]
-                yardstick = judge(f"real {task.target}", media_of, references)
-                on_real = score_of(yardstick)
+            found = judge(task.name, media, self.references)
             value, interval, verdicts = _summary(found)
             is_right = verdicts if is_right is None else is_right
             scores.append(
@@ -84,7 +97,7 @@ class Exam:
                     interval=interval,
                     is_share=verdicts is not None,
                     higher_is_better=judge.higher_is_better,
-                    on_real=on_real,
+                    on_real=self.on_real[judge.name],
                     mean_nfe=float(np.mean([answer.nfe for answer in answers])),
                 )
             )
