@@ -10,7 +10,8 @@ import pytest
 from jax.tree_util import Partial
 
 from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.scripts.benchmark import Ours, _start, main
+from trimask.scripts.benchmark import main
+from trimask.scripts.benchmark_sample import Ours, _start
 
 SMALL = [
     "--sizes",
@@ -87,6 +88,49 @@ def test_a_row_that_differs_is_followed_to_the_closest_choice_before_it():
         theirs = tokens.copy()
         theirs[0, place] = first + 1
         assert ours.parted_at(theirs) == pytest.approx(closest, abs=1e-6)
+
+
+ROLLOUT = [
+    "--size",
+    "64x1",
+    "--vocabulary",
+    "20",
+    "--episodes",
+    "3",
+    "--prompt",
+    "2",
+    "--length",
+    "4",
+    "--repeats",
+    "1",
+]
+
+FAKE_TORCH = """
+import json, sys
+spec = json.load(open(sys.argv[2]))
+assert len(spec["prompts"]) == 3 and spec["width"] == 64
+print(json.dumps({"found": [[2.0, 12]]}))
+"""
+
+
+def test_rollouts_are_compared_by_evaluations_per_second(tmp_path):
+    (tmp_path / "fake.py").write_text(FAKE_TORCH)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/fake.py "$@"\n')
+    python.chmod(0o755)
+    main(["rollout", str(tmp_path / "out"), *ROLLOUT, "--repeats", "1", "--python", str(python)])
+    ours, *others = json.loads((tmp_path / "out/rollout.json").read_text())["cases"]
+    assert [case["code"] for case in others] == ["vector environment", "SyncVectorEnv", "PyTorch"]
+    assert 1 <= ours["evaluations_per_episode"] <= 4 and ours["speedup"] is None
+    assert others[-1]["evaluations_per_second"] == 6 and others[-1]["evaluations_per_episode"] == 4
+    for case in others:
+        rates = ours["evaluations_per_second"] / case["evaluations_per_second"]
+        assert case["speedup"] == pytest.approx(rates)
+
+
+def test_an_unknown_benchmark_is_refused():
+    with pytest.raises(ValueError, match="no benchmark 'speed'; there are sample, rollout"):
+        main(["speed"])
 
 
 def test_an_error_of_the_other_python_is_shown(tmp_path):

@@ -24,18 +24,24 @@ def point(score, nfe, error=0.02, distance=None):
 def test_the_cheapest_of_those_as_good_as_the_best_is_chosen():
     scores = [(0.97, 8), (0.99, 32), (0.98, 16), (0.99, 24), (0.5, 1)]
     for error, nfe in ((0.02, 8), (0.01, 16), (0.0, 24)):
-        assert choose([point(*score, error) for score in scores]).nfe == nfe
+        assert choose([point(*score, error) for score in scores], 0.0).nfe == nfe
 
 
 def test_of_those_that_are_right_the_nearest_to_real_media_are_chosen():
     points = [point(1.0, 1, distance=9.0), point(0.99, 8, distance=3.4), point(0.99, 16, distance=3.0)]
-    assert choose(points).nfe == 8
+    assert choose(points, 0.0).nfe == 8
     # To be classified better than real media is not better.
     real = [replace(p, verdicts=(replace(p.verdicts[0], on_real=0.9), p.verdicts[1])) for p in points]
-    assert choose([*real[:2], point(0.89, 4, distance=3.4), real[2]]).nfe == 4
+    assert choose([*real[:2], point(0.89, 4, distance=3.4), real[2]], 0.0).nfe == 4
     # What is wrong is not chosen, however near.
-    assert choose([*points, point(0.5, 2, distance=0.1)]).nfe == 8
-    assert choose([*points, point(0.99, 32, distance=2.0)]).nfe == 32
+    assert choose([*points, point(0.5, 2, distance=0.1)], 0.0).nfe == 8
+    assert choose([*points, point(0.99, 32, distance=2.0)], 0.0).nfe == 32
+
+
+def test_answers_that_are_all_the_same_are_not_chosen_while_others_differ():
+    points = [replace(point(1.0, 1), distinct=0.1), replace(point(0.9, 4), distinct=0.96)]
+    assert choose(points, 0.95).nfe == 4
+    assert choose(points[:1], 0.95).nfe == 1
 
 
 SMALL = SamplingStudy(

@@ -7,12 +7,12 @@ For every task a trained model has, on held-out questions:
 2. guidance × temperature with the best of them: curves of accuracy and distance against guidance;
 3. what is chosen, in blocks with each cache: what keeping keys and values costs.
 
-Judges are the usual ones, and of media also the Fréchet distance to real ones: a classifier is content with the same
-right picture again and again, and soon with all; the distance is not. What is chosen has the fewest evaluations among
-all ways that are as good as the best: within one error of the best classified, and of those within one error of the
-smallest distance; better than real held-out media is not better. The error of a share is its standard error, that of a
-distance its deviation over several draws of the run's own way. Tasks that make text share their settings, and are
-chosen for by the mean of their scores.
+Judges are the usual ones, and of media also the Fréchet distance to real ones: a classifier is soon content with all.
+What is chosen has the fewest evaluations among all ways that are as good as the best: within one error of the best
+classified, where more right than real media is not better, and of those within one error of the smallest distance. A
+medium that always comes out the same is no good however right it is: as large a share of the answers must differ as of
+real media, but for `alike`. The error of a share is its standard error, that of a distance its deviation over several
+draws of the run's own way. Tasks that make text share their settings, and are chosen for by the mean of their scores.
 """
 
 import dataclasses
@@ -68,6 +68,8 @@ class SamplingStudy:
     """Of the strategy entropy_bound, in nats."""
     blocks: tuple[int, ...] = (4, 8, 16)
     """Lengths of blocks in which caches are tried; those that leave one block are left out."""
+    alike: float = 0.05
+    """Share of answers that may be equal to others, beyond that of real media."""
     draws: int = 3
     """Draws of the run's own way, for the error of distances."""
     max_examples: int | None = None
@@ -106,9 +108,10 @@ class Verdict:
 
     @property
     def goodness(self) -> float:
-        """Larger is better, up to what real media have."""
-        known = [value for value in (self.value, self.on_real) if value is not None]
-        return min(known) if self.higher_is_better else -max(known)
+        """Larger is better; shares of right ones up to what real media have."""
+        if not self.higher_is_better:
+            return -self.value
+        return self.value if self.on_real is None else min(self.value, self.on_real)
 
 
 @dataclass(frozen=True)
@@ -212,10 +215,12 @@ def measured(
     record(draws[0])
     for options in ways:
         measure("strategy", dataclasses.replace(before, **options))
-    best = choose(means).config
+    records = [record[target].tobytes() for exam in exams for record in exam.part.records]
+    least = len(set(records)) / len(records) - config.alike if target != TEXT else 0.0
+    best = choose(means, least).config
     for options in grid:
         measure("guidance", dataclasses.replace(best, **options))
-    chosen = choose(means).config
+    chosen = choose(means, least).config
     for options in kept:
         measure("cache", dataclasses.replace(chosen, **options))
     report(f"making {target}", total, total)
@@ -267,9 +272,12 @@ def _mean(points: Sequence[Point]) -> Point:
     return dataclasses.replace(points[0], verdicts=tuple(verdicts), nfe=nfe, distinct=distinct)
 
 
-def choose(points: Sequence[Point]) -> Point:
-    """The fewest evaluations of those that are, judge after judge, within an error of the best that is left."""
-    left = list(points)
+def choose(points: Sequence[Point], least_distinct: float) -> Point:
+    """The fewest evaluations of those that are, judge after judge, within an error of the best that is left.
+
+    Only those whose answers differ enough, if there are any.
+    """
+    left = [point for point in points if point.distinct >= least_distinct] or list(points)
     for number in range(len(points[0].verdicts)):
         best = max((point.verdicts[number] for point in left), key=lambda verdict: verdict.goodness)
         left = [point for point in left if point.verdicts[number].goodness >= best.goodness - best.error]
