@@ -72,7 +72,23 @@ def digits_real() -> Experiment:
     )
 
 
-PRESETS: dict[str, Callable[[], Experiment]] = {"tiny": tiny, "small": small, "digits_real": digits_real}
+def addition() -> Experiment:
+    """Sums worked out column by column, by a model that makes mistakes if it is hurried: three minutes on two cores."""
+    return _puzzles("addition", num_layers=2, response_tokens=48, horizon_tokens=4_000_000)
+
+
+def sudoku() -> Experiment:
+    """4×4 sudoku, for a model of one layer, which has to look again and again: one minute on two cores."""
+    return _puzzles("sudoku", num_layers=1, response_tokens=32, horizon_tokens=1_500_000)
+
+
+PRESETS: dict[str, Callable[[], Experiment]] = {
+    "tiny": tiny,
+    "small": small,
+    "digits_real": digits_real,
+    "addition": addition,
+    "sudoku": sudoku,
+}
 
 
 def preset(name: str | None) -> Experiment:
@@ -114,4 +130,31 @@ def _train(
         batch=BatchConfig(tokens=1024, weights=weights),
         loop=LoopConfig(log_every=20, checkpoint_every=500, sample_every=1000),
         generation={"text": GenerationConfig(temperature=0.0, steps=8), "image": media, "audio": speech or media},
+    )
+
+
+def _puzzles(name: str, *, num_layers: int, response_tokens: int, horizon_tokens: int) -> Experiment:
+    """A small model of one kind of puzzle. Responses stand in a buffer that is longer than any, and filled with EOS.
+
+    With more layers it sees the whole answer at a glance, and there is nothing to learn about when to reveal what.
+    """
+    return Experiment(
+        prepare=PrepareConfig(
+            sources={name: SourceConfig(kind="puzzles", where=(name,))},
+            text_vocabulary=256,  # a character is a token
+            response_tokens=response_tokens,
+        ),
+        train=TrainConfig(
+            model=TransformerConfig(num_layers=num_layers, width=96, num_heads=4),
+            parametrization=ParametrizationConfig(
+                multipliers=ModuleMultipliers(learning_rate=Family(of=_FAST_EMBEDDINGS))
+            ),
+            loss=LossConfig(weighting="unweighted"),
+            optimizer=OptimizerConfig(learning_rate=3e-3, horizon_tokens=horizon_tokens, warmup_tokens=50_000),
+            sde=SDEScaling(base_batch_tokens=2048.0, base_horizon_tokens=horizon_tokens),
+            batch=BatchConfig(tokens=2048),
+            # Of a loss that is nearly zero, ten times its recent mean is no divergence.
+            loop=LoopConfig(log_every=20, checkpoint_every=500, sample_every=1000, spike_factor=100.0),
+            generation={"text": GenerationConfig(temperature=0.0, steps=response_tokens // 4)},
+        ),
     )

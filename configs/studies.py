@@ -32,6 +32,8 @@ from trimask.diffusion.studies.search import Search
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.train import TrainConfig
 from trimask.diffusion.transformer import TransformerConfig
+from trimask.sampling_rl import study as unmasking
+from trimask.sampling_rl.study import UnmaskingStudy
 
 DATA = tiny().prepare
 """What studies train on unless told otherwise: real handwritten digits and synthetic speech, with their words.
@@ -154,6 +156,11 @@ STUDIES = {
         sampling.study,
         {"cpu": SamplingStudy, "accelerator": SamplingStudy},
         "how should each modality be sampled? quality against evaluations, and against guidance",
+    ),
+    "unmasking": Study(
+        unmasking.study,
+        {"cpu": UnmaskingStudy, "accelerator": UnmaskingStudy},
+        "does a learned policy beat the heuristics? accuracy against evaluations, in blocks and without",
     ),
     "mask-variance": Study(
         mask_variance.study,

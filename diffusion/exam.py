@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.sources import RawExample
 from trimask.diffusion.held_out import HeldOut, Real, spread
 from trimask.diffusion.intervals import ratio, wilson_interval
 from trimask.diffusion.judges import NamedJudge, Scores, are_labels, fits, open_judge
@@ -39,14 +40,8 @@ class Exam:
 
     @cached_property
     def references(self) -> list[dict[str, Any]]:
-        """What judges compare with: real media and, of a text that is to be completed, its end and the prompt."""
-        if self.task.condition is not None:
-            return [example.media for example in self.part.raw]
-        return [
-            {**media, TEXT: media[TEXT][example.given :], "prompt": media[TEXT][: example.given]}
-            for example in self.part.raw
-            for media in [example.media]
-        ]
+        """What judges compare with."""
+        return [reference(self.task, example) for example in self.part.raw]
 
     @cached_property
     def on_real(self) -> dict[str, float | None]:
@@ -76,10 +71,9 @@ class Exam:
         """What each judge says of the answers and of real media."""
         task, part = self.task, self.part
         codes = [answer.example.segments[-1].codes for answer in answers]
-        shown = [""] * len(answers)
+        shown = [real_one.get("prompt", "") for real_one in self.references]
         if task.condition is None:
             codes = [c[num_given(task, record) :] for c, record in zip(codes, part.records, strict=True)]
-            shown = [reference["prompt"] for reference in self.references]
         media = self.loaded.tokenizers.decode(task.target, codes)
         scores, is_right = [], None
         for judge in self.judges:
@@ -135,6 +129,14 @@ def question(task: Task, record: dict[str, Any]) -> Example:
     given, asked = num_given(task, record), record[task.target].copy()
     asked.reshape(-1)[given:] = -1
     return direct(task, {**record, task.target: asked}, given)
+
+
+def reference(task: Task, example: RawExample) -> dict[str, Any]:
+    """Its media as judges take them: where a text is asked for alone, the answer, and "prompt" is the question."""
+    if task.condition is not None:
+        return example.media
+    text = example.media[TEXT]
+    return {**example.media, TEXT: text[example.given :], "prompt": text[: example.given]}
 
 
 def is_asked(task: Task, part: HeldOut, asked: set[bytes]) -> bool:

@@ -21,11 +21,13 @@ its verdicts are worth.
 
 import importlib
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 import jiwer
@@ -47,6 +49,8 @@ _PER_LABEL = 3
 _MAX_LABELS = 500
 """… and there are no more than so many."""
 _FRECHET_DIMENSIONS = 64
+_NUMBER = re.compile(r"(?:-?\$?|\$-)(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
+"""As in -1,234.50 or $3."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,30 @@ def exact_match(media: AnySequence[str], references: AnySequence[Mapping[str, An
     return [text == reference[TEXT] for text, reference in zip(media, references, strict=True)]
 
 
+def final_answer(media: AnySequence[str], references: AnySequence[Mapping[str, Any]]) -> list[bool]:
+    """True where two texts come to the same answer, however they get there."""
+    return [answer_of(text) == answer_of(reference[TEXT]) for text, reference in zip(media, references, strict=True)]
+
+
+def answer_of(text: str) -> str:
+    """What stands after the last space."""
+    return text.rpartition(" ")[2]
+
+
+def final_number(media: AnySequence[str], references: AnySequence[Mapping[str, Any]]) -> list[bool]:
+    """True where two texts come to the same number."""
+    numbers = [(number_of(text), number_of(reference[TEXT])) for text, reference in zip(media, references, strict=True)]
+    return [ours is not None and ours == theirs for ours, theirs in numbers]
+
+
+def number_of(text: str) -> Decimal | None:
+    """The one number in the last <answer>…</answer>, else after the last #### of a text; None where there is none."""
+    tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    stated = tagged[-1] if tagged else text.rpartition("####")[2] if "####" in text else ""
+    numbers = _NUMBER.findall(stated)
+    return Decimal(re.sub("[$,]", "", numbers[0])) if len(numbers) == 1 else None
+
+
 def word_error_rate(media: AnySequence[str], references: AnySequence[Mapping[str, Any]]) -> Scores:
     """Substituted, left-out and added words over words of the reference, of the whole set."""
     errors, words = [], []
@@ -210,6 +238,8 @@ def _matrix(features: Any, num_items: int) -> Float[np.ndarray, "items features"
 
 JUDGES: dict[str, Kind] = {
     "exact_match": Kind(fit=lambda *_: exact_match, judges="text", higher_is_better=True, yardstick=None),
+    "final_answer": Kind(fit=lambda *_: final_answer, judges="text", higher_is_better=True, yardstick=None),
+    "final_number": Kind(fit=lambda *_: final_number, judges="text", higher_is_better=True, yardstick=None),
     "word_error_rate": Kind(fit=lambda *_: word_error_rate, judges="text", higher_is_better=False, yardstick=None),
     "label": Kind(fit=fit_label, judges="media", higher_is_better=True, yardstick="held_out"),
     "frechet": Kind(fit=fit_frechet, judges="media", higher_is_better=False, yardstick="train"),

@@ -45,6 +45,11 @@ COMMANDS = {
         "write, draw or speak with a trained run",
         'trimask generate runs/tiny --prompt "a handwritten seven" --to image',
     ),
+    "train-policy": Command(
+        "trimask.scripts.train_policy",
+        "learn by reinforcement which tokens to unmask when, on a trained run",
+        "trimask train-policy policies/fast --run runs/addition --preset blocks",
+    ),
     "study": Command(
         "trimask.scripts.study",
         "the experiments behind the claims: how hyperparameters transfer, how large a batch may be",

@@ -33,9 +33,9 @@ class Arguments:
     out: Path | None = None
     """File for the results. None: evaluation.json in the run folder."""
     judge: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """NAME, or TASK=NAME for one task alone; may be given again. Names are exact_match, word_error_rate, label,
-    frechet, frechet@MODULE:FUNCTION for features of yours, and MODULE:FUNCTION for a judge of yours:
-    judge(media, references) -> scores."""
+    """NAME, or TASK=NAME for one task alone; may be given again. Names are exact_match, final_answer, final_number,
+    word_error_rate, label, frechet, frechet@MODULE:FUNCTION for features of yours, and MODULE:FUNCTION for a judge of
+    yours: judge(media, references) -> scores."""
     likelihood: Path | None = None
     """JSON lines to score instead: how likely is each answer, which of several choices is likeliest?"""
     estimator: Estimator = "subsets"

@@ -1,14 +1,27 @@
 """Judges: the contract, every built-in one against a formula, and functions of the user's."""
 
+from decimal import Decimal
+
 import numpy as np
 import pytest
 import scipy.linalg
 
 from trimask.diffusion.features import audio_features, frechet_distance, image_features
 from trimask.diffusion.intervals import ratio, wilson_interval
-from trimask.diffusion.judges import JUDGES, NamedJudge, Scores, Training, are_labels, open_judge, word_error_rate
+from trimask.diffusion.judges import (
+    JUDGES,
+    NamedJudge,
+    Scores,
+    Training,
+    answer_of,
+    are_labels,
+    final_number,
+    number_of,
+    open_judge,
+    word_error_rate,
+)
 
-WORDS = ("one", "two", "three")
+WORDS = ("one: #### 1", "two: #### 2", "three: #### 3")
 
 
 def _media(modality, rng, word):
@@ -104,6 +117,40 @@ def test_word_error_rate_is_of_the_whole_set_and_not_the_mean_of_rates():
     assert _value(found) == pytest.approx((1 + 0 + 1) / (1 + 7 + 0))
 
 
+# Answers
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"), [("13 9 933", "933"), ("933", "933"), ("", ""), ("933 ", ""), ("a  b\nc", "b\nc")]
+)
+def test_an_answer_is_what_stands_after_the_last_space(text, answer):
+    assert answer_of(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("so #### 72", "72"),
+        ("#### 1 then #### -1,234.50\n5", "-1234.5"),
+        ("#### $3", "3"),
+        ("#### -$3.0", "-3"),
+        ("#### $-.5.", "-0.5"),
+        ("<answer>1</answer> <answer>\n2 eggs\n</answer> #### 3", "2"),
+        ("#### 12,34", None),
+        ("#### --5", "-5"),
+        ("#### \u0665", None),
+        ("72", None),
+        ("<answer>72", None),
+    ],
+)
+def test_a_number_is_what_is_tagged_or_stands_after_the_mark(text, number):
+    assert number_of(text) == (None if number is None else Decimal(number))
+
+
+def test_a_reference_without_a_number_is_met_by_none():
+    assert final_number(["#### x", "#### 1"], [{"text": "#### y"}, {"text": "#### 1.0"}]) == [False, True]
+
+
 # Labels
 
 
@@ -151,12 +198,12 @@ def test_frechet_distance_of_fewer_items_than_features_is_finite_and_zero_to_its
 
 
 def test_features_of_a_sound_do_not_change_with_loudness_or_silence_around_it():
-    word = _media("audio", np.random.default_rng(0), "two") * np.hanning(1600).astype(np.float32)
+    word = _media("audio", np.random.default_rng(0), WORDS[1]) * np.hanning(1600).astype(np.float32)
     quiet, early, late = (np.pad(word, pad).astype(np.float32) for pad in ((400, 1200), (400, 1200), (1200, 400)))
     features = audio_features([quiet * 0.1, early, late], 8000)
     np.testing.assert_allclose(features[0], features[1], atol=0.01)
     np.testing.assert_allclose(features[1], features[2], atol=0.01)
-    other = audio_features([early, np.pad(_media("audio", np.random.default_rng(0), "one"), (800, 800))], 8000)
+    other = audio_features([early, np.pad(_media("audio", np.random.default_rng(0), WORDS[0]), (800, 800))], 8000)
     assert np.abs(other[1] - features[1]).max() > 1
 
 

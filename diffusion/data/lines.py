@@ -50,6 +50,14 @@ def blocks_of(path: Path, unit: Unit, records: int) -> list[Block]:
     return blocks
 
 
+def blocks_of_split(split: str, count: int, records: int) -> list[Block]:
+    """A split of something that is not a file, likewise."""
+    return [
+        Block(file=split, start=start, line=start + 1, count=min(records, count - start))
+        for start in range(0, count, records)
+    ]
+
+
 def records_of(block: Block, unit: Unit) -> Iterator[Record]:
     """The records of a block."""
     with _opened(Path(block.file)) as file:

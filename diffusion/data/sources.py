@@ -6,6 +6,7 @@
     audio     a folder                    the same
     text      files (globs are expanded)  paragraphs, lines or whole files; of .jsonl, a field of each line
     prompts   .jsonl files                two fields of each line: what is asked, and the answer
+    puzzles   a config of puzzles.py      embedded prompts, and the responses that are right
     tfds      names of TFDS               records with a text or label, alone or beside an image or audio
 
 A source lists its blocks without reading media; a block is a list of entries; an entry knows its id, its origin and
@@ -176,6 +177,12 @@ def _prompts(where: tuple[str, ...], config: OpenConfig) -> Source:
     return Prompted(where, config.fields)
 
 
+def _puzzles(where: tuple[str, ...], config: OpenConfig) -> Source:
+    from trimask.diffusion.data.puzzles import Puzzles
+
+    return Puzzles(_only(where, "puzzles"))
+
+
 def _only(where: tuple[str, ...], kind: str) -> str:
     if len(where) != 1:
         raise ValueError(f"a source of {kind} is one name, got {', '.join(where)}")
@@ -188,5 +195,6 @@ KINDS: dict[str, Callable[[tuple[str, ...], OpenConfig], Source]] = {
     "audio": _audio,
     "text": _text,
     "prompts": _prompts,
+    "puzzles": _puzzles,
     "tfds": _tfds,
 }

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from trimask.diffusion.data import digits
 from trimask.diffusion.data.files import resampled
-from trimask.diffusion.data.lines import Block
+from trimask.diffusion.data.lines import Block, blocks_of_split
 from trimask.diffusion.data.sources import Entry, OpenConfig, RawExample
 from trimask.diffusion.data.texts import digest
 from trimask.diffusion.layout import Fill
@@ -38,7 +38,7 @@ class EmbeddedDigits:
 
     def blocks(self, records: int) -> list[Block]:
         splits = digits.CONFIGS[self.name].splits
-        return [block for split in splits for block in _blocks(split, len(self._records(split)), records)]
+        return [block for split in splits for block in blocks_of_split(split, len(self._records(split)), records)]
 
     def entries(self, block: Block) -> Iterator[Entry]:
         records = self._records(block.file)
@@ -104,7 +104,7 @@ class TfdsSource:
         if self.config.is_download:
             self._builder.download_and_prepare(file_format="array_record")
         splits = list(self._builder.info.splits) or ["train"]  # before it is prepared, TFDS may not know its splits
-        return [block for split in splits for block in _blocks(split, len(self._records(split)), records)]
+        return [block for split in splits for block in blocks_of_split(split, len(self._records(split)), records)]
 
     def entries(self, block: Block) -> Iterator[Entry]:
         records = self._records(block.file)
@@ -158,13 +158,6 @@ class TfdsSource:
             mono = mono / 2 ** (8 * min(samples.dtype.itemsize, 2) - 1)
         rate = getattr(self._features[name], "sample_rate", None) or self.config.sample_rate_hz
         return resampled(mono, rate, self.config.sample_rate_hz)
-
-
-def _blocks(split: str, count: int, records: int) -> list[Block]:
-    return [
-        Block(file=split, start=start, line=start + 1, count=min(records, count - start))
-        for start in range(0, count, records)
-    ]
 
 
 def _text_of(value: Any) -> str:

@@ -1,0 +1,282 @@
+"""Does a learned policy beat the heuristics? Accuracy against evaluations (NFE), in blocks and without.
+
+On held-out problems of one model:
+
+1. every heuristic over its number, in every setting of blocks: fronts;
+2. policies over β (of bernoulli) in the same settings; those that differ in their seed alone are one curve, with the
+   standard error of their mean;
+3. the order in which positions are revealed, how far it runs from left to right (Spearman's correlation of place and
+   step), and how many are revealed per step.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import spearmanr
+
+from trimask.diffusion import configuration
+from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.intervals import wilson_interval
+from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.sampling.policy import open_policy
+from trimask.diffusion.sampling.requests import Answer, Generator
+from trimask.diffusion.studies.findings import Panel, draw, markdown_table, write_csv
+from trimask.diffusion.studies.trials import Trials
+from trimask.diffusion.train import load
+from trimask.sampling_rl.problems import ProblemSet
+from trimask.sampling_rl.tasks import from_prepared
+from trimask.sampling_rl.train import PolicyTrainConfig
+from trimask.tokenizers.vocabulary import TEXT
+
+_ROWS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnmaskingStudy:
+    """Which model, which policies, and what they are compared with."""
+
+    run: str = "runs/addition"
+    """Run folder of the model."""
+    policies: tuple[str, ...] = ()
+    """Folders that `trimask train-policy` wrote."""
+    dataset: str | None = None
+    """Dataset with the problems. None: the only one."""
+    task: str = TEXT
+    """What is asked."""
+    split: str = "test"
+    """Split with the problems."""
+    max_examples: int | None = 300
+    """At most so many problems. None: all."""
+    blocks: tuple[int, ...] = (8, 0)
+    """Block lengths; 0: without blocks (full diffusion)."""
+    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    """Of the strategies that reveal an even share."""
+    planned: tuple[str, ...] = ("random", "confidence", "margin", "entropy")
+    """Those strategies."""
+    thresholds: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+    """Of threshold and leftmost."""
+    factors: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    """Of factor."""
+    entropy_bounds: tuple[float, ...] = (0.01, 0.1, 0.5, 2.0)
+    """Of entropy_bound, in nats."""
+    scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    """β of policies with the law bernoulli."""
+    shown: int = 48
+    """Problems by which orders are looked at."""
+    seed: int = 0
+    """Of the policies' draws."""
+
+    def __post_init__(self):
+        if not self.blocks or min(self.blocks) < 0 or self.shown < 1:
+            raise ValueError(f"there must be blocks of at least 0, and at least 1 problem shown; got {self}")
+        for way in self.heuristics():
+            dataclasses.replace(GenerationConfig(), **way)
+
+    def heuristics(self) -> list[dict[str, Any]]:
+        """Strategies with their numbers."""
+        tried: list[dict[str, Any]] = [{"strategy": s, "steps": n} for s in self.planned for n in self.steps]
+        for name, field, values in (
+            ("threshold", "threshold", self.thresholds),
+            ("leftmost", "threshold", self.thresholds),
+            ("factor", "factor", self.factors),
+            ("entropy_bound", "entropy_bound", self.entropy_bounds),
+        ):
+            tried += [{"strategy": name, field: value} for value in values]
+        return tried
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to sample, measured."""
+
+    block: int
+    label: str
+    """Strategy, or what a policy was trained with."""
+    number: float
+    """Steps, threshold, factor, bound or β."""
+    accuracy: float
+    nfe: float
+    problems: int
+    seed: int | None = None
+    """Of a policy's training."""
+
+
+def study(config: UnmaskingStudy, trials: Trials) -> str:
+    """Measures everything, writes points.csv, orders.csv and figures; returns the text."""
+    loaded, prepared = load(Path(config.run)), Prepared(trials.data)
+    names = list(prepared.manifest.datasets)
+    if config.dataset is None and len(names) > 1:
+        raise ValueError(f"{prepared.folder} has several datasets; dataset names one of {', '.join(names)}")
+    problems = from_prepared(
+        prepared, config.dataset or names[0], config.task, config.split, max_examples=config.max_examples
+    )
+    generator = Generator(loaded.denoise, loaded.vocabulary, rows=_ROWS)
+    points, orders = measured(generator, problems, config, trials.report)
+    write_csv(trials.folder / "points.csv", [dataclasses.asdict(point) for point in points])
+    write_csv(trials.folder / "orders.csv", [dataclasses.asdict(order) for order in orders])
+    _draw_fronts(trials.folder / "fronts.png", points)
+    _draw_orders(trials.folder / "orders.png", orders)
+    where = f"{config.run} at step {loaded.step}, {len(problems.problems)} problems of {problems.name}"
+    return f"{where}.\n\n{_table(points)}\n\n{_table_of_orders(orders)}"
+
+
+def measured(
+    generator: Generator, problems: ProblemSet, config: UnmaskingStudy, report: Callable[[str, int, int], None]
+) -> tuple[list[Point], list["Order"]]:
+    """All points and orders."""
+    policies = [(name, open_policy(name), _training(name)) for name in config.policies]
+    ways: list[tuple[int, str, float, int | None, GenerationConfig]] = []
+    for block in config.blocks:
+        base = GenerationConfig(temperature=0.0, stop_at_eos=False, block_length=block or None)
+        for way in config.heuristics():
+            ways.append((block, way["strategy"], _number(way), None, dataclasses.replace(base, **way)))
+        for name, policy, training in policies:
+            for scale in config.scales if policy.config.law == "bernoulli" else (1.0,):
+                how = dataclasses.replace(base, strategy=name, policy_scale=scale)
+                ways.append((block, training.label, scale, training.seed, how))
+    points, orders = [], []
+    requests = [problem.request for problem in problems.problems]
+    for done, (block, label, number, seed, how) in enumerate(ways):
+        report("ways to sample", done, len(ways))
+        answers = generator.generate(requests, how, config.seed)
+        right = problems.grade(problems.problems, [answer.example for answer in answers])
+        nfe = float(np.mean([answer.nfe for answer in answers]))
+        points.append(Point(block, label, number, float(np.mean(right)), nfe, len(answers), seed))
+        if number in (1.0, 0.9) and label in ("threshold", "leftmost", *(t.label for _, _, t in policies)):
+            paths = generator.trajectories(requests[: config.shown], how, config.seed)
+            orders.append(_order(block, label, seed, paths))
+    report("ways to sample", len(ways), len(ways))
+    return points, orders
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is known of a policy's training."""
+
+    label: str
+    seed: int | None
+
+
+def _training(name: str) -> Training:
+    path = Path(name.partition("@")[0]) / "config.json"
+    if not path.is_file():
+        return Training(Path(name).name, None)
+    config = configuration.load(path, PolicyTrainConfig)
+    block = config.generation.block_length
+    where = "full diffusion" if block is None else f"blocks of {block}"
+    parts = [f"policy, α {config.reward.alpha:g}", where]
+    parts += ["experts"] if config.experts and config.learns_from == "itself" else []
+    parts += ["imitated"] if config.learns_from == "experts" else []
+    parts += ["from imitation"] if config.init_from else []
+    parts += [config.policy.law] if config.policy.law != "bernoulli" else []
+    parts += [" and ".join(config.policy.inputs)] if config.policy.inputs != ("confidence",) else []
+    parts += [config.reward.kind] if config.reward.kind != "multiplicative" else []
+    return Training(", ".join(parts), config.seed)
+
+
+def _number(way: dict[str, Any]) -> float:
+    return float(next(value for name, value in way.items() if name != "strategy"))
+
+
+@dataclass(frozen=True)
+class Order:
+    """When positions were revealed."""
+
+    block: int
+    label: str
+    seed: int | None
+    left_to_right: float
+    """Spearman's correlation of place and step, the mean over problems."""
+    steps: tuple[float, ...]
+    """Of each place, the mean step in which it was revealed, as a share of the last."""
+    per_step: tuple[float, ...]
+    """Tokens revealed in the first, second, … step, the mean over problems."""
+
+
+def _order(block: int, label: str, seed: int | None, paths: Sequence[Sequence[Answer]]) -> Order:
+    whens = [_when(path) for path in paths]
+    correlations = [spearmanr(np.arange(len(when)), when).statistic for when in whens if len(set(when)) > 1]
+    longest, most = max(len(when) for when in whens), max(int(when.max()) for when in whens)
+    shares = np.full((len(whens), longest), np.nan)
+    counts = np.zeros((len(whens), most))
+    for row, when in enumerate(whens):
+        shares[row, : len(when)] = when / when.max()
+        counts[row, : int(when.max())] = np.bincount(when.astype(int))[1:]
+    tendency = float(np.mean(correlations)) if correlations else 0.0
+    return Order(block, label, seed, tendency, tuple(np.nanmean(shares, axis=0)), tuple(counts.mean(axis=0)))
+
+
+def _when(path: Sequence[Answer]) -> Float[np.ndarray, " asked"]:
+    """Of each place that was asked for, the step in which it was revealed."""
+    states = np.stack([answer.example.segments[-1].codes.reshape(-1) for answer in path])
+    is_asked = states[0] < 0
+    return np.argmax(states[:, is_asked] >= 0, axis=0).astype(float)
+
+
+def _draw_fronts(path: Path, points: Sequence[Point]) -> None:
+    panels = []
+    for block in dict.fromkeys(point.block for point in points):
+        own = [point for point in points if point.block == block]
+        curves = {}
+        for label in dict.fromkeys(point.label for point in own):
+            merged = _merged([point for point in own if point.label == label])
+            curves[label] = sorted((nfe, accuracy) for _, accuracy, nfe, _ in merged)
+        title = f"blocks of {block}" if block else "full diffusion"
+        panels.append(Panel(title=title, curves=curves, x="evaluations (NFE)", y="accuracy"))
+    draw(path, panels, columns=2)
+
+
+def _draw_orders(path: Path, orders: Sequence[Order]) -> None:
+    panels = []
+    for block in dict.fromkeys(order.block for order in orders):
+        own = {f"{o.label}" if o.seed is None else f"{o.label}, seed {o.seed}": o for o in orders if o.block == block}
+        title = f"blocks of {block}" if block else "full diffusion"
+        linear = ("linear", "linear")
+        steps = {label: list(enumerate(o.steps)) for label, o in own.items()}
+        counts = {label: list(enumerate(o.per_step, 1)) for label, o in own.items()}
+        panels.append(Panel(title=title, curves=steps, x="place", y="step, share of the last", scales=linear))
+        panels.append(Panel(title=title, curves=counts, x="step", y="tokens revealed", scales=linear))
+    if panels:
+        draw(path, panels, columns=2)
+
+
+def _merged(points: Sequence[Point]) -> list[tuple[float, float, float, float]]:
+    """(number, accuracy, NFE, error) of one label; the error is that of the mean over seeds, of one over problems."""
+    found = []
+    for number in dict.fromkeys(point.number for point in points):
+        same = [point for point in points if point.number == number]
+        accuracies = [point.accuracy for point in same]
+        if len(same) > 1:
+            error = float(np.std(accuracies, ddof=1)) / len(same) ** 0.5
+        else:
+            low, high = wilson_interval(round(accuracies[0] * same[0].problems), same[0].problems)
+            error = (high - low) / (2 * 1.96)
+        found.append((number, float(np.mean(accuracies)), float(np.mean([point.nfe for point in same])), error))
+    return found
+
+
+def _table(points: Sequence[Point]) -> str:
+    cells = []
+    for block in dict.fromkeys(point.block for point in points):
+        own = [point for point in points if point.block == block]
+        for label in dict.fromkeys(point.label for point in own):
+            of_label = [point for point in own if point.label == label]
+            seeds = len({point.seed for point in of_label})
+            for number, accuracy, nfe, error in _merged(of_label):
+                where = f"blocks of {block}" if block else "full"
+                cells.append([where, label, f"{number:g}", f"{nfe:.1f}", f"{accuracy:.1%} ± {error:.1%}", f"{seeds}"])
+    return markdown_table(["", "strategy", "number", "NFE", "accuracy ± standard error", "seeds"], cells)
+
+
+def _table_of_orders(orders: Sequence[Order]) -> str:
+    cells = []
+    for order in orders:
+        where = f"blocks of {order.block}" if order.block else "full"
+        seed = "" if order.seed is None else f"{order.seed}"
+        cells.append([where, order.label, seed, f"{order.left_to_right:+.2f}"])
+    return markdown_table(["", "strategy", "seed", "left to right"], cells)

@@ -1,0 +1,86 @@
+"""trimask train-policy: learn which tokens to unmask when, on a model that stays as it is; the same command resumes.
+
+The policy is then a strategy: `trimask generate RUN --strategy policies/fast`.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from trimask.configs.policies import POLICIES
+from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.evaluate import require_same_tokenizers
+from trimask.diffusion.train import Loaded, load
+from trimask.diffusion.transformer import num_parameters
+from trimask.sampling_rl.problems import ProblemSet
+from trimask.sampling_rl.tasks import from_prepared
+from trimask.sampling_rl.train import PolicyTrainConfig, train_policy
+from trimask.scripts import cli
+from trimask.scripts.console import console, option, parse
+from trimask.tokenizers.vocabulary import TEXT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Where to, for which model, on which problems, and how."""
+
+    policy: tyro.conf.Positional[Path]
+    """Folder to write: policy.json, config.json, checkpoints/, metrics.jsonl."""
+    run: Path
+    """Run folder of the model."""
+    data: Path | None = None
+    """Folder that `trimask prepare` wrote, whose questions are the problems. None: what the run was trained on."""
+    dataset: str | None = None
+    """Dataset with the questions. None: the only one."""
+    task: str = TEXT
+    """What is asked, as text (a prompt's response), text_to_image or audio_to_text."""
+    split: str = "train"
+    """Split with the questions."""
+    max_problems: int | None = None
+    """At most so many of them. None: all."""
+    preset: str | None = None
+    """Named settings whose values are the defaults."""
+    config: Annotated[PolicyTrainConfig, tyro.conf.arg(name="")]
+
+
+def problems_of(
+    loaded: Loaded, data: Path | None, dataset: str | None, task: str, split: str, most: int | None
+) -> ProblemSet:
+    """The questions that a command names."""
+    prepared = Prepared(data or Path(loaded.description.data))
+    require_same_tokenizers(loaded, prepared)
+    names = list(prepared.manifest.datasets)
+    if dataset is None and len(names) > 1:
+        raise ValueError(f"{prepared.folder} has several datasets; --dataset names one of {', '.join(names)}")
+    return from_prepared(prepared, dataset or names[0], task, split, max_examples=most)
+
+
+def run(arguments: Arguments) -> None:
+    """Trains and says where the policy is."""
+    loaded = load(arguments.run)
+    where = (arguments.data, arguments.dataset, arguments.task, arguments.split, arguments.max_problems)
+    problems = problems_of(loaded, *where)
+    about = f"{arguments.run} at step {loaded.step}: {len(problems.problems)} problems of {problems.name}"
+    policy = train_policy(arguments.policy, arguments.config, problems, loaded.denoise, about)
+    size = f"{num_parameters(policy.parameters):,} parameters"
+    console.print(f"A policy of {size}: {arguments.policy}", markup=False, highlight=False)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of the command."""
+    name = option(list(arguments), "--preset")
+    if name is not None and name not in POLICIES:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(POLICIES)}")
+    config = POLICIES[name]() if name else PolicyTrainConfig()
+    default = Arguments(policy=tyro.MISSING, run=tyro.MISSING, preset=name, config=config)
+    listed = "\n".join(f"  {preset:8} {make.__doc__}" for preset, make in POLICIES.items())
+    description = f"{__doc__}\n\nWhat --preset can name; its values are the defaults shown below:\n{listed}"
+    run(parse(Arguments, list(arguments), "train-policy", description, default))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["train-policy", *sys.argv[1:]]))
