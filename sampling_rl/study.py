@@ -208,7 +208,9 @@ def _order(block: int, label: str, seed: int | None, paths: Sequence[Sequence[An
         shares[row, : len(when)] = when / when.max()
         counts[row, : int(when.max())] = np.bincount(when.astype(int))[1:]
     tendency = float(np.mean(correlations)) if correlations else 0.0
-    return Order(block, label, seed, tendency, tuple(np.nanmean(shares, axis=0)), tuple(counts.mean(axis=0)))
+    return Order(
+        block, label, seed, tendency, tuple(np.nanmean(shares, axis=0).tolist()), tuple(counts.mean(axis=0).tolist())
+    )
 
 
 def _when(path: Sequence[Answer]) -> Float[np.ndarray, " asked"]:
@@ -237,12 +239,16 @@ def _draw_orders(path: Path, orders: Sequence[Order]) -> None:
         own = {f"{o.label}" if o.seed is None else f"{o.label}, seed {o.seed}": o for o in orders if o.block == block}
         title = f"blocks of {block}" if block else "full diffusion"
         linear = ("linear", "linear")
-        steps = {label: list(enumerate(o.steps)) for label, o in own.items()}
-        counts = {label: list(enumerate(o.per_step, 1)) for label, o in own.items()}
+        steps = {label: _numbered(o.steps, 0) for label, o in own.items()}
+        counts = {label: _numbered(o.per_step, 1) for label, o in own.items()}
         panels.append(Panel(title=title, curves=steps, x="place", y="step, share of the last", scales=linear))
         panels.append(Panel(title=title, curves=counts, x="step", y="tokens revealed", scales=linear))
     if panels:
         draw(path, panels, columns=2)
+
+
+def _numbered(values: Sequence[float], first: int) -> list[tuple[float, float]]:
+    return [(float(number), value) for number, value in enumerate(values, first)]
 
 
 def _merged(points: Sequence[Point]) -> list[tuple[float, float, float, float]]:

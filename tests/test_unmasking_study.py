@@ -1,0 +1,107 @@
+"""The study of policies beside heuristics, and the command that trains them, on an untrained model."""
+
+import csv
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from test_policy import SMALL
+
+from trimask.diffusion.loop import LoopConfig
+from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.sampling.requests import Generator
+from trimask.diffusion.studies.trials import Trials
+from trimask.sampling_rl.grpo import GRPOConfig
+from trimask.sampling_rl.study import Point, UnmaskingStudy, _merged, _when, study
+from trimask.sampling_rl.tasks import from_prepared
+from trimask.sampling_rl.train import PolicyTrainConfig, train_policy
+from trimask.scripts import train_policy as command
+
+CONFIG = PolicyTrainConfig(
+    policy=SMALL,
+    grpo=GRPOConfig(group=2, updates=1, chunk=16),
+    generation=GenerationConfig(temperature=0.0, stop_at_eos=False, block_length=2),
+    problems_per_step=5,
+    loop=LoopConfig(log_every=1, spike_factor=None),
+)
+STUDY = UnmaskingStudy(
+    dataset="sums",
+    blocks=(2, 0),
+    steps=(1, 2),
+    planned=("confidence",),
+    thresholds=(0.9,),
+    factors=(),
+    entropy_bounds=(),
+    scales=(1.0, 3.0),
+    shown=3,
+)
+
+
+@pytest.fixture(scope="module")
+def policies(loaded, prepared, tmp_path_factory):
+    """Two policies that differ in their seed."""
+    problems = from_prepared(prepared, "sums", "text", "train")
+    folders = [tmp_path_factory.mktemp("policies") / f"seed{seed}" for seed in (0, 1)]
+    for seed, folder in enumerate(folders):
+        train_policy(folder, dataclasses.replace(CONFIG, seed=seed), problems, loaded.denoise, "sums")
+    return tuple(map(str, folders))
+
+
+def test_heuristics_and_policies_are_measured_in_every_setting(policies, loaded, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("trimask.sampling_rl.study.load", lambda folder: loaded)
+    text = study(dataclasses.replace(STUDY, policies=policies), Trials(tmp_path, prepared.folder, 0, lambda *_: None))
+    with (tmp_path / "points.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    label = "policy, α 1, blocks of 2"
+    expected = {"confidence": 2, "threshold": 1, "leftmost": 1, label: 4}
+    for block in ("2", "0"):
+        own = [row["label"] for row in rows if row["block"] == block]
+        assert {name: own.count(name) for name in own} == expected
+    assert all(1 <= float(row["nfe"]) <= 4 and 0 <= float(row["accuracy"]) <= 1 for row in rows)
+    assert text.count(label) == 2 * 2 + 2 * 2 and (tmp_path / "fronts.png").stat().st_size
+    with (tmp_path / "orders.csv").open() as file:
+        orders = list(csv.DictReader(file))
+    assert len(orders) == 2 * (1 + 1 + 2) and (tmp_path / "orders.png").stat().st_size
+    # Leftmost in blocks of two goes from left to right.
+    (leftmost,) = (row for row in orders if row["label"] == "leftmost" and row["block"] == "2")
+    assert float(leftmost["left_to_right"]) > 0.5
+
+
+def test_curves_of_several_seeds_are_one_with_the_error_of_the_mean():
+    points = [Point(0, "p", 1.0, accuracy, nfe, 50, seed) for seed, (accuracy, nfe) in enumerate([(0.4, 5), (0.6, 7)])]
+    ((number, accuracy, nfe, error),) = _merged(points)
+    assert (number, accuracy, nfe) == (1.0, 0.5, 6.0) and error == pytest.approx(0.1)
+    ((_, _, _, alone),) = _merged(points[:1])
+    assert alone == pytest.approx(math.sqrt(0.24 / 50), rel=0.05)
+
+
+def test_the_step_of_a_place_is_the_one_that_revealed_it(loaded, prepared):
+    problem = from_prepared(prepared, "sums", "text", "test").problems[0]
+    how = GenerationConfig(strategy="given", steps=problem.length, temperature=0.0, stop_at_eos=False)
+    (path,) = Generator(loaded.denoise, loaded.vocabulary).trajectories([problem.request], how, 0)
+    np.testing.assert_array_equal(_when(path), np.arange(1, problem.length + 1))
+
+
+def test_the_command_trains_on_questions_of_prepared_data(loaded, prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "load", lambda folder: loaded)
+    words = [str(tmp_path / "fast"), "--run", str(tmp_path), "--data", str(prepared.folder), "--preset", "blocks"]
+    small = ["--policy.width", "8", "--policy.mlp-width", "8", "--policy.num-heads", "1", "--grpo.group", "2"]
+    with pytest.raises(ValueError, match="several datasets; --dataset names one of drawn"):
+        command.main([*words, *small])
+    command.main([*words, *small, "--dataset", "sums", "--max-problems", "8"])
+    config = json.loads((tmp_path / "fast/config.json").read_text())
+    assert config["generation"]["block_length"] == 8 and config["grpo"]["learning_rate"] == 1e-3
+    assert len((tmp_path / "fast/metrics.jsonl").read_text().splitlines()) == 1
+    assert "A policy of" in capsys.readouterr().out
+    about = json.loads((tmp_path / "fast/policy.json").read_text())
+    assert "8 problems of sums text train" in about["trained_on"]
+    with pytest.raises(ValueError, match="no preset 'quick'; there are paper"):
+        command.main(["policies/p", "--run", "x", "--preset", "quick"])
+
+
+@pytest.mark.parametrize("bad", [{"blocks": (-1,)}, {"thresholds": (2.0,)}, {"shown": 0}])
+def test_impossible_studies_are_refused(bad):
+    with pytest.raises(ValueError, match="must be"):
+        UnmaskingStudy(**bad)
