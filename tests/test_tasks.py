@@ -81,18 +81,14 @@ def test_additions_are_graded_by_what_they_come_to(puzzled):
     assert graded(puzzled.tokenizers, exact, [total]) == [0]
 
 
-@given(st.data())
-def test_what_was_never_revealed_is_left_out_of_a_text(puzzled, data):
+@given(st.data(), st.integers(0, 5))
+def test_what_was_never_revealed_is_left_out_of_a_text(puzzled, data, hidden_eos):
     problems = from_prepared(puzzled, "addition", "text", "test")
     truth = problems.problems[0].reference["text"]
-    is_hidden = data.draw(st.lists(st.booleans(), min_size=BUFFER, max_size=BUFFER))
-    whole = truth.ljust(BUFFER, "$")
-    shown = "".join("_" if hidden else c for c, hidden in zip(whole, is_hidden, strict=True))
-    # Hidden EOS change nothing, as long as there is no text after.
-    read = shown.replace("_", "").partition("$")[0]
-    text = shown.rstrip("$")
-    expected = float(read.split(" ")[-1] == truth.split(" ")[-1])
-    assert graded(puzzled.tokenizers, problems, [text.replace("$", "")]) == [expected]
+    is_hidden = data.draw(st.lists(st.booleans(), min_size=len(truth), max_size=len(truth)))
+    shown = "".join("_" if hidden else c for c, hidden in zip(truth, is_hidden, strict=True)) + "_" * hidden_eos
+    right = shown.replace("_", "").split(" ")[-1] == truth.split(" ")[-1]
+    assert graded(puzzled.tokenizers, problems, [shown]) == [float(right)]
 
 
 def test_some_are_spread_evenly(puzzled):
@@ -155,7 +151,8 @@ def test_what_cannot_be_asked_or_graded_is_refused(prepared, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("found", "reason"), [(0.5, "one score for all"), ([1.5], r"scores in \[0, 1\], got 1.5 to 1.5")]
+    ("found", "reason"),
+    [(0.5, "one score for all"), ([1.5], r"scores in \[0, 1\], got 1.5 to 1.5"), ([-0.5], "got -0.5 to -0.5")],
 )
 def test_scores_that_are_no_grades_are_refused(puzzled, found, reason):
     problems = from_prepared(puzzled, "addition", "text", "test", judge=lambda *_: found)
