@@ -159,7 +159,7 @@ def final_number(media: AnySequence[str], references: AnySequence[Mapping[str, A
 def number_of(text: str) -> Decimal | None:
     """The one number in the last <answer>…</answer>, else after the last #### of a text; None where there is none."""
     tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
-    stated = tagged[-1] if tagged else text.rpartition("####")[2] if "####" in text else ""
+    stated = tagged[-1] if tagged else text.rpartition("####")[2].partition("\n")[0] if "####" in text else ""
     numbers = _NUMBER.findall(stated)
     return Decimal(re.sub("[$,]", "", numbers[0])) if len(numbers) == 1 else None
 
