@@ -53,6 +53,13 @@ def pytest_unconfigure(config):
         shutil.rmtree(Path(os.environ[_COMPILED]), ignore_errors=True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs():
+    """Lets go of what a module compiled: thousands of programs are more than the system has room for in a process."""
+    yield
+    jax.clear_caches()
+
+
 @dataclass(frozen=True)
 class Synthetic:
     """20 training and 12 held-out examples of a kind, without any dataset."""
