@@ -27,7 +27,7 @@ SMALL = [
     "--per-evaluation",
     "1",
 ]
-QUICK = [*SMALL, "--rows", "1", "2", "--repeats", "1", "--caches", "none", "dual"]
+QUICK = [*SMALL, "--rows", "2", "--repeats", "1", "--caches", "none", "dual"]
 
 FAKE = '''
 """Stands in for a Python with PyTorch: answers every case with one token, and says what it was given."""
@@ -44,11 +44,11 @@ for case in spec["cases"]:
 def test_every_case_has_its_line_and_numbers_that_fit(tmp_path):
     main(["sample", str(tmp_path / "out"), *QUICK])
     cases = json.loads((tmp_path / "out/sample.json").read_text())["cases"]
-    assert [(c["rows"], c["cache"]) for c in cases] == [(r, c) for r in (1, 2) for c in ("none", "dual")]
+    assert [(c["rows"], c["cache"]) for c in cases] == [(r, c) for r in (2,) for c in ("none", "dual")]
     for case in cases:
         assert case["evaluations"] == 4 and case["seconds"] > 0
         assert case["tokens_per_second"] == pytest.approx(case["rows"] * 4 / case["seconds"])
-    assert (tmp_path / "out/sample.md").read_text().count("| trimask |") == 4
+    assert (tmp_path / "out/sample.md").read_text().count("| trimask |") == 2
 
 
 def test_other_code_gets_our_weights_and_prompts_and_is_compared(tmp_path, monkeypatch):
@@ -60,7 +60,7 @@ def test_other_code_gets_our_weights_and_prompts_and_is_compared(tmp_path, monke
     main(["sample", "out", *QUICK, "--llada", "a", "--fast-dllm", "b", "--python", str(python)])
     cases = json.loads(Path("out/sample.json").read_text())["cases"]
     theirs = [c for c in cases if c["code"] != "trimask"]
-    assert [c["code"] for c in theirs] == ["LLaDA"] * 2 + ["Fast-dLLM"] * 4
+    assert [c["code"] for c in theirs] == ["LLaDA"] + ["Fast-dLLM"] * 2
     assert all(np.isfinite(c["parted_at"]) and c["parted_at"] >= 0 for c in theirs)
     assert all(c["seconds"] == 3.0 and 0 <= c["same_tokens"] < 1 for c in theirs)
     ours = {(c["rows"], c["cache"]): c["seconds"] for c in cases if c["code"] == "trimask"}

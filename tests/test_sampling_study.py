@@ -47,12 +47,13 @@ def test_answers_that_are_all_the_same_are_not_chosen_while_others_differ():
 SMALL = SamplingStudy(
     guidances=(0.0, 1.0),
     temperatures=(1.0,),
-    steps=(1, 2),
+    steps=(1,),
     planned=("random",),
-    thresholds=(0.5,),
+    thresholds=(),
     factors=(),
     entropy_bounds=(),
     blocks=(1, 1000),
+    draws=2,
 )
 
 
@@ -62,35 +63,31 @@ def trials(loaded, prepared, tmp_path, monkeypatch):
     return Trials(tmp_path, prepared.folder, 0, lambda *_: None)
 
 
-def test_every_task_is_measured_and_each_modality_gets_a_way(trials, loaded, tmp_path):
-    text = study(SMALL, trials)
+def test_every_task_is_measured_and_what_is_chosen_becomes_the_runs_default(trials, loaded, tmp_path):
+    text = study(dataclasses.replace(SMALL, modalities=("text", "image"), apply=True), trials)
     with (tmp_path / "points.csv").open() as file:
         rows = list(csv.DictReader(file))
     lines = {(row["task"].split(": ")[1], row["judge"]) for row in rows}
     texts = {(task, "exact_match") for task in ("text", "image_to_text", "audio_to_text")}
-    media = {(task, judge) for task in ("text_to_image", "text_to_audio") for judge in ("label", "frechet")}
+    media = {("text_to_image", judge) for judge in ("label", "frechet")}
     assert lines == texts | media
-    # Before, two guidances, two steps of random, a threshold, three caches; of text there is no guidance to choose.
+    # Before, two guidances, one step of random, three caches; of text there is no guidance to choose.
     for task, judge in lines:
         own = [row for row in rows if row["task"].endswith(f": {task}") and row["judge"] == judge]
         parts = Counter(row["part"] for row in own)
-        assert parts == {"before": 1, "guidance": 1 if (task, judge) in texts else 2, "strategy": 3, "cache": 3}
+        assert parts == {"before": 1, "guidance": 1 if (task, judge) in texts else 2, "strategy": 1, "cache": 3}
         assert all(float(row["error"]) >= 0 for row in own)
         # Blocks of one token: a cache that is made anew for each approximates nothing.
         assert len({row["value"] for row in own if row["part"] == "cache"}) == 1
     ways = json.loads((tmp_path / "generation.json").read_text())
-    assert set(ways) == {"text", "image", "audio"} and ways["text"]["guidance"] == 0
+    assert set(ways) == {"text", "image"} and ways["text"]["guidance"] == 0
     assert (tmp_path / "guidance.png").stat().st_size and (tmp_path / "fronts.png").stat().st_size
-    assert text.count("| chosen |") == text.count("| before |") == 5
-    assert not (loaded.folder / "config.json").exists()
-
-
-def test_what_is_chosen_can_become_the_runs_default(trials, loaded, tmp_path):
-    study(dataclasses.replace(SMALL, apply=True), trials)
+    assert text.count("| chosen |") == text.count("| before |") == 4
     description = configuration.load(loaded.folder / "config.json", RunDescription)
     (loaded.folder / "config.json").unlink()
-    ways = json.loads((tmp_path / "generation.json").read_text())
-    assert {name: configuration.to_dict(way) for name, way in description.train.generation.items()} == ways
+    usual = {name: configuration.to_dict(way) for name, way in loaded.description.train.generation.items()}
+    found = {name: configuration.to_dict(way) for name, way in description.train.generation.items()}
+    assert found == usual | ways
     assert description == dataclasses.replace(loaded.description, train=description.train)
 
 
