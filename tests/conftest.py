@@ -55,7 +55,7 @@ def pytest_unconfigure(config):
 
 @pytest.fixture(scope="module", autouse=True)
 def room_for_programs():
-    """Lets go of what was compiled when it is much: a process may map 65,530 pieces of memory, and programs are some."""
+    """Lets go of what was compiled when it is much: a process may map 65,530 pieces of memory, and programs do."""
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > 25_000:
