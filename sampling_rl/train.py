@@ -121,12 +121,12 @@ class PolicyTraining:
         self.experts = [dataclasses.replace(expert, threshold=threshold) for threshold in config.experts]
         self.most_steps = max(most_steps(self.rules, problems.length), problems.length)
 
-    def init(self, parameters: Parameters | None = None) -> PolicyState:
-        """The state before the first step; None: random parameters."""
-        if parameters is None and self.config.init_from is not None:
-            parameters = self._taken_over(self.config.init_from)
-        if parameters is None:
+    def init(self) -> PolicyState:
+        """The state before the first step, of random parameters or of those that are taken over."""
+        if self.config.init_from is None:
             parameters = new_parameters(self.config.policy, jax.random.fold_in(self.key, 0))
+        else:
+            parameters = self._taken_over(self.config.init_from)
         start = jax.tree.map(jnp.copy, parameters) if self.config.grpo.kl else None
         return PolicyState(parameters, self.optimizer.init(parameters), start, jnp.zeros((), jnp.int32))
 

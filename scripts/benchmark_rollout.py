@@ -5,6 +5,7 @@ loop on the device (`rollout`, which GRPO uses), in the vector environment, in G
 environments and, in a Python that has PyTorch (--python), in a plain loop over networks of the same sizes.
 """
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from trimask.sampling_rl.problems import Problem, ProblemSet
 from trimask.sampling_rl.rollout import Recorder, rollout, rows_of
 from trimask.scripts import cli
 from trimask.scripts.benchmark import write
-from trimask.scripts.benchmark_sample import shape
+from trimask.scripts.benchmark_sample import denoise_with, shape
 from trimask.scripts.console import parse, progress_report
 from trimask.tokenizers.sequence import Example, Segment
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -99,7 +100,7 @@ def run(arguments: Arguments) -> list[Case]:
     if arguments.python is not None:
         cases.append(_case("PyTorch", setting.in_torch(arguments.python)))
     ours = cases[0].evaluations_per_second
-    cases = [cases[0], *(Case(*_fields(case), ours / case.evaluations_per_second) for case in cases[1:])]
+    cases[1:] = [dataclasses.replace(case, speedup=ours / case.evaluations_per_second) for case in cases[1:]]
     cells = []
     for case in cases:
         own = [case.code, f"{case.episodes_per_second:,.1f}", f"{case.evaluations_per_second:,.1f}"]
@@ -107,10 +108,6 @@ def run(arguments: Arguments) -> list[Case]:
         cells.append([*own, f"{case.evaluations_per_episode:.1f}", faster])
     write(arguments.out, "rollout", arguments, cases, _COLUMNS, cells)
     return cases
-
-
-def _fields(case: Case) -> tuple[str, float, float, float]:
-    return case.code, case.episodes_per_second, case.evaluations_per_second, case.evaluations_per_episode
 
 
 def _timed(play: Callable[[int], tuple[int, int]], number: int) -> tuple[float, int, int]:
@@ -135,7 +132,7 @@ class _Setting:
         self.vocabulary = Vocabulary(text_size=arguments.vocabulary)
         self.network = TransformerConfig(width=width, num_layers=layers, num_heads=width // 64)
         graph, parameters = nnx.split(Transformer(self.network, self.vocabulary, key=jax.random.key(0)))
-        self.denoise = Partial(partial(_denoise, graph), parameters)
+        self.denoise = Partial(partial(denoise_with, graph), parameters)
         self.policy = PolicyConfig()
         self.parameters = new_parameters(self.policy, jax.random.key(1))
         rng = np.random.default_rng(0)
@@ -205,10 +202,6 @@ class _Setting:
             raise RuntimeError(f"{' '.join(command[:2])} failed:\n{done.stderr.strip()[-2000:]}")
         found = json.loads(done.stdout.splitlines()[-1])["found"]
         return [(seconds, self.arguments.episodes, evaluations) for seconds, evaluations in found]
-
-
-def _denoise(graph, parameters, sequence, positions=None, cache=None):
-    return nnx.merge(graph, parameters)(sequence, positions, cache)
 
 
 @partial(jax.jit, static_argnums=0)

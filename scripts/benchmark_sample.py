@@ -164,7 +164,7 @@ def _network(arguments: Arguments, size: str) -> list[Case]:
     model.unembedding[...] = model.unembedding[...] * width**0.5
     graph, parameters = nnx.split(model)
     parameters = jax.tree.map(lambda x: x.astype(arguments.dtype), parameters)
-    denoise = Partial(partial(_denoise, graph), parameters)
+    denoise = Partial(partial(denoise_with, graph), parameters)
     text = vocabulary.ranges[1]
     shape_of_prompts = (max(arguments.rows), arguments.prompt)
     prompts = np.random.default_rng(0).integers(text.start, text.stop, shape_of_prompts).astype(np.int32)
@@ -229,7 +229,8 @@ def _step(denoise, strategy, rules, state, cache) -> tuple[State, Cache, Float[A
     return loop.reveal(state, seen, choice, rules), new_cache if cache is None else cache, lead
 
 
-def _denoise(graph, parameters, sequence, positions=None, cache=None):
+def denoise_with(graph, parameters, sequence, positions=None, cache=None):
+    """The network as a function of its parameters too."""
     return nnx.merge(graph, parameters)(sequence, positions, cache)
 
 
@@ -350,15 +351,20 @@ def _llada_weights(model: Transformer) -> dict[str, np.ndarray]:
     return {f"model.transformer.{name}": weight for name, weight in weights.items()}
 
 
-_COLUMNS = ["code", "size", "parameters", "length", "block", "rows", "cache"]
-_COLUMNS += ["tokens/s", "ms/evaluation", "ours is faster by", "same tokens", "parted at"]
+_COLUMNS = ["code", "size", "parameters", "length", "block", "rows", "cache", "NFE"]
+_COLUMNS += ["tokens/s", "ms/NFE", "ours is faster by", "same tokens", "parted at"]
 
 
 def _cells(cases: Sequence[Case]) -> list[list[str]]:
     rows = []
     for case in sorted(cases, key=lambda c: (c.parameters, c.key, c.code != "trimask")):
         own = [case.code, case.size, f"{case.parameters:,}", str(case.length), str(case.block), str(case.rows)]
-        own += [case.cache, f"{case.tokens_per_second:,.1f}", f"{case.milliseconds_per_evaluation:,.1f}"]
+        own += [
+            case.cache,
+            str(case.evaluations),
+            f"{case.tokens_per_second:,.1f}",
+            f"{case.milliseconds_per_evaluation:,.1f}",
+        ]
         own.append("" if case.speedup is None else f"×{case.speedup:.2f}")
         own.append("" if case.same_tokens is None else f"{case.same_tokens:.1%}")
         rows.append([*own, "" if case.parted_at is None else f"{case.parted_at:.1e}"])
