@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium.error import ResetNeeded
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from trimask.diffusion.denoiser import Denoiser
 from trimask.diffusion.sampling import loop
@@ -23,6 +23,7 @@ from trimask.diffusion.sampling.guidance import Guidance, answering
 from trimask.diffusion.sampling.state import Choice, Observation, Rules, State, start
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.reward import Reward
+from trimask.sampling_rl.rollout import gather_asked, scatter_asked
 from trimask.tokenizers.sequence import Example, Sequence, assemble, disassemble, empty, stack
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -186,22 +187,6 @@ class _Facts(NamedTuple):
     is_done: Bool[Array, " rows"]
     is_whole: Bool[Array, " rows"]
     """True where everything is revealed."""
-
-
-def gather_asked(
-    values: Shaped[Array, "rows seq *rest"], is_asked: Bool[Array, "rows seq"], length: int
-) -> Shaped[Array, "rows asked *rest"]:
-    """Values at the asked positions of each row, in order; 0 or False past the last."""
-    places = jnp.argsort(~is_asked, axis=-1, stable=True)[:, :length]
-    exists = jnp.arange(length) < is_asked.sum(axis=-1, keepdims=True)
-    places, exists = (x.reshape(*x.shape, *[1] * (values.ndim - 2)) for x in (places, exists))
-    return jnp.where(exists, jnp.take_along_axis(values, places, axis=1), jnp.zeros((), values.dtype))
-
-
-def scatter_asked(bits: Bool[Array, "rows asked"], is_asked: Bool[Array, "rows seq"]) -> Bool[Array, "rows seq"]:
-    """The inverse: True at the asked positions whose bit is set."""
-    number = jnp.maximum(jnp.cumsum(is_asked, axis=-1) - 1, 0)
-    return is_asked & jnp.take_along_axis(bits, number, axis=1)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -13,7 +13,7 @@ from operator import itemgetter
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float16, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float16, Int, PRNGKeyArray, Shaped, UInt8
 
 from trimask.diffusion.sampling import loop
 from trimask.diffusion.sampling.policy import LearnedStrategy, PolicyConfig, Ranks, features_of
@@ -40,8 +40,6 @@ class Trajectories:
     action: UInt8[Array, "episodes steps bytes"] | Int[Array, "episodes steps asked"]
     """Bits of bernoulli, int16 ranks of dpls."""
     is_asked: Bool[Array, "episodes asked"]
-    places: Int[Array, "episodes asked"]
-    """Position in the row."""
     num_steps: Int[Array, " episodes"]
 
 
@@ -80,7 +78,6 @@ def step_of(trajectories: Trajectories, episodes: Int[Array, " batch"], steps: I
 def nothing(config: PolicyConfig, is_asked: Bool[Array, "episodes seq"], asked: int, steps: int) -> Trajectories:
     """Trajectories without a step, with room for so many."""
     episodes, num_bytes = len(is_asked), -(-asked // 8)
-    places = jnp.argsort(~is_asked, axis=-1, stable=True)[:, :asked]
     bits = jnp.zeros((episodes, steps, num_bytes), jnp.uint8)
     ranks = jnp.zeros((episodes, steps, asked), jnp.int16)
     return Trajectories(
@@ -88,10 +85,25 @@ def nothing(config: PolicyConfig, is_asked: Bool[Array, "episodes seq"], asked: 
         is_masked=bits,
         candidates=bits,
         action=bits if config.law == "bernoulli" else ranks,
-        is_asked=jnp.take_along_axis(is_asked, places, axis=-1),
-        places=places,
+        is_asked=gather_asked(is_asked, is_asked, asked),
         num_steps=jnp.zeros(episodes, jnp.int32),
     )
+
+
+def gather_asked(
+    values: Shaped[Array, "rows seq *rest"], is_asked: Bool[Array, "rows seq"], length: int
+) -> Shaped[Array, "rows asked *rest"]:
+    """Values at the asked positions of each row, in order; 0 or False past the last."""
+    places = jnp.argsort(~is_asked, axis=-1, stable=True)[:, :length]
+    exists = jnp.arange(length) < is_asked.sum(axis=-1, keepdims=True)
+    places, exists = (x.reshape(*x.shape, *[1] * (values.ndim - 2)) for x in (places, exists))
+    return jnp.where(exists, jnp.take_along_axis(values, places, axis=1), jnp.zeros((), values.dtype))
+
+
+def scatter_asked(bits: Bool[Array, "rows asked"], is_asked: Bool[Array, "rows seq"]) -> Bool[Array, "rows seq"]:
+    """The inverse: True at the asked positions whose bit is set."""
+    number = jnp.maximum(jnp.cumsum(is_asked, axis=-1) - 1, 0)
+    return is_asked & jnp.take_along_axis(bits, number, axis=1)
 
 
 @jax.tree_util.register_dataclass
@@ -114,7 +126,7 @@ class Recorder:
         rows, at = jnp.arange(len(seen.step)), jnp.where(seen.in_block.any(axis=-1), seen.steps_taken, 1 << 30)
 
         def wrote(old, new):
-            new = jnp.take_along_axis(new, memory.places.reshape(*memory.places.shape, *[1] * (new.ndim - 2)), axis=1)
+            new = gather_asked(new, seen.is_asked, memory.is_asked.shape[-1])
             new = jnp.packbits(new, axis=-1) if new.dtype == bool else new.astype(old.dtype)
             return old.at[rows, at].set(new, mode="drop")
 

@@ -22,9 +22,10 @@ from trimask.diffusion.sampling.guidance import answering
 from trimask.diffusion.sampling.state import Choice, start
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.sampling_rl.environment import UnmaskingEnv, UnmaskingVectorEnv
-from trimask.sampling_rl.episodes import UnmaskingConfig, gather_asked, scatter_asked
+from trimask.sampling_rl.episodes import UnmaskingConfig
 from trimask.sampling_rl.problems import Problem, ProblemSet
 from trimask.sampling_rl.reward import RewardConfig
+from trimask.sampling_rl.rollout import gather_asked, scatter_asked
 from trimask.tokenizers.sequence import assemble, direct, disassemble, stack
 
 NAME = "trimask/Unmasking-v0"

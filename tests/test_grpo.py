@@ -19,7 +19,7 @@ from trimask.diffusion.sampling.state import Rules, start
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.sampling_rl.grpo import Batch, GRPOConfig, advantages, gradient
 from trimask.sampling_rl.problems import Problem
-from trimask.sampling_rl.rollout import Recorder, episodes_of, most_steps, rollout, rows_of, step_of
+from trimask.sampling_rl.rollout import Recorder, episodes_of, gather_asked, most_steps, rollout, rows_of, step_of
 
 PROBLEMS = [Problem(text_request([1, *[-1] * 10]), {}), Problem(text_request([-1] * 7), {})] * 3
 ROWS = jax.tree.map(jnp.asarray, rows_of(PROBLEMS, VOCABULARY))
@@ -80,8 +80,7 @@ def test_what_is_stored_is_what_the_policy_saw_and_did(law, rules):
             (step.candidates, seen.candidates),
             (step.ranks, ranks),
         ):
-            at = stored.places.reshape(*stored.places.shape, *[1] * (theirs.ndim - 2))
-            np.testing.assert_array_equal(mine[active], jnp.take_along_axis(theirs, at, axis=1)[active])
+            np.testing.assert_array_equal(mine[active], gather_asked(theirs, state.is_asked, 10)[active])
         asked = (step.features, step.is_masked, step.is_asked, step.steps_taken)
         again = log_probability(law, logits_of(acts.config, acts.parameters, *asked), step.ranks, step.candidates)
         # The ratio of the first update.
