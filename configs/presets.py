@@ -87,6 +87,11 @@ def addition() -> Experiment:
     return _puzzles("addition", num_layers=2, response_tokens=48, horizon_tokens=4_000_000)
 
 
+def cups() -> Experiment:
+    """The shell game, followed swap by swap or at a glance: two minutes on two cores."""
+    return _puzzles("cups", num_layers=2, response_tokens=32, horizon_tokens=5_000_000)
+
+
 def sudoku() -> Experiment:
     """4×4 sudoku, for a model of one layer, which has to look again and again: one minute on two cores."""
     return _puzzles("sudoku", num_layers=1, response_tokens=32, horizon_tokens=1_500_000)
@@ -97,6 +102,7 @@ PRESETS: dict[str, Callable[[], Experiment]] = {
     "small": small,
     "digits_real": digits_real,
     "addition": addition,
+    "cups": cups,
     "sudoku": sudoku,
 }
 

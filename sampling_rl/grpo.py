@@ -146,22 +146,21 @@ def gradient(
     config: GRPOConfig,
     experts: int = 0,
 ) -> tuple[Parameters, Float[Array, "episodes steps"], dict[str, Mean]]:
-    """Gradient of −J, log-likelihoods of all steps, and metrics; `chunk` steps at a time, only those there are.
+    """Gradient of −J, log-likelihoods of steps, and metrics; `chunk` steps at a time, only of groups with signal.
 
     The metric log_likelihood is of steps whose advantage is positive.
     """
     trajectories = batch.trajectories
     episodes, most = trajectories.features.shape[:2]
-    is_step = jnp.arange(most) < trajectories.num_steps[:, None]
+    is_step = (jnp.arange(most) < trajectories.num_steps[:, None]) & batch.has_signal[:, None]
     order = jnp.argsort(~is_step.reshape(-1), stable=True)
     order = jnp.pad(order, (0, -len(order) % config.chunk), constant_values=episodes * most)
     num_chunks = -(-is_step.sum() // config.chunk)
     candidates = jax.lax.population_count(trajectories.candidates).sum(axis=-1)
-    counts = is_step & batch.has_signal[:, None]
     if config.normalise == "step":
-        weight = counts / jnp.maximum(trajectories.num_steps, 1)[:, None] / jnp.maximum(batch.has_signal.sum(), 1)
+        weight = is_step / jnp.maximum(trajectories.num_steps, 1)[:, None] / jnp.maximum(batch.has_signal.sum(), 1)
     else:
-        weight = counts * candidates / jnp.maximum(jnp.sum(counts * candidates), 1)
+        weight = is_step * candidates / jnp.maximum(jnp.sum(is_step * candidates), 1)
 
     def loss(parameters, episode, number, is_there):
         step = step_of(trajectories, episode, number)

@@ -1,4 +1,4 @@
-"""Episodes of a policy or a strategy on a batch of problems, on the device in one loop, and what is learned from them.
+"""Episodes of a policy or a strategy on a batch of problems, on the device in one call, and what is learned from them.
 
 Every step of an episode is stored as the policy saw it, and with its rounding: inputs in half precision, masks and
 revealed positions as bits; for the law dpls the order of picks, 16 bits per position.
@@ -25,6 +25,9 @@ from trimask.tokenizers.vocabulary import Vocabulary
 
 _BUCKET = 8
 """Rows are padded to a multiple of so many tokens."""
+
+_FEWEST = 16
+"""No fewer rows are played by themselves."""
 
 
 @jax.tree_util.register_dataclass
@@ -165,7 +168,7 @@ def episodes_of(vocabulary: Vocabulary, state: State) -> list[Example]:
 def rollout(
     vocabulary: Vocabulary, denoise: Partial, how: How, rows: Sequence, key: PRNGKeyArray, *, asked: int, steps: int
 ) -> tuple[State, Trajectories]:
-    """An episode per row, in one loop that ends when all are done; the strategy of `how` is a `Recorder`.
+    """An episode per row, all in one call on the device; the strategy of `how` is a `Recorder`.
 
     `asked` is the most tokens that a row asks for, `steps` the most steps an episode can have.
     """
@@ -174,7 +177,18 @@ def rollout(
     assert isinstance(recorder, Recorder)
     state = start(rows, keys, rules.mask_id)
     memory = nothing(recorder.config, state.is_asked, asked, steps)
-    return loop.sample(denoiser, recorder, recorder.config.watching(rules), state, memory)
+    return _narrowing(partial(loop.sample, denoiser, recorder, recorder.config.watching(rules)), state, memory)
+
+
+def _narrowing(sample, state: State, memory: Trajectories) -> tuple[State, Trajectories]:
+    """Plays all rows until half of them are done, then the other half by themselves, and so on."""
+    half = len(state.step) // 2
+    if half < _FEWEST:
+        return sample(state, memory)
+    whole = sample(state, memory, half)
+    left = jnp.argsort(whole[0].is_done, stable=True)[:half]
+    part = _narrowing(sample, *jax.tree.map(lambda x: x[left], whole))
+    return jax.tree.map(lambda x, new: x.at[left].set(new), whole, part)
 
 
 def most_steps(rules: Rules, asked: int) -> int:

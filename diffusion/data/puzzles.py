@@ -14,7 +14,7 @@ The same config gives the same records in the same order on every machine. What 
 import functools
 import itertools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -27,6 +27,9 @@ from trimask.diffusion.layout import Fill
 from trimask.tokenizers.vocabulary import TEXT
 
 SPLITS = ("train", "validation", "test")
+
+SWAPS = {"a": (1, 2), "b": (2, 3), "c": (3, 4), "d": (4, 5), "e": (1, 5)}
+"""Cups that change places, by the name of the swap."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,39 @@ class Sudoku:
         return [Puzzle(prompt, response) for prompt in prompts]
 
 
-CONFIGS: Mapping[str, Addition | Sudoku] = MappingProxyType(
+@dataclass(frozen=True, kw_only=True)
+class Cups:
+    """The shell game: under which of five cups is the ball, after so many swaps of two of them?"""
+
+    train: int
+    """Puzzles of a split."""
+    validation: int
+    test: int
+    swaps: int = 12
+    """How many, one after another."""
+    patience: float = 0.9
+    """To write down where the ball is after one swap more is so many times as likely."""
+    judge = "final_answer"
+    """As of `Addition`."""
+
+    def puzzles(self) -> dict[str, list[Puzzle]]:
+        """All of them by split."""
+        draw, found = random.Random("cups"), dict[str, Puzzle]()
+        counts = range(self.swaps)
+        while len(found) < self.train + self.validation + self.test:
+            start, swaps = draw.randint(1, 5), draw.choices(sorted(SWAPS), k=self.swaps)
+            places = cups_places(start, swaps)
+            (count,) = draw.choices(counts, [self.patience**count for count in counts])
+            prompt = f"{start}{''.join(swaps)}="
+            way = "".join(map(str, places[:count]))
+            found.setdefault(prompt, Puzzle(prompt, f"{way} {places[-1]}".strip()))
+        cut, puzzles = self.test + self.validation, list(found.values())
+        return {"train": puzzles[cut:], "validation": puzzles[self.test : cut], "test": puzzles[: self.test]}
+
+
+CONFIGS: Mapping[str, Addition | Sudoku | Cups] = MappingProxyType(
     {
+        "cups": Cups(train=60_000, validation=500, test=1_000),
         "addition": Addition(train=15_000, validation=500, test=1_000),
         "sudoku": Sudoku(train=70, validation=20, test=20),
     }
@@ -152,6 +186,15 @@ def column_sums(a: int, b: int) -> list[int]:
     return sums
 
 
+def cups_places(start: int, swaps: Sequence[str]) -> list[int]:
+    """The cup with the ball after each swap."""
+    places = [start]
+    for name in swaps:
+        one, other = SWAPS[name]
+        places.append({one: other, other: one}.get(places[-1], places[-1]))
+    return places[1:]
+
+
 @functools.cache
 def sudoku_grids() -> Int[np.ndarray, "grids 16"]:
     """All 288 full grids of digits 1 to 4: each once in every row, column and quarter."""
@@ -164,5 +207,5 @@ def sudoku_grids() -> Int[np.ndarray, "grids 16"]:
 
 
 @functools.cache
-def _puzzles(config: Addition | Sudoku) -> Mapping[str, list[Puzzle]]:
+def _puzzles(config: Addition | Sudoku | Cups) -> Mapping[str, list[Puzzle]]:
     return config.puzzles()

@@ -220,7 +220,7 @@ def _text(kills: Sequence[Kill], found: Sequence[str]) -> str:
     return "\n\n".join(
         [
             markdown_table(["kill", "aimed at", "step reached", "resumes at", "hit"], rows),
-            f"{len(kills)} kills, {inside} of them inside a checkpoint write: {verdict}.",
+            f"Killed: {len(kills)}×, {inside}× inside a checkpoint write. Found: {verdict}.",
             *(f"- different: {line}" for line in found[:20]),
         ]
     )
