@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.sampling.policy import PolicyConfig
 from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.train import PolicyTrainConfig
 
@@ -16,17 +17,40 @@ def paper() -> PolicyTrainConfig:
 
 
 def blocks() -> PolicyTrainConfig:
-    """In blocks of 8, for models and budgets of minutes: fewer updates, each of them larger."""
+    """In blocks of 8, for models and budgets of minutes: a quarter of the size, fewer updates, each of them larger."""
     return PolicyTrainConfig(
+        policy=PolicyConfig(width=64, mlp_width=256),
         generation=replace(_EPISODES, block_length=8),
-        grpo=GRPOConfig(learning_rate=1e-3, warmup=10, clip_norm=1.0, weight_decay=0.0),
+        grpo=GRPOConfig(learning_rate=3e-4, warmup=10, clip_norm=1.0, weight_decay=0.0),
         problems_per_step=8,
     )
 
 
 def full() -> PolicyTrainConfig:
+    """All at once, from the start that --init-from names."""
+    return replace(blocks(), generation=_EPISODES, expert_block=8)
+
+
+def steered() -> PolicyTrainConfig:
     """All at once, with an expert in every group (expert steering)."""
-    return replace(blocks(), generation=_EPISODES, experts=(0.9,), expert_block=8)
+    return replace(full(), experts=(0.7,))
 
 
-POLICIES: dict[str, Callable[[], PolicyTrainConfig]] = {"paper": paper, "blocks": blocks, "full": full}
+def imitation() -> PolicyTrainConfig:
+    """All at once, as the best of four thresholds in blocks of 8 would do: a start for `full`, or a baseline."""
+    return replace(
+        full(),
+        learns_from="experts",
+        experts=(0.3, 0.5, 0.7, 0.9),
+        grpo=replace(full().grpo, learning_rate=2e-3, updates=4),
+        problems_per_step=16,
+    )
+
+
+POLICIES: dict[str, Callable[[], PolicyTrainConfig]] = {
+    "paper": paper,
+    "blocks": blocks,
+    "full": full,
+    "steered": steered,
+    "imitation": imitation,
+}

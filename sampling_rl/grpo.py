@@ -61,7 +61,7 @@ class GRPOConfig:
     """AdamW's."""
     clip_norm: float = 0.2
     """Largest norm of a gradient."""
-    chunk: int = 512
+    chunk: int = 128
     """Steps whose gradient is computed at once."""
 
     def __post_init__(self):
