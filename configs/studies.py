@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from trimask.configs import policies
 from trimask.configs.presets import tiny
 from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.loss import LossConfig
@@ -32,7 +33,9 @@ from trimask.diffusion.studies.search import Search
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.train import TrainConfig
 from trimask.diffusion.transformer import TransformerConfig
+from trimask.sampling_rl import policy_study
 from trimask.sampling_rl import study as unmasking
+from trimask.sampling_rl.policy_study import PolicyStudy
 from trimask.sampling_rl.study import UnmaskingStudy
 
 DATA = tiny().prepare
@@ -119,6 +122,28 @@ def search_accelerator() -> Search:
     return Search(base=_proxy(256, 4, recipe, batch=2048), runs=601, per_round=20)
 
 
+def policies_cpu() -> PolicyStudy:
+    """Some fifty policies, of minutes each."""
+    return PolicyStudy(
+        blocks=policies.blocks(), full=policies.full(), steered=policies.steered(), imitation=policies.imitation()
+    )
+
+
+def policies_accelerator() -> PolicyStudy:
+    """Of the paper's size, and ten times as many problems."""
+    usual, of_paper = policies_cpu(), policies.paper().policy
+    return replace(
+        usual,
+        blocks=replace(usual.blocks, policy=of_paper),
+        full=replace(usual.full, policy=of_paper),
+        steered=replace(usual.steered, policy=of_paper),
+        imitation=replace(usual.imitation, policy=of_paper),
+        imitated=10 * usual.imitated,
+        problems=10 * usual.problems,
+        scratch=10 * usual.scratch,
+    )
+
+
 class Study(NamedTuple):
     run: Callable[[Any, Trials], str]
     """Takes the configuration and the runner of trials, writes tables and figures, returns what was found."""
@@ -161,6 +186,11 @@ STUDIES = {
         unmasking.study,
         {"cpu": UnmaskingStudy, "accelerator": UnmaskingStudy},
         "does a learned policy beat the heuristics? accuracy against evaluations, in blocks and without",
+    ),
+    "policies": Study(
+        policy_study.study,
+        {"cpu": policies_cpu, "accelerator": policies_accelerator},
+        "which policies learn what? trains them over rewards, starts, inputs and laws, and measures them as unmasking",
     ),
     "mask-variance": Study(
         mask_variance.study,

@@ -29,7 +29,7 @@ from trimask.diffusion.studies.findings import Panel, draw, markdown_table, writ
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.train import load
 from trimask.sampling_rl.problems import ProblemSet
-from trimask.sampling_rl.tasks import from_prepared
+from trimask.sampling_rl.tasks import from_prepared, only_dataset
 from trimask.sampling_rl.train import PolicyTrainConfig
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -40,7 +40,7 @@ _ROWS = 128
 class UnmaskingStudy:
     """Which model, which policies, and what they are compared with."""
 
-    run: str = "runs/addition"
+    run: str = "runs/cups"
     """Run folder of the model."""
     policies: tuple[str, ...] = ()
     """Folders that `trimask train-policy` wrote."""
@@ -50,10 +50,14 @@ class UnmaskingStudy:
     """What is asked."""
     split: str = "test"
     """Split with the problems."""
+    length: int | None = None
+    """Tokens of an answer. None: as many as it was prepared with."""
     max_examples: int | None = 300
     """At most so many problems. None: all."""
     blocks: tuple[int, ...] = (8, 0)
     """Block lengths; 0: without blocks (full diffusion)."""
+    everywhere: bool = False
+    """Whether a policy is measured in all of these, rather than in that alone in which it was trained."""
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """Of the strategies that reveal an even share."""
     planned: tuple[str, ...] = ("random", "confidence", "margin", "entropy")
@@ -109,11 +113,13 @@ class Point:
 def study(config: UnmaskingStudy, trials: Trials) -> str:
     """Measures everything, writes points.csv, orders.csv and figures; returns the text."""
     loaded, prepared = load(Path(config.run)), Prepared(trials.data)
-    names = list(prepared.manifest.datasets)
-    if config.dataset is None and len(names) > 1:
-        raise ValueError(f"{prepared.folder} has several datasets; dataset names one of {', '.join(names)}")
     problems = from_prepared(
-        prepared, config.dataset or names[0], config.task, config.split, max_examples=config.max_examples
+        prepared,
+        only_dataset(prepared, config.dataset),
+        config.task,
+        config.split,
+        length=config.length,
+        max_examples=config.max_examples,
     )
     generator = Generator(loaded.denoise, loaded.vocabulary, rows=_ROWS)
     points, orders = measured(generator, problems, config, trials.report)
@@ -130,12 +136,17 @@ def measured(
 ) -> tuple[list[Point], list["Order"]]:
     """All points and orders."""
     policies = [(name, open_policy(name), _training(name)) for name in config.policies]
+    for name, _, training in policies:
+        if not config.everywhere and training.block not in (None, *config.blocks):
+            raise ValueError(f"{name} was trained in blocks of {training.block}, which are not among {config.blocks}")
     ways: list[tuple[int, str, float, int | None, GenerationConfig]] = []
     for block in config.blocks:
         base = GenerationConfig(temperature=0.0, stop_at_eos=False, block_length=block or None)
         for way in config.heuristics():
             ways.append((block, way["strategy"], _number(way), None, dataclasses.replace(base, **way)))
         for name, policy, training in policies:
+            if not config.everywhere and training.block not in (None, block):
+                continue
             for scale in config.scales if policy.config.law == "bernoulli" else (1.0,):
                 how = dataclasses.replace(base, strategy=name, policy_scale=scale)
                 ways.append((block, training.label, scale, training.seed, how))
@@ -160,12 +171,14 @@ class Training:
 
     label: str
     seed: int | None
+    block: int | None
+    """Length of its blocks; 0: without."""
 
 
 def _training(name: str) -> Training:
     path = Path(name.partition("@")[0]) / "config.json"
     if not path.is_file():
-        return Training(Path(name).name, None)
+        return Training(Path(name).name, None, None)
     config = configuration.load(path, PolicyTrainConfig)
     block = config.generation.block_length
     where = "full diffusion" if block is None else f"blocks of {block}"
@@ -176,7 +189,7 @@ def _training(name: str) -> Training:
     parts += [config.policy.law] if config.policy.law != "bernoulli" else []
     parts += [" and ".join(config.policy.inputs)] if config.policy.inputs != ("confidence",) else []
     parts += [config.reward.kind] if config.reward.kind != "multiplicative" else []
-    return Training(", ".join(parts), config.seed)
+    return Training(", ".join(parts), config.seed, block or 0)
 
 
 def _number(way: dict[str, Any]) -> float:

@@ -8,6 +8,7 @@ lacks one is worth nothing. Any other grade: `dataclasses.replace(problems, grad
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,27 @@ _LINES = 1024
 """Of a file, read as a block."""
 
 
+def only_dataset(prepared: Prepared, name: str | None) -> str:
+    """The named dataset, or the only one that there is."""
+    names = list(prepared.manifest.datasets)
+    if name is None and len(names) > 1:
+        raise ValueError(f"{prepared.folder} has several datasets; --dataset names one of {', '.join(names)}")
+    return name or names[0]
+
+
 def from_prepared(
     prepared: Prepared,
     dataset: str,
     task: str,
     split: str,
     *,
+    length: int | None = None,
     max_examples: int | None = None,
     judge: str | Judge | None = None,
 ) -> ProblemSet:
     """What a task asks of a split: of all its examples, or of some, evenly spread.
 
+    `length` is how many tokens a question may be answered with; None: as many as it was prepared with.
     The judge is a name that `trimask evaluate --judge` takes, or a function of yours of the same kind. None: by which
     a puzzle is right, else the task's usual one.
     """
@@ -55,6 +66,8 @@ def from_prepared(
     asked, part = tasks[task], HeldOut(prepared, dataset, split, max_examples)
     if asked.condition is None and not all(record["num_given"] for record in part.records):
         raise ValueError(f"{prepared.folder}: {dataset} has texts without a question, to which no answer is right")
+    if length is not None and (asked.condition is not None or length < 1):
+        raise ValueError(f"the length of answers, at least 1, can be chosen of texts; got {length} of {task}")
     if judge is None or isinstance(judge, str):
         named = judge or _judge_of_puzzles(manifest)
         real = Real(prepared, dataset, EvaluateConfig.fit_examples)
@@ -68,7 +81,7 @@ def from_prepared(
         name=f"{dataset} {task} {split}",
         vocabulary=prepared.tokenizers.vocabulary,
         problems=[
-            Problem(question(asked, record), reference(asked, example))
+            Problem(_of_length(question(asked, record), length), reference(asked, example))
             for record, example in zip(part.records, part.raw, strict=True)
         ],
         grade=graded_by(chosen, prepared.tokenizers),
@@ -104,6 +117,16 @@ def gsm8k(
             raise BadRecord(str(path), record.line, str(error)) from error
     judge = NamedJudge("final_number", final_number, True, None)
     return ProblemSet(path.stem, prompts.tokenizers.vocabulary, problems, graded_by(judge, prompts.tokenizers))
+
+
+def _of_length(request: Example, length: int | None) -> Example:
+    """The question with so many tokens to answer it."""
+    if length is None:
+        return request
+    (segment,) = request.segments
+    given = segment.codes[segment.codes >= 0]
+    codes = np.concatenate([given, np.full(length, -1, segment.codes.dtype)])
+    return replace(request, segments=(replace(segment, codes=codes),))
 
 
 def graded_by(judge: NamedJudge, tokenizers: MediaTokenizers) -> Grade:

@@ -249,6 +249,11 @@ def over_devices(x: jax.Array) -> jax.Array:
     return jax.device_put(x, NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data")))
 
 
+def trained_on(run: str, step: int, problems: ProblemSet) -> str:
+    """A model and problems in words."""
+    return f"{run} at step {step}: {len(problems.problems)} problems of {problems.name}"
+
+
 def train_policy(
     folder: Path, config: PolicyTrainConfig, problems: ProblemSet, denoise: Partial, trained_on: str
 ) -> LearnedStrategy:

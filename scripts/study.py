@@ -21,6 +21,7 @@ from trimask.configs.studies import DATA, STUDIES
 from trimask.diffusion import configuration
 from trimask.diffusion.run_folder import writing
 from trimask.diffusion.studies.trials import Trials
+from trimask.diffusion.train import load
 from trimask.scripts import cli, prepare
 from trimask.scripts.console import console, option, progress_report
 from trimask.scripts.train import with_mixture
@@ -33,7 +34,8 @@ class Options:
     out: tyro.conf.Positional[Path]
     """Folder to write."""
     data: Path | None = None
-    """Folder that `trimask prepare` wrote. None: the embedded digits, prepared in OUT/data."""
+    """Folder that `trimask prepare` wrote. None: what the run was trained on, or, of studies that are trainings, the
+    embedded digits, prepared in OUT/data."""
     preset: Literal["cpu", "accelerator"] = "cpu"
     """Whose values are the defaults: for two cores and half an hour, or for an accelerator."""
     workers: int | None = None
@@ -44,7 +46,9 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
     """Runs a study and says what was found."""
     out, study = options.out, STUDIES[name]
     data = options.data
-    if data is None:
+    if data is None and "run" in _fields(config):
+        data = Path(load(Path(config.run)).description.data)
+    elif data is None:
         data = out / "data"
         prepare.run(data, DATA)
     if _trains(config):
@@ -67,7 +71,11 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
 
 def _trains(config: Any) -> bool:
     """Whether the study is made of trainings, rather than of something that is there."""
-    return "base" in {field.name for field in dataclasses.fields(config)}
+    return "base" in _fields(config)
+
+
+def _fields(config: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(config)}
 
 
 def _without_weights(config: Any) -> Any:

@@ -17,8 +17,8 @@ from trimask.diffusion.evaluate import require_same_tokenizers
 from trimask.diffusion.train import Loaded, load
 from trimask.diffusion.transformer import num_parameters
 from trimask.sampling_rl.problems import ProblemSet
-from trimask.sampling_rl.tasks import from_prepared
-from trimask.sampling_rl.train import PolicyTrainConfig, train_policy
+from trimask.sampling_rl.tasks import from_prepared, only_dataset
+from trimask.sampling_rl.train import PolicyTrainConfig, train_policy, trained_on
 from trimask.scripts import cli
 from trimask.scripts.console import console, option, parse
 from trimask.tokenizers.vocabulary import TEXT
@@ -53,10 +53,7 @@ def problems_of(
     """The questions that a command names."""
     prepared = Prepared(data or Path(loaded.description.data))
     require_same_tokenizers(loaded, prepared)
-    names = list(prepared.manifest.datasets)
-    if dataset is None and len(names) > 1:
-        raise ValueError(f"{prepared.folder} has several datasets; --dataset names one of {', '.join(names)}")
-    return from_prepared(prepared, dataset or names[0], task, split, max_examples=most)
+    return from_prepared(prepared, only_dataset(prepared, dataset), task, split, max_examples=most)
 
 
 def run(arguments: Arguments) -> None:
@@ -64,7 +61,7 @@ def run(arguments: Arguments) -> None:
     loaded = load(arguments.run)
     where = (arguments.data, arguments.dataset, arguments.task, arguments.split, arguments.max_problems)
     problems = problems_of(loaded, *where)
-    about = f"{arguments.run} at step {loaded.step}: {len(problems.problems)} problems of {problems.name}"
+    about = trained_on(str(arguments.run), loaded.step, problems)
     policy = train_policy(arguments.policy, arguments.config, problems, loaded.denoise, about)
     size = f"{num_parameters(policy.parameters):,} parameters"
     console.print(f"A policy of {size}: {arguments.policy}", markup=False, highlight=False)

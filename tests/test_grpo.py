@@ -88,6 +88,19 @@ def test_what_is_stored_is_what_the_policy_saw_and_did(law, rules):
     np.testing.assert_array_equal(state.sequence.tokens, final.sequence.tokens)
 
 
+@pytest.mark.parametrize("law", LAWS)
+def test_rows_that_are_done_leave_and_change_nothing(law, monkeypatch):
+    whole = recorded(law, RULES["full"])
+    monkeypatch.setattr("trimask.sampling_rl.rollout._FEWEST", 1)
+    rollout.clear_cache()
+    narrowed = recorded(law, RULES["full"])
+    rollout.clear_cache()
+    assert len(set(whole[0].nfe.tolist())) > 2
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(narrowed), strict=True):
+        if not jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_episodes_end_with_what_was_not_revealed_in_time():
     impatient = Rules(mask_id=MASK, block_length=4, gives_up_after=1)
     final, stored = recorded("bernoulli", impatient)

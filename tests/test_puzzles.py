@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from trimask.diffusion.data import puzzles
 from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
-from trimask.diffusion.data.puzzles import CONFIGS, SPLITS, Addition, Puzzles, Sudoku, column_sums, sudoku_grids
+from trimask.diffusion.data.puzzles import (
+    CONFIGS,
+    SPLITS,
+    Addition,
+    Cups,
+    Puzzles,
+    Sudoku,
+    column_sums,
+    cups_places,
+    sudoku_grids,
+)
 from trimask.diffusion.data.sources import SourceConfig
 
 FOUND = {name: config.puzzles() for name, config in CONFIGS.items()}
@@ -77,10 +87,33 @@ def test_a_sum_and_its_mirror_image_are_one_question():
     assert len(set(pairs)) == len(pairs)
 
 
-def test_what_is_held_out_does_not_depend_on_how_much_is_trained_on():
-    few, many = (Addition(train=train, validation=5, test=7).puzzles() for train in (3, 30))
+@pytest.mark.parametrize("kind", [Addition, Cups])
+def test_what_is_held_out_does_not_depend_on_how_much_is_trained_on(kind):
+    few, many = (kind(train=train, validation=5, test=7).puzzles() for train in (3, 30))
     assert (few["validation"], few["test"]) == (many["validation"], many["test"])
     assert {split: len(found) for split, found in few.items()} == {"train": 3, "validation": 5, "test": 7}
+
+
+# The shell game
+
+
+def test_the_ball_moves_with_its_cup():
+    assert cups_places(2, "ccbde") == [2, 2, 3, 3, 3]
+    assert cups_places(5, "eabcd") == [1, 2, 3, 4, 5]
+
+
+def test_some_of_the_way_is_written_down_and_then_its_end():
+    counts = np.zeros(12)
+    for puzzle in everything("cups"):
+        places = "".join(map(str, cups_places(int(puzzle.prompt[0]), puzzle.prompt[1:-1])))
+        way, _, end = f" {puzzle.response}".rpartition(" ")
+        assert len(places) == 12 and places.startswith(way.strip()) and end == places[-1]
+        counts[len(way.strip())] += 1
+    np.testing.assert_allclose(counts / counts[0], 0.9 ** np.arange(12), rtol=0.08)
+
+
+def test_no_shell_game_is_there_twice():
+    assert len({puzzle.prompt for puzzle in everything("cups")}) == len(everything("cups")) == 61_500
 
 
 # Sudoku
@@ -130,6 +163,7 @@ def test_another_process_makes_the_same():
 def small(monkeypatch):
     """A few puzzles of each kind in place of the many."""
     configs = {
+        "cups": Cups(train=9, validation=4, test=5),
         "addition": Addition(train=9, validation=4, test=5),
         "sudoku": Sudoku(train=1, validation=2, test=1, held_out=(3, 7)),
     }
@@ -151,7 +185,7 @@ def test_blocks_hold_every_puzzle_of_every_split_once(name, small):
 
 
 def test_an_unknown_config_is_told_the_known_ones():
-    with pytest.raises(ValueError, match="unknown puzzles 'chess'; there are addition, sudoku"):
+    with pytest.raises(ValueError, match="unknown puzzles 'chess'; there are cups, addition, sudoku"):
         Puzzles("chess")
 
 

@@ -2,6 +2,11 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import fakes
 import jax
@@ -126,6 +131,34 @@ def test_the_best_of_the_experts_is_imitated(tmp_path):
     other = dataclasses.replace(config, policy=dataclasses.replace(config.policy, law="dpls"))
     with pytest.raises(ValueError, match=r"another kind of policy.*law: bernoulli → dpls"):
         PolicyTraining(other, PROBLEMS, knowing()).init()
+
+
+def test_eight_devices_take_the_step_of_one():
+    """Episodes shared out over 8 simulated devices, parameters on all: the same step."""
+    script = textwrap.dedent(
+        """
+        import jax, numpy as np
+        from test_train_policy import CONFIG, PROBLEMS, knowing
+        from trimask.sampling_rl import train
+
+        training, shared = train.PolicyTraining(CONFIG, PROBLEMS, knowing()), train.over_devices
+        assert len(jax.devices()) == 8 and len(shared(jax.numpy.arange(16)).sharding.device_set) == 8
+        steps = []
+        for train.over_devices in (lambda rows: rows, shared):
+            state = training.init()
+            for number in range(2):
+                state, metrics = training.step(state, training.batch(number))
+            steps.append((jax.device_get(state.parameters), {name: float(value) for name, value in metrics.items()}))
+        (one, metrics), (eight, same) = steps
+        np.testing.assert_allclose([*metrics.values()], [*same.values()], atol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, eight)
+        print("same")
+        """
+    )
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **flags}, check=False)
+    assert result.stdout.strip() == "same", result.stderr
 
 
 def test_every_problem_is_seen_once_an_epoch():

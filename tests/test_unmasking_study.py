@@ -4,19 +4,23 @@ import csv
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from test_policy import SMALL
 
+from trimask.diffusion import configuration
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.studies.trials import Trials
 from trimask.sampling_rl.grpo import GRPOConfig
-from trimask.sampling_rl.study import Point, UnmaskingStudy, _merged, _when, study
+from trimask.sampling_rl.policy_study import PolicyStudy, trainings
+from trimask.sampling_rl.policy_study import study as run_policy_study
+from trimask.sampling_rl.study import Point, UnmaskingStudy, _merged, _when, measured, study
 from trimask.sampling_rl.tasks import from_prepared
-from trimask.sampling_rl.train import PolicyTrainConfig, train_policy
+from trimask.sampling_rl.train import PolicyTrainConfig, PolicyTraining, train_policy
 from trimask.scripts import train_policy as command
 
 CONFIG = PolicyTrainConfig(
@@ -26,6 +30,7 @@ CONFIG = PolicyTrainConfig(
     problems_per_step=5,
     loop=LoopConfig(log_every=1, spike_factor=None),
 )
+INPUTS = ("top", "margin", "entropy", "hidden")
 STUDY = UnmaskingStudy(
     dataset="sums",
     blocks=(2,),
@@ -66,6 +71,75 @@ def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_pa
     assert float(leftmost["left_to_right"]) > 0.5
 
 
+def test_policies_of_other_blocks_are_measured_only_if_that_is_wanted(policies, loaded, prepared):
+    generator = Generator(loaded.denoise, loaded.vocabulary)
+    problems = from_prepared(prepared, "sums", "text", "test", length=6, max_examples=3)
+    assert {problem.length for problem in problems.problems} == {6}
+    elsewhere = dataclasses.replace(STUDY, policies=policies[:1], blocks=(3,), thresholds=(), scales=(1.0,))
+    with pytest.raises(ValueError, match=r"trained in blocks of 2, which are not among \(3,\)"):
+        measured(generator, problems, elsewhere, lambda *_: None)
+    both = dataclasses.replace(elsewhere, blocks=(2, 3), shown=2)
+    for everywhere, blocks in ((False, {2}), (True, {2, 3})):
+        way = dataclasses.replace(both, everywhere=everywhere)
+        points, orders = measured(generator, problems, way, lambda *_: None)
+        assert {point.block for point in points} == {order.block for order in orders} == blocks
+
+
+def test_only_answers_of_texts_have_a_length_to_choose(prepared):
+    with pytest.raises(ValueError, match="can be chosen of texts; got 3 of text_to_image"):
+        from_prepared(prepared, "drawn", "text_to_image", "test", length=3)
+    with pytest.raises(ValueError, match="at least 1, can be chosen of texts; got 0 of text"):
+        from_prepared(prepared, "sums", "text", "test", length=0)
+
+
+ALL_PARTS = PolicyStudy(
+    dataset="sums",
+    seeds=1,
+    scratch=5,
+    blocks=CONFIG,
+    full=dataclasses.replace(CONFIG, generation=dataclasses.replace(CONFIG.generation, block_length=None)),
+    steered=dataclasses.replace(CONFIG, experts=(0.9,)),
+    imitation=dataclasses.replace(CONFIG, learns_from="experts", experts=(0.5, 0.9)),
+    measure=dataclasses.replace(STUDY, blocks=(0,), thresholds=(), scales=(1.0,), shown=2),
+)
+
+
+def test_every_part_differs_from_the_rest_in_what_it_says(tmp_path):
+    found = {training.name: training.config for training in trainings(ALL_PARTS, tmp_path, 16)}
+    starts = {f"imitated-{name}-s0" for name in ("full", "blocks", *(f"full-{x}" for x in INPUTS), "full-dpls")}
+    alphas = {f"{name}-a{alpha}-s0" for name in ("full", "blocks") for alpha in (1, 0.3, 3)}
+    scratch = {f"scratch-{name}-s0" for name in ("full", "steered", "blocks", "additive")}
+    assert set(found) == starts | alphas | scratch | {f"full-{name}-s0" for name in (*INPUTS, "dpls")}
+    base = found["full-a1-s0"]
+    assert base == dataclasses.replace(ALL_PARTS.full, init_from=str(tmp_path / "imitated-full-s0"))
+    differs = {name: configuration.differences(base, config) for name, config in found.items()}
+    assert differs["full-a0.3-s0"] == ["reward.alpha: 1.0 → 0.3"]
+    assert [line.partition(":")[0] for line in differs["blocks-a1-s0"]] == ["generation.block_length", "init_from"]
+    assert [line.partition(":")[0] for line in differs["scratch-additive-s0"]] == ["reward.kind", "init_from"]
+    assert found["full-hidden-s0"].policy.hidden_size == found["imitated-full-hidden-s0"].policy.hidden_size == 16
+    assert found["full-dpls-s0"].policy.law == "dpls" and found["scratch-steered-s0"].experts == (0.9,)
+    names = [training.name for training in trainings(dataclasses.replace(ALL_PARTS, seeds=2), tmp_path, 16)]
+    for name, config in found.items():
+        assert config.init_from is None or names.index(Path(config.init_from).name) < names.index(name)
+        assert name.replace("-s0", "-s1") in names
+    with pytest.raises(ValueError, match="there must be parts"):
+        dataclasses.replace(ALL_PARTS, parts=())
+
+
+def test_policies_are_trained_and_measured_and_not_trained_again(loaded, prepared, tmp_path, monkeypatch):
+    for module in ("study", "policy_study"):
+        monkeypatch.setattr(f"trimask.sampling_rl.{module}.load", lambda folder: loaded)
+    trials = Trials(tmp_path, prepared.folder, 0, lambda *_: None)
+    small = dataclasses.replace(ALL_PARTS, parts=("rewards",))
+    text = run_policy_study(small, trials)
+    assert "policy, α 1, full diffusion, additive" in text
+    assert (
+        json.loads((tmp_path / "policies/scratch-additive-s0/config.json").read_text())["reward"]["kind"] == "additive"
+    )
+    monkeypatch.setattr(PolicyTraining, "step", lambda *_: pytest.fail("trained again"))
+    assert run_policy_study(small, trials) == text
+
+
 def test_curves_of_several_seeds_are_one_with_the_error_of_the_mean():
     points = [
         Point(0, "p", 1.0, accuracy, nfe, 50, seed) for seed, (accuracy, nfe) in enumerate([(0.4, 5.0), (0.6, 7.0)])
@@ -91,7 +165,7 @@ def test_the_command_trains_on_questions_of_prepared_data(loaded, prepared, tmp_
         command.main([*words, *small])
     command.main([*words, *small, "--dataset", "sums", "--max-problems", "8"])
     config = json.loads((tmp_path / "fast/config.json").read_text())
-    assert config["generation"]["block_length"] == 8 and config["grpo"]["learning_rate"] == 1e-3
+    assert config["generation"]["block_length"] == 8 and config["grpo"]["learning_rate"] == 3e-4
     assert len((tmp_path / "fast/metrics.jsonl").read_text().splitlines()) == 1
     assert "A policy of" in capsys.readouterr().out
     about = json.loads((tmp_path / "fast/policy.json").read_text())

@@ -1,12 +1,19 @@
 """Embedded puzzles: prompts, and the one response that is right. No file and no network is touched.
 
     config      prompt              response
+    cups        2ccbdeebabdea=      22333 5              the shell game: where the ball is after each of the first swaps
+                                                         (as many as somebody cared to write down), and at the end
     addition    347+586=            13 13 09 933         of each column from the right, its sum with the carry that
                                                          comes into it; then the answer
     sudoku      .31.2..4.2.....1    4312213412433421     the cells of a 4×4 grid, row by row; . is blank
 
+In the shell game the prompt does not tell how long its response is, and whoever wants the end must follow the way.
+There a model is sure of EOS long before it is sure of anything else, and a sampler that goes by confidence writes the
+end of an answer first, and leaves no room to find it.
+
 The same config gives the same records in the same order on every machine. What is held out, as `validation` and `test`:
 
+    cups        prompts
     addition    operand pairs, unordered: a+b and b+a are never in two splits
     sudoku      solutions: no split has a puzzle whose grid solves one of another
 """
@@ -68,9 +75,7 @@ class Addition:
                 seen.add(frozenset({a, b}))
                 steps = [f"{column:02}" for column in column_sums(a, b)]
                 found.append(Puzzle(f"{a}+{b}=", " ".join([*steps, str(a + b)])))
-        # Held out first, so that a longer training split leaves them as they are.
-        cut = self.test + self.validation
-        return {"train": found[cut:], "validation": found[self.test : cut], "test": found[: self.test]}
+        return _held_out_first(found, self.validation, self.test)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +146,10 @@ class Cups:
             prompt = f"{start}{''.join(swaps)}="
             way = "".join(map(str, places[:count]))
             found.setdefault(prompt, Puzzle(prompt, f"{way} {places[-1]}".strip()))
-        cut, puzzles = self.test + self.validation, list(found.values())
-        return {"train": puzzles[cut:], "validation": puzzles[self.test : cut], "test": puzzles[: self.test]}
+        return _held_out_first(list(found.values()), self.validation, self.test)
 
 
-CONFIGS: Mapping[str, Addition | Sudoku | Cups] = MappingProxyType(
+CONFIGS: Mapping[str, Cups | Addition | Sudoku] = MappingProxyType(
     {
         "cups": Cups(train=60_000, validation=500, test=1_000),
         "addition": Addition(train=15_000, validation=500, test=1_000),
@@ -175,6 +179,12 @@ class Puzzles:
         for number in range(block.start, block.start + block.count):
             puzzle = found[number]
             yield Entry(puzzle.prompt, f"{self.name} {block.file}", number + 1, puzzle.example, block.file)
+
+
+def _held_out_first(found: Sequence[Puzzle], validation: int, test: int) -> dict[str, list[Puzzle]]:
+    """By split; a longer training split leaves the others as they are."""
+    cut = test + validation
+    return {"train": list(found[cut:]), "validation": list(found[test:cut]), "test": list(found[:test])}
 
 
 def column_sums(a: int, b: int) -> list[int]:
@@ -207,5 +217,5 @@ def sudoku_grids() -> Int[np.ndarray, "grids 16"]:
 
 
 @functools.cache
-def _puzzles(config: Addition | Sudoku | Cups) -> Mapping[str, list[Puzzle]]:
+def _puzzles(config: Cups | Addition | Sudoku) -> Mapping[str, list[Puzzle]]:
     return config.puzzles()

@@ -1,0 +1,148 @@
+"""Training of policies by the dozen, each measured beside the heuristics: the evidence for learned unmasking.
+
+What is varied, each with several seeds:
+
+    alphas     how much speed is worth (α), in blocks and without, from a start that imitates thresholds
+    scratch    no start: in blocks; without them; without them and with an expert in every group
+    inputs     what the policy sees, without blocks
+    laws       dpls in place of bernoulli, without blocks
+    rewards    the additive reward in place of the multiplicative one, without blocks
+
+OUT/policies holds a folder for each; one that is complete is not trained again.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import jax
+
+from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.sampling.policy import PolicyConfig
+from trimask.diffusion.studies.trials import Trials
+from trimask.diffusion.train import load
+from trimask.sampling_rl import study as unmasking
+from trimask.sampling_rl.study import UnmaskingStudy
+from trimask.sampling_rl.tasks import from_prepared, only_dataset
+from trimask.sampling_rl.train import PolicyTrainConfig, train_policy, trained_on
+from trimask.tokenizers.vocabulary import TEXT
+
+Part = Literal["alphas", "scratch", "inputs", "laws", "rewards"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyStudy:
+    """What is trained, on what, and how it is measured."""
+
+    run: str = "runs/cups"
+    """Run folder of the model."""
+    dataset: str | None = None
+    """Dataset with the problems. None: the only one."""
+    parts: tuple[Part, ...] = get_args(Part)
+    """What is varied."""
+    alphas: tuple[float, ...] = (1.0, 0.3, 3.0)
+    """Of the reward; the first is that of all other parts."""
+    inputs: tuple[tuple[Literal["confidence", "top", "margin", "entropy", "hidden"], ...], ...] = (
+        ("top",),
+        ("margin",),
+        ("entropy",),
+        ("hidden",),
+    )
+    """What a policy sees in place of the confidence."""
+    seeds: int = 3
+    """Of every training."""
+    imitated: int = 1600
+    """Problems on which thresholds are imitated."""
+    problems: int = 2000
+    """Problems of a training from there."""
+    scratch: int = 3200
+    """Problems of a training without a start."""
+    blocks: PolicyTrainConfig
+    """In blocks."""
+    full: PolicyTrainConfig
+    """Without blocks."""
+    steered: PolicyTrainConfig
+    """Without blocks, with experts."""
+    imitation: PolicyTrainConfig
+    """Imitation without blocks; in blocks it has those of `blocks`."""
+    measure: UnmaskingStudy = UnmaskingStudy()
+    """How; run, dataset and policies are those of this study."""
+
+    def __post_init__(self):
+        if not self.parts or not self.alphas or min(self.seeds, self.imitated, self.problems, self.scratch) < 1:
+            raise ValueError(f"there must be parts, alphas, and at least 1 seed and problem of each kind; got {self}")
+
+
+class Training(NamedTuple):
+    """One policy."""
+
+    name: str
+    config: PolicyTrainConfig
+    problems: int
+
+
+def trainings(config: PolicyStudy, folder: Path, hidden_size: int) -> Iterator[Training]:
+    """All of them, each after the one it starts from; their folders are in `folder`.
+
+    `hidden_size` is that of the model, for policies that see its hidden states.
+    """
+    for seed in range(config.seeds):
+        for part in config.parts:
+            yield from _of_part(part, config, folder, hidden_size, seed)
+
+
+def _of_part(part: Part, config: PolicyStudy, folder: Path, hidden_size: int, seed: int) -> Iterator[Training]:
+    blocks, full, steered, imitation = (
+        replace(base, seed=seed, reward=replace(base.reward, alpha=config.alphas[0]))
+        for base in (config.blocks, config.full, config.steered, config.imitation)
+    )
+
+    def started(start: str, imitation: PolicyTrainConfig, then: Mapping[str, PolicyTrainConfig]) -> Iterator[Training]:
+        yield Training(f"imitated-{start}-s{seed}", imitation, config.imitated)
+        for name, training in then.items():
+            init_from = str(folder / f"imitated-{start}-s{seed}")
+            yield Training(f"{name}-s{seed}", replace(training, init_from=init_from), config.problems)
+
+    def with_policy(name: str, policy: PolicyConfig) -> Iterator[Training]:
+        yield from started(name, replace(imitation, policy=policy), {name: replace(full, policy=policy)})
+
+    if part == "alphas":
+        in_blocks = replace(imitation, generation=blocks.generation)
+        for name, base, start in (("full", full, imitation), ("blocks", blocks, in_blocks)):
+            rewards = [replace(base.reward, alpha=alpha) for alpha in config.alphas]
+            yield from started(
+                name, start, {f"{name}-a{reward.alpha:g}": replace(base, reward=reward) for reward in rewards}
+            )
+    elif part == "scratch":
+        for name, base in (("full", full), ("steered", steered), ("blocks", blocks)):
+            yield Training(f"scratch-{name}-s{seed}", base, config.scratch)
+    elif part == "inputs":
+        for inputs in config.inputs:
+            size = hidden_size if "hidden" in inputs else None
+            yield from with_policy(f"full-{'-'.join(inputs)}", replace(full.policy, inputs=inputs, hidden_size=size))
+    elif part == "laws":
+        yield from with_policy("full-dpls", replace(full.policy, law="dpls"))
+    elif part == "rewards":
+        additive = replace(full, reward=replace(full.reward, kind="additive"))
+        yield Training(f"scratch-additive-s{seed}", additive, config.scratch)
+
+
+def study(config: PolicyStudy, trials: Trials) -> str:
+    """Trains what is not there, measures everything as the study `unmasking` does; returns the text."""
+    loaded, folder, prepared = load(Path(config.run)), trials.folder / "policies", Prepared(trials.data)
+    planned = list(trainings(config, folder, loaded.description.train.model.width))
+    dataset = only_dataset(prepared, config.dataset)
+    problems = {
+        count: from_prepared(prepared, dataset, TEXT, "train", max_examples=count)
+        for count in {training.problems for training in planned}
+    }
+    for done, training in enumerate(planned):
+        trials.report("policies", done, len(planned))
+        asked = problems[training.problems]
+        about = trained_on(config.run, loaded.step, asked)
+        train_policy(folder / training.name, training.config, asked, loaded.denoise, about)
+        jax.clear_caches()  # of fifty trainings they would be more than a process can map
+    trials.report("policies", len(planned), len(planned))
+    policies = tuple(str(folder / training.name) for training in planned)
+    return unmasking.study(replace(config.measure, run=config.run, dataset=config.dataset, policies=policies), trials)
