@@ -48,7 +48,7 @@ COMMANDS = {
     "train-policy": Command(
         "trimask.scripts.train_policy",
         "learn by reinforcement which tokens to unmask when, on a trained run",
-        "trimask train-policy policies/fast --run runs/addition --preset blocks",
+        "trimask train-policy policies/start --run runs/cups --preset imitation",
     ),
     "study": Command(
         "trimask.scripts.study",

@@ -134,11 +134,6 @@ def test_a_response_is_filled_with_eos_and_its_prompt_is_not(whole):
     assert lengths.tolist() == [len(e["text"]) + 2 for e in whole.examples("sums", "train")]
 
 
-def test_several_processes_write_the_same_bytes(files, whole, tmp_path):
-    prepare(tmp_path / "x", config_of(files, workers=2))
-    assert bytes_of(tmp_path / "x") == bytes_of(whole.folder)
-
-
 def test_a_complete_folder_is_opened_and_another_configuration_refused(files, whole, monkeypatch):
     monkeypatch.setattr(preparing, "encode_block", None)
     assert prepare(whole.folder, config_of(files, workers=3)).fingerprint == whole.fingerprint
@@ -167,7 +162,7 @@ def test_stopped_after_any_block_it_goes_on_where_it_was(files, whole, tmp_path,
     assert bytes_of(tmp_path / "x") == bytes_of(whole.folder)
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(files, whole, tmp_path):
+def test_several_processes_killed_at_random_moments_end_with_the_same_bytes(files, whole, tmp_path):
     script = (
         "import sys, json, pathlib\n"
         "from trimask.diffusion import configuration\n"

@@ -13,7 +13,7 @@ from test_policy import SMALL
 from trimask.diffusion import configuration
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.sampling.requests import Generator
+from trimask.diffusion.sampling.requests import Answer, Generator
 from trimask.diffusion.studies.trials import Trials
 from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.policy_study import PolicyStudy, trainings
@@ -72,9 +72,16 @@ def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_pa
 
 
 def test_policies_of_other_blocks_are_measured_only_if_that_is_wanted(policies, loaded, prepared):
-    generator = Generator(loaded.denoise, loaded.vocabulary)
     problems = from_prepared(prepared, "sums", "text", "test", length=6, max_examples=3)
     assert {problem.length for problem in problems.problems} == {6}
+    # Nothing is generated: all is revealed at once.
+    ask = problems.problems[0].request
+    (segment,) = ask.segments
+    answer = dataclasses.replace(ask, segments=(dataclasses.replace(segment, codes=np.maximum(segment.codes, 0)),))
+    path = [Answer(ask, 0, np.zeros(6)), Answer(answer, 1, np.zeros(6))]
+    generator = Generator(loaded.denoise, loaded.vocabulary)
+    generator.generate = lambda requests, *_: [path[-1] for _ in requests]
+    generator.trajectories = lambda requests, *_: [path for _ in requests]
     elsewhere = dataclasses.replace(STUDY, policies=policies[:1], blocks=(3,), thresholds=(), scales=(1.0,))
     with pytest.raises(ValueError, match=r"trained in blocks of 2, which are not among \(3,\)"):
         measured(generator, problems, elsewhere, lambda *_: None)
@@ -127,12 +134,14 @@ def test_every_part_differs_from_the_rest_in_what_it_says(tmp_path):
 
 
 def test_policies_are_trained_and_measured_and_not_trained_again(loaded, prepared, tmp_path, monkeypatch):
-    for module in ("study", "policy_study"):
-        monkeypatch.setattr(f"trimask.sampling_rl.{module}.load", lambda folder: loaded)
+    monkeypatch.setattr("trimask.sampling_rl.policy_study.load", lambda folder: loaded)
     trials = Trials(tmp_path, prepared.folder, 0, lambda *_: None)
     small = dataclasses.replace(ALL_PARTS, parts=("rewards",))
+    monkeypatch.setattr(
+        "trimask.sampling_rl.study.study", lambda config, _: " ".join((config.dataset, *config.policies))
+    )
     text = run_policy_study(small, trials)
-    assert "policy, α 1, full diffusion, additive" in text
+    assert text == f"sums {tmp_path / 'policies/scratch-additive-s0'}"
     assert (
         json.loads((tmp_path / "policies/scratch-additive-s0/config.json").read_text())["reward"]["kind"] == "additive"
     )

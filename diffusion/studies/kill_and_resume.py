@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from trimask.diffusion.transformer import TransformerConfig
 CONFIG = TrainConfig(
     model=TransformerConfig(num_layers=1, width=32, num_heads=2, mlp_width=32),
     loss=LossConfig(weighting="unweighted"),
-    optimizer=OptimizerConfig(horizon_tokens=36_000, warmup_tokens=4_000),
+    optimizer=OptimizerConfig(warmup_tokens=4_000),
     batch=BatchConfig(tokens=240),
     loop=LoopConfig(log_every=1, checkpoint_every=5, keep_every=50, keep_best=1),
 )
@@ -51,10 +51,20 @@ class KillAndResume:
     """How often to kill."""
     seed: int = 0
     """Fixes when, up to the machine's own timing."""
+    steps: int = 150
+    """Of the run."""
 
     def __post_init__(self):
-        if self.kills < 1:
-            raise ValueError(f"kills must be at least 1, got {self.kills}")
+        if not 1 <= self.kills < self.steps * 3 // 4:
+            raise ValueError(
+                f"kills must be at least 1 and less than three quarters of the steps, got {self.kills} of {self.steps}"
+            )
+
+    @property
+    def training(self) -> TrainConfig:
+        """The run."""
+        tokens = round(CONFIG.batch.tokens * self.steps)
+        return replace(CONFIG, optimizer=replace(CONFIG.optimizer, horizon_tokens=tokens))
 
 
 @dataclass(frozen=True)
@@ -72,10 +82,10 @@ class Kill:
 class Child:
     """Training, in a process of its own."""
 
-    def __init__(self, run: Path, data: Path, cache: Path):
+    def __init__(self, config: TrainConfig, run: Path, data: Path, cache: Path):
         self.run = run
         self._left, self._boards = self._temporary(), self._num_boards()
-        self.process = get_context("spawn").Process(target=train, args=(run, data, CONFIG), daemon=True)
+        self.process = get_context("spawn").Process(target=train, args=(run, data, config), daemon=True)
         with _compiled_in(cache):
             self.process.start()
 
@@ -169,23 +179,23 @@ def kill_and_resume(
     """Trains both runs; returns the kills, and every difference found."""
     draw = random.Random(config.seed)
     report("uninterrupted", 0, 1)
-    start, child = time.perf_counter(), Child(whole, data, cache)
+    start, child = time.perf_counter(), Child(config.training, whole, data, cache)
     while child.is_running() and not child.reached():
         time.sleep(0.01)
     start_seconds = time.perf_counter() - start
     child.finish()
     report("uninterrupted", 1, 1)
     steps, done = max(checkpoint_steps(whole)), list[Kill]()
-    if config.kills >= steps * 3 // 4:
-        raise ValueError(f"the run has {steps} steps: kills must be less than {steps * 3 // 4}, got {config.kills}")
     for number, step in enumerate(sorted(draw.sample(range(1, steps * 3 // 4), config.kills))):
         report("kills", number, config.kills)
-        kill = kill_at(Child(killed, data, cache), _AIMS[number % len(_AIMS)], step, start_seconds, draw)
+        kill = kill_at(
+            Child(config.training, killed, data, cache), _AIMS[number % len(_AIMS)], step, start_seconds, draw
+        )
         if kill is None:
             return done, [f"the run was through after {number} kills"]
         done.append(kill)
     report("kills", config.kills, config.kills)
-    Child(killed, data, cache).finish()
+    Child(config.training, killed, data, cache).finish()
     return done, differences(whole, killed)
 
 
