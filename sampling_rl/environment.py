@@ -28,7 +28,23 @@ from trimask.sampling_rl.reward import Reward, RewardConfig
 _CONFIG, _REWARD = UnmaskingConfig(), RewardConfig()
 
 
-class UnmaskingEnv(gymnasium.Env[Shown, np.ndarray]):
+class _OfSampler:
+    """What the sampler has of the episodes under way."""
+
+    episodes: Episodes
+
+    @property
+    def state(self) -> State:
+        """The sampler's state, a row per environment."""
+        return self.episodes.state
+
+    @property
+    def seen(self) -> Observation:
+        """All that a strategy sees of it."""
+        return self.episodes.seen
+
+
+class UnmaskingEnv(_OfSampler, gymnasium.Env[Shown, np.ndarray]):
     """A frozen masked diffusion model, and an agent that decides what to reveal when.
 
     ## Description
@@ -114,16 +130,6 @@ class UnmaskingEnv(gymnasium.Env[Shown, np.ndarray]):
         self.observation_space, self.action_space = _spaces(problems, config)
         self.rules, self.render_mode = self.episodes.rules, render_mode
 
-    @property
-    def state(self) -> State:
-        """The sampler's state, a batch of one row."""
-        return self.episodes.state
-
-    @property
-    def seen(self) -> Observation:
-        """All that a strategy sees of it."""
-        return self.episodes.seen
-
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Shown, dict[str, Any]]:
@@ -157,7 +163,7 @@ class UnmaskingEnv(gymnasium.Env[Shown, np.ndarray]):
         )
 
 
-class UnmaskingVectorEnv(VectorEnv[Shown, np.ndarray, np.ndarray]):
+class UnmaskingVectorEnv(_OfSampler, VectorEnv[Shown, np.ndarray, np.ndarray]):
     """Many `UnmaskingEnv`s whose rows are one batch.
 
     ## Description, Action Space, Observation Space, Starting State, Reward
@@ -202,16 +208,6 @@ class UnmaskingVectorEnv(VectorEnv[Shown, np.ndarray, np.ndarray]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._generators: list[Any] = [None] * num_envs
-
-    @property
-    def state(self) -> State:
-        """The sampler's state, a row per sub-environment."""
-        return self.episodes.state
-
-    @property
-    def seen(self) -> Observation:
-        """All that a strategy sees of it."""
-        return self.episodes.seen
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: Mapping[str, Any] | None = None

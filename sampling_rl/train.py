@@ -121,9 +121,9 @@ class PolicyTraining:
         self.experts = [dataclasses.replace(expert, threshold=threshold) for threshold in config.experts]
         self.most_steps = max(most_steps(self.rules, problems.length), problems.length)
 
-    def init(self) -> PolicyState:
-        """The state before the first step, of random parameters or of those that are taken over."""
-        if self.config.init_from is None:
+    def init(self, takes_over: bool = True) -> PolicyState:
+        """The state before the first step, of random parameters or of those that are to be taken over."""
+        if self.config.init_from is None or not takes_over:
             parameters = new_parameters(self.config.policy, jax.random.fold_in(self.key, 0))
         else:
             parameters = self._taken_over(self.config.init_from)
@@ -275,7 +275,7 @@ def train_policy(
             configuration.save(folder / "policy.json", about)
         state = fit(
             training.step,
-            training.init(),
+            training.init(takes_over=not checkpoint_steps(folder)),
             training.batch,
             num_steps=training.num_steps,
             folder=folder,

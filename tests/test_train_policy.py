@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -131,6 +132,10 @@ def test_the_best_of_the_experts_is_imitated(tmp_path):
     other = dataclasses.replace(config, policy=dataclasses.replace(config.policy, law="dpls"))
     with pytest.raises(ValueError, match=r"another kind of policy.*law: bernoulli → dpls"):
         PolicyTraining(other, PROBLEMS, knowing()).init()
+    # A training under way does not need it any more.
+    train_policy(tmp_path / "further", config, PROBLEMS, knowing(), "ones")
+    shutil.rmtree(tmp_path / "imitated")
+    train_policy(tmp_path / "further", config, PROBLEMS, knowing(), "ones")
 
 
 def test_eight_devices_take_the_steps_of_one(trained):
