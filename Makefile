@@ -71,7 +71,7 @@ setup: .venv/.ready  ## .venv with everything pinned by constraints.txt
 	touch $@
 
 constraints:  ## pin again after a change of dependencies (needs uv); names no package index
-	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --fork-strategy fewest \
+	uv pip compile pyproject.toml --extra speech --extra video --extra test --universal --python-version 3.11 --fork-strategy fewest \
 	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links $(UPGRADE) --quiet --output-file constraints.txt
 
 clean:  ## remove .venv, builds and caches; runs/ stays

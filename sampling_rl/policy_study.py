@@ -7,6 +7,7 @@ What is varied, each with several seeds:
     inputs     what the policy sees, without blocks
     laws       dpls in place of bernoulli, without blocks
     rewards    the additive reward in place of the multiplicative one, without blocks
+    imitation  nothing but imitation, without blocks, of as many episodes as a start and GRPO have together
 
 OUT/policies holds a folder for each; one that is complete is not trained again.
 """
@@ -28,7 +29,7 @@ from trimask.sampling_rl.tasks import from_prepared, only_dataset
 from trimask.sampling_rl.train import PolicyTrainConfig, train_policy, trained_on
 from trimask.tokenizers.vocabulary import TEXT
 
-Part = Literal["alphas", "scratch", "inputs", "laws", "rewards"]
+Part = Literal["alphas", "scratch", "inputs", "laws", "rewards", "imitation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,11 @@ class PolicyStudy:
     def __post_init__(self):
         if not self.parts or not self.alphas or min(self.seeds, self.imitated, self.problems, self.scratch) < 1:
             raise ValueError(f"there must be parts, alphas, and at least 1 seed and problem of each kind; got {self}")
+
+    @property
+    def imitated_alone(self) -> int:
+        """Problems of imitation alone: as many episodes as `imitated` and then `problems` make."""
+        return self.imitated + self.problems * self.full.grpo.group // len(self.imitation.experts)
 
 
 class Training(NamedTuple):
@@ -126,6 +132,8 @@ def _of_part(part: Part, config: PolicyStudy, folder: Path, hidden_size: int, se
     elif part == "rewards":
         additive = replace(full, reward=replace(full.reward, kind="additive"))
         yield Training(f"scratch-additive-s{seed}", additive, config.scratch)
+    elif part == "imitation":
+        yield Training(f"imitated-alone-s{seed}", imitation, config.imitated_alone)
 
 
 def study(config: PolicyStudy, trials: Trials) -> str:

@@ -116,7 +116,9 @@ def test_every_part_differs_from_the_rest_in_what_it_says(tmp_path):
     starts = {f"imitated-{name}-s0" for name in ("full", "blocks", *(f"full-{x}" for x in INPUTS), "full-dpls")}
     alphas = {f"{name}-a{alpha}-s0" for name in ("full", "blocks") for alpha in (1, 0.3, 3)}
     scratch = {f"scratch-{name}-s0" for name in ("full", "steered", "blocks", "additive")}
-    assert set(found) == starts | alphas | scratch | {f"full-{name}-s0" for name in (*INPUTS, "dpls")}
+    assert set(found) == starts | alphas | scratch | {"imitated-alone-s0"} | {
+        f"full-{name}-s0" for name in (*INPUTS, "dpls")
+    }
     base = found["full-a1-s0"]
     assert base == dataclasses.replace(ALL_PARTS.full, init_from=str(tmp_path / "imitated-full-s0"))
     differs = {name: configuration.differences(base, config) for name, config in found.items()}
@@ -129,6 +131,9 @@ def test_every_part_differs_from_the_rest_in_what_it_says(tmp_path):
     for name, config in found.items():
         assert config.init_from is None or names.index(Path(config.init_from).name) < names.index(name)
         assert name.replace("-s0", "-s1") in names
+    problems = {training.name: training.problems for training in trainings(ALL_PARTS, tmp_path, 16)}
+    # Of two experts, and of a group of two: as many episodes.
+    assert problems["imitated-alone-s0"] == 1600 + 2000 and problems["full-a1-s0"] == 2000
     with pytest.raises(ValueError, match="there must be parts"):
         dataclasses.replace(ALL_PARTS, parts=())
 

@@ -1,4 +1,4 @@
-"""Trains an agent of Stable-Baselines3 to unmask: `pip install trimask stable-baselines3`, then run this; two minutes.
+"""Trains an agent of Stable-Baselines3 to unmask: `pip install 'trimask[agents]'`, then run this; two minutes.
 
 The model is a toy: four pairs of equal bits. It is sure of a bit whose twin it sees and guesses otherwise, so both
 bits of a pair must not be revealed at once. Everything in one step is right by half and worth 0.5; one of each pair
