@@ -259,7 +259,8 @@ def test_eight_devices_take_the_step_of_one(prepared, tmp_path):
         print("same")
         """
     )
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    eight = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": eight}
     result = subprocess.run(
         [sys.executable, "-c", script, str(prepared.folder)],
         capture_output=True,

@@ -155,7 +155,8 @@ def test_eight_devices_take_the_steps_of_one(trained):
             print(json.dumps({name: float(value) for name, value in metrics.items()}))
         """
     )
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(Path(__file__).parent)}
+    eight = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    flags = {"XLA_FLAGS": eight, "PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-c", script]
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **flags}, check=False)
     assert result.returncode == 0, result.stderr
