@@ -323,7 +323,7 @@ def test_a_small_coordinate_check(prepared, tmp_path, kind, is_flat):
         parametrization=ParametrizationConfig(multipliers=small_start),
         optimizer=OptimizerConfig(horizon_tokens=6 * 250, warmup_tokens=0, schedule="constant", learning_rate=2e-3),
     )
-    config = CoordinateCheck(base=base, widths=(64, 256), depths=(2, 4), kinds=((kind, 0.5),), seeds=1)
+    config = CoordinateCheck(base=base, widths=(64, 256), depths=(2, 6), kinds=((kind, 0.5),), seeds=1)
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
         coordinate_check.study(config, trials)
     found = {
