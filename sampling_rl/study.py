@@ -10,7 +10,8 @@ On held-out problems of one model:
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from scipy.stats import spearmanr
 from trimask.diffusion import configuration
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.intervals import wilson_interval
+from trimask.diffusion.run_folder import checkpoint_steps
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.policy import open_policy
 from trimask.diffusion.sampling.requests import Answer, Generator
+from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.diffusion.studies.findings import Panel, draw, markdown_table, write_csv
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.train import load
@@ -125,7 +128,7 @@ def study(config: UnmaskingStudy, trials: Trials) -> str:
     points, orders = measured(generator, problems, config, trials.report)
     write_csv(trials.folder / "points.csv", [dataclasses.asdict(point) for point in points])
     write_csv(trials.folder / "orders.csv", [dataclasses.asdict(order) for order in orders])
-    _draw_fronts(trials.folder / "fronts.png", points)
+    _draw_fronts(trials.folder / "fronts.png", points, set(STRATEGIES))
     _draw_orders(trials.folder / "orders.png", orders)
     where = f"{config.run} at step {loaded.step}, {len(problems.problems)} problems of {problems.name}"
     return f"{where}.\n\n{_table(points)}\n\n{_table_of_orders(orders)}"
@@ -181,10 +184,10 @@ def _training(name: str) -> Training:
         return Training(Path(name).name, None, None)
     config = configuration.load(path, PolicyTrainConfig)
     block = config.generation.block_length
-    where = "full diffusion" if block is None else f"blocks of {block}"
+    where = "full" if block is None else f"blocks of {block}"
     parts = [f"policy, α {config.reward.alpha:g}", where]
     parts += ["experts"] if config.experts and config.learns_from == "itself" else []
-    parts += ["imitated"] if config.learns_from == "experts" else []
+    parts += [f"imitated, {max(checkpoint_steps(path.parent))} steps"] if config.learns_from == "experts" else []
     parts += ["from imitation"] if config.init_from else []
     parts += [config.policy.law] if config.policy.law != "bernoulli" else []
     parts += [" and ".join(config.policy.inputs)] if config.policy.inputs != ("confidence",) else []
@@ -233,17 +236,37 @@ def _when(path: Sequence[Answer]) -> Float[np.ndarray, " asked"]:
     return np.argmax(states[:, is_asked] >= 0, axis=0).astype(float)
 
 
-def _draw_fronts(path: Path, points: Sequence[Point]) -> None:
+def _draw_fronts(path: Path, points: Sequence[Point], heuristics: AbstractSet[str]) -> None:
+    """Of each setting of blocks the heuristics, then policies beside the best of the heuristics, six in a panel."""
     panels = []
     for block in dict.fromkeys(point.block for point in points):
-        own = [point for point in points if point.block == block]
-        curves = {}
-        for label in dict.fromkeys(point.label for point in own):
-            merged = _merged([point for point in own if point.label == label])
-            curves[label] = sorted((nfe, accuracy) for _, accuracy, nfe, _ in merged)
-        title = f"blocks of {block}" if block else "full diffusion"
-        panels.append(Panel(title=title, curves=curves, x="evaluations (NFE)", y="accuracy"))
+        own, title = (
+            [point for point in points if point.block == block],
+            f"blocks of {block}" if block else "full diffusion",
+        )
+        curves = {
+            label: sorted((nfe, accuracy) for _, accuracy, nfe, _ in _merged([p for p in own if p.label == label]))
+            for label in dict.fromkeys(point.label for point in own)
+        }
+        best = {"best heuristic": front([(point.nfe, point.accuracy) for point in own if point.label in heuristics])}
+        policies = [label for label in curves if label not in heuristics]
+        shown = [{label: curve for label, curve in curves.items() if label in heuristics}]
+        shown += [best | {label: curves[label] for label in some} for some in _sixes(policies)]
+        panels += [Panel(title=title, curves=one, x="evaluations (NFE)", y="accuracy") for one in shown if one]
     draw(path, panels, columns=2)
+
+
+def _sixes(labels: Sequence[str]) -> list[Sequence[str]]:
+    return [labels[first : first + 6] for first in range(0, len(labels), 6)]
+
+
+def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of (NFE, accuracy) that no cheaper one is as accurate as."""
+    found: list[tuple[float, float]] = []
+    for nfe, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not found or accuracy > found[-1][1]:
+            found.append((nfe, accuracy))
+    return found
 
 
 def _draw_orders(path: Path, orders: Sequence[Order]) -> None:

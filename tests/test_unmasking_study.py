@@ -18,7 +18,7 @@ from trimask.diffusion.studies.trials import Trials
 from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.policy_study import PolicyStudy, trainings
 from trimask.sampling_rl.policy_study import study as run_policy_study
-from trimask.sampling_rl.study import Point, UnmaskingStudy, _merged, _when, measured, study
+from trimask.sampling_rl.study import Point, UnmaskingStudy, _merged, _when, front, measured, study
 from trimask.sampling_rl.tasks import from_prepared
 from trimask.sampling_rl.train import PolicyTrainConfig, PolicyTraining, train_policy
 from trimask.scripts import train_policy as command
@@ -152,6 +152,11 @@ def test_policies_are_trained_and_measured_and_not_trained_again(loaded, prepare
     )
     monkeypatch.setattr(PolicyTraining, "step", lambda *_: pytest.fail("trained again"))
     assert run_policy_study(small, trials) == text
+
+
+def test_the_front_is_what_nothing_cheaper_reaches():
+    points = [(4.0, 0.5), (2.0, 0.3), (3.0, 0.2), (4.0, 0.6), (8.0, 0.6)]
+    assert front(points) == [(2.0, 0.3), (4.0, 0.6)] and front([]) == []
 
 
 def test_curves_of_several_seeds_are_one_with_the_error_of_the_mean():
