@@ -17,7 +17,7 @@ def paper() -> PolicyTrainConfig:
 
 
 def blocks() -> PolicyTrainConfig:
-    """In blocks of 8, for models and budgets of minutes: a quarter of the size, fewer updates, each of them larger."""
+    """In blocks of 8, for models and budgets of minutes: a quarter of the size, smaller batches, larger steps."""
     return PolicyTrainConfig(
         policy=PolicyConfig(width=64, mlp_width=256),
         generation=replace(_EPISODES, block_length=8),

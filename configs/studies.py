@@ -1,4 +1,4 @@
-"""Named settings of the studies: `cpu` for two cores and half an hour at most, `accelerator` for an order more."""
+"""Named settings of the studies: `cpu` for two cores and half an hour (of policies, hours), `accelerator` for more."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -123,7 +123,7 @@ def search_accelerator() -> Search:
 
 
 def policies_cpu() -> PolicyStudy:
-    """Some fifty policies, of minutes each."""
+    """Seventy policies, of minutes each."""
     return PolicyStudy(
         blocks=policies.blocks(), full=policies.full(), steered=policies.steered(), imitation=policies.imitation()
     )

@@ -14,7 +14,8 @@ Deviations
 2. An expert acts in blocks of its own; its action is taken as one over all masked positions, as in the paper, so that
    what it left masked beyond its block counts as not revealed.
 3. KL is that of the policy from its start, estimated on the steps seen, by ρ − 1 − log ρ with ρ = π_start/π (Schulman).
-4. Entropy is that of single positions, σ(b), which under dpls is not that of the action.
+4. A batch without any signal is a step all the same, of momentum and weight decay.
+5. Entropy is that of single positions, σ(b), which under dpls is not that of the action.
 """
 
 from collections.abc import Mapping
@@ -89,7 +90,7 @@ class Batch:
     advantages: Float[Array, " episodes"]
     is_expert: Bool[Array, " episodes"]
     has_signal: Bool[Array, " episodes"]
-    """Whether the rewards of its group differ."""
+    """Whether there is something to learn from it: the rewards of its group differ, or it is to be imitated."""
 
 
 def advantages(

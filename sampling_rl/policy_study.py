@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.evaluate import require_same_tokenizers
 from trimask.diffusion.sampling.policy import PolicyConfig
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.train import load
@@ -44,13 +45,8 @@ class PolicyStudy:
     """What is varied."""
     alphas: tuple[float, ...] = (1.0, 0.3, 3.0)
     """Of the reward; the first is that of all other parts."""
-    inputs: tuple[tuple[Literal["confidence", "top", "margin", "entropy", "hidden"], ...], ...] = (
-        ("top",),
-        ("margin",),
-        ("entropy",),
-        ("hidden",),
-    )
-    """What a policy sees in place of the confidence."""
+    inputs: tuple[Literal["top", "margin", "entropy", "hidden"], ...] = ("top", "margin", "entropy", "hidden")
+    """What a policy sees in place of the confidence, each by itself."""
     seeds: int = 3
     """Of every training."""
     imitated: int = 1600
@@ -124,9 +120,9 @@ def _of_part(part: Part, config: PolicyStudy, folder: Path, hidden_size: int, se
         for name, base in (("full", full), ("steered", steered), ("blocks", blocks)):
             yield Training(f"scratch-{name}-s{seed}", base, config.scratch)
     elif part == "inputs":
-        for inputs in config.inputs:
-            size = hidden_size if "hidden" in inputs else None
-            yield from with_policy(f"full-{'-'.join(inputs)}", replace(full.policy, inputs=inputs, hidden_size=size))
+        for name in config.inputs:
+            size = hidden_size if name == "hidden" else None
+            yield from with_policy(f"full-{name}", replace(full.policy, inputs=(name,), hidden_size=size))
     elif part == "laws":
         yield from with_policy("full-dpls", replace(full.policy, law="dpls"))
     elif part == "rewards":
@@ -139,6 +135,7 @@ def _of_part(part: Part, config: PolicyStudy, folder: Path, hidden_size: int, se
 def study(config: PolicyStudy, trials: Trials) -> str:
     """Trains what is not there, measures everything as the study `unmasking` does; returns the text."""
     loaded, folder, prepared = load(Path(config.run)), trials.folder / "policies", Prepared(trials.data)
+    require_same_tokenizers(loaded, prepared)
     planned = list(trainings(config, folder, loaded.description.train.model.width))
     dataset = only_dataset(prepared, config.dataset)
     problems = {
@@ -150,7 +147,7 @@ def study(config: PolicyStudy, trials: Trials) -> str:
         asked = problems[training.problems]
         about = trained_on(config.run, loaded.step, asked)
         train_policy(folder / training.name, training.config, asked, loaded.denoise, about)
-        jax.clear_caches()  # of fifty trainings they would be more than a process can map
+        jax.clear_caches()  # of all trainings they would be more than a process can map
     trials.report("policies", len(planned), len(planned))
     policies = tuple(str(folder / training.name) for training in planned)
     return unmasking.study(replace(config.measure, run=config.run, dataset=config.dataset, policies=policies), trials)

@@ -177,7 +177,9 @@ def rollout(
     assert isinstance(recorder, Recorder)
     state = start(rows, keys, rules.mask_id)
     memory = nothing(recorder.config, state.is_asked, asked, steps)
-    return _narrowing(partial(loop.sample, denoiser, recorder, recorder.config.watching(rules)), state, memory)
+    rules = recorder.config.watching(rules)
+    rules = dataclasses.replace(rules, shows_all=rules.shows_all or recorder.acts_anywhere)
+    return _narrowing(partial(loop.sample, denoiser, recorder, rules), state, memory)
 
 
 def _narrowing(sample, state: State, memory: Trajectories) -> tuple[State, Trajectories]:

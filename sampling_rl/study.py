@@ -12,7 +12,7 @@ On held-out problems of one model:
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from scipy.stats import spearmanr
 
 from trimask.diffusion import configuration
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.evaluate import require_same_tokenizers
 from trimask.diffusion.intervals import wilson_interval
 from trimask.diffusion.run_folder import checkpoint_steps
 from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.sampling.policy import open_policy
+from trimask.diffusion.sampling.policy import PolicyDescription, folder_and_checkpoint, open_policy
 from trimask.diffusion.sampling.requests import Answer, Generator
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.diffusion.studies.findings import Panel, draw, markdown_table, write_csv
@@ -51,6 +52,8 @@ class UnmaskingStudy:
     """Dataset with the problems. None: the only one."""
     task: str = TEXT
     """What is asked."""
+    judge: str | None = None
+    """Who says what is right, as of `trimask evaluate`. None: the task's usual one."""
     split: str = "test"
     """Split with the problems."""
     length: int | None = None
@@ -82,7 +85,7 @@ class UnmaskingStudy:
         if not self.blocks or min(self.blocks) < 0 or self.shown < 1:
             raise ValueError(f"there must be blocks of at least 0, and at least 1 problem shown; got {self}")
         for way in self.heuristics():
-            dataclasses.replace(GenerationConfig(), **way)
+            replace(GenerationConfig(), **way)
 
     def heuristics(self) -> list[dict[str, Any]]:
         """Strategies with their numbers."""
@@ -116,6 +119,7 @@ class Point:
 def study(config: UnmaskingStudy, trials: Trials) -> str:
     """Measures everything, writes points.csv, orders.csv and figures; returns the text."""
     loaded, prepared = load(Path(config.run)), Prepared(trials.data)
+    require_same_tokenizers(loaded, prepared)
     problems = from_prepared(
         prepared,
         only_dataset(prepared, config.dataset),
@@ -123,11 +127,13 @@ def study(config: UnmaskingStudy, trials: Trials) -> str:
         config.split,
         length=config.length,
         max_examples=config.max_examples,
+        judge=config.judge,
     )
     generator = Generator(loaded.denoise, loaded.vocabulary, rows=_ROWS)
     points, orders = measured(generator, problems, config, trials.report)
     write_csv(trials.folder / "points.csv", [dataclasses.asdict(point) for point in points])
-    write_csv(trials.folder / "orders.csv", [dataclasses.asdict(order) for order in orders])
+    if orders:
+        write_csv(trials.folder / "orders.csv", [dataclasses.asdict(order) for order in orders])
     _draw_fronts(trials.folder / "fronts.png", points, set(STRATEGIES))
     _draw_orders(trials.folder / "orders.png", orders)
     where = f"{config.run} at step {loaded.step}, {len(problems.problems)} problems of {problems.name}"
@@ -138,7 +144,7 @@ def measured(
     generator: Generator, problems: ProblemSet, config: UnmaskingStudy, report: Callable[[str, int, int], None]
 ) -> tuple[list[Point], list["Order"]]:
     """All points and orders."""
-    policies = [(name, open_policy(name), _training(name)) for name in config.policies]
+    policies = list(zip(config.policies, map(open_policy, config.policies), trainings_of(config.policies), strict=True))
     for name, _, training in policies:
         if not config.everywhere and training.block not in (None, *config.blocks):
             raise ValueError(f"{name} was trained in blocks of {training.block}, which are not among {config.blocks}")
@@ -146,12 +152,12 @@ def measured(
     for block in config.blocks:
         base = GenerationConfig(temperature=0.0, stop_at_eos=False, block_length=block or None)
         for way in config.heuristics():
-            ways.append((block, way["strategy"], _number(way), None, dataclasses.replace(base, **way)))
+            ways.append((block, way["strategy"], _number(way), None, replace(base, **way)))
         for name, policy, training in policies:
             if not config.everywhere and training.block not in (None, block):
                 continue
             for scale in config.scales if policy.config.law == "bernoulli" else (1.0,):
-                how = dataclasses.replace(base, strategy=name, policy_scale=scale)
+                how = replace(base, strategy=name, policy_scale=scale)
                 ways.append((block, training.label, scale, training.seed, how))
     points, orders = [], []
     requests = [problem.request for problem in problems.problems]
@@ -176,23 +182,39 @@ class Training:
     seed: int | None
     block: int | None
     """Length of its blocks; 0: without."""
+    kind: str
+    """Everything but the seed and, of a start that was taken over, its folder."""
+
+
+def trainings_of(names: Sequence[str]) -> list[Training]:
+    """Of policies by their names; those that share a label differ in their seed alone."""
+    found = [_training(name) for name in names]
+    for label in {training.label for training in found}:
+        same = [training for training in found if training.label == label]
+        if len({training.kind for training in same}) > 1 or len({training.seed for training in same}) < len(same):
+            found = [
+                replace(training, label=f"{label} ({Path(name).name})") if training.label == label else training
+                for training, name in zip(found, names, strict=True)
+            ]
+    return found
 
 
 def _training(name: str) -> Training:
-    path = Path(name.partition("@")[0]) / "config.json"
-    if not path.is_file():
-        return Training(Path(name).name, None, None)
-    config = configuration.load(path, PolicyTrainConfig)
+    folder, checkpoint = folder_and_checkpoint(name)
+    if not (folder / "config.json").is_file():
+        return Training(folder.name, None, None, name)
+    config = configuration.load(folder / "config.json", PolicyTrainConfig)
     block = config.generation.block_length
-    where = "full" if block is None else f"blocks of {block}"
-    parts = [f"policy, α {config.reward.alpha:g}", where]
+    parts = [f"policy, α {config.reward.alpha:g}", "full" if block is None else f"blocks of {block}"]
     parts += ["experts"] if config.experts and config.learns_from == "itself" else []
-    parts += [f"imitated, {max(checkpoint_steps(path.parent))} steps"] if config.learns_from == "experts" else []
-    parts += ["from imitation"] if config.init_from else []
+    parts += [f"imitated, {max(checkpoint_steps(folder))} steps"] if config.learns_from == "experts" else []
+    parts += ["from a start"] if config.init_from else []
     parts += [config.policy.law] if config.policy.law != "bernoulli" else []
     parts += [" and ".join(config.policy.inputs)] if config.policy.inputs != ("confidence",) else []
     parts += [config.reward.kind] if config.reward.kind != "multiplicative" else []
-    return Training(", ".join(parts), config.seed, block or 0)
+    about = configuration.load(folder / "policy.json", PolicyDescription)
+    alike = replace(config, seed=0, init_from=config.init_from and "a start")
+    return Training(", ".join(parts), config.seed, block or 0, f"{alike} {about.trained_on} {checkpoint}")
 
 
 def _number(way: dict[str, Any]) -> float:
@@ -240,10 +262,8 @@ def _draw_fronts(path: Path, points: Sequence[Point], heuristics: AbstractSet[st
     """Of each setting of blocks the heuristics, then policies beside the best of the heuristics, six in a panel."""
     panels = []
     for block in dict.fromkeys(point.block for point in points):
-        own, title = (
-            [point for point in points if point.block == block],
-            f"blocks of {block}" if block else "full diffusion",
-        )
+        own = [point for point in points if point.block == block]
+        title = f"blocks of {block}" if block else "full diffusion"
         curves = {
             label: sorted((nfe, accuracy) for _, accuracy, nfe, _ in _merged([p for p in own if p.label == label]))
             for label in dict.fromkeys(point.label for point in own)

@@ -1,8 +1,9 @@
 """Training a policy: episodes on a frozen model, learning from them, and the run around it.
 
 A policy learns from its own episodes (GRPO), or from those of experts alone: of the episodes that several thresholds
-make of a problem it imitates the one with the highest reward, if that is positive, by maximum likelihood (teacher
-forcing). The second costs no exploration; it is a start for the first, or a baseline.
+make of a problem it imitates the one with the highest reward, if that is positive (teacher forcing): the objective is
+GRPO's with advantage 1, so the first update on a batch is one of maximum likelihood, and further ones leave out actions
+that have become 1 + ε times as likely. Imitation costs no exploration; it is a start for GRPO, or a baseline.
 
 A run folder holds policy.json (what it takes to use the policy), config.json (everything resolved), checkpoints/,
 metrics.jsonl and tensorboard/. It is resumed bit for bit, as pretraining is: a step's problems and randomness follow
@@ -88,6 +89,11 @@ class PolicyTrainConfig:
         if self.generation.cache != "none":
             raise ValueError(f"episodes are made without a cache, got {self.generation.cache}")
 
+    @property
+    def episodes_of_group(self) -> int:
+        """Episodes that are made of a problem."""
+        return len(self.experts) + (self.grpo.group if self.learns_from == "itself" else 0)
+
     def num_steps(self, num_problems: int) -> int:
         """Steps of the whole training."""
         return max(1, round(self.epochs * num_problems / self.problems_per_step))
@@ -108,7 +114,7 @@ class PolicyTraining:
     """The step of one configuration."""
 
     def __init__(self, config: PolicyTrainConfig, problems: ProblemSet, denoise: Partial):
-        self.config, self.problems, self.denoise = config, problems, denoise
+        self.config, self.problems, self.denoise = config, problems, on_all_devices(denoise)
         self.num_steps = config.num_steps(len(problems.problems))
         self.optimizer = config.grpo.optimizer(self.num_steps * config.grpo.updates)
         self.key = jax.random.key(config.seed)
@@ -128,7 +134,7 @@ class PolicyTraining:
         else:
             parameters = self._taken_over(self.config.init_from)
         start = jax.tree.map(jnp.copy, parameters) if self.config.grpo.kl else None
-        return PolicyState(parameters, self.optimizer.init(parameters), start, jnp.zeros((), jnp.int32))
+        return on_all_devices(PolicyState(parameters, self.optimizer.init(parameters), start, jnp.zeros((), jnp.int32)))
 
     def _taken_over(self, name: str) -> Parameters:
         other = open_policy(name)
@@ -154,15 +160,15 @@ class PolicyTraining:
             parts = [own, *self._by_experts(numbers, key)]
             gain, has_signal = advantages(np.concatenate([part.rewards for part in parts], axis=1))
             found = own.metrics() | {"groups_with_signal": _mean(has_signal)}
+            has_signal = np.broadcast_to(has_signal[:, None], gain.shape)
             if self.experts:
                 found["expert_reward"] = _mean(np.stack([part.rewards for part in parts[1:]]))
         else:
             parts = self._by_experts(numbers, key)
             rewards = np.concatenate([part.rewards for part in parts], axis=1)
-            # At a ratio of one the gradient of the objective is that of the likelihood, where the advantage is one.
             gain = (np.arange(len(parts)) == rewards.argmax(axis=1)[:, None]) * (rewards > 0).astype(float)
-            has_signal = rewards.max(axis=1) > 0
-            found = {"expert_reward": _mean(rewards.max(axis=1)), "groups_with_signal": _mean(has_signal)}
+            has_signal = gain > 0
+            found = {"expert_reward": _mean(rewards.max(axis=1)), "groups_with_signal": _mean(has_signal.any(axis=1))}
         parameters, optimizer, metrics = update(
             state.parameters,
             state.optimizer,
@@ -225,19 +231,19 @@ def _mean(values: np.ndarray) -> Mean:
 def _batch(
     parts: AnySequence[_Episodes],
     gain: Float[np.ndarray, "groups episodes"],
-    has_signal: Bool[np.ndarray, " groups"],
+    has_signal: Bool[np.ndarray, "groups episodes"],
     is_mixed: bool,
 ) -> Batch:
     """Episodes of all groups one after another, those of the policy first; `is_mixed` says that others are experts'."""
     widths = [part.rewards.shape[1] for part in parts]
-    gains = np.split(gain, np.cumsum(widths)[:-1], axis=1)
+    gains, signals = (np.split(values, np.cumsum(widths)[:-1], axis=1) for values in (gain, has_signal))
     return Batch(
         trajectories=jax.tree.map(lambda *x: jnp.concatenate(x), *(part.trajectories for part in parts)),
         advantages=jnp.asarray(np.concatenate([part.reshape(-1) for part in gains]), jnp.float32),
         is_expert=jnp.asarray(
             np.concatenate([np.full(part.rewards.size, is_mixed and n > 0) for n, part in enumerate(parts)])
         ),
-        has_signal=jnp.asarray(np.concatenate([np.repeat(has_signal, width) for width in widths])),
+        has_signal=jnp.asarray(np.concatenate([part.reshape(-1) for part in signals])),
     )
 
 
@@ -247,6 +253,14 @@ def over_devices(x: jax.Array) -> jax.Array:
     if len(devices) == 1 or len(x) % len(devices):
         return x
     return jax.device_put(x, NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data")))
+
+
+def on_all_devices(tree: Any) -> Any:
+    """The same arrays on each of them."""
+    devices = jax.devices()
+    if len(devices) == 1:
+        return tree
+    return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec()))
 
 
 def trained_on(run: str, step: int, problems: ProblemSet) -> str:
@@ -280,7 +294,7 @@ def train_policy(
             num_steps=training.num_steps,
             folder=folder,
             config=config.loop,
-            items_per_batch=lambda batch: config.grpo.group * len(batch) * problems.length,
+            items_per_batch=lambda batch: config.episodes_of_group * len(batch) * problems.length,
             describe=lambda step: training.batch(step).tolist(),
         )
     return LearnedStrategy(config.policy, state.parameters, config.temperature)

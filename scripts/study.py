@@ -21,7 +21,7 @@ from trimask.configs.studies import DATA, STUDIES
 from trimask.diffusion import configuration
 from trimask.diffusion.run_folder import writing
 from trimask.diffusion.studies.trials import Trials
-from trimask.diffusion.train import load
+from trimask.diffusion.train import load_description
 from trimask.scripts import cli, prepare
 from trimask.scripts.console import console, option, progress_report
 from trimask.scripts.train import with_mixture
@@ -47,7 +47,7 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
     out, study = options.out, STUDIES[name]
     data = options.data
     if data is None and "run" in _fields(config):
-        data = Path(load(Path(config.run)).description.data)
+        data = Path(load_description(Path(config.run)).data)
     elif data is None:
         data = out / "data"
         prepare.run(data, DATA)

@@ -14,9 +14,8 @@ import tyro
 from trimask.configs.policies import POLICIES
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluate import require_same_tokenizers
-from trimask.diffusion.train import Loaded, load
+from trimask.diffusion.train import load
 from trimask.diffusion.transformer import num_parameters
-from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.tasks import from_prepared, only_dataset
 from trimask.sampling_rl.train import PolicyTrainConfig, train_policy, trained_on
 from trimask.scripts import cli
@@ -42,25 +41,28 @@ class Arguments:
     """Split with the questions."""
     max_problems: int | None = None
     """At most so many of them. None: all."""
+    judge: str | None = None
+    """Who says what is right, as of `trimask evaluate`: final_number, or module:function. None: the task's usual."""
+    checkpoint: int | None = None
+    """Step of the model. None: its newest."""
     preset: str | None = None
     """Named settings whose values are the defaults."""
     config: Annotated[PolicyTrainConfig, tyro.conf.arg(name="")]
 
 
-def problems_of(
-    loaded: Loaded, data: Path | None, dataset: str | None, task: str, split: str, most: int | None
-) -> ProblemSet:
-    """The questions that a command names."""
-    prepared = Prepared(data or Path(loaded.description.data))
-    require_same_tokenizers(loaded, prepared)
-    return from_prepared(prepared, only_dataset(prepared, dataset), task, split, max_examples=most)
-
-
 def run(arguments: Arguments) -> None:
     """Trains and says where the policy is."""
-    loaded = load(arguments.run)
-    where = (arguments.data, arguments.dataset, arguments.task, arguments.split, arguments.max_problems)
-    problems = problems_of(loaded, *where)
+    loaded = load(arguments.run, arguments.checkpoint)
+    prepared = Prepared(arguments.data or Path(loaded.description.data))
+    require_same_tokenizers(loaded, prepared)
+    problems = from_prepared(
+        prepared,
+        only_dataset(prepared, arguments.dataset),
+        arguments.task,
+        arguments.split,
+        max_examples=arguments.max_problems,
+        judge=arguments.judge,
+    )
     about = trained_on(str(arguments.run), loaded.step, problems)
     policy = train_policy(arguments.policy, arguments.config, problems, loaded.denoise, about)
     size = f"{num_parameters(policy.parameters):,} parameters"

@@ -128,6 +128,15 @@ def test_an_expert_is_seen_as_acting_anywhere():
             assert order == sorted(order, reverse=True)
 
 
+def test_what_an_expert_did_is_seen_as_a_policy_without_blocks_sees_it():
+    threshold = Partial(STRATEGIES["threshold"], threshold=0.9)
+    blind = dataclasses.replace(config_of("bernoulli"), sees_beyond=False)
+    how = (None, Recorder(blind, threshold, acts_anywhere=True), RULES["blocks"])
+    _, stored = rollout(VOCABULARY, fakes.mixing(), how, ROWS, jax.random.key(3), asked=10, steps=12)
+    step = step_of(stored, jnp.arange(6), jnp.zeros(6, int))
+    assert (np.asarray(step.features[..., 0])[np.asarray(step.is_masked & step.is_asked)] > 0).all()
+
+
 def test_advantages_are_differences_from_the_mean_of_the_group():
     found, has_signal = advantages(np.array([[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5]]))
     assert found.tolist() == [[0.75, -0.25, -0.25, -0.25], [0, 0, 0, 0]] and has_signal.tolist() == [True, False]

@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import fakes
 import jax
@@ -22,6 +23,7 @@ from trimask.diffusion.sampling.policy import (
     PolicyDescription,
     drawn,
     features_of,
+    folder_and_checkpoint,
     new_parameters,
     open_policy,
 )
@@ -220,6 +222,12 @@ def folder(tmp_path):
             state = {"parameters": new_parameters(SMALL, jax.random.key(step)), "optimizer": (jnp.zeros(2),)}
             checkpoints.save(step, state, notes={}, metrics={"cost": cost})
     return tmp_path
+
+
+def test_only_the_name_of_a_folder_says_which_checkpoint():
+    assert folder_and_checkpoint("me@lab/fast") == (Path("me@lab/fast"), "")
+    assert folder_and_checkpoint("me@lab/fast@best") == (Path("me@lab/fast"), "best")
+    assert folder_and_checkpoint("fast@7") == (Path("fast"), "7")
 
 
 @pytest.mark.parametrize(("suffix", "step"), [("", 2), ("@best", 1), ("@1", 1)])

@@ -148,7 +148,8 @@ def test_eight_devices_take_the_steps_of_one(trained):
         from trimask.sampling_rl.train import PolicyTraining, over_devices
 
         assert len(jax.devices()) == 8 and len(over_devices(jax.numpy.arange(16)).sharding.device_set) == 8
-        training = PolicyTraining(CONFIG, PROBLEMS, knowing())
+        # As weights are that were loaded: of the first device, and to stay there.
+        training = PolicyTraining(CONFIG, PROBLEMS, jax.device_put(knowing(), jax.devices()[0]))
         state = training.init()
         for number in range(3):
             state, metrics = training.step(state, training.batch(number))

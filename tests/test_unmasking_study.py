@@ -18,7 +18,7 @@ from trimask.diffusion.studies.trials import Trials
 from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.policy_study import PolicyStudy, trainings
 from trimask.sampling_rl.policy_study import study as run_policy_study
-from trimask.sampling_rl.study import Point, UnmaskingStudy, _merged, _when, front, measured, study
+from trimask.sampling_rl.study import Point, UnmaskingStudy, _merged, _when, front, measured, study, trainings_of
 from trimask.sampling_rl.tasks import from_prepared
 from trimask.sampling_rl.train import PolicyTrainConfig, PolicyTraining, train_policy
 from trimask.scripts import train_policy as command
@@ -90,6 +90,13 @@ def test_policies_of_other_blocks_are_measured_only_if_that_is_wanted(policies, 
         way = dataclasses.replace(both, everywhere=everywhere)
         points, orders = measured(generator, problems, way, lambda *_: None)
         assert {point.block for point in points} == {order.block for order in orders} == blocks
+
+
+def test_only_policies_that_differ_in_their_seed_are_one_curve(policies):
+    first, second = trainings_of(policies)
+    assert first.label == second.label and (first.seed, second.seed) == (0, 1)
+    again, best, _ = trainings_of((policies[0], f"{policies[0]}@best", policies[1]))
+    assert (again.label, best.label) == (f"{first.label} (seed0)", f"{first.label} (seed0@best)")
 
 
 def test_only_answers_of_texts_have_a_length_to_choose(prepared):
@@ -177,7 +184,7 @@ def test_the_step_of_a_place_is_the_one_that_revealed_it(loaded, prepared):
 
 
 def test_the_command_trains_on_questions_of_prepared_data(loaded, prepared, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "load", lambda folder: loaded)
+    monkeypatch.setattr(command, "load", lambda folder, checkpoint: loaded)
     words = [str(tmp_path / "fast"), "--run", str(tmp_path), "--data", str(prepared.folder), "--preset", "blocks"]
     small = ["--policy.width", "8", "--policy.mlp-width", "8", "--policy.num-heads", "1", "--grpo.group", "2"]
     with pytest.raises(ValueError, match="several datasets; --dataset names one of drawn"):
@@ -191,6 +198,13 @@ def test_the_command_trains_on_questions_of_prepared_data(loaded, prepared, tmp_
     assert "8 problems of sums text train" in about["trained_on"]
     with pytest.raises(ValueError, match="no preset 'quick'; there are paper"):
         command.main(["policies/p", "--run", "x", "--preset", "quick"])
+
+
+def test_a_study_without_orders_ends_well(loaded, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("trimask.sampling_rl.study.load", lambda folder: loaded)
+    few = dataclasses.replace(STUDY, thresholds=(0.5,), max_examples=2)
+    assert "| threshold | 0.5 |" in study(few, Trials(tmp_path, prepared.folder, 0, lambda *_: None))
+    assert not (tmp_path / "orders.csv").exists()
 
 
 @pytest.mark.parametrize("bad", [{"blocks": (-1,)}, {"thresholds": (2.0,)}, {"shown": 0}])

@@ -220,19 +220,25 @@ def _gumbel(uniform: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return -jnp.log(-jnp.log(uniform + 2.0**-24))
 
 
+def folder_and_checkpoint(name: str) -> tuple[Path, str]:
+    """What FOLDER, FOLDER@STEP and FOLDER@best say; "" is the last checkpoint."""
+    path = Path(name)
+    folder, _, checkpoint = path.name.partition("@")
+    return path.with_name(folder) if folder else path, checkpoint
+
+
 def open_policy(name: str) -> "LearnedStrategy":
     """The policy of a run folder of `trimask train-policy`: FOLDER, FOLDER@STEP or FOLDER@best."""
-    folder, _, checkpoint = name.partition("@")
-    path = Path(folder)
+    path, checkpoint = folder_and_checkpoint(name)
     if not (path / "policy.json").is_file():
-        raise FileNotFoundError(f"{folder}: not the folder of a policy; `trimask train-policy` makes one")
+        raise FileNotFoundError(f"{path}: not the folder of a policy; `trimask train-policy` makes one")
     if not (checkpoint in ("", "best") or checkpoint.isdecimal()):
         raise ValueError(f"after @ comes a step or best, got {name!r}")
     about = configuration.load(path / "policy.json", PolicyDescription)
     with Checkpoints(path) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
-            raise FileNotFoundError(f"{folder}: has no complete checkpoint yet; `trimask train-policy` continues it")
+            raise FileNotFoundError(f"{path}: has no complete checkpoint yet; `trimask train-policy` continues it")
         step = checkpoints.best(about.best_metric) if checkpoint == "best" else int(checkpoint or steps[-1])
         like = jax.eval_shape(partial(new_parameters, about.policy), jax.random.key(0))
         tree = checkpoints.restore(step, {"parameters": like}, is_part=True).tree
