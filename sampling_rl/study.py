@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 from scipy.stats import spearmanr
@@ -163,6 +164,8 @@ def measured(
     requests = [problem.request for problem in problems.problems]
     for done, (block, label, number, seed, how) in enumerate(ways):
         report("ways to sample", done, len(ways))
+        if done and (block, label) != ways[done - 1][:2]:
+            jax.clear_caches()  # of a hundred ways they would be more than a process can map
         answers = generator.generate(requests, how, config.seed)
         right = problems.grade(problems.problems, [answer.example for answer in answers])
         nfe = float(np.mean([answer.nfe for answer in answers]))
