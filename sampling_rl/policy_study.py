@@ -26,7 +26,7 @@ from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.train import load
 from trimask.sampling_rl import study as unmasking
 from trimask.sampling_rl.study import UnmaskingStudy
-from trimask.sampling_rl.tasks import from_prepared, only_dataset
+from trimask.sampling_rl.tasks import from_prepared
 from trimask.sampling_rl.train import PolicyTrainConfig, train_policy, trained_on
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -137,9 +137,8 @@ def study(config: PolicyStudy, trials: Trials) -> str:
     loaded, folder, prepared = load(Path(config.run)), trials.folder / "policies", Prepared(trials.data)
     require_same_tokenizers(loaded, prepared)
     planned = list(trainings(config, folder, loaded.description.train.model.width))
-    dataset = only_dataset(prepared, config.dataset)
     problems = {
-        count: from_prepared(prepared, dataset, TEXT, "train", max_examples=count)
+        count: from_prepared(prepared, config.dataset, TEXT, "train", max_examples=count)
         for count in {training.problems for training in planned}
     }
     for done, training in enumerate(planned):

@@ -34,7 +34,7 @@ from trimask.diffusion.studies.findings import Panel, draw, markdown_table, writ
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.train import load
 from trimask.sampling_rl.problems import ProblemSet
-from trimask.sampling_rl.tasks import from_prepared, only_dataset
+from trimask.sampling_rl.tasks import from_prepared
 from trimask.sampling_rl.train import PolicyTrainConfig
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -123,7 +123,7 @@ def study(config: UnmaskingStudy, trials: Trials) -> str:
     require_same_tokenizers(loaded, prepared)
     problems = from_prepared(
         prepared,
-        only_dataset(prepared, config.dataset),
+        config.dataset,
         config.task,
         config.split,
         length=config.length,

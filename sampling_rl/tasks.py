@@ -34,17 +34,9 @@ _LINES = 1024
 """Of a file, read as a block."""
 
 
-def only_dataset(prepared: Prepared, name: str | None) -> str:
-    """The named dataset, or the only one that there is."""
-    names = list(prepared.manifest.datasets)
-    if name is None and len(names) > 1:
-        raise ValueError(f"{prepared.folder} has several datasets; --dataset names one of {', '.join(names)}")
-    return name or names[0]
-
-
 def from_prepared(
     prepared: Prepared,
-    dataset: str,
+    dataset: str | None,
     task: str,
     split: str,
     *,
@@ -52,12 +44,16 @@ def from_prepared(
     max_examples: int | None = None,
     judge: str | Judge | None = None,
 ) -> ProblemSet:
-    """What a task asks of a split: of all its examples, or of some, evenly spread.
+    """What a task asks of a split of a dataset (None: the only one): of all examples, or of some, evenly spread.
 
     `length` is how many tokens a question may be answered with; None: as many as it was prepared with.
     The judge is a name that `trimask evaluate --judge` takes, or a function of yours of the same kind. None: by which
     a puzzle is right, else the task's usual one.
     """
+    names = list(prepared.manifest.datasets)
+    if dataset is None and len(names) > 1:
+        raise ValueError(f"{prepared.folder} has several datasets; --dataset names one of {', '.join(names)}")
+    dataset = dataset or names[0]
     manifest = prepared.dataset(dataset)
     tasks = {known.name: known for known in manifest.tasks(prepared.tokenizers.vocabulary)}
     for what, name, there in (("task", task, list(tasks)), ("split", split, list(manifest.splits))):

@@ -16,7 +16,7 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluate import require_same_tokenizers
 from trimask.diffusion.train import load
 from trimask.diffusion.transformer import num_parameters
-from trimask.sampling_rl.tasks import from_prepared, only_dataset
+from trimask.sampling_rl.tasks import from_prepared
 from trimask.sampling_rl.train import PolicyTrainConfig, train_policy, trained_on
 from trimask.scripts import cli
 from trimask.scripts.console import console, option, parse
@@ -57,7 +57,7 @@ def run(arguments: Arguments) -> None:
     require_same_tokenizers(loaded, prepared)
     problems = from_prepared(
         prepared,
-        only_dataset(prepared, arguments.dataset),
+        arguments.dataset,
         arguments.task,
         arguments.split,
         max_examples=arguments.max_problems,
