@@ -9,13 +9,16 @@ What is varied, each with several seeds:
     rewards    the additive reward in place of the multiplicative one, without blocks
     imitation  nothing but imitation, without blocks, of as many episodes as a start and GRPO have together
 
-OUT/policies holds a folder for each; one that is complete is not trained again.
+OUT/policies holds a folder for each; one that is complete is not trained again. Each worker process trains a start and
+what goes on from there.
 """
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 
@@ -132,21 +135,42 @@ def _of_part(part: Part, config: PolicyStudy, folder: Path, hidden_size: int, se
         yield Training(f"imitated-alone-s{seed}", imitation, config.imitated_alone)
 
 
+def chains(planned: Iterable[Training]) -> list[list[Training]]:
+    """Each a policy that starts from nothing, and those that start from it."""
+    found: dict[str, list[Training]] = {}
+    for training in planned:
+        start = training.config.init_from
+        found.setdefault(Path(start).name if start else training.name, []).append(training)
+    return list(found.values())
+
+
+def train_chain(run: str, data: Path, dataset: str | None, folder: Path, chain: Sequence[Training]) -> None:
+    """Trains what is not there yet, one after another."""
+    loaded, prepared = load(Path(run)), Prepared(data)
+    for training in chain:
+        problems = from_prepared(prepared, dataset, TEXT, "train", max_examples=training.problems)
+        about = trained_on(run, loaded.step, problems)
+        train_policy(folder / training.name, training.config, problems, loaded.denoise, about)
+        jax.clear_caches()  # of all trainings they would be more than a process can map
+
+
+def _train_chain_quietly(*arguments: Any) -> None:
+    """The same without a progress bar: in several processes they would be written over each other."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        train_chain(*arguments)
+
+
 def study(config: PolicyStudy, trials: Trials) -> str:
     """Trains what is not there, measures everything as the study `unmasking` does; returns the text."""
     loaded, folder, prepared = load(Path(config.run)), trials.folder / "policies", Prepared(trials.data)
     require_same_tokenizers(loaded, prepared)
     planned = list(trainings(config, folder, loaded.description.train.model.width))
-    problems = {
-        count: from_prepared(prepared, config.dataset, TEXT, "train", max_examples=count)
-        for count in {training.problems for training in planned}
-    }
-    for done, training in enumerate(planned):
+    work = [(config.run, trials.data, config.dataset, folder, chain) for chain in chains(planned)]
+    train = _train_chain_quietly if trials.workers else train_chain
+    trials.report("policies", 0, len(planned))
+    done = 0
+    for number, _ in trials.shared(train, work):
+        done += len(work[number][-1])
         trials.report("policies", done, len(planned))
-        asked = problems[training.problems]
-        about = trained_on(config.run, loaded.step, asked)
-        train_policy(folder / training.name, training.config, asked, loaded.denoise, about)
-        jax.clear_caches()  # of all trainings they would be more than a process can map
-    trials.report("policies", len(planned), len(planned))
     policies = tuple(str(folder / training.name) for training in planned)
     return unmasking.study(replace(config.measure, run=config.run, dataset=config.dataset, policies=policies), trials)

@@ -194,6 +194,11 @@ def test_processes_agree_with_this_one_and_leave_its_environment_alone(prepared,
     assert dict(os.environ) == before
 
 
+def test_what_processes_say_is_known_by_its_number(prepared, tmp_path):
+    with Trials(tmp_path, prepared.folder, 2, silent) as trials:
+        assert dict(trials.shared(divmod, [(7, 2), (9, 4), (5, 5)])) == {0: (3, 1), 1: (2, 1), 2: (1, 0)}
+
+
 def test_another_shape_is_transferred_from_the_bases():
     wide = at_shape(CONFIG, "mup", width=32, layers=3)
     assert (wide.model.width, wide.model.num_heads, wide.model.num_layers, wide.model.mlp_width) == (32, 4, 3, 32)

@@ -16,7 +16,7 @@ from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.requests import Answer, Generator
 from trimask.diffusion.studies.trials import Trials
 from trimask.sampling_rl.grpo import GRPOConfig
-from trimask.sampling_rl.policy_study import PolicyStudy, trainings
+from trimask.sampling_rl.policy_study import PolicyStudy, chains, trainings
 from trimask.sampling_rl.policy_study import study as run_policy_study
 from trimask.sampling_rl.study import Point, UnmaskingStudy, _merged, _when, front, measured, study, trainings_of
 from trimask.sampling_rl.tasks import from_prepared
@@ -147,18 +147,30 @@ def test_every_part_differs_from_the_rest_in_what_it_says(tmp_path):
 
 def test_policies_are_trained_and_measured_and_not_trained_again(loaded, prepared, tmp_path, monkeypatch):
     monkeypatch.setattr("trimask.sampling_rl.policy_study.load", lambda folder: loaded)
-    trials = Trials(tmp_path, prepared.folder, 0, lambda *_: None)
     small = dataclasses.replace(ALL_PARTS, parts=("rewards",))
     monkeypatch.setattr(
         "trimask.sampling_rl.study.study", lambda config, _: " ".join((config.dataset, *config.policies))
     )
-    text = run_policy_study(small, trials)
+    reports = list[tuple[int, int]]()
+    with Trials(tmp_path, prepared.folder, 0, lambda _, *counts: reports.append(counts)) as trials:
+        text = run_policy_study(small, trials)
+    assert reports == [(0, 1), (1, 1)]
     assert text == f"sums {tmp_path / 'policies/scratch-additive-s0'}"
     assert (
         json.loads((tmp_path / "policies/scratch-additive-s0/config.json").read_text())["reward"]["kind"] == "additive"
     )
     monkeypatch.setattr(PolicyTraining, "step", lambda *_: pytest.fail("trained again"))
-    assert run_policy_study(small, trials) == text
+    with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
+        assert run_policy_study(small, trials) == text
+
+
+def test_a_chain_is_a_start_and_all_that_goes_on_from_it(tmp_path):
+    config = dataclasses.replace(ALL_PARTS, parts=("alphas", "scratch"), seeds=2)
+    planned = list(trainings(config, tmp_path, 16))
+    names = [[training.name for training in chain] for chain in chains(planned)]
+    assert names[0] == ["imitated-full-s0", "full-a1-s0", "full-a0.3-s0", "full-a3-s0"]
+    assert [len(chain) for chain in names] == [4, 4, 1, 1, 1] * 2
+    assert sorted(name for chain in names for name in chain) == sorted(training.name for training in planned)
 
 
 def test_the_front_is_what_nothing_cheaper_reaches():

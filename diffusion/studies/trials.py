@@ -152,19 +152,25 @@ class Trials:
     def _outcomes(
         self, left: Mapping[str, TrainConfig], measure: Callable[[TrainConfig, Path], Any]
     ) -> Iterator[tuple[str, Any]]:
-        if self._pool is None or not left:
-            yield from ((key, measure(config, self.data)) for key, config in left.items())
+        order = _in_order(left) if self._pool is not None else list(left)
+        for number, outcome in self.shared(measure, [(left[key], self.data) for key in order]):
+            yield order[number], outcome
+
+    def shared(self, function: Callable[..., Any], work: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """What `function` says of each tuple of arguments, with its number; in processes, as they are done."""
+        if self._pool is None:
+            yield from ((number, function(*arguments)) for number, arguments in enumerate(work))
             return
         with _one_thread_each(self._compiled.name):
-            futures = {self._pool.submit(measure, left[key], self.data): key for key in _in_order(left)}
+            futures = {self._pool.submit(function, *arguments): number for number, arguments in enumerate(work)}
             # A process starts when there is work for it, so all have started by now.
         for future in as_completed(futures):
             try:
                 yield futures[future], future.result()
             except BrokenProcessPool as error:
                 raise ChildProcessError(
-                    f"a process that ran a trial ended before it was through (memory?); the outcomes of all trials "
-                    f"before it are in {self.folder}, and the same command goes on from there"
+                    f"a process ended before it was through (memory?); what was finished before is in {self.folder}, "
+                    f"and the same command goes on from there"
                 ) from error
 
 
