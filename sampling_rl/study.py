@@ -10,9 +10,10 @@ On held-out problems of one model:
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -117,64 +118,117 @@ class Point:
     """Of a policy's training."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A way to sample, with everything else that the outcome depends on; fields named alike are the study's."""
+
+    run: str
+    dataset: str | None
+    task: str
+    judge: str | None
+    split: str
+    length: int | None
+    max_examples: int | None
+    shown: int
+    """Problems by which the order is looked at; 0: none."""
+    seed: int
+    how: GenerationConfig
+    model_step: int
+    policy_step: int | None
+    """Newest checkpoint of the policy."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came of a way."""
+
+    accuracy: float
+    nfe: float
+    problems: int
+    left_to_right: float | None
+    """The rest is as of `Order`; None where no order was looked at, or all is revealed at once."""
+    steps: list[float]
+    per_step: list[float]
+
+
 def study(config: UnmaskingStudy, trials: Trials) -> str:
     """Measures everything, writes points.csv, orders.csv and figures; returns the text."""
-    loaded, prepared = load(Path(config.run)), Prepared(trials.data)
-    require_same_tokenizers(loaded, prepared)
-    problems = from_prepared(
-        prepared,
-        config.dataset,
-        config.task,
-        config.split,
-        length=config.length,
-        max_examples=config.max_examples,
-        judge=config.judge,
-    )
-    generator = Generator(loaded.denoise, loaded.vocabulary, rows=_ROWS)
-    points, orders = measured(generator, problems, config, trials.report)
+    loaded = load(Path(config.run))
+    require_same_tokenizers(loaded, Prepared(trials.data))
+    planned = list(ways(config, loaded.step))
+    outcomes = trials.measured([way for _, way in planned], measure, Seen, "ways to sample")
+    points, orders = [], []
+    for (point, way), seen in zip(planned, outcomes, strict=True):
+        points.append(replace(point, accuracy=seen.accuracy, nfe=seen.nfe, problems=seen.problems))
+        if way.shown and seen.steps:
+            tendency = 0.0 if seen.left_to_right is None else seen.left_to_right
+            orders.append(Order(point.block, point.label, point.seed, tendency, seen.steps, seen.per_step))
     write_csv(trials.folder / "points.csv", [dataclasses.asdict(point) for point in points])
     if orders:
         write_csv(trials.folder / "orders.csv", [dataclasses.asdict(order) for order in orders])
     _draw_fronts(trials.folder / "fronts.png", points, set(STRATEGIES))
     _draw_orders(trials.folder / "orders.png", orders)
-    where = f"{config.run} at step {loaded.step}, {len(problems.problems)} problems of {problems.name}"
+    name = " ".join(filter(None, (config.dataset, config.task, config.split)))
+    where = f"{config.run} at step {loaded.step}, {points[0].problems} problems of {name}"
     return f"{where}.\n\n{_table(points)}\n\n{_table_of_orders(orders)}"
 
 
-def measured(
-    generator: Generator, problems: ProblemSet, config: UnmaskingStudy, report: Callable[[str, int, int], None]
-) -> tuple[list[Point], list["Order"]]:
-    """All points and orders."""
+def ways(config: UnmaskingStudy, model_step: int) -> Iterator[tuple[Point, Way]]:
+    """All that is measured, each with the point that it will be."""
     policies = list(zip(config.policies, map(open_policy, config.policies), trainings_of(config.policies), strict=True))
     for name, _, training in policies:
         if not config.everywhere and training.block not in (None, *config.blocks):
             raise ValueError(f"{name} was trained in blocks of {training.block}, which are not among {config.blocks}")
-    ways: list[tuple[int, str, float, int | None, GenerationConfig]] = []
+    asked = {field.name for field in dataclasses.fields(Way)} & {field.name for field in dataclasses.fields(config)}
+    shared: dict[str, Any] = {name: getattr(config, name) for name in asked - {"shown"}}
+    shared |= {"model_step": model_step}
+
+    def of(block, label, number, how, seed=None, policy_step=None):
+        is_shown = number in (1.0, 0.9) and (label in ("threshold", "leftmost") or policy_step is not None)
+        shown = config.shown if is_shown else 0
+        point = Point(block, label, number, 0.0, 0.0, 0, seed)
+        return point, Way(**shared, how=how, shown=shown, policy_step=policy_step)
+
     for block in config.blocks:
         base = GenerationConfig(temperature=0.0, stop_at_eos=False, block_length=block or None)
-        for way in config.heuristics():
-            ways.append((block, way["strategy"], _number(way), None, replace(base, **way)))
+        for options in config.heuristics():
+            yield of(block, options["strategy"], _number(options), replace(base, **options))
         for name, policy, training in policies:
             if not config.everywhere and training.block not in (None, block):
                 continue
+            newest = max(checkpoint_steps(folder_and_checkpoint(name)[0]))
             for scale in config.scales if policy.config.law == "bernoulli" else (1.0,):
                 how = replace(base, strategy=name, policy_scale=scale)
-                ways.append((block, training.label, scale, training.seed, how))
-    points, orders = [], []
+                yield of(block, training.label, scale, how, training.seed, newest)
+
+
+def measure(way: Way, data: Path) -> Seen:
+    """Samples all problems in a way."""
+    _let_go_of_programs_but(way.how.strategy, way.how.block_length)
+    generator, problems = _opened(
+        way.run, data, way.dataset, way.task, way.judge, way.split, way.length, way.max_examples
+    )
     requests = [problem.request for problem in problems.problems]
-    for done, (block, label, number, seed, how) in enumerate(ways):
-        report("ways to sample", done, len(ways))
-        if done and (block, label) != ways[done - 1][:2]:
-            jax.clear_caches()  # of a hundred ways they would be more than a process can map
-        answers = generator.generate(requests, how, config.seed)
-        right = problems.grade(problems.problems, [answer.example for answer in answers])
-        nfe = float(np.mean([answer.nfe for answer in answers]))
-        points.append(Point(block, label, number, float(np.mean(right)), nfe, len(answers), seed))
-        if number in (1.0, 0.9) and label in ("threshold", "leftmost", *(t.label for _, _, t in policies)):
-            paths = generator.trajectories(requests[: config.shown], how, config.seed)
-            orders.append(_order(block, label, seed, paths))
-    report("ways to sample", len(ways), len(ways))
-    return points, orders
+    answers = generator.generate(requests, way.how, way.seed)
+    right = problems.grade(problems.problems, [answer.example for answer in answers])
+    nfe = float(np.mean([answer.nfe for answer in answers]))
+    order = _order(generator.trajectories(requests[: way.shown], way.how, way.seed)) if way.shown else (None, [], [])
+    return Seen(float(np.mean(right)), nfe, len(answers), *order)
+
+
+@lru_cache(maxsize=1)
+def _let_go_of_programs_but(strategy: str, block: int | None) -> None:
+    """Of a hundred ways they would be more than a process can map."""
+    jax.clear_caches()
+
+
+@lru_cache(maxsize=1)
+def _opened(run: str, data: Path, dataset, task, judge, split, length, max_examples) -> tuple[Generator, ProblemSet]:
+    loaded = load(Path(run))
+    problems = from_prepared(
+        Prepared(data), dataset, task, split, length=length, max_examples=max_examples, judge=judge
+    )
+    return Generator(loaded.denoise, loaded.vocabulary, rows=_ROWS), problems
 
 
 @dataclass(frozen=True)
@@ -233,13 +287,14 @@ class Order:
     seed: int | None
     left_to_right: float
     """Spearman's correlation of place and step, the mean over problems."""
-    steps: tuple[float, ...]
+    steps: Sequence[float]
     """Of each place, the mean step in which it was revealed, as a share of the last."""
-    per_step: tuple[float, ...]
+    per_step: Sequence[float]
     """Tokens revealed in the first, second, … step, the mean over problems."""
 
 
-def _order(block: int, label: str, seed: int | None, paths: Sequence[Sequence[Answer]]) -> Order:
+def _order(paths: Sequence[Sequence[Answer]]) -> tuple[float | None, list[float], list[float]]:
+    """The last three fields of `Order`."""
     whens = [_when(path) for path in paths]
     correlations = [spearmanr(np.arange(len(when)), when).statistic for when in whens if len(set(when)) > 1]
     longest, most = max(len(when) for when in whens), max(int(when.max()) for when in whens)
@@ -248,10 +303,8 @@ def _order(block: int, label: str, seed: int | None, paths: Sequence[Sequence[An
     for row, when in enumerate(whens):
         shares[row, : len(when)] = when / when.max()
         counts[row, : int(when.max())] = np.bincount(when.astype(int))[1:]
-    tendency = float(np.mean(correlations)) if correlations else 0.0
-    return Order(
-        block, label, seed, tendency, tuple(np.nanmean(shares, axis=0).tolist()), tuple(counts.mean(axis=0).tolist())
-    )
+    tendency = float(np.mean(correlations)) if correlations else None
+    return tendency, np.nanmean(shares, axis=0).tolist(), counts.mean(axis=0).tolist()
 
 
 def _when(path: Sequence[Answer]) -> Float[np.ndarray, " asked"]:

@@ -13,12 +13,12 @@ from test_policy import SMALL
 from trimask.diffusion import configuration
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.sampling.requests import Answer, Generator
+from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.studies.trials import Trials
 from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.policy_study import PolicyStudy, chains, trainings
 from trimask.sampling_rl.policy_study import study as run_policy_study
-from trimask.sampling_rl.study import Point, UnmaskingStudy, _merged, _when, front, measured, study, trainings_of
+from trimask.sampling_rl.study import Point, UnmaskingStudy, _merged, _when, front, study, trainings_of, ways
 from trimask.sampling_rl.tasks import from_prepared
 from trimask.sampling_rl.train import PolicyTrainConfig, PolicyTraining, train_policy
 from trimask.scripts import train_policy as command
@@ -55,7 +55,9 @@ def policies(loaded, prepared, tmp_path_factory):
 
 def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_path, monkeypatch):
     monkeypatch.setattr("trimask.sampling_rl.study.load", lambda folder: loaded)
-    text = study(dataclasses.replace(STUDY, policies=policies), Trials(tmp_path, prepared.folder, 0, lambda *_: None))
+    asked = dataclasses.replace(STUDY, policies=policies)
+    with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
+        text = study(asked, trials)
     with (tmp_path / "points.csv").open() as file:
         rows = list(csv.DictReader(file))
     label = "policy, α 1, blocks of 2"
@@ -69,27 +71,27 @@ def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_pa
     # Leftmost in blocks of two goes from left to right.
     (leftmost,) = (row for row in orders if row["label"] == "leftmost" and row["block"] == "2")
     assert float(leftmost["left_to_right"]) > 0.5
+    # What was measured is not measured again, but for what the problems are.
+    monkeypatch.setattr("trimask.sampling_rl.study.Generator", lambda *_, **__: pytest.fail("measured again"))
+    with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
+        assert study(asked, trials) == text
+        with pytest.raises(BaseException, match="measured again"):
+            study(dataclasses.replace(asked, max_examples=2), trials)
 
 
-def test_policies_of_other_blocks_are_measured_only_if_that_is_wanted(policies, loaded, prepared):
-    problems = from_prepared(prepared, "sums", "text", "test", length=6, max_examples=3)
-    assert {problem.length for problem in problems.problems} == {6}
-    # Nothing is generated: all is revealed at once.
-    ask = problems.problems[0].request
-    (segment,) = ask.segments
-    answer = dataclasses.replace(ask, segments=(dataclasses.replace(segment, codes=np.maximum(segment.codes, 0)),))
-    path = [Answer(ask, 0, np.zeros(6)), Answer(answer, 1, np.zeros(6))]
-    generator = Generator(loaded.denoise, loaded.vocabulary)
-    generator.generate = lambda requests, *_: [path[-1] for _ in requests]
-    generator.trajectories = lambda requests, *_: [path for _ in requests]
+def test_policies_of_other_blocks_are_measured_only_if_that_is_wanted(policies):
     elsewhere = dataclasses.replace(STUDY, policies=policies[:1], blocks=(3,), thresholds=(), scales=(1.0,))
     with pytest.raises(ValueError, match=r"trained in blocks of 2, which are not among \(3,\)"):
-        measured(generator, problems, elsewhere, lambda *_: None)
-    both = dataclasses.replace(elsewhere, blocks=(2, 3), shown=2)
-    for everywhere, blocks in ((False, {2}), (True, {2, 3})):
-        way = dataclasses.replace(both, everywhere=everywhere)
-        points, orders = measured(generator, problems, way, lambda *_: None)
-        assert {point.block for point in points} == {order.block for order in orders} == blocks
+        list(ways(elsewhere, 7))
+    for everywhere, blocks in ((False, [2]), (True, [2, 3])):
+        found = list(ways(dataclasses.replace(elsewhere, blocks=(2, 3), everywhere=everywhere), 7))
+        assert [point.block for point, _ in found] == [way.how.block_length for _, way in found] == blocks
+        assert {(way.shown, way.model_step, way.policy_step) for _, way in found} == {(3, 7, 4)}
+
+
+def test_other_lengths_are_other_problems(prepared):
+    problems = from_prepared(prepared, "sums", "text", "test", length=6, max_examples=3)
+    assert {problem.length for problem in problems.problems} == {6}
 
 
 def test_only_policies_that_differ_in_their_seed_are_one_curve(policies):
@@ -215,7 +217,8 @@ def test_the_command_trains_on_questions_of_prepared_data(loaded, prepared, tmp_
 def test_a_study_without_orders_ends_well(loaded, prepared, tmp_path, monkeypatch):
     monkeypatch.setattr("trimask.sampling_rl.study.load", lambda folder: loaded)
     few = dataclasses.replace(STUDY, thresholds=(0.5,), max_examples=2)
-    assert "| threshold | 0.5 |" in study(few, Trials(tmp_path, prepared.folder, 0, lambda *_: None))
+    with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
+        assert "| threshold | 0.5 |" in study(few, trials)
     assert not (tmp_path / "orders.csv").exists()
 
 

@@ -107,12 +107,15 @@ class Trials:
 
     def measured(
         self,
-        configs: Sequence[TrainConfig],
-        measure: Callable[[TrainConfig, Path], Any],
+        configs: Sequence[Any],
+        measure: Callable[[Any, Path], Any],
         kind: type[_Measured],
         what: str = "trials",
     ) -> list[_Measured]:
-        """What `measure(config, data)`, a dataclass, says of every configuration; what is known is not run again."""
+        """What `measure(config, data)`, a dataclass, says of every configuration; what is known is not run again.
+
+        Configurations are dataclasses, of trainings or of anything else that a measurement depends on.
+        """
         keys = [self._key(config, measure.__name__) for config in configs]
         path = self.folder / "trials.jsonl"
         with locked(self.folder):
@@ -145,13 +148,13 @@ class Trials:
             known[line["key"]] = line["outcome"]
         return known
 
-    def _key(self, config: TrainConfig, measure: str) -> str:
-        content = [measure, configuration.to_dict(replace(config, loop=LoopConfig())), self.fingerprint]
+    def _key(self, config: Any, measure: str) -> str:
+        if isinstance(config, TrainConfig):
+            config = replace(config, loop=LoopConfig())
+        content = [measure, configuration.to_dict(config), self.fingerprint]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
-    def _outcomes(
-        self, left: Mapping[str, TrainConfig], measure: Callable[[TrainConfig, Path], Any]
-    ) -> Iterator[tuple[str, Any]]:
+    def _outcomes(self, left: Mapping[str, Any], measure: Callable[[Any, Path], Any]) -> Iterator[tuple[str, Any]]:
         order = _in_order(left) if self._pool is not None else list(left)
         for number, outcome in self.shared(measure, [(left[key], self.data) for key in order]):
             yield order[number], outcome
@@ -174,12 +177,12 @@ class Trials:
                 ) from error
 
 
-def _in_order(configs: Mapping[str, TrainConfig]) -> list[str]:
-    """The keys, so that of those which compile the same program the first come first."""
+def _in_order(configs: Mapping[str, Any]) -> list[str]:
+    """The keys, so that of trainings which compile the same program the first come first."""
     seen: Counter[str] = Counter()
     rounds = []
     for key, config in configs.items():
-        program = _program(config)
+        program = _program(config) if isinstance(config, TrainConfig) else key
         rounds.append((seen[program], key))
         seen[program] += 1
     return [key for _, key in sorted(rounds, key=lambda pair: pair[0])]
