@@ -28,7 +28,7 @@ from trimask.diffusion.evaluate import require_same_tokenizers
 from trimask.diffusion.intervals import wilson_interval
 from trimask.diffusion.run_folder import checkpoint_steps
 from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.sampling.policy import PolicyDescription, folder_and_checkpoint, open_policy
+from trimask.diffusion.sampling.policy import describe_policy, folder_and_checkpoint, open_policy
 from trimask.diffusion.sampling.requests import Answer, Generator
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.diffusion.studies.findings import Panel, draw, markdown_table, write_csv
@@ -269,7 +269,7 @@ def _training(name: str) -> Training:
     parts += [config.policy.law] if config.policy.law != "bernoulli" else []
     parts += [" and ".join(config.policy.inputs)] if config.policy.inputs != ("confidence",) else []
     parts += [config.reward.kind] if config.reward.kind != "multiplicative" else []
-    about = configuration.load(folder / "policy.json", PolicyDescription)
+    about = describe_policy(str(folder))
     alike = replace(config, seed=0, init_from=config.init_from and "a start")
     return Training(", ".join(parts), config.seed, block or 0, f"{alike} {about.trained_on} {checkpoint}")
 

@@ -279,6 +279,7 @@ def train_policy(
     about = PolicyDescription(
         policy=config.policy,
         temperature=config.temperature,
+        block_length=config.generation.block_length,
         best_metric=config.loop.best_metric,
         trained_on=trained_on,
     )

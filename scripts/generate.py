@@ -17,7 +17,8 @@ import tyro
 from rich.live import Live
 
 from trimask.diffusion import configuration
-from trimask.diffusion.sampling.config import GenerationConfig, require_used
+from trimask.diffusion.sampling.config import GenerationConfig, is_policy, require_used
+from trimask.diffusion.sampling.policy import describe_policy
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.sampling.requests import Answer, Generator, repeats
 from trimask.diffusion.train import Loaded, load
@@ -275,8 +276,11 @@ def main(arguments: Sequence[str]) -> None:
     words = joined(list(arguments), *_LISTS)
     parsed: Arguments = parse(Arguments, words, "generate", __doc__ or "")
     loaded = load(parsed.run, parsed.checkpoint)
-    # Once more, with the run's own way to sample where nothing is said.
-    default = dataclasses.replace(parsed, sampling=loaded.generation(parsed.target))
+    # Once more, with the run's own way to sample where nothing is said, and the blocks of a policy.
+    sampling = loaded.generation(parsed.target)
+    if is_policy(parsed.sampling.strategy):
+        sampling = dataclasses.replace(sampling, block_length=describe_policy(parsed.sampling.strategy).block_length)
+    default = dataclasses.replace(parsed, sampling=sampling)
     parsed = parse(Arguments, words, "generate", __doc__ or "", default)
     run(loaded, parsed, parsed.out or parsed.run / "generated")
 

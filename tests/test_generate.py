@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from test_policy import save_policy
 
 from trimask.diffusion import configuration
 from trimask.diffusion.sampling.config import GenerationConfig
@@ -62,6 +63,15 @@ def test_a_picture_is_described_in_text_that_is_also_printed(generate, tmp_path,
     (entry,) = generate("--image", tmp_path / "Photo 1.jpg", "--to", "text")
     assert (tmp_path / "out/photo-1.txt").read_text() == entry["text"] + "\n"
     assert f"Photo 1.jpg → {entry['text']}" in capsys.readouterr().out
+
+
+def test_a_policy_is_asked_in_its_blocks_unless_others_are_named(generate, tmp_path):
+    (tmp_path / "fast").mkdir()
+    call = ("--infill", "4__=8", "--strategy", save_policy(tmp_path / "fast"))
+    (entry,) = generate(*call)
+    assert entry["settings"]["block_length"] == 4
+    for said, used in (("2", 2), ("None", None)):
+        assert generate(*call, "--block-length", said)[-1]["settings"]["block_length"] == used
 
 
 def test_an_infill_keeps_what_was_given(generate):

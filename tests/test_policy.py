@@ -212,16 +212,20 @@ def test_as_a_strategy_it_fills_everything_and_never_waits(law):
     assert (is_left, final.nfe.tolist()) == (([6, 6], [8, 8]) if law == "bernoulli" else ([0, 0], [6, 6]))
 
 
-@pytest.fixture
-def folder(tmp_path):
+def save_policy(folder):
     """A policy of two checkpoints, the first of which is the better one."""
-    about = PolicyDescription(policy=SMALL, temperature=0.5, best_metric="cost", trained_on="nothing")
-    configuration.save(tmp_path / "policy.json", about)
-    with Checkpoints(tmp_path, Retention(last=2)) as checkpoints:
+    about = PolicyDescription(policy=SMALL, temperature=0.5, block_length=4, best_metric="cost", trained_on="nothing")
+    configuration.save(folder / "policy.json", about)
+    with Checkpoints(folder, Retention(last=2)) as checkpoints:
         for step, cost in ((1, 0.1), (2, 0.2)):
             state = {"parameters": new_parameters(SMALL, jax.random.key(step)), "optimizer": (jnp.zeros(2),)}
             checkpoints.save(step, state, notes={}, metrics={"cost": cost})
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_policy(tmp_path)
 
 
 def test_only_the_name_of_a_folder_says_which_checkpoint():

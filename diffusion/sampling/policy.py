@@ -227,14 +227,20 @@ def folder_and_checkpoint(name: str) -> tuple[Path, str]:
     return path.with_name(folder) if folder else path, checkpoint
 
 
+def describe_policy(name: str) -> "PolicyDescription":
+    """What the folder of a policy, named as for `open_policy`, says of itself."""
+    path, _ = folder_and_checkpoint(name)
+    if not (path / "policy.json").is_file():
+        raise FileNotFoundError(f"{path}: not the folder of a policy; `trimask train-policy` makes one")
+    return configuration.load(path / "policy.json", PolicyDescription)
+
+
 def open_policy(name: str) -> "LearnedStrategy":
     """The policy of a run folder of `trimask train-policy`: FOLDER, FOLDER@STEP or FOLDER@best."""
     path, checkpoint = folder_and_checkpoint(name)
-    if not (path / "policy.json").is_file():
-        raise FileNotFoundError(f"{path}: not the folder of a policy; `trimask train-policy` makes one")
+    about = describe_policy(name)
     if not (checkpoint in ("", "best") or checkpoint.isdecimal()):
         raise ValueError(f"after @ comes a step or best, got {name!r}")
-    about = configuration.load(path / "policy.json", PolicyDescription)
     with Checkpoints(path) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
@@ -252,6 +258,8 @@ class PolicyDescription:
     policy: PolicyConfig
     temperature: float
     """τ by default."""
+    block_length: int | None
+    """Of the blocks in which it was trained. None: everything at once."""
     best_metric: str
     """Which checkpoint is the best; lower is better."""
     trained_on: str
