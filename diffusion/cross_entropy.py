@@ -1,4 +1,4 @@
-"""Cross-entropy at masked positions over a large vocabulary, without an array of [tokens, vocab].
+"""Cross-entropy; at masked positions over a large vocabulary, without an array of [tokens, vocab].
 
     loss = Σ_{i masked} c_i · nll_i + z_i · (log Z_i)²        nll_i = log Z_i − h_i · W[:, x_i]
     log Z_i = log Σ_{v allowed at i} exp(h_i · W[:, v])       allowed: one range of ids, [start_i, stop_i)
@@ -19,6 +19,21 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+
+def restrict(
+    logits: Float[Array, "*shape vocab"], allowed: Bool[Array, "*shape vocab"]
+) -> Float[Array, "*shape vocab"]:
+    """Logits with probability zero for every id that is not allowed."""
+    return jnp.where(allowed, logits, -jnp.inf)
+
+
+def cross_entropy(
+    logits: Float[Array, "batch seq vocab"], clean: Int[Array, "batch seq"]
+) -> tuple[Float[Array, "batch seq"], Float[Array, "batch seq"]]:
+    """−log p of the clean tokens in nats, and log Σ exp logits, at every position."""
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    return log_z - jnp.take_along_axis(logits, clean[..., None], axis=-1)[..., 0], log_z
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))

@@ -21,8 +21,8 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from trimask.diffusion.cross_entropy import cross_entropy, restrict
 from trimask.diffusion.denoiser import Denoiser
-from trimask.diffusion.loss import cross_entropy, restrict
 from trimask.diffusion.masking import mask_tokens
 from trimask.diffusion.schedule import ScheduleConfig, elbo_weight, stratified_times
 from trimask.tokenizers.sequence import Example, Sequence, assemble, stack

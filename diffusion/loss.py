@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
+from trimask.diffusion.cross_entropy import masked_cross_entropy
 from trimask.diffusion.masking import Noised
 from trimask.tokenizers.sequence import task_tokens
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -29,10 +30,16 @@ class LossConfig:
     """λ of each modality by name; 1 where none is given."""
     z_loss: float = 0.0
     """Coefficient of (log Σ exp logits)² at masked positions, which keeps logits from drifting."""
+    rows: int = 512
+    """Masked positions whose logits are computed at a time."""
+    columns: int = 8192
+    """Ids for which they are, at most."""
 
     def __post_init__(self):
         if self.z_loss < 0 or min(self.modality_weights.values(), default=0) < 0:
             raise ValueError(f"loss weights must not be negative, got {self}")
+        if min(self.rows, self.columns) < 1:
+            raise ValueError(f"rows and columns of a loss must be at least 1, got {self.rows} and {self.columns}")
 
 
 @jax.tree_util.register_dataclass
@@ -52,21 +59,6 @@ class Mean:
         return float(self.total) / float(self.count) if float(self.count) else float("nan")
 
 
-def restrict(
-    logits: Float[Array, "*shape vocab"], allowed: Bool[Array, "*shape vocab"]
-) -> Float[Array, "*shape vocab"]:
-    """Logits with probability zero for every id that is not allowed."""
-    return jnp.where(allowed, logits, -jnp.inf)
-
-
-def cross_entropy(
-    logits: Float[Array, "batch seq vocab"], clean: Int[Array, "batch seq"]
-) -> tuple[Float[Array, "batch seq"], Float[Array, "batch seq"]]:
-    """−log p of the clean tokens in nats, and log Σ exp logits, at every position."""
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    return log_z - jnp.take_along_axis(logits, clean[..., None], axis=-1)[..., 0], log_z
-
-
 def target_counts(noised: Noised, vocabulary: Vocabulary) -> Float[Array, " modality"]:
     """N_m: tokens of each modality that could have been masked."""
     return jnp.bincount(
@@ -77,22 +69,29 @@ def target_counts(noised: Noised, vocabulary: Vocabulary) -> Float[Array, " moda
 
 
 def loss_and_metrics(
-    logits: Float[Array, "batch seq vocab"],
+    hidden: Float[Array, "batch seq width"],
+    matrix: Float[Array, "width vocab"],
     noised: Noised,
     counts: Float[Array, " modality"],
     vocabulary: Vocabulary,
     config: LossConfig,
+    dtype: str = "float32",
 ) -> tuple[Float[Array, ""], dict[str, Mean]]:
-    """The loss of a (micro-)batch, with N_m given for the whole batch, and the bound per modality and direction."""
+    """The loss of a (micro-)batch, with N_m given for the whole batch, and the bound per modality and direction.
+
+    Logits are hidden · matrix, products of numbers of type `dtype`.
+    """
     sequence = noised.sequence
-    allowed = vocabulary.allowed_ids(sequence.modality, sequence.place)
-    nll, log_z = cross_entropy(restrict(logits, allowed), noised.clean)
-    nll, log_z = jnp.where(noised.is_masked, nll, 0.0), jnp.where(noised.is_masked, log_z, 0.0)
     weight = noised.weight if config.weighting == "elbo" else jnp.ones_like(noised.weight)
     modality_weight = jnp.array([config.modality_weights.get(name, 1.0) for name in vocabulary.modalities])
     scale = (modality_weight / jnp.maximum(counts, 1))[sequence.modality]
-    loss = jnp.sum(scale * (weight * nll + config.z_loss * log_z**2))
-    return loss, bound_metrics(noised, nll, vocabulary)
+    bounds = vocabulary.allowed_bounds(sequence.modality, sequence.place)
+    of_positions = (noised.clean, bounds, noised.is_masked, scale * weight, scale * config.z_loss)
+    flat = (x.reshape(-1, *x.shape[2:]) for x in of_positions)
+    loss, nll = masked_cross_entropy(
+        hidden.reshape(-1, hidden.shape[-1]), matrix, *flat, config.rows, config.columns, dtype
+    )
+    return loss, bound_metrics(noised, nll.reshape(noised.clean.shape), vocabulary)
 
 
 def bound_metrics(noised: Noised, nll: Float[Array, "batch seq"], vocabulary: Vocabulary) -> dict[str, Mean]:

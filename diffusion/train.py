@@ -124,8 +124,10 @@ class Pretraining:
         self, parameters: Parameters, noised: Noised, counts: Float[Array, " modality"]
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
         """Loss and metrics of a (micro-)batch, with the normalisers of the whole batch."""
-        logits = self.denoise(parameters, noised.sequence).logits
-        return loss_and_metrics(logits, noised, counts, self.vocabulary, self.config.loss)
+        model = self.model(parameters)
+        hidden = model.logit_multiplier * model(noised.sequence).hidden
+        dtype = self.config.model.compute_dtype
+        return loss_and_metrics(hidden, model.output_matrix, noised, counts, self.vocabulary, self.config.loss, dtype)
 
     def gradients(self, parameters: Parameters, noised: Noised) -> tuple[Float[Array, ""], dict[str, Mean], Parameters]:
         """Loss, metrics and gradients of the batch, summed over micro-batches with the whole batch's normalisers."""

@@ -218,9 +218,13 @@ class Transformer(nnx.Module):
     @property
     def unembed(self) -> Partial:
         """Makes hidden states logits over the whole vocabulary."""
-        matrix = self.embedding[...].T if self.config.tied_unembedding else self.unembedding[...]
         dtype = jnp.dtype(self.config.compute_dtype)
-        return Partial(_unembed, matrix=matrix.astype(dtype), multiplier=self.logit_multiplier)
+        return Partial(_unembed, matrix=self.output_matrix.astype(dtype), multiplier=self.logit_multiplier)
+
+    @property
+    def output_matrix(self) -> Float[Array, "width vocab"]:
+        """U, or the embedding transposed; logits are the hidden states times it and `logit_multiplier`."""
+        return self.embedding[...].T if self.config.tied_unembedding else self.unembedding[...]
 
 
 class PlaceEmbedding(nnx.Module):

@@ -64,7 +64,9 @@ def estimate(key, table, row, vocabulary, config, rows):
     batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape)), row)
     noised = forward_process(key, batch, vocabulary, config)
     logits = table_logits(table, noised.sequence, vocabulary)
-    return loss_and_metrics(logits, noised, target_counts(noised, vocabulary), vocabulary, LossConfig())
+    return loss_and_metrics(
+        logits, jnp.eye(vocabulary.size), noised, target_counts(noised, vocabulary), vocabulary, LossConfig()
+    )
 
 
 @pytest.mark.parametrize("complementary", [False, True])
@@ -101,9 +103,10 @@ def test_the_reported_bound_does_not_depend_on_what_is_trained_on(toy, vocabular
     batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (64, *x.shape)), row)
     noised = forward_process(jax.random.key(3), batch, vocabulary, MaskingConfig())
     logits, counts = table_logits(table, noised.sequence, vocabulary), target_counts(noised, vocabulary)
-    plain, metrics = loss_and_metrics(logits, noised, counts, vocabulary, LossConfig())
+    matrix = jnp.eye(vocabulary.size)
+    plain, metrics = loss_and_metrics(logits, matrix, noised, counts, vocabulary, LossConfig())
     other = LossConfig(weighting="unweighted", modality_weights={"text": 3.0}, z_loss=0.1)
-    changed, other_metrics = loss_and_metrics(logits, noised, counts, vocabulary, other)
+    changed, other_metrics = loss_and_metrics(logits, matrix, noised, counts, vocabulary, other)
     assert float(metrics["bits/text"]) == float(other_metrics["bits/text"])
     assert np.isclose(float(metrics["bits/text"]) * np.log(2), float(plain), rtol=1e-5)
     assert not np.isclose(float(plain), float(changed), rtol=1e-2)
@@ -203,5 +206,6 @@ def test_a_batch_without_a_modality_gives_a_finite_loss(vocabulary, pairs):
         noised.sequence, noised.clean, noised.is_target & False, noised.is_masked & False, noised.weight
     )
     logits = jnp.zeros((300, 9, vocabulary.size))
-    loss, metrics = loss_and_metrics(logits, nothing, target_counts(nothing, vocabulary), vocabulary, LossConfig())
+    counts = target_counts(nothing, vocabulary)
+    loss, metrics = loss_and_metrics(logits, jnp.eye(vocabulary.size), nothing, counts, vocabulary, LossConfig())
     assert float(loss) == 0 and np.isnan(float(metrics["bits/image"]))

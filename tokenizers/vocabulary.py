@@ -151,9 +151,13 @@ class Vocabulary:
         first, last = jnp.asarray(self._first_range), jnp.asarray(self._last_codebook)
         return first[modality] + jnp.minimum(place[..., 1], last[modality])
 
+    def allowed_bounds(self, modality: Int[Array, "*shape"], place: Int[Array, "*shape 2"]) -> Int[Array, "*shape 2"]:
+        """First id, and the one after the last, that a position may take: its range."""
+        return jnp.array([(r.start, r.stop) for r in self.ranges])[self.range_numbers(modality, place)]
+
     def allowed_ids(self, modality: Int[Array, "*shape"], place: Int[Array, "*shape 2"]) -> Bool[Array, "*shape vocab"]:
         """The ids a position may take: those of its range; never MASK, never another modality's."""
-        bounds = jnp.array([(r.start, r.stop) for r in self.ranges])[self.range_numbers(modality, place)]
+        bounds = self.allowed_bounds(modality, place)
         ids = jnp.arange(self.size)
         return (ids >= bounds[..., 0, None]) & (ids < bounds[..., 1, None])
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
+from trimask.diffusion.cross_entropy import restrict
 from trimask.diffusion.denoiser import Denoiser, Output
-from trimask.diffusion.loss import restrict
 from trimask.tokenizers.sequence import Sequence
 from trimask.tokenizers.vocabulary import Vocabulary
 
