@@ -322,7 +322,7 @@ def _draw_fronts(path: Path, points: Sequence[Point], heuristics: AbstractSet[st
         title = f"blocks of {block}" if block else "full diffusion"
         curves = {
             label: sorted((nfe, accuracy) for _, accuracy, nfe, _ in _merged([p for p in own if p.label == label]))
-            for label in dict.fromkeys(point.label for point in own)
+            for label in _labels(own)
         }
         best = {"best heuristic": front([(point.nfe, point.accuracy) for point in own if point.label in heuristics])}
         policies = [label for label in curves if label not in heuristics]
@@ -346,21 +346,27 @@ def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _draw_orders(path: Path, orders: Sequence[Order]) -> None:
+    """A curve for each label, the mean over its seeds; the heuristics in a row of panels with each six policies."""
     panels = []
     for block in dict.fromkeys(order.block for order in orders):
-        own = {f"{o.label}" if o.seed is None else f"{o.label}, seed {o.seed}": o for o in orders if o.block == block}
-        title = f"blocks of {block}" if block else "full diffusion"
-        linear = ("linear", "linear")
-        steps = {label: _numbered(o.steps, 0) for label, o in own.items()}
-        counts = {label: _numbered(o.per_step, 1) for label, o in own.items()}
-        panels.append(Panel(title=title, curves=steps, x="place", y="step, share of the last", scales=linear))
-        panels.append(Panel(title=title, curves=counts, x="step", y="tokens revealed", scales=linear))
+        own = [order for order in orders if order.block == block]
+        title, linear = f"blocks of {block}" if block else "full diffusion", ("linear", "linear")
+        steps = {label: _mean_curve([o.steps for o in own if o.label == label], 0) for label in _labels(own)}
+        counts = {label: _mean_curve([o.per_step for o in own if o.label == label], 1) for label in _labels(own)}
+        heuristics = [label for label in steps if label in STRATEGIES]
+        for some in _sixes([label for label in steps if label not in STRATEGIES]) or [[]]:
+            for curves, x, y in ((steps, "place", "step, share of the last"), (counts, "step", "tokens revealed")):
+                shown = {label: curves[label] for label in (*heuristics, *some)}
+                panels.append(Panel(title=title, curves=shown, x=x, y=y, scales=linear))
     if panels:
         draw(path, panels, columns=2)
 
 
-def _numbered(values: Sequence[float], first: int) -> list[tuple[float, float]]:
-    return [(float(number), value) for number, value in enumerate(values, first)]
+def _mean_curve(curves: Sequence[Sequence[float]], first: int) -> list[tuple[float, float]]:
+    """The mean of curves over `first`, `first` + 1, …; where one has ended it counts as 0."""
+    longest = max(map(len, curves))
+    values = np.mean([np.pad(curve, (0, longest - len(curve))) for curve in curves], axis=0)
+    return [(float(number), float(value)) for number, value in enumerate(values, first)]
 
 
 def _merged(points: Sequence[Point]) -> list[tuple[float, float, float, float]]:
@@ -378,23 +384,30 @@ def _merged(points: Sequence[Point]) -> list[tuple[float, float, float, float]]:
     return found
 
 
+def _labels(measured: Iterable[Point | Order]) -> list[str]:
+    """Each once, in order."""
+    return list(dict.fromkeys(one.label for one in measured))
+
+
 def _table(points: Sequence[Point]) -> str:
     cells = []
     for block in dict.fromkeys(point.block for point in points):
         own = [point for point in points if point.block == block]
-        for label in dict.fromkeys(point.label for point in own):
+        where = f"blocks of {block}" if block else "full"
+        for label in _labels(own):
             of_label = [point for point in own if point.label == label]
-            seeds = len({point.seed for point in of_label})
             for number, accuracy, nfe, error in _merged(of_label):
-                where = f"blocks of {block}" if block else "full"
-                cells.append([where, label, f"{number:g}", f"{nfe:.1f}", f"{accuracy:.1%} ± {error:.1%}", f"{seeds}"])
-    return markdown_table(["", "strategy", "number", "NFE", "accuracy ± standard error", "seeds"], cells)
+                seeds = [f"{p.accuracy:.1%}" for p in of_label if p.number == number and p.seed is not None]
+                shown = [f"{nfe:.1f}", f"{accuracy:.1%} ± {error:.1%}", ", ".join(seeds)]
+                cells.append([where, label, f"{number:g}", *shown])
+    return markdown_table(["", "strategy", "number", "NFE", "accuracy ± standard error", "of each seed"], cells)
 
 
 def _table_of_orders(orders: Sequence[Order]) -> str:
     cells = []
-    for order in orders:
-        where = f"blocks of {order.block}" if order.block else "full"
-        seed = "" if order.seed is None else f"{order.seed}"
-        cells.append([where, order.label, seed, f"{order.left_to_right:+.2f}"])
-    return markdown_table(["", "strategy", "seed", "left to right"], cells)
+    for block in dict.fromkeys(order.block for order in orders):
+        own = [order for order in orders if order.block == block]
+        for label in _labels(own):
+            tendencies = [f"{order.left_to_right:+.2f}" for order in own if order.label == label]
+            cells.append([f"blocks of {block}" if block else "full", label, ", ".join(tendencies)])
+    return markdown_table(["", "strategy", "left to right, of each seed"], cells)
