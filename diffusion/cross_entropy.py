@@ -18,6 +18,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -53,7 +54,7 @@ def masked_cross_entropy(
 
     `bounds` are start and stop of the ids a position may take, `weight` and `z_weight` its c and z. At most rows ×
     columns logits exist at a time. Products are of numbers of type `dtype`, sums are float32. −log p is 0 where nothing
-    is masked.
+    is masked. On a mesh each device takes its share of the tokens, and gathers the matrix.
     """
     return _sums(hidden, matrix, clean, bounds, is_masked, weight, z_weight, rows, columns, dtype, False)[0]
 
@@ -72,10 +73,31 @@ masked_cross_entropy.defvjp(_forward, _backward)
 
 
 def _sums(hidden, matrix, clean, bounds, is_masked, weight, z_weight, rows, columns, dtype, with_gradient):
-    """The values of `masked_cross_entropy`, and (d hidden, d matrix) or None."""
-    tokens, vocab = len(clean), matrix.shape[1]
+    """The values of `masked_cross_entropy`, and (d hidden, d matrix) or None; on the mesh in use, if there is one."""
+    mesh, matrix = jax.sharding.get_abstract_mesh(), matrix.astype(dtype)
+    of_tokens = (hidden, clean, bounds, is_masked, weight, z_weight)
+    of_device = partial(_sums_here, rows=rows, columns=columns, with_gradient=with_gradient)
+    if mesh.empty or mesh.size == 1:
+        return of_device(matrix, *of_tokens)
+
+    def of_share(*arguments):
+        (loss, nll), gradients = of_device(*arguments)
+        if with_gradient:
+            gradients = (gradients[0], jax.lax.psum(gradients[1], mesh.axis_names))
+        return (jax.lax.psum(loss, mesh.axis_names), nll), gradients
+
+    whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
+    padded = (jnp.pad(x, [(0, -len(x) % mesh.size)] + [(0, 0)] * (x.ndim - 1)) for x in of_tokens)
+    out_specs = ((whole, split), (split, whole) if with_gradient else None)
+    shared = jax.shard_map(of_share, in_specs=(whole, *[split] * 6), out_specs=out_specs, check_vma=False)
+    (loss, nll), gradients = shared(matrix, *padded)
+    return (loss, nll[: len(clean)]), gradients and (gradients[0][: len(clean)], gradients[1])
+
+
+def _sums_here(narrow, hidden, clean, bounds, is_masked, weight, z_weight, *, rows, columns, with_gradient):
+    """The values and gradients of this device's tokens; `narrow` is the matrix in the dtype of products."""
+    tokens, vocab, dtype = len(clean), narrow.shape[1], narrow.dtype
     rows, columns = min(rows, tokens), min(columns, vocab)
-    narrow = matrix.astype(dtype)
     order = jnp.argsort(jnp.where(is_masked, bounds[:, 0], vocab), stable=True)
     order = jnp.pad(order, (0, -tokens % rows), constant_values=tokens)  # past the end: read as 0, never written
 
@@ -148,7 +170,7 @@ def _sums(hidden, matrix, clean, bounds, is_masked, weight, z_weight, rows, colu
         d_h, d_matrix = jax.lax.fori_loop(0, num_tiles - 1, again, carry)
         return loss, nll, (d_hidden.at[here].set(d_h, mode="drop"), d_matrix)
 
-    zeros = (jnp.zeros(hidden.shape), jnp.zeros(matrix.shape)) if with_gradient else None
+    zeros = (jnp.zeros(hidden.shape), jnp.zeros(narrow.shape)) if with_gradient else None
     num_chunks = -(-is_masked.sum() // rows)
     loss, nll, gradients = jax.lax.fori_loop(0, num_chunks, of_chunk, (jnp.zeros(()), jnp.zeros(tokens), zeros))
     return (loss, nll), gradients

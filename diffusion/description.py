@@ -1,7 +1,8 @@
 """What config.json of a run folder holds, and what of it may differ when the run is continued.
 
 A run is resumed bit for bit or not at all: model, objective, optimizer, data and seed must be what they were. How often
-to log, save and sample, and how samples are drawn, is the user's to change at any time.
+to log, save and sample, how samples are drawn, and on how many devices it runs (which changes the order of sums, and so
+the last bits), is the user's to change at any time.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from trimask.diffusion.layout import Layout
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig
+from trimask.diffusion.mesh import MeshConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import ParametrizationConfig
 from trimask.diffusion.run_folder import checkpoint_steps
@@ -44,6 +46,8 @@ class TrainConfig:
     """What a step trains on."""
     accumulate: int = 1
     """Micro-batches that a batch's rows are split into, one after another, to save memory."""
+    mesh: MeshConfig = MeshConfig()
+    """How the work is shared among devices; a run may go on with other ones."""
     loop: LoopConfig = LoopConfig()
     """How often to log and save."""
     generation: dict[str, GenerationConfig] = field(default_factory=dict)
@@ -121,7 +125,8 @@ def continued(folder: Path, description: RunDescription, resume: bool) -> RunDes
         return description
     old = configuration.load(folder / "config.json", RunDescription)
     batch = dataclasses.replace(description.train.batch, warn_epochs=old.train.batch.warn_epochs)
-    asked = dataclasses.replace(description.train, loop=old.train.loop, generation=old.train.generation, batch=batch)
+    free = {name: getattr(old.train, name) for name in ("loop", "generation", "mesh")}
+    asked = dataclasses.replace(description.train, **free, batch=batch)
     changed = configuration.differences(old.train, asked)
     changed += configuration.differences(old.vocabulary, description.vocabulary, "vocabulary.")
     for name in ("data_fingerprint", "init_from"):

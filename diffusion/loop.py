@@ -91,12 +91,14 @@ def fit(
     items_per_batch: Callable[[Any], int],
     sample: Callable[[State, int], None] | None = None,
     describe: Callable[[int], Any] | None = None,
+    place: Callable[[Any], Any] = jax.device_put,
 ) -> State:
     """Takes `num_steps` steps in all, from the newest good checkpoint in `folder` if there is one.
 
     `items_per_batch` counts what the rate is quoted in (tokens); `describe` says of a step what its batch holds, as
-    plain JSON types. SIGTERM and Ctrl-C save and raise `Interrupted`; a loss that is not finite, or spikes, raises
-    `Diverged` and saves nothing. No other process may train in the folder at the same time.
+    plain JSON types; `place` copies a batch to the devices. SIGTERM and Ctrl-C save and raise `Interrupted`; a loss
+    that is not finite, or spikes, raises `Diverged` and saves nothing. No other process may train in the folder at the
+    same time.
     """
     with locked(folder), _StopRequest() as stop, Checkpoints(folder, config.retention) as checkpoints:
         start, watch = 0, LossWatch(config.spike_factor)
@@ -109,7 +111,7 @@ def fit(
             clock = _Clock()
             for index, host_batch in prefetched(batch, start, num_steps, config):
                 clock.waited()
-                state, step_metrics = step(state, jax.device_put(host_batch))
+                state, step_metrics = step(state, place(host_batch))
                 done = index + 1
                 metrics = log.add(step_metrics, items_per_batch(host_batch))
                 if config.keep_best and config.best_metric not in metrics:

@@ -1,10 +1,13 @@
 """The forward process: which tokens of a batch are masked, and what each masked one weighs in the loss.
 
 Every example (segment of a row) has its own time t, stratified over the batch by tokens:
-t_s = (u + share of target tokens before example s) mod 1. In a conditional direction only the target is masked. With
-probability `joint_probability` an example is masked on both sides instead, the condition at an independent time, so
-that the model also learns the pair's joint distribution; with probability `drop_probability` its condition is hidden
-(all masked, no loss), which is what classifier-free guidance needs.
+t_s = (u + share of target tokens before example s) mod 1. Examples come one after another there by the golden ratio, so
+that the times of any run of rows are evenly spread, too, and devices that share the rows have equal work.
+
+In a conditional direction only the target is masked. With probability `joint_probability` an example is masked on both
+sides instead, the condition at an independent time, so that the model also learns the pair's joint distribution; with
+probability `drop_probability` its condition is hidden (all masked, no loss), which is what classifier-free guidance
+needs.
 """
 
 from dataclasses import dataclass
@@ -107,9 +110,13 @@ def _modes(key, sequence: Sequence, vocabulary: Vocabulary, config: MaskingConfi
 def _times(key, sequence: Sequence, schedule: ScheduleConfig) -> Float[Array, "batch seq"]:
     """Each example's time, spread evenly over the batch's target tokens; a condition's is independent of it."""
     key_offset, key_condition = jax.random.split(key)
-    flat = sequence.is_target.reshape(-1)
-    before = (jnp.cumsum(flat) - flat).reshape(sequence.tokens.shape)
-    before = jnp.take_along_axis(before, example_starts(sequence), axis=1)
+    starts = example_starts(sequence)
+    number = jnp.cumsum(starts == jnp.arange(sequence.length)).astype(jnp.uint32)
+    # The fraction of number · (√5 − 1)/2, exactly, in units of 2⁻³².
+    order = jnp.argsort(number * jnp.uint32(2654435769), stable=True)
+    in_order = sequence.is_target.reshape(-1)[order]
+    before = jnp.zeros_like(order).at[order].set(jnp.cumsum(in_order) - in_order)
+    before = jnp.take_along_axis(before.reshape(starts.shape), starts, axis=1)
     share = before / jnp.maximum(sequence.is_target.sum(), 1)
     condition_shift = _per_example(jax.random.uniform(key_condition, sequence.tokens.shape), sequence)
     offset = jax.random.uniform(key_offset)

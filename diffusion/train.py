@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -30,6 +31,7 @@ from trimask.diffusion.description import RunDescription, TrainConfig, continued
 from trimask.diffusion.loop import fit
 from trimask.diffusion.loss import Mean, loss_and_metrics, target_counts
 from trimask.diffusion.masking import Noised, forward_process
+from trimask.diffusion.mesh import gathered, laid_out, place_rows, shardings, used
 from trimask.diffusion.optimizer import Knobs, adamw, averaged
 from trimask.diffusion.parametrization import parameter_multipliers
 from trimask.diffusion.run_folder import checkpoint_steps, locked, writing
@@ -64,9 +66,9 @@ class TrainState:
 class Pretraining:
     """The training step of one configuration: what is static beside the state."""
 
-    def __init__(self, config: TrainConfig, vocabulary: Vocabulary, kappa: float = 1.0):
-        """`kappa` is that of the run's batch and horizon; see `sde.py`."""
-        self.config, self.vocabulary = config, vocabulary
+    def __init__(self, config: TrainConfig, vocabulary: Vocabulary, kappa: float = 1.0, mesh: Mesh | None = None):
+        """`kappa` is that of the run's batch and horizon, see `sde.py`; `mesh` the devices to train on, if not one."""
+        self.config, self.vocabulary, self.mesh = config, vocabulary, mesh
         abstract = nnx.eval_shape(lambda: self._new_model(jax.random.key(0)))
         self.graph, _ = nnx.split(abstract)
         self.optimizer = rescaled(config.optimizer, kappa)
@@ -77,8 +79,9 @@ class Pretraining:
         return Transformer(self.config.model, self.vocabulary, self.config.parametrization, key=key)
 
     def init(self) -> TrainState:
-        """The state before the first step."""
-        return self.start(self.new_parameters(self.key))
+        """The state before the first step; on a mesh no device ever holds more than its part."""
+        with used(self.mesh):
+            return jax.jit(lambda key: laid_out(self.start(self.new_parameters(key))))(self.key)
 
     def new_parameters(self, key: PRNGKeyArray) -> Parameters:
         """Random ones."""
@@ -100,7 +103,8 @@ class Pretraining:
 
     def step(self, state: TrainState, batch: Sequence) -> tuple[TrainState, dict[str, Mean]]:
         """One update; the state given is used up."""
-        return self.update(self.knobs, self.key, state, batch)
+        with used(self.mesh):
+            return self.update(self.knobs, self.key, state, batch)
 
     @partial(jax.jit, static_argnums=0, donate_argnums=3)
     def update(
@@ -118,7 +122,7 @@ class Pretraining:
         scalars = {"loss": loss, "gradient_norm": optax.tree.norm(gradients), "tokens": tokens}
         scalars["learning_rate"] = jnp.max(knobs.learning_rate) * rate
         metrics |= {name: Mean(value, jnp.ones(())) for name, value in scalars.items()}
-        return TrainState(parameters, average, optimizer, step, tokens), metrics
+        return laid_out(TrainState(parameters, average, optimizer, step, tokens)), metrics
 
     def loss(
         self, parameters: Parameters, noised: Noised, counts: Float[Array, " modality"]
@@ -139,7 +143,9 @@ class Pretraining:
 
         if self.config.accumulate == 1:
             return of(noised)
-        micro = jax.tree.map(lambda x: x.reshape(self.config.accumulate, -1, *x.shape[1:]), noised)
+        # Each takes every so many-th row, so that all devices have a share in it.
+        parts = self.config.accumulate
+        micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), noised)
         zero = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of, jax.tree.map(lambda x: x[0], micro))
         )
@@ -193,22 +199,27 @@ def train(
     )
     with locked(folder):
         description = continued(folder, description, resume)
-        pretraining = Pretraining(config, vocabulary, kappa)
+        mesh = config.mesh.over(jax.devices())
+        pretraining = Pretraining(config, vocabulary, kappa, mesh)
         state = pretraining.init()
         if init_from is not None and not checkpoint_steps(folder):
             source = load(init_from, description.init_step)
             require_same_model(source.description.train, config, init_from)
             require_grown(init_from / "tokenizers", prepared.folder / "tokenizers")
-            parameters = grown(source.parameters, state.parameters, source.vocabulary, vocabulary)
-            state = pretraining.start(parameters)
+            parameters = grown(source.parameters, gathered(state.parameters, mesh), source.vocabulary, vocabulary)
+            state = jax.device_put(pretraining.start(parameters), shardings(state, mesh))
             description = dataclasses.replace(description, init_step=source.step)
         announce(description, use)
         with writing(folder):
             write_description(folder, description, prepared.tokenizers)
 
+        def trained(state: TrainState, step: int) -> Loaded:
+            alone = Pretraining(config, vocabulary, kappa)
+            return Loaded(folder, description, prepared.tokenizers, alone, gathered(state.average, mesh), step)
+
         def sample_now(state: TrainState, step: int) -> None:
             if sample is not None:
-                sample(Loaded(folder, description, prepared.tokenizers, pretraining, state.average, step), step)
+                sample(trained(state, step), step)
 
         state = fit(
             pretraining.step,
@@ -220,8 +231,9 @@ def train(
             items_per_batch=lambda batch: int(np.count_nonzero(~batch.is_padding)),
             sample=sample_now,
             describe=batches.describe,
+            place=partial(place_rows, mesh=mesh, parts=config.accumulate),
         )
-    return Loaded(folder, description, prepared.tokenizers, pretraining, state.average, description.num_steps)
+        return trained(state, description.num_steps)
 
 
 @dataclass(frozen=True)

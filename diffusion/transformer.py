@@ -21,6 +21,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from trimask.diffusion.denoiser import KeysValues, Output
+from trimask.diffusion.mesh import ROWS, constrained
 from trimask.diffusion.parametrization import AT_BASE, ParametrizationConfig, Site
 from trimask.tokenizers.sequence import Sequence, example_starts
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -213,7 +214,7 @@ class Transformer(nnx.Module):
         h = self.embedding[...][tokens]
         if self.config.place_embedding:
             h = h + self.place(modality, place)
-        return h.astype(jnp.dtype(self.config.compute_dtype)), positions, same_example
+        return constrained(h.astype(jnp.dtype(self.config.compute_dtype)), ROWS), positions, same_example
 
     @property
     def unembed(self) -> Partial:
@@ -262,8 +263,8 @@ class Block(nnx.Module):
 
     def __call__(self, h, positions, same_example, computed, cache):
         attended, keys_values = self.attention(self.attention_norm(h), positions, same_example, computed, cache)
-        h = h + self.residual * attended
-        return h + self.residual * self.mlp(self.mlp_norm(h)), keys_values
+        h = constrained(h + self.residual * attended, ROWS)
+        return constrained(h + self.residual * self.mlp(self.mlp_norm(h)), ROWS), keys_values
 
 
 class Attention(nnx.Module):
@@ -308,7 +309,7 @@ class Attention(nnx.Module):
         y = jnp.einsum("bsw,whd->bshd", x, getattr(self, name)[...].astype(x.dtype))
         if self.config.attention_bias:
             y = y + getattr(self, f"{name}_bias")[...].astype(x.dtype)
-        return y
+        return constrained(y, ROWS, None, "tensor")
 
 
 class SwiGLU(nnx.Module):
@@ -323,7 +324,7 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq width"]:
         gate, up, down = (weight[...].astype(x.dtype) for weight in (self.gate, self.up, self.down))
-        return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+        return constrained(jax.nn.silu(x @ gate) * (x @ up), ROWS, None, "tensor") @ down
 
 
 class RMSNorm(nnx.Module):

@@ -1,0 +1,144 @@
+"""Where arrays lie: one mesh of devices, and one table that says along which of its axes each parameter is split.
+
+    data     rows of the batch; each part has a copy of everything else
+    fsdp     rows of the batch, and the widths of all matrices: whoever needs a matrix gathers it for as long
+    tensor   heads and hidden units; the widths of the embeddings; and the positions whose logits are computed
+
+Gradients, moments and the weight average lie as their parameters do. An axis of an array that the mesh does not divide
+evenly stays whole. What a step computes does not depend on the mesh, but for the order of sums.
+"""
+
+from collections.abc import Sequence as AnySequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+ROWS = ("data", "fsdp")
+"""Mesh axes over which rows of a batch are split."""
+AXES = (*ROWS, "tensor")
+
+# Logical axes of every parameter by its name; a name that is not here stays whole on every device.
+_LOGICAL = {
+    "embedding": (None, "code"),
+    "unembedding": ("code", None),
+    "query": ("width", "heads", None),
+    "key": ("width", "heads", None),
+    "value": ("width", "heads", None),
+    "out": ("heads", None, "width"),
+    "gate": ("width", "hidden"),
+    "up": ("width", "hidden"),
+    "down": ("hidden", "width"),
+}
+_RULES = {
+    "heads": ("tensor",),
+    "hidden": ("tensor",),
+    "width": ("fsdp",),
+    "code": ("fsdp", "tensor"),  # of a token: the number of tokens is rarely one that can be divided
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Along which axes work is shared among devices."""
+
+    data: int | None = None
+    """Parts into which rows are split, beside those of fsdp. None: as many as there are devices for."""
+    fsdp: int = 1
+    """Parts into which rows and the width of every matrix are split."""
+    tensor: int = 1
+    """Parts into which heads and hidden units are split."""
+
+    def __post_init__(self):
+        if min(1 if self.data is None else self.data, self.fsdp, self.tensor) < 1:
+            raise ValueError(f"the axes of a mesh must be at least 1, got {self}")
+
+    def over(self, devices: AnySequence[Any] | None = None) -> Mesh:
+        """The mesh of these devices; None: of all there are."""
+        devices = jax.devices() if devices is None else devices
+        rest = self.fsdp * self.tensor
+        data = len(devices) // rest if self.data is None else self.data
+        if data * rest != len(devices):
+            asked = "devices for whole rows" if self.data is None else f"data {self.data}"
+            raise ValueError(
+                f"a mesh of {asked} × fsdp {self.fsdp} × tensor {self.tensor} does not use all of the "
+                f"{len(devices)} devices"
+            )
+        shape = (data, self.fsdp, self.tensor)
+        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def used(mesh: Mesh | None) -> AbstractContextManager[Any]:
+    """Makes it the mesh that `constrained` and `laid_out` go by; None: that there is none."""
+    return nullcontext() if mesh is None or mesh.size == 1 else jax.set_mesh(mesh)
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """Of every array of a tree of parameters, or of anything that holds such trees, by the last name of its path."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, partition(_name(path), leaf.shape, mesh)), tree
+    )
+
+
+def partition(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """Along which mesh axis each axis of a parameter is split."""
+    logical = _LOGICAL.get(name, ())
+    if len(logical) != len(shape):
+        return PartitionSpec()
+
+    def axes(name: str | None, size: int) -> tuple[str, ...] | None:
+        split = _RULES.get(name or "")
+        return split if split and size % prod(mesh.shape[axis] for axis in split) == 0 else None
+
+    return PartitionSpec(*map(axes, logical, shape))
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and isinstance(key.key, str)]
+    return names[-1] if names else ""
+
+
+def laid_out(tree: Any) -> Any:
+    """The same arrays, each split as the table says over the mesh in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.lax.with_sharding_constraint(leaf, partition(_name(path), leaf.shape, mesh)), tree
+    )
+
+
+def gathered(tree: Any, mesh: Mesh) -> Any:
+    """What lies on the mesh, whole on the first device of this process; all processes must ask for it."""
+    if mesh.size == 1:
+        return tree
+    everywhere = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    return jax.tree.map(lambda leaf: jax.device_put(leaf.addressable_data(0), jax.local_devices()[0]), everywhere)
+
+
+def constrained(x: jax.Array, *axes: Any) -> jax.Array:
+    """The array, split along these axes of the mesh in use; without a mesh as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def place_rows(batch: Any, mesh: Mesh, parts: int = 1) -> Any:
+    """A batch of NumPy arrays on the mesh, filled up with empty rows so that each of `parts` divides evenly.
+
+    Every process gives the whole batch, and of it only its own rows are copied to its devices.
+    """
+    if mesh.size == 1:
+        return jax.device_put(batch, mesh.devices.item())
+    num_parts = parts * prod(mesh.shape[axis] for axis in ROWS)
+    sharding = NamedSharding(mesh, PartitionSpec(ROWS))
+
+    def place(x: np.ndarray) -> jax.Array:
+        x = np.asarray(x)
+        x = np.pad(x, [(0, -len(x) % num_parts)] + [(0, 0)] * (x.ndim - 1))
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(place, batch)

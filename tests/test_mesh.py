@@ -1,0 +1,76 @@
+"""Devices that share the work: in every shape of the mesh the same step, and no device with more than its part."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from trimask.diffusion.mesh import MeshConfig
+
+EIGHT = """
+    import dataclasses, pathlib, sys
+    import jax, numpy as np
+    from trimask.diffusion.data.batches import BatchConfig, Batches
+    from trimask.diffusion.data.prepared import Prepared
+    from trimask.diffusion.masking import MaskingConfig
+    from trimask.diffusion.mesh import MeshConfig, gathered, place_rows
+    from trimask.diffusion.train import Pretraining, TrainConfig
+    from trimask.diffusion.transformer import TransformerConfig
+
+    model = TransformerConfig(num_layers=1, width=16, num_heads=4, mlp_width=16)
+    # 12 rows: no mesh divides them evenly.
+    config = TrainConfig(model=model, batch=BatchConfig(tokens=168, weights={"spoken": 0.0, "sums": 0.0}))
+    prepared = Prepared(pathlib.Path(sys.argv[1]))
+    batch = Batches(prepared, config.batch, seed=0)(0)
+    assert len(jax.devices()) == 8 and batch.tokens.shape[0] == 12
+
+    def steps(mesh, accumulate):
+        asked = dataclasses.replace(config, accumulate=accumulate, mesh=mesh)
+        mesh = mesh.over(jax.devices() if mesh.data is None else jax.devices()[:1])
+        pretraining = Pretraining(asked, prepared.tokenizers.vocabulary, mesh=mesh)
+        state, losses = pretraining.init(), []
+        for _ in range(2):
+            state, metrics = pretraining.step(state, place_rows(batch, mesh, accumulate))
+            losses.append(float(metrics["loss"]))
+        return losses, state, mesh
+
+    one, alone, _ = steps(MeshConfig(data=1), 1)
+    for fsdp, tensor, accumulate in ((1, 1, 1), (8, 1, 1), (1, 4, 2), (2, 2, 1)):
+        losses, state, mesh = steps(MeshConfig(fsdp=fsdp, tensor=tensor), accumulate)
+        np.testing.assert_allclose(one, losses, rtol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, gathered(state, mesh))
+        copies = {"embedding": fsdp * tensor, "query": fsdp * tensor, "down": fsdp * tensor, "scale": 1}
+        for tree in (state.parameters, state.average, state.optimizer.mu, state.optimizer.nu):
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                parts = copies.get(path[-1].key)
+                assert parts is None or leaf.size == parts * leaf.addressable_shards[0].data.size, (path, leaf.sharding)
+    print("same")
+"""
+
+
+def run_on_eight_devices(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": flags},
+        check=False,
+    )
+
+
+def test_every_mesh_takes_the_step_of_one_device(prepared):
+    result = run_on_eight_devices(EIGHT, str(prepared.folder))
+    assert result.stdout.strip() == "same", result.stderr
+    assert "rematerialization" not in result.stderr
+
+
+def test_meshes_that_do_not_fit_the_devices_are_refused():
+    with pytest.raises(ValueError, match="fsdp 3 × tensor 1 does not use all of the 1 devices"):
+        MeshConfig(fsdp=3).over()
+    with pytest.raises(ValueError, match="a mesh of data 2 × fsdp 1"):
+        MeshConfig(data=2).over()
+    with pytest.raises(ValueError, match="must be at least 1"):
+        MeshConfig(data=0, tensor=0)
