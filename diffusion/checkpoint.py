@@ -1,11 +1,12 @@
 """Saving and restoring: Orbax folders, written in the background and visible only when complete; nothing is pickled.
 
     checkpoints/<step>/state      the tree
-    checkpoints/<step>/about      shape, dtype and CRC-32 of every leaf; metrics; notes of whoever saved it; its own CRC
+    checkpoints/<step>/about      shape, dtype and checksum of every leaf; metrics; notes of whoever saved it; a CRC-32
     checkpoints/damaged-<step>    one that could not be read, set aside: it is never deleted or written over
 
-A flipped bit need not break the format it lies in, so a checkpoint is good only if every leaf has the CRC it was saved
-with. One of other names, shapes or dtypes is not damaged, but another model's.
+A flipped bit need not break the format it lies in, so a checkpoint is good only if every leaf has the checksum it was
+saved with. That is a sum over the elements, so it does not depend on how many devices and processes they lie on. One of
+other names, shapes or dtypes is not damaged, but another model's.
 """
 
 import json
@@ -25,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from trimask.diffusion.processes import any_process, is_first, summed, wait_for_all
 from trimask.diffusion.run_folder import shortened, writing
 
 
@@ -105,7 +107,7 @@ class Checkpoints:
 
     def save(self, step: int, tree: Any, *, notes: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Copies the tree and writes it in the background; `notes` come back with it, the best is kept by `metrics`."""
-        about = _signed({"leaves": _leaves(tree), "notes": notes, "metrics": metrics})
+        about = _signed({"arrays": _leaves(tree), "notes": notes, "metrics": metrics})
         items = ocp.args.Composite(state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(about))
         self._metrics[step] = metrics
         with writing(self.run, Exception):
@@ -148,7 +150,9 @@ class Checkpoints:
             raise ValueError(f"{self.folder}: no checkpoint of step {step}; there are {there}")
         about = self._about(step)
         abstract = jax.tree.map(_abstract, like)
-        path, saved, asked = self.folder / str(step), about["leaves"], _leaves(abstract)
+        if "arrays" not in about:
+            raise ValueError(f"{self.folder / str(step)}: was written by another version of trimask")
+        path, saved, asked = self.folder / str(step), about["arrays"], _leaves(abstract)
         if is_part:
             saved = {name: leaf for name, leaf in saved.items() if name.partition("/")[0] in like}
         _require_same_tree(saved, asked, path)
@@ -156,8 +160,8 @@ class Checkpoints:
         if is_part:
             shardings = ocp.checkpoint_utils.construct_restore_args(abstract)
             args = ocp.args.PyTreeRestore(abstract, restore_args=shardings, partial_restore=True)
-        tree = self._read(step, "state", args)
-        changed = [name for name, leaf in _leaves(tree).items() if leaf[2] not in (None, saved[name][2])]
+        tree = self._read_by_all(step, "state", args)
+        changed = [name for name, leaf in _leaves(tree).items() if leaf != saved[name]]
         if changed:
             raise DamagedCheckpoint(f"{path}: damaged: {', '.join(changed[:3])} is not what was saved")
         return Restored(step, tree, about["notes"])
@@ -179,6 +183,17 @@ class Checkpoints:
             path = self.folder / str(step)
             raise DamagedCheckpoint(f"{path}: damaged: {item}/ cannot be read: {shortened(str(error))}") from error
 
+    def _read_by_all(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
+        """The same; every process of the run reads its part, and all fail if one does."""
+        tree, damage = None, None
+        try:
+            tree = self._read(step, item, args)
+        except DamagedCheckpoint as error:
+            damage = error
+        if any_process(damage is not None):
+            raise damage or DamagedCheckpoint(f"{self.folder / str(step)}: damaged: another process cannot read it")
+        return tree
+
     def _read_metrics(self) -> dict[int, Mapping[str, float]]:
         """Metrics of all checkpoints that can be read."""
         found = {}
@@ -196,8 +211,10 @@ class Checkpoints:
     def _set_aside(self, step: int) -> Path:
         names = (f"damaged-{step}{suffix}" for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
         target = next(self.folder / name for name in names if not (self.folder / name).exists())
-        with writing(self.run):
-            (self.folder / str(step)).rename(target)
+        if is_first():
+            with writing(self.run):
+                (self.folder / str(step)).rename(target)
+        wait_for_all(f"{target.name} is set aside")
         self._manager.reload()
         return target
 
@@ -235,20 +252,40 @@ def _ranked(metrics: Mapping[int, Mapping[str, float]], metric: str) -> list[int
 
 
 def _leaves(tree: Any) -> dict[str, list[Any]]:
-    """Shape, dtype and CRC-32 by name; the CRC is None of a leaf that is not whole on this process."""
+    """Shape, dtype and checksum by name; of a tree that is only described the checksum is 0."""
     named = jax.tree_util.tree_leaves_with_path(tree)
     with ThreadPoolExecutor() as threads:
-        checksums = list(threads.map(_checksum, (leaf for _, leaf in named)))
+        own = np.array(list(threads.map(_checksum_here, (leaf for _, leaf in named))), np.uint64)
+    is_described = any(isinstance(leaf, jax.ShapeDtypeStruct) for _, leaf in named)
+    checksums = own if is_described else summed(own)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype), checksum]
+        jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype), int(checksum)]
         for (path, leaf), checksum in zip(named, checksums, strict=True)
     }
 
 
-def _checksum(leaf: Any) -> int | None:
-    if isinstance(leaf, jax.ShapeDtypeStruct) or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
-        return None
-    return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+def _checksum_here(leaf: Any) -> int:
+    """Σ bits·w modulo 2⁶⁴ over the elements of which this process has the first copy; w is odd and pseudo-random.
+
+    Bits of an element changed, or elements that changed places, change it.
+    """
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return 0
+    if not isinstance(leaf, jax.Array):
+        leaf = np.asarray(leaf)
+        shards = [((slice(None),) * leaf.ndim, leaf)]
+    else:
+        shards = [(shard.index, np.asarray(shard.data)) for shard in leaf.addressable_shards if shard.replica_id == 0]
+    total = 0
+    for index, values in shards:
+        place = np.zeros((), np.uint64)
+        for size, part, stop in zip(leaf.shape, index, values.shape, strict=True):
+            first = part.start or 0
+            place = place[..., None] * np.uint64(size) + np.arange(first, first + stop, dtype=np.uint64)
+        bits = values.reshape(-1).view(f"u{values.itemsize}").astype(np.uint64)
+        weights = place.reshape(-1) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
+        total += int(np.dot(bits, weights))
+    return total % 2**64
 
 
 def _signed(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,7 +295,7 @@ def _signed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trimask.diffusion import configuration
+from trimask.diffusion.processes import is_first
 from trimask.diffusion.run_folder import checkpoint_steps, writing
 
 _RECENT_STEPS = 50
@@ -76,8 +77,9 @@ def diverged(folder: Path, step: int, fault: str, watch: LossWatch, metrics: Map
         "batch": batch,
     }
     path = folder / f"diverged-step-{step}.json"
-    with writing(folder):
-        configuration.write_json(path, _strict(content))
+    if is_first():
+        with writing(folder):
+            configuration.write_json(path, _strict(content))
     steps = checkpoint_steps(folder)
     good = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
     return Diverged(f"{folder}: stopped at step {step}: {fault}; {good}, and {path.name} names the batch")

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from trimask.diffusion.checkpoint import Checkpoints, Retention
 from trimask.diffusion.divergence import LossWatch, diverged, not_finite
 from trimask.diffusion.metrics_log import Metrics, MetricsLog
+from trimask.diffusion.processes import any_process, is_first
 from trimask.diffusion.run_folder import locked, writing
 
 State = TypeVar("State")
@@ -98,7 +99,7 @@ def fit(
     `items_per_batch` counts what the rate is quoted in (tokens); `describe` says of a step what its batch holds, as
     plain JSON types; `place` copies a batch to the devices. SIGTERM and Ctrl-C save and raise `Interrupted`; a loss
     that is not finite, or spikes, raises `Diverged` and saves nothing. No other process may train in the folder at the
-    same time.
+    same time, but for those of the same run: all of them call this, and a signal to one stops all at the same step.
     """
     with locked(folder), _StopRequest() as stop, Checkpoints(folder, config.retention) as checkpoints:
         start, watch = 0, LossWatch(config.spike_factor)
@@ -106,7 +107,7 @@ def fit(
         if restored is not None:
             start, state, notes = restored
             watch = LossWatch(config.spike_factor, notes["recent_loss"])
-        done = start
+        done, is_stopping = start, False
         with MetricsLog(folder, start) as log, _progress(num_steps, start) as progress:
             clock = _Clock()
             for index, host_batch in prefetched(batch, start, num_steps, config):
@@ -121,9 +122,11 @@ def fit(
                     # Before saving: killed in between, the step comes again and its samples with it.
                     with writing(folder):
                         sample(state, done)
-                is_stopping = stop.signal is not None
+                is_stopping = any_process(stop.signal is not None)
                 is_save = is_stopping or done == num_steps or done % config.checkpoint_every == 0
                 fault = fault or (not_finite(state) if is_save else None)
+                if any_process(fault is not None):
+                    fault = fault or "another process found a fault in its part of the state"
                 if fault is not None:
                     checkpoints.wait()
                     raise diverged(folder, done, fault, watch, metrics, describe(index) if describe else None)
@@ -136,8 +139,8 @@ def fit(
                 if is_stopping:
                     break
                 clock.stepped()
-    if stop.signal is not None:
-        raise Interrupted(done, folder, stop.signal)
+    if is_stopping:
+        raise Interrupted(done, folder, stop.signal or signal.SIGTERM)
     return state
 
 
@@ -197,6 +200,7 @@ class _progress:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            disable=not is_first(),
         )
         self.task = self.bar.add_task("train", total=num_steps, completed=start, numbers="compiling")
 

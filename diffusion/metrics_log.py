@@ -15,6 +15,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from trimask.diffusion.processes import is_first
 from trimask.diffusion.run_folder import keep_lines_until, line_of, writing
 
 Metrics = Mapping[str, Any]
@@ -22,12 +23,15 @@ Metrics = Mapping[str, Any]
 
 
 class MetricsLog:
-    """metrics.jsonl and tensorboard/ of one run folder."""
+    """metrics.jsonl and tensorboard/ of one run folder, written by the first process of the run."""
 
     def __init__(self, folder: Path, start: int):
         self._folder, self._path = folder, folder / "metrics.jsonl"
         self._sums: dict[str, Any] = {}
         self._items = 0
+        self._board: EventsWriter | None = None
+        if not is_first():
+            return
         with writing(folder):
             keep_lines_until(self._path, start)
             (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
@@ -40,8 +44,9 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_) -> None:
-        with writing(self._folder):
-            self._board.close()
+        if self._board is not None:
+            with writing(self._folder):
+                self._board.close()
 
     def add(self, metrics: Metrics, items: int) -> Metrics:
         """Adds a step's numbers to the line in the making; returns them as they are on the host.
@@ -59,15 +64,18 @@ class MetricsLog:
         values = {name: value for name, value in values.items() if not np.isnan(value)}
         seconds, waiting = read_clock()
         values |= {"tokens_per_second": self._items / seconds, "data_wait": waiting}
+        self._sums, self._items = {}, 0
+        if self._board is None:
+            return values
         with writing(self._folder):
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line_of({"step": step, **values}))
             for name, value in values.items():
                 self._board.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
-        self._sums, self._items = {}, 0
         return values
 
     def flush(self) -> None:
         """Everything written so far is on disk."""
-        with writing(self._folder):
-            self._board.flush()
+        if self._board is not None:
+            with writing(self._folder):
+                self._board.flush()

@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from trimask.diffusion import configuration
+from trimask.diffusion.processes import is_first
 
 _REASONS = tuple(
     os.strerror(number)
@@ -28,7 +29,10 @@ class NotWritten(OSError):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps every other process out of a run folder, which is made if need be."""
+    """Keeps every other process out of a run folder, which is made if need be; those of this run share its lock."""
+    if not is_first():
+        yield
+        return
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # One object per path and process, so that a command and the loop it calls may both hold it.

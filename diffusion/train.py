@@ -34,6 +34,7 @@ from trimask.diffusion.masking import Noised, forward_process
 from trimask.diffusion.mesh import gathered, laid_out, place_rows, shardings, used
 from trimask.diffusion.optimizer import Knobs, adamw, averaged
 from trimask.diffusion.parametrization import parameter_multipliers
+from trimask.diffusion.processes import is_first, wait_for_all
 from trimask.diffusion.run_folder import checkpoint_steps, locked, writing
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sde import rescaled
@@ -209,17 +210,20 @@ def train(
             parameters = grown(source.parameters, gathered(state.parameters, mesh), source.vocabulary, vocabulary)
             state = jax.device_put(pretraining.start(parameters), shardings(state, mesh))
             description = dataclasses.replace(description, init_step=source.step)
-        announce(description, use)
-        with writing(folder):
-            write_description(folder, description, prepared.tokenizers)
+        wait_for_all("all know what the folder holds")
+        if is_first():
+            announce(description, use)
+            with writing(folder):
+                write_description(folder, description, prepared.tokenizers)
 
         def trained(state: TrainState, step: int) -> Loaded:
             alone = Pretraining(config, vocabulary, kappa)
             return Loaded(folder, description, prepared.tokenizers, alone, gathered(state.average, mesh), step)
 
         def sample_now(state: TrainState, step: int) -> None:
-            if sample is not None:
-                sample(trained(state, step), step)
+            loaded = trained(state, step)
+            if sample is not None and is_first():
+                sample(loaded, step)
 
         state = fit(
             pretraining.step,

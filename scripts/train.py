@@ -20,6 +20,7 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.description import RunDescription, TrainConfig, transferred
 from trimask.diffusion.optimizer import Knobs
 from trimask.diffusion.parametrization import ModuleMultipliers
+from trimask.diffusion.processes import is_first, join, losing_none
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.train import Loaded, load_description, train
 from trimask.diffusion.transformer import num_parameters
@@ -52,7 +53,8 @@ class Arguments:
 def run(folder: Path, data: Path, config: TrainConfig, *, init_from: Path | None = None, resume: bool = True) -> Loaded:
     """Trains and says where the result is."""
     loaded = train(folder, data, config, save_training_samples, announce=_announce, init_from=init_from, resume=resume)
-    console.print(f"{num_parameters(loaded.parameters):,} parameters, {loaded.step:,} steps: {folder}")
+    if is_first():
+        console.print(f"{num_parameters(loaded.parameters):,} parameters, {loaded.step:,} steps: {folder}")
     return loaded
 
 
@@ -136,13 +138,15 @@ def _usual(arguments: list[str], preset_name: str | None) -> BatchConfig:
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point of the command."""
+    join()
 
     def default(experiment: Experiment) -> Arguments:
         return Arguments(run=tyro.MISSING, data=tyro.MISSING, config=_defaults(experiment, list(arguments)))
 
     parsed = parse_from_preset(default, list(arguments), "train", __doc__ or "")
     config = with_mixture(parsed.config, _usual(list(arguments), parsed.preset), parsed.data)
-    run(parsed.run, parsed.data, config, init_from=parsed.init_from, resume=parsed.resume)
+    with losing_none():
+        run(parsed.run, parsed.data, config, init_from=parsed.init_from, resume=parsed.resume)
 
 
 if __name__ == "__main__":
