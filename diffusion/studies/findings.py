@@ -16,6 +16,9 @@ _COLORS = matplotlib.color_sequences["tab10"]
 _FLAT = 5.0
 """A logarithmic axis spans at least this factor, so that what hardly changes looks flat."""
 
+_INSIDE = 5
+"""So many labels have room within the axes."""
+
 Curve = Sequence[tuple[float, float]]
 """Points (x, y)."""
 
@@ -51,17 +54,21 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def draw(path: Path, panels: Sequence[Panel], columns: int = 4) -> None:
-    """Panels side by side, one colour per label."""
+    """Panels side by side, one colour per label; where there are too many labels for that, per label of a panel."""
     columns = min(columns, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.6 * columns, 3.1 * lines), layout="constrained", dpi=110)
+    most = max(len({**panel.points, **panel.curves}) for panel in panels)
+    height = 3.1 + (0.16 * most if most > _INSIDE else 0)
+    figure = Figure(figsize=(3.6 * columns, height * lines), layout="constrained", dpi=110)
     grid = figure.subplots(lines, columns, squeeze=False).reshape(-1)
     labels = list(dict.fromkeys(label for panel in panels for label in [*panel.points, *panel.curves]))
     for axes, panel in zip(grid, panels, strict=False):
-        for number, (label, points) in enumerate({**panel.points, **panel.curves}.items()):
+        own = {**panel.points, **panel.curves}
+        colored = labels if len(labels) <= len(_COLORS) else list(own)
+        for number, (label, points) in enumerate(own.items()):
             finite = [(x, y) for x, y in points if np.isfinite(y)]
             if finite:
-                color = _COLORS[labels.index(label) % len(_COLORS)]
+                color = _COLORS[colored.index(label) % len(_COLORS)]
                 marker = "o" if panel.markers or label in panel.points else None
                 width = 1.2 + (1.5 * (len(panel.curves) - 1 - number) if panel.coincide else 0)
                 width = 0 if label in panel.points else width
@@ -80,7 +87,8 @@ def draw(path: Path, panels: Sequence[Panel], columns: int = 4) -> None:
         if panel.highest is not None:
             axes.set_ylim(top=panel.highest)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=7, frameon=False)
+        below = {"loc": "upper left", "bbox_to_anchor": (0, -0.16)} if len(own) > _INSIDE else {}
+        axes.legend(fontsize=7, frameon=False, **below)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     figure.savefig(path)
