@@ -28,7 +28,8 @@ SCRIPT = """
     from trimask.diffusion.processes import join, losing_none
     join()
     import jax, numpy as np
-    from tests.test_processes import CONFIG, MeshConfig
+    from tests.test_processes import CONFIG
+    from trimask.diffusion.mesh import MeshConfig
     from trimask.diffusion.loop import Interrupted
     from trimask.diffusion.run_folder import read_lines
     from trimask.diffusion.train import train
