@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.data.plan import PrepareConfig
+from trimask.diffusion.data.plan import PictureConfig, PrepareConfig
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.evaluate import EvaluateConfig
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig
+from trimask.diffusion.mesh import MeshConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
 from trimask.diffusion.sampling.config import GenerationConfig
@@ -97,6 +98,21 @@ def sudoku() -> Experiment:
     return _puzzles("sudoku", num_layers=1, response_tokens=32, horizon_tokens=1_500_000)
 
 
+def trimodal_320m() -> Experiment:
+    """320M parameters, 218M of them embeddings: text, pictures and sound from your own folders, on accelerators."""
+    return _trimodal(num_layers=8, fsdp=1)
+
+
+def trimodal_1b() -> Experiment:
+    """1.1B parameters; as trimodal_320m."""
+    return _trimodal(num_layers=15, fsdp=8)
+
+
+def trimodal_3b() -> Experiment:
+    """3.0B parameters; as trimodal_320m."""
+    return _trimodal(num_layers=23, fsdp=8)
+
+
 PRESETS: dict[str, Callable[[], Experiment]] = {
     "tiny": tiny,
     "small": small,
@@ -104,6 +120,9 @@ PRESETS: dict[str, Callable[[], Experiment]] = {
     "addition": addition,
     "cups": cups,
     "sudoku": sudoku,
+    "trimodal_320m": trimodal_320m,
+    "trimodal_1b": trimodal_1b,
+    "trimodal_3b": trimodal_3b,
 }
 
 
@@ -175,5 +194,45 @@ def _puzzles(name: str, *, num_layers: int, response_tokens: int, horizon_tokens
             # Of a loss that is nearly zero, ten times its recent mean is no divergence.
             loop=LoopConfig(log_every=20, checkpoint_every=500, sample_every=1000, spike_factor=100.0),
             generation={"text": GenerationConfig(temperature=0.0, steps=response_tokens // 4)},
+        ),
+    )
+
+
+def _trimodal(*, num_layers: int, fsdp: int) -> Experiment:
+    """Width 128 for each layer, as in the tri-modal paper; the batch and the horizon follow its rules for this size.
+
+    The paper does not say its tokenizers' sizes, nor with which hyperparameters: the text vocabulary is such that
+    embeddings have the share that it names, and learning rates are to be tuned at 4 layers of width 512, the base.
+    """
+    model = TransformerConfig(
+        num_layers=num_layers,
+        width=128 * num_layers,
+        num_heads=num_layers,
+        head_size=128,
+        compute_dtype="bfloat16",
+        remat="block",
+    )
+    blocks = 12 * model.width**2 * num_layers
+    embeddings = 2 * 106_496 * model.width
+    horizon = round(7754 * (blocks + embeddings) ** 0.84)  # compute-optimal, by the paper's fit
+    return Experiment(
+        prepare=PrepareConfig(
+            image=PatchConfig(codebook_size=16_384, patch_side=16),
+            audio=MelConfig(
+                codebook_size=1024, num_codebooks=8, sample_rate_hz=16_000, window=400, hop=160, num_mels=80
+            ),
+            text_vocabulary=81_920,
+            max_text_tokens=2046,
+            pictures=PictureConfig(height=256, width=256),
+        ),
+        train=TrainConfig(
+            model=model,
+            parametrization=ParametrizationConfig(base_width=512, base_layers=4, base_heads=4),
+            loss=LossConfig(z_loss=1e-5),
+            optimizer=OptimizerConfig(learning_rate=3e-3, horizon_tokens=horizon, warmup_tokens=horizon // 100),
+            batch=BatchConfig(tokens=1_048_576, packed_length=2048),
+            mesh=MeshConfig(fsdp=fsdp),
+            loop=LoopConfig(log_every=10, checkpoint_every=1000, workers=4),
+            generation={"text": _TEXTS},
         ),
     )

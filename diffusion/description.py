@@ -126,7 +126,8 @@ def continued(folder: Path, description: RunDescription, resume: bool) -> RunDes
     old = configuration.load(folder / "config.json", RunDescription)
     batch = dataclasses.replace(description.train.batch, warn_epochs=old.train.batch.warn_epochs)
     free = {name: getattr(old.train, name) for name in ("loop", "generation", "mesh")}
-    asked = dataclasses.replace(description.train, **free, batch=batch)
+    model = dataclasses.replace(description.train.model, remat=old.train.model.remat)
+    asked = dataclasses.replace(description.train, **free, batch=batch, model=model)
     changed = configuration.differences(old.train, asked)
     changed += configuration.differences(old.vocabulary, description.vocabulary, "vocabulary.")
     for name in ("data_fingerprint", "init_from"):

@@ -32,7 +32,7 @@ class LossConfig:
     """Coefficient of (log Σ exp logits)² at masked positions, which keeps logits from drifting."""
     rows: int = 512
     """Masked positions whose logits are computed at a time."""
-    columns: int = 8192
+    columns: int = 4096
     """Ids for which they are, at most."""
 
     def __post_init__(self):

@@ -60,16 +60,19 @@ class MeshConfig:
     def over(self, devices: AnySequence[Any] | None = None) -> Mesh:
         """The mesh of these devices; None: of all there are."""
         devices = jax.devices() if devices is None else devices
+        shape = self.sizes(len(devices))
+        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+    def sizes(self, devices: int) -> tuple[int, int, int]:
+        """Of data, fsdp and tensor on so many devices, of which all must be used."""
         rest = self.fsdp * self.tensor
-        data = len(devices) // rest if self.data is None else self.data
-        if data * rest != len(devices):
+        data = devices // rest if self.data is None else self.data
+        if data * rest != devices:
             asked = "devices for whole rows" if self.data is None else f"data {self.data}"
             raise ValueError(
-                f"a mesh of {asked} × fsdp {self.fsdp} × tensor {self.tensor} does not use all of the "
-                f"{len(devices)} devices"
+                f"a mesh of {asked} × fsdp {self.fsdp} × tensor {self.tensor} does not use all of the {devices} devices"
             )
-        shape = (data, self.fsdp, self.tensor)
-        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+        return data, self.fsdp, self.tensor
 
 
 def used(mesh: Mesh | None) -> AbstractContextManager[Any]:
@@ -77,7 +80,7 @@ def used(mesh: Mesh | None) -> AbstractContextManager[Any]:
     return nullcontext() if mesh is None or mesh.size == 1 else jax.set_mesh(mesh)
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Of every array of a tree of parameters, or of anything that holds such trees, by the last name of its path."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, partition(_name(path), leaf.shape, mesh)), tree

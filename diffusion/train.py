@@ -84,6 +84,14 @@ class Pretraining:
         with used(self.mesh):
             return jax.jit(lambda key: laid_out(self.start(self.new_parameters(key))))(self.key)
 
+    def abstract(self) -> TrainState:
+        """Shapes, types and, on a mesh, places of the state, which takes no memory."""
+        state = jax.eval_shape(lambda key: self.start(self.new_parameters(key)), self.key)
+        if self.mesh is None:
+            return state
+        places = shardings(state, self.mesh)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, places)
+
     def new_parameters(self, key: PRNGKeyArray) -> Parameters:
         """Random ones."""
         return nnx.to_pure_dict(nnx.state(self._new_model(jax.random.fold_in(key, 0))))
@@ -106,6 +114,11 @@ class Pretraining:
         """One update; the state given is used up."""
         with used(self.mesh):
             return self.update(self.knobs, self.key, state, batch)
+
+    def compiled(self, state: TrainState, batch: Sequence) -> jax.stages.Compiled:
+        """`update` for such a state and batch, or descriptions of them; called with its arguments but for the first."""
+        with used(self.mesh):
+            return type(self).update.lower(self, self.knobs, self.key, state, batch).compile()
 
     @partial(jax.jit, static_argnums=0, donate_argnums=3)
     def update(
@@ -274,7 +287,7 @@ def load(folder: Path, checkpoint: int | Literal["best"] | None = None) -> Loade
     tokenizers = media_tokenizers.load(folder / "tokenizers")
     require_same_vocabulary(description.vocabulary, tokenizers.vocabulary, folder)
     pretraining = Pretraining(description.train, description.vocabulary)
-    like = jax.eval_shape(pretraining.init)
+    like = pretraining.abstract()
     with Checkpoints(folder) as checkpoints:
         if checkpoint is None:
             restored = checkpoints.restore_newest(like, set_aside=False)

@@ -63,6 +63,8 @@ class TransformerConfig:
     """Standard deviation of the input embeddings at initialisation; 0.02 learns far more slowly at small sizes."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products; parameters, norms, softmax and logits stay float32."""
+    remat: Literal["none", "block"] = "none"
+    """What the backward pass computes again rather than keeps: nothing, or all within a block."""
 
     def __post_init__(self):
         if min(self.num_layers, self.width, self.num_heads, self.kv_heads, self.size_of_head) < 1:
@@ -194,8 +196,10 @@ class Transformer(nnx.Module):
         """The residual stream after the last block at the computed positions (None: all), and the keys and values."""
         h, positions, same_example = self.embed(sequence, computed)
         new_cache = []
+        kept = jax.checkpoint if self.config.remat == "block" else lambda block: block
         for layer, block in enumerate(self.blocks):
-            h, keys_values = block(h, positions, same_example, computed, None if cache is None else cache[layer])
+            own = None if cache is None else cache[layer]
+            h, keys_values = kept(block.__call__)(h, positions, same_example, computed, own)
             new_cache.append(keys_values)
         return h, tuple(new_cache)
 

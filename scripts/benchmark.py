@@ -2,6 +2,8 @@
 
 trimask benchmark sample OUT      the sampler, beside LLaDA's and Fast-dLLM's own code if you have it
 trimask benchmark rollout OUT     episodes of an unmasking policy, beside environments and a loop in PyTorch
+trimask benchmark loss OUT        the loss and its gradients, with and without an array of logits
+trimask benchmark train OUT       the training step over vocabularies and sizes, beside a model in PyTorch
 """
 
 import importlib
@@ -20,7 +22,7 @@ from trimask.diffusion.studies.findings import markdown_table
 from trimask.scripts import cli
 from trimask.scripts.console import console, table
 
-BENCHMARKS = {"sample": "trimask.scripts.benchmark_sample", "rollout": "trimask.scripts.benchmark_rollout"}
+BENCHMARKS = {name: f"trimask.scripts.benchmark_{name}" for name in ("sample", "rollout", "loss", "train")}
 """Name → module, which has `main(argv)`."""
 
 

@@ -55,9 +55,14 @@ COMMANDS = {
         "the experiments behind the claims: how hyperparameters transfer, how large a batch may be",
         "trimask study lr-transfer studies/lr",
     ),
+    "plan": Command(
+        "trimask.scripts.plan",
+        "what a preset needs on so many accelerators: memory, communication, days",
+        "trimask plan trimodal_1b --devices 64 --device-kind h100",
+    ),
     "benchmark": Command(
         "trimask.scripts.benchmark",
-        "how fast the sampler is here, beside other code if you have it",
+        "how fast training, the loss, the sampler and rollouts are here, beside other code if you have it",
         "trimask benchmark sample benchmarks/here",
     ),
     # Not scripts/inspect.py: `python scripts/train.py` puts scripts/ on sys.path before the standard library.

@@ -1,0 +1,149 @@
+"""trimask benchmark loss: time and memory of the loss and its gradients, with and without an array of logits.
+
+The same hidden states, matrix, masks and weights go through
+
+    tiles              ours: logits of masked positions, of the ids each may take, a tile at a time
+    masked logits      all logits of the masked positions, whose number is known in advance
+    all logits         all logits of all positions
+
+A third of the ids are text, a third pictures, a third sounds, and so are the positions. The memory is what XLA
+allocates beside arguments and results.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from trimask.diffusion.cross_entropy import cross_entropy, masked_cross_entropy, restrict
+from trimask.diffusion.loss import LossConfig
+from trimask.diffusion.timing import Timing, timed
+from trimask.scripts import cli
+from trimask.scripts.benchmark import write
+from trimask.scripts.console import parse, progress_report
+
+_COLUMNS = ["ids", "code", "ms", "ours: time", "MiB beside", "ours: memory", "s to compile"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What is timed."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder for loss.json and loss.md."""
+    vocabularies: tuple[int, ...] = (1024, 16_384, 65_536)
+    """Ids."""
+    tokens: int = 2048
+    """Positions."""
+    masked: float = 0.5
+    """Share of them that are masked."""
+    width: int = 128
+    """Of the hidden states."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of products."""
+    loss: LossConfig = LossConfig()
+    """Tiles."""
+    repeats: int = 10
+    """Of each case, after one that compiles; the median counts."""
+
+    def __post_init__(self):
+        if min(*self.vocabularies, self.tokens, self.width, self.repeats) < 1 or not self.vocabularies:
+            raise ValueError(f"all numbers must be at least 1, got {self}")
+        if not 0 < self.masked <= 1:
+            raise ValueError(f"masked is a share above 0 and at most 1, got {self.masked}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table."""
+
+    vocabulary: int
+    code: str
+    timing: Timing
+    time: float | None = None
+    """Of ours over that of this one; None for ours."""
+    memory: float | None = None
+    """The same."""
+
+
+def run(arguments: Arguments) -> list[Case]:
+    """Times all cases, writes and prints them."""
+    cases: list[Case] = []
+    with progress_report() as report:
+        for done, vocabulary in enumerate(arguments.vocabularies):
+            report("vocabularies", done, len(arguments.vocabularies))
+            cases += _cases(arguments, vocabulary)
+        report("vocabularies", len(arguments.vocabularies), len(arguments.vocabularies))
+    cells = []
+    for case in cases:
+        memory = "" if case.timing.temporary_bytes is None else f"{case.timing.temporary_bytes / 2**20:,.1f}"
+        ratios = ["" if ratio is None else f"×{ratio:.2f}" for ratio in (case.time, case.memory)]
+        own = [f"{case.vocabulary:,}", case.code, f"{1000 * case.timing.seconds:,.1f}", ratios[0], memory, ratios[1]]
+        cells.append([*own, f"{case.timing.compile_seconds:.1f}"])
+    write(arguments.out, "loss", arguments, cases, _COLUMNS, cells)
+    return cases
+
+
+def _cases(arguments: Arguments, vocabulary: int) -> list[Case]:
+    rng, tokens = np.random.default_rng(0), arguments.tokens
+    hidden = rng.normal(size=(tokens, arguments.width)).astype(np.float32)
+    matrix = (rng.normal(size=(arguments.width, vocabulary)) / arguments.width**0.5).astype(np.float32)
+    third = vocabulary // 3
+    start = np.arange(tokens) * 3 // tokens * third
+    bounds = np.stack([start, start + third], axis=1).astype(np.int32)
+    clean = (start + rng.integers(0, third, tokens)).astype(np.int32)
+    is_masked = np.isin(np.arange(tokens), rng.permutation(tokens)[: round(arguments.masked * tokens)])
+    weight = rng.uniform(0.5, 2.0, tokens).astype(np.float32) / tokens
+    given = tuple(map(jnp.asarray, (hidden, matrix, clean, bounds, is_masked, weight)))
+    functions = {
+        "tiles": partial(_tiles, arguments.loss, arguments.dtype),
+        "masked logits": partial(_masked_logits, int(is_masked.sum()), arguments.dtype),
+        "all logits": partial(_all_logits, arguments.dtype),
+    }
+    measured = timed(
+        {name: (jax.jit(jax.value_and_grad(f, argnums=(0, 1))), given) for name, f in functions.items()},
+        arguments.repeats,
+    )
+    ours, *others = [Case(vocabulary, name, timing) for name, timing in measured.items()]
+    return [ours, *(_compared(ours.timing, other) for other in others)]
+
+
+def _compared(ours: Timing, other: Case) -> Case:
+    memory = other.timing.temporary_bytes
+    ratio = ours.temporary_bytes / memory if ours.temporary_bytes is not None and memory else None
+    return dataclasses.replace(other, time=ours.seconds / other.timing.seconds, memory=ratio)
+
+
+def _tiles(config: LossConfig, dtype: str, hidden, matrix, clean, bounds, is_masked, weight):
+    z = jnp.full_like(weight, config.z_loss)
+    of_tokens = (clean, bounds, is_masked, weight, z)
+    return masked_cross_entropy(hidden, matrix, *of_tokens, config.rows, config.columns, dtype)[0]
+
+
+def _masked_logits(number: int, dtype: str, hidden, matrix, clean, bounds, is_masked, weight):
+    here = jnp.nonzero(is_masked, size=number)[0]
+    return _all_logits(dtype, hidden[here], matrix, clean[here], bounds[here], is_masked[here], weight[here])
+
+
+def _all_logits(dtype: str, hidden, matrix, clean, bounds, is_masked, weight):
+    logits = jnp.matmul(hidden.astype(dtype), matrix.astype(dtype), preferred_element_type=jnp.float32)
+    ids = jnp.arange(matrix.shape[1])
+    nll, _ = cross_entropy(restrict(logits, (ids >= bounds[:, :1]) & (ids < bounds[:, 1:]))[None], clean[None])
+    return jnp.sum(jnp.where(is_masked, weight * nll[0], 0.0))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of the command."""
+    run(parse(Arguments, list(arguments), "benchmark loss", __doc__ or ""))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["benchmark", "loss", *sys.argv[1:]]))

@@ -1,0 +1,225 @@
+"""trimask benchmark train: a step of training, over sizes of the network and of the joint vocabulary.
+
+Half of the tokens of a row are text, a quarter are a picture's and a quarter are sounds', and so are the ids; the whole
+step is timed: masks, loss, gradients, clipping, AdamW, weight average. In a Python that has PyTorch (--python) a model
+of the same sizes takes the same steps right after, with the logits of all positions and with those of masked positions
+alone, as it is and compiled. Achieved FLOP/s and utilisation are of what has to be computed, see diffusion/cost.py.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from trimask.diffusion.cost import flops_per_token, parameters
+from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.timing import temporary_bytes
+from trimask.diffusion.train import Pretraining
+from trimask.diffusion.transformer import TransformerConfig
+from trimask.scripts import cli
+from trimask.scripts.benchmark import write
+from trimask.scripts.benchmark_sample import shape
+from trimask.scripts.console import parse, progress_report
+from trimask.tokenizers.sequence import Sequence as Rows
+from trimask.tokenizers.vocabulary import Vocabulary
+
+_TORCH = Path(__file__).with_name("torch_train.py")
+_WARMUP = 2
+_COLUMNS = ["size", "parameters", "ids", "code", "ms", "tokens/s", "ours is faster by", "GFLOP/s", "MFU", "MiB beside"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What is timed."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder for train.json and train.md."""
+    sizes: tuple[str, ...] = ("128x4", "384x6")
+    """Networks, WIDTHxLAYERS, with heads of 64."""
+    vocabularies: tuple[int, ...] = (1024, 16_384, 65_536)
+    """Ids of all modalities together."""
+    rows: int = 8
+    """Of a batch."""
+    length: int = 256
+    """Tokens of a row."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations and products."""
+    repeats: int = 10
+    """Steps of each case, after two; the median counts."""
+    python: Path | None = None
+    """Python with torch, to compare with."""
+    compiled: bool = True
+    """Whether PyTorch's steps are compiled, too."""
+    peak_tflops: float | None = None
+    """Of the device, for the utilisation (MFU): 989 is an H100's in bfloat16."""
+
+    def __post_init__(self):
+        numbers = (*self.vocabularies, self.rows, self.length, self.repeats)
+        if not self.sizes or not self.vocabularies or min(numbers) < 1 or min(self.vocabularies) < 64:
+            raise ValueError(f"there must be sizes, vocabularies of at least 64, and numbers of at least 1; got {self}")
+        if self.length % 4:
+            raise ValueError(f"the length of a row must be a multiple of 4, got {self.length}")
+        for size in self.sizes:
+            shape(size)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table."""
+
+    size: str
+    parameters: int
+    vocabulary: int
+    code: str
+    seconds: float
+    """Median of the steps."""
+    tokens_per_second: float
+    flops_per_second: float
+    """Achieved, of what has to be computed."""
+    compile_seconds: float | None = None
+    temporary_bytes: int | None = None
+    """What XLA allocates beside parameters, optimizer and batch."""
+    speedup: float | None = None
+    """Of ours against this one; None for ours."""
+
+
+def run(arguments: Arguments) -> list[Case]:
+    """Times all cases, writes and prints them."""
+    cases: list[Case] = []
+    asked = list(product(arguments.sizes, arguments.vocabularies))
+    with progress_report() as report:
+        for done, (size, vocabulary) in enumerate(asked):
+            report("sizes and vocabularies", done, len(asked))
+            cases += _cases(arguments, size, vocabulary)
+        report("sizes and vocabularies", len(asked), len(asked))
+    write(arguments.out, "train", arguments, cases, _COLUMNS, [_cells(arguments, case) for case in cases])
+    return cases
+
+
+def _cells(arguments: Arguments, case: Case) -> list[str]:
+    peak = arguments.peak_tflops
+    return [
+        case.size,
+        f"{case.parameters / 1e6:.1f}M",
+        f"{case.vocabulary:,}",
+        case.code,
+        f"{1000 * case.seconds:,.0f}",
+        f"{case.tokens_per_second:,.0f}",
+        "" if case.speedup is None else f"×{case.speedup:.2f}",
+        f"{case.flops_per_second / 1e9:,.0f}",
+        "" if peak is None else f"{case.flops_per_second / (peak * 1e12):.1%}",
+        "" if case.temporary_bytes is None else f"{case.temporary_bytes / 2**20:,.0f}",
+    ]
+
+
+def _cases(arguments: Arguments, size: str, ids: int) -> list[Case]:
+    width, layers = shape(size)
+    vocabulary = Vocabulary(text_size=ids // 2, codebook_sizes={"image": (ids // 4,), "audio": (ids // 8, ids // 8)})
+    model = TransformerConfig(
+        width=width, num_layers=layers, num_heads=max(1, width // 64), compute_dtype=arguments.dtype
+    )
+    tokens = arguments.rows * arguments.length
+    # Ids that a position may take, the mean over the tokens of a row.
+    mean_ids = (vocabulary.text_size + 1) / 2 + ids // 4 / 4 + ids // 8 / 4
+    flops = tokens * flops_per_token(model, vocabulary, arguments.length, ids=mean_ids)
+    batch = _batch(vocabulary, arguments)
+    seconds, compile_seconds, memory = _ours(TrainConfig(model=model), vocabulary, batch, arguments.repeats)
+    common: dict[str, Any] = {
+        "size": size,
+        "parameters": parameters(model, vocabulary).total,
+        "vocabulary": vocabulary.size,
+    }
+
+    def case(code: str, seconds: float, **rest: Any) -> Case:
+        rates = {"tokens_per_second": tokens / seconds, "flops_per_second": flops / seconds}
+        return Case(code=code, seconds=seconds, **common, **rates, **rest)
+
+    ours = case("trimask", seconds, compile_seconds=compile_seconds, temporary_bytes=memory)
+    others = [] if arguments.python is None else list(_theirs(arguments, model, vocabulary, batch))
+    return [ours, *(case(code, median(s), speedup=median(s) / seconds) for code, s in others)]
+
+
+def _batch(vocabulary: Vocabulary, arguments: Arguments) -> Rows:
+    """Random tokens: of each row half text, then a picture, then sounds in two codebooks."""
+    rng, length = np.random.default_rng(0), arguments.length
+    text, image, *books = vocabulary.ranges[1:]
+    parts = [text] * (length // 2) + [image] * (length // 4) + [books[n % 2] for n in range(length // 4)]
+    shape_of_rows = (arguments.rows, length)
+    start, stop = (np.array([getattr(part, name) for part in parts]) for name in ("start", "stop"))
+    modality = np.array([vocabulary.modalities.index(part.modality) for part in parts], np.int32)
+    place = np.zeros((*shape_of_rows, 2), np.int32)
+    place[:, 3 * length // 4 :, 1] = np.arange(length // 4) % 2
+    return Rows(
+        tokens=rng.integers(start, stop, shape_of_rows).astype(np.int32),
+        modality=np.broadcast_to(modality, shape_of_rows).copy(),
+        place=place,
+        segment=np.ones(shape_of_rows, np.int32),
+        is_condition=np.zeros(shape_of_rows, bool),
+    )
+
+
+def _ours(config: TrainConfig, vocabulary: Vocabulary, batch: Rows, repeats: int) -> tuple[float, float, int | None]:
+    """Seconds of a step, of compiling it, and bytes beside its arguments and results."""
+    pretraining = Pretraining(config, vocabulary)
+    state, batch = pretraining.init(), jax.device_put(batch)
+    begin = time.perf_counter()
+    compiled = pretraining.compiled(state, batch)
+    compile_seconds = time.perf_counter() - begin
+    seconds = []
+    for _ in range(_WARMUP + repeats):
+        begin = time.perf_counter()
+        state, metrics = compiled(pretraining.knobs, pretraining.key, state, batch)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - begin)
+    return median(seconds[_WARMUP:]), compile_seconds, temporary_bytes(compiled)
+
+
+def _theirs(
+    arguments: Arguments, model: TransformerConfig, vocabulary: Vocabulary, batch: Rows
+) -> Iterator[tuple[str, list[float]]]:
+    """Code and seconds of each step of PyTorch's."""
+    spec = {
+        "vocabulary": vocabulary.size,
+        "width": model.width,
+        "heads": model.num_heads,
+        "layers": model.num_layers,
+        "mlp_width": model.size_of_mlp,
+        "mask_id": vocabulary.mask_id,
+        "length": arguments.length,
+        "tokens": batch.tokens.tolist(),
+        "dtype": arguments.dtype,
+        "compiled": arguments.compiled,
+        "warmup": _WARMUP,
+        "repeats": arguments.repeats,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "spec.json"
+        path.write_text(json.dumps(spec), encoding="utf-8")
+        command = [str(arguments.python), str(_TORCH), str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[:2])} failed:\n{done.stderr.strip()[-2000:]}")
+    for line in done.stdout.splitlines():
+        found = json.loads(line)
+        logits = "masked logits" if found["only_masked"] else "all logits"
+        yield f"PyTorch, {logits}{', compiled' if found['compiled'] else ''}", found["seconds"]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of the command."""
+    run(parse(Arguments, list(arguments), "benchmark train", __doc__ or ""))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["benchmark", "train", *sys.argv[1:]]))

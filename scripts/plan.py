@@ -1,0 +1,219 @@
+"""trimask plan: what a preset needs on so many devices, in closed form: memory, communication, time.
+
+Everything is computed by the formulas of diffusion/cost.py from the shapes alone, at a utilisation that you state.
+--check compiles the step for as many simulated devices, without allocating anything, and puts XLA's own plan of the
+memory beside it: on a CPU, where bfloat16 is computed in float32 and remat is mostly undone, so check small shapes in
+float32. Peaks, memories and links of devices are their vendors' numbers.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from jax.sharding import NamedSharding, PartitionSpec
+
+from trimask.configs.presets import PRESETS, Experiment, preset
+from trimask.diffusion.cost import Layout, flops_per_token, parameters
+from trimask.diffusion.data.plan import PrepareConfig
+from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.mesh import ROWS, MeshConfig
+from trimask.diffusion.timing import temporary_bytes
+from trimask.diffusion.train import Pretraining
+from trimask.diffusion.transformer import TransformerConfig
+from trimask.scripts import cli
+from trimask.scripts.console import console, parse, table
+from trimask.tokenizers.sequence import Sequence as Rows
+from trimask.tokenizers.vocabulary import Vocabulary
+
+Kind = Literal["tpu-v5e", "tpu-v5p", "tpu-v6e", "h100", "h200"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator."""
+
+    peak_flops: float
+    """Per second, in bfloat16."""
+    memory_bytes: float
+    link: float
+    """Bytes per second that it sends to its neighbours."""
+    far_link: float
+    """The same where there are more than eight of them."""
+
+
+DEVICES: dict[Kind, Device] = {
+    "tpu-v5e": Device(197e12, 16e9, 200e9, 200e9),
+    "tpu-v5p": Device(459e12, 95e9, 600e9, 600e9),
+    "tpu-v6e": Device(918e12, 32e9, 448e9, 448e9),
+    "h100": Device(989e12, 80e9, 450e9, 50e9),
+    "h200": Device(989e12, 141e9, 450e9, 50e9),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What is planned."""
+
+    preset: tyro.conf.Positional[str]
+    """Named experiment."""
+    devices: int = 8
+    """How many."""
+    device_kind: Kind = "h100"
+    """Which."""
+    row_length: int = 2048
+    """Tokens of a row."""
+    mfu: float = 0.4
+    """Share of the peak that is reached, of what has to be computed."""
+    model: TransformerConfig
+    """The network; the preset's unless given."""
+    mesh: MeshConfig
+    """How the devices share the work."""
+    batch_tokens: int
+    """Tokens of a step, on all devices."""
+    accumulate: int
+    """Micro-batches of a step."""
+    horizon_tokens: int
+    """Tokens of the whole training."""
+    check: bool = False
+    """Ask XLA, too."""
+
+    def __post_init__(self):
+        numbers = (self.devices, self.row_length, self.batch_tokens, self.accumulate, self.horizon_tokens)
+        if min(numbers) < 1 or not 0 < self.mfu <= 1:
+            raise ValueError(f"numbers must be at least 1, and mfu above 0 and at most 1; got {self}")
+
+
+def run(arguments: Arguments) -> dict[str, float]:
+    """Prints the plan; returns its numbers."""
+    experiment, device = preset(arguments.preset), DEVICES[arguments.device_kind]
+    data, fsdp, tensor = arguments.mesh.sizes(arguments.devices)
+    vocabulary, config = vocabulary_of(experiment.prepare), replace(experiment.train, model=arguments.model)
+    layout = Layout(arguments.model, vocabulary, data, fsdp, tensor, arguments.row_length, config.loss)
+    shapes = Pretraining(config, vocabulary).abstract().parameters
+    per_device = arguments.batch_tokens / (data * fsdp * arguments.accumulate * arguments.row_length)
+    rows = max(1, round(per_device))
+    if abs(rows - per_device) > 1e-6 * rows:
+        console.print(f"Note: {per_device:.3g} rows for each device and micro-batch; planned with {rows}.")
+    memory, count = layout.memory(shapes, rows), parameters(arguments.model, vocabulary)
+    flops = flops_per_token(arguments.model, vocabulary, arguments.row_length)
+    step_tokens = rows * data * fsdp * arguments.accumulate * arguments.row_length
+    compute = step_tokens * flops / (arguments.devices * device.peak_flops * arguments.mfu)
+    sent = layout.communication(shapes, rows)
+    link = device.link if arguments.devices <= 8 else device.far_link
+    seconds = arguments.horizon_tokens / step_tokens * compute
+    found = {
+        "parameters": count.total,
+        "state": memory.state,
+        "memory": memory.total,
+        "rest": memory.total - memory.state,
+        "largest_rows": layout.largest_rows(shapes, device.memory_bytes),
+        "step_seconds": compute,
+        "days": seconds / 86_400,
+    }
+    room = found["largest_rows"]
+    table_rows = [
+        ["parameters", f"{count.total:,}: blocks {count.blocks:,}, embeddings {count.embeddings:,}"],
+        ["training FLOPs of a token", f"{flops / 1e9:,.2f} G"],
+        ["mesh", f"data {data} × fsdp {fsdp} × tensor {tensor}"],
+        [
+            "a step",
+            f"{step_tokens:,} tokens: {rows} rows of {arguments.row_length:,} per device × {arguments.accumulate}",
+        ],
+        ["memory of a device", f"{_gb(memory.total)} of {_gb(device.memory_bytes)}"],
+        ["  state (exact)", _gb(memory.state)],
+        ["  gradients", _gb(memory.gradients)],
+        ["  activations", _gb(memory.activations)],
+        ["  loss", _gb(memory.loss)],
+        ["most rows per device", f"{room:,}" if room else "none: not even one row has room"],
+        [
+            "sent by a device in a step",
+            f"{_gb(sent)}: {sent / link:.3g} s at {link / 1e9:,.0f} GB/s, if nothing overlaps",
+        ],
+        ["computing a step", f"{compute:.3g} s at {arguments.mfu:.0%} of {device.peak_flops / 1e12:,.0f} TFLOP/s"],
+        ["tokens/s", f"{step_tokens / compute:,.0f}"],
+        ["the horizon", f"{arguments.horizon_tokens:,} tokens: {arguments.horizon_tokens / step_tokens:,.0f} steps"],
+        ["  takes", f"{seconds / 86_400:,.2f} days, {seconds / 3600 * arguments.devices:,.0f} device-hours"],
+    ]
+    title = f"{arguments.preset} on {arguments.devices} {arguments.device_kind}: closed form"
+    console.print(table(title, ["", ""], table_rows))
+    if arguments.check:
+        found |= _checked(arguments, config, vocabulary, rows, memory)
+    return found
+
+
+def vocabulary_of(prepare: PrepareConfig) -> Vocabulary:
+    """What a preparation would make, were there data for all of it; of puzzles text alone."""
+    kinds = {source.kind for source in prepare.sources.values()}
+    media = {
+        "image": (prepare.image.codebook_size,),
+        "audio": (prepare.audio.codebook_size,) * prepare.audio.num_codebooks,
+    }
+    return Vocabulary(text_size=prepare.text_vocabulary, codebook_sizes={} if kinds == {"puzzles"} else media)
+
+
+def _checked(
+    arguments: Arguments, config: TrainConfig, vocabulary: Vocabulary, rows: int, planned: Any
+) -> dict[str, float]:
+    """XLA's plan beside ours."""
+    argument_bytes, temporary = compiled_bytes(config, vocabulary, arguments, rows)
+    ours = planned.total - planned.state
+    lines = [
+        ["state", _gb(planned.state), _gb(argument_bytes), f"{planned.state / argument_bytes:.2f}"],
+        ["all else", _gb(ours), _gb(temporary), f"{ours / temporary:.2f}"],
+    ]
+    devices = f"{arguments.devices} simulated devices"
+    console.print(table(f"compiled for {devices}", ["a device", "closed form", "XLA", "ratio"], lines))
+    return {"xla_state": argument_bytes, "xla_rest": temporary}
+
+
+def compiled_bytes(config: TrainConfig, vocabulary: Vocabulary, arguments: Arguments, rows: int) -> tuple[int, int]:
+    """Bytes of a device before and during a step, as XLA plans them for simulated devices."""
+    mesh = arguments.mesh.over(jax.devices()[: arguments.devices])
+    pretraining = Pretraining(replace(config, accumulate=arguments.accumulate), vocabulary, mesh=mesh)
+    total = rows * mesh.shape["data"] * mesh.shape["fsdp"] * arguments.accumulate
+    sharding = NamedSharding(mesh, PartitionSpec(ROWS))
+
+    def described(dtype: Any, *rest: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((total, arguments.row_length, *rest), dtype, sharding=sharding)
+
+    numbers = described(jnp.int32)
+    batch = Rows(numbers, numbers, described(jnp.int32, 2), numbers, described(jnp.bool_))
+    compiled = pretraining.compiled(pretraining.abstract(), batch)
+    analysis: Any = compiled.memory_analysis()
+    return int(analysis.argument_size_in_bytes), int(temporary_bytes(compiled) or 0)
+
+
+def _gb(number: float) -> str:
+    return f"{number / 1e9:,.2f} GB" if number >= 1e7 else f"{number / 1e6:,.2f} MB"
+
+
+def main(arguments: Sequence[str]) -> dict[str, float]:
+    """Entry point of the command; returns the numbers of the plan."""
+    words = list(arguments)
+    name = next((word for word in words if not word.startswith("-")), None)
+    if name is not None and name not in PRESETS:
+        preset(name)  # says which there are
+    parsed = parse(Arguments, words, "plan", __doc__ or "", _defaults(preset(name)))
+    if parsed.check:
+        jax.config.update("jax_num_cpu_devices", parsed.devices)
+    return run(parsed)
+
+
+def _defaults(experiment: Experiment) -> Arguments:
+    train = experiment.train
+    return Arguments(
+        preset=tyro.MISSING,
+        model=train.model,
+        mesh=train.mesh,
+        batch_tokens=train.batch.tokens,
+        accumulate=train.accumulate,
+        horizon_tokens=train.optimizer.horizon_tokens,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["plan", *sys.argv[1:]]))

@@ -1,0 +1,50 @@
+"""Launch files, as far as they go without a cluster: shells run them with stand-ins for what a cluster has."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from trimask.configs.presets import PRESETS
+
+LAUNCH = Path(__file__).parents[1] / "launch"
+
+
+def run_with(tmp_path: Path, script: str, tool: str, *arguments: str) -> list[str]:
+    """What the stand-in for a tool was called with, a line each."""
+    stand_in = tmp_path / tool
+    stand_in.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/calls\n')
+    stand_in.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["bash", str(LAUNCH / script), *arguments], check=True, env={**os.environ, "PATH": path})
+    return (tmp_path / "calls").read_text().splitlines()
+
+
+def test_slurm_starts_a_process_for_each_gpu_and_warns_them(tmp_path):
+    (call,) = run_with(tmp_path, "slurm.sbatch", "srun", "runs/x", "--data", "data/y")
+    assert call == "--kill-on-bad-exit=1 trimask train runs/x --data data/y"
+    text = (LAUNCH / "slurm.sbatch").read_text()
+    options = dict(
+        line.removeprefix("#SBATCH --").partition("=")[::2] for line in text.splitlines() if "#SBATCH" in line
+    )
+    assert options["ntasks-per-node"] == options["gpus-per-node"] and options["signal"] == "TERM@120"
+    assert "requeue" in options
+
+
+def test_a_tpu_vm_gets_the_checkout_and_the_words_as_they_are(tmp_path):
+    copy, start = run_with(tmp_path, "tpu_vm.sh", "gcloud", "pod", "zone-a", "runs/x", "--data", "my data")
+    assert copy.endswith("--zone zone-a . pod:trimask") and "--worker all" in copy and "--worker all" in start
+    assert start.endswith(r".venv/bin/trimask train runs/x --data my\ data ")
+
+
+def test_a_jobset_tells_every_pod_who_it_is():
+    (job,) = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    told = {entry["name"]: entry for entry in container["env"]}
+    assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"]
+    assert told["JAX_NUM_PROCESSES"]["value"] == str(spec["completions"])
+    assert "job-completion-index" in told["JAX_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert told["JAX_COORDINATOR_ADDRESS"]["value"].startswith("trimask-train-0-0.trimask:")
+    assert container["command"][:2] == ["trimask", "train"] and container["command"][-1] in PRESETS
