@@ -25,14 +25,14 @@ class Knobs:
     Those of AdamW are one per parameter, in the order of `jax.tree.leaves`.
     """
 
-    learning_rate: Float[Array, " parameters"]
+    learning_rate: Float[Any, " parameters"]
     """Peak."""
-    beta1: Float[Array, " parameters"]
-    beta2: Float[Array, " parameters"]
-    epsilon: Float[Array, " parameters"]
-    weight_decay: Float[Array, " parameters"]
-    clip_norm: Float[Array, ""]
-    ema_decay: Float[Array, ""]
+    beta1: Float[Any, " parameters"]
+    beta2: Float[Any, " parameters"]
+    epsilon: Float[Any, " parameters"]
+    weight_decay: Float[Any, " parameters"]
+    clip_norm: Float[Any, ""]
+    ema_decay: Float[Any, ""]
 
 
 @dataclass(frozen=True, kw_only=True)

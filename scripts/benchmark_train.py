@@ -142,7 +142,7 @@ def _cases(arguments: Arguments, size: str, ids: int) -> list[Case]:
     }
 
     def case(code: str, seconds: float, **rest: Any) -> Case:
-        rates = {"tokens_per_second": tokens / seconds, "flops_per_second": flops / seconds}
+        rates: dict[str, Any] = {"tokens_per_second": tokens / seconds, "flops_per_second": flops / seconds}
         return Case(code=code, seconds=seconds, **common, **rates, **rest)
 
     ours = case("trimask", seconds, compile_seconds=compile_seconds, temporary_bytes=memory)

@@ -153,3 +153,40 @@ def test_impossible_arguments_end_with_a_message(tmp_path, capsys, words, reason
     with pytest.raises(SystemExit):
         main(["sample", str(tmp_path / "out"), *words])
     assert reason in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_the_loss_is_timed_beside_arrays_of_logits(tmp_path):
+    words = ["--vocabularies", "300", "3000", "--tokens", "64", "--width", "16", "--repeats", "2"]
+    main(["loss", str(tmp_path), *words, "--loss.rows", "16", "--loss.columns", "128"])
+    cases = json.loads((tmp_path / "loss.json").read_text())["cases"]
+    assert [case["code"] for case in cases] == ["tiles", "masked logits", "all logits"] * 2
+    ours, masked, everything = (case["timing"]["temporary_bytes"] for case in cases[3:])
+    assert ours < masked < everything and cases[4]["memory"] == pytest.approx(ours / masked)
+    assert min(case["timing"]["seconds"] for case in cases) > 0
+
+
+def test_training_steps_are_timed_beside_other_code(tmp_path):
+    """A stand-in for PyTorch is told the same sizes and tokens, and its seconds are compared with ours."""
+    fake, python = tmp_path / "fake.py", tmp_path / "python"
+    fake.write_text(
+        "import json, sys\nspec = json.load(open(sys.argv[2]))\n"
+        "assert (spec['width'], spec['layers'], len(spec['tokens']), len(spec['tokens'][0])) == (64, 1, 2, 16)\n"
+        "assert max(map(max, spec['tokens'])) < spec['vocabulary']\n"
+        "print(json.dumps({'only_masked': True, 'compiled': False, 'seconds': [9.0, 8.0, 100.0]}))\n"
+    )
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {fake} "$@"\n')
+    python.chmod(0o755)
+    words = ["--sizes", "64x1", "--vocabularies", "64", "--rows", "2", "--length", "16", "--repeats", "2"]
+    main(["train", str(tmp_path), *words, "--python", str(python), "--peak-tflops", "1"])
+    ours, theirs = json.loads((tmp_path / "train.json").read_text())["cases"]
+    assert (ours["code"], theirs["code"], theirs["seconds"]) == ("trimask", "PyTorch, masked logits", 9.0)
+    assert theirs["speedup"] == pytest.approx(9.0 / ours["seconds"])
+    assert ours["flops_per_second"] * ours["seconds"] == pytest.approx(theirs["flops_per_second"] * 9.0)
+    assert "%" in (tmp_path / "train.md").read_text()
+
+
+@pytest.mark.parametrize("words", [["loss", "x", "--masked", "0"], ["train", "x", "--length", "30"]])
+def test_what_cannot_be_timed_is_refused(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, SystemExit)):
+        main(words)

@@ -71,4 +71,4 @@ def test_a_plan_names_what_is_impossible(capsys):
     with pytest.raises(ValueError, match="no preset 'trimodal_2b'; there are"):
         main(["trimodal_2b"])
     found = main(["trimodal_3b", "--devices", "8", "--device-kind", "tpu-v5e"])
-    assert found["largest_rows"] == 8 and "none" not in capsys.readouterr().out
+    assert found["largest_rows"] == 6 and "73.04 GB of 16.00 GB" in capsys.readouterr().out
