@@ -52,17 +52,17 @@ def test_memory_is_what_xla_plans():
     """Within 15 %, at shapes and meshes that the coefficients were not fitted to."""
     script = """
         from trimask.scripts.plan import main
-        for size in ("192 3 3", "320 2 5"):
+        for size, mesh in (("192 1 3", (1, 1)), ("192 2 3", (4, 1)), ("320 1 5", (2, 2))):
             width, layers, heads = size.split()
-            for mesh in ((1, 1), (4, 1), (2, 2)):
-                found = main(["tiny", "--devices", "8", "--check", "--model.width", width, "--model.num-layers", layers,
-                    "--model.num-heads", heads, "--row-length", "192", "--batch-tokens", str(48 * 192),
-                    "--mesh.fsdp", str(mesh[0]), "--mesh.tensor", str(mesh[1])])
-                print("ratios", found["state"] / found["xla_state"], found["rest"] / found["xla_rest"])
+            words = ["--model.width", width, "--model.num-layers", layers, "--model.num-heads", heads]
+            words += ["--mesh.fsdp", str(mesh[0]), "--mesh.tensor", str(mesh[1])]
+            words += ["--row-length", "192", "--batch-tokens", str(48 * 192)]
+            found = main(["tiny", "--devices", "8", "--check", *words])
+            print("ratios", found["state"] / found["xla_state"], found["rest"] / found["xla_rest"])
     """
     result = run_on_eight_devices(script)
     ratios = [float(x) for line in result.stdout.splitlines() if line.startswith("ratios") for x in line.split()[1:]]
-    assert len(ratios) == 12 and all(0.85 < ratio < 1.15 for ratio in ratios), (ratios, result.stderr)
+    assert len(ratios) == 6 and all(0.85 < ratio < 1.15 for ratio in ratios), (ratios, result.stderr)
 
 
 def test_a_plan_names_what_is_impossible(capsys):
