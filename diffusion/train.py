@@ -20,7 +20,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trimask.diffusion import configuration
 from trimask.diffusion.checkpoint import Checkpoints
@@ -45,6 +45,8 @@ from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Sequence
 from trimask.tokenizers.vocabulary import Vocabulary
 
+_MANY = 1 << 20
+
 Parameters = Any
 """A tree of arrays."""
 
@@ -61,7 +63,21 @@ class TrainState:
     step: Any
     """Steps taken, an int32 scalar (or, like all leaves, its description while saving and restoring)."""
     tokens: Any
-    """Non-padding tokens seen, a float32 scalar."""
+    """Non-padding tokens seen: int32 [2], how often 2²⁰ and what is left. A float32 would miss some after 2²⁴."""
+
+    @property
+    def num_tokens(self) -> Float[Array, ""]:
+        """Non-padding tokens seen, rounded to a float32."""
+        return _rounded(self.tokens)
+
+
+def _counted(tokens: Int[Array, "2"], more: Int[Array, ""]) -> Int[Array, "2"]:
+    rest = tokens[1] + more
+    return jnp.stack([tokens[0] + rest // _MANY, rest % _MANY])
+
+
+def _rounded(tokens: Int[Array, "2"]) -> Float[Array, ""]:
+    return tokens[0].astype(jnp.float32) * _MANY + tokens[1]
 
 
 class Pretraining:
@@ -99,7 +115,7 @@ class Pretraining:
     def start(self, parameters: Parameters) -> TrainState:
         """The state before the first step from these parameters."""
         average = jax.tree.map(jnp.copy, parameters)  # not the same buffers: `step` donates both
-        step, tokens = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+        step, tokens = jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.int32)
         return TrainState(parameters, average, adamw(self.knobs).init(parameters), step, tokens)
 
     def model(self, parameters: Parameters) -> Transformer:
@@ -129,11 +145,11 @@ class Pretraining:
         noised = forward_process(key, batch, self.vocabulary, self.config.masking)
         loss, metrics, gradients = self.gradients(state.parameters, noised)
         updates, optimizer = adamw(knobs).update(gradients, state.optimizer, state.parameters)
-        step, tokens = state.step + 1, state.tokens + jnp.sum(~noised.sequence.is_padding)
-        rate = self.optimizer.rate_at(tokens)
+        step, tokens = state.step + 1, _counted(state.tokens, jnp.sum(~noised.sequence.is_padding))
+        rate = self.optimizer.rate_at(_rounded(tokens))
         parameters = jax.tree.map(lambda p, u: p - rate * u, state.parameters, updates)
         average = averaged(state.average, parameters, knobs.ema_decay, step)
-        scalars = {"loss": loss, "gradient_norm": optax.tree.norm(gradients), "tokens": tokens}
+        scalars = {"loss": loss, "gradient_norm": optax.tree.norm(gradients), "tokens": _rounded(tokens)}
         scalars["learning_rate"] = jnp.max(knobs.learning_rate) * rate
         metrics |= {name: Mean(value, jnp.ones(())) for name, value in scalars.items()}
         return laid_out(TrainState(parameters, average, optimizer, step, tokens)), metrics

@@ -222,3 +222,15 @@ def test_a_step_compiles_once_per_row_length(prepared):
     for step in range(9, 15):
         state, _ = pretraining.step(state, batches(step))
     assert Pretraining.update._cache_size() == compiled
+
+
+def test_tokens_are_counted_where_a_float32_would_miss_them(prepared, one_batch):
+    """3·10¹⁰ tokens and some hundred more, twice."""
+    pretraining = Pretraining(CONFIG, prepared.tokenizers.vocabulary)
+    seen, batch = 30_000_000_000, int((~one_batch.is_padding).sum())
+    state = dataclasses.replace(pretraining.init(), tokens=jnp.array([seen >> 20, seen % (1 << 20)], jnp.int32))
+    for _ in range(2):
+        state, metrics = pretraining.step(state, one_batch)
+    high, low = map(int, state.tokens)
+    assert (high << 20) + low == seen + 2 * batch and np.float32(seen) + np.float32(batch) == np.float32(seen)
+    assert float(metrics["tokens"]) == pytest.approx(seen) == float(state.num_tokens)

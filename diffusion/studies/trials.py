@@ -279,7 +279,7 @@ def _trained(
             losses.append(metrics["loss"].total)
             step += 1
         training_loss = float(np.mean(jax.device_get(losses)))
-        curve.append([float(state.tokens), training_loss, held_out(state.average, _CURVE_BATCHES)])
+        curve.append([float(state.num_tokens), training_loss, held_out(state.average, _CURVE_BATCHES)])
         if not math.isfinite(training_loss):
             break
     return state, curve
