@@ -111,6 +111,11 @@ class Layout:
     row_length: int
     loss: LossConfig = LossConfig()
 
+    def __post_init__(self):
+        for name, size in (("heads", self.model.num_heads), ("hidden units", self.model.size_of_mlp)):
+            if size % self.tensor:
+                raise ValueError(f"{size} {name} cannot be shared by a tensor axis of {self.tensor}")
+
     @property
     def bytes_of_activation(self) -> int:
         """c."""

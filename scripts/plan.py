@@ -194,9 +194,9 @@ def _gb(number: float) -> str:
 def main(arguments: Sequence[str]) -> dict[str, float]:
     """Entry point of the command; returns the numbers of the plan."""
     words = list(arguments)
-    name = next((word for word in words if not word.startswith("-")), None)
-    if name is not None and name not in PRESETS:
-        preset(name)  # says which there are
+    name = next((word for word in words if word in PRESETS), None)
+    if name is None and words and not words[0].startswith("-"):
+        preset(words[0])  # says which there are
     parsed = parse(Arguments, words, "plan", __doc__ or "", _defaults(preset(name)))
     if parsed.check:
         jax.config.update("jax_num_cpu_devices", parsed.devices)

@@ -52,7 +52,7 @@ def test_memory_is_what_xla_plans():
     """Within 15 %, at shapes and meshes that the coefficients were not fitted to."""
     script = """
         from trimask.scripts.plan import main
-        for size, mesh in (("192 1 3", (1, 1)), ("192 2 3", (4, 1)), ("320 1 5", (2, 2))):
+        for size, mesh in (("192 1 3", (1, 1)), ("192 2 3", (4, 1)), ("320 1 4", (2, 2))):
             width, layers, heads = size.split()
             words = ["--model.width", width, "--model.num-layers", layers, "--model.num-heads", heads]
             words += ["--mesh.fsdp", str(mesh[0]), "--mesh.tensor", str(mesh[1])]
@@ -68,6 +68,8 @@ def test_memory_is_what_xla_plans():
 def test_a_plan_names_what_is_impossible(capsys):
     with pytest.raises(ValueError, match="does not use all of the 12 devices"):
         main(["trimodal_1b", "--devices", "12"])
+    with pytest.raises(ValueError, match="15 heads cannot be shared by a tensor axis of 8"):
+        main(["--devices", "8", "trimodal_1b", "--mesh.fsdp", "1", "--mesh.tensor", "8"])
     with pytest.raises(ValueError, match="no preset 'trimodal_2b'; there are"):
         main(["trimodal_2b"])
     found = main(["trimodal_3b", "--devices", "8", "--device-kind", "tpu-v5e"])
