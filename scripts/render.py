@@ -161,7 +161,7 @@ def _write_mp4(path: Path, pages: Sequence[Image.Image], milliseconds: int) -> N
     import av
 
     with av.open(str(path), "w") as container:
-        # One thread: the same frames make the same bytes.
+        # One thread: the same frames make nearly always the same bytes.
         stream = container.add_stream("libx264", rate=Fraction(1000, milliseconds), options={"threads": "1"})
         stream.width, stream.height = pages[0].size
         stream.pix_fmt = "yuv420p"
