@@ -1,7 +1,7 @@
 """Media → files that people look at and listen to.
 
 An unknown token, code -1, is drawn as a hatched grey tile wherever it stands: over patches of a picture, over
-moments of a sound, in place of a word of a text. The same media give the same bytes.
+moments of a sound, in place of a word of a text. The same media give the same bytes (of an mp4, nearly always).
 """
 
 import importlib.util
