@@ -234,3 +234,17 @@ def test_tokens_are_counted_where_a_float32_would_miss_them(prepared, one_batch)
     high, low = map(int, state.tokens)
     assert (high << 20) + low == seen + 2 * batch and np.float32(seen) + np.float32(batch) == np.float32(seen)
     assert float(metrics["tokens"]) == pytest.approx(seen) == float(state.num_tokens)
+
+
+def test_what_is_computed_again_is_what_was(prepared, one_batch):
+    vocabulary = prepared.tokenizers.vocabulary
+    noised = forward_process(jax.random.key(0), one_batch, vocabulary, MaskingConfig())
+    results, programs = [], []
+    for remat in ("none", "block"):
+        model = dataclasses.replace(CONFIG.model, remat=remat)
+        pretraining = Pretraining(dataclasses.replace(CONFIG, model=model), vocabulary)
+        parameters = pretraining.init().parameters
+        programs.append(str(jax.make_jaxpr(pretraining.gradients)(parameters, noised)))
+        results.append(jax.jit(pretraining.gradients)(parameters, noised)[::2])
+    assert "remat" not in programs[0] and "remat" in programs[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
