@@ -2,10 +2,12 @@
 #
 #   PYTHON       the Python (>= 3.11) to build .venv with; found if not given
 #   PYTEST_ARGS  for pytest, such as "-k packaging"; two processes, a file in one of them, unless given
+#   EXTRAS       of pyproject.toml to install: "speech,video,cuda" for GPUs, "tpu" for TPUs
 #   UPGRADE      --upgrade lets `make constraints` move pins that could stay
 
 PYTHON ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
+EXTRAS ?= speech,video,test
 UPGRADE ?=
 
 SHELL := /bin/sh
@@ -62,11 +64,11 @@ setup: .venv/.ready  ## .venv with everything pinned by constraints.txt
 	if command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1; then \
 	    echo "Setting up .venv with uv and Python $$version"; \
 	    uv venv --quiet --allow-existing --python "$$(command -v "$$python")" .venv; \
-	    uv pip install --quiet --python $(bin)/python --constraint constraints.txt --editable '.[speech,video,test]'; \
+	    uv pip install --quiet --python $(bin)/python --constraint constraints.txt --editable '.[$(EXTRAS)]'; \
 	else \
 	    echo "Setting up .venv with pip and Python $$version; this takes a few minutes"; \
 	    "$$python" -m venv .venv; \
-	    $(bin)/python -m pip install --quiet --constraint constraints.txt --editable '.[speech,video,test]'; \
+	    $(bin)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'; \
 	fi; \
 	touch $@
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from trimask.diffusion.cost import parameters
 from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.data.plan import PictureConfig, PrepareConfig
 from trimask.diffusion.data.sources import SourceConfig
@@ -19,6 +20,7 @@ from trimask.diffusion.train import TrainConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
+from trimask.tokenizers.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,17 @@ class Experiment:
     prepare: PrepareConfig = PrepareConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the preparation would make, were there data for all of it; of puzzles text alone."""
+        prepare = self.prepare
+        media = {
+            "image": (prepare.image.codebook_size,),
+            "audio": (prepare.audio.codebook_size,) * prepare.audio.num_codebooks,
+        }
+        is_text = {source.kind for source in prepare.sources.values()} == {"puzzles"}
+        return Vocabulary(text_size=prepare.text_vocabulary, codebook_sizes={} if is_text else media)
 
 
 def tiny() -> Experiment:
@@ -199,11 +212,26 @@ def _puzzles(name: str, *, num_layers: int, response_tokens: int, horizon_tokens
 
 
 def _trimodal(*, num_layers: int, fsdp: int) -> Experiment:
-    """Width 128 for each layer, as in the tri-modal paper; the batch and the horizon follow its rules for this size.
+    """Width 128 for each layer, as in the tri-modal paper, and the horizon that is compute-optimal by its fit.
 
     The paper does not say its tokenizers' sizes, nor with which hyperparameters: the text vocabulary is such that
-    embeddings have the share that it names, and learning rates are to be tuned at 4 layers of width 512, the base.
+    they have the parameters that it names, and learning rates are to be tuned at 4 layers of width 512, the base.
     """
+    prepare = PrepareConfig(
+        image=PatchConfig(codebook_size=16_384, patch_side=16, max_patches=1_000_000),
+        audio=MelConfig(
+            codebook_size=1024,
+            num_codebooks=8,
+            sample_rate_hz=16_000,
+            window=400,
+            hop=160,
+            num_mels=80,
+            max_frames=200_000,
+        ),
+        text_vocabulary=81_920,
+        max_text_tokens=2046,
+        pictures=PictureConfig(height=256, width=256),
+    )
     model = TransformerConfig(
         num_layers=num_layers,
         width=128 * num_layers,
@@ -212,19 +240,9 @@ def _trimodal(*, num_layers: int, fsdp: int) -> Experiment:
         compute_dtype="bfloat16",
         remat="block",
     )
-    blocks = 12 * model.width**2 * num_layers
-    embeddings = 2 * 106_496 * model.width
-    horizon = round(7754 * (blocks + embeddings) ** 0.84)  # compute-optimal, by the paper's fit
+    horizon = round(7754 * parameters(model, Experiment(prepare=prepare).vocabulary).total ** 0.84)
     return Experiment(
-        prepare=PrepareConfig(
-            image=PatchConfig(codebook_size=16_384, patch_side=16),
-            audio=MelConfig(
-                codebook_size=1024, num_codebooks=8, sample_rate_hz=16_000, window=400, hop=160, num_mels=80
-            ),
-            text_vocabulary=81_920,
-            max_text_tokens=2046,
-            pictures=PictureConfig(height=256, width=256),
-        ),
+        prepare=prepare,
         train=TrainConfig(
             model=model,
             parametrization=ParametrizationConfig(base_width=512, base_layers=4, base_heads=4),

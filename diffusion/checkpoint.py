@@ -29,6 +29,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 from trimask.diffusion.processes import any_process, is_first, summed, wait_for_all
 from trimask.diffusion.run_folder import shortened, writing
 
+_ELEMENTS_AT_A_TIME = 1 << 20
+
 
 class DamagedCheckpoint(ValueError):
     """A checkpoint that cannot be read, or does not hold what was saved."""
@@ -273,19 +275,27 @@ def _checksum_here(leaf: Any) -> int:
         return 0
     if not isinstance(leaf, jax.Array):
         leaf = np.asarray(leaf)
-        shards = [((slice(None),) * leaf.ndim, leaf)]
+        shards = [((0,) * leaf.ndim, leaf)]
     else:
-        shards = [(shard.index, np.asarray(shard.data)) for shard in leaf.addressable_shards if shard.replica_id == 0]
-    total = 0
-    for index, values in shards:
-        place = np.zeros((), np.uint64)
-        for size, part, stop in zip(leaf.shape, index, values.shape, strict=True):
-            first = part.start or 0
-            place = place[..., None] * np.uint64(size) + np.arange(first, first + stop, dtype=np.uint64)
-        bits = values.reshape(-1).view(f"u{values.itemsize}").astype(np.uint64)
-        weights = place.reshape(-1) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
-        total += int(np.dot(bits, weights))
-    return total % 2**64
+        shards = [
+            (tuple(part.start or 0 for part in shard.index), np.asarray(shard.data))
+            for shard in leaf.addressable_shards
+            if shard.replica_id == 0
+        ]
+    return sum(_checksum(leaf.shape, start, values) for start, values in shards) % 2**64
+
+
+def _checksum(shape: tuple[int, ...], start: tuple[int, ...], values: np.ndarray) -> int:
+    """Of the part of an array that starts there, with little memory: of a few rows at a time."""
+    rows = max(1, _ELEMENTS_AT_A_TIME * len(values) // values.size) if values.ndim and values.size else 1
+    if values.ndim and len(values) > rows:
+        first, *rest = start
+        return sum(_checksum(shape, (first + n, *rest), values[n : n + rows]) for n in range(0, len(values), rows))
+    place = np.zeros((), np.uint64)
+    for size, first, length in zip(shape, start, values.shape, strict=True):
+        place = place[..., None] * np.uint64(size) + np.arange(first, first + length, dtype=np.uint64)
+    bits = values.reshape(-1).view(f"u{values.itemsize}").astype(np.uint64)
+    return int(np.dot(bits, place.reshape(-1) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)))
 
 
 def _signed(content: Mapping[str, Any]) -> dict[str, Any]:

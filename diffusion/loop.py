@@ -124,9 +124,11 @@ def fit(
                         sample(state, done)
                 is_stopping = any_process(stop.signal is not None)
                 is_save = is_stopping or done == num_steps or done % config.checkpoint_every == 0
-                fault = fault or (not_finite(state) if is_save else None)
-                if any_process(fault is not None):
-                    fault = fault or "another process found a fault in its part of the state"
+                if is_save:
+                    # The loss is the same for all processes; of the state each sees its own part.
+                    fault = fault or not_finite(state)
+                    if any_process(fault is not None):
+                        fault = fault or "another process found a fault in its part of the state"
                 if fault is not None:
                     checkpoints.wait()
                     raise diverged(folder, done, fault, watch, metrics, describe(index) if describe else None)

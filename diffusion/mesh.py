@@ -11,6 +11,7 @@ evenly stays whole. What a step computes does not depend on the mesh, but for th
 from collections.abc import Sequence as AnySequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -57,9 +58,8 @@ class MeshConfig:
         if min(1 if self.data is None else self.data, self.fsdp, self.tensor) < 1:
             raise ValueError(f"the axes of a mesh must be at least 1, got {self}")
 
-    def over(self, devices: AnySequence[Any] | None = None) -> Mesh:
-        """The mesh of these devices; None: of all there are."""
-        devices = jax.devices() if devices is None else devices
+    def over(self, devices: AnySequence[Any]) -> Mesh:
+        """The mesh of these devices."""
         shape = self.sizes(len(devices))
         return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
@@ -110,17 +110,21 @@ def laid_out(tree: Any) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return tree
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jax.lax.with_sharding_constraint(leaf, partition(_name(path), leaf.shape, mesh)), tree
-    )
+    return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
 
 def gathered(tree: Any, mesh: Mesh) -> Any:
     """What lies on the mesh, whole on the first device of this process; all processes must ask for it."""
     if mesh.size == 1:
         return tree
-    everywhere = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
-    return jax.tree.map(lambda leaf: jax.device_put(leaf.addressable_data(0), jax.local_devices()[0]), everywhere)
+    return jax.tree.map(
+        lambda leaf: jax.device_put(leaf.addressable_data(0), jax.local_devices()[0]), _everywhere(mesh, tree)
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _everywhere(mesh: Mesh, tree: Any) -> Any:
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def constrained(x: jax.Array, *axes: Any) -> jax.Array:

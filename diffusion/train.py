@@ -97,6 +97,8 @@ class Pretraining:
 
     def init(self) -> TrainState:
         """The state before the first step; on a mesh no device ever holds more than its part."""
+        if self.mesh is None or self.mesh.size == 1:
+            return self.start(self.new_parameters(self.key))
         with used(self.mesh):
             return jax.jit(lambda key: laid_out(self.start(self.new_parameters(key))))(self.key)
 
@@ -245,12 +247,13 @@ def train(
             with writing(folder):
                 write_description(folder, description, prepared.tokenizers)
 
+        alone = Pretraining(config, vocabulary, kappa)  # to sample with: on one device, whatever the mesh
+
         def trained(state: TrainState, step: int) -> Loaded:
-            alone = Pretraining(config, vocabulary, kappa)
             return Loaded(folder, description, prepared.tokenizers, alone, gathered(state.average, mesh), step)
 
         def sample_now(state: TrainState, step: int) -> None:
-            loaded = trained(state, step)
+            loaded = trained(state, step)  # by all processes together
             if sample is not None and is_first():
                 sample(loaded, step)
 
@@ -262,7 +265,7 @@ def train(
             folder=folder,
             config=config.loop,
             items_per_batch=lambda batch: int(np.count_nonzero(~batch.is_padding)),
-            sample=sample_now,
+            sample=sample_now if sample else None,
             describe=batches.describe,
             place=partial(place_rows, mesh=mesh, parts=config.accumulate),
         )

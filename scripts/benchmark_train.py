@@ -24,13 +24,13 @@ import tyro
 
 from trimask.diffusion.cost import flops_per_token, parameters
 from trimask.diffusion.description import TrainConfig
-from trimask.diffusion.timing import temporary_bytes
 from trimask.diffusion.train import Pretraining
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
 from trimask.scripts.benchmark import write
 from trimask.scripts.benchmark_sample import shape
 from trimask.scripts.console import parse, progress_report
+from trimask.scripts.timing import temporary_bytes
 from trimask.tokenizers.sequence import Sequence as Rows
 from trimask.tokenizers.vocabulary import Vocabulary
 

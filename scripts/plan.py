@@ -18,14 +18,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from trimask.configs.presets import PRESETS, Experiment, preset
 from trimask.diffusion.cost import Layout, flops_per_token, parameters
-from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.mesh import ROWS, MeshConfig
-from trimask.diffusion.timing import temporary_bytes
 from trimask.diffusion.train import Pretraining
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
 from trimask.scripts.console import console, parse, table
+from trimask.scripts.timing import temporary_bytes
 from trimask.tokenizers.sequence import Sequence as Rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -91,7 +90,7 @@ def run(arguments: Arguments) -> dict[str, float]:
     """Prints the plan; returns its numbers."""
     experiment, device = preset(arguments.preset), DEVICES[arguments.device_kind]
     data, fsdp, tensor = arguments.mesh.sizes(arguments.devices)
-    vocabulary, config = vocabulary_of(experiment.prepare), replace(experiment.train, model=arguments.model)
+    vocabulary, config = experiment.vocabulary, replace(experiment.train, model=arguments.model)
     layout = Layout(arguments.model, vocabulary, data, fsdp, tensor, arguments.row_length, config.loss)
     shapes = Pretraining(config, vocabulary).abstract().parameters
     per_device = arguments.batch_tokens / (data * fsdp * arguments.accumulate * arguments.row_length)
@@ -145,16 +144,6 @@ def run(arguments: Arguments) -> dict[str, float]:
     return found
 
 
-def vocabulary_of(prepare: PrepareConfig) -> Vocabulary:
-    """What a preparation would make, were there data for all of it; of puzzles text alone."""
-    kinds = {source.kind for source in prepare.sources.values()}
-    media = {
-        "image": (prepare.image.codebook_size,),
-        "audio": (prepare.audio.codebook_size,) * prepare.audio.num_codebooks,
-    }
-    return Vocabulary(text_size=prepare.text_vocabulary, codebook_sizes={} if kinds == {"puzzles"} else media)
-
-
 def _checked(
     arguments: Arguments, config: TrainConfig, vocabulary: Vocabulary, rows: int, planned: Any
 ) -> dict[str, float]:
@@ -172,7 +161,7 @@ def _checked(
 
 def compiled_bytes(config: TrainConfig, vocabulary: Vocabulary, arguments: Arguments, rows: int) -> tuple[int, int]:
     """Bytes of a device before and during a step, as XLA plans them for simulated devices."""
-    mesh = arguments.mesh.over(jax.devices()[: arguments.devices])
+    mesh = arguments.mesh.over(jax.devices("cpu")[: arguments.devices])
     pretraining = Pretraining(replace(config, accumulate=arguments.accumulate), vocabulary, mesh=mesh)
     total = rows * mesh.shape["data"] * mesh.shape["fsdp"] * arguments.accumulate
     sharding = NamedSharding(mesh, PartitionSpec(ROWS))

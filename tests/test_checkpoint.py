@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from trimask.diffusion import checkpoint
 from trimask.diffusion.checkpoint import Checkpoints, DamagedCheckpoint, Retention
 from trimask.diffusion.run_folder import checkpoint_steps
 
@@ -53,6 +54,18 @@ def saved(tmp_path_factory) -> Path:
 @pytest.fixture
 def copy(saved, tmp_path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("at_a_time", [1, 30, 1 << 20])
+def test_a_checksum_is_the_sum_of_bits_times_weights_of_places(at_a_time, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_ELEMENTS_AT_A_TIME", at_a_time)
+    values = np.random.default_rng(0).normal(size=(7, 5, 3)).astype(np.float32)
+    numbers = enumerate(values.reshape(-1).view(np.uint32).tolist())
+    total = sum(bits * (place * 0x9E3779B97F4A7C15 | 1) for place, bits in numbers) % 2**64
+    assert checkpoint._checksum_here(values) == checkpoint._checksum_here(jnp.asarray(values)) == total
+    values[2, 1, 0], values[3, 0, 2] = values[3, 0, 2], values[2, 1, 0]
+    assert checkpoint._checksum_here(values) != total
+    assert checkpoint._checksum_here(np.float32(0.0)) == checkpoint._checksum_here(np.zeros((0, 3))) == 0
 
 
 def test_what_was_saved_comes_back_bit_for_bit_with_its_notes(saved):

@@ -8,7 +8,7 @@ from test_mesh import run_on_eight_devices
 from trimask.configs.presets import preset
 from trimask.diffusion.cost import flops_per_token, mean_ids, parameters
 from trimask.diffusion.transformer import Transformer, TransformerConfig
-from trimask.scripts.plan import main, vocabulary_of
+from trimask.scripts.plan import main
 from trimask.tokenizers.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=49, codebook_sizes={"image": (30,), "audio": (8, 12)})
@@ -44,7 +44,7 @@ def test_operations_are_those_that_xla_counts():
 def test_presets_have_the_parameters_they_are_called_after():
     for name, millions in (("trimodal_320m", 320), ("trimodal_1b", 1070), ("trimodal_3b", 3020)):
         experiment = preset(name)
-        count = parameters(experiment.train.model, vocabulary_of(experiment.prepare)).total
+        count = parameters(experiment.train.model, experiment.vocabulary).total
         assert count == pytest.approx(millions * 1e6, rel=0.01)
 
 

@@ -11,18 +11,19 @@ from trimask.configs.presets import PRESETS
 LAUNCH = Path(__file__).parents[1] / "launch"
 
 
-def run_with(tmp_path: Path, script: str, tool: str, *arguments: str) -> list[str]:
-    """What the stand-in for a tool was called with, a line each."""
-    stand_in = tmp_path / tool
-    stand_in.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/calls\n')
-    stand_in.chmod(0o755)
+def run_with(tmp_path: Path, script: str, tools: list[str], *arguments: str) -> list[str]:
+    """What the stand-ins for tools were called with, a line each."""
+    for tool in tools:
+        stand_in = tmp_path / tool
+        stand_in.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/calls\n')
+        stand_in.chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
     subprocess.run(["bash", str(LAUNCH / script), *arguments], check=True, env={**os.environ, "PATH": path})
     return (tmp_path / "calls").read_text().splitlines()
 
 
 def test_slurm_starts_a_process_for_each_gpu_and_warns_them(tmp_path):
-    (call,) = run_with(tmp_path, "slurm.sbatch", "srun", "runs/x", "--data", "data/y")
+    (call,) = run_with(tmp_path, "slurm.sbatch", ["srun"], "runs/x", "--data", "data/y")
     assert call == "--kill-on-bad-exit=1 trimask train runs/x --data data/y"
     text = (LAUNCH / "slurm.sbatch").read_text()
     options = dict(
@@ -33,9 +34,11 @@ def test_slurm_starts_a_process_for_each_gpu_and_warns_them(tmp_path):
 
 
 def test_a_tpu_vm_gets_the_checkout_and_the_words_as_they_are(tmp_path):
-    copy, start = run_with(tmp_path, "tpu_vm.sh", "gcloud", "pod", "zone-a", "runs/x", "--data", "my data")
-    assert copy.endswith("--zone zone-a . pod:trimask") and "--worker all" in copy and "--worker all" in start
-    assert start.endswith(r".venv/bin/trimask train runs/x --data my\ data ")
+    calls = run_with(tmp_path, "tpu_vm.sh", ["git", "gcloud"], "pod", "zone-a", "runs/x", "--data", "my data")
+    pack, copy, start = calls
+    assert pack == "archive --output /tmp/trimask.tar HEAD" and copy.endswith("/tmp/trimask.tar pod:")
+    assert all("--worker all --zone zone-a" in call for call in (copy, start))
+    assert "make setup EXTRAS=tpu" in start and start.endswith(r".venv/bin/trimask train runs/x --data my\ data ")
 
 
 def test_a_jobset_tells_every_pod_who_it_is():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import pytest
 
 from trimask.diffusion.mesh import MeshConfig
@@ -69,8 +70,8 @@ def test_every_mesh_takes_the_step_of_one_device(prepared):
 
 def test_meshes_that_do_not_fit_the_devices_are_refused():
     with pytest.raises(ValueError, match="fsdp 3 × tensor 1 does not use all of the 1 devices"):
-        MeshConfig(fsdp=3).over()
+        MeshConfig(fsdp=3).over(jax.devices())
     with pytest.raises(ValueError, match="a mesh of data 2 × fsdp 1"):
-        MeshConfig(data=2).over()
+        MeshConfig(data=2).over(jax.devices())
     with pytest.raises(ValueError, match="must be at least 1"):
         MeshConfig(data=0, tensor=0)
