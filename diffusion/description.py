@@ -1,8 +1,8 @@
 """What config.json of a run folder holds, and what of it may differ when the run is continued.
 
 A run is resumed bit for bit or not at all: model, objective, optimizer, data and seed must be what they were. How often
-to log, save and sample, how samples are drawn, and on how many devices it runs (which changes the order of sums, and so
-the last bits), is the user's to change at any time.
+to log, save and sample, how samples are drawn, on how many devices it runs and by which kernels (which changes the
+order of sums, and so the last bits), is the user's to change at any time.
 """
 
 import dataclasses
@@ -126,7 +126,8 @@ def continued(folder: Path, description: RunDescription, resume: bool) -> RunDes
     old = configuration.load(folder / "config.json", RunDescription)
     batch = dataclasses.replace(description.train.batch, warn_epochs=old.train.batch.warn_epochs)
     free = {name: getattr(old.train, name) for name in ("loop", "generation", "mesh")}
-    model = dataclasses.replace(description.train.model, remat=old.train.model.remat)
+    computed = {name: getattr(old.train.model, name) for name in ("attention", "blocks", "remat")}
+    model = dataclasses.replace(description.train.model, **computed)
     asked = dataclasses.replace(description.train, **free, batch=batch, model=model)
     changed = configuration.differences(old.train, asked)
     changed += configuration.differences(old.vocabulary, description.vocabulary, "vocabulary.")

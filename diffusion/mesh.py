@@ -88,8 +88,10 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def partition(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """Along which mesh axis each axis of a parameter is split."""
+    """Along which mesh axis each axis of a parameter, or of several stacked, is split."""
     logical = _LOGICAL.get(name, ())
+    if len(logical) + 1 == len(shape):
+        logical = (None, *logical)
     if len(logical) != len(shape):
         return PartitionSpec()
 

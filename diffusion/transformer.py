@@ -12,19 +12,24 @@ embedding, rotary base, shifted logits, tied head) cover the architectures of LL
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Float, Int, Num
 
+from trimask.diffusion.attention import attend
 from trimask.diffusion.denoiser import KeysValues, Output
-from trimask.diffusion.mesh import ROWS, constrained
+from trimask.diffusion.mesh import ROWS, constrained, laid_out
 from trimask.diffusion.parametrization import AT_BASE, ParametrizationConfig, Site
 from trimask.tokenizers.sequence import Sequence, example_starts
 from trimask.tokenizers.vocabulary import Vocabulary
+
+Segments = tuple[Int[Array, "batch asked"], Int[Array, "batch seq"]]
+"""The examples of the positions that are computed, and of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,10 @@ class TransformerConfig:
     """Standard deviation of the input embeddings at initialisation; 0.02 learns far more slowly at small sizes."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products; parameters, norms, softmax and logits stay float32."""
+    attention: Literal["plain", "kernel"] = "plain"
+    """By what attention is computed: plain products of matrices, or the kernel of the device, where it has one."""
+    blocks: Literal["unrolled", "scanned"] = "unrolled"
+    """Whether all blocks are compiled, or one, in a loop over stacked parameters: sooner, and more memory is free."""
     remat: Literal["none", "block"] = "none"
     """What the backward pass computes again rather than keeps: nothing, or all within a block."""
 
@@ -194,31 +203,46 @@ class Transformer(nnx.Module):
         self, sequence: Sequence, computed: Int[Array, "batch asked"] | None, cache: tuple[KeysValues, ...] | None
     ) -> tuple[Float[Array, "batch asked width"], tuple[KeysValues, ...]]:
         """The residual stream after the last block at the computed positions (None: all), and the keys and values."""
-        h, positions, same_example = self.embed(sequence, computed)
-        new_cache = []
+        h, positions, segments = self.embed(sequence, computed)
         kept = jax.checkpoint if self.config.remat == "block" else lambda block: block
+        if self.config.blocks == "scanned" and cache is None:
+            graph, stacked = self._stacked()
+            block = kept(lambda h, state: nnx.merge(graph, state)(h, positions, segments, None, None))
+            h, (keys, values) = jax.lax.scan(block, h, stacked)
+            return h, tuple(zip(keys, values, strict=True))
+        new_cache = []
         for layer, block in enumerate(self.blocks):
             own = None if cache is None else cache[layer]
-            h, keys_values = kept(block.__call__)(h, positions, same_example, computed, own)
+            h, keys_values = kept(block.__call__)(h, positions, segments, computed, own)
             new_cache.append(keys_values)
         return h, tuple(new_cache)
 
+    def _stacked(self) -> tuple[nnx.GraphDef["Block"], nnx.State]:
+        """A block, and the parameters of all of them, with the number of the block as first axis."""
+        graph, *_ = nnx.split(self.blocks[0])
+        dtype = jnp.dtype(self.config.compute_dtype)
+
+        def stack(*leaves):
+            # Matrices in the type they are used in: less to keep, and the same result.
+            return jnp.stack([leaf.astype(dtype) if leaf.ndim > 1 else leaf for leaf in leaves])
+
+        states = [nnx.to_pure_dict(nnx.state(block)) for block in self.blocks]
+        return graph, nnx.State(laid_out(jax.tree.map(stack, *states)))
+
     def embed(
         self, sequence: Sequence, computed: Int[Array, "batch asked"] | None
-    ) -> tuple[Float[Array, "batch asked width"], Int[Array, "batch asked"], Bool[Array, "batch asked seq"]]:
+    ) -> tuple[Float[Array, "batch asked width"], Int[Array, "batch asked"], Segments]:
         """What the first block gets: the residual stream, positions within the example, and who may see whom."""
         positions = jnp.arange(sequence.length) - example_starts(sequence)
-        same_example = sequence.segment[:, :, None] == sequence.segment[:, None, :]
-        tokens, modality, place = sequence.tokens, sequence.modality, sequence.place
+        tokens, modality, place, own = sequence.tokens, sequence.modality, sequence.place, sequence.segment
         if computed is not None:
-            tokens, modality = (jnp.take_along_axis(x, computed, axis=1) for x in (tokens, modality))
+            at = partial(jnp.take_along_axis, indices=computed, axis=1)
+            tokens, modality, positions, own = map(at, (tokens, modality, positions, own))
             place = jnp.take_along_axis(place, computed[..., None], axis=1)
-            positions = jnp.take_along_axis(positions, computed, axis=1)
-            same_example = jnp.take_along_axis(same_example, computed[..., None], axis=1)
         h = self.embedding[...][tokens]
         if self.config.place_embedding:
             h = h + self.place(modality, place)
-        return constrained(h.astype(jnp.dtype(self.config.compute_dtype)), ROWS), positions, same_example
+        return constrained(h.astype(jnp.dtype(self.config.compute_dtype)), ROWS), positions, (own, sequence.segment)
 
     @property
     def unembed(self) -> Partial:
@@ -265,8 +289,8 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon, "mlp_norm", site)
         self.mlp = SwiGLU(config, base, site, key_mlp)
 
-    def __call__(self, h, positions, same_example, computed, cache):
-        attended, keys_values = self.attention(self.attention_norm(h), positions, same_example, computed, cache)
+    def __call__(self, h, positions, segments, computed, cache):
+        attended, keys_values = self.attention(self.attention_norm(h), positions, segments, computed, cache)
         h = constrained(h + self.residual * attended, ROWS)
         return constrained(h + self.residual * self.mlp(self.mlp_norm(h)), ROWS), keys_values
 
@@ -293,7 +317,7 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "batch asked width"],
         positions: Int[Array, "batch asked"],
-        same_example,
+        segments: Segments,
         computed: Int[Array, "batch asked"] | None,
         cache: KeysValues | None,
     ) -> tuple[Float[Array, "batch asked width"], KeysValues]:
@@ -306,7 +330,7 @@ class Attention(nnx.Module):
         if cache is not None:
             rows = jnp.arange(x.shape[0])[:, None]
             k, v = (old.at[rows, computed].set(new) for old, new in zip(cache, (k, v), strict=True))
-        attended = jax.nn.dot_product_attention(q, k, v, mask=same_example[:, None])
+        attended = attend(q, k, v, *segments, self.config.attention)
         return jnp.einsum("bqhd,hdw->bqw", attended, self.out[...].astype(x.dtype)), (k, v)
 
     def _project(self, x, name):

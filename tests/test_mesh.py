@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import pytest
@@ -27,8 +28,9 @@ EIGHT = """
     batch = Batches(prepared, config.batch, seed=0)(0)
     assert len(jax.devices()) == 8 and batch.tokens.shape[0] == 12
 
-    def steps(mesh, accumulate):
-        asked = dataclasses.replace(config, accumulate=accumulate, mesh=mesh)
+    def steps(mesh, accumulate, blocks="unrolled"):
+        computed = dataclasses.replace(model, blocks=blocks)
+        asked = dataclasses.replace(config, accumulate=accumulate, mesh=mesh, model=computed)
         mesh = mesh.over(jax.devices() if mesh.data is None else jax.devices()[:1])
         pretraining = Pretraining(asked, prepared.tokenizers.vocabulary, mesh=mesh)
         state, losses = pretraining.init(), []
@@ -38,8 +40,10 @@ EIGHT = """
         return losses, state, mesh
 
     one, alone, _ = steps(MeshConfig(data=1), 1)
-    for fsdp, tensor, accumulate in ((1, 1, 1), (8, 1, 1), (1, 4, 2), (2, 2, 1)):
-        losses, state, mesh = steps(MeshConfig(fsdp=fsdp, tensor=tensor), accumulate)
+    for fsdp, tensor, accumulate, blocks in (
+        (1, 1, 1, "unrolled"), (8, 1, 1, "unrolled"), (1, 4, 2, "unrolled"), (2, 2, 1, "scanned")
+    ):
+        losses, state, mesh = steps(MeshConfig(fsdp=fsdp, tensor=tensor), accumulate, blocks)
         np.testing.assert_allclose(one, losses, rtol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, gathered(state, mesh))
         copies = {"embedding": fsdp * tensor, "query": fsdp * tensor, "down": fsdp * tensor, "scale": 1}
@@ -57,7 +61,7 @@ def run_on_eight_devices(script: str, *arguments: str) -> subprocess.CompletedPr
         [sys.executable, "-c", textwrap.dedent(script), *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "XLA_FLAGS": flags},
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parent)},
         check=False,
     )
 

@@ -227,9 +227,9 @@ def test_a_residual_multiplier_is_one_on_its_branch_at_the_start_and_in_training
     plain = build(BASE, ParametrizationConfig())
 
     def forward(model, sequence):
-        h, positions, same_example = model.embed(sequence, None)
+        h, positions, segments = model.embed(sequence, None)
         for block, attention, mlp in zip(model.blocks, *factors.values(), strict=True):
-            attended, _ = block.attention(block.attention_norm(h), positions, same_example, None, None)
+            attended, _ = block.attention(block.attention_norm(h), positions, segments, None, None)
             h = h + attention * attended
             h = h + mlp * block.mlp(block.mlp_norm(h))
         return model.unembed(model.final_norm(h))

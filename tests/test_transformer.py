@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from trimask.diffusion.parametrization import MODULES, ParametrizationConfig, Site, parameter_modules
+from trimask.diffusion.parametrization import (
+    MODULES,
+    Family,
+    ModuleMultipliers,
+    ParametrizationConfig,
+    Site,
+    parameter_modules,
+)
 from trimask.diffusion.transformer import RMSNorm, Transformer, TransformerConfig, num_parameters, rotate, sinusoids
 from trimask.tokenizers.sequence import assemble, direct, stack
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -186,3 +193,29 @@ def test_neighbouring_places_have_dissimilar_sinusoids():
 def test_impossible_shapes_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         TransformerConfig(**bad)
+
+
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_scanned_blocks_are_the_same_function_with_the_same_gradients(remat):
+    multipliers = ModuleMultipliers(residual=Family(depth=(0.5, 2.0)))
+    parametrization = ParametrizationConfig(base_width=8, base_layers=1, multipliers=multipliers)
+    batch = rows([pair(1)], [pair(2)], length=10)
+
+    def outcome(config):
+        model = Transformer(config, VOCABULARY, parametrization, key=jax.random.key(0))
+        graph, state = nnx.split(model)
+        loss = jax.value_and_grad(lambda state: jnp.sum(jnp.sin(nnx.merge(graph, state)(batch).logits)))
+        return *loss(state), model(batch).cache
+
+    unrolled = outcome(dataclasses.replace(CONFIG, num_layers=3))
+    scanned = outcome(dataclasses.replace(CONFIG, num_layers=3, blocks="scanned", remat=remat))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), unrolled, scanned)
+
+
+def test_scanned_blocks_are_one_program_however_many():
+    def products(num_layers):
+        graph, state = nnx.split(build(dataclasses.replace(CONFIG, num_layers=num_layers, blocks="scanned")))
+        step = jax.jit(lambda state, batch: nnx.merge(graph, state)(batch).logits)
+        return step.lower(state, rows([pair()], length=10)).as_text().count("dot_general")
+
+    assert products(2) == products(5)

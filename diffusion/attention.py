@@ -1,0 +1,73 @@
+"""Attention within examples, by what computes it fastest on the device at hand.
+
+o_i = Σ_j softmax_j(q_i · k_j / √d) v_j        over the j of the same segment as i
+
+plain     all scores exist, [heads, queries, keys] of a row
+kernel    they never do: cuDNN's flash attention on GPUs, in bfloat16; a Pallas kernel (splash attention) on TPUs,
+          over lengths that its tiles of 128 divide; elsewhere plain
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from trimask.diffusion.mesh import ROWS
+
+_TILES = (512, 256, 128)
+
+
+def attend(
+    query: Float[Array, "batch asked heads head"],
+    key: Float[Array, "batch seq kv_heads head"],
+    value: Float[Array, "batch seq kv_heads head"],
+    own: Int[Array, "batch asked"],
+    segment: Int[Array, "batch seq"],
+    attention: Literal["plain", "kernel"] = "plain",
+) -> Float[Array, "batch asked heads head"]:
+    """o; `own` are the segments of the queries, `segment` those of keys and values."""
+    kernel, platform = attention == "kernel", jax.default_backend()
+    if kernel and platform == "tpu" and query.shape[1] % _TILES[-1] == key.shape[1] % _TILES[-1] == 0:
+        return splash_attention(query, key, value, own, segment)
+    is_cudnn = kernel and platform == "gpu" and query.dtype == jnp.bfloat16
+    mask = own[:, None, :, None] == segment[:, None, None, :]
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn" if is_cudnn else "xla")
+
+
+def splash_attention(
+    query: Float[Array, "batch asked heads head"],
+    key: Float[Array, "batch seq kv_heads head"],
+    value: Float[Array, "batch seq kv_heads head"],
+    own: Int[Array, "batch asked"],
+    segment: Int[Array, "batch seq"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "batch asked heads head"]:
+    """o by the kernel for TPUs, a device its rows and heads on the mesh in use; interpreted, on any device, slowly."""
+
+    def of_device(query, key, value, own, segment):
+        asked, length = query.shape[1], key.shape[1]
+        tile, other = (next(tile for tile in _TILES if size % tile == 0) for size in (asked, length))
+        sizes = splash_attention_kernel.BlockSizes(
+            block_q=tile, block_kv=other, block_q_dkv=tile, block_kv_dkv=other, block_q_dq=tile, block_kv_dq=other
+        )
+        everything = splash_attention_mask.FullMask((asked, length))
+        kernel = splash_attention_kernel.make_splash_mha(
+            splash_attention_mask.MultiHeadMask([everything] * query.shape[2]),
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
+        )
+        heads_first = (x.swapaxes(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
+        return jax.vmap(kernel)(*heads_first, splash_attention_kernel.SegmentIds(own, segment)).swapaxes(1, 2)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return of_device(query, key, value, own, segment)
+    heads, rows = PartitionSpec(ROWS, None, "tensor"), PartitionSpec(ROWS)
+    shared = jax.shard_map(of_device, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False)
+    return shared(query, key, value, own, segment)

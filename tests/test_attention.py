@@ -1,0 +1,111 @@
+"""Attention: whoever computes it, the same sums over the same positions."""
+
+import inspect
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_mesh import run_on_eight_devices
+
+from trimask.diffusion import attention
+from trimask.diffusion.attention import attend, splash_attention
+from trimask.diffusion.train import Pretraining, TrainConfig
+from trimask.diffusion.transformer import TransformerConfig
+from trimask.tokenizers.sequence import Sequence
+from trimask.tokenizers.vocabulary import Vocabulary
+
+
+def inputs(asked=128, length=256, heads=4, kv_heads=2, size=16):
+    """Queries, keys, values and segments; rows of three examples, and of one and padding."""
+    rng = np.random.default_rng(0)
+    shapes = ((asked, heads), (length, kv_heads), (length, kv_heads))
+    q, k, v = (jnp.asarray(rng.normal(size=(2, *shape, size)), jnp.float32) for shape in shapes)
+    segment = jnp.stack([jnp.arange(length) * 3 // length + 1, jnp.arange(length) < 100]).astype(jnp.int32)
+    return q, k, v, segment[:, :asked], segment
+
+
+def by_hand(q, k, v, own, segment):
+    """The definition, a query and a head at a time."""
+    q, k, v, own, segment = map(np.asarray, (q, k, v, own, segment))
+    out, group = np.zeros_like(q), q.shape[2] // k.shape[2]
+    for row, i, head in np.ndindex(*q.shape[:3]):
+        seen = segment[row] == own[row, i]
+        scores = k[row, seen, head // group] @ q[row, i, head] / np.sqrt(q.shape[-1])
+        weights = np.exp(scores - scores.max())
+        out[row, i, head] = weights / weights.sum() @ v[row, seen, head // group]
+    return out
+
+
+@pytest.mark.parametrize("kernel", [attend, partial(splash_attention, interpret=True)], ids=["plain", "splash"])
+def test_attention_is_the_softmax_over_the_example(kernel):
+    given = inputs()
+    np.testing.assert_allclose(kernel(*given), by_hand(*given), atol=1e-5)
+
+
+def test_the_kernel_for_tpus_has_the_gradients_of_plain_attention():
+    *qkv, own, segment = inputs()
+
+    def gradients(kernel):
+        return jax.grad(lambda qkv: jnp.sum(jnp.sin(kernel(*qkv, own, segment))))(qkv)
+
+    for ours, plain in zip(gradients(partial(splash_attention, interpret=True)), gradients(attend), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-5)
+
+
+def test_on_a_mesh_the_kernel_for_tpus_has_its_rows_and_heads():
+    result = run_on_eight_devices(
+        """
+        import jax, numpy as np
+        from functools import partial
+        from test_attention import inputs
+        from trimask.diffusion.attention import attend, splash_attention
+        from trimask.diffusion.mesh import MeshConfig, used
+        given = [np.concatenate([x, x]) for x in inputs(asked=128, length=128)]
+        with used(MeshConfig(fsdp=2, tensor=2).over(jax.devices())):
+            out = jax.jit(partial(splash_attention, interpret=True))(*given)
+        np.testing.assert_allclose(out, attend(*given), atol=1e-5)
+        print("same")
+        """
+    )
+    assert result.stdout.strip() == "same", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "asked", "chosen"),
+    [
+        ("cpu", "bfloat16", 128, "xla"),
+        ("gpu", "bfloat16", 128, "cudnn"),
+        ("gpu", "float32", 128, "xla"),
+        ("tpu", "float32", 128, "splash"),
+        ("tpu", "bfloat16", 100, "xla"),
+    ],
+)
+def test_a_kernel_is_chosen_where_there_is_one_and_only_if_asked(platform, dtype, asked, chosen, monkeypatch):
+    *qkv, own, segment = inputs(asked=asked)
+    qkv = [x.astype(dtype) for x in qkv]
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *_, implementation, **__: implementation)
+    monkeypatch.setattr(attention, "splash_attention", lambda *_: "splash")
+    attend = inspect.unwrap(attention.attend)  # what comes back is no array
+    assert attend(*qkv, own, segment, "kernel") == chosen
+    assert attend(*qkv, own, segment) == "xla"
+
+
+def test_a_training_step_with_kernels_is_a_program_for_tpus(monkeypatch):
+    """As far as it goes without one: lowered, with the kernel forward and two backward."""
+    model = TransformerConfig(num_layers=2, width=128, num_heads=1, attention="kernel", compute_dtype="bfloat16")
+    pretraining = Pretraining(TrainConfig(model=model), Vocabulary(text_size=50, codebook_sizes={}))
+    numbers = jax.ShapeDtypeStruct((2, 128), jnp.int32)
+    batch = Sequence(
+        tokens=numbers,
+        modality=numbers,
+        place=jax.ShapeDtypeStruct((2, 128, 2), jnp.int32),
+        segment=numbers,
+        is_condition=jax.ShapeDtypeStruct((2, 128), jnp.bool_),
+    )
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    traced = Pretraining.update.trace(pretraining, pretraining.knobs, pretraining.key, pretraining.abstract(), batch)
+    program = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert program.count("tpu_custom_call") == 3  # which all layers call
