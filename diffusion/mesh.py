@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
 
 ROWS = ("data", "fsdp")
 """Mesh axes over which rows of a batch are split."""
@@ -133,6 +134,20 @@ def constrained(x: jax.Array, *axes: Any) -> jax.Array:
     """The array, split along these axes of the mesh in use; without a mesh as it is."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def looked_up(table: Float[Array, "vocab width"], tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq width"]:
+    """table[tokens], split by rows of the batch, though the table is split along its width.
+
+    In steps for each of which the devices have a cheap exchange; the compiler finds none for all of them at once, and
+    would copy everything to everyone.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or partition("embedding", table.shape, mesh)[1] is None:
+        return constrained(table[tokens], ROWS)
+    data, fsdp, tensor = AXES
+    h = constrained(table[constrained(tokens, data)], data, None, (fsdp, tensor))
+    return constrained(constrained(h, ROWS, None, tensor), ROWS)
 
 
 def place_rows(batch: Any, mesh: Mesh, parts: int = 1) -> Any:

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from trimask.diffusion.attention import attend
 from trimask.diffusion.denoiser import KeysValues, Output
-from trimask.diffusion.mesh import ROWS, constrained, laid_out
+from trimask.diffusion.mesh import ROWS, constrained, laid_out, looked_up
 from trimask.diffusion.parametrization import AT_BASE, ParametrizationConfig, Site
 from trimask.tokenizers.sequence import Sequence, example_starts
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -239,7 +239,7 @@ class Transformer(nnx.Module):
             at = partial(jnp.take_along_axis, indices=computed, axis=1)
             tokens, modality, positions, own = map(at, (tokens, modality, positions, own))
             place = jnp.take_along_axis(place, computed[..., None], axis=1)
-        h = self.embedding[...][tokens]
+        h = looked_up(self.embedding[...], tokens)
         if self.config.place_embedding:
             h = h + self.place(modality, place)
         return constrained(h.astype(jnp.dtype(self.config.compute_dtype)), ROWS), positions, (own, sequence.segment)

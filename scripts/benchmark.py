@@ -2,8 +2,11 @@
 
 trimask benchmark sample OUT      the sampler, beside LLaDA's and Fast-dLLM's own code if you have it
 trimask benchmark rollout OUT     episodes of an unmasking policy, beside environments and a loop in PyTorch
+trimask benchmark train OUT       the training step over vocabularies and sizes, beside other code
 trimask benchmark loss OUT        the loss and its gradients, with and without an array of logits
-trimask benchmark train OUT       the training step over vocabularies and sizes, beside a model in PyTorch
+trimask benchmark attention OUT   attention and its gradients, plain and by a kernel
+trimask benchmark data OUT        batches from prepared data, by threads and processes
+trimask benchmark checkpoint OUT  saving and restoring
 """
 
 import importlib
@@ -22,7 +25,10 @@ from trimask.diffusion.studies.findings import markdown_table
 from trimask.scripts import cli
 from trimask.scripts.console import console, table
 
-BENCHMARKS = {name: f"trimask.scripts.benchmark_{name}" for name in ("sample", "rollout", "loss", "train")}
+BENCHMARKS = {
+    name: f"trimask.scripts.benchmark_{name}"
+    for name in ("sample", "rollout", "train", "loss", "attention", "data", "checkpoint")
+}
 """Name → module, which has `main(argv)`."""
 
 

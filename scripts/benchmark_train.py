@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -36,7 +36,13 @@ from trimask.tokenizers.vocabulary import Vocabulary
 
 _TORCH = Path(__file__).with_name("torch_train.py")
 _WARMUP = 2
-_COLUMNS = ["size", "parameters", "ids", "code", "ms", "tokens/s", "ours is faster by", "GFLOP/s", "MFU", "MiB beside"]
+_WAYS: dict[str, dict[str, Any]] = {
+    "remat": {"remat": "block"},
+    "scanned": {"blocks": "scanned"},
+    "scanned, remat": {"blocks": "scanned", "remat": "block"},
+    "kernel": {"attention": "kernel"},
+}
+_COLUMNS = ["size", "ids", "code", "ms", "tokens/s", "ours faster", "GFLOP/s", "MFU", "MiB", "compile s"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,8 @@ class Arguments:
     """Of activations and products."""
     repeats: int = 10
     """Steps of each case, after two; the median counts."""
+    ways: tuple[Literal["remat", "scanned", "scanned, remat", "kernel"], ...] = ()
+    """Ways to compute the blocks that are compared with the plain one."""
     python: Path | None = None
     """Python with torch, to compare with."""
     compiled: bool = True
@@ -110,8 +118,7 @@ def run(arguments: Arguments) -> list[Case]:
 def _cells(arguments: Arguments, case: Case) -> list[str]:
     peak = arguments.peak_tflops
     return [
-        case.size,
-        f"{case.parameters / 1e6:.1f}M",
+        f"{case.size} {case.parameters / 1e6:.1f}M",
         f"{case.vocabulary:,}",
         case.code,
         f"{1000 * case.seconds:,.0f}",
@@ -120,6 +127,7 @@ def _cells(arguments: Arguments, case: Case) -> list[str]:
         f"{case.flops_per_second / 1e9:,.0f}",
         "" if peak is None else f"{case.flops_per_second / (peak * 1e12):.1%}",
         "" if case.temporary_bytes is None else f"{case.temporary_bytes / 2**20:,.0f}",
+        "" if case.compile_seconds is None else f"{case.compile_seconds:.1f}",
     ]
 
 
@@ -134,7 +142,6 @@ def _cases(arguments: Arguments, size: str, ids: int) -> list[Case]:
     mean_ids = (vocabulary.text_size + 1) / 2 + ids // 4 / 4 + ids // 8 / 4
     flops = tokens * flops_per_token(model, vocabulary, arguments.length, ids=mean_ids)
     batch = _batch(vocabulary, arguments)
-    seconds, compile_seconds, memory = _ours(TrainConfig(model=model), vocabulary, batch, arguments.repeats)
     common: dict[str, Any] = {
         "size": size,
         "parameters": parameters(model, vocabulary).total,
@@ -145,9 +152,15 @@ def _cases(arguments: Arguments, size: str, ids: int) -> list[Case]:
         rates: dict[str, Any] = {"tokens_per_second": tokens / seconds, "flops_per_second": flops / seconds}
         return Case(code=code, seconds=seconds, **common, **rates, **rest)
 
-    ours = case("trimask", seconds, compile_seconds=compile_seconds, temporary_bytes=memory)
-    others = [] if arguments.python is None else list(_theirs(arguments, model, vocabulary, batch))
-    return [ours, *(case(code, median(s), speedup=median(s) / seconds) for code, s in others)]
+    def of(model: TransformerConfig) -> dict[str, Any]:
+        names = ("seconds", "compile_seconds", "temporary_bytes")
+        return dict(zip(names, _ours(TrainConfig(model=model), vocabulary, batch, arguments.repeats), strict=True))
+
+    ours = case("trimask", **of(model))
+    measured = [(f"trimask, {way}", of(replace(model, **_WAYS[way]))) for way in arguments.ways]
+    if arguments.python is not None:
+        measured += [(code, {"seconds": median(s)}) for code, s in _theirs(arguments, model, vocabulary, batch)]
+    return [ours, *(case(code, speedup=one["seconds"] / ours.seconds, **one) for code, one in measured)]
 
 
 def _batch(vocabulary: Vocabulary, arguments: Arguments) -> Rows:

@@ -177,15 +177,50 @@ def test_training_steps_are_timed_beside_other_code(tmp_path):
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {fake} "$@"\n')
     python.chmod(0o755)
     words = ["--sizes", "64x1", "--vocabularies", "64", "--rows", "2", "--length", "16", "--repeats", "2"]
-    main(["train", str(tmp_path), *words, "--python", str(python), "--peak-tflops", "1"])
-    ours, theirs = json.loads((tmp_path / "train.json").read_text())["cases"]
+    main(["train", str(tmp_path), *words, "--ways", "scanned, remat", "--python", str(python), "--peak-tflops", "1"])
+    ours, scanned, theirs = json.loads((tmp_path / "train.json").read_text())["cases"]
     assert (ours["code"], theirs["code"], theirs["seconds"]) == ("trimask", "PyTorch, masked logits", 9.0)
-    assert theirs["speedup"] == pytest.approx(9.0 / ours["seconds"])
+    assert scanned["code"] == "trimask, scanned, remat"
+    for other in (scanned, theirs):
+        assert other["speedup"] == pytest.approx(other["seconds"] / ours["seconds"])
     assert ours["flops_per_second"] * ours["seconds"] == pytest.approx(theirs["flops_per_second"] * 9.0)
     assert "%" in (tmp_path / "train.md").read_text()
 
 
-@pytest.mark.parametrize("words", [["loss", "x", "--masked", "0"], ["train", "x", "--length", "30"]])
+def test_attention_is_timed_by_length(tmp_path):
+    words = ["--lengths", "32", "64", "--examples", "2", "--tokens", "64", "--kv-heads", "2", "--repeats", "2"]
+    main(["attention", str(tmp_path), *words])
+    short, long = json.loads((tmp_path / "attention.json").read_text())["cases"]
+    needed = [case["flops_per_second"] * case["timing"]["seconds"] for case in (short, long)]
+    assert needed == pytest.approx([3 * 4 * 64 * length * 4 * 64 for length in (32, 64)])
+
+
+def test_batches_are_timed_in_every_way(prepared, tmp_path):
+    words = ["--data", str(prepared.folder), "--tokens", "256", "--workers", "0", "1", "--batches", "3"]
+    main(["data", str(tmp_path), *words])
+    cases = json.loads((tmp_path / "data.json").read_text())["cases"]
+    assert [case["way"] for case in cases] == ["in turn", "a thread", "1 processes"]
+    assert all(0 < case["tokens_per_second"] * case["seconds"] <= 256 for case in cases)
+
+
+def test_saving_is_timed_and_leaves_nothing_behind(tmp_path):
+    main(["checkpoint", str(tmp_path), "--sizes", "64x1", "--vocabulary", "100", "--repeats", "1"])
+    (case,) = json.loads((tmp_path / "checkpoint.json").read_text())["cases"]
+    assert 16 * case["parameters"] < case["state_bytes"] < 16 * case["parameters"] + 100
+    assert 0 < case["held_seconds"] < case["written_seconds"] and case["disk_bytes"] > 0 < case["restored_seconds"]
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.json", "checkpoint.md"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["loss", "x", "--masked", "0"],
+        ["train", "x", "--length", "30"],
+        ["attention", "x", "--heads", "3", "--kv-heads", "2"],
+        ["data", "x", "--data", "y", "--tokens", "0"],
+        ["checkpoint", "x", "--sizes", "64"],
+    ],
+)
 def test_what_cannot_be_timed_is_refused(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, SystemExit)):

@@ -41,7 +41,7 @@ EIGHT = """
 
     one, alone, _ = steps(MeshConfig(data=1), 1)
     for fsdp, tensor, accumulate, blocks in (
-        (1, 1, 1, "unrolled"), (8, 1, 1, "unrolled"), (1, 4, 2, "unrolled"), (2, 2, 1, "scanned")
+        (1, 1, 1, "unrolled"), (8, 1, 1, "unrolled"), (2, 4, 2, "unrolled"), (2, 2, 1, "scanned")
     ):
         losses, state, mesh = steps(MeshConfig(fsdp=fsdp, tensor=tensor), accumulate, blocks)
         np.testing.assert_allclose(one, losses, rtol=1e-5)

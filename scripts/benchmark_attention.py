@@ -1,0 +1,122 @@
+"""trimask benchmark attention: attention and its gradients, by plain products of matrices and by the device's kernel.
+
+Rows are packed with examples that do not see each other. What counts as needed is every pair of positions of a row,
+as in diffusion/cost.py. On a device without a kernel, such as a CPU, there is the plain line alone.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from trimask.diffusion.attention import attend
+from trimask.scripts import cli
+from trimask.scripts.benchmark import write
+from trimask.scripts.console import parse, progress_report
+from trimask.scripts.timing import Timing, timed
+
+_COLUMNS = ["length", "examples", "code", "ms", "GFLOP/s", "MiB beside", "s to compile"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What is timed."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder for attention.json and attention.md."""
+    lengths: tuple[int, ...] = (256, 1024, 2048)
+    """Positions of a row."""
+    examples: tuple[int, ...] = (1, 8)
+    """Examples that share a row."""
+    tokens: int = 4096
+    """Positions of all rows."""
+    heads: int = 4
+    """Of queries."""
+    kv_heads: int = 4
+    """Of keys and values."""
+    head_size: int = 64
+    """Of each."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of queries, keys and values."""
+    repeats: int = 10
+    """Of each case, after one that compiles; the median counts."""
+
+    def __post_init__(self):
+        sizes = (*self.lengths, *self.examples, self.tokens, self.heads, self.kv_heads, self.head_size, self.repeats)
+        if not self.lengths or not self.examples or min(sizes) < 1 or self.heads % self.kv_heads:
+            raise ValueError(f"there must be lengths, examples, numbers of at least 1, and heads for each; got {self}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table."""
+
+    length: int
+    examples: int
+    code: str
+    timing: Timing
+    flops_per_second: float
+
+
+def run(arguments: Arguments) -> list[Case]:
+    """Times all cases, writes and prints them."""
+    cases: list[Case] = []
+    asked = list(product(arguments.lengths, arguments.examples))
+    with progress_report() as report:
+        for done, (length, examples) in enumerate(asked):
+            report("lengths and examples", done, len(asked))
+            cases += _cases(arguments, length, examples)
+        report("lengths and examples", len(asked), len(asked))
+    cells = []
+    for case in cases:
+        memory = case.timing.temporary_bytes
+        cells.append(
+            [
+                f"{case.length:,}",
+                str(case.examples),
+                case.code,
+                f"{1000 * case.timing.seconds:,.1f}",
+                f"{case.flops_per_second / 1e9:,.0f}",
+                "" if memory is None else f"{memory / 2**20:,.0f}",
+                f"{case.timing.compile_seconds:.1f}",
+            ]
+        )
+    write(arguments.out, "attention", arguments, cases, _COLUMNS, cells)
+    return cases
+
+
+def _cases(arguments: Arguments, length: int, examples: int) -> list[Case]:
+    rng, rows = np.random.default_rng(0), max(1, arguments.tokens // length)
+    heads = (arguments.heads, arguments.kv_heads, arguments.kv_heads)
+    given = tuple(
+        jnp.asarray(rng.normal(size=(rows, length, number, arguments.head_size)), arguments.dtype) for number in heads
+    )
+    segment = jnp.broadcast_to(jnp.arange(length) * examples // length, (rows, length))
+
+    def loss(attention, query, key, value):
+        return jnp.sum(attend(query, key, value, segment, segment, attention).astype(jnp.float32) ** 2)
+
+    codes = ("plain",) if jax.default_backend() == "cpu" else ("plain", "kernel")
+    functions = {code: (jax.jit(jax.grad(partial(loss, code), argnums=(0, 1, 2))), given) for code in codes}
+    flops = 3 * 4 * rows * length**2 * arguments.heads * arguments.head_size
+    return [
+        Case(length, examples, code, timing, flops / timing.seconds)
+        for code, timing in timed(functions, arguments.repeats).items()
+    ]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of the command."""
+    run(parse(Arguments, list(arguments), "benchmark attention", __doc__ or ""))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["benchmark", "attention", *sys.argv[1:]]))

@@ -1,0 +1,124 @@
+"""trimask benchmark checkpoint: how long a run is held up by saving, and how long it takes to be back.
+
+held up     until training goes on: the state is copied and its checksums are taken
+written     until it is on disk, in the background
+restored    until it is on the device again, checksums compared
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import jax
+import tyro
+
+from trimask.diffusion.checkpoint import Checkpoints, Retention
+from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.run_folder import writing
+from trimask.diffusion.train import Pretraining, TrainState
+from trimask.diffusion.transformer import TransformerConfig
+from trimask.scripts import cli
+from trimask.scripts.benchmark import write
+from trimask.scripts.benchmark_sample import shape
+from trimask.scripts.console import parse, progress_report
+from trimask.tokenizers.vocabulary import Vocabulary
+
+_COLUMNS = ["size", "parameters", "state MiB", "on disk MiB", "held up s", "written s", "restored s"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What is timed."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder for checkpoint.json and checkpoint.md; the checkpoints are written there too, and removed."""
+    sizes: tuple[str, ...] = ("128x4", "384x6", "768x12")
+    """Networks, WIDTHxLAYERS, with heads of 64."""
+    vocabulary: int = 16_384
+    """Tokens of text."""
+    repeats: int = 3
+    """Of each case; the median counts."""
+
+    def __post_init__(self):
+        if not self.sizes or min(self.vocabulary, self.repeats) < 1:
+            raise ValueError(f"there must be sizes, and numbers of at least 1; got {self}")
+        for size in self.sizes:
+            shape(size)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table."""
+
+    size: str
+    parameters: int
+    state_bytes: int
+    disk_bytes: int
+    held_seconds: float
+    written_seconds: float
+    """From the same moment."""
+    restored_seconds: float
+
+
+def run(arguments: Arguments) -> list[Case]:
+    """Times all cases, writes and prints them."""
+    cases = []
+    with progress_report() as report:
+        for done, size in enumerate(arguments.sizes):
+            report("sizes", done, len(arguments.sizes))
+            cases.append(_case(arguments, size))
+        report("sizes", len(arguments.sizes), len(arguments.sizes))
+    cells = [
+        [
+            case.size,
+            f"{case.parameters / 1e6:.1f}M",
+            *(f"{size / 2**20:,.0f}" for size in (case.state_bytes, case.disk_bytes)),
+            *(f"{s:,.2f}" for s in (case.held_seconds, case.written_seconds, case.restored_seconds)),
+        ]
+        for case in cases
+    ]
+    write(arguments.out, "checkpoint", arguments, cases, _COLUMNS, cells)
+    return cases
+
+
+def _case(arguments: Arguments, size: str) -> Case:
+    width, layers = shape(size)
+    model = TransformerConfig(width=width, num_layers=layers, num_heads=max(1, width // 64))
+    pretraining = Pretraining(TrainConfig(model=model), Vocabulary(text_size=arguments.vocabulary, codebook_sizes={}))
+    state = jax.block_until_ready(pretraining.init())
+    with writing(arguments.out):
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        times, disk = [], 0
+        for _ in range(arguments.repeats):
+            with tempfile.TemporaryDirectory(dir=arguments.out) as folder:
+                times.append(_seconds(Path(folder), state))
+                disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    leaves = jax.tree.leaves(state)
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+    return Case(size, count, sum(leaf.nbytes for leaf in leaves), disk, *(median(t) for t in zip(*times, strict=True)))
+
+
+def _seconds(run: Path, state: TrainState) -> tuple[float, float, float]:
+    with Checkpoints(run, Retention()) as checkpoints:
+        begin = time.perf_counter()
+        checkpoints.save(1, state, notes={}, metrics={})
+        held = time.perf_counter() - begin
+        checkpoints.wait()
+        written = time.perf_counter() - begin
+        begin = time.perf_counter()
+        restored = checkpoints.restore(1, state)
+        jax.block_until_ready(restored.tree)
+        return held, written, time.perf_counter() - begin
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of the command."""
+    run(parse(Arguments, list(arguments), "benchmark checkpoint", __doc__ or ""))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["benchmark", "checkpoint", *sys.argv[1:]]))
