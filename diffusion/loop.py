@@ -89,15 +89,15 @@ def fit(
     num_steps: int,
     folder: Path,
     config: LoopConfig,
-    items_per_batch: Callable[[Any], int],
+    items: Callable[[int], int],
     sample: Callable[[State, int], None] | None = None,
     describe: Callable[[int], Any] | None = None,
     place: Callable[[Any], Any] = jax.device_put,
 ) -> State:
     """Takes `num_steps` steps in all, from the newest good checkpoint in `folder` if there is one.
 
-    `items_per_batch` counts what the rate is quoted in (tokens); `describe` says of a step what its batch holds, as
-    plain JSON types; `place` copies a batch to the devices. SIGTERM and Ctrl-C save and raise `Interrupted`; a loss
+    `items` counts what the rate is quoted in (tokens) of a step; `describe` says what its batch holds, as plain JSON
+    types; `place` copies a batch to the devices. SIGTERM and Ctrl-C save and raise `Interrupted`; a loss
     that is not finite, or spikes, raises `Diverged` and saves nothing. No other process may train in the folder at the
     same time, but for those of the same run: all of them call this, and a signal to one stops all at the same step.
     """
@@ -114,7 +114,7 @@ def fit(
                 clock.waited()
                 state, step_metrics = step(state, place(host_batch))
                 done = index + 1
-                metrics = log.add(step_metrics, items_per_batch(host_batch))
+                metrics = log.add(step_metrics, items(index))
                 if config.keep_best and config.best_metric not in metrics:
                     raise ValueError(f"best_metric must be one of {', '.join(metrics)}; got {config.best_metric}")
                 fault = watch.fault(metrics)

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 ROWS = ("data", "fsdp")
 """Mesh axes over which rows of a batch are split."""
@@ -153,16 +153,30 @@ def looked_up(table: Float[Array, "vocab width"], tokens: Int[Array, "batch seq"
 def place_rows(batch: Any, mesh: Mesh, parts: int = 1) -> Any:
     """A batch of NumPy arrays on the mesh, filled up with empty rows so that each of `parts` divides evenly.
 
-    Every process gives the whole batch, and of it only its own rows are copied to its devices.
+    Every process gives a whole batch, and of it only `own_rows` are looked at.
     """
     if mesh.size == 1:
         return jax.device_put(batch, mesh.devices.item())
-    num_parts = parts * prod(mesh.shape[axis] for axis in ROWS)
     sharding = NamedSharding(mesh, PartitionSpec(ROWS))
 
     def place(x: np.ndarray) -> jax.Array:
         x = np.asarray(x)
-        x = np.pad(x, [(0, -len(x) % num_parts)] + [(0, 0)] * (x.ndim - 1))
+        x = np.pad(x, [(0, _filled_up(len(x), mesh, parts) - len(x))] + [(0, 0)] * (x.ndim - 1))
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(place, batch)
+
+
+def own_rows(num_rows: int, mesh: Mesh, parts: int = 1) -> Bool[np.ndarray, " rows"]:
+    """Which rows of a batch of so many the devices of this process take, as `place_rows` places them."""
+    total = _filled_up(num_rows, mesh, parts)
+    places = NamedSharding(mesh, PartitionSpec(ROWS)).addressable_devices_indices_map((total,))
+    is_own = np.zeros(total, bool)
+    for (rows,) in places.values():
+        is_own[rows] = True
+    return is_own[:num_rows]
+
+
+def _filled_up(num_rows: int, mesh: Mesh, parts: int) -> int:
+    multiple = parts * prod(mesh.shape[axis] for axis in ROWS)
+    return num_rows + -num_rows % multiple

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -31,7 +30,7 @@ from trimask.diffusion.description import RunDescription, TrainConfig, continued
 from trimask.diffusion.loop import fit
 from trimask.diffusion.loss import Mean, loss_and_metrics, target_counts
 from trimask.diffusion.masking import Noised, forward_process
-from trimask.diffusion.mesh import gathered, laid_out, place_rows, shardings, used
+from trimask.diffusion.mesh import gathered, laid_out, own_rows, place_rows, shardings, used
 from trimask.diffusion.optimizer import Knobs, adamw, averaged
 from trimask.diffusion.parametrization import parameter_multipliers
 from trimask.diffusion.processes import is_first, wait_for_all
@@ -185,10 +184,11 @@ class Pretraining:
         return total
 
 
-def training_batches(prepared: Prepared, config: TrainConfig) -> Batches:
-    """What a configuration is trained on."""
+def training_batches(prepared: Prepared, config: TrainConfig, mesh: Mesh | None = None) -> Batches:
+    """What a configuration is trained on; of each batch all rows, or those that this process takes on the mesh."""
     copies = 2 if config.masking.complementary else 1
-    return Batches(prepared, config.batch, config.seed, copies, config.accumulate)
+    own = None if mesh is None else partial(own_rows, mesh=mesh, parts=config.accumulate)
+    return Batches(prepared, config.batch, config.seed, copies, config.accumulate, own_rows=own)
 
 
 def train(
@@ -209,7 +209,8 @@ def train(
     """
     prepared = Prepared(data)
     vocabulary = prepared.tokenizers.vocabulary
-    batches = training_batches(prepared, config)
+    mesh = config.mesh.over(jax.devices())
+    batches = training_batches(prepared, config, mesh)
     num_steps = batches.num_steps(config.optimizer.horizon_tokens)
     batch_tokens = batches.mean_tokens(num_steps)
     kappa = config.sde.kappa(batch_tokens, config.optimizer.horizon_tokens)
@@ -231,7 +232,6 @@ def train(
     )
     with locked(folder):
         description = continued(folder, description, resume)
-        mesh = config.mesh.over(jax.devices())
         pretraining = Pretraining(config, vocabulary, kappa, mesh)
         state = pretraining.init()
         if init_from is not None and not checkpoint_steps(folder):
@@ -264,7 +264,7 @@ def train(
             num_steps=description.num_steps,
             folder=folder,
             config=config.loop,
-            items_per_batch=lambda batch: int(np.count_nonzero(~batch.is_padding)),
+            items=batches.num_tokens,
             sample=sample_now if sample else None,
             describe=batches.describe,
             place=partial(place_rows, mesh=mesh, parts=config.accumulate),

@@ -295,7 +295,7 @@ def train_policy(
             num_steps=training.num_steps,
             folder=folder,
             config=config.loop,
-            items_per_batch=lambda batch: config.episodes_of_group * len(batch) * problems.length,
+            items=lambda step: config.episodes_of_group * len(training.batch(step)) * problems.length,
             describe=lambda step: training.batch(step).tolist(),
         )
     return LearnedStrategy(config.policy, state.parameters, config.temperature)

@@ -36,6 +36,19 @@ def test_a_batch_depends_on_seed_and_step_alone(prepared):
     )
 
 
+def test_a_process_prepares_its_rows_and_counts_those_of_all(prepared):
+    config = BatchConfig(tokens=120)
+    whole, own = (
+        Batches(prepared, config, seed=3),
+        Batches(prepared, config, seed=3, own_rows=lambda n: np.arange(n) % 3 == 1),
+    )
+    for step in range(12):
+        everything, part = whole(step), own(step)
+        assert whole.num_tokens(step) == own.num_tokens(step) == np.count_nonzero(~everything.is_padding)
+        np.testing.assert_array_equal(part.tokens[1::3], everything.tokens[1::3])
+        assert part.is_padding[0::3].all() and part.is_padding[2::3].all() and not part.is_padding[1::3].all()
+
+
 def test_an_epoch_visits_every_example_once(prepared):
     config = BatchConfig(tokens=140, weights={"drawn": 1.0, "spoken": 0.0, "sums": 0.0})
     batches = Batches(prepared, config, seed=0)

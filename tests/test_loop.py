@@ -39,7 +39,7 @@ def number(index):
 
 
 def run(folder: Path, num_steps: int, config: LoopConfig = CONFIG, batch=number, state=None, step=step, **options):
-    options = {"items_per_batch": lambda _: 1, "describe": lambda index: {"ids": [[f"example {index}"]]}, **options}
+    options = {"items": lambda _: 1, "describe": lambda index: {"ids": [[f"example {index}"]]}, **options}
     state = start() if state is None else state
     return fit(step, state, batch, num_steps=num_steps, folder=folder, config=config, **options)
 
@@ -141,7 +141,7 @@ def test_a_terminated_command_says_so_in_its_last_line_and_status(tmp_path):
         "    return state, {'loss': Mean(jnp.ones(()), jnp.ones(()))}\n"
         "def body(argv):\n"
         "    fit(step, {'x': jnp.zeros(())}, lambda index: index, num_steps=9, folder=pathlib.Path('run'),\n"
-        "        config=LoopConfig(), items_per_batch=lambda batch: 1)\n"
+        "        config=LoopConfig(), items=lambda step: 1)\n"
         "sys.modules['trimask.scripts.train'] = types.SimpleNamespace(main=body)\n"
         "sys.exit(cli.main(['train']))"
     )

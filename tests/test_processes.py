@@ -29,13 +29,15 @@ SCRIPT = """
     join()
     import jax, numpy as np
     from tests.test_processes import CONFIG
-    from trimask.diffusion.mesh import MeshConfig
+    from trimask.diffusion.mesh import MeshConfig, own_rows
     from trimask.diffusion.loop import Interrupted
     from trimask.diffusion.run_folder import read_lines
     from trimask.diffusion.train import train
 
     folder, data, what = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
     assert jax.process_count() == 2 and len(jax.devices()) == 4
+    own = own_rows(10, MeshConfig(fsdp=2).over(jax.devices()))  # filled up to 12
+    assert np.flatnonzero(own).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]][jax.process_index()]
 
     def leave():
         while len(read_lines(folder / "metrics.jsonl")) < 3:

@@ -6,12 +6,13 @@ dataset; each epoch visits all rows in an order of its own; each example draws i
 steps: an iterator's state is one integer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from trimask.diffusion.data.mixture import Mixture, Span
 from trimask.diffusion.data.plan import TRAIN
@@ -82,10 +83,12 @@ class Batches:
         copies: int = 1,
         parts: int = 1,
         split: str = TRAIN,
+        own_rows: Callable[[int], Bool[np.ndarray, " rows"]] | None = None,
     ):
         """`copies` is how often each row enters the model's batch: 2 with complementary masks.
 
-        Rows are a multiple of `parts`, the micro-batches that a batch is split into.
+        Rows are a multiple of `parts`, the micro-batches that a batch is split into. Those that are not `own_rows` of
+        so many are left empty, for other processes prepare them. None: all are.
         """
         names = list(prepared.manifest.datasets)
         _require_known(prepared, config)
@@ -96,6 +99,8 @@ class Batches:
             raise ValueError("all datasets have weight 0")
         self.seed = seed
         self.datasets = [_Dataset(prepared, name, config, copies, parts, split) for name in used]
+        own_rows = own_rows or partial(np.ones, dtype=bool)
+        self.own_rows = [own_rows(dataset.num_rows) for dataset in self.datasets]
         start, stop = map(float, config.anneal_tokens or ("inf", "inf"))
         weights = Span(np.array([first[n] for n in used]), np.array([last[n] for n in used]), start, stop)
         batch_tokens = np.array([dataset.tokens_per_batch for dataset in self.datasets])
@@ -104,7 +109,13 @@ class Batches:
     def __call__(self, step: int) -> Sequence:
         """The batch of a step, as NumPy arrays."""
         number, visit = self.mixture.choice(step)
-        return self.datasets[number].batch(visit, (self.seed, number))
+        return self.datasets[number].batch(visit, (self.seed, number), self.own_rows[number])
+
+    def num_tokens(self, step: int) -> int:
+        """Non-padding tokens of the batch of a step, of all processes."""
+        number, visit = self.mixture.choice(step)
+        dataset = self.datasets[number]
+        return int(dataset.row_tokens[dataset.row_numbers(visit, (self.seed, number))].sum())
 
     def describe(self, step: int) -> dict[str, Any]:
         """What the batch of a step is made of: the dataset, and the ids of each row's examples."""
@@ -149,6 +160,8 @@ class _Dataset:
         if manifest.medium is None:
             self.row_length = max(self.row_length, config.packed_length)
         self.rows = pack(self.lengths, self.row_length)
+        starts = np.cumsum([0, *(len(row) for row in self.rows[:-1])])
+        self.row_tokens = np.add.reduceat(self.lengths[np.concatenate(self.rows)], starts)
         self.num_rows = config.tokens // self.row_length // copies // parts * parts
         if self.num_rows < 1:
             raise ValueError(
@@ -157,19 +170,21 @@ class _Dataset:
             )
         self.tokens_per_batch = copies * self.num_rows * self.lengths.sum() / len(self.rows)
 
-    def batch(self, number: int, seed: tuple[int, int]) -> Sequence:
-        """Batch `number` of an endless walk through the rows, epoch after epoch."""
+    def batch(self, number: int, seed: tuple[int, int], is_own: Bool[np.ndarray, " rows"]) -> Sequence:
+        """Batch `number` of an endless walk through the rows, epoch after epoch; empty where a row is not our own."""
         draws = np.random.default_rng([*seed, _TASK, number]).random((self.num_rows, self.row_length, 2))
         rows = []
-        for index, row_draws in zip(self.row_numbers(number, seed), draws, strict=True):
-            examples = [self._example(e, two) for e, two in zip(self.rows[index], row_draws, strict=False)]
+        for index, row_draws, is_wanted in zip(self.row_numbers(number, seed), draws, is_own, strict=True):
+            numbers = self.rows[index] if is_wanted else []
+            examples = [self._example(e, two) for e, two in zip(numbers, row_draws, strict=False)]
             rows.append(assemble(self.vocabulary, examples, self.row_length))
         return stack(rows)
 
-    def row_numbers(self, number: int, seed: tuple[int, int]) -> list[int]:
+    def row_numbers(self, number: int, seed: tuple[int, int]) -> Int[np.ndarray, " rows"]:
         """The rows of a batch."""
-        walk = range(number * self.num_rows, (number + 1) * self.num_rows)
-        return [int(_order(seed, i // len(self.rows), len(self.rows))[i % len(self.rows)]) for i in walk]
+        epochs, places = np.divmod(np.arange(number * self.num_rows, (number + 1) * self.num_rows), len(self.rows))
+        orders = (_order(seed, epoch, len(self.rows)) for epoch in range(epochs[0], epochs[-1] + 1))
+        return np.concatenate([order[places[epochs == epoch]] for epoch, order in enumerate(orders, epochs[0])])
 
     def _example(self, number: int, draws: Float[np.ndarray, "2"]) -> Example:
         task = self.tasks[int(np.searchsorted(self.task_bounds, draws[0], side="right"))]
