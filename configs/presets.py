@@ -238,6 +238,7 @@ def _trimodal(*, num_layers: int, fsdp: int) -> Experiment:
         num_heads=num_layers,
         head_size=128,
         compute_dtype="bfloat16",
+        blocks="scanned",
         remat="block",
     )
     horizon = round(7754 * parameters(model, Experiment(prepare=prepare).vocabulary).total ** 0.84)

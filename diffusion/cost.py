@@ -7,21 +7,29 @@ share of masked positions and V the ids such a position may take: the backward p
 is two operations, and everything that is not a product of matrices is left out. This is what *has* to be computed: a
 step that unembeds other positions, or computes activations twice, does more, and its utilisation is lower for it.
 
-    bytes of a device = state + gradients + activations + loss
+    bytes of a device = state + max(activations, gradients) + weights
     state = 16 of each parameter it has (itself, its average, two moments), gradients = 4
-    activations = c · tokens · L · (7.3 w + 9.0 m / t) + 1.75 · c · rows · L · (heads / t) · n²
-    loss = 2.8 · 4 · tile + (c + 4) · w · V
+    layer = c · tokens · (6.0 w + 9.1 m / t) + 2.2 · c · rows · (heads / t) · n²
+    loss = 2.5 · 4 · tile + (c + 4) · w · V
+    activations = L · layer + loss, or with remat c · tokens · L · w + max(layer, loss)
+    weights = gathered from other devices: 2 c of each parameter of a layer; of scanned blocks also 3 c of all
 
 c are the bytes of an activation, m the hidden size of the SwiGLU, t the tensor axis, tile the logits that exist at a
-time. The four coefficients are fitted to what XLA plans for a CPU in float32, of which they are within 7 % at 18 shapes
-and meshes; `plan --check` asks XLA itself. The scores (n²) are not kept by a kernel such as flash attention, nor by
-remat, which keeps w of a token and layer, and the rest of a single layer.
+time. The four coefficients are fitted to what XLA plans for a CPU in float32, of which they are within 6 % at 24 shapes
+and meshes of unrolled blocks and within 12 % at 12 of scanned ones, half of them with remat; `plan --check` asks XLA
+itself. A kernel for attention keeps no scores (n²).
 
-Communication of a device in a step, on a ring: every parameter is gathered twice over the fsdp axis (c bytes each) and
-its gradient scattered once (4); over the data axis gradients are added (2 · 4); over the tensor axis activations are
-added, twice in each direction and layer.
+    bytes sent by a device in a step, where r(k) = (k − 1) / k of an array of k parts is what a ring passes on
+    blocks       P / t · ((2 c + 4) r(f) + 8 / f · r(d)), gathered forward and backward, gradients scattered or added
+    unembedding  w V · ((c + 4) r(f t) + 8 / (f t) · r(d)), gathered once
+    embedding    w V · 8 / (f t) · r(d) + 8 · tokens · w · (r(f) / t + r(t)), of which rows are exchanged
+    rest         8 · r(d f) of each other parameter, of which all devices have a copy
+    tensor       8 · c · L · tokens · w · r(t) + 8 · tokens · w · r(t): four sums of activations a layer, and the loss's
+
+for a mesh of d × f × t devices (data, fsdp, tensor).
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -88,15 +96,15 @@ class Memory:
 
     state: int
     """Parameters, average and moments, exactly."""
-    gradients: int
     activations: int
-    loss: int
-    """Tiles of logits, and the whole unembedding with its gradient."""
+    """What the backward pass needs, and the loss; never less than the gradients, which take its place."""
+    weights: int
+    """Copies of parameters: gathered from other devices, or stacked for a loop over blocks."""
 
     @property
     def total(self) -> int:
         """All."""
-        return self.state + self.gradients + self.activations + self.loss
+        return self.state + self.activations + self.weights
 
 
 @dataclass(frozen=True)
@@ -133,26 +141,36 @@ class Layout:
     def memory(self, abstract: Any, rows: int) -> Memory:
         """With so many rows on each device; `abstract` are the parameters' shapes."""
         model, c, own = self.model, self.bytes_of_activation, self.own_parameters(abstract)
-        tokens, layers = rows * self.row_length, model.num_layers
-        of_token = 7.3 * model.width + 9.0 * model.size_of_mlp / self.tensor
-        of_row = 1.75 * model.num_heads / self.tensor * self.row_length**2
-        activations = c * layers * (tokens * of_token + rows * of_row)
-        if model.remat == "block":
-            activations = activations / layers + c * tokens * layers * model.width
+        tokens, layers, width, blocks = rows * self.row_length, model.num_layers, model.width, abstract["blocks"]
+        scores = 0 if model.attention == "kernel" else rows * model.num_heads / self.tensor * self.row_length**2
+        layer = c * (tokens * (6.0 * width + 9.1 * model.size_of_mlp / self.tensor) + 2.2 * scores)
         tile = min(self.loss.rows, tokens) * min(self.loss.columns, self.vocabulary.size)
-        loss = 2.8 * 4 * tile + (c + 4) * self.vocabulary.size * model.width
-        return Memory(16 * own, 4 * own, round(activations), round(loss))
+        loss = 2.5 * 4 * tile + (c + 4) * self.vocabulary.size * width
+        activations = layers * layer + loss
+        if model.remat == "block":
+            activations = c * tokens * layers * width + max(layer, loss)
+        weights = 3 * c * self.own_parameters(blocks) if model.blocks == "scanned" else 0
+        if self.fsdp > 1:
+            weights += 2 * c * self.own_parameters(blocks[0]) * self.fsdp
+        return Memory(16 * own, round(max(activations, 4 * own)), weights)
 
     def largest_rows(self, abstract: Any, bytes_of_device: float) -> int:
         """Rows that a device has room for; 0 if not one."""
-        one, two = (self.memory(abstract, rows).total for rows in (1, 2))
-        return max(0, int((bytes_of_device - one) // (two - one)) + 1)
+        many = range(1, 1 << 24)
+        return bisect_right(many, bytes_of_device, key=lambda rows: self.memory(abstract, rows).total)
 
-    def communication(self, abstract: Any, rows: int) -> int:
+    def communication(self, rows: int) -> int:
         """Bytes that a device sends in a step."""
-        model, c, own = self.model, self.bytes_of_activation, self.own_parameters(abstract)
-        gathered = own * self.fsdp
-        total = (2 * c + 4) * gathered * (self.fsdp - 1) / self.fsdp
-        total += 2 * 4 * own * (self.data - 1) / self.data
-        added = 2 * c * rows * self.row_length * model.width * (self.tensor - 1) / self.tensor
-        return round(total + 4 * model.num_layers * added)
+        model, c, tokens, width = self.model, self.bytes_of_activation, rows * self.row_length, self.model.width
+        d, f, t = self.data, self.fsdp, self.tensor
+        table, count = self.vocabulary.size * width, parameters(model, self.vocabulary)
+
+        def ring(parts: int) -> float:
+            return (parts - 1) / parts
+
+        blocks = count.blocks / t * ((2 * c + 4) * ring(f) + 8 / f * ring(d))
+        unembedding = table * ((c + 4) * ring(f * t) + 8 / (f * t) * ring(d))
+        embedding = table * 8 / (f * t) * ring(d) + 8 * tokens * width * (ring(f) / t + ring(t))
+        rest = 8 * (count.total - count.blocks - (1 if model.tied_unembedding else 2) * table) * ring(d * f)
+        tensor = (8 * c * model.num_layers + 8) * tokens * width * ring(t)
+        return round(blocks + unembedding + embedding + rest + tensor)

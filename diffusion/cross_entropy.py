@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from trimask.diffusion.mesh import partition
+
 
 def restrict(
     logits: Float[Array, "*shape vocab"], allowed: Bool[Array, "*shape vocab"]
@@ -80,15 +82,23 @@ def _sums(hidden, matrix, clean, bounds, is_masked, weight, z_weight, rows, colu
     if mesh.empty or mesh.size == 1:
         return of_device(matrix, *of_tokens)
 
+    place = partition("unembedding", matrix.shape, mesh)
+    scattered = place[0] or ()
+
     def of_share(*arguments):
         (loss, nll), gradients = of_device(*arguments)
         if with_gradient:
-            gradients = (gradients[0], jax.lax.psum(gradients[1], mesh.axis_names))
+            # Each device is given the sum of the part that it has to update.
+            d_hidden, d_matrix = gradients
+            if scattered:
+                d_matrix = jax.lax.psum_scatter(d_matrix, scattered, scatter_dimension=0, tiled=True)
+            rest = tuple(axis for axis in mesh.axis_names if axis not in scattered)
+            gradients = (d_hidden, jax.lax.psum(d_matrix, rest))
         return (jax.lax.psum(loss, mesh.axis_names), nll), gradients
 
     whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
     padded = (jnp.pad(x, [(0, -len(x) % mesh.size)] + [(0, 0)] * (x.ndim - 1)) for x in of_tokens)
-    out_specs = ((whole, split), (split, whole) if with_gradient else None)
+    out_specs = ((whole, split), (split, place) if with_gradient else None)
     shared = jax.shard_map(of_share, in_specs=(whole, *[split] * 6), out_specs=out_specs, check_vma=False)
     (loss, nll), gradients = shared(matrix, *padded)
     return (loss, nll[: len(clean)]), gradients and (gradients[0][: len(clean)], gradients[1])

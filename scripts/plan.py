@@ -1,9 +1,12 @@
 """trimask plan: what a preset needs on so many devices, in closed form: memory, communication, time.
 
 Everything is computed by the formulas of diffusion/cost.py from the shapes alone, at a utilisation that you state.
---check compiles the step for as many simulated devices, without allocating anything, and puts XLA's own plan of the
-memory beside it: on a CPU, where bfloat16 is computed in float32 and remat is mostly undone, so check small shapes in
-float32. Peaks, memories and links of devices are their vendors' numbers.
+--check compiles the step for as many simulated devices, without allocating anything, and puts XLA's own plan of memory
+and communication beside it. It is a plan for a CPU, where bfloat16 is computed in float32, remat is undone unless
+blocks are scanned, gradients are added before they are scattered, and activations of a tensor axis are added five
+times in the backward pass of a layer rather than twice; so check small shapes in float32. Peaks, memories and links of
+devices are their vendors' numbers; on more than eight devices everything is counted at the speed of the links between
+hosts, as if no axis of the mesh stayed within one.
 """
 
 import sys
@@ -23,8 +26,8 @@ from trimask.diffusion.mesh import ROWS, MeshConfig
 from trimask.diffusion.train import Pretraining
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
+from trimask.scripts.compiled import sent_bytes
 from trimask.scripts.console import console, parse, table
-from trimask.scripts.timing import temporary_bytes
 from trimask.tokenizers.sequence import Sequence as Rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -101,7 +104,7 @@ def run(arguments: Arguments) -> dict[str, float]:
     flops = flops_per_token(arguments.model, vocabulary, arguments.row_length)
     step_tokens = rows * data * fsdp * arguments.accumulate * arguments.row_length
     compute = step_tokens * flops / (arguments.devices * device.peak_flops * arguments.mfu)
-    sent = layout.communication(shapes, rows)
+    sent = layout.communication(rows) * arguments.accumulate
     link = device.link if arguments.devices <= 8 else device.far_link
     seconds = arguments.horizon_tokens / step_tokens * compute
     found = {
@@ -109,6 +112,7 @@ def run(arguments: Arguments) -> dict[str, float]:
         "state": memory.state,
         "memory": memory.total,
         "rest": memory.total - memory.state,
+        "sent": sent,
         "largest_rows": layout.largest_rows(shapes, device.memory_bytes),
         "step_seconds": compute,
         "days": seconds / 86_400,
@@ -124,9 +128,8 @@ def run(arguments: Arguments) -> dict[str, float]:
         ],
         ["memory of a device", f"{_gb(memory.total)} of {_gb(device.memory_bytes)}"],
         ["  state (exact)", _gb(memory.state)],
-        ["  gradients", _gb(memory.gradients)],
-        ["  activations", _gb(memory.activations)],
-        ["  loss", _gb(memory.loss)],
+        ["  activations, loss, gradients", _gb(memory.activations)],
+        ["  copies of weights", _gb(memory.weights)],
         ["most rows per device", f"{room:,}" if room else "none: not even one row has room"],
         [
             "sent by a device in a step",
@@ -140,27 +143,33 @@ def run(arguments: Arguments) -> dict[str, float]:
     title = f"{arguments.preset} on {arguments.devices} {arguments.device_kind}: closed form"
     console.print(table(title, ["", ""], table_rows))
     if arguments.check:
-        found |= _checked(arguments, config, vocabulary, rows, memory)
+        found |= _checked(arguments, config, vocabulary, rows, found)
     return found
 
 
 def _checked(
-    arguments: Arguments, config: TrainConfig, vocabulary: Vocabulary, rows: int, planned: Any
+    arguments: Arguments, config: TrainConfig, vocabulary: Vocabulary, rows: int, planned: dict[str, float]
 ) -> dict[str, float]:
     """XLA's plan beside ours."""
-    argument_bytes, temporary = compiled_bytes(config, vocabulary, arguments, rows)
-    ours = planned.total - planned.state
-    lines = [
-        ["state", _gb(planned.state), _gb(argument_bytes), f"{planned.state / argument_bytes:.2f}"],
-        ["all else", _gb(ours), _gb(temporary), f"{ours / temporary:.2f}"],
-    ]
+    compiled = _compiled(config, vocabulary, arguments, rows)
+    analysis: Any = compiled.memory_analysis()
+    theirs = {"state": analysis.argument_size_in_bytes, "rest": analysis.temp_size_in_bytes}
+    if arguments.model.blocks == "unrolled" and arguments.accumulate == 1:
+        theirs["sent"] = sent_bytes(compiled)
+    lines = []
+    for name, number in theirs.items():
+        ratio = f"{planned[name] / number:.2f}" if number else ""
+        lines.append([_LINES[name], _gb(planned[name]), _gb(number), ratio])
     devices = f"{arguments.devices} simulated devices"
     console.print(table(f"compiled for {devices}", ["a device", "closed form", "XLA", "ratio"], lines))
-    return {"xla_state": argument_bytes, "xla_rest": temporary}
+    return {f"xla_{name}": number for name, number in theirs.items()}
 
 
-def compiled_bytes(config: TrainConfig, vocabulary: Vocabulary, arguments: Arguments, rows: int) -> tuple[int, int]:
-    """Bytes of a device before and during a step, as XLA plans them for simulated devices."""
+_LINES = {"state": "state", "rest": "all else in memory", "sent": "sent in a step"}
+
+
+def _compiled(config: TrainConfig, vocabulary: Vocabulary, arguments: Arguments, rows: int) -> jax.stages.Compiled:
+    """The step for simulated devices."""
     mesh = arguments.mesh.over(jax.devices("cpu")[: arguments.devices])
     pretraining = Pretraining(replace(config, accumulate=arguments.accumulate), vocabulary, mesh=mesh)
     total = rows * mesh.shape["data"] * mesh.shape["fsdp"] * arguments.accumulate
@@ -171,9 +180,7 @@ def compiled_bytes(config: TrainConfig, vocabulary: Vocabulary, arguments: Argum
 
     numbers = described(jnp.int32)
     batch = Rows(numbers, numbers, described(jnp.int32, 2), numbers, described(jnp.bool_))
-    compiled = pretraining.compiled(pretraining.abstract(), batch)
-    analysis: Any = compiled.memory_analysis()
-    return int(analysis.argument_size_in_bytes), int(temporary_bytes(compiled) or 0)
+    return pretraining.compiled(pretraining.abstract(), batch)
 
 
 def _gb(number: float) -> str:
