@@ -1,9 +1,10 @@
 """trimask benchmark train: a step of training, over sizes of the network and of the joint vocabulary.
 
 Half of the tokens of a row are text, a quarter are a picture's and a quarter are sounds', and so are the ids; the whole
-step is timed: masks, loss, gradients, clipping, AdamW, weight average. In a Python that has PyTorch (--python) a model
-of the same sizes takes the same steps right after, with the logits of all positions and with those of masked positions
-alone, as it is and compiled. Achieved FLOP/s and utilisation are of what has to be computed, see diffusion/cost.py.
+step is timed: masks, loss, gradients, clipping, AdamW, weight average. Right after, MD4's own code (--md4) takes steps
+of the same sizes, and in a Python that has PyTorch (--python) a model like ours, with the logits of all positions and
+with those of masked positions alone, as it is and compiled. Achieved FLOP/s and utilisation are of what has to be
+computed, see diffusion/cost.py.
 """
 
 import json
@@ -34,7 +35,6 @@ from trimask.scripts.console import parse, progress_report
 from trimask.tokenizers.sequence import Sequence as Rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
-_TORCH = Path(__file__).with_name("torch_train.py")
 _WARMUP = 2
 _WAYS: dict[str, dict[str, Any]] = {
     "remat": {"remat": "block"},
@@ -42,7 +42,7 @@ _WAYS: dict[str, dict[str, Any]] = {
     "scanned, remat": {"blocks": "scanned", "remat": "block"},
     "kernel": {"attention": "kernel"},
 }
-_COLUMNS = ["size", "ids", "code", "ms", "tokens/s", "ours faster", "GFLOP/s", "MFU", "MiB", "compile s"]
+_COLUMNS = ["network", "code", "ms", "ours faster", "GFLOP/s", "MFU", "MiB", "compile s"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,10 @@ class Arguments:
     """Python with torch, to compare with."""
     compiled: bool = True
     """Whether PyTorch's steps are compiled, too."""
+    md4: Path | None = None
+    """Checkout of github.com/google-deepmind/md4, whose own step is timed as well."""
+    md4_python: Path | None = None
+    """Python with what MD4 imports: jax, flax, optax, distrax, clu, grain, matplotlib, seaborn."""
     peak_tflops: float | None = None
     """Of the device, for the utilisation (MFU): 989 is an H100's in bfloat16."""
 
@@ -78,6 +82,8 @@ class Arguments:
             raise ValueError(f"there must be sizes, vocabularies of at least 64, and numbers of at least 1; got {self}")
         if self.length % 4:
             raise ValueError(f"the length of a row must be a multiple of 4, got {self.length}")
+        if (self.md4 is None) != (self.md4_python is None):
+            raise ValueError(f"--md4 and --md4-python go together; got {self.md4} and {self.md4_python}")
         for size in self.sizes:
             shape(size)
 
@@ -118,11 +124,9 @@ def run(arguments: Arguments) -> list[Case]:
 def _cells(arguments: Arguments, case: Case) -> list[str]:
     peak = arguments.peak_tflops
     return [
-        f"{case.size} {case.parameters / 1e6:.1f}M",
-        f"{case.vocabulary:,}",
+        f"{case.size}, {case.vocabulary:,} ids",
         case.code,
         f"{1000 * case.seconds:,.0f}",
-        f"{case.tokens_per_second:,.0f}",
         "" if case.speedup is None else f"×{case.speedup:.2f}",
         f"{case.flops_per_second / 1e9:,.0f}",
         "" if peak is None else f"{case.flops_per_second / (peak * 1e12):.1%}",
@@ -158,8 +162,7 @@ def _cases(arguments: Arguments, size: str, ids: int) -> list[Case]:
 
     ours = case("trimask", **of(model))
     measured = [(f"trimask, {way}", of(replace(model, **_WAYS[way]))) for way in arguments.ways]
-    if arguments.python is not None:
-        measured += [(code, {"seconds": median(s)}) for code, s in _theirs(arguments, model, vocabulary, batch)]
+    measured += [(code, {"seconds": median(s)}) for code, s in _theirs(arguments, model, vocabulary, batch)]
     return [ours, *(case(code, speedup=one["seconds"] / ours.seconds, **one) for code, one in measured)]
 
 
@@ -201,7 +204,7 @@ def _ours(config: TrainConfig, vocabulary: Vocabulary, batch: Rows, repeats: int
 def _theirs(
     arguments: Arguments, model: TransformerConfig, vocabulary: Vocabulary, batch: Rows
 ) -> Iterator[tuple[str, list[float]]]:
-    """Code and seconds of each step of PyTorch's."""
+    """Code and seconds of each step of other code."""
     spec = {
         "vocabulary": vocabulary.size,
         "width": model.width,
@@ -211,22 +214,29 @@ def _theirs(
         "mask_id": vocabulary.mask_id,
         "length": arguments.length,
         "tokens": batch.tokens.tolist(),
+        "md4": str(arguments.md4),
         "dtype": arguments.dtype,
         "compiled": arguments.compiled,
         "warmup": _WARMUP,
         "repeats": arguments.repeats,
     }
+    for python, script in ((arguments.md4_python, "md4_train.py"), (arguments.python, "torch_train.py")):
+        if python is not None:
+            yield from _printed(python, Path(__file__).with_name(script), spec)
+
+
+def _printed(python: Path, script: Path, spec: dict[str, Any]) -> Iterator[tuple[str, list[float]]]:
+    """What a script says of its steps in a Python of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "spec.json"
         path.write_text(json.dumps(spec), encoding="utf-8")
-        command = [str(arguments.python), str(_TORCH), str(path)]
+        command = [str(python), str(script), str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[:2])} failed:\n{done.stderr.strip()[-2000:]}")
     for line in done.stdout.splitlines():
         found = json.loads(line)
-        logits = "masked logits" if found["only_masked"] else "all logits"
-        yield f"PyTorch, {logits}{', compiled' if found['compiled'] else ''}", found["seconds"]
+        yield found["code"], found["seconds"]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -172,16 +172,19 @@ def test_training_steps_are_timed_beside_other_code(tmp_path):
         "import json, sys\nspec = json.load(open(sys.argv[2]))\n"
         "assert (spec['width'], spec['layers'], len(spec['tokens']), len(spec['tokens'][0])) == (64, 1, 2, 16)\n"
         "assert max(map(max, spec['tokens'])) < spec['vocabulary']\n"
-        "print(json.dumps({'only_masked': True, 'compiled': False, 'seconds': [9.0, 8.0, 100.0]}))\n"
+        "name = sys.argv[1].rpartition('/')[2] + (' ' + spec['md4'] if 'md4' in sys.argv[1] else '')\n"
+        "print(json.dumps({'code': name, 'seconds': [9.0, 8.0, 100.0]}))\n"
     )
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {fake} "$@"\n')
     python.chmod(0o755)
     words = ["--sizes", "64x1", "--vocabularies", "64", "--rows", "2", "--length", "16", "--repeats", "2"]
-    main(["train", str(tmp_path), *words, "--ways", "scanned, remat", "--python", str(python), "--peak-tflops", "1"])
-    ours, scanned, theirs = json.loads((tmp_path / "train.json").read_text())["cases"]
-    assert (ours["code"], theirs["code"], theirs["seconds"]) == ("trimask", "PyTorch, masked logits", 9.0)
+    words += ["--ways", "scanned, remat", "--md4", "x", "--md4-python", str(python), "--python", str(python)]
+    main(["train", str(tmp_path), *words, "--peak-tflops", "1"])
+    ours, scanned, md4, theirs = json.loads((tmp_path / "train.json").read_text())["cases"]
+    assert (ours["code"], theirs["code"], theirs["seconds"]) == ("trimask", "torch_train.py", 9.0)
+    assert md4["code"] == "md4_train.py x"
     assert scanned["code"] == "trimask, scanned, remat"
-    for other in (scanned, theirs):
+    for other in (scanned, md4, theirs):
         assert other["speedup"] == pytest.approx(other["seconds"] / ours["seconds"])
     assert ours["flops_per_second"] * ours["seconds"] == pytest.approx(theirs["flops_per_second"] * 9.0)
     assert "%" in (tmp_path / "train.md").read_text()
@@ -216,6 +219,7 @@ def test_saving_is_timed_and_leaves_nothing_behind(tmp_path):
     [
         ["loss", "x", "--masked", "0"],
         ["train", "x", "--length", "30"],
+        ["train", "x", "--md4", "y"],
         ["attention", "x", "--heads", "3", "--kv-heads", "2"],
         ["data", "x", "--data", "y", "--tokens", "0"],
         ["checkpoint", "x", "--sizes", "64"],

@@ -1,0 +1,78 @@
+"""Times training steps of MD4's published code, for `trimask benchmark train`, in a Python that has what MD4 imports.
+
+    python md4_train.py SPEC.json
+
+prints one line of JSON: its name, and the seconds of each step. `md4` in the spec is a checkout of
+github.com/google-deepmind/md4 (Shi et al., 2024, arXiv:2406.04329). Nothing of trimask is imported.
+
+MD4's own, unchanged: its OpenWebText config, its network, its continuous-time loss, and of its train.py the creation of
+the state and the whole step, with pmap on one device. So every step has rotary positions, layer norms modulated by an
+embedding of the time (adaLN-zero), a sigmoid-gated MLP, no norm of queries and keys, no dropout, logits and one-hot
+targets of all positions over the whole vocabulary, AdamW with its warm-up and cosine schedule, a weight average; and no
+clipping, which that config turns off.
+
+Changed: sizes and batch are the spec's. MD4 chooses the width of the MLP itself: 8/3 of the width, up to a multiple of
+32; its mask is one more id, beside the vocabulary. The state, which MD4 passes by keyword so that pmap does not donate
+it, is donated. Modules that the step needs nothing of and that import TensorFlow are replaced by mocks.
+"""
+
+# mypy: ignore-errors
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import jax
+import numpy as np
+
+
+def step_and_state(spec: dict):
+    """MD4's step, a function of its state and a batch, and the first state; with the axis of devices in front."""
+    sys.path.insert(0, spec["md4"])
+    for name in ("clu.metric_writers", "md4.input_pipeline", "md4.input_pipeline_v2"):
+        sys.modules[name] = MagicMock()
+    from md4 import train, utils
+    from md4.configs.md4 import openwebtext
+
+    config = openwebtext.get_config()
+    config.update(vocab_size=spec["vocabulary"], data_shape=(spec["length"],), n_layers=spec["layers"])
+    config.update(num_heads=spec["heads"], feature_dim=spec["width"] // spec["heads"])
+    schedule = partial(
+        train.get_learning_rate,
+        base_learning_rate=config.learning_rate,
+        num_steps=config.num_train_steps,
+        warmup_steps=config.warmup_steps,
+        schedule_type=config.learning_rate_schedule,
+    )
+    rng = utils.get_rng(config.seed)
+    shape = (len(spec["tokens"]), spec["length"])
+    model, optimizer, state, metrics = train.create_train_state(config, rng, shape, schedule)
+
+    def step(state, batch):
+        return train.train_step(
+            model, optimizer, state, batch, schedule, metrics, config.ema_rate, config.num_microbatches
+        )
+
+    step = jax.pmap(step, "batch", donate_argnums=0, devices=jax.local_devices()[:1])
+    return step, jax.tree.map(lambda x: np.asarray(x)[None], state)
+
+
+def main() -> None:
+    spec = json.loads(Path(sys.argv[1]).read_text())
+    if spec["dtype"] != "float32":
+        raise ValueError(f"MD4 has no choice of dtype, it computes in float32; got {spec['dtype']}")
+    step, state = step_and_state(spec)
+    batch = {"text": np.array([spec["tokens"]], np.int32)}
+    seconds = []
+    for _ in range(spec["warmup"] + spec["repeats"]):
+        start = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - start)
+    print(json.dumps({"code": "MD4", "seconds": seconds[spec["warmup"] :]}))
+
+
+if __name__ == "__main__":
+    main()
