@@ -1,109 +1,140 @@
 """Several processes, as on several hosts: they take the steps of one, stop together, and go on as one."""
 
+import dataclasses
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import zlib
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.loop import LoopConfig
+from trimask.diffusion.loop import Interrupted, LoopConfig
+from trimask.diffusion.mesh import MeshConfig, own_rows
 from trimask.diffusion.optimizer import OptimizerConfig
-from trimask.diffusion.processes import join
+from trimask.diffusion.processes import join, losing_none
 from trimask.diffusion.run_folder import checkpoint_steps, read_lines
-from trimask.diffusion.train import TrainConfig, train
+from trimask.diffusion.train import Pretraining, TrainConfig, train
 from trimask.diffusion.transformer import TransformerConfig
 
 CONFIG = TrainConfig(
     model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16),
-    optimizer=OptimizerConfig(horizon_tokens=1000, warmup_tokens=100),
+    optimizer=OptimizerConfig(horizon_tokens=1500, warmup_tokens=100),
     batch=BatchConfig(tokens=112, weights={"spoken": 0.0, "sums": 0.0}),
-    loop=LoopConfig(log_every=1, checkpoint_every=100),
+    loop=LoopConfig(log_every=1, checkpoint_every=100, sample_every=1),
 )
 SCRIPT = """
-    import dataclasses, os, pathlib, signal, sys, threading, time, zlib
-    from trimask.diffusion.processes import join, losing_none
+    import sys
+    from trimask.diffusion.processes import join
     join()
-    import jax, numpy as np
-    from tests.test_processes import CONFIG
-    from trimask.diffusion.mesh import MeshConfig, own_rows
-    from trimask.diffusion.loop import Interrupted
-    from trimask.diffusion.run_folder import read_lines
-    from trimask.diffusion.train import train
-
-    folder, data, what = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
-    assert jax.process_count() == 2 and len(jax.devices()) == 4
-    own = own_rows(10, MeshConfig(fsdp=2).over(jax.devices()))  # filled up to 12
-    assert np.flatnonzero(own).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]][jax.process_index()]
-
-    def leave():
-        while len(read_lines(folder / "metrics.jsonl")) < 3:
-            time.sleep(0.01)
-        os.kill(os.getpid(), getattr(signal, what))
-
-    if jax.process_index() == 1 and what != "stay":
-        threading.Thread(target=leave, daemon=True).start()
-    try:
-        with losing_none():
-            loaded = train(folder, data, dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=2)))
-    except Interrupted as stopped:
-        print("stopped at", stopped.step, flush=True)
-        raise SystemExit(stopped.exit_status)
-    print(zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(loaded.parameters))))
+    from tests.test_processes import train_as_told
+    train_as_told(*sys.argv[1:])
 """
 
 
-def two_processes(folder: Path, data: Path, what: str) -> list[tuple[int, str, str]]:
-    """Status, output and errors of two processes of two devices each that train one run."""
+def train_as_told(folder: str, data: str, stop: str, fsdp: str) -> None:
+    """In a process of its own: trains, and when a step is over sends itself, the last of them, a signal."""
+    own = own_rows(10, MeshConfig(fsdp=2).over(jax.devices()))  # filled up to 12
+    if jax.process_count() == 2 and len(jax.devices()) == 4:
+        assert np.flatnonzero(own).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]][jax.process_index()]
+    config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=int(fsdp)))
+    name, _, step = stop.partition("@")
+    try:
+        with losing_none():
+            loaded = recorded_training(Path(folder), Path(data), config, name, int(step or 0))
+    except Interrupted as stopped:
+        print("stopped at", stopped.step, flush=True)
+        raise SystemExit(stopped.exit_status) from stopped
+    print(zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(loaded.parameters))))
+
+
+def recorded_training(folder: Path, data: Path, config: TrainConfig, name: str = "", stop: int = 0):
+    """Trains, writes down which rows the devices of this process were given, and stops where told."""
+    plain = Pretraining.step
+
+    def step(self, state, batch):
+        number = int(state.step.addressable_data(0))
+        rows = {zlib.crc32(row.tobytes()) for s in batch.tokens.addressable_shards for row in np.asarray(s.data)}
+        with (folder.parent / f"{folder.name}.seen").open("a") as file:
+            file.write(f"{json.dumps([number, jax.process_index(), sorted(rows)])}\n")
+        if name and number + 1 == stop and jax.process_index() == jax.process_count() - 1:
+            os.kill(os.getpid(), getattr(signal, name))
+        return plain(self, state, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pretraining, "step", step)
+        return train(folder, data, config)
+
+
+def processes(number: int, devices: int, *words: str) -> list[tuple[int, str, str]]:
+    """Status, output and errors of so many processes, of so many devices each, that train as told."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
-    shared = {**os.environ, "XLA_FLAGS": flags, "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(folder), str(data), what]
-    processes = [
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    shared = {**os.environ, "XLA_FLAGS": flags}
+    if number > 1:
+        shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
+    started = [
         subprocess.Popen(
-            command,
+            [sys.executable, "-c", textwrap.dedent(SCRIPT), *words],
             cwd=Path(__file__).parents[1],
-            env={**shared, "JAX_PROCESS_ID": str(number)},
+            env=shared | ({"JAX_PROCESS_ID": str(n)} if number > 1 else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in range(2)
+        for n in range(number)
     ]
-    return [(process.wait(120), *process.communicate()) for process in processes]
+    return [(process.wait(120), *process.communicate()) for process in started]
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
     return [(line["step"], pytest.approx(line["loss"], rel=1e-5)) for line in read_lines(folder / "metrics.jsonl")]
 
 
-def test_a_run_goes_from_one_process_to_two_and_back_with_nothing_twice_and_nothing_skipped(prepared, tmp_path):
-    data = prepared.folder
-    train(tmp_path / "alone", data, CONFIG)
-    alone = losses(tmp_path / "alone")
+def rows_seen(folder: Path) -> dict[int, set[int]]:
+    """Step → the rows it trained on; each process may have taken a step once."""
+    seen: dict[int, set[int]] = {}
+    lines = [json.loads(line) for line in (folder.parent / f"{folder.name}.seen").read_text().splitlines()]
+    assert len({(step, process) for step, process, _ in lines}) == len(lines)
+    for step, _, rows in lines:
+        seen.setdefault(step, set()).update(rows)
+    return seen
 
-    first, second = two_processes(tmp_path / "both", data, "SIGTERM")
-    assert (first[0], second[0]) == (143, 143), first[2] + second[2]
-    (step,) = checkpoint_steps(tmp_path / "both")
-    said = {output.strip().rpartition("\n")[2] for _, output, _ in (first, second)}
-    assert said == {f"stopped at {step}"} and 3 <= step < len(alone)
 
-    train(tmp_path / "both", data, CONFIG)
-    assert losses(tmp_path / "both") == alone
+def test_a_run_goes_over_devices_and_processes_with_nothing_twice_and_nothing_skipped(prepared, tmp_path):
+    """1 device → 8 → 2 processes of a device each → 1; the same rows and losses as on one device all along."""
+    alone, run, data = tmp_path / "alone", tmp_path / "run", str(prepared.folder)
+    recorded_training(alone, prepared.folder, CONFIG)
+
+    with pytest.raises(Interrupted):
+        recorded_training(run, prepared.folder, CONFIG, "SIGTERM", 2)
+    (eight,) = processes(1, 8, str(run), data, "SIGTERM@5", "4")
+    assert (eight[0], eight[1].split()[-1]) == (143, "5"), eight[2]
+    for status, output, errors in processes(2, 1, str(run), data, "SIGTERM@8", "1"):
+        assert (status, output.split()[-1]) == (143, "8"), errors
+    assert checkpoint_steps(run)[-1] == 8
+    recorded_training(run, prepared.folder, CONFIG)
+
+    assert losses(run) == losses(alone) and len(losses(alone)) > 10
+    assert rows_seen(run) == rows_seen(alone)
 
 
 def test_processes_end_with_the_same_bits(prepared, tmp_path):
-    first, second = two_processes(tmp_path / "both", prepared.folder, "stay")
+    first, second = processes(2, 2, str(tmp_path / "both"), str(prepared.folder), "", "2")
     assert first[0] == second[0] == 0 and first[1].split()[-1] == second[1].split()[-1], first[2] + second[2]
 
 
 def test_a_process_whose_peer_is_gone_ends_with_a_message(prepared, tmp_path):
-    first, second = two_processes(tmp_path / "both", prepared.folder, "SIGKILL")
+    first, second = processes(2, 1, str(tmp_path / "both"), str(prepared.folder), "SIGKILL@3", "1")
     assert (first[0], second[0]) == (1, -9)
     assert "another process is gone, or does not answer" in first[2], first[2]
 
