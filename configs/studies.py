@@ -12,7 +12,6 @@ from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
 from trimask.diffusion.studies import (
     batch_invariance,
-    batch_speed,
     coordinate_check,
     critical_batch,
     kill_and_resume,
@@ -22,7 +21,6 @@ from trimask.diffusion.studies import (
     search,
 )
 from trimask.diffusion.studies.batch_invariance import BatchInvariance
-from trimask.diffusion.studies.batch_speed import BatchSpeed
 from trimask.diffusion.studies.coordinate_check import CoordinateCheck
 from trimask.diffusion.studies.critical_batch import CriticalBatch
 from trimask.diffusion.studies.kill_and_resume import KillAndResume
@@ -196,11 +194,6 @@ STUDIES = {
         mask_variance.study,
         {"cpu": MaskVariance, "accelerator": MaskVariance},
         "do complementary masks lower the variance of the gradient?",
-    ),
-    "batch-speed": Study(
-        batch_speed.study,
-        {"cpu": BatchSpeed, "accelerator": BatchSpeed},
-        "how fast is the data pipeline alone, and how full are its rows?",
     ),
     "kill-and-resume": Study(
         kill_and_resume.study,

@@ -1,22 +1,22 @@
-"""trimask benchmark data: how fast batches are prepared, from shards to arrays that a step can take.
+"""trimask benchmark data: how fast batches of each dataset are prepared, from shards to arrays that a step can take.
 
 in turn          a batch is asked for when the last one is there
 a thread         batches are prepared ahead beside the training loop, as `trimask train` does unless told otherwise
 N processes      the same in processes of their own (--loop.workers N)
 
-Every process of a run prepares whole batches, and copies its rows to its devices: what is measured here is what each
-of them has to keep up with.
+Padding is not counted; "filled" is the share of rows that is not padding. Of several processes that train one model
+each prepares its own rows alone, so that together they are as many times as fast.
 """
 
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
@@ -26,7 +26,7 @@ from trimask.scripts import cli
 from trimask.scripts.benchmark import write
 from trimask.scripts.console import parse, progress_report
 
-_COLUMNS = ["batch", "way", "rows", "ms", "tokens/s"]
+_COLUMNS = ["dataset", "batch", "filled", "way", "ms", "tokens/s"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,14 @@ class Arguments:
     """Folder for data.json and data.md."""
     data: Path
     """Prepared data."""
-    tokens: tuple[int, ...] = (1024, 16_384, 262_144)
+    tokens: tuple[int, ...] = (16_384,)
     """Positions of a batch."""
-    packed_length: int = 24
+    packed_length: int = 256
     """Row length to which examples of text alone are packed."""
     workers: tuple[int, ...] = (0, 1, 2)
     """Processes that prepare batches; 0: a thread."""
     batches: int = 20
-    """Of each case, after as many as are prepared ahead."""
+    """Of each case, after an epoch that brings the examples into memory, or 100 batches of it."""
 
     def __post_init__(self):
         if not self.tokens or min(*self.tokens, self.packed_length, self.batches) < 1 or min(self.workers) < 0:
@@ -55,33 +55,32 @@ class Arguments:
 class Case:
     """One line of the table."""
 
+    dataset: str
     tokens: int
-    """Asked for."""
+    """Positions asked for."""
+    filled: float
+    """Share of row positions that are not padding."""
     way: str
-    rows: float
-    """Of the mean batch."""
     seconds: float
     """Of a batch, the mean of those timed."""
     tokens_per_second: float
-    """Padding left out."""
 
 
 def run(arguments: Arguments) -> list[Case]:
     """Times all cases, writes and prints them."""
-    prepared = Prepared(arguments.data)
-    ways = ["in turn", *arguments.workers]
-    asked, cases = list(product(arguments.tokens, ways)), []
+    prepared, cases = Prepared(arguments.data), list[Case]()
+    asked = list(product(prepared.manifest.datasets, arguments.tokens))
     with progress_report() as report:
-        for done, (tokens, way) in enumerate(asked):
-            report("batches and ways", done, len(asked))
-            config = BatchConfig(tokens=tokens, packed_length=arguments.packed_length)
-            cases.append(_case(Batches(prepared, config, seed=0), tokens, way, arguments.batches))
-        report("batches and ways", len(asked), len(asked))
+        for done, (dataset, tokens) in enumerate(asked):
+            report("datasets and batches", done, len(asked))
+            cases += _cases(arguments, prepared, dataset, tokens)
+        report("datasets and batches", len(asked), len(asked))
     cells = [
         [
+            case.dataset,
             f"{case.tokens:,}",
+            f"{case.filled:.1%}",
             case.way,
-            f"{case.rows:,.0f}",
             f"{1000 * case.seconds:,.2f}",
             f"{case.tokens_per_second:,.0f}",
         ]
@@ -91,19 +90,32 @@ def run(arguments: Arguments) -> list[Case]:
     return cases
 
 
-def _case(batches: Batches, tokens: int, way: str | int, number: int) -> Case:
-    config = LoopConfig() if isinstance(way, str) else LoopConfig(workers=way)
-    ahead = config.prefetch + config.workers
-    total = ahead + number
-    source = _in_turn(batches, total) if isinstance(way, str) else prefetched(batches, 0, total, config)
-    for _ in range(ahead):
-        next(source)
-    begin = time.perf_counter()
-    seen = [(len(batch.tokens), int(np.count_nonzero(~batch.is_padding))) for _, batch in source]
-    seconds = time.perf_counter() - begin
-    rows, counted = np.sum(seen, axis=0)
-    name = way if isinstance(way, str) else f"{way} processes" if way else "a thread"
-    return Case(tokens, name, rows / number, seconds / number, counted / seconds)
+def _cases(arguments: Arguments, prepared: Prepared, name: str, tokens: int) -> list[Case]:
+    weights = {other: float(other == name) for other in prepared.manifest.datasets}
+    config = BatchConfig(tokens=tokens, packed_length=arguments.packed_length, weights=weights)
+    batches = Batches(prepared, config, seed=0)
+    (dataset,) = batches.datasets
+    filled = float(dataset.row_tokens.sum() / len(dataset.rows) / dataset.row_length)
+    for step in range(min(-(-len(dataset.rows) // dataset.num_rows), 100)):
+        batches(step)
+    ahead = LoopConfig().prefetch + max(arguments.workers, default=0)
+    stop = ahead + arguments.batches
+    ways = {"in turn": partial(_in_turn, batches, stop)}
+    for workers in arguments.workers:
+        way = f"{workers} process{'es' if workers > 1 else ''}" if workers else "a thread"
+        ways[way] = partial(prefetched, batches, 0, stop, LoopConfig(workers=workers))
+    counted = sum(map(batches.num_tokens, range(ahead, stop)))
+    cases = []
+    for way, start in ways.items():
+        source = start()
+        for _ in range(ahead):
+            next(source)
+        begin = time.perf_counter()
+        for _ in source:
+            pass
+        seconds = time.perf_counter() - begin
+        cases.append(Case(name, tokens, filled, way, seconds / arguments.batches, counted / seconds))
+    return cases
 
 
 def _in_turn(batch: Callable[[int], Any], stop: int) -> Iterator[tuple[int, Any]]:
