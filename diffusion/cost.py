@@ -140,8 +140,18 @@ class Layout:
 
     def memory(self, abstract: Any, rows: int) -> Memory:
         """With so many rows on each device; `abstract` are the parameters' shapes."""
-        model, c, own = self.model, self.bytes_of_activation, self.own_parameters(abstract)
-        tokens, layers, width, blocks = rows * self.row_length, model.num_layers, model.width, abstract["blocks"]
+        own, blocks = (self.own_parameters(tree) for tree in (abstract, abstract["blocks"]))
+        return self._memory(own, blocks, rows)
+
+    def largest_rows(self, abstract: Any, bytes_of_device: float) -> int:
+        """Rows that a device has room for; 0 if not one."""
+        own, blocks = (self.own_parameters(tree) for tree in (abstract, abstract["blocks"]))
+        return bisect_right(range(1, 1 << 24), bytes_of_device, key=lambda rows: self._memory(own, blocks, rows).total)
+
+    def _memory(self, own: int, blocks: int, rows: int) -> Memory:
+        """The same of the numbers of parameters that a device has."""
+        model, c, width, layers = self.model, self.bytes_of_activation, self.model.width, self.model.num_layers
+        tokens = rows * self.row_length
         scores = 0 if model.attention == "kernel" else rows * model.num_heads / self.tensor * self.row_length**2
         layer = c * (tokens * (6.0 * width + 9.1 * model.size_of_mlp / self.tensor) + 2.2 * scores)
         tile = min(self.loss.rows, tokens) * min(self.loss.columns, self.vocabulary.size)
@@ -149,15 +159,10 @@ class Layout:
         activations = layers * layer + loss
         if model.remat == "block":
             activations = c * tokens * layers * width + max(layer, loss)
-        weights = 3 * c * self.own_parameters(blocks) if model.blocks == "scanned" else 0
+        weights = 3 * c * blocks if model.blocks == "scanned" else 0
         if self.fsdp > 1:
-            weights += 2 * c * self.own_parameters(blocks[0]) * self.fsdp
+            weights += 2 * c * blocks // layers * self.fsdp
         return Memory(16 * own, round(max(activations, 4 * own)), weights)
-
-    def largest_rows(self, abstract: Any, bytes_of_device: float) -> int:
-        """Rows that a device has room for; 0 if not one."""
-        many = range(1, 1 << 24)
-        return bisect_right(many, bytes_of_device, key=lambda rows: self.memory(abstract, rows).total)
 
     def communication(self, rows: int) -> int:
         """Bytes that a device sends in a step."""
