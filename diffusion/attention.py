@@ -1,10 +1,12 @@
 """Attention within examples, by what computes it fastest on the device at hand.
 
-o_i = Σ_j softmax_j(q_i · k_j / √d) v_j        over the j of the same segment as i
+    o_i = Σ_j softmax_j(q_i · k_j / √d) v_j        over the j of the same segment as i
 
-plain     all scores exist, [heads, queries, keys] of a row
-kernel    they never do: cuDNN's flash attention on GPUs, in bfloat16; a Pallas kernel (splash attention) on TPUs,
-          over lengths that its tiles of 128 divide; elsewhere plain
+    plain     all scores exist, [heads, queries, keys] of a row
+    kernel    they never do: cuDNN's flash attention on GPUs, in bfloat16; a Pallas kernel (splash attention) on TPUs,
+              over lengths that its tiles of 128 divide; elsewhere plain
+
+The plain one has a gradient of its own, for which XLA on a CPU needs half the time of the one that it derives.
 """
 
 from typing import Literal
@@ -32,9 +34,54 @@ def attend(
     kernel, platform = attention == "kernel", jax.default_backend()
     if kernel and platform == "tpu" and query.shape[1] % _TILES[-1] == key.shape[1] % _TILES[-1] == 0:
         return splash_attention(query, key, value, own, segment)
-    is_cudnn = kernel and platform == "gpu" and query.dtype == jnp.bfloat16
-    mask = own[:, None, :, None] == segment[:, None, None, :]
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn" if is_cudnn else "xla")
+    if kernel and platform == "gpu" and query.dtype == jnp.bfloat16:
+        mask = own[:, None, :, None] == segment[:, None, None, :]
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
+    return plain_attention(query, key, value, own, segment)
+
+
+def plain_attention(
+    query: Float[Array, "batch asked heads head"],
+    key: Float[Array, "batch seq kv_heads head"],
+    value: Float[Array, "batch seq kv_heads head"],
+    own: Int[Array, "batch asked"],
+    segment: Int[Array, "batch seq"],
+) -> Float[Array, "batch asked heads head"]:
+    """o by products of matrices; scores and their sums are float32."""
+    batch, asked, heads, size = query.shape
+    groups = heads // key.shape[2]
+    # Queries that share a key lie one after another, as if there were more of them.
+    by_key = (query * size**-0.5).reshape(batch, asked, -1, groups, size).transpose(0, 2, 3, 1, 4)
+    queries = by_key.reshape(batch, -1, groups * asked, size)
+    is_seen = jnp.tile(own, groups)[:, None, :, None] == segment[:, None, None, :]
+    out = _attend(queries, key.swapaxes(1, 2), value.swapaxes(1, 2), is_seen)
+    return out.reshape(batch, -1, groups, asked, size).transpose(0, 3, 1, 2, 4).reshape(query.shape)
+
+
+@jax.custom_vjp
+def _attend(q, k, v, is_seen):
+    return _attend_forward(q, k, v, is_seen)[0]
+
+
+def _attend_forward(q, k, v, is_seen):
+    scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+    scores = jnp.where(is_seen, scores, jnp.finfo(jnp.float32).min)
+    exp = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    p = (exp / exp.sum(axis=-1, keepdims=True)).astype(v.dtype)
+    out = p @ v
+    return out, (q, k, v, p, out)
+
+
+def _attend_backward(kept, d_out):
+    """dS = P ⊙ (dO·Vᵀ − Σ dO ⊙ O), as in FlashAttention (arXiv 2205.14135, appendix B.2)."""
+    q, k, v, p, out = kept
+    d_p = jnp.matmul(d_out, v.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+    inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    d_scores = (p * (d_p - inner)).astype(q.dtype)
+    return d_scores @ k, d_scores.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ d_out, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 def splash_attention(

@@ -9,14 +9,14 @@ step that unembeds other positions, or computes activations twice, does more, an
 
     bytes of a device = state + max(activations, gradients) + weights
     state = 16 of each parameter it has (itself, its average, two moments), gradients = 4
-    layer = c · tokens · (6.0 w + 9.1 m / t) + 2.2 · c · rows · (heads / t) · n²
-    loss = 2.5 · 4 · tile + (c + 4) · w · V
+    layer = c · tokens · (7.3 w + 8.6 m / t) + 1.2 · c · rows · (heads / t) · n²
+    loss = 2.7 · 4 · tile + (c + 4) · w · V
     activations = L · layer + loss, or with remat c · tokens · L · w + max(layer, loss)
-    weights = gathered from other devices: 2 c of each parameter of a layer; of scanned blocks also 3 c of all
+    weights = gathered from other devices: 2 c of each parameter of a layer; of scanned blocks also 12 of all
 
 c are the bytes of an activation, m the hidden size of the SwiGLU, t the tensor axis, tile the logits that exist at a
-time. The four coefficients are fitted to what XLA plans for a CPU in float32, of which they are within 6 % at 24 shapes
-and meshes of unrolled blocks and within 12 % at 12 of scanned ones, half of them with remat; `plan --check` asks XLA
+time. The four coefficients are fitted to what XLA plans for a CPU in float32, of which they are within 10 % at 24 shapes
+and meshes of unrolled blocks and within 15 % at 12 of scanned ones, half of them with remat; `plan --check` asks XLA
 itself. A kernel for attention keeps no scores (n²).
 
     bytes sent by a device in a step, where r(k) = (k − 1) / k of an array of k parts is what a ring passes on
@@ -153,13 +153,13 @@ class Layout:
         model, c, width, layers = self.model, self.bytes_of_activation, self.model.width, self.model.num_layers
         tokens = rows * self.row_length
         scores = 0 if model.attention == "kernel" else rows * model.num_heads / self.tensor * self.row_length**2
-        layer = c * (tokens * (6.0 * width + 9.1 * model.size_of_mlp / self.tensor) + 2.2 * scores)
+        layer = c * (tokens * (7.3 * width + 8.6 * model.size_of_mlp / self.tensor) + 1.2 * scores)
         tile = min(self.loss.rows, tokens) * min(self.loss.columns, self.vocabulary.size)
-        loss = 2.5 * 4 * tile + (c + 4) * self.vocabulary.size * width
+        loss = 2.7 * 4 * tile + (c + 4) * self.vocabulary.size * width
         activations = layers * layer + loss
         if model.remat == "block":
             activations = c * tokens * layers * width + max(layer, loss)
-        weights = 3 * c * blocks if model.blocks == "scanned" else 0
+        weights = 12 * blocks if model.blocks == "scanned" else 0
         if self.fsdp > 1:
             weights += 2 * c * blocks // layers * self.fsdp
         return Memory(16 * own, round(max(activations, 4 * own)), weights)

@@ -13,6 +13,7 @@ embedding, rotary base, shifted logits, tied head) cover the architectures of LL
 
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Literal
 
 import jax
@@ -220,14 +221,8 @@ class Transformer(nnx.Module):
     def _stacked(self) -> tuple[nnx.GraphDef["Block"], nnx.State]:
         """A block, and the parameters of all of them, with the number of the block as first axis."""
         graph, *_ = nnx.split(self.blocks[0])
-        dtype = jnp.dtype(self.config.compute_dtype)
-
-        def stack(*leaves):
-            # Matrices in the type they are used in: less to keep, and the same result.
-            return jnp.stack([leaf.astype(dtype) if leaf.ndim > 1 else leaf for leaf in leaves])
-
         states = [nnx.to_pure_dict(nnx.state(block)) for block in self.blocks]
-        return graph, nnx.State(laid_out(jax.tree.map(stack, *states)))
+        return graph, nnx.State(laid_out(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)))
 
     def embed(
         self, sequence: Sequence, computed: Int[Array, "batch asked"] | None
@@ -331,10 +326,10 @@ class Attention(nnx.Module):
             rows = jnp.arange(x.shape[0])[:, None]
             k, v = (old.at[rows, computed].set(new) for old, new in zip(cache, (k, v), strict=True))
         attended = attend(q, k, v, *segments, self.config.attention)
-        return jnp.einsum("bqhd,hdw->bqw", attended, self.out[...].astype(x.dtype)), (k, v)
+        return product(attended, self.out[...], axes=2), (k, v)
 
     def _project(self, x, name):
-        y = jnp.einsum("bsw,whd->bshd", x, getattr(self, name)[...].astype(x.dtype))
+        y = product(x, getattr(self, name)[...])
         if self.config.attention_bias:
             y = y + getattr(self, f"{name}_bias")[...].astype(x.dtype)
         return constrained(y, ROWS, None, "tensor")
@@ -351,8 +346,8 @@ class SwiGLU(nnx.Module):
         self.down = site.matrix(keys[2], (hidden, width), "down", hidden, base.size_of_mlp)
 
     def __call__(self, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq width"]:
-        gate, up, down = (weight[...].astype(x.dtype) for weight in (self.gate, self.up, self.down))
-        return constrained(jax.nn.silu(x @ gate) * (x @ up), ROWS, None, "tensor") @ down
+        gate, up = product(x, self.gate[...]), product(x, self.up[...])
+        return product(constrained(jax.nn.silu(gate) * up, ROWS, None, "tensor"), self.down[...])
 
 
 class RMSNorm(nnx.Module):
@@ -372,6 +367,35 @@ def _unembed(
     hidden: Float[Array, "*shape width"], matrix: Float[Array, "width vocab"], multiplier: Float[Array, ""] | float
 ) -> Float[Array, "*shape vocab"]:
     return multiplier * jnp.matmul(hidden.astype(matrix.dtype), matrix, preferred_element_type=jnp.float32)
+
+
+def product(x: Float[Array, "..."], weight: Float[Array, "..."], axes: int = 1) -> Float[Array, "..."]:
+    """x · weight over the last `axes` axes of x and the first of the weight, in x's type, as one product of matrices.
+
+    XLA on a CPU takes up to half as long again for the gradient of a product over more axes. The gradient of the weight
+    is summed in float32, over positions and devices, whatever x's type.
+    """
+    inner = prod(weight.shape[:axes])
+    y = _product(x.reshape(-1, inner), weight.reshape(inner, -1))
+    return y.reshape(*x.shape[: x.ndim - axes], *weight.shape[axes:])
+
+
+@jax.custom_vjp
+def _product(x, weight):
+    return x @ weight.astype(x.dtype)
+
+
+def _product_forward(x, weight):
+    return _product(x, weight), (x, weight)
+
+
+def _product_backward(kept, d_y):
+    x, weight = kept
+    d_weight = jnp.matmul(x.T, d_y, preferred_element_type=jnp.float32)
+    return d_y @ weight.astype(x.dtype).T, d_weight.astype(weight.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def sinusoids(values: Num[Array, "*shape"], size: int) -> Float[Array, "*shape size"]:

@@ -16,7 +16,15 @@ from trimask.diffusion.parametrization import (
     Site,
     parameter_modules,
 )
-from trimask.diffusion.transformer import RMSNorm, Transformer, TransformerConfig, num_parameters, rotate, sinusoids
+from trimask.diffusion.transformer import (
+    RMSNorm,
+    Transformer,
+    TransformerConfig,
+    num_parameters,
+    product,
+    rotate,
+    sinusoids,
+)
 from trimask.tokenizers.sequence import assemble, direct, stack
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -219,3 +227,27 @@ def test_scanned_blocks_are_one_program_however_many():
         return step.lower(state, rows([pair()], length=10)).as_text().count("dot_general")
 
     assert products(2) == products(5)
+
+
+@pytest.mark.parametrize(("x_shape", "weight_shape", "axes"), [((2, 3, 5), (5, 4, 2), 1), ((2, 3, 4, 2), (4, 2, 5), 2)])
+def test_a_product_is_the_sum_over_its_axes_with_the_gradients_of_it(x_shape, weight_shape, axes):
+    rng = np.random.default_rng(0)
+    x, weight = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (x_shape, weight_shape))
+
+    def outcome(product):
+        return product(x, weight), *jax.grad(lambda *xw: jnp.sum(jnp.sin(product(*xw))), argnums=(0, 1))(x, weight)
+
+    plain = outcome(lambda x, weight: jnp.tensordot(x, weight, axes))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        plain,
+        outcome(lambda x, weight: product(x, weight, axes)),
+    )
+
+
+def test_gradients_of_weights_are_summed_in_float32_whatever_the_type_of_activations():
+    ones = jnp.ones((1, 1024, 1), jnp.bfloat16)
+    weight = jnp.ones((1, 1))
+    gradient = jax.grad(lambda weight: product(ones, weight).sum())(weight)
+    with_one_more = jnp.concatenate([ones, ones[:, :1]], axis=1)
+    assert jax.grad(lambda weight: product(with_one_more, weight).sum())(weight) - gradient == 1  # bfloat16 has 8 bits
