@@ -15,9 +15,9 @@ step that unembeds other positions, or computes activations twice, does more, an
     weights = gathered from other devices: 2 c of each parameter of a layer; of scanned blocks also 12 of all
 
 c are the bytes of an activation, m the hidden size of the SwiGLU, t the tensor axis, tile the logits that exist at a
-time. The four coefficients are fitted to what XLA plans for a CPU in float32, of which they are within 10 % at 24 shapes
-and meshes of unrolled blocks and within 15 % at 12 of scanned ones, half of them with remat; `plan --check` asks XLA
-itself. A kernel for attention keeps no scores (n²).
+time. The four coefficients are fitted to what XLA plans for a CPU in float32, of which they are within 10 % at 24
+shapes and meshes of unrolled blocks and within 15 % at 12 of scanned ones, half of them with remat; `plan --check` asks
+XLA itself. A kernel for attention keeps no scores (n²).
 
     bytes sent by a device in a step, where r(k) = (k − 1) / k of an array of k parts is what a ring passes on
     blocks       P / t · ((2 c + 4) r(f) + 8 / f · r(d)), gathered forward and backward, gradients scattered or added
