@@ -117,7 +117,10 @@ def test_every_kind_of_line_gets_its_bits(score, tmp_path, capsys):
 
 def test_the_first_line_has_the_same_score_whatever_follows(score):
     lines = [{"prompt": "01+01=", "text": "2"}, {"prompt": "12+12=", "text": "24"}]
-    assert score(*lines, draws=2)[0] == score(lines[0], draws=2)[0]
+    both, alone = score(*lines, draws=2)[0], score(lines[0], draws=2)[0]
+    # The last bits of a product may depend on how many rows it has.
+    numbers = {name: pytest.approx(value, rel=1e-6) for name, value in alone.items() if isinstance(value, float)}
+    assert both == alone | numbers
 
 
 @pytest.mark.parametrize(
