@@ -172,8 +172,8 @@ def own_rows(num_rows: int, mesh: Mesh, parts: int = 1) -> Bool[np.ndarray, " ro
     total = _filled_up(num_rows, mesh, parts)
     places = NamedSharding(mesh, PartitionSpec(ROWS)).addressable_devices_indices_map((total,))
     is_own = np.zeros(total, bool)
-    for (rows,) in places.values():
-        is_own[rows] = True
+    for place in places.values():
+        is_own[place] = True
     return is_own[:num_rows]
 
 
