@@ -72,7 +72,7 @@ class TransformerConfig:
     attention: Literal["plain", "kernel"] = "plain"
     """By what attention is computed: plain products of matrices, or the kernel of the device, where it has one."""
     blocks: Literal["unrolled", "scanned"] = "unrolled"
-    """Whether each block is compiled, or one, in a loop over stacked parameters, which lets remat save memory on a CPU."""
+    """Whether every block is compiled, or one, in a loop over stacked parameters, which remat needs on a CPU."""
     remat: Literal["none", "block"] = "none"
     """What the backward pass computes again rather than keeps: nothing, or all within a block."""
 
