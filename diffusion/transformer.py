@@ -13,17 +13,17 @@ embedding, rotary base, shifted logits, tied head) cover the architectures of LL
 
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int
 
 from trimask.diffusion.attention import attend
 from trimask.diffusion.denoiser import KeysValues, Output
+from trimask.diffusion.layers import RMSNorm, SwiGLU, product, rotate, sinusoids
 from trimask.diffusion.mesh import ROWS, constrained, laid_out, looked_up
 from trimask.diffusion.parametrization import AT_BASE, ParametrizationConfig, Site
 from trimask.tokenizers.sequence import Sequence, example_starts
@@ -282,7 +282,7 @@ class Block(nnx.Module):
         self.attention_norm = RMSNorm(config.width, config.norm_epsilon, "attention_norm", site)
         self.attention = Attention(config, base, site, key_attention)
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon, "mlp_norm", site)
-        self.mlp = SwiGLU(config, base, site, key_mlp)
+        self.mlp = SwiGLU(config.width, config.size_of_mlp, base.width, base.size_of_mlp, site, key_mlp)
 
     def __call__(self, h, positions, segments, computed, cache):
         attended, keys_values = self.attention(self.attention_norm(h), positions, segments, computed, cache)
@@ -335,85 +335,10 @@ class Attention(nnx.Module):
         return constrained(y, ROWS, None, "tensor")
 
 
-class SwiGLU(nnx.Module):
-    """down(silu(gate x) · up x)."""
-
-    def __init__(self, config: TransformerConfig, base: TransformerConfig, site: Site, key: jax.Array):
-        keys = jax.random.split(key, 3)
-        width, hidden = config.width, config.size_of_mlp
-        self.gate = site.matrix(keys[0], (width, hidden), "gate", width, base.width)
-        self.up = site.matrix(keys[1], (width, hidden), "up", width, base.width)
-        self.down = site.matrix(keys[2], (hidden, width), "down", hidden, base.size_of_mlp)
-
-    def __call__(self, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq width"]:
-        gate, up = product(x, self.gate[...]), product(x, self.up[...])
-        return product(constrained(jax.nn.silu(gate) * up, ROWS, None, "tensor"), self.down[...])
-
-
-class RMSNorm(nnx.Module):
-    """x / √(mean x² + ε) · scale, over the last axis, in float32."""
-
-    def __init__(self, size: int, epsilon: float, module: str, site: Site):
-        self.scale = site.constant(jnp.ones(size), module)
-        self.epsilon = epsilon
-
-    def __call__(self, x: Float[Array, "*shape size"]) -> Float[Array, "*shape size"]:
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-        return (y * self.scale[...]).astype(x.dtype)
-
-
 def _unembed(
     hidden: Float[Array, "*shape width"], matrix: Float[Array, "width vocab"], multiplier: Float[Array, ""] | float
 ) -> Float[Array, "*shape vocab"]:
     return multiplier * jnp.matmul(hidden.astype(matrix.dtype), matrix, preferred_element_type=jnp.float32)
-
-
-def product(x: Float[Array, "..."], weight: Float[Array, "..."], axes: int = 1) -> Float[Array, "..."]:
-    """x · weight over the last `axes` axes of x and the first of the weight, in x's type, as one product of matrices.
-
-    XLA on a CPU takes up to half as long again for the gradient of a product over more axes. The gradient of the weight
-    is summed in float32, over positions and devices, whatever x's type.
-    """
-    inner = prod(weight.shape[:axes])
-    y = _product(x.reshape(-1, inner), weight.reshape(inner, -1))
-    return y.reshape(*x.shape[: x.ndim - axes], *weight.shape[axes:])
-
-
-@jax.custom_vjp
-def _product(x, weight):
-    return x @ weight.astype(x.dtype)
-
-
-def _product_forward(x, weight):
-    return _product(x, weight), (x, weight)
-
-
-def _product_backward(kept, d_y):
-    x, weight = kept
-    d_weight = jnp.matmul(x.T, d_y, preferred_element_type=jnp.float32)
-    return d_y @ weight.astype(x.dtype).T, d_weight.astype(weight.dtype)
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
-def sinusoids(values: Num[Array, "*shape"], size: int) -> Float[Array, "*shape size"]:
-    """sin and cos of each value at size/2 frequencies, from a period of 2 (neighbours differ most) to 512."""
-    frequencies = jnp.pi * 256.0 ** (-jnp.arange(size // 2) / max(size // 2 - 1, 1))
-    angles = values[..., None].astype(jnp.float32) * frequencies
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
-
-def rotate(
-    x: Float[Array, "batch seq heads head"], positions: Int[Array, "batch seq"], base: float
-) -> Float[Array, "batch seq heads head"]:
-    """Rotary position embedding (arXiv 2104.09864), halves of the head paired as in Llama."""
-    half = x.shape[-1] // 2
-    angles = positions[..., None, None] * base ** (-jnp.arange(half) / half)
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 def num_parameters(tree) -> int:

@@ -30,9 +30,9 @@ from jaxtyping import Array, Bool, Float, Float16, Int, PRNGKeyArray
 
 from trimask.diffusion import configuration
 from trimask.diffusion.checkpoint import Checkpoints
+from trimask.diffusion.layers import rotate, sinusoids
 from trimask.diffusion.sampling.state import Choice, Memory, Observation, RowKeys, Rules
 from trimask.diffusion.sampling.strategies import best, uniform
-from trimask.diffusion.transformer import rotate, sinusoids
 
 Parameters = Any
 """A tree of arrays."""
