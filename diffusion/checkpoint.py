@@ -120,16 +120,17 @@ class Checkpoints:
         with writing(self.run, Exception):
             self._manager.wait_until_finished()
 
-    def restore_newest(self, like: Any, *, set_aside: bool) -> Restored | None:
+    def restore_newest(self, like: Any, *, set_aside: bool, is_part: bool = False) -> Restored | None:
         """The newest good checkpoint, None if there are none at all; each damaged one is reported in a line.
 
-        With `set_aside` a damaged one is renamed, so that its step can be saved again and nothing is lost.
+        `like` and `is_part` are as in `restore`. With `set_aside` a damaged one is renamed, so that its step can be
+        saved again and nothing is lost.
         """
         remaining, damaged = self.steps(), {path.name for path in self.folder.glob("damaged-*")}
         while remaining:
             step = remaining.pop()
             try:
-                return self.restore(step, like)
+                return self.restore(step, like, is_part=is_part)
             except DamagedCheckpoint as damage:
                 name = self._set_aside(step).name if set_aside else str(step)
                 damaged.add(name)
@@ -145,7 +146,8 @@ class Checkpoints:
     def restore(self, step: int, like: Any, *, is_part: bool = False) -> Restored:
         """The tree saved at `step`; `like` gives structure, shapes, dtypes and shardings (none: the first device).
 
-        With `is_part` it is a dictionary of some of its branches, and nothing else is read.
+        With `is_part` it is a dictionary of some of its branches, and nothing else is read. Of several processes all
+        must ask, for arrays that lie on the devices of all.
         """
         if step not in self.steps():
             there = ", ".join(map(str, self.steps())) or "none"

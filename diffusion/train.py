@@ -94,12 +94,20 @@ class Pretraining:
     def _new_model(self, key: PRNGKeyArray) -> Transformer:
         return Transformer(self.config.model, self.vocabulary, self.config.parametrization, key=key)
 
-    def init(self) -> TrainState:
-        """The state before the first step; on a mesh no device ever holds more than its part."""
+    def init(self, source: "Loaded | None" = None) -> TrainState:
+        """The state before the first step, with the weights of a source; no device ever holds more than its part."""
+
+        def start(key: PRNGKeyArray, old: Parameters) -> TrainState:
+            parameters = self.new_parameters(key)
+            if source is not None:
+                parameters = grown(old, parameters, source.vocabulary, self.vocabulary)
+            return laid_out(self.start(parameters))
+
+        old = None if source is None else source.parameters
         if self.mesh is None or self.mesh.size == 1:
-            return self.start(self.new_parameters(self.key))
+            return start(self.key, old)
         with used(self.mesh):
-            return jax.jit(lambda key: laid_out(self.start(self.new_parameters(key))))(self.key)
+            return jax.jit(start)(self.key, old)
 
     def abstract(self) -> TrainState:
         """Shapes, types and, on a mesh, places of the state, which takes no memory."""
@@ -233,14 +241,13 @@ def train(
     with locked(folder):
         description = continued(folder, description, resume)
         pretraining = Pretraining(config, vocabulary, kappa, mesh)
-        state = pretraining.init()
+        source = None
         if init_from is not None and not checkpoint_steps(folder):
-            source = load(init_from, description.init_step)
+            source = load(init_from, description.init_step, mesh)
             require_same_model(source.description.train, config, init_from)
             require_grown(init_from / "tokenizers", prepared.folder / "tokenizers")
-            parameters = grown(source.parameters, gathered(state.parameters, mesh), source.vocabulary, vocabulary)
-            state = jax.device_put(pretraining.start(parameters), shardings(state, mesh))
             description = dataclasses.replace(description, init_step=source.step)
+        state = pretraining.init(source)
         wait_for_all("all know what the folder holds")
         if is_first():
             announce(description, use)
@@ -300,23 +307,26 @@ class Loaded:
         return Partial(self.pretraining.denoise, self.parameters)
 
 
-def load(folder: Path, checkpoint: int | Literal["best"] | None = None) -> Loaded:
-    """Opens a run folder at its newest good checkpoint, at that of a step, or at the best by the run's best_metric."""
+def load(folder: Path, checkpoint: int | Literal["best"] | None = None, mesh: Mesh | None = None) -> Loaded:
+    """Opens a run folder at its newest good checkpoint, at that of a step, or at the best by the run's best_metric.
+
+    Only the weight average is read: on a mesh every device gets its part of it, and all processes must ask.
+    """
     description = load_description(folder)
     tokenizers = media_tokenizers.load(folder / "tokenizers")
     require_same_vocabulary(description.vocabulary, tokenizers.vocabulary, folder)
-    pretraining = Pretraining(description.train, description.vocabulary)
-    like = pretraining.abstract()
+    pretraining = Pretraining(description.train, description.vocabulary, mesh=mesh)
+    like = {"average": pretraining.abstract().average}
     with Checkpoints(folder) as checkpoints:
         if checkpoint is None:
-            restored = checkpoints.restore_newest(like, set_aside=False)
+            restored = checkpoints.restore_newest(like, set_aside=False, is_part=True)
         else:
             metric = description.train.loop.best_metric
             step = checkpoints.best(metric) if checkpoint == "best" else checkpoint
-            restored = checkpoints.restore(step, like)
+            restored = checkpoints.restore(step, like, is_part=True)
     if restored is None:
         raise FileNotFoundError(f"{folder}: has no complete checkpoint yet; `trimask train` continues it")
-    return Loaded(folder, description, tokenizers, pretraining, restored.tree.average, restored.step)
+    return Loaded(folder, description, tokenizers, pretraining, restored.tree["average"], restored.step)
 
 
 def load_description(folder: Path) -> RunDescription:

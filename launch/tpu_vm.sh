@@ -9,4 +9,4 @@ git archive --output /tmp/trimask.tar HEAD
 gcloud compute tpus tpu-vm scp --worker all --zone "$zone" /tmp/trimask.tar "$name:"
 gcloud compute tpus tpu-vm ssh "$name" --worker all --zone "$zone" --command \
     "mkdir -p trimask && tar -xf trimask.tar -C trimask && cd trimask && \
-    make setup EXTRAS=tpu && .venv/bin/trimask train $(printf '%q ' "$@")"
+    make setup EXTRAS=tpu && JAX_COMPILATION_CACHE_DIR=compiled .venv/bin/trimask train $(printf '%q ' "$@")"

@@ -12,19 +12,22 @@ LAUNCH = Path(__file__).parents[1] / "launch"
 
 
 def run_with(tmp_path: Path, script: str, tools: list[str], *arguments: str) -> list[str]:
-    """What the stand-ins for tools were called with, a line each."""
+    """What the stand-ins for tools were called with, a line each, and whether where compiled programs are kept."""
     for tool in tools:
         stand_in = tmp_path / tool
-        stand_in.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/calls\n')
+        stand_in.write_text(
+            f'#!/bin/sh\nprintf "%s\\n" "${{JAX_COMPILATION_CACHE_DIR+caching }}$*" >> {tmp_path}/calls\n'
+        )
         stand_in.chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    subprocess.run(["bash", str(LAUNCH / script), *arguments], check=True, env={**os.environ, "PATH": path})
+    env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    env["PATH"] = f"{tmp_path}:{env['PATH']}"
+    subprocess.run(["bash", str(LAUNCH / script), *arguments], check=True, env=env)
     return (tmp_path / "calls").read_text().splitlines()
 
 
 def test_slurm_starts_a_process_for_each_gpu_and_warns_them(tmp_path):
     (call,) = run_with(tmp_path, "slurm.sbatch", ["srun"], "runs/x", "--data", "data/y")
-    assert call == "--kill-on-bad-exit=1 trimask train runs/x --data data/y"
+    assert call == "caching --kill-on-bad-exit=1 trimask train runs/x --data data/y"
     text = (LAUNCH / "slurm.sbatch").read_text()
     options = dict(
         line.removeprefix("#SBATCH --").partition("=")[::2] for line in text.splitlines() if "#SBATCH" in line
@@ -38,7 +41,8 @@ def test_a_tpu_vm_gets_the_checkout_and_the_words_as_they_are(tmp_path):
     pack, copy, start = calls
     assert pack == "archive --output /tmp/trimask.tar HEAD" and copy.endswith("/tmp/trimask.tar pod:")
     assert all("--worker all --zone zone-a" in call for call in (copy, start))
-    assert "make setup EXTRAS=tpu" in start and start.endswith(r".venv/bin/trimask train runs/x --data my\ data ")
+    assert "make setup EXTRAS=tpu" in start
+    assert start.endswith(r"JAX_COMPILATION_CACHE_DIR=compiled .venv/bin/trimask train runs/x --data my\ data ")
 
 
 def test_a_jobset_tells_every_pod_who_it_is():
@@ -47,6 +51,7 @@ def test_a_jobset_tells_every_pod_who_it_is():
     (container,) = spec["template"]["spec"]["containers"]
     told = {entry["name"]: entry for entry in container["env"]}
     assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"]
+    assert told["JAX_COMPILATION_CACHE_DIR"]["value"].startswith(container["volumeMounts"][0]["mountPath"])
     assert told["JAX_NUM_PROCESSES"]["value"] == str(spec["completions"])
     assert "job-completion-index" in told["JAX_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
     assert told["JAX_COORDINATOR_ADDRESS"]["value"].startswith("trimask-train-0-0.trimask:")

@@ -39,7 +39,7 @@ SCRIPT = """
 """
 
 
-def train_as_told(folder: str, data: str, stop: str, fsdp: str) -> None:
+def train_as_told(folder: str, data: str, stop: str, fsdp: str, init_from: str | None = None) -> None:
     """In a process of its own: trains, and when a step is over sends itself, the last of them, a signal."""
     own = own_rows(10, MeshConfig(fsdp=2).over(jax.devices()))  # filled up to 12
     if jax.process_count() == 2 and len(jax.devices()) == 4:
@@ -48,14 +48,14 @@ def train_as_told(folder: str, data: str, stop: str, fsdp: str) -> None:
     name, _, step = stop.partition("@")
     try:
         with losing_none():
-            loaded = recorded_training(Path(folder), Path(data), config, name, int(step or 0))
+            loaded = recorded_training(Path(folder), Path(data), config, name, int(step or 0), init_from)
     except Interrupted as stopped:
         print("stopped at", stopped.step, flush=True)
         raise SystemExit(stopped.exit_status) from stopped
     print(zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(loaded.parameters))))
 
 
-def recorded_training(folder: Path, data: Path, config: TrainConfig, name: str = "", stop: int = 0):
+def recorded_training(folder: Path, data: Path, config: TrainConfig, name="", stop=0, init_from=None):
     """Trains, writes down which rows the devices of this process were given, and stops where told."""
     plain = Pretraining.step
 
@@ -70,7 +70,7 @@ def recorded_training(folder: Path, data: Path, config: TrainConfig, name: str =
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pretraining, "step", step)
-        return train(folder, data, config)
+        return train(folder, data, config, init_from=init_from and Path(init_from))
 
 
 def processes(number: int, devices: int, *words: str) -> list[tuple[int, str, str]]:
@@ -110,11 +110,17 @@ def rows_seen(folder: Path) -> dict[int, set[int]]:
     return seen
 
 
-def test_a_run_goes_over_devices_and_processes_with_nothing_twice_and_nothing_skipped(prepared, tmp_path):
-    """1 device → 8 → 2 processes of a device each → 1; the same rows and losses as on one device all along."""
-    alone, run, data = tmp_path / "alone", tmp_path / "run", str(prepared.folder)
-    recorded_training(alone, prepared.folder, CONFIG)
+@pytest.fixture(scope="module")
+def alone(prepared, tmp_path_factory) -> Path:
+    """The folder of a run on one device."""
+    folder = tmp_path_factory.mktemp("processes") / "alone"
+    recorded_training(folder, prepared.folder, CONFIG)
+    return folder
 
+
+def test_a_run_goes_over_devices_and_processes_with_nothing_twice_and_nothing_skipped(prepared, alone, tmp_path):
+    """1 device → 8 → 2 processes of a device each → 1; the same rows and losses as on one device all along."""
+    run, data = tmp_path / "run", str(prepared.folder)
     with pytest.raises(Interrupted):
         recorded_training(run, prepared.folder, CONFIG, "SIGTERM", 2)
     (eight,) = processes(1, 8, str(run), data, "SIGTERM@5", "4")
@@ -128,9 +134,12 @@ def test_a_run_goes_over_devices_and_processes_with_nothing_twice_and_nothing_sk
     assert rows_seen(run) == rows_seen(alone)
 
 
-def test_processes_end_with_the_same_bits(prepared, tmp_path):
-    first, second = processes(2, 2, str(tmp_path / "both"), str(prepared.folder), "", "2")
+def test_processes_start_from_the_weights_of_a_run_and_end_with_the_same_bits(prepared, alone, tmp_path):
+    both, one = tmp_path / "both", tmp_path / "one"
+    first, second = processes(2, 2, str(both), str(prepared.folder), "", "2", str(alone))
     assert first[0] == second[0] == 0 and first[1].split()[-1] == second[1].split()[-1], first[2] + second[2]
+    recorded_training(one, prepared.folder, CONFIG, init_from=alone)
+    assert losses(both) == losses(one)
 
 
 def test_a_process_whose_peer_is_gone_ends_with_a_message(prepared, tmp_path):
