@@ -74,12 +74,23 @@ def sinusoids(values: Num[Array, "*shape"], size: int) -> Float[Array, "*shape s
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def rotate(
-    x: Float[Array, "batch seq heads head"], positions: Int[Array, "batch seq"], base: float
-) -> Float[Array, "batch seq heads head"]:
+SinCos = Float[Array, "2 batch asked 1 half"]
+"""sin and cos of the angles by which `rotate` turns a head."""
+
+
+def rotary_sin_cos(positions: Int[Array, "batch asked"], num_positions: int, head: int, base: float) -> SinCos:
+    """Of the angles position · base^(−i / half), for positions below `num_positions`.
+
+    Looked up in a table of all positions from 0: XLA computes what it does not look up anew in every layer, for queries
+    and keys, in both passes, which is a twelfth of a step on a CPU.
+    """
+    half = head // 2
+    angles = jnp.arange(num_positions)[:, None] * base ** (-jnp.arange(half) / half)
+    return jnp.stack([jnp.sin(angles)[positions], jnp.cos(angles)[positions]])[..., None, :]
+
+
+def rotate(x: Float[Array, "batch asked heads head"], sin_cos: SinCos) -> Float[Array, "batch asked heads head"]:
     """Rotary position embedding (arXiv 2104.09864), halves of the head paired as in Llama."""
-    half = x.shape[-1] // 2
-    angles = positions[..., None, None] * base ** (-jnp.arange(half) / half)
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    sin, cos = sin_cos
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from trimask.diffusion.attention import attend
 from trimask.diffusion.denoiser import KeysValues, Output
-from trimask.diffusion.layers import RMSNorm, SwiGLU, product, rotate, sinusoids
+from trimask.diffusion.layers import RMSNorm, SinCos, SwiGLU, product, rotary_sin_cos, rotate, sinusoids
 from trimask.diffusion.mesh import ROWS, constrained, laid_out, looked_up
 from trimask.diffusion.parametrization import AT_BASE, ParametrizationConfig, Site
 from trimask.tokenizers.sequence import Sequence, example_starts
@@ -204,17 +204,17 @@ class Transformer(nnx.Module):
         self, sequence: Sequence, computed: Int[Array, "batch asked"] | None, cache: tuple[KeysValues, ...] | None
     ) -> tuple[Float[Array, "batch asked width"], tuple[KeysValues, ...]]:
         """The residual stream after the last block at the computed positions (None: all), and the keys and values."""
-        h, positions, segments = self.embed(sequence, computed)
+        h, sin_cos, segments = self.embed(sequence, computed)
         kept = jax.checkpoint if self.config.remat == "block" else lambda block: block
         if self.config.blocks == "scanned" and cache is None:
             graph, stacked = self._stacked()
-            block = kept(lambda h, state: nnx.merge(graph, state)(h, positions, segments, None, None))
+            block = kept(lambda h, state: nnx.merge(graph, state)(h, sin_cos, segments, None, None))
             h, (keys, values) = jax.lax.scan(block, h, stacked)
             return h, tuple(zip(keys, values, strict=True))
         new_cache = []
         for layer, block in enumerate(self.blocks):
             own = None if cache is None else cache[layer]
-            h, keys_values = kept(block.__call__)(h, positions, segments, computed, own)
+            h, keys_values = kept(block.__call__)(h, sin_cos, segments, computed, own)
             new_cache.append(keys_values)
         return h, tuple(new_cache)
 
@@ -226,8 +226,8 @@ class Transformer(nnx.Module):
 
     def embed(
         self, sequence: Sequence, computed: Int[Array, "batch asked"] | None
-    ) -> tuple[Float[Array, "batch asked width"], Int[Array, "batch asked"], Segments]:
-        """What the first block gets: the residual stream, positions within the example, and who may see whom."""
+    ) -> tuple[Float[Array, "batch asked width"], SinCos | None, Segments]:
+        """What the first block gets: the residual stream, by how much to rotate, and who may see whom."""
         positions = jnp.arange(sequence.length) - example_starts(sequence)
         tokens, modality, place, own = sequence.tokens, sequence.modality, sequence.place, sequence.segment
         if computed is not None:
@@ -237,7 +237,10 @@ class Transformer(nnx.Module):
         h = looked_up(self.embedding[...], tokens)
         if self.config.place_embedding:
             h = h + self.place(modality, place)
-        return constrained(h.astype(jnp.dtype(self.config.compute_dtype)), ROWS), positions, (own, sequence.segment)
+        h = constrained(h.astype(jnp.dtype(self.config.compute_dtype)), ROWS)
+        base, head = self.config.rotary_base, self.config.size_of_head
+        sin_cos = None if base is None else rotary_sin_cos(positions, sequence.length, head, base)
+        return h, sin_cos, (own, sequence.segment)
 
     @property
     def unembed(self) -> Partial:
@@ -284,8 +287,8 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon, "mlp_norm", site)
         self.mlp = SwiGLU(config.width, config.size_of_mlp, base.width, base.size_of_mlp, site, key_mlp)
 
-    def __call__(self, h, positions, segments, computed, cache):
-        attended, keys_values = self.attention(self.attention_norm(h), positions, segments, computed, cache)
+    def __call__(self, h, sin_cos, segments, computed, cache):
+        attended, keys_values = self.attention(self.attention_norm(h), sin_cos, segments, computed, cache)
         h = constrained(h + self.residual * attended, ROWS)
         return constrained(h + self.residual * self.mlp(self.mlp_norm(h)), ROWS), keys_values
 
@@ -311,7 +314,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "batch asked width"],
-        positions: Int[Array, "batch asked"],
+        sin_cos: SinCos | None,
         segments: Segments,
         computed: Int[Array, "batch asked"] | None,
         cache: KeysValues | None,
@@ -320,8 +323,8 @@ class Attention(nnx.Module):
         q, k, v = (self._project(x, name) for name in ("query", "key", "value"))
         if self.config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
-        if self.config.rotary_base is not None:
-            q, k = (rotate(y, positions, self.config.rotary_base) for y in (q, k))
+        if sin_cos is not None:
+            q, k = rotate(q, sin_cos), rotate(k, sin_cos)
         if cache is not None:
             rows = jnp.arange(x.shape[0])[:, None]
             k, v = (old.at[rows, computed].set(new) for old, new in zip(cache, (k, v), strict=True))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trimask.diffusion.layers import RMSNorm, product, rotate, sinusoids
+from trimask.diffusion.layers import RMSNorm, product, rotary_sin_cos, rotate, sinusoids
 from trimask.diffusion.parametrization import ParametrizationConfig, Site
 
 
@@ -37,12 +37,25 @@ def test_rotation_makes_scores_depend_on_distance_only():
     rng = np.random.default_rng(0)
     q, k = jnp.asarray(rng.normal(size=(2, 1, 1, 1, 8)), jnp.float32)
 
+    def at(x, position):
+        return rotate(x, rotary_sin_cos(jnp.array([[position]]), 20, 8, 100.0))
+
     def score(i, j):
-        return jnp.sum(rotate(q, jnp.array([[i]]), 100.0) * rotate(k, jnp.array([[j]]), 100.0))
+        return jnp.sum(at(q, i) * at(k, j))
 
     np.testing.assert_allclose(score(3, 7), score(13, 17), rtol=1e-4)
     assert abs(float(score(3, 7) - score(3, 8))) > 1e-3
-    np.testing.assert_allclose(jnp.linalg.norm(rotate(q, jnp.array([[5]]), 100.0)), jnp.linalg.norm(q), rtol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(at(q, 5)), jnp.linalg.norm(q), rtol=1e-5)
+
+
+def test_rotation_turns_pairs_of_both_halves_by_the_angles_of_llama():
+    x, position = np.arange(1.0, 5.0), 7
+    by = position * np.array([1.0, 100.0**-0.5])
+    expected = (x[:2] + 1j * x[2:]) * np.exp(1j * by)
+    rotated = rotate(
+        jnp.asarray(x, jnp.float32)[None, None, None], rotary_sin_cos(jnp.array([[position]]), 8, 4, 100.0)
+    )
+    np.testing.assert_allclose(rotated[0, 0, 0], [*expected.real, *expected.imag], rtol=1e-5)
 
 
 def test_the_norm_follows_its_formula():

@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Float16, Int, PRNGKeyArray
 
 from trimask.diffusion import configuration
 from trimask.diffusion.checkpoint import Checkpoints
-from trimask.diffusion.layers import rotate, sinusoids
+from trimask.diffusion.layers import rotary_sin_cos, rotate, sinusoids
 from trimask.diffusion.sampling.state import Choice, Memory, Observation, RowKeys, Rules
 from trimask.diffusion.sampling.strategies import best, uniform
 
@@ -121,7 +121,7 @@ class Policy(nnx.Module):
         time: Float[Array, " batch"],
     ) -> Float[Array, "batch seq"]:
         """A logit per position; what is not asked for is not seen. Time is steps taken over tokens asked for."""
-        places = jnp.cumsum(is_asked, axis=-1) - 1
+        places = jnp.maximum(jnp.cumsum(is_asked, axis=-1) - 1, 0)
         moment = self.time_out(jax.nn.silu(self.time_in(sinusoids(_TIME_UNITS * time, self.config.width))))
         condition = jax.nn.silu(self.status(is_masked.astype(jnp.int32)) + moment[:, None])
         scale, shift, gate, mlp_scale, mlp_shift, mlp_gate = jnp.split(self.modulation(condition), 6, axis=-1)
@@ -135,7 +135,8 @@ class Policy(nnx.Module):
     def _attend(self, x, places, is_asked):
         heads = (*x.shape[:2], self.config.num_heads, -1)
         query, key, value = (part.reshape(heads) for part in jnp.split(self.query_key_value(x), 3, axis=-1))
-        query, key = (rotate(part, places, _ROTARY_BASE) for part in (query, key))
+        sin_cos = rotary_sin_cos(places, x.shape[1], query.shape[-1], _ROTARY_BASE)
+        query, key = rotate(query, sin_cos), rotate(key, sin_cos)
         attended = jax.nn.dot_product_attention(query, key, value, mask=is_asked[:, None, None, :])
         return self.attention_out(attended.reshape(x.shape))
 

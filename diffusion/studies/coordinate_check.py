@@ -88,10 +88,10 @@ def _look(shared: Pretraining, parameters: Parameters, probe: TokenSequence) -> 
 
 def activations(model: Transformer, sequence: TokenSequence) -> list[Float[Array, "..."]]:
     """The residual stream before the first block and after each, and the logits."""
-    h, positions, segments = model.embed(sequence, None)
+    h, sin_cos, segments = model.embed(sequence, None)
     seen = [h]
     for block in model.blocks:
-        h, _ = block(h, positions, segments, None, None)
+        h, _ = block(h, sin_cos, segments, None, None)
         seen.append(h)
     return [*seen, model.unembed(model.final_norm(h).astype(jnp.float32))]
 
