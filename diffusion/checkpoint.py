@@ -215,10 +215,11 @@ class Checkpoints:
     def _set_aside(self, step: int) -> Path:
         names = (f"damaged-{step}{suffix}" for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
         target = next(self.folder / name for name in names if not (self.folder / name).exists())
+        wait_for_all(f"all have found a name for the damaged checkpoint of step {step}")
         if is_first():
             with writing(self.run):
                 (self.folder / str(step)).rename(target)
-        wait_for_all(f"{target.name} is set aside")
+        wait_for_all(f"the damaged checkpoint of step {step} is set aside")
         self._manager.reload()
         return target
 

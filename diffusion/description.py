@@ -126,8 +126,7 @@ def continued(folder: Path, description: RunDescription, resume: bool) -> RunDes
     old = configuration.load(folder / "config.json", RunDescription)
     batch = dataclasses.replace(description.train.batch, warn_epochs=old.train.batch.warn_epochs)
     free = {name: getattr(old.train, name) for name in ("loop", "generation", "mesh")}
-    computed = {name: getattr(old.train.model, name) for name in ("attention", "blocks", "remat")}
-    model = dataclasses.replace(description.train.model, **computed)
+    model = description.train.model.computed_as(old.train.model)
     asked = dataclasses.replace(description.train, **free, batch=batch, model=model)
     changed = configuration.differences(old.train, asked)
     changed += configuration.differences(old.vocabulary, description.vocabulary, "vocabulary.")

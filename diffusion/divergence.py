@@ -57,10 +57,12 @@ class LossWatch:
 
 
 def not_finite(state: Any) -> str | None:
-    """The first array of a state that holds NaN or infinity; a checkpoint of it would be worse than none."""
+    """The first array of a state that holds NaN or infinity, in this process's part of it, if there is one."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        is_local = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
-        if is_local and jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(np.asarray(leaf)).all():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        parts = (shard.data for shard in leaf.addressable_shards) if isinstance(leaf, jax.Array) else [leaf]
+        if not all(np.isfinite(part).all() for part in parts):
             return f"{jax.tree_util.keystr(path, simple=True, separator='/')} is not finite"
     return None
 

@@ -10,8 +10,11 @@ alone writes, but for checkpoints, of which each writes its part.
 """
 
 import os
+import re
 import sys
-from collections.abc import Iterator
+import traceback
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +25,10 @@ from jax.experimental import multihost_utils
 
 _GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _HEARTBEAT_S, _SHUTDOWN_S = 60, 30
+# In what JAX raises, as one kind of error or another, where an exchange with another process fails.
+_LOST = re.compile(
+    "Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat|[Cc]oordination service|Connection (reset|closed)"
+)
 
 
 def join() -> None:
@@ -38,9 +45,11 @@ def join() -> None:
             jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_S, shutdown_timeout_seconds=_SHUTDOWN_S)
         return
     address, *numbers = given.values()
-    if missing or not all(number.isdecimal() for number in numbers) or int(numbers[1]) >= int(numbers[0]):
+    numeric = all(number.isdecimal() for number in (*numbers, address.rpartition(":")[2]))
+    if missing or not numeric or ":" not in address or int(numbers[1]) >= int(numbers[0]):
         said = " ".join(f"{name}={value!r}" for name, value in given.items())
         raise ValueError(f"host:port, number of processes and number of this one, from 0, are all needed; got {said}")
+    print(f"process {numbers[1]} of {numbers[0]} waits for the others at {address}", file=sys.stderr, flush=True)
     jax.distributed.initialize(
         address,
         int(numbers[0]),
@@ -86,22 +95,45 @@ def wait_for_all(reason: str) -> None:
         multihost_utils.sync_global_devices(reason)
 
 
-@contextmanager
-def losing_none() -> Iterator[None]:
-    """Ends this process, with a line that says so, as soon as another one of the run turns out to be gone.
+def require_agreement(seen: Mapping[str, str]) -> None:
+    """Refuses to go on where what this process sees, by its name, is not what the first one sees; all must ask."""
+    if not _are_several():
+        return
+    ours = np.array([zlib.crc32(value.encode()) for value in seen.values()], np.uint32)
+    everyone = multihost_utils.process_allgather(ours)
+    differing = [name for name, same in zip(seen, (everyone == everyone[0]).all(axis=0), strict=True) if not same]
+    if differing:
+        here = "; ".join(f"{name}: {seen[name]}" for name in differing)
+        raise ValueError(f"all processes must be given the same, and share their folders; this one has {here}")
 
-    At once: Python's own end would wait for the other one to say good-bye. The kernel frees what it held.
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Where one of several processes fails, it says why and ends at once, and the others when they miss it.
+
+    At once: Python's own end would wait for the others to say good-bye, and they for an exchange with this one. The
+    kernel frees what it held.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if not _are_several() or "RESOURCE_EXHAUSTED" in str(error):
+    except Exception as error:
+        if not _are_several():
             raise
-        line = str(error).partition("\n")[0]
-        print(
-            f"process {jax.process_index()} of {jax.process_count()}: another process is gone, or does not answer "
-            f"({line}); the same command on all of them resumes from the newest checkpoint",
-            file=sys.stderr,
-            flush=True,
+        _end(error)
+
+
+def _end(error: Exception) -> None:
+    """Ends the process: status 2 for what was refused, 1 for a lost peer, or for a bug, which shows its traceback."""
+    line, refused = str(error).partition("\n")[0], isinstance(error, ValueError | OSError)
+    if _LOST.search(line):
+        refused = False
+        line = (
+            f"another process is gone, or does not answer ({line}); it may have said why, and the same command on all "
+            "of them resumes from the newest checkpoint"
         )
-        os._exit(1)
+    elif refused:
+        line = f"error: {error}"
+    else:
+        traceback.print_exc()
+    print(f"process {jax.process_index()} of {jax.process_count()}: {line}", file=sys.stderr, flush=True)
+    os._exit(2 if refused else 1)

@@ -6,6 +6,7 @@ to resume, and to generate from without the data.
 
 import dataclasses
 import importlib.metadata
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from trimask.diffusion.masking import Noised, forward_process
 from trimask.diffusion.mesh import gathered, laid_out, own_rows, place_rows, shardings, used
 from trimask.diffusion.optimizer import Knobs, adamw, averaged
 from trimask.diffusion.parametrization import parameter_multipliers
-from trimask.diffusion.processes import is_first, wait_for_all
+from trimask.diffusion.processes import is_first, require_agreement, wait_for_all
 from trimask.diffusion.run_folder import checkpoint_steps, locked, writing
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sde import rescaled
@@ -115,7 +116,7 @@ class Pretraining:
         if self.mesh is None:
             return state
         places = shardings(state, self.mesh)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, places)
+        return jax.tree.map(lambda x, place: x.update(sharding=place), state, places)
 
     def new_parameters(self, key: PRNGKeyArray) -> Parameters:
         """Random ones."""
@@ -182,12 +183,10 @@ class Pretraining:
 
         if self.config.accumulate == 1:
             return of(noised)
-        # Each takes every so many-th row, so that all devices have a share in it.
+        # Micro-batch k is rows k, k + parts, …: every device has some of each.
         parts = self.config.accumulate
         micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), noised)
-        zero = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of, jax.tree.map(lambda x: x[0], micro))
-        )
+        zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(of, jax.tree.map(lambda x: x[0], micro)))
         total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, of(part)), None), zero, micro)
         return total
 
@@ -237,6 +236,14 @@ def train(
         trimask=importlib.metadata.version("trimask"),
         git_commit=_git_commit(),
         init_from=None if init_from is None else str(init_from.absolute()),
+    )
+    require_agreement(
+        {
+            "configuration": str(config),
+            "data": f"{data}, fingerprint {prepared.fingerprint}",
+            "run to start from": str(init_from),
+            "checkpoints": f"{', '.join(map(str, checkpoint_steps(folder))) or 'none'} in {folder}",
+        }
     )
     with locked(folder):
         description = continued(folder, description, resume)
@@ -347,6 +354,10 @@ def require_same_vocabulary(model: Vocabulary, tokenizers: Vocabulary, folder: P
 
 def _git_commit() -> str | None:
     """The commit, where trimask runs from a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists() or shutil.which("git") is None:
+        return None
+    result = subprocess.run(
+        ["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     return result.stdout.strip() if result.returncode == 0 else None

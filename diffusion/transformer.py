@@ -103,6 +103,10 @@ class TransformerConfig:
         """Hidden size of the SwiGLU."""
         return -(-self.width * 8 // 3 // 32) * 32 if self.mlp_width is None else self.mlp_width
 
+    def computed_as(self, other: "TransformerConfig") -> "TransformerConfig":
+        """The same network, computed in the other's way."""
+        return replace(self, attention=other.attention, blocks=other.blocks, remat=other.remat)
+
     def at_width(self, width: int) -> "TransformerConfig":
         """The network with more or fewer heads of the same size; what was given explicitly grows along."""
 

@@ -20,7 +20,7 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.description import RunDescription, TrainConfig, transferred
 from trimask.diffusion.optimizer import Knobs
 from trimask.diffusion.parametrization import ModuleMultipliers
-from trimask.diffusion.processes import is_first, join, losing_none
+from trimask.diffusion.processes import ending_together, is_first, join
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.train import Loaded, load_description, train
 from trimask.diffusion.transformer import num_parameters
@@ -143,9 +143,9 @@ def main(arguments: Sequence[str]) -> None:
     def default(experiment: Experiment) -> Arguments:
         return Arguments(run=tyro.MISSING, data=tyro.MISSING, config=_defaults(experiment, list(arguments)))
 
-    parsed = parse_from_preset(default, list(arguments), "train", __doc__ or "")
-    config = with_mixture(parsed.config, _usual(list(arguments), parsed.preset), parsed.data)
-    with losing_none():
+    with ending_together():
+        parsed = parse_from_preset(default, list(arguments), "train", __doc__ or "")
+        config = with_mixture(parsed.config, _usual(list(arguments), parsed.preset), parsed.data)
         run(parsed.run, parsed.data, config, init_from=parsed.init_from, resume=parsed.resume)
 
 

@@ -14,12 +14,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from trimask.diffusion.checkpoint import Checkpoints, Retention
 from trimask.diffusion.data.batches import BatchConfig
+from trimask.diffusion.divergence import not_finite
 from trimask.diffusion.loop import Interrupted, LoopConfig
 from trimask.diffusion.mesh import MeshConfig, own_rows
 from trimask.diffusion.optimizer import OptimizerConfig
-from trimask.diffusion.processes import join, losing_none
+from trimask.diffusion.processes import ending_together, join, require_agreement, wait_for_all
 from trimask.diffusion.run_folder import checkpoint_steps, read_lines
 from trimask.diffusion.train import Pretraining, TrainConfig, train
 from trimask.diffusion.transformer import TransformerConfig
@@ -34,8 +37,8 @@ SCRIPT = """
     import sys
     from trimask.diffusion.processes import join
     join()
-    from tests.test_processes import train_as_told
-    train_as_told(*sys.argv[1:])
+    from tests import test_processes
+    getattr(test_processes, sys.argv[1])(*sys.argv[2:])
 """
 
 
@@ -47,7 +50,7 @@ def train_as_told(folder: str, data: str, stop: str, fsdp: str, init_from: str |
     config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=int(fsdp)))
     name, _, step = stop.partition("@")
     try:
-        with losing_none():
+        with ending_together():
             loaded = recorded_training(Path(folder), Path(data), config, name, int(step or 0), init_from)
     except Interrupted as stopped:
         print("stopped at", stopped.step, flush=True)
@@ -73,8 +76,8 @@ def recorded_training(folder: Path, data: Path, config: TrainConfig, name="", st
         return train(folder, data, config, init_from=init_from and Path(init_from))
 
 
-def processes(number: int, devices: int, *words: str) -> list[tuple[int, str, str]]:
-    """Status, output and errors of so many processes, of so many devices each, that train as told."""
+def processes(number: int, devices: int, *words: str, do: str = "train_as_told") -> list[tuple[int, str, str]]:
+    """Status, output and errors of so many processes, of so many devices each, that call a function of this file."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -84,7 +87,7 @@ def processes(number: int, devices: int, *words: str) -> list[tuple[int, str, st
         shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(SCRIPT), *words],
+            [sys.executable, "-c", textwrap.dedent(SCRIPT), do, *words],
             cwd=Path(__file__).parents[1],
             env=shared | ({"JAX_PROCESS_ID": str(n)} if number > 1 else {}),
             stdout=subprocess.PIPE,
@@ -146,6 +149,43 @@ def test_a_process_whose_peer_is_gone_ends_with_a_message(prepared, tmp_path):
     first, second = processes(2, 1, str(tmp_path / "both"), str(prepared.folder), "SIGKILL@3", "1")
     assert (first[0], second[0]) == (1, -9)
     assert "another process is gone, or does not answer" in first[2], first[2]
+
+
+def meet_faults(folder: str) -> None:
+    """In a process of its own: what the second of two sees, or meets, and the first does not."""
+    mesh, second = MeshConfig(fsdp=2).over(jax.devices()), jax.process_index() == 1
+    split = NamedSharding(mesh, PartitionSpec("fsdp"))
+    x = jax.make_array_from_callback((4,), split, lambda part: np.array([0, 1, np.nan, 3], np.float32)[part])
+    print("not finite:", not_finite({"x": x}))
+    with Checkpoints(Path(folder), Retention()) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"x": x + step}, notes={}, metrics={})
+        checkpoints.wait()
+        wait_for_all("saved")
+        if second:
+            for path in (Path(folder) / "checkpoints/2/state").rglob("d/*"):
+                path.write_bytes(bytes(path.stat().st_size))
+        wait_for_all("damaged")
+        print("restored:", checkpoints.restore_newest({"x": x}, set_aside=True).step)
+    print("set aside:", [path.name for path in Path(folder, "checkpoints").glob("damaged-*")])
+    with pytest.raises(ValueError, match="share their folders; this one has") as refusal:
+        require_agreement({"same": "a", "folder": f"of {jax.process_index()}"})
+    print("refused:", refusal.value, flush=True)
+    with ending_together():
+        if second:
+            raise jax.errors.JaxRuntimeError("INTERNAL: cuDNN: no execution plan")
+        wait_for_all("the second is here")
+
+
+def test_processes_agree_on_faults_and_end_together(tmp_path):
+    first, second = processes(2, 1, str(tmp_path), do="meet_faults")
+    for process, finite, number in ((first, None, 0), (second, "x is not finite", 1)):
+        assert f"not finite: {finite}\n" in process[1], process[1:]
+        assert "restored: 1\nset aside: ['damaged-2']\n" in process[1], process[1:]
+        assert process[1].endswith(f"this one has folder: of {number}\n"), process[1]
+    assert (first[0], second[0]) == (1, 1)
+    assert "Traceback" in second[2] and "process 1 of 2: INTERNAL: cuDNN: no execution plan" in second[2], second[2]
+    assert "process 0 of 2: another process is gone" in first[2], first[2]
 
 
 @pytest.mark.parametrize("given", [{"JAX_NUM_PROCESSES": "2"}, {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}])
