@@ -3,13 +3,13 @@
     o_i = Σ_j softmax_j(q_i · k_j / √d) v_j        over the j of the same segment as i
 
     plain     all scores exist, [heads, queries, keys] of a row
-    kernel    they never do: cuDNN's flash attention on GPUs, in bfloat16; a Pallas kernel (splash attention) on TPUs,
-              over lengths that its tiles of 128 divide; elsewhere plain
+    cudnn     on GPUs: only who may see whom does, [queries, keys] of a row, for which JAX's interface takes a mask
+    splash    on TPUs: nothing of that size does, in a Pallas kernel that is told the segments
 
 The plain one has a gradient of its own, for which XLA on a CPU needs half the time of the one that it derives.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,22 @@ from trimask.diffusion.mesh import ROWS
 
 _TILES = (512, 256, 128)
 
+Kernel = Literal["plain", "cudnn", "splash"]
+
+
+def kernel_for(platform: str, dtype: Any, asked: int, length: int, head: int) -> Kernel:
+    """What computes attention fastest on a platform, of what can compute it there.
+
+    cuDNN takes bfloat16, even lengths, and heads of a multiple of 8 up to 128; splash attention lengths of a multiple
+    of 128.
+    """
+    if platform == "tpu" and asked % _TILES[-1] == length % _TILES[-1] == 0:
+        return "splash"
+    is_even = asked % 2 == length % 2 == 0
+    if platform == "gpu" and jnp.dtype(dtype) == jnp.bfloat16 and is_even and head % 8 == 0 and head <= 128:
+        return "cudnn"
+    return "plain"
+
 
 def attend(
     query: Float[Array, "batch asked heads head"],
@@ -30,11 +46,16 @@ def attend(
     segment: Int[Array, "batch seq"],
     attention: Literal["plain", "kernel"] = "plain",
 ) -> Float[Array, "batch asked heads head"]:
-    """o; `own` are the segments of the queries, `segment` those of keys and values."""
-    kernel, platform = attention == "kernel", jax.default_backend()
-    if kernel and platform == "tpu" and query.shape[1] % _TILES[-1] == key.shape[1] % _TILES[-1] == 0:
+    """o; `own` are the segments of the queries, `segment` those of keys and values.
+
+    `attention` says whether the products are plain, or by the `kernel_for` this platform and these shapes.
+    """
+    kernel: Kernel = "plain"
+    if attention == "kernel":
+        kernel = kernel_for(jax.default_backend(), query.dtype, query.shape[1], key.shape[1], query.shape[-1])
+    if kernel == "splash":
         return splash_attention(query, key, value, own, segment)
-    if kernel and platform == "gpu" and query.dtype == jnp.bfloat16:
+    if kernel == "cudnn":
         mask = own[:, None, :, None] == segment[:, None, None, :]
         return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
     return plain_attention(query, key, value, own, segment)

@@ -1,32 +1,34 @@
 """What a training step costs, in closed form: parameters, floating-point operations, memory and communication.
 
-    FLOPs of a token = 3 · (2·P + 4·L·n·h + 2·w·m·V)
+    FLOPs of a token = 3 · (2·P + 4·L·n·h + 2·w·p·V)
 
-P are the parameters of the blocks' matrices, L layers, n tokens of a row, h heads times their size, w the width, m the
+P are the parameters of the blocks' matrices, L layers, n tokens of a row, h heads times their size, w the width, p the
 share of masked positions and V the ids such a position may take: the backward pass is twice the forward pass, a product
 is two operations, and everything that is not a product of matrices is left out. This is what *has* to be computed: a
 step that unembeds other positions, or computes activations twice, does more, and its utilisation is lower for it.
 
-    bytes of a device = state + max(activations, gradients) + weights
+    bytes of a device = state + max(activations, gradients) + weights, and the gradients again if they are accumulated
     state = 16 of each parameter it has (itself, its average, two moments), gradients = 4
     layer = c · tokens · (7.3 w + 8.6 m / t) + 1.2 · c · rows · (heads / t) · n²
     loss = 2.7 · 4 · tile + (c + 4) · w · V
     activations = L · layer + loss, or with remat c · tokens · L · w + max(layer, loss)
-    weights = gathered from other devices: 2 c of each parameter of a layer; of scanned blocks also 12 of all
+    weights = all-gathered: 2 c of each parameter of a layer; of scanned blocks also 12 of all
 
 c are the bytes of an activation, m the hidden size of the SwiGLU, t the tensor axis, tile the logits that exist at a
 time. The four coefficients are fitted to what XLA plans for a CPU in float32, of which they are within 10 % at 24
-shapes and meshes of unrolled blocks and within 15 % at 12 of scanned ones, half of them with remat; `plan --check` asks
-XLA itself. A kernel for attention keeps no scores (n²).
+shapes and meshes of unrolled blocks and within 15 % at 12 of scanned ones, half of them with remat, all of a single
+micro-batch and with more activations than gradients. Where gradients are most of it XLA has needed up to twice as much,
+the more with gathered weights kept from one micro-batch to the next; `plan --check` asks XLA itself. With a kernel for attention there are no scores, n²; with cuDNN's, 2 · rows · n² bytes of who may see whom,
+of all layers together.
 
     bytes sent by a device in a step, where r(k) = (k − 1) / k of an array of k parts is what a ring passes on
-    blocks       P / t · ((2 c + 4) r(f) + 8 / f · r(d)), gathered forward and backward, gradients scattered or added
-    unembedding  w V · ((c + 4) r(f t) + 8 / (f t) · r(d)), gathered once
+    blocks       P / t · ((2 c + 4) r(f) + 8 / f · r(d)): two all-gathers; of gradients reduce-scatter, all-reduce
+    unembedding  w V · ((c + 4) r(f t) + 8 / (f t) · r(d)): one all-gather, then the same
     embedding    w V · 8 / (f t) · r(d) + 8 · tokens · w · (r(f) / t + r(t)), of which rows are exchanged
     rest         8 · r(d f) of each other parameter, of which all devices have a copy
-    tensor       8 · c · L · tokens · w · r(t) + 8 · tokens · w · r(t): four sums of activations a layer, and the loss's
+    tensor       8 · c · L · tokens · w · r(t) + 8 · tokens · w · r(t): four all-reduces of a layer, and the loss's
 
-for a mesh of d × f × t devices (data, fsdp, tensor).
+for a mesh of d × f × t devices (data, fsdp, tensor) that divides the widths; else arrays stay whole, and less is sent.
 """
 
 from bisect import bisect_right
@@ -37,6 +39,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh
 
+from trimask.diffusion.attention import kernel_for
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.mesh import AXES, shardings
 from trimask.diffusion.transformer import TransformerConfig
@@ -97,7 +100,8 @@ class Memory:
     state: int
     """Parameters, average and moments, exactly."""
     activations: int
-    """What the backward pass needs, and the loss; never less than the gradients, which take its place."""
+    """What the backward pass needs, and the loss; never less than the gradients, which take its place, and accumulated
+    gradients."""
     weights: int
     """Copies of parameters: gathered from other devices, or stacked for a loop over blocks."""
 
@@ -108,8 +112,8 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A step on a mesh."""
+class StepOnMesh:
+    """The shapes of a step on a mesh of devices."""
 
     model: TransformerConfig
     vocabulary: Vocabulary
@@ -117,6 +121,9 @@ class Layout:
     fsdp: int
     tensor: int
     row_length: int
+    accumulate: int = 1
+    platform: str = "cpu"
+    """Of the devices: cpu, gpu or tpu."""
     loss: LossConfig = LossConfig()
 
     def __post_init__(self):
@@ -152,17 +159,24 @@ class Layout:
         """The same of the numbers of parameters that a device has."""
         model, c, width, layers = self.model, self.bytes_of_activation, self.model.width, self.model.num_layers
         tokens = rows * self.row_length
-        scores = 0 if model.attention == "kernel" else rows * model.num_heads / self.tensor * self.row_length**2
+        pairs, kernel = rows * self.row_length**2, "plain"
+        if model.attention == "kernel":
+            kernel = kernel_for(
+                self.platform, model.compute_dtype, self.row_length, self.row_length, model.size_of_head
+            )
+        scores = pairs * model.num_heads / self.tensor if kernel == "plain" else 0
         layer = c * (tokens * (7.3 * width + 8.6 * model.size_of_mlp / self.tensor) + 1.2 * scores)
         tile = min(self.loss.rows, tokens) * min(self.loss.columns, self.vocabulary.size)
         loss = 2.7 * 4 * tile + (c + 4) * self.vocabulary.size * width
         activations = layers * layer + loss
         if model.remat == "block":
             activations = c * tokens * layers * width + max(layer, loss)
+        activations += 2 * pairs if kernel == "cudnn" else 0
         weights = 12 * blocks if model.blocks == "scanned" else 0
         if self.fsdp > 1:
             weights += 2 * c * blocks // layers * self.fsdp
-        return Memory(16 * own, round(max(activations, 4 * own)), weights)
+        accumulated = 4 * own if self.accumulate > 1 else 0
+        return Memory(16 * own, round(max(activations, 4 * own)) + accumulated, weights)
 
     def communication(self, rows: int) -> int:
         """Bytes that a device sends in a step."""

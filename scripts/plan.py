@@ -20,7 +20,7 @@ import tyro
 from jax.sharding import NamedSharding, PartitionSpec
 
 from trimask.configs.presets import PRESETS, Experiment, preset
-from trimask.diffusion.cost import Layout, flops_per_token, parameters
+from trimask.diffusion.cost import StepOnMesh, flops_per_token, parameters
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.mesh import ROWS, MeshConfig
 from trimask.diffusion.train import Pretraining
@@ -63,9 +63,9 @@ class Arguments:
     preset: tyro.conf.Positional[str]
     """Named experiment."""
     devices: int = 8
-    """How many."""
+    """Number of accelerators."""
     device_kind: Kind = "h100"
-    """Which."""
+    """Kind of accelerator."""
     row_length: int = 2048
     """Tokens of a row."""
     mfu: float = 0.4
@@ -87,24 +87,44 @@ class Arguments:
         numbers = (self.devices, self.row_length, self.batch_tokens, self.accumulate, self.horizon_tokens)
         if min(numbers) < 1 or not 0 < self.mfu <= 1:
             raise ValueError(f"numbers must be at least 1, and mfu above 0 and at most 1; got {self}")
+        if self.check and self.model.attention == "kernel":
+            raise ValueError(
+                "--check compiles for CPUs, which have no kernel for attention; got --model.attention kernel"
+            )
 
 
 def run(arguments: Arguments) -> dict[str, float]:
     """Prints the plan; returns its numbers."""
     experiment, device = preset(arguments.preset), DEVICES[arguments.device_kind]
+    platform = "tpu" if arguments.device_kind.startswith("tpu") else "gpu"
     data, fsdp, tensor = arguments.mesh.sizes(arguments.devices)
     vocabulary, config = experiment.vocabulary, replace(experiment.train, model=arguments.model)
-    layout = Layout(arguments.model, vocabulary, data, fsdp, tensor, arguments.row_length, config.loss)
+    step = StepOnMesh(
+        arguments.model,
+        vocabulary,
+        data,
+        fsdp,
+        tensor,
+        arguments.row_length,
+        arguments.accumulate,
+        platform,
+        config.loss,
+    )
     shapes = Pretraining(config, vocabulary).abstract().parameters
     per_device = arguments.batch_tokens / (data * fsdp * arguments.accumulate * arguments.row_length)
     rows = max(1, round(per_device))
     if abs(rows - per_device) > 1e-6 * rows:
         console.print(f"Note: {per_device:.3g} rows for each device and micro-batch; planned with {rows}.")
-    memory, count = layout.memory(shapes, rows), parameters(arguments.model, vocabulary)
+    if arguments.model.width % (fsdp * tensor):
+        console.print(
+            f"Note: width {arguments.model.width} is no multiple of fsdp × tensor, {fsdp * tensor}: some matrices stay "
+            "whole on every device, and less is sent than said here."
+        )
+    memory, count = step.memory(shapes, rows), parameters(arguments.model, vocabulary)
     flops = flops_per_token(arguments.model, vocabulary, arguments.row_length)
     step_tokens = rows * data * fsdp * arguments.accumulate * arguments.row_length
     compute = step_tokens * flops / (arguments.devices * device.peak_flops * arguments.mfu)
-    sent = layout.communication(rows) * arguments.accumulate
+    sent = step.communication(rows) * arguments.accumulate
     link = device.link if arguments.devices <= 8 else device.far_link
     seconds = arguments.horizon_tokens / step_tokens * compute
     found = {
@@ -113,7 +133,7 @@ def run(arguments: Arguments) -> dict[str, float]:
         "memory": memory.total,
         "rest": memory.total - memory.state,
         "sent": sent,
-        "largest_rows": layout.largest_rows(shapes, device.memory_bytes),
+        "largest_rows": step.largest_rows(shapes, device.memory_bytes),
         "step_seconds": compute,
         "days": seconds / 86_400,
     }

@@ -10,7 +10,7 @@ import pytest
 from test_mesh import run_on_eight_devices
 
 from trimask.diffusion import attention
-from trimask.diffusion.attention import attend, splash_attention
+from trimask.diffusion.attention import attend, kernel_for, splash_attention
 from trimask.diffusion.train import Pretraining, TrainConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.sequence import Sequence
@@ -76,25 +76,33 @@ def test_on_a_mesh_the_kernel_for_tpus_has_its_rows_and_heads():
 
 
 @pytest.mark.parametrize(
-    ("platform", "dtype", "asked", "chosen"),
+    ("platform", "dtype", "asked", "length", "head", "chosen"),
     [
-        ("cpu", "bfloat16", 128, "plain"),
-        ("gpu", "bfloat16", 128, "cudnn"),
-        ("gpu", "float32", 128, "plain"),
-        ("tpu", "float32", 128, "splash"),
-        ("tpu", "bfloat16", 100, "plain"),
+        ("cpu", "bfloat16", 128, 128, 64, "plain"),
+        ("gpu", "bfloat16", 13, 14, 64, "plain"),
+        ("gpu", "bfloat16", 12, 14, 64, "cudnn"),
+        ("gpu", "bfloat16", 128, 128, 60, "plain"),
+        ("gpu", "bfloat16", 128, 128, 256, "plain"),
+        ("gpu", "float32", 128, 128, 64, "plain"),
+        ("tpu", "float32", 128, 256, 60, "splash"),
+        ("tpu", "bfloat16", 100, 128, 64, "plain"),
+        ("tpu", "bfloat16", 128, 100, 64, "plain"),
     ],
 )
-def test_a_kernel_is_chosen_where_there_is_one_and_only_if_asked(platform, dtype, asked, chosen, monkeypatch):
-    *qkv, own, segment = inputs(asked=asked)
-    qkv = [x.astype(dtype) for x in qkv]
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+def test_a_kernel_is_chosen_where_it_takes_the_shapes(platform, dtype, asked, length, head, chosen):
+    assert kernel_for(platform, jnp.dtype(dtype), asked, length, head) == chosen
+
+
+def test_what_is_asked_for_is_called(monkeypatch):
+    *qkv, own, segment = inputs()
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *_, implementation, **__: implementation)
     monkeypatch.setattr(attention, "splash_attention", lambda *_: "splash")
     monkeypatch.setattr(attention, "plain_attention", lambda *_: "plain")
     attend = inspect.unwrap(attention.attend)  # what comes back is no array
-    assert attend(*qkv, own, segment, "kernel") == chosen
-    assert attend(*qkv, own, segment) == "plain"
+    for kernel in ("plain", "cudnn", "splash"):
+        monkeypatch.setattr(attention, "kernel_for", lambda *_, kernel=kernel: kernel)
+        assert attend(*qkv, own, segment, "kernel") == kernel
+        assert attend(*qkv, own, segment) == "plain"
 
 
 def test_a_training_step_with_kernels_is_a_program_for_tpus(monkeypatch):

@@ -80,6 +80,25 @@ def test_a_plan_names_what_is_impossible(capsys):
         main(["--devices", "8", "trimodal_1b", "--mesh.fsdp", "1", "--mesh.tensor", "8"])
     with pytest.raises(ValueError, match="no preset 'trimodal_2b'; there are"):
         main(["trimodal_2b"])
+    with pytest.raises(SystemExit):
+        main(["tiny", "--check", "--model.attention", "kernel"])
+    assert "no kernel for" in capsys.readouterr().err
     found = main(["trimodal_3b", "--devices", "8", "--device-kind", "tpu-v5e"])
-    assert main(["trimodal_3b", "--devices", "8", "--model.attention", "kernel"])["rest"] < found["rest"]
     assert found["largest_rows"] == 6 and "66.02 GB of 16.00 GB" in capsys.readouterr().out
+    main(["tiny", "--devices", "3", "--mesh.fsdp", "3"])
+    assert "width 128 is no multiple" in capsys.readouterr().out
+
+
+def test_a_plan_counts_scores_where_no_kernel_takes_the_shapes_and_accumulated_gradients():
+    def rest(kind, *words):
+        return main(["trimodal_3b", "--devices", "8", "--device-kind", kind, *words])["rest"]
+
+    plain, kernel = rest("h100"), ["--model.attention", "kernel"]
+    assert rest("h100", *kernel, "--row-length", "2047") == rest("h100", "--row-length", "2047")
+    assert rest("h100", *kernel, "--model.compute-dtype", "float32") == rest("h100", "--model.compute-dtype", "float32")
+    # Of cuDNN's 64 rows two bytes for each pair of positions; of splash attention nothing.
+    assert plain > rest("h100", *kernel) == rest("tpu-v5p", *kernel) + 2 * 64 * 2048**2
+    micro = ["--batch-tokens", str(2**18)]
+    # 4 of the 16 bytes that a parameter's state has.
+    more = rest("h100", "--accumulate", "4") - rest("h100", *micro)
+    assert more == main(["trimodal_3b", "--devices", "8"])["state"] // 4
