@@ -2,7 +2,7 @@
 #
 #   PYTHON       the Python (>= 3.11) to build .venv with; found if not given
 #   PYTEST_ARGS  for pytest, such as "-k packaging"; two processes, a file in one of them, unless given
-#   EXTRAS       of pyproject.toml to install: "speech,video,cuda" for GPUs, "tpu" for TPUs
+#   EXTRAS       of pyproject.toml to install: "speech,video,test,cuda" for GPUs, "tpu" for TPUs
 #   UPGRADE      --upgrade lets `make constraints` move pins that could stay
 
 PYTHON ?=
@@ -15,7 +15,7 @@ bin := .venv/bin
 candidates := $(or $(PYTHON),python3 python python3.14 python3.13 python3.12 python3.11)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types setup constraints clean
+.PHONY: help demo test lint types setup constraints clean other_extras
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -46,8 +46,9 @@ types: .venv/.ready  ## mypy on the wheel, as a user would install it
 
 setup: .venv/.ready  ## .venv with everything pinned by constraints.txt
 
-# The stamp goes first and comes back last, so an interrupted setup is done again.
-.venv/.ready: pyproject.toml constraints.txt
+# The stamp goes first and comes back last, so an interrupted setup is done again; it says with which extras.
+other_extras := $(filter-out $(EXTRAS),$(shell cat .venv/.ready 2>/dev/null))
+.venv/.ready: pyproject.toml constraints.txt $(if $(other_extras),other_extras)
 	@rm -f $@; \
 	enough='import sys; print(".".join(map(str, sys.version_info[:3]))); sys.exit(sys.version_info < (3, 11))'; \
 	python=; seen=; \
@@ -70,7 +71,7 @@ setup: .venv/.ready  ## .venv with everything pinned by constraints.txt
 	    "$$python" -m venv .venv; \
 	    $(bin)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'; \
 	fi; \
-	touch $@
+	echo '$(EXTRAS)' > $@
 
 constraints:  ## pin again after a change of dependencies (needs uv); names no package index
 	uv pip compile pyproject.toml --extra speech --extra video --extra test --universal --python-version 3.11 --fork-strategy fewest \

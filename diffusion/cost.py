@@ -18,8 +18,8 @@ c are the bytes of an activation, m the hidden size of the SwiGLU, t the tensor 
 time. The four coefficients are fitted to what XLA plans for a CPU in float32, of which they are within 10 % at 24
 shapes and meshes of unrolled blocks and within 15 % at 12 of scanned ones, half of them with remat, all of a single
 micro-batch and with more activations than gradients. Where gradients are most of it XLA has needed up to twice as much,
-the more with gathered weights kept from one micro-batch to the next; `plan --check` asks XLA itself. With a kernel for attention there are no scores, n²; with cuDNN's, 2 · rows · n² bytes of who may see whom,
-of all layers together.
+the more with gathered weights kept from one micro-batch to the next; `plan --check` asks XLA itself. With a kernel for
+attention there are no scores, n²; with cuDNN's, 2 · rows · n² bytes of who may see whom, of all layers together.
 
     bytes sent by a device in a step, where r(k) = (k − 1) / k of an array of k parts is what a ring passes on
     blocks       P / t · ((2 c + 4) r(f) + 8 / f · r(d)): two all-gathers; of gradients reduce-scatter, all-reduce
@@ -166,7 +166,7 @@ class StepOnMesh:
             )
         scores = pairs * model.num_heads / self.tensor if kernel == "plain" else 0
         layer = c * (tokens * (7.3 * width + 8.6 * model.size_of_mlp / self.tensor) + 1.2 * scores)
-        tile = min(self.loss.rows, tokens) * min(self.loss.columns, self.vocabulary.size)
+        tile = min(self.loss.tile_positions, tokens) * min(self.loss.tile_ids, self.vocabulary.size)
         loss = 2.7 * 4 * tile + (c + 4) * self.vocabulary.size * width
         activations = layers * layer + loss
         if model.remat == "block":

@@ -1,6 +1,8 @@
 """The training objective: weighted cross-entropy at masked positions, normalised per modality.
 
-    L = Σ_m λ_m / N_m · Σ_{i masked, of modality m} w_i · (−log p(x_i | noised)),    p = softmax over the allowed ids
+    L = Σ_m λ_m / N_m · Σ_{i masked, of modality m} [w_i · (−log p(x_i | noised)) + z · (log Z_i)²]
+
+where p, the softmax over the allowed ids, has the normaliser Z_i, and z is the coefficient of the z-loss.
 
 N_m counts the *maskable* tokens of modality m in the global batch, never the masked ones, so that the expectation over
 masks is the bound per token. With w_i the ELBO's weight and λ = 1 this is the negative ELBO per token of each
@@ -30,16 +32,16 @@ class LossConfig:
     """λ of each modality by name; 1 where none is given."""
     z_loss: float = 0.0
     """Coefficient of (log Σ exp logits)² at masked positions, which keeps logits from drifting."""
-    rows: int = 512
+    tile_positions: int = 512
     """Masked positions whose logits are computed at a time."""
-    columns: int = 4096
+    tile_ids: int = 4096
     """Ids for which they are, at most."""
 
     def __post_init__(self):
         if self.z_loss < 0 or min(self.modality_weights.values(), default=0) < 0:
             raise ValueError(f"loss weights must not be negative, got {self}")
-        if min(self.rows, self.columns) < 1:
-            raise ValueError(f"rows and columns of a loss must be at least 1, got {self.rows} and {self.columns}")
+        if min(self.tile_positions, self.tile_ids) < 1:
+            raise ValueError(f"a tile needs positions and ids, got {self.tile_positions} and {self.tile_ids}")
 
 
 @jax.tree_util.register_dataclass
@@ -89,7 +91,7 @@ def loss_and_metrics(
     of_positions = (noised.clean, bounds, noised.is_masked, scale * weight, scale * config.z_loss)
     flat = (x.reshape(-1, *x.shape[2:]) for x in of_positions)
     loss, nll = masked_cross_entropy(
-        hidden.reshape(-1, hidden.shape[-1]), matrix, *flat, config.rows, config.columns, dtype
+        hidden.reshape(-1, hidden.shape[-1]), matrix, *flat, config.tile_positions, config.tile_ids, dtype
     )
     return loss, bound_metrics(noised, nll.reshape(noised.clean.shape), vocabulary)
 

@@ -32,7 +32,7 @@ class ScheduleConfig:
     power: float = 2.0
     """Exponent of the polynomial schedule."""
     min_time: float = 1e-3
-    """Times lie in [min_time, 1 − min_time], which bounds the weights; the bound loses that share of the integral."""
+    """Times are uniform in [min_time, 1 − min_time], which bounds the weights; the bound is the mean over these."""
 
     def __post_init__(self):
         if self.power <= 0:

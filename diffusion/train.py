@@ -160,7 +160,7 @@ class Pretraining:
         parameters = jax.tree.map(lambda p, u: p - rate * u, state.parameters, updates)
         average = averaged(state.average, parameters, knobs.ema_decay, step)
         scalars = {"loss": loss, "gradient_norm": optax.tree.norm(gradients), "tokens": _rounded(tokens)}
-        scalars["learning_rate"] = jnp.max(knobs.learning_rate) * rate
+        scalars["largest_learning_rate"] = jnp.max(knobs.learning_rate) * rate
         metrics |= {name: Mean(value, jnp.ones(())) for name, value in scalars.items()}
         return laid_out(TrainState(parameters, average, optimizer, step, tokens)), metrics
 

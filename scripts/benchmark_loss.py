@@ -125,7 +125,7 @@ def _compared(ours: Timing, other: Case) -> Case:
 def _tiles(config: LossConfig, dtype: str, hidden, matrix, clean, bounds, is_masked, weight):
     z = jnp.full_like(weight, config.z_loss)
     of_tokens = (clean, bounds, is_masked, weight, z)
-    return masked_cross_entropy(hidden, matrix, *of_tokens, config.rows, config.columns, dtype)[0]
+    return masked_cross_entropy(hidden, matrix, *of_tokens, config.tile_positions, config.tile_ids, dtype)[0]
 
 
 def _masked_logits(number: int, dtype: str, hidden, matrix, clean, bounds, is_masked, weight):

@@ -157,7 +157,7 @@ def test_impossible_arguments_end_with_a_message(tmp_path, capsys, words, reason
 
 def test_the_loss_is_timed_beside_arrays_of_logits(tmp_path):
     words = ["--vocabularies", "300", "3000", "--tokens", "64", "--width", "16", "--repeats", "2"]
-    main(["loss", str(tmp_path), *words, "--loss.rows", "16", "--loss.columns", "128"])
+    main(["loss", str(tmp_path), *words, "--loss.tile-positions", "16", "--loss.tile-ids", "128"])
     cases = json.loads((tmp_path / "loss.json").read_text())["cases"]
     assert [case["code"] for case in cases] == ["tiles", "masked logits", "all logits"] * 2
     ours, masked, everything = (case["timing"]["temporary_bytes"] for case in cases[3:])

@@ -57,7 +57,7 @@ def test_a_run_interrupted_and_resumed_ends_bit_for_bit_like_an_uninterrupted_on
     steps = [line["step"] for line in lines(tmp_path)]
     assert steps == sorted(set(steps)) and steps[-1] == whole.step
     for old, new in zip(lines(folder)[-1:], lines(tmp_path)[-1:], strict=True):
-        for name in ("loss", "tokens", "learning_rate"):
+        for name in ("loss", "tokens", "largest_learning_rate"):
             assert old[name] == new[name]
 
 

@@ -52,7 +52,7 @@ def test_a_larger_run_is_transferred_from_the_tuned_one(prepared, tuned, tmp_pat
     # What is announced is what is done: the rate logged, as a fraction of its peak at these tokens, gives the peak.
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-2])
     rate = description.train.optimizer.rate_at(jnp.float32(line["tokens"]))
-    assert line["learning_rate"] == pytest.approx(1e-2 * kappa**0.5 * float(rate), rel=1e-5)
+    assert line["largest_learning_rate"] == pytest.approx(1e-2 * kappa**0.5 * float(rate), rel=1e-5)
     printed = capsys.readouterr().out
     assert f"Hyperparameters, at κ = {kappa:.4g}" in printed and f"{description.optimizer.beta2:.5g}" in printed
     assert "How large a batch may be is not known" in printed
