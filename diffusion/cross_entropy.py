@@ -4,8 +4,8 @@
     log Z_i = log Σ_{v allowed at i} exp(h_i · W[:, v])       allowed: one range of ids, [start_i, stop_i)
 
 What is not masked does not enter the loss, and most ids are not allowed at a position, so neither is computed: masked
-positions are sorted by their range and taken so many rows at a time, for as many chunks as there are; of a chunk only
-the ids are looked at that one of its rows may take, so many columns at a time, with an online log-sum-exp (Milakov and
+positions are sorted by their range and taken a chunk at a time, for as many chunks as there are; of a chunk only the
+ids are looked at that one of its positions may take, a tile at a time, with an online log-sum-exp (Milakov and
 Gimelshein, arXiv 1805.02867). That no logits are kept is the idea of cut cross-entropy (arXiv 2411.09009).
 
 Deviations from that paper
@@ -14,6 +14,7 @@ Deviations from that paper
 2. Gradients are not filtered by size; they are exact.
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -48,25 +49,24 @@ def masked_cross_entropy(
     is_masked: Bool[Array, " tokens"],
     weight: Float[Array, " tokens"],
     z_weight: Float[Array, " tokens"],
-    rows: int,
-    columns: int,
+    tile_positions: int,
+    tile_ids: int,
     dtype: str,
 ) -> tuple[Float[Array, ""], Float[Array, " tokens"]]:
     """The loss, with its gradient of hidden states and matrix, and −log p of the clean tokens in nats, without one.
 
-    `bounds` are start and stop of the ids a position may take, `weight` and `z_weight` its c and z. At most rows ×
-    columns logits exist at a time. Products are of numbers of type `dtype`, sums are float32. −log p is 0 where nothing
-    is masked. On a mesh each device takes its share of the tokens, and gathers the matrix.
+    `bounds` are start and stop of the ids a position may take, `weight` and `z_weight` its c and z. At most
+    tile_positions × tile_ids logits exist at a time. Products are of numbers of type `dtype`, sums are float32. −log p
+    is 0 where nothing is masked. On a mesh each device takes its share of the tokens, and gathers the matrix.
     """
-    return _sums(hidden, matrix, clean, bounds, is_masked, weight, z_weight, rows, columns, dtype, False)[0]
+    return _sums(hidden, matrix, clean, bounds, is_masked, weight, z_weight, tile_positions, tile_ids, dtype, False)[0]
 
 
-def _forward(hidden, matrix, clean, bounds, is_masked, weight, z_weight, rows, columns, dtype):
-    values, gradients = _sums(hidden, matrix, clean, bounds, is_masked, weight, z_weight, rows, columns, dtype, True)
-    return values, gradients
+def _forward(hidden, matrix, clean, bounds, is_masked, weight, z_weight, tile_positions, tile_ids, dtype):
+    return _sums(hidden, matrix, clean, bounds, is_masked, weight, z_weight, tile_positions, tile_ids, dtype, True)
 
 
-def _backward(rows, columns, dtype, gradients, cotangents):
+def _backward(tile_positions, tile_ids, dtype, gradients, cotangents):
     d_hidden, d_matrix = (cotangents[0] * gradient for gradient in gradients)
     return d_hidden, d_matrix, None, None, None, None, None
 
@@ -74,16 +74,16 @@ def _backward(rows, columns, dtype, gradients, cotangents):
 masked_cross_entropy.defvjp(_forward, _backward)
 
 
-def _sums(hidden, matrix, clean, bounds, is_masked, weight, z_weight, rows, columns, dtype, with_gradient):
+def _sums(hidden, matrix, clean, bounds, is_masked, weight, z_weight, tile_positions, tile_ids, dtype, with_gradient):
     """The values of `masked_cross_entropy`, and (d hidden, d matrix) or None; on the mesh in use, if there is one."""
     mesh, matrix = jax.sharding.get_abstract_mesh(), matrix.astype(dtype)
     of_tokens = (hidden, clean, bounds, is_masked, weight, z_weight)
-    of_device = partial(_sums_here, rows=rows, columns=columns, with_gradient=with_gradient)
+    of_device = partial(_sums_here, tile_positions=tile_positions, tile_ids=tile_ids, with_gradient=with_gradient)
     if mesh.empty or mesh.size == 1:
         return of_device(matrix, *of_tokens)
 
-    place = partition("unembedding", matrix.shape, mesh)
-    scattered = place[0] or ()
+    spec = partition("unembedding", matrix.shape, mesh)
+    scattered = spec[0] or ()
 
     def of_share(*arguments):
         (loss, nll), gradients = of_device(*arguments)
@@ -98,89 +98,128 @@ def _sums(hidden, matrix, clean, bounds, is_masked, weight, z_weight, rows, colu
 
     whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
     padded = (jnp.pad(x, [(0, -len(x) % mesh.size)] + [(0, 0)] * (x.ndim - 1)) for x in of_tokens)
-    out_specs = ((whole, split), (split, place) if with_gradient else None)
+    out_specs = ((whole, split), (split, spec) if with_gradient else None)
     shared = jax.shard_map(of_share, in_specs=(whole, *[split] * 6), out_specs=out_specs, check_vma=False)
     (loss, nll), gradients = shared(matrix, *padded)
     return (loss, nll[: len(clean)]), gradients and (gradients[0][: len(clean)], gradients[1])
 
 
-def _sums_here(narrow, hidden, clean, bounds, is_masked, weight, z_weight, *, rows, columns, with_gradient):
-    """The values and gradients of this device's tokens; `narrow` is the matrix in the dtype of products."""
-    tokens, vocab, dtype = len(clean), narrow.shape[1], narrow.dtype
-    rows, columns = min(rows, tokens), min(columns, vocab)
+def _sums_here(matrix, hidden, clean, bounds, is_masked, weight, z_weight, *, tile_positions, tile_ids, with_gradient):
+    """The values and gradients of this device's tokens; the matrix is in the dtype of products."""
+    tokens, vocab = len(clean), matrix.shape[1]
+    positions, ids = min(tile_positions, tokens), min(tile_ids, vocab)
     order = jnp.argsort(jnp.where(is_masked, bounds[:, 0], vocab), stable=True)
-    order = jnp.pad(order, (0, -tokens % rows), constant_values=tokens)  # past the end: read as 0, never written
+    order = jnp.pad(order, (0, -tokens % positions), constant_values=tokens)  # past the end: read as 0, never written
 
-    def of_chunk(chunk, carry):
-        loss, nll, gradients = carry
-        here = jax.lax.dynamic_slice_in_dim(order, chunk * rows, rows)
-        h, x, allowed, is_there, c, z = (
+    def add(number, sums):
+        loss, nll, gradients = sums
+        here = jax.lax.dynamic_slice_in_dim(order, number * positions, positions)
+        taken = (
             jnp.take(values, here, axis=0, mode="fill", fill_value=0)
             for values in (hidden, clean, bounds, is_masked, weight, z_weight)
         )
-        h = jnp.where(is_there[:, None], h, 0.0).astype(dtype)
-        # Of the rows that are not there all ids count, so that nothing of theirs is infinite.
-        start = jnp.where(is_there, allowed[:, 0], 0)
-        stop = jnp.where(is_there, allowed[:, 1], vocab)
-        low = jnp.min(jnp.where(is_there, start, vocab))
-        high = jnp.max(jnp.where(is_there, stop, 0))
-        num_tiles = jnp.maximum(-(-(high - low) // columns), 1)
+        chunk = _chunk(*taken, vocab=vocab, tile_ids=ids, dtype=matrix.dtype)
+        log_z, target, last_logits = _log_sum_exp(matrix, chunk, ids)
+        nll_here = jnp.where(chunk.is_there, log_z - target, 0.0)
+        loss += jnp.sum(chunk.weight * nll_here + chunk.z_weight * log_z**2)
+        nll = nll.at[here].set(nll_here, mode="drop")
+        if with_gradient:
+            d_hidden, d_matrix = gradients
+            d_here, d_matrix = _pull_back(matrix, chunk, ids, log_z, last_logits, d_matrix)
+            gradients = (d_hidden.at[here].set(d_here, mode="drop"), d_matrix)
+        return loss, nll, gradients
 
-        def tile(number):
-            """Logits of a tile, its first id, and which id each row looks for."""
-            wanted = low + number * columns
-            first = jnp.minimum(wanted, vocab - columns)
-            ids = first + jnp.arange(columns)
-            part = jax.lax.dynamic_slice_in_dim(narrow, first, columns, axis=1)
-            logits = jnp.matmul(h, part, preferred_element_type=jnp.float32)
-            # Ids below the wanted one belong to the tile before.
-            is_allowed = (ids >= jnp.maximum(start[:, None], wanted)) & (ids < stop[:, None])
-            return jnp.where(is_allowed, logits, -jnp.inf), first, part
-
-        def summed(number, carry):
-            most, total, target, _ = carry
-            logits, first, _ = tile(number)
-            new = jnp.maximum(most, logits.max(axis=-1))
-            total = total * jnp.exp(most - new) + jnp.sum(jnp.exp(logits - new[:, None]), axis=-1)
-            place = x - first
-            own = jnp.take_along_axis(logits, jnp.clip(place, 0, columns - 1)[:, None], axis=-1)[:, 0]
-            target = jnp.where((place >= 0) & (place < columns), jnp.maximum(target, own), target)
-            return new, total, target, logits
-
-        nothing = jnp.full(rows, jnp.finfo(jnp.float32).min)
-        start_carry = (nothing, jnp.zeros(rows), jnp.full(rows, -jnp.inf), jnp.zeros((rows, columns)))
-        most, total, target, last = jax.lax.fori_loop(0, num_tiles, summed, start_carry)
-        log_z = most + jnp.log(total)
-        own = jnp.where(is_there, log_z - target, 0.0)
-        c, z = jnp.where(is_there, c, 0.0), jnp.where(is_there, z, 0.0)
-        loss += jnp.sum(c * own + z * log_z**2)
-        nll = nll.at[here].set(own, mode="drop")
-        if not with_gradient:
-            return loss, nll, gradients
-
-        def pulled_back(logits, first, part, carry):
-            d_h, d_matrix = carry
-            p = jnp.exp(logits - log_z[:, None])
-            d_logits = (c + 2 * z * log_z)[:, None] * p
-            is_target = first + jnp.arange(columns) == x[:, None]
-            d_logits = jnp.where(is_target & (logits > -jnp.inf), d_logits - c[:, None], d_logits).astype(dtype)
-            d_h += jnp.matmul(d_logits, part.T, preferred_element_type=jnp.float32)
-            new = jnp.matmul(h.T, d_logits, preferred_element_type=jnp.float32)
-            old = jax.lax.dynamic_slice_in_dim(d_matrix, first, columns, axis=1)
-            return d_h, jax.lax.dynamic_update_slice_in_dim(d_matrix, old + new, first, axis=1)
-
-        def again(number, carry):
-            logits, first, part = tile(number)
-            return pulled_back(logits, first, part, carry)
-
-        d_hidden, d_matrix = gradients
-        first = jnp.minimum(low + (num_tiles - 1) * columns, vocab - columns)
-        part = jax.lax.dynamic_slice_in_dim(narrow, first, columns, axis=1)
-        carry = pulled_back(last, first, part, (jnp.zeros(h.shape), d_matrix))
-        d_h, d_matrix = jax.lax.fori_loop(0, num_tiles - 1, again, carry)
-        return loss, nll, (d_hidden.at[here].set(d_h, mode="drop"), d_matrix)
-
-    zeros = (jnp.zeros(hidden.shape), jnp.zeros(narrow.shape)) if with_gradient else None
-    num_chunks = -(-is_masked.sum() // rows)
-    loss, nll, gradients = jax.lax.fori_loop(0, num_chunks, of_chunk, (jnp.zeros(()), jnp.zeros(tokens), zeros))
+    zeros = (jnp.zeros(hidden.shape), jnp.zeros(matrix.shape)) if with_gradient else None
+    num_chunks = -(-is_masked.sum() // positions)
+    loss, nll, gradients = jax.lax.fori_loop(0, num_chunks, add, (jnp.zeros(()), jnp.zeros(tokens), zeros))
     return (loss, nll), gradients
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Chunk:
+    """Masked positions that are taken together. Where none `is_there`, weights are 0, and all ids are allowed."""
+
+    hidden: Float[Array, "positions width"]
+    clean: Int[Array, " positions"]
+    start: Int[Array, " positions"]
+    stop: Int[Array, " positions"]
+    is_there: Bool[Array, " positions"]
+    weight: Float[Array, " positions"]
+    z_weight: Float[Array, " positions"]
+    low: Int[Array, ""]
+    """First id that a position may take."""
+    num_tiles: Int[Array, ""]
+    """How many it takes from there to the last such id, at least one."""
+
+
+def _chunk(hidden, clean, bounds, is_there, weight, z_weight, *, vocab, tile_ids, dtype) -> _Chunk:
+    start = jnp.where(is_there, bounds[:, 0], 0)
+    stop = jnp.where(is_there, bounds[:, 1], vocab)
+    low, high = jnp.min(jnp.where(is_there, start, vocab)), jnp.max(jnp.where(is_there, stop, 0))
+    return _Chunk(
+        hidden=jnp.where(is_there[:, None], hidden, 0.0).astype(dtype),
+        clean=clean,
+        start=start,
+        stop=stop,
+        is_there=is_there,
+        weight=jnp.where(is_there, weight, 0.0),
+        z_weight=jnp.where(is_there, z_weight, 0.0),
+        low=low,
+        num_tiles=jnp.maximum(-(-(high - low) // tile_ids), 1),
+    )
+
+
+def _columns(matrix, chunk: _Chunk, number, ids: int):
+    """The first id of a tile, and its columns of the matrix; the last tile begins early rather than end late."""
+    first = jnp.minimum(chunk.low + number * ids, matrix.shape[1] - ids)
+    return first, jax.lax.dynamic_slice_in_dim(matrix, first, ids, axis=1)
+
+
+def _tile(matrix, chunk: _Chunk, number, ids: int) -> Float[Array, "positions ids"]:
+    """The logits of a tile, −∞ where an id is not allowed or was in the tile before."""
+    first, columns = _columns(matrix, chunk, number, ids)
+    logits = jnp.matmul(chunk.hidden, columns, preferred_element_type=jnp.float32)
+    numbered, wanted = first + jnp.arange(ids), chunk.low + number * ids
+    is_allowed = (numbered >= jnp.maximum(chunk.start[:, None], wanted)) & (numbered < chunk.stop[:, None])
+    return jnp.where(is_allowed, logits, -jnp.inf)
+
+
+def _log_sum_exp(matrix, chunk: _Chunk, ids: int):
+    """log Z and the clean token's logit at every position, online over tiles, and the logits of the last tile."""
+
+    def add(number, sums):
+        largest, total, target, _ = sums
+        logits = _tile(matrix, chunk, number, ids)
+        new = jnp.maximum(largest, logits.max(axis=-1))
+        total = total * jnp.exp(largest - new) + jnp.sum(jnp.exp(logits - new[:, None]), axis=-1)
+        column = chunk.clean - _columns(matrix, chunk, number, ids)[0]
+        found = jnp.take_along_axis(logits, jnp.clip(column, 0, ids - 1)[:, None], axis=-1)[:, 0]
+        target = jnp.where((column >= 0) & (column < ids), jnp.maximum(target, found), target)
+        return new, total, target, logits
+
+    positions = len(chunk.clean)
+    lowest = jnp.full(positions, jnp.finfo(jnp.float32).min)
+    nothing = (lowest, jnp.zeros(positions), jnp.full(positions, -jnp.inf), jnp.zeros((positions, ids)))
+    largest, total, target, logits = jax.lax.fori_loop(0, chunk.num_tiles, add, nothing)
+    return largest + jnp.log(total), target, logits
+
+
+def _pull_back(matrix, chunk: _Chunk, ids: int, log_z, last_logits, d_matrix):
+    """The gradient of the chunk's hidden states, and that of the matrix added to `d_matrix`."""
+
+    def add(number, logits, gradients):
+        d_hidden, d_matrix = gradients
+        first, columns = _columns(matrix, chunk, number, ids)
+        p = jnp.exp(logits - log_z[:, None])
+        d_logits = (chunk.weight + 2 * chunk.z_weight * log_z)[:, None] * p
+        is_target = (first + jnp.arange(ids) == chunk.clean[:, None]) & (logits > -jnp.inf)
+        d_logits = jnp.where(is_target, d_logits - chunk.weight[:, None], d_logits).astype(matrix.dtype)
+        d_hidden += jnp.matmul(d_logits, columns.T, preferred_element_type=jnp.float32)
+        new = jnp.matmul(chunk.hidden.T, d_logits, preferred_element_type=jnp.float32)
+        old = jax.lax.dynamic_slice_in_dim(d_matrix, first, ids, axis=1)
+        return d_hidden, jax.lax.dynamic_update_slice_in_dim(d_matrix, old + new, first, axis=1)
+
+    last = chunk.num_tiles - 1
+    gradients = add(last, last_logits, (jnp.zeros(chunk.hidden.shape), d_matrix))
+    return jax.lax.fori_loop(0, last, lambda n, sums: add(n, _tile(matrix, chunk, n, ids), sums), gradients)
