@@ -177,6 +177,21 @@ def own_rows(num_rows: int, mesh: Mesh, parts: int = 1) -> Bool[np.ndarray, " ro
     return is_own[:num_rows]
 
 
+def rows_on_all_devices(x: jax.Array) -> jax.Array:
+    """Rows shared out over the devices, where these divide them evenly; else the array as it is."""
+    devices = jax.devices()
+    if len(devices) == 1 or len(x) % len(devices):
+        return x
+    return jax.device_put(x, NamedSharding(MeshConfig().over(devices), PartitionSpec(ROWS)))
+
+
+def copied_to_all_devices(tree: Any) -> Any:
+    """The same arrays on each device."""
+    if len(jax.devices()) == 1:
+        return tree
+    return jax.device_put(tree, NamedSharding(MeshConfig().over(jax.devices()), PartitionSpec()))
+
+
 def _filled_up(num_rows: int, mesh: Mesh, parts: int) -> int:
     multiple = parts * prod(mesh.shape[axis] for axis in ROWS)
     return num_rows + -num_rows % multiple

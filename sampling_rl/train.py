@@ -1,7 +1,7 @@
 """Training a policy: episodes on a frozen model, learning from them, and the run around it.
 
 A policy learns from its own episodes (GRPO), or from those of experts alone: of the episodes that several thresholds
-make of a problem it imitates the one with the highest reward, if that is positive (teacher forcing): the objective is
+make of a problem it imitates the one with the highest reward, if that is positive (behaviour cloning): the objective is
 GRPO's with advantage 1, so the first update on a batch is one of maximum likelihood, and further ones leave out actions
 that have become 1 + ε times as likely. Imitation costs no exploration; it is a start for GRPO, or a baseline.
 
@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from jaxtyping import Bool, Float, Int
 
 from trimask.diffusion import configuration
 from trimask.diffusion.loop import LoopConfig, fit
 from trimask.diffusion.loss import Mean
+from trimask.diffusion.mesh import copied_to_all_devices, rows_on_all_devices
 from trimask.diffusion.run_folder import checkpoint_steps, locked, writing
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.policy import (
@@ -73,7 +73,7 @@ class PolicyTrainConfig:
     seed: int = 0
     """Of everything random."""
     loop: LoopConfig = LoopConfig(checkpoint_every=50, keep_best=1, best_metric="cost", spike_factor=None)
-    """Logging and saving; cost is minus the reward or, of experts, the nats by which a step of theirs is unlikely."""
+    """Logging and saving; cost is minus the reward or, of experts, minus the log-likelihood of a step, in nats."""
 
     def __post_init__(self):
         if min(self.problems_per_step, self.expert_block) < 1 or self.epochs <= 0 or self.temperature <= 0:
@@ -114,7 +114,7 @@ class PolicyTraining:
     """The step of one configuration."""
 
     def __init__(self, config: PolicyTrainConfig, problems: ProblemSet, denoise: Partial):
-        self.config, self.problems, self.denoise = config, problems, on_all_devices(denoise)
+        self.config, self.problems, self.denoise = config, problems, copied_to_all_devices(denoise)
         self.num_steps = config.num_steps(len(problems.problems))
         self.optimizer = config.grpo.optimizer(self.num_steps * config.grpo.updates)
         self.key = jax.random.key(config.seed)
@@ -134,7 +134,8 @@ class PolicyTraining:
         else:
             parameters = self._taken_over(self.config.init_from)
         start = jax.tree.map(jnp.copy, parameters) if self.config.grpo.kl else None
-        return on_all_devices(PolicyState(parameters, self.optimizer.init(parameters), start, jnp.zeros((), jnp.int32)))
+        state = PolicyState(parameters, self.optimizer.init(parameters), start, jnp.zeros((), jnp.int32))
+        return copied_to_all_devices(state)
 
     def _taken_over(self, name: str) -> Parameters:
         other = open_policy(name)
@@ -158,21 +159,21 @@ class PolicyTraining:
         if self.config.learns_from == "itself":
             own = self._by_policy(state.parameters, numbers, key)
             parts = [own, *self._by_experts(numbers, key)]
-            gain, has_signal = advantages(np.concatenate([part.rewards for part in parts], axis=1))
+            advantage, has_signal = advantages(np.concatenate([part.rewards for part in parts], axis=1))
             found = own.metrics() | {"groups_with_signal": _mean(has_signal)}
-            has_signal = np.broadcast_to(has_signal[:, None], gain.shape)
+            has_signal = np.broadcast_to(has_signal[:, None], advantage.shape)
             if self.experts:
                 found["expert_reward"] = _mean(np.stack([part.rewards for part in parts[1:]]))
         else:
             parts = self._by_experts(numbers, key)
             rewards = np.concatenate([part.rewards for part in parts], axis=1)
-            gain = (np.arange(len(parts)) == rewards.argmax(axis=1)[:, None]) * (rewards > 0).astype(float)
-            has_signal = gain > 0
+            advantage = (np.arange(len(parts)) == rewards.argmax(axis=1)[:, None]) * (rewards > 0).astype(float)
+            has_signal = advantage > 0
             found = {"expert_reward": _mean(rewards.max(axis=1)), "groups_with_signal": _mean(has_signal.any(axis=1))}
         parameters, optimizer, metrics = update(
             state.parameters,
             state.optimizer,
-            _batch(parts, gain, has_signal, is_mixed=self.config.learns_from == "itself"),
+            _batch(parts, advantage, has_signal, is_mixed=self.config.learns_from == "itself"),
             optimizer=self.optimizer,
             policy=self.config.policy,
             config=self.config.grpo,
@@ -200,7 +201,7 @@ class PolicyTraining:
 
     def _episodes(self, how: How, numbers: Int[np.ndarray, " groups"], each: int, key) -> "_Episodes":
         repeated = np.repeat(numbers, each)
-        rows = jax.tree.map(lambda x: over_devices(x[repeated]), self.rows)
+        rows = jax.tree.map(lambda x: rows_on_all_devices(x[repeated]), self.rows)
         length, vocabulary = self.problems.length, self.problems.vocabulary
         final, trajectories = rollout(vocabulary, self.denoise, how, rows, key, asked=length, steps=self.most_steps)
         asked = [self.problems.problems[number] for number in repeated]
@@ -230,13 +231,13 @@ def _mean(values: np.ndarray) -> Mean:
 
 def _batch(
     parts: AnySequence[_Episodes],
-    gain: Float[np.ndarray, "groups episodes"],
+    advantage: Float[np.ndarray, "groups episodes"],
     has_signal: Bool[np.ndarray, "groups episodes"],
     is_mixed: bool,
 ) -> Batch:
     """Episodes of all groups one after another, those of the policy first; `is_mixed` says that others are experts'."""
     widths = [part.rewards.shape[1] for part in parts]
-    gains, signals = (np.split(values, np.cumsum(widths)[:-1], axis=1) for values in (gain, has_signal))
+    gains, signals = (np.split(values, np.cumsum(widths)[:-1], axis=1) for values in (advantage, has_signal))
     return Batch(
         trajectories=jax.tree.map(lambda *x: jnp.concatenate(x), *(part.trajectories for part in parts)),
         advantages=jnp.asarray(np.concatenate([part.reshape(-1) for part in gains]), jnp.float32),
@@ -245,22 +246,6 @@ def _batch(
         ),
         has_signal=jnp.asarray(np.concatenate([part.reshape(-1) for part in signals])),
     )
-
-
-def over_devices(x: jax.Array) -> jax.Array:
-    """Rows shared out over all devices, where they divide evenly."""
-    devices = jax.devices()
-    if len(devices) == 1 or len(x) % len(devices):
-        return x
-    return jax.device_put(x, NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data")))
-
-
-def on_all_devices(tree: Any) -> Any:
-    """The same arrays on each of them."""
-    devices = jax.devices()
-    if len(devices) == 1:
-        return tree
-    return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec()))
 
 
 def trained_on(run: str, step: int, problems: ProblemSet) -> str:
