@@ -20,8 +20,8 @@ import tyro
 from trimask.diffusion.attention import attend
 from trimask.scripts import cli
 from trimask.scripts.benchmark import write
-from trimask.scripts.compiled import Timing, timed
 from trimask.scripts.console import parse, progress_report
+from trimask.scripts.timing import Timing, timed
 
 _COLUMNS = ["length", "examples", "code", "ms", "GFLOP/s", "MiB beside", "s to compile"]
 

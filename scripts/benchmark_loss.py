@@ -27,8 +27,8 @@ from trimask.diffusion.cross_entropy import cross_entropy, masked_cross_entropy,
 from trimask.diffusion.loss import LossConfig
 from trimask.scripts import cli
 from trimask.scripts.benchmark import write
-from trimask.scripts.compiled import Timing, timed
 from trimask.scripts.console import parse, progress_report
+from trimask.scripts.timing import Timing, timed
 
 _COLUMNS = ["ids", "code", "ms", "ours: time", "MiB beside", "ours: memory", "s to compile"]
 

@@ -30,8 +30,8 @@ from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
 from trimask.scripts.benchmark import write
 from trimask.scripts.benchmark_sample import shape
-from trimask.scripts.compiled import temporary_bytes
 from trimask.scripts.console import parse, progress_report
+from trimask.scripts.timing import temporary_bytes
 from trimask.tokenizers.sequence import Sequence as Rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
