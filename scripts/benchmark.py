@@ -12,13 +12,17 @@ trimask benchmark checkpoint OUT  saving and restoring
 import importlib
 import json
 import platform
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from flax import nnx
 
 from trimask.diffusion.run_folder import writing
 from trimask.diffusion.studies.findings import markdown_table
@@ -30,6 +34,38 @@ BENCHMARKS = {
     for name in ("sample", "rollout", "train", "loss", "attention", "data", "checkpoint")
 }
 """Name → module, which has `main(argv)`."""
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """Width and layers of WIDTHxLAYERS."""
+    width, _, layers = size.partition("x")
+    if not (width.isdecimal() and layers.isdecimal() and int(width) and not int(width) % 64 and int(layers)):
+        raise ValueError(f"a size is WIDTHxLAYERS with a width that 64 divides, as 512x8; got {size!r}")
+    return int(width), int(layers)
+
+
+def denoise_with(graph, parameters, sequence, positions=None, cache=None):
+    """The network as a function of its parameters too."""
+    return nnx.merge(graph, parameters)(sequence, positions, cache)
+
+
+def run_elsewhere(
+    python: Path, script: str, spec: dict[str, Any], weights: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """What a script of this folder prints in another Python, an object of JSON a line; other lines are left out.
+
+    It is called as SCRIPT SPEC.json, and WEIGHTS.npz if there are any.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+        command = [str(python), str(Path(__file__).with_name(script)), f"{folder}/spec.json"]
+        if weights is not None:
+            command.append(f"{folder}/weights.npz")
+            np.savez(command[-1], **weights)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[:2])} failed:\n{done.stderr.strip()[-2000:]}")
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
 
 
 def write(

@@ -20,8 +20,8 @@ import tyro
 from trimask.diffusion.attention import attend
 from trimask.scripts import cli
 from trimask.scripts.benchmark import write
-from trimask.scripts.compiled import Timing, timed
-from trimask.scripts.console import parse, progress_report
+from trimask.scripts.console import parse, tracked
+from trimask.scripts.timing import Timing, timed
 
 _COLUMNS = ["length", "examples", "code", "ms", "GFLOP/s", "MiB beside", "s to compile"]
 
@@ -39,15 +39,15 @@ class Arguments:
     tokens: int = 4096
     """Positions of all rows."""
     heads: int = 4
-    """Of queries."""
+    """Query heads."""
     kv_heads: int = 4
-    """Of keys and values."""
+    """Heads of keys and values."""
     head_size: int = 64
-    """Of each."""
+    """Width of a head."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of queries, keys and values."""
+    """Type of queries, keys and values."""
     repeats: int = 10
-    """Of each case, after one that compiles; the median counts."""
+    """Timed calls of each case, after a first one; the median counts."""
 
     def __post_init__(self):
         sizes = (*self.lengths, *self.examples, self.tokens, self.heads, self.kv_heads, self.head_size, self.repeats)
@@ -70,11 +70,8 @@ def run(arguments: Arguments) -> list[Case]:
     """Times all cases, writes and prints them."""
     cases: list[Case] = []
     asked = list(product(arguments.lengths, arguments.examples))
-    with progress_report() as report:
-        for done, (length, examples) in enumerate(asked):
-            report("lengths and examples", done, len(asked))
-            cases += _cases(arguments, length, examples)
-        report("lengths and examples", len(asked), len(asked))
+    for length, examples in tracked(asked, "lengths and examples"):
+        cases += _cases(arguments, length, examples)
     cells = []
     for case in cases:
         memory = case.timing.temporary_bytes

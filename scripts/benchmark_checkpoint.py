@@ -22,9 +22,8 @@ from trimask.diffusion.run_folder import writing
 from trimask.diffusion.train import Pretraining, TrainState
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
-from trimask.scripts.benchmark import write
-from trimask.scripts.benchmark_sample import shape
-from trimask.scripts.console import parse, progress_report
+from trimask.scripts.benchmark import parse_size, write
+from trimask.scripts.console import parse, tracked
 from trimask.tokenizers.vocabulary import Vocabulary
 
 _COLUMNS = ["size", "parameters", "state MiB", "on disk MiB", "held up s", "written s", "restored s"]
@@ -39,15 +38,15 @@ class Arguments:
     sizes: tuple[str, ...] = ("128x4", "384x6", "768x12")
     """Networks, WIDTHxLAYERS, with heads of 64."""
     vocabulary: int = 16_384
-    """Tokens of text."""
+    """Text tokens of the vocabulary."""
     repeats: int = 3
-    """Of each case; the median counts."""
+    """Saves and restores of each case; the median counts."""
 
     def __post_init__(self):
         if not self.sizes or min(self.vocabulary, self.repeats) < 1:
             raise ValueError(f"there must be sizes, and numbers of at least 1; got {self}")
         for size in self.sizes:
-            shape(size)
+            parse_size(size)
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,7 @@ class Case:
 
 def run(arguments: Arguments) -> list[Case]:
     """Times all cases, writes and prints them."""
-    cases = []
-    with progress_report() as report:
-        for done, size in enumerate(arguments.sizes):
-            report("sizes", done, len(arguments.sizes))
-            cases.append(_case(arguments, size))
-        report("sizes", len(arguments.sizes), len(arguments.sizes))
+    cases = [_case(arguments, size) for size in tracked(arguments.sizes, "sizes")]
     cells = [
         [
             case.size,
@@ -86,8 +80,8 @@ def run(arguments: Arguments) -> list[Case]:
 
 
 def _case(arguments: Arguments, size: str) -> Case:
-    width, layers = shape(size)
-    model = TransformerConfig(width=width, num_layers=layers, num_heads=max(1, width // 64))
+    width, layers = parse_size(size)
+    model = TransformerConfig(width=width, num_layers=layers, num_heads=width // 64)
     pretraining = Pretraining(TrainConfig(model=model), Vocabulary(text_size=arguments.vocabulary, codebook_sizes={}))
     state = jax.block_until_ready(pretraining.init())
     with writing(arguments.out):

@@ -24,7 +24,7 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.loop import LoopConfig, prefetched
 from trimask.scripts import cli
 from trimask.scripts.benchmark import write
-from trimask.scripts.console import parse, progress_report
+from trimask.scripts.console import parse, tracked
 
 _COLUMNS = ["dataset", "batch", "filled", "way", "ms", "tokens/s"]
 
@@ -36,7 +36,7 @@ class Arguments:
     out: tyro.conf.Positional[Path]
     """Folder for data.json and data.md."""
     data: Path
-    """Prepared data."""
+    """Folder of prepared data."""
     tokens: tuple[int, ...] = (16_384,)
     """Positions of a batch."""
     packed_length: int = 256
@@ -44,11 +44,13 @@ class Arguments:
     workers: tuple[int, ...] = (0, 1, 2)
     """Processes that prepare batches; 0: a thread."""
     batches: int = 20
-    """Of each case, after an epoch that brings the examples into memory, or 100 batches of it."""
+    """Batches of each case, after an epoch that brings the examples into memory, or 100 batches of it."""
 
     def __post_init__(self):
-        if not self.tokens or min(*self.tokens, self.packed_length, self.batches) < 1 or min(self.workers) < 0:
-            raise ValueError(f"there must be batches, of at least 1 token, and no negative numbers; got {self}")
+        if not self.tokens or min(*self.tokens, self.packed_length, self.batches) < 1:
+            raise ValueError(f"there must be batches, of at least 1 token, and numbers of at least 1; got {self}")
+        if not self.workers or min(self.workers) < 0:
+            raise ValueError(f"--workers takes at least one number of processes, each 0 or more; got {self.workers}")
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,8 @@ def run(arguments: Arguments) -> list[Case]:
     """Times all cases, writes and prints them."""
     prepared, cases = Prepared(arguments.data), list[Case]()
     asked = list(product(prepared.manifest.datasets, arguments.tokens))
-    with progress_report() as report:
-        for done, (dataset, tokens) in enumerate(asked):
-            report("datasets and batches", done, len(asked))
-            cases += _cases(arguments, prepared, dataset, tokens)
-        report("datasets and batches", len(asked), len(asked))
+    for dataset, tokens in tracked(asked, "datasets and batches"):
+        cases += _cases(arguments, prepared, dataset, tokens)
     cells = [
         [
             case.dataset,
@@ -98,7 +97,7 @@ def _cases(arguments: Arguments, prepared: Prepared, name: str, tokens: int) -> 
     filled = float(dataset.row_tokens.sum() / len(dataset.rows) / dataset.row_length)
     for step in range(min(-(-len(dataset.rows) // dataset.num_rows), 100)):
         batches(step)
-    ahead = LoopConfig().prefetch + max(arguments.workers, default=0)
+    ahead = LoopConfig().prefetch + max(arguments.workers)
     stop = ahead + arguments.batches
     ways = {"in turn": partial(_in_turn, batches, stop)}
     for workers in arguments.workers:

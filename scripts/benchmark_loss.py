@@ -7,7 +7,7 @@ The same hidden states, matrix, masks and weights go through
     all logits         all logits of all positions
 
 A third of the ids are text, a third pictures, a third sounds, and so are the positions. The memory is what XLA
-allocates beside arguments and results.
+allocates beside arguments and results; ours ×2 faster, or smaller, takes half of the time, or of the memory.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ from trimask.diffusion.cross_entropy import cross_entropy, masked_cross_entropy,
 from trimask.diffusion.loss import LossConfig
 from trimask.scripts import cli
 from trimask.scripts.benchmark import write
-from trimask.scripts.compiled import Timing, timed
-from trimask.scripts.console import parse, progress_report
+from trimask.scripts.console import parse, tracked
+from trimask.scripts.timing import Timing, timed
 
-_COLUMNS = ["ids", "code", "ms", "ours: time", "MiB beside", "ours: memory", "s to compile"]
+_COLUMNS = ["ids", "code", "ms", "ours faster", "MiB beside", "ours smaller", "s to compile"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,25 +40,36 @@ class Arguments:
     out: tyro.conf.Positional[Path]
     """Folder for loss.json and loss.md."""
     vocabularies: tuple[int, ...] = (1024, 16_384, 65_536)
-    """Ids."""
+    """Ids of a vocabulary, all modalities together."""
     tokens: int = 2048
-    """Positions."""
+    """Positions of the batch."""
     masked: float = 0.5
-    """Share of them that are masked."""
+    """Share of the positions that are masked."""
     width: int = 128
-    """Of the hidden states."""
+    """Width of the hidden states."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of products."""
-    loss: LossConfig = LossConfig()
-    """Tiles."""
+    """Type of the operands of matrix products."""
+    tile_positions: int = LossConfig.tile_positions
+    """Masked positions of a tile."""
+    tile_ids: int = LossConfig.tile_ids
+    """Ids of a tile, at most."""
     repeats: int = 10
-    """Of each case, after one that compiles; the median counts."""
+    """Timed calls of each case, after a first one; the median counts."""
 
     def __post_init__(self):
-        if min(*self.vocabularies, self.tokens, self.width, self.repeats) < 1 or not self.vocabularies:
+        if min(self.tokens, self.width, self.tile_positions, self.tile_ids, self.repeats) < 1:
             raise ValueError(f"all numbers must be at least 1, got {self}")
-        if not 0 < self.masked <= 1:
-            raise ValueError(f"masked is a share above 0 and at most 1, got {self.masked}")
+        if not self.vocabularies or min(self.vocabularies) < 3:
+            raise ValueError(f"--vocabularies takes numbers of at least 3 ids, one a modality; got {self.vocabularies}")
+        if not 0 < self.masked <= 1 or self.num_masked < 1:
+            raise ValueError(
+                f"--masked is a share of at most 1 that masks one or more of {self.tokens} positions; got {self.masked}"
+            )
+
+    @property
+    def num_masked(self) -> int:
+        """Masked positions."""
+        return round(self.masked * self.tokens)
 
 
 @dataclass(frozen=True)
@@ -68,24 +79,21 @@ class Case:
     vocabulary: int
     code: str
     timing: Timing
-    time: float | None = None
-    """Of ours over that of this one; None for ours."""
-    memory: float | None = None
-    """The same."""
+    speedup: float | None = None
+    """Seconds of this one over those of ours; None for ours."""
+    memory_ratio: float | None = None
+    """The same of bytes beside arguments and results."""
 
 
 def run(arguments: Arguments) -> list[Case]:
     """Times all cases, writes and prints them."""
     cases: list[Case] = []
-    with progress_report() as report:
-        for done, vocabulary in enumerate(arguments.vocabularies):
-            report("vocabularies", done, len(arguments.vocabularies))
-            cases += _cases(arguments, vocabulary)
-        report("vocabularies", len(arguments.vocabularies), len(arguments.vocabularies))
+    for vocabulary in tracked(arguments.vocabularies, "vocabularies"):
+        cases += _cases(arguments, vocabulary)
     cells = []
     for case in cases:
         memory = "" if case.timing.temporary_bytes is None else f"{case.timing.temporary_bytes / 2**20:,.1f}"
-        ratios = ["" if ratio is None else f"×{ratio:.2f}" for ratio in (case.time, case.memory)]
+        ratios = ["" if ratio is None else f"×{ratio:.2f}" for ratio in (case.speedup, case.memory_ratio)]
         own = [f"{case.vocabulary:,}", case.code, f"{1000 * case.timing.seconds:,.1f}", ratios[0], memory, ratios[1]]
         cells.append([*own, f"{case.timing.compile_seconds:.1f}"])
     write(arguments.out, "loss", arguments, cases, _COLUMNS, cells)
@@ -100,12 +108,12 @@ def _cases(arguments: Arguments, vocabulary: int) -> list[Case]:
     start = np.arange(tokens) * 3 // tokens * third
     bounds = np.stack([start, start + third], axis=1).astype(np.int32)
     clean = (start + rng.integers(0, third, tokens)).astype(np.int32)
-    is_masked = np.isin(np.arange(tokens), rng.permutation(tokens)[: round(arguments.masked * tokens)])
+    is_masked = np.isin(np.arange(tokens), rng.permutation(tokens)[: arguments.num_masked])
     weight = rng.uniform(0.5, 2.0, tokens).astype(np.float32) / tokens
     given = tuple(map(jnp.asarray, (hidden, matrix, clean, bounds, is_masked, weight)))
     functions = {
-        "tiles": partial(_tiles, arguments.loss, arguments.dtype),
-        "masked logits": partial(_masked_logits, int(is_masked.sum()), arguments.dtype),
+        "tiles": partial(_tiles, arguments.tile_positions, arguments.tile_ids, arguments.dtype),
+        "masked logits": partial(_masked_logits, arguments.num_masked, arguments.dtype),
         "all logits": partial(_all_logits, arguments.dtype),
     }
     measured = timed(
@@ -118,14 +126,13 @@ def _cases(arguments: Arguments, vocabulary: int) -> list[Case]:
 
 def _compared(ours: Timing, other: Case) -> Case:
     memory = other.timing.temporary_bytes
-    ratio = ours.temporary_bytes / memory if ours.temporary_bytes is not None and memory else None
-    return dataclasses.replace(other, time=ours.seconds / other.timing.seconds, memory=ratio)
+    ratio = memory / ours.temporary_bytes if memory is not None and ours.temporary_bytes else None
+    return dataclasses.replace(other, speedup=other.timing.seconds / ours.seconds, memory_ratio=ratio)
 
 
-def _tiles(config: LossConfig, dtype: str, hidden, matrix, clean, bounds, is_masked, weight):
-    z = jnp.full_like(weight, config.z_loss)
-    of_tokens = (clean, bounds, is_masked, weight, z)
-    return masked_cross_entropy(hidden, matrix, *of_tokens, config.tile_positions, config.tile_ids, dtype)[0]
+def _tiles(positions: int, ids: int, dtype: str, hidden, matrix, clean, bounds, is_masked, weight):
+    of_tokens = (clean, bounds, is_masked, weight, jnp.zeros_like(weight))
+    return masked_cross_entropy(hidden, matrix, *of_tokens, positions, ids, dtype)[0]
 
 
 def _masked_logits(number: int, dtype: str, hidden, matrix, clean, bounds, is_masked, weight):

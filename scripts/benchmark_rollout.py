@@ -6,10 +6,7 @@ environments and, in a Python that has PyTorch (--python), in a plain loop over 
 """
 
 import dataclasses
-import json
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,14 +31,12 @@ from trimask.sampling_rl.episodes import UnmaskingConfig
 from trimask.sampling_rl.problems import Problem, ProblemSet
 from trimask.sampling_rl.rollout import Recorder, rollout, rows_of
 from trimask.scripts import cli
-from trimask.scripts.benchmark import write
-from trimask.scripts.benchmark_sample import denoise_with, shape
-from trimask.scripts.console import parse, progress_report
+from trimask.scripts.benchmark import denoise_with, parse_size, run_elsewhere, write
+from trimask.scripts.console import parse, tracked
 from trimask.tokenizers.sequence import Example, Segment
 from trimask.tokenizers.vocabulary import Vocabulary
 
-_TORCH = Path(__file__).with_name("torch_rollout.py")
-_COLUMNS = ["code", "episodes/s", "evaluations/s", "evaluations per episode", "ours is faster by"]
+_COLUMNS = ["code", "episodes/s", "evaluations/s", "evaluations per episode", "ours faster"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +48,7 @@ class Arguments:
     size: str = "128x4"
     """Network, WIDTHxLAYERS, with heads of 64."""
     vocabulary: int = 512
-    """Text tokens."""
+    """Text tokens of the vocabulary."""
     episodes: int = 64
     """Environments, and rows of a rollout."""
     prompt: int = 16
@@ -61,14 +56,14 @@ class Arguments:
     length: int = 32
     """Tokens to reveal."""
     repeats: int = 3
-    """Of each case, after one that compiles; the median counts."""
+    """Plays of each case, after one that compiles; the median counts."""
     python: Path | None = None
     """Python with torch, to compare with."""
 
     def __post_init__(self):
         if min(self.vocabulary, self.episodes, self.prompt, self.length, self.repeats) < 1:
             raise ValueError(f"all numbers must be at least 1, got {self}")
-        shape(self.size)
+        parse_size(self.size)
 
 
 @dataclass(frozen=True)
@@ -92,11 +87,8 @@ def run(arguments: Arguments) -> list[Case]:
         "SyncVectorEnv": partial(setting.in_environments, setting.synchronous()),
     }
     cases: list[Case] = []
-    with progress_report() as report:
-        for done, (code, play) in enumerate(plays.items()):
-            report("ways to play", done, len(plays))
-            cases.append(_case(code, [_timed(play, n) for n in range(1 + arguments.repeats)][1:]))
-        report("ways to play", len(plays), len(plays))
+    for code, play in tracked(plays.items(), "ways to play"):
+        cases.append(_case(code, [_timed(play, n) for n in range(1 + arguments.repeats)][1:]))
     if arguments.python is not None:
         cases.append(_case("PyTorch", setting.in_torch(arguments.python)))
     ours = cases[0].evaluations_per_second
@@ -128,7 +120,7 @@ class _Setting:
 
     def __init__(self, arguments: Arguments):
         self.arguments = arguments
-        width, layers = shape(arguments.size)
+        width, layers = parse_size(arguments.size)
         self.vocabulary = Vocabulary(text_size=arguments.vocabulary)
         self.network = TransformerConfig(width=width, num_layers=layers, num_heads=width // 64)
         graph, parameters = nnx.split(Transformer(self.network, self.vocabulary, key=jax.random.key(0)))
@@ -193,15 +185,8 @@ class _Setting:
             "repeats": self.arguments.repeats,
             "prompts": (self.prompts + self.vocabulary.ranges[1].start).tolist(),
         }
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "spec.json"
-            path.write_text(json.dumps(spec), encoding="utf-8")
-            command = [str(python), str(_TORCH), str(path)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command[:2])} failed:\n{done.stderr.strip()[-2000:]}")
-        found = json.loads(done.stdout.splitlines()[-1])["found"]
-        return [(seconds, self.arguments.episodes, evaluations) for seconds, evaluations in found]
+        (printed,) = run_elsewhere(python, "torch_rollout.py", spec)
+        return [(seconds, self.arguments.episodes, evaluations) for seconds, evaluations in printed["found"]]
 
 
 @partial(jax.jit, static_argnums=0)

@@ -8,10 +8,7 @@ closest choice was made on the way there, a difference of two probabilities; of 
 """
 
 import dataclasses
-import json
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,12 +32,10 @@ from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.state import Rules, State, Strategy, start
 from trimask.diffusion.transformer import Transformer, TransformerConfig, num_parameters
 from trimask.scripts import cli
-from trimask.scripts.benchmark import write
-from trimask.scripts.console import parse, progress_report
+from trimask.scripts.benchmark import denoise_with, parse_size, run_elsewhere, write
+from trimask.scripts.console import parse, tracked
 from trimask.tokenizers.sequence import Sequence as Rows
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
-
-_TORCH = Path(__file__).with_name("llada_generate.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +47,23 @@ class Arguments:
     sizes: tuple[str, ...] = ("256x4", "512x8")
     """Networks, WIDTHxLAYERS, with heads of 64."""
     vocabulary: int = 32_768
-    """Text tokens."""
+    """Text tokens of the vocabulary."""
     rows: tuple[int, ...] = (1, 8)
     """Prompts at a time."""
     prompt: int = 64
     """Tokens of a prompt."""
     lengths: tuple[int, ...] = (64, 256)
-    """Tokens to make of each."""
+    """Tokens to generate after each prompt."""
     blocks: tuple[int, ...] = (32, 64)
     """Tokens of a block."""
     per_evaluation: int = 2
     """Tokens revealed in each evaluation."""
     caches: tuple[Literal["none", "prefix", "dual"], ...] = ("none", "prefix", "dual")
-    """What a block keeps."""
+    """What blocks keep between evaluations."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """In which networks compute, and hold their weights."""
+    """Type in which networks compute, and hold their weights."""
     repeats: int = 3
-    """Of each case, after one that compiles; the median counts."""
+    """Generations of each case, after one that compiles; the median counts."""
     llada: Path | None = None
     """Checkout of github.com/ML-GSAI/LLaDA to compare with; needs --fast-dllm, which has the network's code."""
     fast_dllm: Path | None = None
@@ -89,7 +84,7 @@ class Arguments:
                     f"got {length} tokens in blocks of {block}, {self.per_evaluation} per evaluation"
                 )
         for size in self.sizes:
-            shape(size)
+            parse_size(size)
         if self.llada is not None and self.fast_dllm is None:
             raise ValueError("--llada needs --fast-dllm too: the network's code is there")
 
@@ -127,28 +122,17 @@ class Case:
 Key = tuple[int, int, int, str]
 
 
-def shape(size: str) -> tuple[int, int]:
-    """Width and layers of WIDTHxLAYERS."""
-    width, _, layers = size.partition("x")
-    if not (width.isdecimal() and layers.isdecimal() and int(width) and not int(width) % 64 and int(layers)):
-        raise ValueError(f"a size is WIDTHxLAYERS with a width that 64 divides, as 512x8; got {size!r}")
-    return int(width), int(layers)
-
-
 def run(arguments: Arguments) -> list[Case]:
     """Times all cases, one network after the other, writes and prints them."""
     cases: list[Case] = []
-    with progress_report() as report:
-        for number, size in enumerate(arguments.sizes):
-            report("networks", number, len(arguments.sizes))
-            cases += _network(arguments, size)
-        report("networks", len(arguments.sizes), len(arguments.sizes))
+    for size in tracked(arguments.sizes, "networks"):
+        cases += _network(arguments, size)
     write(arguments.out, "sample", arguments, cases, _COLUMNS, _cells(cases))
     return cases
 
 
 def _network(arguments: Arguments, size: str) -> list[Case]:
-    width, layers = shape(size)
+    width, layers = parse_size(size)
     vocabulary = Vocabulary(text_size=arguments.vocabulary)
     config = TransformerConfig(
         width=width,
@@ -229,11 +213,6 @@ def _step(denoise, strategy, rules, state, cache) -> tuple[State, Cache, Float[A
     return loop.reveal(state, seen, choice, rules), new_cache if cache is None else cache, lead
 
 
-def denoise_with(graph, parameters, sequence, positions=None, cache=None):
-    """The network as a function of its parameters too."""
-    return nnx.merge(graph, parameters)(sequence, positions, cache)
-
-
 def _start(prompts: np.ndarray, generated: int, vocabulary: Vocabulary) -> State:
     """Rows of a prompt and masks, all of them text: what LLaDA has, without boundary tokens."""
     tokens = np.concatenate([prompts, np.full((len(prompts), generated), vocabulary.mask_id, np.int32)], axis=1)
@@ -295,16 +274,8 @@ def _others(
             for code, (length, block, rows, cache) in asked
         ],
     }
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
-        weights: dict[str, Any] = _llada_weights(model)
-        np.savez(Path(folder) / "weights.npz", **weights)
-        command = [str(arguments.python), str(_TORCH), f"{folder}/spec.json", f"{folder}/weights.npz"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command[:2])} failed:\n{done.stderr.strip()[-2000:]}")
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
-    return [_compared(code, cases[key], ours[key], found) for (code, key), found in zip(asked, lines, strict=True)]
+    printed = run_elsewhere(arguments.python, "llada_generate.py", spec, _llada_weights(model))
+    return [_compared(code, cases[key], ours[key], found) for (code, key), found in zip(asked, printed, strict=True)]
 
 
 def _compared(code: str, case: Case, ours: Ours, found: dict[str, Any]) -> Case:
@@ -352,7 +323,7 @@ def _llada_weights(model: Transformer) -> dict[str, np.ndarray]:
 
 
 _COLUMNS = ["code", "size", "parameters", "length", "block", "rows", "cache", "NFE"]
-_COLUMNS += ["tokens/s", "ms/NFE", "ours is faster by", "same tokens", "parted at"]
+_COLUMNS += ["tokens/s", "ms/NFE", "ours faster", "same tokens", "parted at"]
 
 
 def _cells(cases: Sequence[Case]) -> list[list[str]]:

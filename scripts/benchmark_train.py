@@ -7,10 +7,7 @@ with those of masked positions alone, as it is and compiled. Achieved FLOP/s and
 computed, see diffusion/cost.py.
 """
 
-import json
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,10 +25,9 @@ from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.train import Pretraining
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
-from trimask.scripts.benchmark import write
-from trimask.scripts.benchmark_sample import shape
-from trimask.scripts.compiled import temporary_bytes
-from trimask.scripts.console import parse, progress_report
+from trimask.scripts.benchmark import parse_size, run_elsewhere, write
+from trimask.scripts.console import parse, tracked
+from trimask.scripts.timing import temporary_bytes
 from trimask.tokenizers.sequence import Sequence as Rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -56,13 +52,13 @@ class Arguments:
     vocabularies: tuple[int, ...] = (1024, 16_384, 65_536)
     """Ids of all modalities together."""
     rows: int = 8
-    """Of a batch."""
+    """Rows of a batch."""
     length: int = 256
     """Tokens of a row."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations and products."""
+    """Type of activations and of the operands of matrix products."""
     repeats: int = 10
-    """Steps of each case, after two; the median counts."""
+    """Timed steps of each case, after two others; the median counts."""
     ways: tuple[Literal["remat", "scanned", "scanned, remat", "kernel"], ...] = ()
     """Ways to compute the blocks that are compared with the plain one."""
     python: Path | None = None
@@ -74,7 +70,7 @@ class Arguments:
     md4_python: Path | None = None
     """Python with what MD4 imports: jax, flax, optax, distrax, clu, grain, matplotlib, seaborn."""
     peak_tflops: float | None = None
-    """Of the device, for the utilisation (MFU): 989 is an H100's in bfloat16."""
+    """Peak TFLOP/s of the device, for the utilisation (MFU): 989 is an H100's in bfloat16."""
 
     def __post_init__(self):
         numbers = (*self.vocabularies, self.rows, self.length, self.repeats)
@@ -84,8 +80,10 @@ class Arguments:
             raise ValueError(f"the length of a row must be a multiple of 4, got {self.length}")
         if (self.md4 is None) != (self.md4_python is None):
             raise ValueError(f"--md4 and --md4-python go together; got {self.md4} and {self.md4_python}")
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise ValueError(f"the peak of a device must be above 0 TFLOP/s, got {self.peak_tflops}")
         for size in self.sizes:
-            shape(size)
+            parse_size(size)
 
 
 @dataclass(frozen=True)
@@ -112,11 +110,8 @@ def run(arguments: Arguments) -> list[Case]:
     """Times all cases, writes and prints them."""
     cases: list[Case] = []
     asked = list(product(arguments.sizes, arguments.vocabularies))
-    with progress_report() as report:
-        for done, (size, vocabulary) in enumerate(asked):
-            report("sizes and vocabularies", done, len(asked))
-            cases += _cases(arguments, size, vocabulary)
-        report("sizes and vocabularies", len(asked), len(asked))
+    for size, vocabulary in tracked(asked, "sizes and vocabularies"):
+        cases += _cases(arguments, size, vocabulary)
     write(arguments.out, "train", arguments, cases, _COLUMNS, [_cells(arguments, case) for case in cases])
     return cases
 
@@ -136,11 +131,9 @@ def _cells(arguments: Arguments, case: Case) -> list[str]:
 
 
 def _cases(arguments: Arguments, size: str, ids: int) -> list[Case]:
-    width, layers = shape(size)
+    width, layers = parse_size(size)
     vocabulary = Vocabulary(text_size=ids // 2, codebook_sizes={"image": (ids // 4,), "audio": (ids // 8, ids // 8)})
-    model = TransformerConfig(
-        width=width, num_layers=layers, num_heads=max(1, width // 64), compute_dtype=arguments.dtype
-    )
+    model = TransformerConfig(width=width, num_layers=layers, num_heads=width // 64, compute_dtype=arguments.dtype)
     tokens = arguments.rows * arguments.length
     # Ids that a position may take, the mean over the tokens of a row.
     mean_ids = (vocabulary.text_size + 1) / 2 + ids // 4 / 4 + ids // 8 / 4
@@ -222,21 +215,8 @@ def _theirs(
     }
     for python, script in ((arguments.md4_python, "md4_train.py"), (arguments.python, "torch_train.py")):
         if python is not None:
-            yield from _printed(python, Path(__file__).with_name(script), spec)
-
-
-def _printed(python: Path, script: Path, spec: dict[str, Any]) -> Iterator[tuple[str, list[float]]]:
-    """What a script says of its steps in a Python of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "spec.json"
-        path.write_text(json.dumps(spec), encoding="utf-8")
-        command = [str(python), str(script), str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command[:2])} failed:\n{done.stderr.strip()[-2000:]}")
-    for line in done.stdout.splitlines():
-        found = json.loads(line)
-        yield found["code"], found["seconds"]
+            for found in run_elsewhere(python, script, spec):
+                yield found["code"], found["seconds"]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """What commands share on the terminal: parsing by preset, progress bars, tables."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -94,6 +94,15 @@ def progress_report() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(tasks[what], completed=done, total=total)
 
         yield report
+
+
+def tracked(items: Collection[_T], what: str) -> Iterator[_T]:
+    """The items in turn; a progress bar counts those that are done."""
+    with progress_report() as report:
+        for done, item in enumerate(items):
+            report(what, done, len(items))
+            yield item
+        report(what, len(items), len(items))
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:

@@ -26,7 +26,7 @@ from trimask.diffusion.mesh import ROWS, MeshConfig
 from trimask.diffusion.train import Pretraining
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
-from trimask.scripts.compiled import sent_bytes
+from trimask.scripts.collectives import sent_bytes
 from trimask.scripts.console import console, parse, table
 from trimask.tokenizers.sequence import Sequence as Rows
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -171,11 +171,11 @@ def _checked(
     arguments: Arguments, config: TrainConfig, vocabulary: Vocabulary, rows: int, planned: dict[str, float]
 ) -> dict[str, float]:
     """XLA's plan beside ours."""
-    compiled = _compiled(config, vocabulary, arguments, rows)
-    analysis: Any = compiled.memory_analysis()
+    compiled: Any = _compiled(config, vocabulary, arguments, rows)
+    analysis = compiled.memory_analysis()
     theirs = {"state": analysis.argument_size_in_bytes, "rest": analysis.temp_size_in_bytes}
     if arguments.model.blocks == "unrolled" and arguments.accumulate == 1:
-        theirs["sent"] = sent_bytes(compiled)
+        theirs["sent"] = sent_bytes(compiled.as_text(), arguments.devices)
     lines = []
     for name, number in theirs.items():
         ratio = f"{planned[name] / number:.2f}" if number else ""

@@ -34,11 +34,21 @@ FAKE = '''
 import json, sys
 import numpy as np
 spec, weights = json.load(open(sys.argv[2])), np.load(sys.argv[3])
+print("{'not': 'JSON'} of the code that it runs")
 json.dump({"spec": spec, "shapes": {n: weights[n].shape for n in weights}}, open("seen.json", "w"))
 for case in spec["cases"]:
     tokens = [prompt + [9] * case["length"] for prompt in spec["prompts"][:case["rows"]]]
     print(json.dumps({"seconds": [4.0, 2.0, 3.0], "tokens": tokens}))
 '''
+
+
+def python_that_runs(text: str, folder: Path) -> str:
+    """Stands in for another Python: runs this text whatever script it is given, which it finds among its arguments."""
+    python, script = folder / "python", folder / "fake.py"
+    script.write_text(text)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
+    python.chmod(0o755)
+    return str(python)
 
 
 def test_every_case_has_its_line_and_numbers_that_fit(tmp_path):
@@ -52,12 +62,9 @@ def test_every_case_has_its_line_and_numbers_that_fit(tmp_path):
 
 
 def test_other_code_gets_our_weights_and_prompts_and_is_compared(tmp_path, monkeypatch):
-    python = tmp_path / "python"
-    (tmp_path / "fake.py").write_text(FAKE)
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/fake.py "$@"\n')
-    python.chmod(0o755)
     monkeypatch.chdir(tmp_path)
-    main(["sample", "out", *QUICK, "--llada", "a", "--fast-dllm", "b", "--python", str(python)])
+    python = python_that_runs(FAKE, tmp_path)
+    main(["sample", "out", *QUICK, "--llada", "a", "--fast-dllm", "b", "--python", python])
     cases = json.loads(Path("out/sample.json").read_text())["cases"]
     theirs = [c for c in cases if c["code"] != "trimask"]
     assert [c["code"] for c in theirs] == ["LLaDA"] + ["Fast-dLLM"] * 2
@@ -114,11 +121,8 @@ print(json.dumps({"found": [[2.0, 12]]}))
 
 
 def test_rollouts_are_compared_by_evaluations_per_second(tmp_path):
-    (tmp_path / "fake.py").write_text(FAKE_TORCH)
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/fake.py "$@"\n')
-    python.chmod(0o755)
-    main(["rollout", str(tmp_path / "out"), *ROLLOUT, "--repeats", "1", "--python", str(python)])
+    python = python_that_runs(FAKE_TORCH, tmp_path)
+    main(["rollout", str(tmp_path / "out"), *ROLLOUT, "--repeats", "1", "--python", python])
     ours, *others = json.loads((tmp_path / "out/rollout.json").read_text())["cases"]
     assert [case["code"] for case in others] == ["vector environment", "SyncVectorEnv", "PyTorch"]
     assert 1 <= ours["evaluations_per_episode"] <= 4 and ours["speedup"] is None
@@ -134,8 +138,9 @@ def test_an_unknown_benchmark_is_refused():
 
 
 def test_an_error_of_the_other_python_is_shown(tmp_path):
-    with pytest.raises(RuntimeError, match="failed"):
-        main(["sample", str(tmp_path / "out"), *QUICK, "--fast-dllm", "b", "--python", "/bin/false"])
+    python = python_that_runs("raise ImportError('no torch here')", tmp_path)
+    with pytest.raises(RuntimeError, match=r"python .*llada_generate.py failed:[\s\S]*no torch here"):
+        main(["sample", str(tmp_path / "out"), *QUICK, "--fast-dllm", "b", "--python", python])
 
 
 @pytest.mark.parametrize(
@@ -157,28 +162,27 @@ def test_impossible_arguments_end_with_a_message(tmp_path, capsys, words, reason
 
 def test_the_loss_is_timed_beside_arrays_of_logits(tmp_path):
     words = ["--vocabularies", "300", "3000", "--tokens", "64", "--width", "16", "--repeats", "2"]
-    main(["loss", str(tmp_path), *words, "--loss.tile-positions", "16", "--loss.tile-ids", "128"])
+    main(["loss", str(tmp_path), *words, "--tile-positions", "16", "--tile-ids", "128"])
     cases = json.loads((tmp_path / "loss.json").read_text())["cases"]
     assert [case["code"] for case in cases] == ["tiles", "masked logits", "all logits"] * 2
     ours, masked, everything = (case["timing"]["temporary_bytes"] for case in cases[3:])
-    assert ours < masked < everything and cases[4]["memory"] == pytest.approx(ours / masked)
-    assert min(case["timing"]["seconds"] for case in cases) > 0
+    assert ours < masked < everything and cases[4]["memory_ratio"] == pytest.approx(masked / ours)
+    seconds = [case["timing"]["seconds"] for case in cases[3:]]
+    assert min(seconds) > 0 and cases[5]["speedup"] == pytest.approx(seconds[2] / seconds[0])
 
 
 def test_training_steps_are_timed_beside_other_code(tmp_path):
     """A stand-in for PyTorch is told the same sizes and tokens, and its seconds are compared with ours."""
-    fake, python = tmp_path / "fake.py", tmp_path / "python"
-    fake.write_text(
+    python = python_that_runs(
         "import json, sys\nspec = json.load(open(sys.argv[2]))\n"
         "assert (spec['width'], spec['layers'], len(spec['tokens']), len(spec['tokens'][0])) == (64, 1, 2, 16)\n"
         "assert max(map(max, spec['tokens'])) < spec['vocabulary']\n"
         "name = sys.argv[1].rpartition('/')[2] + (' ' + spec['md4'] if 'md4' in sys.argv[1] else '')\n"
-        "print(json.dumps({'code': name, 'seconds': [9.0, 8.0, 100.0]}))\n"
+        "print(json.dumps({'code': name, 'seconds': [9.0, 8.0, 100.0]}))\n",
+        tmp_path,
     )
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} {fake} "$@"\n')
-    python.chmod(0o755)
     words = ["--sizes", "64x1", "--vocabularies", "64", "--rows", "2", "--length", "16", "--repeats", "2"]
-    words += ["--ways", "scanned, remat", "--md4", "x", "--md4-python", str(python), "--python", str(python)]
+    words += ["--ways", "scanned, remat", "--md4", "x", "--md4-python", python, "--python", python]
     main(["train", str(tmp_path), *words, "--peak-tflops", "1"])
     ours, scanned, md4, theirs = json.loads((tmp_path / "train.json").read_text())["cases"]
     assert (ours["code"], theirs["code"], theirs["seconds"]) == ("trimask", "torch_train.py", 9.0)
@@ -218,17 +222,26 @@ def test_saving_is_timed_and_leaves_nothing_behind(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "reason"),
     [
-        ["loss", "x", "--masked", "0"],
-        ["train", "x", "--length", "30"],
-        ["train", "x", "--md4", "y"],
-        ["attention", "x", "--heads", "3", "--kv-heads", "2"],
-        ["data", "x", "--data", "y", "--tokens", "0"],
-        ["checkpoint", "x", "--sizes", "64"],
+        (["loss", "--vocabularies", "300", "2"], "numbers of at least 3 ids, one a modality; got (300, 2)"),
+        (["loss", "--masked", "0"], "a share of at most 1 that masks one or more of 2048 positions; got 0.0"),
+        (["loss", "--masked", "0.01", "--tokens", "16"], "masks one or more of 16 positions; got 0.01"),
+        (["loss", "--tile-positions", "0"], "at least 1"),
+        (["loss", "--loss.z-loss", "1"], "Unrecognized options: --loss.z-loss"),
+        (["train", "--length", "30"], "must be a multiple of 4, got 30"),
+        (["train", "--md4", "y"], "--md4 and --md4-python go together; got y and None"),
+        (["train", "--peak-tflops", "0"], "above 0 TFLOP/s, got 0.0"),
+        (["attention", "--heads", "3", "--kv-heads", "2"], "heads for each"),
+        (["data", "--data", "y", "--tokens", "0"], "at least 1 token"),
+        (["data", "--data", "y", "--workers"], "at least one number of processes, each 0 or more; got ()"),
+        (["data", "--data", "y", "--workers", "-1"], "each 0 or more; got (-1,)"),
+        (["checkpoint", "--sizes", "64"], "a size is WIDTHxLAYERS with a width that 64 divides, as 512x8; got '64'"),
+        (["rollout", "--size", "64x0"], "as 512x8; got '64x0'"),
     ],
 )
-def test_what_cannot_be_timed_is_refused(words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises((ValueError, SystemExit)):
-        main(words)
+def test_what_cannot_be_timed_is_refused(words, reason, tmp_path, capsys):
+    name, *rest = words
+    with pytest.raises(SystemExit):
+        main([name, str(tmp_path / "out"), *rest])
+    assert reason in " ".join(capsys.readouterr().err.replace("│", " ").split())

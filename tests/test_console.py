@@ -1,8 +1,11 @@
-"""What commands share in reading their arguments."""
+"""What commands share on the terminal."""
+
+from contextlib import nullcontext
 
 import pytest
 
-from trimask.scripts.console import joined, option
+from trimask.scripts import console
+from trimask.scripts.console import joined, option, tracked
 
 
 @pytest.mark.parametrize(
@@ -24,3 +27,11 @@ def test_an_option_is_found_ahead_of_parsing():
     assert option(["--preset=tiny"], "--preset") == "tiny"
     assert option(["RUN"], "--preset") is None
     assert option(["--preset"], "--preset") is None
+
+
+def test_an_item_counts_as_done_when_the_next_is_asked_for(monkeypatch):
+    reports = []
+    monkeypatch.setattr(console, "progress_report", lambda: nullcontext(lambda *report: reports.append(report)))
+    for item in tracked(("x", "y"), "letters"):
+        reports.append(item)
+    assert reports == [("letters", 0, 2), "x", ("letters", 1, 2), "y", ("letters", 2, 2)]
