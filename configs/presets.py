@@ -7,6 +7,7 @@ from trimask.diffusion.cost import parameters
 from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.data.plan import PictureConfig, PrepareConfig
 from trimask.diffusion.data.sources import SourceConfig
+from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.evaluate import EvaluateConfig
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import LossConfig
@@ -16,7 +17,6 @@ from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sde import SDEScaling
-from trimask.diffusion.train import TrainConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig

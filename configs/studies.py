@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from trimask.configs import policies
 from trimask.configs.presets import tiny
 from trimask.diffusion.data.batches import BatchConfig
+from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
@@ -29,7 +30,6 @@ from trimask.diffusion.studies.mask_variance import MaskVariance
 from trimask.diffusion.studies.sampling import SamplingStudy
 from trimask.diffusion.studies.search import Search
 from trimask.diffusion.studies.trials import Trials
-from trimask.diffusion.train import TrainConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.sampling_rl import policy_study
 from trimask.sampling_rl import study as unmasking

@@ -89,6 +89,13 @@ class RunDescription:
     """The step of that weight average."""
 
 
+def load_description(folder: Path) -> RunDescription:
+    """What the config.json of a run folder says."""
+    if not (folder / "config.json").is_file() or (folder / "manifest.json").is_file():
+        raise FileNotFoundError(f"{folder}: not a run folder; `trimask train` makes one")
+    return configuration.load(folder / "config.json", RunDescription)
+
+
 def transferred(tuned: RunDescription, width: int | None = None) -> TrainConfig:
     """The configuration of a run whose shape, batch and horizon are the base for others; at another width, more heads.
 

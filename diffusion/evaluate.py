@@ -26,7 +26,7 @@ from trimask.diffusion.judges import NamedJudge
 from trimask.diffusion.likelihood import num_asked, target_bits
 from trimask.diffusion.results import Bound, Evaluation, Samples
 from trimask.diffusion.sampling.requests import Generator
-from trimask.diffusion.train import Loaded, require_same_vocabulary
+from trimask.diffusion.trained import Loaded, require_same_vocabulary
 from trimask.tokenizers.sequence import direct
 from trimask.tokenizers.vocabulary import TEXT, Task
 

@@ -17,7 +17,7 @@ from trimask.diffusion.judges import NamedJudge, Scores, are_labels, fits, open_
 from trimask.diffusion.results import Memorisation, Samples, Score
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.requests import Answer, Generator
-from trimask.diffusion.train import Loaded
+from trimask.diffusion.trained import Loaded
 from trimask.tokenizers.sequence import Example, direct
 from trimask.tokenizers.vocabulary import TEXT, Task
 

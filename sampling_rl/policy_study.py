@@ -26,7 +26,7 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluate import require_same_tokenizers
 from trimask.diffusion.sampling.policy import PolicyConfig
 from trimask.diffusion.studies.trials import Trials
-from trimask.diffusion.train import load
+from trimask.diffusion.trained import load
 from trimask.sampling_rl import study as unmasking
 from trimask.sampling_rl.study import UnmaskingStudy
 from trimask.sampling_rl.tasks import from_prepared

@@ -33,7 +33,7 @@ from trimask.diffusion.sampling.requests import Answer, Generator
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.diffusion.studies.findings import Panel, draw, markdown_table, write_csv
 from trimask.diffusion.studies.trials import Trials
-from trimask.diffusion.train import load
+from trimask.diffusion.trained import load
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.tasks import from_prepared
 from trimask.sampling_rl.train import PolicyTrainConfig

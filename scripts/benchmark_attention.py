@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from trimask.diffusion.attention import attend
+from trimask.diffusion.attention import attend, kernel_for
 from trimask.scripts import cli
 from trimask.scripts.benchmark import write
 from trimask.scripts.console import parse, tracked
@@ -101,8 +101,9 @@ def _cases(arguments: Arguments, length: int, examples: int) -> list[Case]:
     def loss(attention, query, key, value):
         return jnp.sum(attend(query, key, value, segment, segment, attention).astype(jnp.float32) ** 2)
 
-    codes = ("plain",) if jax.default_backend() == "cpu" else ("plain", "kernel")
-    functions = {code: (jax.jit(jax.grad(partial(loss, code), argnums=(0, 1, 2))), given) for code in codes}
+    kernel = kernel_for(jax.default_backend(), arguments.dtype, length, length, arguments.head_size)
+    ways = {"plain": "plain"} if kernel == "plain" else {"plain": "plain", kernel: "kernel"}
+    functions = {code: (jax.jit(jax.grad(partial(loss, way), argnums=(0, 1, 2))), given) for code, way in ways.items()}
     flops = 3 * 4 * rows * length**2 * arguments.heads * arguments.head_size
     return [
         Case(length, examples, code, timing, flops / timing.seconds)

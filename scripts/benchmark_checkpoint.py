@@ -18,8 +18,8 @@ import tyro
 
 from trimask.diffusion.checkpoint import Checkpoints, Retention
 from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.pretraining import Pretraining, TrainState
 from trimask.diffusion.run_folder import writing
-from trimask.diffusion.train import Pretraining, TrainState
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
 from trimask.scripts.benchmark import parse_size, write

@@ -20,9 +20,10 @@ import jax
 import numpy as np
 import tyro
 
+from trimask.diffusion.attention import kernel_for
 from trimask.diffusion.cost import flops_per_token, parameters
 from trimask.diffusion.description import TrainConfig
-from trimask.diffusion.train import Pretraining
+from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
 from trimask.scripts.benchmark import parse_size, run_elsewhere, write
@@ -108,6 +109,12 @@ class Case:
 
 def run(arguments: Arguments) -> list[Case]:
     """Times all cases, writes and prints them."""
+    kernel = kernel_for(jax.default_backend(), arguments.dtype, arguments.length, arguments.length, 64)
+    if "kernel" in arguments.ways and kernel == "plain":
+        raise ValueError(
+            f"--ways kernel: attention in {arguments.dtype} over {arguments.length} positions has no kernel on "
+            f"{jax.default_backend()}"
+        )
     cases: list[Case] = []
     asked = list(product(arguments.sizes, arguments.vocabularies))
     for size, vocabulary in tracked(asked, "sizes and vocabularies"):

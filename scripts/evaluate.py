@@ -15,7 +15,7 @@ from trimask.diffusion.evaluate import EvaluateConfig, evaluate
 from trimask.diffusion.exam import ALL_TASKS
 from trimask.diffusion.likelihood import Estimator
 from trimask.diffusion.results import Bound, Evaluation, Samples, Score
-from trimask.diffusion.train import Loaded, load
+from trimask.diffusion.trained import Loaded, load
 from trimask.scripts import cli, likelihood
 from trimask.scripts.console import console, parse, progress_report, table
 

@@ -21,7 +21,7 @@ from trimask.diffusion.sampling.config import GenerationConfig, is_policy, requi
 from trimask.diffusion.sampling.policy import describe_policy
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.sampling.requests import Answer, Generator, repeats
-from trimask.diffusion.train import Loaded, load
+from trimask.diffusion.trained import Loaded, load
 from trimask.scripts import cli
 from trimask.scripts.answers import Output, read_index, write_answers
 from trimask.scripts.console import console, joined, parse, progress_report

@@ -28,7 +28,7 @@ from trimask.diffusion.exam import label_judge, score_of
 from trimask.diffusion.parametrization import MODULES, PARAMETER_CLASSES, parameter_modules
 from trimask.diffusion.results import Evaluation
 from trimask.diffusion.run_folder import read_lines
-from trimask.diffusion.train import Loaded, load
+from trimask.diffusion.trained import Loaded, load
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
 from trimask.scripts.console import console, parse, table

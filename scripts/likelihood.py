@@ -26,7 +26,7 @@ from trimask.diffusion.intervals import ratio, wilson_interval
 from trimask.diffusion.likelihood import Estimator, estimated_bits, num_asked
 from trimask.diffusion.run_folder import line_of
 from trimask.diffusion.sampling.prompts import Prompts
-from trimask.diffusion.train import Loaded
+from trimask.diffusion.trained import Loaded
 from trimask.scripts.console import console, progress_report, table
 from trimask.scripts.inputs import medium_reader
 from trimask.tokenizers.sequence import Example

@@ -23,7 +23,7 @@ from trimask.configs.presets import PRESETS, Experiment, preset
 from trimask.diffusion.cost import StepOnMesh, flops_per_token, parameters
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.mesh import ROWS, MeshConfig
-from trimask.diffusion.train import Pretraining
+from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
 from trimask.scripts.collectives import sent_bytes

@@ -21,7 +21,7 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.results import Evaluation, Samples
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.sampling.requests import Generator
-from trimask.diffusion.train import Loaded
+from trimask.diffusion.trained import Loaded
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts.evaluate import shown_bits, shown_score
 from trimask.scripts.plots import plot_accuracy, plot_loss, read_metrics, training_seconds

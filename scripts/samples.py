@@ -17,7 +17,7 @@ from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.run_folder import line_of, read_lines
 from trimask.diffusion.sampling.requests import Generator
-from trimask.diffusion.train import Loaded
+from trimask.diffusion.trained import Loaded
 from trimask.scripts.render import enlargement, image_grid, staged, write_png, write_wav
 from trimask.tokenizers.sequence import Example, direct, until_eos
 from trimask.tokenizers.vocabulary import TEXT, Task

@@ -17,12 +17,13 @@ from trimask.configs.presets import Experiment, preset
 from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig, DatasetUse
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.description import RunDescription, TrainConfig, transferred
+from trimask.diffusion.description import RunDescription, TrainConfig, load_description, transferred
 from trimask.diffusion.optimizer import Knobs
 from trimask.diffusion.parametrization import ModuleMultipliers
 from trimask.diffusion.processes import ending_together, is_first, join
 from trimask.diffusion.sde import SDEScaling
-from trimask.diffusion.train import Loaded, load_description, train
+from trimask.diffusion.train import train
+from trimask.diffusion.trained import Loaded
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
 from trimask.scripts.console import console, option, parse_from_preset, table

@@ -14,7 +14,7 @@ import tyro
 from trimask.configs.policies import POLICIES
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluate import require_same_tokenizers
-from trimask.diffusion.train import load
+from trimask.diffusion.trained import load
 from trimask.diffusion.transformer import num_parameters
 from trimask.sampling_rl.tasks import from_prepared
 from trimask.sampling_rl.train import PolicyTrainConfig, train_policy, trained_on

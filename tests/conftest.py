@@ -26,9 +26,11 @@ from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import Entry, RawExample, SourceConfig
+from trimask.diffusion.description import RunDescription, TrainConfig
 from trimask.diffusion.layout import Fill
+from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.train import Loaded, Pretraining, RunDescription, TrainConfig
+from trimask.diffusion.trained import Loaded
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig

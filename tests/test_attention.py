@@ -11,7 +11,8 @@ from test_mesh import run_on_eight_devices
 
 from trimask.diffusion import attention
 from trimask.diffusion.attention import attend, kernel_for, splash_attention
-from trimask.diffusion.train import Pretraining, TrainConfig
+from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.sequence import Sequence
 from trimask.tokenizers.vocabulary import Vocabulary

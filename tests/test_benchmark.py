@@ -171,6 +171,11 @@ def test_the_loss_is_timed_beside_arrays_of_logits(tmp_path):
     assert min(seconds) > 0 and cases[5]["speedup"] == pytest.approx(seconds[2] / seconds[0])
 
 
+def test_a_kernel_is_not_timed_where_there_is_none(tmp_path):
+    with pytest.raises(ValueError, match="attention in float32 over 256 positions has no kernel on cpu"):
+        main(["train", str(tmp_path), "--ways", "kernel"])
+
+
 def test_training_steps_are_timed_beside_other_code(tmp_path):
     """A stand-in for PyTorch is told the same sizes and tokens, and its seconds are compared with ours."""
     python = python_that_runs(

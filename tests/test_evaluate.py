@@ -19,7 +19,7 @@ from trimask.diffusion.held_out import spread
 from trimask.diffusion.likelihood import num_asked, target_bits
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.schedule import ScheduleConfig
-from trimask.diffusion.train import Loaded
+from trimask.diffusion.trained import Loaded
 from trimask.scripts import evaluate as command
 from trimask.scripts.console import parse
 from trimask.tokenizers.sequence import direct

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
+from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
 from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.diffusion.studies.mask_variance import MaskVariance
-from trimask.diffusion.train import Pretraining, TrainConfig, load, train
+from trimask.diffusion.train import train
+from trimask.diffusion.trained import load
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import study
 

@@ -18,13 +18,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from trimask.diffusion.checkpoint import Checkpoints, Retention
 from trimask.diffusion.data.batches import BatchConfig
+from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.divergence import not_finite
 from trimask.diffusion.loop import Interrupted, LoopConfig
 from trimask.diffusion.mesh import MeshConfig, own_rows
 from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.processes import ending_together, join, require_agreement, wait_for_all
 from trimask.diffusion.run_folder import checkpoint_steps, read_lines
-from trimask.diffusion.train import Pretraining, TrainConfig, train
+from trimask.diffusion.train import train
 from trimask.diffusion.transformer import TransformerConfig
 
 CONFIG = TrainConfig(

@@ -12,12 +12,12 @@ from PIL import Image
 
 from trimask.configs.presets import PRESETS, Experiment
 from trimask.diffusion.data.batches import BatchConfig
+from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.evaluate import EvaluateConfig
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.results import Evaluation, Samples
 from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.train import TrainConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import demo
 from trimask.scripts.plots import training_seconds
@@ -158,7 +158,7 @@ def test_the_story_told_again_does_not_train_again(story, experiment, prepared, 
     models = [story[3]]
     monkeypatch.setattr(demo, "write_report", lambda *given: models.append(given[3]) or run / "report.html")
     metrics = (run / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr("trimask.diffusion.train.Pretraining.step", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr("trimask.diffusion.pretraining.Pretraining.step", lambda *_: pytest.fail("it trains"))
     demo.run(run, prepared.folder, experiment)
     assert (run / "metrics.jsonl").read_bytes() == metrics
     for ours, theirs in zip(*(jax.tree.leaves(model.parameters) for model in models), strict=True):

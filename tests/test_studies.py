@@ -10,6 +10,7 @@ import pytest
 
 from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig
+from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
 from trimask.diffusion.sde import SDEScaling, rescaled
@@ -21,7 +22,6 @@ from trimask.diffusion.studies.findings import exponent, markdown_table
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer, Optimum, optimum
 from trimask.diffusion.studies.search import Round, Search, coordinates, moved, multipliers_at, speedup
 from trimask.diffusion.studies.trials import Outcome, Trials, mean_tokens, tuned_here
-from trimask.diffusion.train import TrainConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import study as study_script
 

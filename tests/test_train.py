@@ -12,10 +12,13 @@ import pytest
 
 from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig, Batches
+from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.loop import Interrupted, LoopConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
 from trimask.diffusion.optimizer import OptimizerConfig
-from trimask.diffusion.train import Pretraining, TrainConfig, load, train
+from trimask.diffusion.pretraining import Pretraining
+from trimask.diffusion.train import train
+from trimask.diffusion.trained import load
 from trimask.diffusion.transformer import TransformerConfig
 
 CONFIG = TrainConfig(

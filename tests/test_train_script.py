@@ -8,11 +8,12 @@ import pytest
 
 from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.description import transferred
+from trimask.diffusion.description import TrainConfig, load_description, transferred
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers
 from trimask.diffusion.sde import SDEScaling
-from trimask.diffusion.train import TrainConfig, load, load_description, train
+from trimask.diffusion.train import train
+from trimask.diffusion.trained import load
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import train as train_script
 

@@ -8,9 +8,11 @@ import os
 import pytest
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
+from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
+from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.studies.trials import (
     Outcome,
@@ -23,7 +25,7 @@ from trimask.diffusion.studies.trials import (
     tuned_here,
     with_learning_rate,
 )
-from trimask.diffusion.train import Pretraining, TrainConfig, train
+from trimask.diffusion.train import train
 from trimask.diffusion.transformer import TransformerConfig
 
 CONFIG = TrainConfig(

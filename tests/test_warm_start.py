@@ -15,7 +15,9 @@ from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import ParametrizationConfig
-from trimask.diffusion.train import Pretraining, load, train
+from trimask.diffusion.pretraining import Pretraining
+from trimask.diffusion.train import train
+from trimask.diffusion.trained import load
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.diffusion.warm_start import grown, new_ids, new_ranges, require_grown, require_same_model
 from trimask.tokenizers.sequence import Example, Segment, assemble, stack

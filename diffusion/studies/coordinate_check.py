@@ -26,9 +26,9 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.masking import forward_process
 from trimask.diffusion.parametrization import Kind
+from trimask.diffusion.pretraining import Parameters, Pretraining, training_batches
 from trimask.diffusion.studies.findings import Panel, draw, exponent, markdown_table, write_csv
 from trimask.diffusion.studies.trials import Trials, at_shape, compiled_alike, require_at_least
-from trimask.diffusion.train import Parameters, Pretraining, training_batches
 from trimask.diffusion.transformer import Transformer
 from trimask.tokenizers.sequence import Sequence as TokenSequence
 

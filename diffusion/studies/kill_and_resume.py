@@ -22,14 +22,15 @@ import numpy as np
 from trimask.diffusion import configuration
 from trimask.diffusion.checkpoint import Checkpoints
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.description import RunDescription
+from trimask.diffusion.description import RunDescription, TrainConfig
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.run_folder import checkpoint_steps, read_lines
 from trimask.diffusion.studies.findings import markdown_table, write_csv
 from trimask.diffusion.studies.trials import Report, Trials
-from trimask.diffusion.train import Pretraining, TrainConfig, train
+from trimask.diffusion.train import train
 from trimask.diffusion.transformer import TransformerConfig
 
 CONFIG = TrainConfig(

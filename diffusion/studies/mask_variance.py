@@ -17,10 +17,11 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluate import require_same_tokenizers
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
+from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.schedule import Kind, ScheduleConfig
 from trimask.diffusion.studies.findings import markdown_table, write_csv
 from trimask.diffusion.studies.trials import Trials
-from trimask.diffusion.train import Loaded, Pretraining, load
+from trimask.diffusion.trained import Loaded, load
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.studies.findings import Panel, draw, markdown_table, write_csv
 from trimask.diffusion.studies.trials import Trials
-from trimask.diffusion.train import Loaded, load
+from trimask.diffusion.trained import Loaded, load
 from trimask.tokenizers.vocabulary import TEXT
 
 _FIT_EXAMPLES, _ROWS = 10_000, 128
