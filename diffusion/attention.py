@@ -42,11 +42,11 @@ def attend(
     query: Float[Array, "batch asked heads head"],
     key: Float[Array, "batch seq kv_heads head"],
     value: Float[Array, "batch seq kv_heads head"],
-    own: Int[Array, "batch asked"],
-    segment: Int[Array, "batch seq"],
+    query_segment: Int[Array, "batch asked"],
+    key_segment: Int[Array, "batch seq"],
     attention: Literal["plain", "kernel"] = "plain",
 ) -> Float[Array, "batch asked heads head"]:
-    """o; `own` are the segments of the queries, `segment` those of keys and values.
+    """o; a query sees the keys of its own segment.
 
     `attention` says whether the products are plain, or by the `kernel_for` this platform and these shapes.
     """
@@ -54,19 +54,19 @@ def attend(
     if attention == "kernel":
         kernel = kernel_for(jax.default_backend(), query.dtype, query.shape[1], key.shape[1], query.shape[-1])
     if kernel == "splash":
-        return splash_attention(query, key, value, own, segment)
+        return splash_attention(query, key, value, query_segment, key_segment)
     if kernel == "cudnn":
-        mask = own[:, None, :, None] == segment[:, None, None, :]
+        mask = query_segment[:, None, :, None] == key_segment[:, None, None, :]
         return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
-    return plain_attention(query, key, value, own, segment)
+    return plain_attention(query, key, value, query_segment, key_segment)
 
 
 def plain_attention(
     query: Float[Array, "batch asked heads head"],
     key: Float[Array, "batch seq kv_heads head"],
     value: Float[Array, "batch seq kv_heads head"],
-    own: Int[Array, "batch asked"],
-    segment: Int[Array, "batch seq"],
+    query_segment: Int[Array, "batch asked"],
+    key_segment: Int[Array, "batch seq"],
 ) -> Float[Array, "batch asked heads head"]:
     """o by products of matrices; scores and their sums are float32."""
     batch, asked, heads, size = query.shape
@@ -74,7 +74,7 @@ def plain_attention(
     # Queries that share a key lie one after another, as if there were more of them.
     by_key = (query * size**-0.5).reshape(batch, asked, -1, groups, size).transpose(0, 2, 3, 1, 4)
     queries = by_key.reshape(batch, -1, groups * asked, size)
-    is_seen = jnp.tile(own, groups)[:, None, :, None] == segment[:, None, None, :]
+    is_seen = jnp.tile(query_segment, groups)[:, None, :, None] == key_segment[:, None, None, :]
     out = _attend(queries, key.swapaxes(1, 2), value.swapaxes(1, 2), is_seen)
     return out.reshape(batch, -1, groups, asked, size).transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
@@ -109,14 +109,14 @@ def splash_attention(
     query: Float[Array, "batch asked heads head"],
     key: Float[Array, "batch seq kv_heads head"],
     value: Float[Array, "batch seq kv_heads head"],
-    own: Int[Array, "batch asked"],
-    segment: Int[Array, "batch seq"],
+    query_segment: Int[Array, "batch asked"],
+    key_segment: Int[Array, "batch seq"],
     *,
     interpret: bool = False,
 ) -> Float[Array, "batch asked heads head"]:
     """o by the kernel for TPUs, a device its rows and heads on the mesh in use; interpreted, on any device, slowly."""
 
-    def of_device(query, key, value, own, segment):
+    def of_device(query, key, value, query_segment, key_segment):
         asked, length = query.shape[1], key.shape[1]
         tile, other = (next(tile for tile in _TILES if size % tile == 0) for size in (asked, length))
         sizes = splash_attention_kernel.BlockSizes(
@@ -131,11 +131,12 @@ def splash_attention(
             interpret=interpret,
         )
         heads_first = (x.swapaxes(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
-        return jax.vmap(kernel)(*heads_first, splash_attention_kernel.SegmentIds(own, segment)).swapaxes(1, 2)
+        segments = splash_attention_kernel.SegmentIds(query_segment, key_segment)
+        return jax.vmap(kernel)(*heads_first, segments).swapaxes(1, 2)
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return of_device(query, key, value, own, segment)
+        return of_device(query, key, value, query_segment, key_segment)
     heads, rows = PartitionSpec(ROWS, None, "tensor"), PartitionSpec(ROWS)
     shared = jax.shard_map(of_device, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False)
-    return shared(query, key, value, own, segment)
+    return shared(query, key, value, query_segment, key_segment)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trimask.diffusion.cross_entropy import cross_entropy, restrict
 from trimask.diffusion.denoiser import Denoiser
-from trimask.diffusion.masking import mask_tokens
+from trimask.diffusion.masking import draw_is_masked
 from trimask.diffusion.schedule import ScheduleConfig, elbo_weight, stratified_times
 from trimask.tokenizers.sequence import Example, Sequence, assemble, stack
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -121,7 +121,7 @@ def _bits(
             noise = jnp.where(is_target, jax.random.uniform(key_mask, is_target.shape), jnp.inf)
             return is_target & (jnp.argsort(jnp.argsort(noise)) < size), count / size
         time = stratified_times(offset, draw / num_draws, schedule.min_time)
-        is_masked = mask_tokens(key_mask, is_target[None], jnp.full((1, len(is_target)), schedule.alpha(time)))[0]
+        is_masked = draw_is_masked(key_mask, is_target[None], jnp.full((1, len(is_target)), schedule.alpha(time)))[0]
         return is_masked, elbo_weight(schedule.alpha, time)
 
     is_masked, weight = jax.vmap(mask)(numbers, sequence.is_target)

@@ -1,8 +1,9 @@
 """The forward process: which tokens of a batch are masked, and what each masked one weighs in the loss.
 
 Every example (segment of a row) has its own time t, stratified over the batch by tokens:
-t_s = (u + share of target tokens before example s) mod 1. Examples come one after another there by the golden ratio, so
-that the times of any run of rows are evenly spread, too, and devices that share the rows have equal work.
+t_s = (u + share of target tokens before example s) mod 1. Before means in the order of n · φ mod 1 (φ the golden ratio,
+n the number of the example), so that the times of any run of rows are evenly spread, too, and devices that share the
+rows have equal work.
 
 In a conditional direction only the target is masked. With probability `joint_probability` an example is masked on both
 sides instead, the condition at an independent time, so that the model also learns the pair's joint distribution; with
@@ -61,7 +62,7 @@ class Noised:
     """The ELBO's weight of each position's cross-entropy, were it masked."""
 
 
-def mask_tokens(
+def draw_is_masked(
     key: PRNGKeyArray,
     maskable: Bool[Array, "batch seq"],
     keep_probability: Float[Array, "batch seq"],
@@ -78,7 +79,7 @@ def forward_process(key: PRNGKeyArray, sequence: Sequence, vocabulary: Vocabular
     is_hidden = sequence.is_condition & is_dropped
     times = _times(key_time, sequence, config.schedule)
     alpha = config.schedule.alpha
-    is_masked = mask_tokens(key_mask, is_target, alpha(times))
+    is_masked = draw_is_masked(key_mask, is_target, alpha(times))
 
     def noised(is_masked, weight):
         tokens = jnp.where(is_masked | is_hidden, vocabulary.mask_id, sequence.tokens)

@@ -72,7 +72,8 @@ class TransformerConfig:
     attention: Literal["plain", "kernel"] = "plain"
     """By what attention is computed: plain products of matrices, or the kernel of the device, where it has one."""
     blocks: Literal["unrolled", "scanned"] = "unrolled"
-    """Whether every block is compiled, or one, in a loop over stacked parameters, which remat needs on a CPU."""
+    """unrolled: every block is compiled; scanned: one, in a loop over stacked parameters, without which XLA for CPUs
+    undoes remat."""
     remat: Literal["none", "block"] = "none"
     """What the backward pass computes again rather than keeps: nothing, or all within a block."""
 
@@ -209,16 +210,16 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "batch asked width"], tuple[KeysValues, ...]]:
         """The residual stream after the last block at the computed positions (None: all), and the keys and values."""
         h, sin_cos, segments = self.embed(sequence, computed)
-        kept = jax.checkpoint if self.config.remat == "block" else lambda block: block
+        maybe_remat = jax.checkpoint if self.config.remat == "block" else lambda block: block
         if self.config.blocks == "scanned" and cache is None:
             graph, stacked = self._stacked()
-            block = kept(lambda h, state: nnx.merge(graph, state)(h, sin_cos, segments, None, None))
+            block = maybe_remat(lambda h, state: nnx.merge(graph, state)(h, sin_cos, segments, None, None))
             h, (keys, values) = jax.lax.scan(block, h, stacked)
             return h, tuple(zip(keys, values, strict=True))
         new_cache = []
         for layer, block in enumerate(self.blocks):
-            own = None if cache is None else cache[layer]
-            h, keys_values = kept(block.__call__)(h, sin_cos, segments, computed, own)
+            old = None if cache is None else cache[layer]
+            h, keys_values = maybe_remat(block.__call__)(h, sin_cos, segments, computed, old)
             new_cache.append(keys_values)
         return h, tuple(new_cache)
 
@@ -233,10 +234,10 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "batch asked width"], SinCos | None, Segments]:
         """What the first block gets: the residual stream, by how much to rotate, and who may see whom."""
         positions = jnp.arange(sequence.length) - example_starts(sequence)
-        tokens, modality, place, own = sequence.tokens, sequence.modality, sequence.place, sequence.segment
+        tokens, modality, place, segment = sequence.tokens, sequence.modality, sequence.place, sequence.segment
         if computed is not None:
             at = partial(jnp.take_along_axis, indices=computed, axis=1)
-            tokens, modality, positions, own = map(at, (tokens, modality, positions, own))
+            tokens, modality, positions, segment = map(at, (tokens, modality, positions, segment))
             place = jnp.take_along_axis(place, computed[..., None], axis=1)
         h = looked_up(self.embedding[...], tokens)
         if self.config.place_embedding:
@@ -244,7 +245,7 @@ class Transformer(nnx.Module):
         h = constrained(h.astype(jnp.dtype(self.config.compute_dtype)), ROWS)
         base, head = self.config.rotary_base, self.config.size_of_head
         sin_cos = None if base is None else rotary_sin_cos(positions, sequence.length, head, base)
-        return h, sin_cos, (own, sequence.segment)
+        return h, sin_cos, (segment, sequence.segment)
 
     @property
     def unembed(self) -> Partial:

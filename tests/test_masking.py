@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trimask.diffusion.loss import LossConfig, loss_and_metrics, target_counts
-from trimask.diffusion.masking import MaskingConfig, forward_process, mask_tokens
+from trimask.diffusion.masking import MaskingConfig, draw_is_masked, forward_process
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.tokenizers.sequence import Example, Segment, assemble, direct, stack
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -124,7 +124,7 @@ def test_the_reported_bound_does_not_depend_on_what_is_trained_on(toy, vocabular
 
 def test_a_token_is_masked_with_probability_one_minus_alpha():
     keep = jnp.array([[0.0, 0.2, 0.7, 1.0]])
-    masked = jax.vmap(lambda key: mask_tokens(key, jnp.ones((1, 4), bool), keep))(
+    masked = jax.vmap(lambda key: draw_is_masked(key, jnp.ones((1, 4), bool), keep))(
         jax.random.split(jax.random.key(0), 4000)
     )
     # Five standard deviations of a share of 4,000 draws are 0.04.
