@@ -8,8 +8,9 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
 
-from trimask.diffusion.mesh import MeshConfig
+from trimask.diffusion.mesh import MeshConfig, partition
 
 EIGHT = """
     import dataclasses, pathlib, sys
@@ -41,9 +42,7 @@ EIGHT = """
         return losses, state, mesh
 
     one, alone, _ = steps(MeshConfig(data=1), 1)
-    for fsdp, tensor, accumulate, blocks in (
-        (1, 1, 1, "unrolled"), (8, 1, 1, "unrolled"), (2, 4, 2, "unrolled"), (2, 2, 1, "scanned")
-    ):
+    for fsdp, tensor, accumulate, blocks in ((8, 1, 1, "unrolled"), (2, 4, 2, "unrolled"), (2, 2, 1, "scanned")):
         losses, state, mesh = steps(MeshConfig(fsdp=fsdp, tensor=tensor), accumulate, blocks)
         np.testing.assert_allclose(one, losses, rtol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, gathered(state, mesh))
@@ -58,11 +57,12 @@ EIGHT = """
 
 def run_on_eight_devices(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    places = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))  # ours first, and the trimask that we import
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(filter(None, places))},
         check=False,
     )
 
@@ -71,6 +71,33 @@ def test_every_mesh_takes_the_step_of_one_device(prepared):
     result = run_on_eight_devices(EIGHT, str(prepared.folder))
     assert result.stdout.strip() == "same", result.stderr
     assert "rematerialization" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "split"),
+    [
+        ("embedding", (23, 16), (None, ("fsdp", "tensor"))),
+        ("unembedding", (16, 23), (("fsdp", "tensor"), None)),
+        ("query", (16, 4, 6), (("fsdp",), ("tensor",), None)),
+        ("key", (16, 4, 6), (("fsdp",), ("tensor",), None)),
+        ("value", (16, 4, 6), (("fsdp",), ("tensor",), None)),
+        ("out", (4, 6, 16), (("tensor",), None, ("fsdp",))),
+        ("gate", (16, 28), (("fsdp",), ("tensor",))),
+        ("up", (16, 28), (("fsdp",), ("tensor",))),
+        ("down", (28, 16), (("tensor",), ("fsdp",))),
+        ("scale", (16,), (None,)),
+        # What the mesh does not divide stays whole, alone; of the embedding all of its parts must.
+        ("query", (16, 3, 6), (("fsdp",), None, None)),
+        ("down", (28, 15), (("tensor",), None)),
+        ("embedding", (23, 12), (None, None)),
+        # The blocks' parameters, stacked.
+        ("down", (8, 28, 16), (None, ("tensor",), ("fsdp",))),
+        ("scale", (8, 16), ()),
+    ],
+)
+def test_a_parameter_is_split_as_its_name_and_its_shape_say(name, shape, split):
+    mesh = AbstractMesh((3, 2, 4), ("data", "fsdp", "tensor"))
+    assert partition(name, shape, mesh) == PartitionSpec(*split)
 
 
 def test_meshes_that_do_not_fit_the_devices_are_refused():

@@ -64,7 +64,7 @@ def trials(loaded, prepared, tmp_path, monkeypatch):
 
 
 def test_every_task_is_measured_and_what_is_chosen_becomes_the_runs_default(trials, loaded, tmp_path):
-    text = study(dataclasses.replace(SMALL, modalities=("text", "image"), apply=True), trials)
+    text = study(dataclasses.replace(SMALL, modalities=("text", "image"), max_examples=4, apply=True), trials)
     with (tmp_path / "points.csv").open() as file:
         rows = list(csv.DictReader(file))
     lines = {(row["task"].split(": ")[1], row["judge"]) for row in rows}

@@ -313,8 +313,7 @@ def test_speedup_is_the_ratio_of_tokens_to_the_same_loss():
 # --- coordinate check ---
 
 
-@pytest.mark.parametrize(("kind", "is_flat"), [("completed_p", True), ("standard", False)])
-def test_a_small_coordinate_check(prepared, tmp_path, kind, is_flat):
+def test_a_small_coordinate_check(prepared, tmp_path):
     """Complete(d)P with α = ½ keeps activations and updates; the standard parametrization does not."""
     small_start = ModuleMultipliers(init=Family(of={"unembedding": 0.1}))
     base = dataclasses.replace(
@@ -323,18 +322,21 @@ def test_a_small_coordinate_check(prepared, tmp_path, kind, is_flat):
         parametrization=ParametrizationConfig(multipliers=small_start),
         optimizer=OptimizerConfig(horizon_tokens=6 * 250, warmup_tokens=0, schedule="constant", learning_rate=2e-3),
     )
-    config = CoordinateCheck(base=base, widths=(64, 256), depths=(2, 6), kinds=((kind, 0.5),), seeds=1)
+    kinds = (("completed_p", 0.5), ("standard", 0.5))
+    config = CoordinateCheck(base=base, widths=(64, 256), depths=(2, 6), kinds=kinds, seeds=1)
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
         coordinate_check.study(config, trials)
-    found = {
-        (row["axis"], row["what"], row["place"]): float(row["exponent"]) for row in rows(tmp_path / "exponents.csv")
-    }
-    assert len(found) == 18
-    logits = found.pop(("width", "initial", "logits"))
-    assert logits == pytest.approx(-0.5 if is_flat else 0.0, abs=0.1)
-    # Two sizes, one seed and six steps: a wider margin than the study's ±0.1.
-    off = {name: slope for name, slope in found.items() if abs(slope) > 0.2}
-    assert (not off) if is_flat else len(off) >= 4, off
+    for kind, initial_logits, is_flat in (("completed_p, α = 0.5", -0.5, True), ("standard", 0.0, False)):
+        found = {
+            (row["axis"], row["what"], row["place"]): float(row["exponent"])
+            for row in rows(tmp_path / "exponents.csv")
+            if row["kind"] == kind
+        }
+        assert len(found) == 18
+        assert found.pop(("width", "initial", "logits")) == pytest.approx(initial_logits, abs=0.1)
+        # Two sizes, one seed and six steps: a wider margin than the study's ±0.1.
+        off = {name: slope for name, slope in found.items() if abs(slope) > 0.2}
+        assert (not off) if is_flat else len(off) >= 4, off
 
 
 # --- writing, and the command ---

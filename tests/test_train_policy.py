@@ -2,12 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import fakes
 import jax
@@ -16,6 +11,7 @@ import numpy as np
 import pytest
 from fakes import VOCABULARY, text_request
 from jax.tree_util import Partial
+from test_mesh import run_on_eight_devices
 from test_policy import SMALL
 
 from trimask.diffusion.loop import LoopConfig
@@ -140,7 +136,7 @@ def test_the_best_of_the_experts_is_imitated(tmp_path):
 
 def test_eight_devices_take_the_steps_of_one(trained):
     """Episodes shared out over 8 simulated devices, parameters on all: the same rewards, loss and gradients."""
-    script = textwrap.dedent(
+    result = run_on_eight_devices(
         """
         import json
         import jax
@@ -157,10 +153,6 @@ def test_eight_devices_take_the_steps_of_one(trained):
             print(json.dumps({name: float(value) for name, value in metrics.items()}))
         """
     )
-    eight = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    flags = {"XLA_FLAGS": eight, "PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-c", script]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **flags}, check=False)
     assert result.returncode == 0, result.stderr
     for line, theirs in zip(map(json.loads, result.stdout.splitlines()), lines_of(trained)[:3], strict=True):
         del theirs["step"]

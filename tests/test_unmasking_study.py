@@ -55,7 +55,7 @@ def policies(loaded, prepared, tmp_path_factory):
 
 def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_path, monkeypatch):
     monkeypatch.setattr("trimask.sampling_rl.study.load", lambda folder: loaded)
-    asked = dataclasses.replace(STUDY, policies=policies)
+    asked = dataclasses.replace(STUDY, policies=policies, max_examples=4)
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
         text = study(asked, trials)
     with (tmp_path / "points.csv").open() as file:
