@@ -17,7 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from trimask.diffusion.mesh import ROWS
+from trimask.diffusion.mesh import ROWS, current_mesh
 
 _TILES = (512, 256, 128)
 
@@ -134,8 +134,7 @@ def splash_attention(
         segments = splash_attention_kernel.SegmentIds(query_segment, key_segment)
         return jax.vmap(kernel)(*heads_first, segments).swapaxes(1, 2)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if current_mesh() is None:
         return of_device(query, key, value, query_segment, key_segment)
     heads, rows = PartitionSpec(ROWS, None, "tensor"), PartitionSpec(ROWS)
     shared = jax.shard_map(of_device, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False)

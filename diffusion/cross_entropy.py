@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from trimask.diffusion.mesh import partition
+from trimask.diffusion.mesh import current_mesh, partition_spec
 
 
 def restrict(
@@ -76,13 +76,13 @@ masked_cross_entropy.defvjp(_forward, _backward)
 
 def _sums(hidden, matrix, clean, bounds, is_masked, weight, z_weight, tile_positions, tile_ids, dtype, with_gradient):
     """The values of `masked_cross_entropy`, and (d hidden, d matrix) or None; on the mesh in use, if there is one."""
-    mesh, matrix = jax.sharding.get_abstract_mesh(), matrix.astype(dtype)
+    mesh, matrix = current_mesh(), matrix.astype(dtype)
     of_tokens = (hidden, clean, bounds, is_masked, weight, z_weight)
     of_device = partial(_sums_here, tile_positions=tile_positions, tile_ids=tile_ids, with_gradient=with_gradient)
-    if mesh.empty or mesh.size == 1:
+    if mesh is None:
         return of_device(matrix, *of_tokens)
 
-    spec = partition("unembedding", matrix.shape, mesh)
+    spec = partition_spec("unembedding", matrix.shape, mesh)
     scattered = spec[0] or ()
 
     def of_share(*arguments):

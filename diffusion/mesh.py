@@ -26,8 +26,8 @@ AXES = (*ROWS, "tensor")
 
 # Logical axes of every parameter by its name; a name that is not here stays whole on every device.
 _LOGICAL = {
-    "embedding": (None, "code"),
-    "unembedding": ("code", None),
+    "embedding": (None, "embedding_width"),
+    "unembedding": ("embedding_width", None),
     "query": ("width", "heads", None),
     "key": ("width", "heads", None),
     "value": ("width", "heads", None),
@@ -40,7 +40,7 @@ _RULES = {
     "heads": ("tensor",),
     "hidden": ("tensor",),
     "width": ("fsdp",),
-    "code": ("fsdp", "tensor"),  # of a token: the number of tokens is rarely one that can be divided
+    "embedding_width": ("fsdp", "tensor"),  # the number of tokens is rarely one that can be divided
 }
 
 
@@ -76,19 +76,25 @@ class MeshConfig:
         return data, self.fsdp, self.tensor
 
 
-def used(mesh: Mesh | None) -> AbstractContextManager[Any]:
+def use_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
     """Makes it the mesh that `constrained` and `laid_out` go by; None: that there is none."""
     return nullcontext() if mesh is None or mesh.size == 1 else jax.set_mesh(mesh)
+
+
+def current_mesh() -> AbstractMesh | None:
+    """The mesh in use, if it has more than one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
 
 
 def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Of every array of a tree of parameters, or of anything that holds such trees, by the last name of its path."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, partition(_name(path), leaf.shape, mesh)), tree
+        lambda path, leaf: NamedSharding(mesh, partition_spec(_name(path), leaf.shape, mesh)), tree
     )
 
 
-def partition(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """Along which mesh axis each axis of a parameter, or of several stacked, is split."""
     logical = _LOGICAL.get(name, ())
     if len(logical) + 1 == len(shape):
@@ -110,10 +116,8 @@ def _name(path: tuple[Any, ...]) -> str:
 
 def laid_out(tree: Any) -> Any:
     """The same arrays, each split as the table says over the mesh in use."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
+    mesh = current_mesh()
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
 
 def gathered(tree: Any, mesh: Mesh) -> Any:
@@ -132,18 +136,19 @@ def _everywhere(mesh: Mesh, tree: Any) -> Any:
 
 def constrained(x: jax.Array, *axes: Any) -> jax.Array:
     """The array, split along these axes of the mesh in use; without a mesh as it is."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+    return x if current_mesh() is None else jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 
-def looked_up(table: Float[Array, "vocab width"], tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq width"]:
+def embedding_lookup(
+    table: Float[Array, "vocab width"], tokens: Int[Array, "batch seq"]
+) -> Float[Array, "batch seq width"]:
     """table[tokens], split by rows of the batch, though the table is split along its width.
 
     In steps for each of which the devices have a cheap exchange; the compiler finds none for all of them at once, and
     would copy everything to everyone.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or partition("embedding", table.shape, mesh)[1] is None:
+    mesh = current_mesh()
+    if mesh is None or partition_spec("embedding", table.shape, mesh)[1] is None:
         return constrained(table[tokens], ROWS)
     data, fsdp, tensor = AXES
     h = constrained(table[constrained(tokens, data)], data, None, (fsdp, tensor))

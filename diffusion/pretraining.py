@@ -17,7 +17,7 @@ from trimask.diffusion.denoiser import Output
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.loss import Mean, loss_and_metrics, target_counts
 from trimask.diffusion.masking import Noised, forward_process
-from trimask.diffusion.mesh import laid_out, own_rows, shardings, used
+from trimask.diffusion.mesh import laid_out, own_rows, shardings, use_mesh
 from trimask.diffusion.optimizer import Knobs, adamw, averaged
 from trimask.diffusion.parametrization import parameter_multipliers
 from trimask.diffusion.sde import rescaled
@@ -90,7 +90,7 @@ class Pretraining:
 
         if self.mesh is None or self.mesh.size == 1:
             return new_state(self.key, old)
-        with used(self.mesh):
+        with use_mesh(self.mesh):
             return jax.jit(new_state)(self.key, old)
 
     def abstract(self) -> TrainState:
@@ -121,12 +121,12 @@ class Pretraining:
 
     def step(self, state: TrainState, batch: Sequence) -> tuple[TrainState, dict[str, Mean]]:
         """One update; the state given is used up."""
-        with used(self.mesh):
+        with use_mesh(self.mesh):
             return self.update(self.knobs, self.key, state, batch)
 
     def compiled(self, state: TrainState, batch: Sequence) -> jax.stages.Compiled:
         """`update` for such a state and batch, or descriptions of them; call it with (knobs, key, state, batch)."""
-        with used(self.mesh):
+        with use_mesh(self.mesh):
             return type(self).update.lower(self, self.knobs, self.key, state, batch).compile()
 
     @partial(jax.jit, static_argnums=0, donate_argnums=3)

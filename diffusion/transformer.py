@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from trimask.diffusion.attention import attend
 from trimask.diffusion.denoiser import KeysValues, Output
 from trimask.diffusion.layers import RMSNorm, SinCos, SwiGLU, product, rotary_sin_cos, rotate, sinusoids
-from trimask.diffusion.mesh import ROWS, constrained, laid_out, looked_up
+from trimask.diffusion.mesh import ROWS, constrained, embedding_lookup, laid_out
 from trimask.diffusion.parametrization import AT_BASE, ParametrizationConfig, Site
 from trimask.tokenizers.sequence import Sequence, example_starts
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -239,7 +239,7 @@ class Transformer(nnx.Module):
             at = partial(jnp.take_along_axis, indices=computed, axis=1)
             tokens, modality, positions, segment = map(at, (tokens, modality, positions, segment))
             place = jnp.take_along_axis(place, computed[..., None], axis=1)
-        h = looked_up(self.embedding[...], tokens)
+        h = embedding_lookup(self.embedding[...], tokens)
         if self.config.place_embedding:
             h = h + self.place(modality, place)
         h = constrained(h.astype(jnp.dtype(self.config.compute_dtype)), ROWS)

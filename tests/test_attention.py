@@ -65,9 +65,9 @@ def test_on_a_mesh_the_kernel_for_tpus_has_its_rows_and_heads():
         from functools import partial
         from test_attention import inputs
         from trimask.diffusion.attention import attend, splash_attention
-        from trimask.diffusion.mesh import MeshConfig, used
+        from trimask.diffusion.mesh import MeshConfig, use_mesh
         given = [np.concatenate([x, x]) for x in inputs(asked=128, length=128)]
-        with used(MeshConfig(fsdp=2, tensor=2).over(jax.devices())):
+        with use_mesh(MeshConfig(fsdp=2, tensor=2).over(jax.devices())):
             out = jax.jit(partial(splash_attention, interpret=True))(*given)
         np.testing.assert_allclose(out, attend(*given), atol=1e-5)
         print("same")

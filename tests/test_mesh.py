@@ -10,7 +10,7 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from trimask.diffusion.mesh import MeshConfig, partition
+from trimask.diffusion.mesh import MeshConfig, partition_spec
 
 EIGHT = """
     import dataclasses, pathlib, sys
@@ -97,7 +97,7 @@ def test_every_mesh_takes_the_step_of_one_device(prepared):
 )
 def test_a_parameter_is_split_as_its_name_and_its_shape_say(name, shape, split):
     mesh = AbstractMesh((3, 2, 4), ("data", "fsdp", "tensor"))
-    assert partition(name, shape, mesh) == PartitionSpec(*split)
+    assert partition_spec(name, shape, mesh) == PartitionSpec(*split)
 
 
 def test_meshes_that_do_not_fit_the_devices_are_refused():
