@@ -34,9 +34,14 @@ def codes(answer):
 
 @pytest.fixture(scope="module")
 def network():
-    """A transformer with large random weights, so that its choices are not all the same."""
+    """A transformer with large random weights: its choices are not all the same, and what it sees decides them.
+
+    Of two layers, for keys and values of the first depend on nothing but their own token, and never grow old.
+    """
     model = Transformer(TransformerConfig(num_layers=2, width=32, num_heads=2), VOCABULARY, key=jax.random.key(0))
     model.unembedding[...] = 3.0 * jax.random.normal(jax.random.key(1), model.unembedding.shape)
+    for block in model.blocks:
+        block.attention.out[...] *= 10.0
     return lambda sequence, positions=None, cache=None: model(sequence, positions, cache)
 
 
