@@ -89,7 +89,9 @@ class Pretraining:
             return laid_out(self.state_of(parameters))
 
         if self.mesh is None or self.mesh.size == 1:
-            return new_state(self.key, old)
+            device = jax.devices()[0] if self.mesh is None else self.mesh.devices.item()
+            # Bound to its device, as a step's result is: or the second step would be compiled again.
+            return jax.device_put(new_state(self.key, old), device)
         with use_mesh(self.mesh):
             return jax.jit(new_state)(self.key, old)
 

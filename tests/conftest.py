@@ -48,7 +48,7 @@ def pytest_configure(config):
     garbage after each 700 of them, as Python does, takes an eighth of what is left.
     """
     gc.freeze()
-    gc.set_threshold(100_000, 20, 50)
+    gc.set_threshold(10_000, 10, 10)
     if not hasattr(config, "workerinput"):
         os.environ["XLA_FLAGS"] = _understood(f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip())
         os.environ[_COMPILED] = tempfile.mkdtemp(prefix="trimask-tests-compiled-")

@@ -15,6 +15,7 @@ from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.loop import Interrupted, LoopConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
+from trimask.diffusion.mesh import place_rows
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.train import train
@@ -220,10 +221,11 @@ def test_a_step_compiles_once_per_row_length(prepared):
         prepared.tokenizers.vocabulary,
     )
     batches, state = Batches(prepared, CONFIG.batch, seed=0), pretraining.init()
+    mesh = CONFIG.mesh.over(jax.devices())
     before, shapes = Pretraining.update._cache_size(), list[tuple[int, ...]]()
     for step in range(12):
         batch = batches(step)
-        state, _ = pretraining.step(state, batch)
+        state, _ = pretraining.step(state, place_rows(batch, mesh))
         shapes.append(batch.tokens.shape)
     assert Pretraining.update._cache_size() - before == len(set(shapes)) > 1
     assert min(map(shapes.count, shapes)) > 1
