@@ -166,7 +166,7 @@ class StepOnMesh:
             )
         scores = pairs * model.num_heads / self.tensor if kernel == "plain" else 0
         layer = c * (tokens * (7.3 * width + 8.6 * model.size_of_mlp / self.tensor) + 1.2 * scores)
-        tile = min(self.loss.tile_positions, tokens) * min(self.loss.tile_ids, self.vocabulary.size)
+        tile = min(self.loss.tile_positions, tokens) * min(self.loss.ids_of_tile(self.vocabulary), self.vocabulary.size)
         loss = 2.7 * 4 * tile + (c + 4) * self.vocabulary.size * width
         activations = layers * layer + loss
         if model.remat == "block":

@@ -35,13 +35,19 @@ class LossConfig:
     tile_positions: int = 512
     """Masked positions whose logits are computed at a time."""
     tile_ids: int = 4096
-    """Ids for which they are, at most."""
+    """Ids for which they are, about: the largest range is made a whole number of tiles."""
 
     def __post_init__(self):
         if self.z_loss < 0 or min(self.modality_weights.values(), default=0) < 0:
             raise ValueError(f"loss weights must not be negative, got {self}")
         if min(self.tile_positions, self.tile_ids) < 1:
             raise ValueError(f"a tile needs positions and ids, got {self.tile_positions} and {self.tile_ids}")
+
+    def ids_of_tile(self, vocabulary: Vocabulary) -> int:
+        """Ids of a tile: with 4,096 of them, a range of 8,193 would take a third tile for its last id."""
+        largest = max(r.stop - r.start for r in vocabulary.ranges)
+        share = -(-largest // max(1, round(largest / self.tile_ids)))
+        return -(-share // 16) * 16
 
 
 @jax.tree_util.register_dataclass
@@ -91,7 +97,12 @@ def loss_and_metrics(
     of_positions = (noised.clean, bounds, noised.is_masked, scale * weight, scale * config.z_loss)
     flat = (x.reshape(-1, *x.shape[2:]) for x in of_positions)
     loss, nll = masked_cross_entropy(
-        hidden.reshape(-1, hidden.shape[-1]), matrix, *flat, config.tile_positions, config.tile_ids, dtype
+        hidden.reshape(-1, hidden.shape[-1]),
+        matrix,
+        *flat,
+        config.tile_positions,
+        config.ids_of_tile(vocabulary),
+        dtype,
     )
     return loss, bound_metrics(noised, nll.reshape(noised.clean.shape), vocabulary)
 

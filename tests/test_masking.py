@@ -219,3 +219,11 @@ def test_a_batch_without_a_modality_gives_a_finite_loss(vocabulary, pairs):
     counts = target_counts(nothing, vocabulary)
     loss, metrics = loss_and_metrics(logits, jnp.eye(vocabulary.size), nothing, counts, vocabulary, LossConfig())
     assert float(loss) == 0 and np.isnan(float(metrics["bits/image"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "about", "ids"), [(8191, 4096, 4096), (8192, 4096, 4112), (300, 4096, 304), (8192, 1, 16)]
+)
+def test_the_largest_range_is_a_whole_number_of_tiles(text, about, ids):
+    vocabulary = Vocabulary(text_size=text, codebook_sizes={"image": (5,)})  # text has one more: EOS
+    assert LossConfig(tile_ids=about).ids_of_tile(vocabulary) == ids
