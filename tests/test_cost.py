@@ -90,15 +90,18 @@ def test_a_plan_names_what_is_impossible(capsys):
 
 
 def test_a_plan_counts_scores_where_no_kernel_takes_the_shapes_and_accumulated_gradients():
-    def rest(kind, *words):
-        return main(["trimodal_3b", "--devices", "8", "--device-kind", kind, *words])["rest"]
+    shape = ["--devices", "1", "--model.compute-dtype", "bfloat16", "--batch-tokens", str(32 * 2048)]
 
-    plain, kernel = rest("h100"), ["--model.attention", "kernel"]
-    assert rest("h100", *kernel, "--row-length", "2047") == rest("h100", "--row-length", "2047")
-    assert rest("h100", *kernel, "--model.compute-dtype", "float32") == rest("h100", "--model.compute-dtype", "float32")
-    # Of cuDNN's 64 rows two bytes for each pair of positions; of splash attention nothing.
-    assert plain > rest("h100", *kernel) == rest("tpu-v5p", *kernel) + 2 * 64 * 2048**2
-    micro = ["--batch-tokens", str(2**18)]
+    def planned(kind, *words):
+        return main(["tiny", *shape, "--device-kind", kind, *words])
+
+    plain, kernel = planned("h100"), ["--model.attention", "kernel"]
+    assert planned("h100", *kernel, "--row-length", "2047")["rest"] == planned("h100", "--row-length", "2047")["rest"]
+    float32 = ["--model.compute-dtype", "float32"]
+    assert planned("h100", *kernel, *float32)["rest"] == planned("h100", *float32)["rest"]
+    # Of cuDNN's 32 rows two bytes for each pair of positions; of splash attention nothing.
+    of_cudnn = planned("h100", *kernel)["rest"]
+    assert plain["rest"] > of_cudnn == planned("tpu-v5p", *kernel)["rest"] + 2 * 32 * 2048**2
+    accumulated = planned("h100", "--accumulate", "4", "--batch-tokens", str(4 * 32 * 2048))
     # 4 of the 16 bytes that a parameter's state has.
-    more = rest("h100", "--accumulate", "4") - rest("h100", *micro)
-    assert more == main(["trimodal_3b", "--devices", "8"])["state"] // 4
+    assert accumulated["rest"] - plain["rest"] == plain["state"] // 4
