@@ -54,7 +54,7 @@ def tiny() -> Experiment:
             3_260_000,
             weights={"handwritten": 2.0, "spoken": 1.1, "sums": 1.1},
             image=GenerationConfig(strategy="entropy", steps=4, temperature=0.6, guidance=0.5),
-            # With temperature and guidance 1 one word in twenty is not understood.
+            # Cooler and more guided than by default, or more words are not understood.
             audio=GenerationConfig(temperature=0.6, steps=24, guidance=2.0),
         ),
     )

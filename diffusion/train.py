@@ -51,9 +51,9 @@ def train(
     require_agreement(
         {
             "configuration": str(config),
-            "data": f"{data}, fingerprint {prepared.fingerprint}",
+            f"fingerprint of {data}": prepared.fingerprint,  # which may lie elsewhere on another host
             "run to start from": str(init_from),
-            "checkpoints": f"{', '.join(map(str, checkpoint_steps(folder))) or 'none'} in {folder}",
+            f"checkpoints in {folder}": ", ".join(map(str, checkpoint_steps(folder))) or "none",
         }
     )
     with locked(folder):
