@@ -216,7 +216,7 @@ def _trimodal(*, num_layers: int, fsdp: int) -> Experiment:
     they have the parameters that it names, and learning rates are to be tuned at 4 layers of width 512, the base.
     """
     prepare = PrepareConfig(
-        image=PatchConfig(codebook_size=16_384, patch_side=16, max_patches=1_000_000),
+        image=PatchConfig(codebook_size=16_384, patch_side=16, max_patches=400_000),
         audio=MelConfig(
             codebook_size=1024,
             num_codebooks=8,

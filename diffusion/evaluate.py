@@ -9,7 +9,6 @@ Everything follows from the seed: the same call gives the same numbers, bit for 
 """
 
 import zlib
-from collections.abc import Callable
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,13 +23,12 @@ from trimask.diffusion.held_out import HeldOut, Real
 from trimask.diffusion.intervals import ratio
 from trimask.diffusion.judges import NamedJudge
 from trimask.diffusion.likelihood import num_asked, target_bits
+from trimask.diffusion.progress import Report, silent
 from trimask.diffusion.results import Bound, Evaluation, Samples
 from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.trained import Loaded, require_same_vocabulary
 from trimask.tokenizers.sequence import direct
 from trimask.tokenizers.vocabulary import TEXT, Task
-
-Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +58,7 @@ class EvaluateConfig:
 
 
 def evaluate(
-    loaded: Loaded, prepared: Prepared, config: EvaluateConfig, report: Report = lambda *_: None
+    loaded: Loaded, prepared: Prepared, config: EvaluateConfig, report: Report = silent
 ) -> tuple[Evaluation, list[Samples]]:
     """All numbers, and what was generated for them."""
     require_same_tokenizers(loaded, prepared)

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
+from trimask.tokenizers import codebook as codebooks
 from trimask.tokenizers.codebook import fit_codebook, nearest_codeword
 
 
@@ -22,3 +24,22 @@ def test_every_codeword_is_the_mean_of_the_vectors_nearest_to_it():
     for code, codeword in enumerate(codebook):
         # k-means stops when its centres move by less than a ten-thousandth of the variance.
         assert codeword == pytest.approx(vectors[codes == code].mean(axis=0), abs=0.05)
+
+
+def test_of_many_distances_mini_batches_find_much_the_same_whatever_the_threads(monkeypatch):
+    rng = np.random.default_rng(0)
+    vectors = rng.integers(0, 200, (40, 6))[rng.integers(0, 40, 20_000)] + rng.integers(-20, 21, (20_000, 6))
+
+    def fitted(threads):
+        with threadpool_limits(threads):
+            return fit_codebook(vectors, size=64, seed=0, max_vectors=100_000)
+
+    def error(codebook):
+        return np.square(vectors - codebook[nearest_codeword(vectors[None], codebook)[0]]).mean()
+
+    by_lloyd = fitted(2)
+    monkeypatch.setattr(codebooks, "_MANY", 64 * len(vectors) - 1)
+    in_batches = fitted(2)
+    assert not np.array_equal(in_batches, by_lloyd)
+    assert error(in_batches) < 1.25 * error(by_lloyd)
+    np.testing.assert_array_equal(in_batches, fitted(1))

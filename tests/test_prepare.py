@@ -176,7 +176,7 @@ def test_several_processes_killed_at_random_moments_end_with_the_same_bytes(file
     config = json.dumps(configuration.to_dict(config_of(files, workers=2)))
     command = [sys.executable, "-c", script, str(tmp_path / "x"), config]
     rng = np.random.default_rng(0)
-    for wanted in ("fitting tokenizers 0", "tokenising 14"):
+    for wanted in ("fitting the image tokenizer 0", "tokenising 14"):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         for line in process.stdout:
             if line.strip() == wanted:

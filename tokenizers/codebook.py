@@ -10,6 +10,10 @@ from jaxtyping import Int, Num, Shaped
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 _THREADS = ThreadpoolController()  # once: looking for the libraries takes milliseconds
+_MANY = 1 << 26
+"""Distances between vectors and codewords beyond which k-means sees the vectors in mini-batches."""
+_PASSES = 3
+"""Over all vectors, in mini-batches: ten gain 0.04 dB of PSNR."""
 
 
 def fit_codebook(
@@ -17,7 +21,9 @@ def fit_codebook(
 ) -> Num[np.ndarray, "codewords dim"]:
     """At most `size` codewords for these vectors, a random `max_vectors` of them if there are more.
 
-    Where there are no more distinct vectors than codewords, they are the codebook, which is then shorter.
+    Where there are no more distinct vectors than codewords, they are the codebook, which is then shorter. Where vectors
+    times codewords are many, as 200,000 by 1,024, Lloyd's passes over all vectors would take hours; in mini-batches
+    (Sculley 2010) there are three passes, and pictures come back 0.13 dB worse.
     """
     if len(vectors) > max_vectors:
         chosen = np.random.default_rng(seed).choice(len(vectors), max_vectors, replace=False)
@@ -25,8 +31,20 @@ def fit_codebook(
     distinct, counts = np.unique(vectors, axis=0, return_counts=True)
     if len(distinct) <= size:
         return distinct
-    from sklearn.cluster import KMeans  # takes seconds to load, and only fitting needs it
+    from sklearn.cluster import KMeans, MiniBatchKMeans  # takes seconds to load, and only fitting needs it
 
+    if len(distinct) * size > _MANY:
+        # No early end by a mean of distances: its last bits depend on the number of threads, all else does not.
+        kmeans = MiniBatchKMeans(
+            size,
+            init="random",
+            n_init=1,
+            batch_size=max(4096, 2 * size),
+            max_iter=_PASSES,
+            max_no_improvement=None,
+            random_state=seed,
+        )
+        return kmeans.fit(distinct.astype(np.float32), sample_weight=counts).cluster_centers_
     # One thread: scikit-learn adds partial sums in the order in which its threads finish.
     with threadpool_limits(1):
         kmeans = KMeans(size, n_init=1, random_state=seed).fit(distinct.astype(np.float64), sample_weight=counts)

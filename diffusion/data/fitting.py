@@ -15,6 +15,7 @@ from trimask.diffusion.data.lines import Block
 from trimask.diffusion.data.plan import PrepareConfig, fitted, id_draw, stacked
 from trimask.diffusion.data.sources import BadRecord, Entry, RawExample, Source
 from trimask.diffusion.layout import Layout
+from trimask.diffusion.progress import Report
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.audio import MelCodec
 from trimask.tokenizers.codec import MediaCodec
@@ -32,6 +33,7 @@ def fit_tokenizers(
     sources: dict[str, Source],
     samples: dict[str, list[RawExample]],
     media_shapes: dict[str, list[int]],
+    report: Report,
 ) -> MediaTokenizers:
     """Text tokenizer and codecs: those that are given, and the others fitted on training examples of all sources."""
     given = None if config.tokenizers is None else media_tokenizers.load(tokenizer_folder(config.tokenizers))
@@ -41,12 +43,16 @@ def fit_tokenizers(
         text = given.text
     else:
         texts = [example.media[TEXT] for sample in samples.values() for example in sample]
+        report("fitting the text tokenizer", 0, 1)
         text = TextTokenizer.fit(texts, config.text_vocabulary)
+        report("fitting the text tokenizer", 1, 1)
     codecs = dict(given.codecs) if given is not None else {}
     for medium, fit in _FIT.items():
         of_medium = {name: sample for name, sample in samples.items() if sources[name].medium == medium}
         if of_medium and medium not in codecs:
+            report(f"fitting the {medium} tokenizer", 0, 1)
             codecs[medium] = fit(of_medium, media_shapes, config)
+            report(f"fitting the {medium} tokenizer", 1, 1)
     return MediaTokenizers(text, codecs)
 
 

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from trimask.diffusion import configuration
@@ -25,13 +25,11 @@ from trimask.diffusion.data.prepared import DatasetManifest, Manifest, Prepared
 from trimask.diffusion.data.shards import BlockReport, encode_block, forget_workshops, raw_folder, report_path
 from trimask.diffusion.data.sources import Source
 from trimask.diffusion.layout import Layout
+from trimask.diffusion.progress import Report, silent
 from trimask.diffusion.run_folder import locked
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.vocabulary import TEXT
-
-Report = Callable[[str, int, int], None]
-"""What is being done, how much of it is done, and how much there is."""
 
 _FREE = ("workers", "on_error", "download")
 """Fields of the configuration that may change between two calls: they do not alter what is made."""
@@ -39,7 +37,7 @@ _FEW_RECORDS = 2048
 """Up to so many, starting processes takes longer than they save."""
 
 
-def prepare(folder: Path, config: PrepareConfig, report: Report = lambda *_: None) -> Prepared:
+def prepare(folder: Path, config: PrepareConfig, report: Report = silent) -> Prepared:
     """Makes, continues or opens the prepared folder; `report` is called as the work goes on.
 
     A folder made with another configuration, or of files that have changed since, is refused.
@@ -95,19 +93,19 @@ def _settle_plan(folder: Path, config: PrepareConfig, sources: dict[str, Source]
         plan = configuration.load(path, Plan)
         _require_same_blocks(folder, plan, blocks)
         return plan
-    report("fitting tokenizers", 0, 1)
     given = {TEXT, *given_codecs(config)} if config.tokenizers is not None else set()
     samples = {}
-    for name, source in sources.items():
+    for number, (name, source) in enumerate(sources.items()):
+        report("reading what tokenizers are fitted on", number, len(sources))
         is_fitted = not {TEXT, source.medium or TEXT} <= given
         samples[name] = fit_sample(source, blocks[name], config, TRAIN if is_fitted else None)
         if not samples[name]:
             of = "its training split" if is_fitted else "it"
             raise ValueError(f"{name}: there is no usable record in {of}, so nothing can be made of it")
+    report("reading what tokenizers are fitted on", len(sources), len(sources))
     plan = Plan(blocks=blocks, media_shapes=shapes_of_media(config, sources, samples))
-    fit_tokenizers(config, sources, samples, plan.media_shapes).save(folder / "tokenizers")
+    fit_tokenizers(config, sources, samples, plan.media_shapes, report).save(folder / "tokenizers")
     configuration.save(path, plan)
-    report("fitting tokenizers", 1, 1)
     return plan
 
 

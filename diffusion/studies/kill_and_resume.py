@@ -27,9 +27,10 @@ from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining import Pretraining
+from trimask.diffusion.progress import Report
 from trimask.diffusion.run_folder import checkpoint_steps, read_lines
 from trimask.diffusion.studies.findings import markdown_table, write_csv
-from trimask.diffusion.studies.trials import Report, Trials
+from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.train import train
 from trimask.diffusion.transformer import TransformerConfig
 

@@ -42,12 +42,10 @@ from trimask.diffusion.masking import forward_process
 from trimask.diffusion.optimizer import Knobs, OptimizerConfig
 from trimask.diffusion.parametrization import Kind, ModuleMultipliers
 from trimask.diffusion.pretraining import Parameters, Pretraining, TrainState, training_batches
+from trimask.diffusion.progress import Report
 from trimask.diffusion.run_folder import line_of, locked, read_lines, writing
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.transformer import num_parameters
-
-Report = Callable[[str, int, int], None]
-"""What is done, how many, of how many."""
 
 _Measured = TypeVar("_Measured")
 
