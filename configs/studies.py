@@ -31,10 +31,9 @@ from trimask.diffusion.studies.sampling import SamplingStudy
 from trimask.diffusion.studies.search import Search
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.transformer import TransformerConfig
-from trimask.sampling_rl import policy_study
-from trimask.sampling_rl import study as unmasking
+from trimask.sampling_rl import policy_study, unmasking_study
 from trimask.sampling_rl.policy_study import PolicyStudy
-from trimask.sampling_rl.study import UnmaskingStudy
+from trimask.sampling_rl.unmasking_study import UnmaskingStudy
 
 DATA = tiny().prepare
 """What studies train on unless told otherwise: real handwritten digits and synthetic speech, with their words.
@@ -181,7 +180,7 @@ STUDIES = {
         "how should each modality be sampled? quality against evaluations, and against guidance",
     ),
     "unmasking": Study(
-        unmasking.study,
+        unmasking_study.study,
         {"cpu": UnmaskingStudy, "accelerator": UnmaskingStudy},
         "does a learned policy beat the heuristics? accuracy against evaluations, in blocks and without",
     ),

@@ -27,10 +27,10 @@ from trimask.diffusion.evaluate import require_same_tokenizers
 from trimask.diffusion.sampling.policy import PolicyConfig
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.trained import load
-from trimask.sampling_rl import study as unmasking
-from trimask.sampling_rl.study import UnmaskingStudy
+from trimask.sampling_rl import unmasking_study
 from trimask.sampling_rl.tasks import from_prepared
 from trimask.sampling_rl.train import PolicyTrainConfig, train_policy, trained_on
+from trimask.sampling_rl.unmasking_study import UnmaskingStudy
 from trimask.tokenizers.vocabulary import TEXT
 
 Part = Literal["alphas", "scratch", "inputs", "laws", "rewards", "imitation"]
@@ -173,4 +173,5 @@ def study(config: PolicyStudy, trials: Trials) -> str:
         done += len(work[number][-1])
         trials.report("policies", done, len(planned))
     policies = tuple(str(folder / training.name) for training in planned)
-    return unmasking.study(replace(config.measure, run=config.run, dataset=config.dataset, policies=policies), trials)
+    beside_heuristics = replace(config.measure, run=config.run, dataset=config.dataset, policies=policies)
+    return unmasking_study.study(beside_heuristics, trials)

@@ -18,9 +18,10 @@ from trimask.diffusion.studies.trials import Trials
 from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.policy_study import PolicyStudy, chains, trainings
 from trimask.sampling_rl.policy_study import study as run_policy_study
-from trimask.sampling_rl.study import Point, UnmaskingStudy, _merged, _when, front, study, trainings_of, ways
 from trimask.sampling_rl.tasks import from_prepared
 from trimask.sampling_rl.train import PolicyTrainConfig, PolicyTraining, train_policy
+from trimask.sampling_rl.unmasking_report import Point, front, merged
+from trimask.sampling_rl.unmasking_study import UnmaskingStudy, _when, study, trainings_of, ways
 from trimask.scripts import train_policy as command
 
 CONFIG = PolicyTrainConfig(
@@ -54,7 +55,7 @@ def policies(loaded, prepared, tmp_path_factory):
 
 
 def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("trimask.sampling_rl.study.load", lambda folder: loaded)
+    monkeypatch.setattr("trimask.sampling_rl.unmasking_study.load", lambda folder: loaded)
     asked = dataclasses.replace(STUDY, policies=policies, max_examples=4)
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
         text = study(asked, trials)
@@ -72,7 +73,7 @@ def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_pa
     (leftmost,) = (row for row in orders if row["label"] == "leftmost" and row["block"] == "2")
     assert float(leftmost["left_to_right"]) > 0.5
     # What was measured is not measured again, but for what the problems are.
-    monkeypatch.setattr("trimask.sampling_rl.study.Generator", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("trimask.sampling_rl.unmasking_study.Generator", lambda *_, **__: pytest.fail("measured again"))
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
         assert study(asked, trials) == text
         with pytest.raises(BaseException, match="measured again"):
@@ -151,7 +152,7 @@ def test_policies_are_trained_and_measured_and_not_trained_again(loaded, prepare
     monkeypatch.setattr("trimask.sampling_rl.policy_study.load", lambda folder: loaded)
     small = dataclasses.replace(ALL_PARTS, parts=("rewards",))
     monkeypatch.setattr(
-        "trimask.sampling_rl.study.study", lambda config, _: " ".join((config.dataset, *config.policies))
+        "trimask.sampling_rl.unmasking_study.study", lambda config, _: " ".join((config.dataset, *config.policies))
     )
     reports = list[tuple[int, int]]()
     with Trials(tmp_path, prepared.folder, 0, lambda _, *counts: reports.append(counts)) as trials:
@@ -184,9 +185,9 @@ def test_curves_of_several_seeds_are_one_with_the_error_of_the_mean():
     points = [
         Point(0, "p", 1.0, accuracy, nfe, 50, seed) for seed, (accuracy, nfe) in enumerate([(0.4, 5.0), (0.6, 7.0)])
     ]
-    ((number, accuracy, nfe, error),) = _merged(points)
+    ((number, accuracy, nfe, error),) = merged(points)
     assert (number, accuracy, nfe) == (1.0, 0.5, 6.0) and error == pytest.approx(0.1)
-    ((_, _, _, alone),) = _merged(points[:1])
+    ((_, _, _, alone),) = merged(points[:1])
     assert alone == pytest.approx(math.sqrt(0.24 / 50), rel=0.05)
 
 
@@ -215,7 +216,7 @@ def test_the_command_trains_on_questions_of_prepared_data(loaded, prepared, tmp_
 
 
 def test_a_study_without_orders_ends_well(loaded, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("trimask.sampling_rl.study.load", lambda folder: loaded)
+    monkeypatch.setattr("trimask.sampling_rl.unmasking_study.load", lambda folder: loaded)
     few = dataclasses.replace(STUDY, thresholds=(0.5,), max_examples=2)
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
         assert "| threshold | 0.5 |" in study(few, trials)
