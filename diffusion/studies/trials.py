@@ -293,12 +293,14 @@ class HeldOutLoss:
     """The mean objective on the validation split, with batches and masks that are the same for all parameters."""
 
     def __init__(self, shared: Pretraining, prepared: Prepared, config: BatchConfig):
-        self.shared, self.batches = shared, held_out_batches(prepared, config)
+        batches = held_out_batches(prepared, config)
+        self.shared = shared
+        self.batches = [jax.tree.map(jnp.asarray, batches(number)) for number in range(_HELD_OUT_BATCHES)]
 
     def __call__(self, parameters: Parameters, num_batches: int = _HELD_OUT_BATCHES) -> float:
         """Of the first so many batches."""
-        losses = [_loss(self.shared, parameters, self.batches(number), number) for number in range(num_batches)]
-        return float(np.mean(jax.device_get(losses)))
+        asked = enumerate(self.batches[:num_batches])
+        return float(np.mean(jax.device_get([_loss(self.shared, parameters, batch, n) for n, batch in asked])))
 
 
 @partial(jax.jit, static_argnums=0)
