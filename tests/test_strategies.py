@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import begin, text_request
+from fakes import text_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimask.diffusion.sampling import loop
 from trimask.diffusion.sampling.config import GenerationConfig, numbers_of, require_used
-from trimask.diffusion.sampling.requests import Generator
-from trimask.diffusion.sampling.state import Choice, Observation
+from trimask.diffusion.sampling.requests import Generator, request_keys
+from trimask.diffusion.sampling.state import Choice, Observation, start
 from trimask.diffusion.sampling.strategies import STRATEGIES, with_progress
 from trimask.tokenizers.sequence import assemble
 
@@ -247,7 +247,10 @@ COUNT = 4000
 
 
 def frequencies(denoise, config):
-    state = begin([text_request([-1, -1, -1])] * COUNT, 5)
+    request = text_request([-1, -1, -1])
+    row = assemble(fakes.VOCABULARY, [request], 5)
+    rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (COUNT, *x.shape)), row)
+    state = start(rows, request_keys([request] * COUNT, 0), fakes.MASK)
     rules = dataclasses.replace(config.rules(fakes.VOCABULARY), eos_id=None)
     final, _ = jax.jit(lambda s: loop.sample(denoise, config.chosen, rules, s))(state)
     codes = np.asarray(final.sequence.tokens)[:, 2:5] - fakes.TEXT_IDS.start

@@ -75,7 +75,7 @@ class Mixture:
         known = len(self._choices)
         if steps <= known:
             return
-        total = max(steps, 2 * known, 1024)
+        total = max(steps, 2 * known, 64)
         tokens, choices = np.empty(total - known), np.empty(total - known, np.int64)
         golden, now = (5**0.5 - 1) / 2, self._tokens[-1]
         draws = (self._offset + np.arange(known, total) * golden) % 1
