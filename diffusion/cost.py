@@ -29,6 +29,9 @@ attention there are no scores, n²; with cuDNN's, 2 · rows · n² bytes of who 
     tensor       8 · c · L · tokens · w · r(t) + 8 · tokens · w · r(t): four all-reduces of a layer, and the loss's
 
 for a mesh of d × f × t devices (data, fsdp, tensor) that divides the widths; else arrays stay whole, and less is sent.
+XLA for CPUs does more: it adds the blocks' gradients before it scatters them, which makes 2 c + 4 of them 2 c + 8, and
+the activations of a layer five times in the backward pass rather than twice, which makes 8 c of them 14 c. So counted,
+it sends what this says to within 7 % at eight meshes of all three axes.
 """
 
 from bisect import bisect_right
@@ -187,9 +190,10 @@ class StepOnMesh:
         def ring(parts: int) -> float:
             return (parts - 1) / parts
 
-        blocks = count.blocks / t * ((2 * c + 4) * ring(f) + 8 / f * ring(d))
+        of_gradients, of_layer = (8, 7) if self.platform == "cpu" else (4, 4)
+        blocks = count.blocks / t * ((2 * c + of_gradients) * ring(f) + 8 / f * ring(d))
         unembedding = table * ((c + 4) * ring(f * t) + 8 / (f * t) * ring(d))
         embedding = table * 8 / (f * t) * ring(d) + 8 * tokens * width * (ring(f) / t + ring(t))
         rest = 8 * (count.total - count.blocks - (1 if model.tied_unembedding else 2) * table) * ring(d * f)
-        tensor = (8 * c * model.num_layers + 8) * tokens * width * ring(t)
+        tensor = (2 * of_layer * c * model.num_layers + 8) * tokens * width * ring(t)
         return round(blocks + unembedding + embedding + rest + tensor)

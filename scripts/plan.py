@@ -2,11 +2,11 @@
 
 Everything is computed by the formulas of diffusion/cost.py from the shapes alone, at a utilisation that you state.
 --check compiles the step for as many simulated devices, without allocating anything, and puts XLA's own plan of memory
-and communication beside it. It is a plan for a CPU, where bfloat16 is computed in float32, remat is undone unless
-blocks are scanned, gradients are added before they are scattered, and activations of a tensor axis are added five
-times in the backward pass of a layer rather than twice; so check small shapes in float32. Peaks, memories and links of
-devices are their vendors' numbers; on more than eight devices everything is counted at the speed of the links between
-hosts, as if no axis of the mesh stayed within one.
+and communication beside it. It is a plan for a CPU, where bfloat16 is computed in float32, and remat is undone unless
+blocks are scanned; so check small shapes in float32. CPUs also exchange more than accelerators, see cost.py: what is
+sent is compared with the closed form for CPUs. Peaks, memories and links of devices are their vendors' numbers; on
+more than eight devices everything is counted at the speed of the links between hosts, as if no axis of the mesh stayed
+within one.
 """
 
 import sys
@@ -163,6 +163,7 @@ def run(arguments: Arguments) -> dict[str, float]:
     title = f"{arguments.preset} on {arguments.devices} {arguments.device_kind}: closed form"
     console.print(table(title, ["", ""], table_rows))
     if arguments.check:
+        found["cpu_sent"] = replace(step, platform="cpu").communication(rows) * arguments.accumulate
         found |= _checked(arguments, config, vocabulary, rows, found)
     return found
 
@@ -175,7 +176,7 @@ def _checked(
     analysis = compiled.memory_analysis()
     theirs = {"state": analysis.argument_size_in_bytes, "rest": analysis.temp_size_in_bytes}
     if arguments.model.blocks == "unrolled" and arguments.accumulate == 1:
-        theirs["sent"] = sent_bytes(compiled.as_text(), arguments.devices)
+        theirs["cpu_sent"] = sent_bytes(compiled.as_text(), arguments.devices)
     lines = []
     for name, number in theirs.items():
         ratio = f"{planned[name] / number:.2f}" if number else ""
@@ -185,7 +186,7 @@ def _checked(
     return {f"xla_{name}": number for name, number in theirs.items()}
 
 
-_LINES = {"state": "state", "rest": "all else in memory", "sent": "sent in a step"}
+_LINES = {"state": "state", "rest": "all else in memory", "cpu_sent": "sent in a step, by CPUs"}
 
 
 def _compiled(config: TrainConfig, vocabulary: Vocabulary, arguments: Arguments, rows: int) -> jax.stages.Compiled:

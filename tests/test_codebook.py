@@ -38,7 +38,7 @@ def test_of_many_distances_mini_batches_find_much_the_same_whatever_the_threads(
         return np.square(vectors - codebook[nearest_codeword(vectors[None], codebook)[0]]).mean()
 
     by_lloyd = fitted(2)
-    monkeypatch.setattr(codebooks, "_MANY", 64 * len(vectors) - 1)
+    monkeypatch.setattr(codebooks, "_MANY", 64 * vectors.size // 2)
     in_batches = fitted(2)
     assert not np.array_equal(in_batches, by_lloyd)
     assert error(in_batches) < 1.25 * error(by_lloyd)
