@@ -221,7 +221,7 @@ def _trimodal(*, num_layers: int, fsdp: int) -> Experiment:
             codebook_size=1024,
             num_codebooks=8,
             sample_rate_hz=16_000,
-            window=400,
+            window=512,
             hop=160,
             num_mels=80,
             max_frames=200_000,

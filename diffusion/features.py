@@ -24,13 +24,21 @@ _CEPSTRA = 13
 _FRAMES = 24
 _CHUNK = 256
 """Sounds whose spectra are in memory at once."""
+_PIXELS = 1 << 22
+"""Of pictures whose edges are in memory at once."""
 
 
 def image_features(
     images: AnySequence[UInt8[np.ndarray, "height width channels"]], sample_rate_hz: int | None = None
 ) -> Float[np.ndarray, "items features"]:
     """Square roots of the shares of 8 directions in the edges of each cell."""
-    grey = np.stack(images).mean(axis=-1) / 255
+    height, width, _ = images[0].shape
+    chunk = max(1, _PIXELS // (height * width))
+    return np.concatenate([_edges(np.stack(images[first : first + chunk])) for first in range(0, len(images), chunk)])
+
+
+def _edges(images: UInt8[np.ndarray, "items height width channels"]) -> Float[np.ndarray, "items features"]:
+    grey = images.mean(axis=-1) / 255
     padded = np.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="edge")
     down = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
     right = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]

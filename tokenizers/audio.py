@@ -193,7 +193,8 @@ class MelCodec:
 
     @cached_property
     def _inverse_filters(self) -> Float[np.ndarray, "frequencies mels"]:
-        return np.linalg.pinv(self._filters)
+        # Bands narrower than the step of frequencies may be the same; telling them apart would multiply errors of codes.
+        return np.linalg.pinv(self._filters, rcond=0.01)
 
 
 def _fit_with_silence(
