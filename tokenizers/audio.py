@@ -193,7 +193,7 @@ class MelCodec:
 
     @cached_property
     def _inverse_filters(self) -> Float[np.ndarray, "frequencies mels"]:
-        # Bands narrower than the step of frequencies may be the same; telling them apart would multiply errors of codes.
+        # Bands narrower than the step of frequencies may be the same; to tell them apart would multiply codes' errors.
         return np.linalg.pinv(self._filters, rcond=0.01)
 
 
