@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
+from trimask.diffusion import features
 from trimask.diffusion.features import audio_features, frechet_distance, image_features
 from trimask.diffusion.intervals import ratio, wilson_interval
 from trimask.diffusion.judges import (
@@ -221,6 +222,15 @@ def test_an_edge_counts_for_its_direction_in_its_cell():
     assert shares[:, 3, 0].sum() == pytest.approx(0.5, abs=1e-3)
     turned = image_features([np.rot90(picture, -1).copy()]).reshape(7, 7, 8) ** 2  # grows downwards
     assert turned[..., 2].sum() == pytest.approx(1, abs=1e-3)
+
+
+def test_pictures_are_looked_at_a_few_at_a_time(monkeypatch):
+    pictures = [np.random.default_rng(n).integers(0, 256, (9, 14, 3), np.uint8) for n in range(8)]
+    together, looked_at, edges = image_features(pictures), [], features._edges
+    monkeypatch.setattr(features, "_edges", lambda images: looked_at.append(len(images)) or edges(images))
+    monkeypatch.setattr(features, "_PIXELS", 3 * 9 * 14 + 1)
+    np.testing.assert_array_equal(image_features(pictures), together)
+    assert looked_at == [3, 3, 2]
 
 
 # Judges of the user's
