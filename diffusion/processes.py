@@ -11,6 +11,7 @@ alone writes, but for checkpoints, of which each writes its part.
 
 import os
 import re
+import socket
 import sys
 import traceback
 import zlib
@@ -34,7 +35,7 @@ _LOST = re.compile(
 def join() -> None:
     """Finds the other processes of this run, if there are any; nothing may have asked JAX for a device before.
 
-    Raises ValueError where the environment names some of them and does not say enough.
+    Raises ValueError where the environment names some of them and does not say enough, or a port that is taken.
     """
     if jax.distributed.is_initialized():
         return
@@ -49,6 +50,8 @@ def join() -> None:
     if missing or not numeric or ":" not in address or int(numbers[1]) >= int(numbers[0]):
         said = " ".join(f"{name}={value!r}" for name, value in given.items())
         raise ValueError(f"host:port, number of processes and number of this one, from 0, are all needed; got {said}")
+    if int(numbers[1]) == 0:
+        _require_free(int(address.rpartition(":")[2]))
     print(f"process {numbers[1]} of {numbers[0]} waits for the others at {address}", file=sys.stderr, flush=True)
     jax.distributed.initialize(
         address,
@@ -58,6 +61,16 @@ def join() -> None:
         heartbeat_timeout_seconds=_HEARTBEAT_S,
         shutdown_timeout_seconds=_SHUTDOWN_S,
     )
+
+
+def _require_free(port: int) -> None:
+    """Refuses a port of this host at which the others could not find the first process."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"process 0 cannot listen at port {port} of JAX_COORDINATOR_ADDRESS: {error}") from error
 
 
 def _is_one_of_several() -> bool:
@@ -124,16 +137,17 @@ def ending_together() -> Iterator[None]:
 
 def _end(error: Exception) -> None:
     """Ends the process: status 2 for what was refused, 1 for a lost peer, or for a bug, which shows its traceback."""
-    line, refused = str(error).partition("\n")[0], isinstance(error, ValueError | OSError)
-    if _LOST.search(line):
-        refused = False
+    line = str(error).partition("\n")[0]
+    is_lost = _LOST.search(line) is not None
+    is_refused = isinstance(error, ValueError | OSError) and not is_lost
+    if is_lost:
         line = (
             f"another process is gone, or does not answer ({line}); it may have said why, and the same command on all "
             "of them resumes from the newest checkpoint"
         )
-    elif refused:
+    elif is_refused:
         line = f"error: {error}"
-    else:
+    if not (is_lost or is_refused) or os.environ.get("TRIMASK_DEBUG", "0") != "0":
         traceback.print_exc()
     print(f"process {jax.process_index()} of {jax.process_count()}: {line}", file=sys.stderr, flush=True)
-    os._exit(2 if refused else 1)
+    os._exit(2 if is_refused else 1)

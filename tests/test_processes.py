@@ -191,3 +191,13 @@ def test_half_of_an_address_is_refused(given, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="number of this one, from 0, are all needed; got JAX_COORDINATOR_ADDRESS"):
         join()
+
+
+def test_a_taken_port_is_refused(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        numbers = {"COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "NUM_PROCESSES": "2", "PROCESS_ID": "0"}
+        for name, value in numbers.items():
+            monkeypatch.setenv(f"JAX_{name}", value)
+        with pytest.raises(ValueError, match=f"cannot listen at port {port} of JAX_COORDINATOR_ADDRESS: .*in use"):
+            join()
