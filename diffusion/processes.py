@@ -46,12 +46,13 @@ def join() -> None:
             jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_S, shutdown_timeout_seconds=_SHUTDOWN_S)
         return
     address, *numbers = given.values()
-    numeric = all(number.isdecimal() for number in (*numbers, address.rpartition(":")[2]))
+    port = address.rpartition(":")[2]
+    numeric = all(number.isdecimal() for number in (*numbers, port)) and 0 < int(port) < 1 << 16
     if missing or not numeric or ":" not in address or int(numbers[1]) >= int(numbers[0]):
         said = " ".join(f"{name}={value!r}" for name, value in given.items())
         raise ValueError(f"host:port, number of processes and number of this one, from 0, are all needed; got {said}")
     if int(numbers[1]) == 0:
-        _require_free(int(address.rpartition(":")[2]))
+        _require_free(int(port))
     print(f"process {numbers[1]} of {numbers[0]} waits for the others at {address}", file=sys.stderr, flush=True)
     jax.distributed.initialize(
         address,
@@ -65,12 +66,12 @@ def join() -> None:
 
 def _require_free(port: int) -> None:
     """Refuses a port of this host at which the others could not find the first process."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("", port))
-        except (OSError, OverflowError) as error:
-            raise ValueError(f"process 0 cannot listen at port {port} of JAX_COORDINATOR_ADDRESS: {error}") from error
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise ValueError(f"process 0 cannot listen at port {port} of JAX_COORDINATOR_ADDRESS: {error}") from error
 
 
 def _is_one_of_several() -> bool:

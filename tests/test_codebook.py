@@ -40,6 +40,21 @@ def test_of_many_distances_mini_batches_find_much_the_same_whatever_the_threads(
     by_lloyd = fitted(2)
     monkeypatch.setattr(codebooks, "_MANY", 64 * vectors.size // 2)
     in_batches = fitted(2)
-    assert not np.array_equal(in_batches, by_lloyd)
+    assert not np.array_equal(in_batches, by_lloyd) and len(np.unique(in_batches, axis=0)) == 64
     assert error(in_batches) < 1.25 * error(by_lloyd)
     np.testing.assert_array_equal(in_batches, fitted(1))
+
+
+def test_a_vector_that_half_of_all_are_takes_no_codewords_from_the_others(monkeypatch):
+    rng = np.random.default_rng(1)
+    others = rng.integers(0, 200, (5000, 6))
+    monkeypatch.setattr(codebooks, "_MANY", 0)
+
+    def used_and_error(vectors):
+        codebook = fit_codebook(vectors, size=256, seed=0, max_vectors=100_000)
+        codes = nearest_codeword(others[None], codebook)[0]
+        return len(np.unique(codes)), np.square(others - codebook[codes]).mean()
+
+    used, error = used_and_error(others)
+    used_beside, error_beside = used_and_error(np.concatenate([others, np.full((5000, 6), 100)]))
+    assert used_beside > 0.95 * used and error_beside < 1.05 * error

@@ -184,7 +184,15 @@ def test_processes_agree_on_faults_and_end_together(tmp_path):
     assert "process 0 of 2: another process is gone" in first[2], first[2]
 
 
-@pytest.mark.parametrize("given", [{"JAX_NUM_PROCESSES": "2"}, {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"JAX_NUM_PROCESSES": "2"},
+        {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+        {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "localhost:0"},
+        {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "localhost:99999"},
+    ],
+)
 def test_half_of_an_address_is_refused(given, monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
     for name, value in given.items():
@@ -193,8 +201,12 @@ def test_half_of_an_address_is_refused(given, monkeypatch):
         join()
 
 
-def test_a_taken_port_is_refused(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_taken_port_is_refused(host, monkeypatch):
+    if host == "::1" and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    family = socket.AF_INET6 if host == "::1" else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as taken:
         port = taken.getsockname()[1]
         numbers = {"COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "NUM_PROCESSES": "2", "PROCESS_ID": "0"}
         for name, value in numbers.items():

@@ -6,12 +6,16 @@ and of equally near codewords the one of lowest index.
 """
 
 import numpy as np
-from jaxtyping import Int, Num, Shaped
+from jaxtyping import Float32, Int, Num, Shaped
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 _THREADS = ThreadpoolController()  # once: looking for the libraries takes milliseconds
 _MANY = 1 << 32
 """Multiplications of a pass over all vectors beyond which k-means sees them in mini-batches."""
+_CANDIDATES = 3
+"""For each codeword, of which k-means in mini-batches begins with one."""
+_VERY_MANY = 4096
+"""Codewords beyond which to choose among candidates takes longer than all else."""
 _PASSES = 3
 """Over all vectors, in mini-batches: ten gain 0.04 dB of PSNR."""
 
@@ -34,21 +38,39 @@ def fit_codebook(
     from sklearn.cluster import KMeans, MiniBatchKMeans  # takes seconds to load, and only fitting needs it
 
     if distinct.size * size > _MANY:
-        # No early end by a mean of distances: its last bits depend on the number of threads, all else does not.
+        points = distinct.astype(np.float32)
+        # No early end by a mean of distances: its last bits depend on the number of threads, all else does not. And no
+        # codeword is moved for being rare beside the commonest one, a blank patch say, which would move most of them.
         kmeans = MiniBatchKMeans(
             size,
-            init="random",
+            init=_beginnings(points, counts, size, seed),
             n_init=1,
+            init_size=size,
             batch_size=max(4096, 2 * size),
             max_iter=_PASSES,
             max_no_improvement=None,
+            reassignment_ratio=0.0,
             random_state=seed,
         )
-        return kmeans.fit(distinct.astype(np.float32), sample_weight=counts).cluster_centers_
+        return kmeans.fit(points, sample_weight=counts).cluster_centers_
     # One thread: scikit-learn adds partial sums in the order in which its threads finish.
     with threadpool_limits(1):
         kmeans = KMeans(size, n_init=1, random_state=seed).fit(distinct.astype(np.float64), sample_weight=counts)
     return kmeans.cluster_centers_
+
+
+def _beginnings(
+    points: Float32[np.ndarray, "count dim"], counts: Int[np.ndarray, " count"], size: int, seed: int
+) -> Float32[np.ndarray, "{size} dim"]:
+    """Points of which none is there twice: far from each other, by k-means++ on some, unless they are very many."""
+    from sklearn.cluster import kmeans_plusplus
+
+    few = size if size > _VERY_MANY else min(len(points), _CANDIDATES * size)
+    some = np.random.default_rng(seed).choice(len(points), few, replace=False, p=counts / counts.sum())
+    if few == size:
+        return points[some]
+    with threadpool_limits(1):
+        return kmeans_plusplus(points[some], size, n_local_trials=1, random_state=seed)[0]
 
 
 def nearest_codeword(
