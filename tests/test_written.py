@@ -1,0 +1,96 @@
+"""Folders that earlier code wrote open, and go on, as if nothing had changed since; see `written/write.py`."""
+
+import importlib.util
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trimask.diffusion import configuration
+from trimask.diffusion.description import load_description
+from trimask.diffusion.results import Evaluation
+from trimask.diffusion.run_folder import read_lines
+from trimask.diffusion.studies import learning_rate_transfer
+from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
+from trimask.diffusion.studies.trials import Trials
+from trimask.diffusion.train import train
+from trimask.sampling_rl.train import PolicyTrainConfig
+from trimask.scripts.answers import read_index
+from trimask.scripts.trajectory import trace_page
+
+HERE = Path(__file__).parent / "written"
+ARCHIVES = sorted(HERE.glob("*.tar.xz"))
+
+
+def identities(folder: Path):
+    spec = importlib.util.spec_from_file_location("write", HERE / "write.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.identities(folder)
+
+
+@pytest.fixture(scope="module", params=ARCHIVES, ids=lambda path: path.name.partition(".")[0])
+def written(request, tmp_path_factory):
+    """An archive's folders; the paths in their files are relative to the folder that holds them."""
+    folder = tmp_path_factory.mktemp("written")
+    with tarfile.open(request.param) as tar:
+        tar.extractall(folder, filter="data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def expected(written):
+    return json.loads((written / "expected.json").read_text())
+
+
+def test_there_is_an_archive_and_each_is_small():
+    assert ARCHIVES and all(path.stat().st_size < 1_000_000 for path in ARCHIVES)
+
+
+def test_everything_is_known_again(written, expected):
+    """Fingerprints, examples, batches, masks, keys, weights and losses."""
+    found = identities(written)
+    assert {name for name in expected if found[name] != expected[name]} == set()
+
+
+def resumed(written, name):
+    """A copy of the run, continued from its first checkpoint."""
+    run = written / name
+    shutil.copytree(written / "run", run)
+    shutil.rmtree(run / "checkpoints" / "9")
+    train(run, written / "data", load_description(run).train)
+    return run
+
+
+def test_a_run_resumes_with_the_losses_it_had_and_twice_to_the_same_bits(written, expected):
+    """Within 1e-3: last bits belong to the processor, and Adam enlarges them."""
+    runs = [resumed(written, name) for name in ("once", "again")]
+    lines = [read_lines(run / "metrics.jsonl") for run in runs]
+    losses = [[line["loss"] for line in of_run] for of_run in lines]
+    assert losses[0] == losses[1] and [line["step"] for line in lines[0]] == list(range(1, 10))
+    np.testing.assert_allclose(losses[0], expected["losses"], atol=1e-3)
+    about = [(run / "checkpoints" / "9" / "about" / "metadata").read_text() for run in runs]
+    assert json.loads(about[0])["arrays"] == json.loads(about[1])["arrays"]  # checksums of all leaves
+
+
+def test_a_study_goes_on_without_a_new_trial(written, expected, monkeypatch):
+    run_again = []
+    monkeypatch.setattr(Trials, "shared", lambda _, __, work: run_again.extend(work) or iter(()))
+    config = configuration.load(written / "study" / "config.json", LearningRateTransfer)
+    with Trials(written / "study", written / "data", 0, lambda *_: None) as runner:
+        text = learning_rate_transfer.study(config, runner)
+    assert not run_again and text in (written / "study" / "README.md").read_text()
+    assert {line["key"] for line in read_lines(written / "study" / "trials.jsonl")} == set(expected["trials"])
+
+
+def test_a_policy_an_evaluation_and_answers_open(written):
+    assert configuration.load(written / "policy" / "config.json", PolicyTrainConfig).problems_per_step == 2
+    assert configuration.load(written / "run" / "evaluation.json", Evaluation).step == 9
+    index = read_index(written / "generated")
+    assert [entry["to"] for entry in index] == ["text", "image", "audio"]
+    assert trace_page(written / "generated" / index[0]["trace"]).is_file()
