@@ -4,6 +4,7 @@
     checkpoints/<step>/about      shape, dtype and checksum of every leaf; metrics; notes of whoever saved it; a CRC-32
     checkpoints/damaged-<step>    one that could not be read, set aside: it is never deleted or written over
 
+Leaves are known by the names they were saved with, whatever the code calls them by now (`tokenizers/formats.py`).
 A flipped bit need not break the format it lies in, so a checkpoint is good only if every leaf has the checksum it was
 saved with. That is a sum over the elements, so it does not depend on how many devices and processes they lie on. One of
 other names, shapes or dtypes is not damaged, but another model's.
@@ -28,6 +29,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from trimask.diffusion.processes import any_process, is_first, summed, wait_for_all
 from trimask.diffusion.run_folder import shortened, writing
+from trimask.tokenizers.formats import present_name
 
 _ELEMENTS_AT_A_TIME = 1 << 20
 
@@ -156,15 +158,22 @@ class Checkpoints:
         abstract = jax.tree.map(_abstract, like)
         if "arrays" not in about:
             raise ValueError(f"{self.folder / str(step)}: was written by another version of trimask")
-        path, saved, asked = self.folder / str(step), about["arrays"], _leaves(abstract)
+        path, asked = self.folder / str(step), _leaves(abstract)
+        saved_names = {_present_path(name): name for name in about["arrays"]}
+        saved = {name: about["arrays"][saved_name] for name, saved_name in saved_names.items()}
         if is_part:
             saved = {name: leaf for name, leaf in saved.items() if name.partition("/")[0] in like}
         _require_same_tree(saved, asked, path)
-        args: ocp.args.CheckpointArgs = ocp.args.StandardRestore(abstract)
+        as_saved = _with_keys(abstract, {part: name for names in saved_names.items() for part, name in _parts(*names)})
+        args: ocp.args.CheckpointArgs = ocp.args.StandardRestore(as_saved)
         if is_part:
-            shardings = ocp.checkpoint_utils.construct_restore_args(abstract)
-            args = ocp.args.PyTreeRestore(abstract, restore_args=shardings, partial_restore=True)
-        tree = self._read_by_all(step, "state", args)
+            shardings = ocp.checkpoint_utils.construct_restore_args(as_saved)
+            args = ocp.args.PyTreeRestore(as_saved, restore_args=shardings, partial_restore=True)
+        read = {
+            _name(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(self._read_by_all(step, "state", args))
+        }
+        tree = jax.tree.unflatten(jax.tree.structure(abstract), [read[saved_names[name]] for name in asked])
         changed = [name for name, leaf in _leaves(tree).items() if leaf != saved[name]]
         if changed:
             raise DamagedCheckpoint(f"{path}: damaged: {', '.join(changed[:3])} is not what was saved")
@@ -203,7 +212,8 @@ class Checkpoints:
         found = {}
         for step in self.steps():
             with suppress(DamagedCheckpoint):
-                found[step] = self._about(step)["metrics"]
+                metrics = self._about(step)["metrics"]
+                found[step] = {present_name("metric", name): value for name, value in metrics.items()}
         return found
 
     def _policy(self, keep: Retention) -> policies.AnyPreservationPolicy:
@@ -264,7 +274,7 @@ def _leaves(tree: Any) -> dict[str, list[Any]]:
     is_described = any(isinstance(leaf, jax.ShapeDtypeStruct) for _, leaf in named)
     checksums = own if is_described else summed(own)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype), int(checksum)]
+        _name(path): [list(leaf.shape), str(leaf.dtype), int(checksum)]
         for (path, leaf), checksum in zip(named, checksums, strict=True)
     }
 
@@ -299,6 +309,35 @@ def _checksum(shape: tuple[int, ...], start: tuple[int, ...], values: np.ndarray
         place = place[..., None] * np.uint64(size) + np.arange(first, first + length, dtype=np.uint64)
     bits = values.reshape(-1).view(f"u{values.itemsize}").astype(np.uint64)
     return int(np.dot(bits, place.reshape(-1) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)))
+
+
+def _present_path(name: str) -> str:
+    """The name by which the code knows a leaf that was saved under this one."""
+    return "/".join(present_name("parameter", part) for part in name.split("/"))
+
+
+def _parts(present: str, saved: str) -> Iterator[tuple[str, str]]:
+    """Each beginning of a leaf's present path, and what its last part is called in the file."""
+    parts = present.split("/")
+    for number, name in enumerate(saved.split("/"), 1):
+        yield "/".join(parts[:number]), name
+
+
+def _with_keys(tree: Any, names: Mapping[str, str], path: str = "") -> Any:
+    """The tree, with the keys of its dictionaries replaced by the names of their paths."""
+    if jax.tree_util.all_leaves([tree]):
+        return tree
+    children, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: node is not tree)
+    inner = [(f"{path}{_name(key)}", child) for key, child in children]
+    changed = [_with_keys(child, names, f"{place}/") for place, child in inner]
+    if isinstance(tree, dict):
+        return {names[place]: child for (place, _), child in zip(inner, changed, strict=True)}
+    return jax.tree.unflatten(structure, changed)
+
+
+def _name(path: Any) -> str:
+    """A leaf's path as checkpoints write it."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _signed(content: Mapping[str, Any]) -> dict[str, Any]:

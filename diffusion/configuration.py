@@ -1,17 +1,22 @@
 """Configuration dataclasses ↔ JSON files.
 
+Files of any age are read: by the names that `tokenizers/formats.py` lists, and with the values that mean "as before".
 A file that does not fit its dataclass (an unknown field, a wrong type, a value its checks refuse) is an error that
-names the field.
+names the field and, of an unknown one, the nearest that is known.
 """
 
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cattrs
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 from cattrs.preconf.json import make_converter
+
+from trimask.tokenizers.formats import nearest, present_fields, written_fields
 
 _T = TypeVar("_T")
 
@@ -20,8 +25,26 @@ _converter.register_unstructure_hook(Path, str)
 _converter.register_structure_hook(Path, lambda value, _: Path(value))
 
 
+@_converter.register_structure_hook_factory(dataclasses.is_dataclass)
+def _reader(kind: type) -> Callable[[Any, type], Any]:
+    structure = make_dict_structure_fn(kind, _converter, _cattrs_forbid_extra_keys=True)
+
+    def read(content: Any, _: type) -> Any:
+        return structure(
+            present_fields(kind, content, _converter.unstructure) if isinstance(content, dict) else content, kind
+        )
+
+    return read
+
+
+@_converter.register_unstructure_hook_factory(dataclasses.is_dataclass)
+def _writer(kind: type) -> Callable[[Any], dict[str, Any]]:
+    unstructure = make_dict_unstructure_fn(kind, _converter)
+    return lambda config: written_fields(kind, unstructure(config), _converter.unstructure)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain JSON types."""
+    """A configuration as plain JSON types: what its file says."""
     return _converter.unstructure(config)
 
 
@@ -32,7 +55,16 @@ def from_dict(content: Any, kind: type[_T], origin: str) -> _T:
     try:
         return _converter.structure(content, kind)
     except cattrs.BaseValidationError as error:
-        raise ValueError(f"{origin}: not a {kind.__name__}: {'; '.join(cattrs.transform_error(error))}") from error
+        faults = "; ".join(cattrs.transform_error(error, format_exception=_in_words))
+        raise ValueError(f"{origin}: not a {kind.__name__}: {faults}") from error
+
+
+def _in_words(error: BaseException, kind: Any) -> str:
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        known = [field.name for field in dataclasses.fields(error.cl)]
+        unknown = sorted(error.extra_fields)
+        return "; ".join(f"unknown field {name!r}, {nearest(name, known)}" for name in unknown)
+    return cattrs.v.format_exception(error, kind)
 
 
 def write_text(path: Path, text: str) -> None:

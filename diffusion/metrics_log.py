@@ -16,10 +16,19 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from trimask.diffusion.processes import is_first
-from trimask.diffusion.run_folder import keep_lines_until, line_of, writing
+from trimask.diffusion.run_folder import keep_lines_until, line_of, read_lines, writing
+from trimask.tokenizers.formats import present_name
 
 Metrics = Mapping[str, Any]
 """Name → Mean; a mean of nothing is not logged."""
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, by the present names of metrics."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; `trimask train` writes it")
+    return [{present_name("metric", name): value for name, value in line.items()} for line in read_lines(path)]
 
 
 class MetricsLog:

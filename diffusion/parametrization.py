@@ -25,6 +25,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from trimask.tokenizers.formats import present_name
+
 ParameterClass = Literal[
     "input_embedding", "hidden_weight", "hidden_bias_or_norm", "qk_norm", "final_norm", "unembedding"
 ]
@@ -145,6 +147,7 @@ class Family:
     """Factors at equal distances over the depth, for modules inside blocks; block k of L is at (k + ½)/L of it."""
 
     def __post_init__(self):
+        object.__setattr__(self, "of", {present_name("parameter", name): value for name, value in self.of.items()})
         if min([*self.of.values(), *self.depth], default=1.0) < 0 or 0 in self.depth:
             raise ValueError(f"multipliers must be positive, or 0 for modules without decay; got {self}")
 

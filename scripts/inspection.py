@@ -25,9 +25,9 @@ from trimask.diffusion.data.prepared import DatasetManifest, Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.evaluate import EvaluateConfig
 from trimask.diffusion.exam import label_judge, score_of
+from trimask.diffusion.metrics_log import read_metrics
 from trimask.diffusion.parametrization import MODULES, PARAMETER_CLASSES, parameter_modules
 from trimask.diffusion.results import Evaluation
-from trimask.diffusion.run_folder import read_lines
 from trimask.diffusion.trained import Loaded, load
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
@@ -161,9 +161,8 @@ def inspect_run(loaded: Loaded) -> None:
     rows = [[name.replace("_", " "), f"{count:,}"] for name, count in parameters_per_class(loaded).items()]
     console.print(table("Parameters", ["class", "scalars"], rows))
     _print_vocabulary(loaded.vocabulary)
-    metrics = last_metrics(loaded.folder / "metrics.jsonl")
-    if metrics:
-        rows = [[name, f"{value:,.6g}"] for name, value in metrics.items()]
+    if (loaded.folder / "metrics.jsonl").is_file():
+        rows = [[name, f"{value:,.6g}"] for line in read_metrics(loaded.folder)[-1:] for name, value in line.items()]
         console.print(table("Newest metrics", ["metric", "value"], rows))
     if (loaded.folder / "evaluation.json").is_file():
         print_evaluation(configuration.load(loaded.folder / "evaluation.json", Evaluation))
@@ -176,12 +175,6 @@ def parameters_per_class(loaded: Loaded) -> dict[str, int]:
     for name, leaf in zip(jax.tree.leaves(modules), jax.tree.leaves(loaded.parameters), strict=True):
         counts[MODULES[name]] += leaf.size
     return {name: counts[name] for name in PARAMETER_CLASSES if counts[name]}
-
-
-def last_metrics(path: Path) -> dict[str, float]:
-    """The last whole line of a run's metrics; none where there is none."""
-    lines = read_lines(path)
-    return lines[-1] if lines else {}
 
 
 def _source(source: SourceConfig) -> str:

@@ -9,20 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trimask.diffusion.results import Score
-from trimask.diffusion.run_folder import read_lines
 
 Metrics = list[dict[str, Any]]
 """Lines of metrics.jsonl."""
 
 _COLORS = matplotlib.color_sequences["tab10"]
 _TASK_BITS = "bits/task/"
-
-
-def read_metrics(path: Path) -> Metrics:
-    """The lines of a run's metrics."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; `trimask train` writes it")
-    return read_lines(path)
 
 
 def training_seconds(metrics: Metrics) -> float:

@@ -18,13 +18,14 @@ from PIL import Image, ImageDraw
 
 from trimask.diffusion import configuration
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.metrics_log import read_metrics
 from trimask.diffusion.results import Evaluation, Samples
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.trained import Loaded
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts.evaluate import shown_bits, shown_score
-from trimask.scripts.plots import plot_accuracy, plot_loss, read_metrics, training_seconds
+from trimask.scripts.plots import plot_accuracy, plot_loss, training_seconds
 from trimask.scripts.render import (
     enlarged,
     enlargement,
@@ -75,7 +76,7 @@ def write_report(
     run: Path, evaluation: Evaluation, samples: Sequence[Samples], loaded: Loaded, prepared: Prepared
 ) -> Path:
     """Writes all files into the run folder and returns the page."""
-    metrics = read_metrics(run / "metrics.jsonl")
+    metrics = read_metrics(run)
     target = {name: task.target for name, task in loaded.vocabulary.tasks.items()}
     drawn = [sample for sample in samples if target[sample.task] == "image"]
     spoken = [sample for sample in samples if target[sample.task] == "audio"]

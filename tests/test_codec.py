@@ -109,19 +109,23 @@ def test_codes_outside_the_codebook_are_refused(media_codec):
 
 def test_fingerprint_tells_apart_kind_setting_name_type_shape_and_value_but_not_order():
     array = np.arange(6, dtype=np.int16)
+
+    def fingerprint(kind, config, content):
+        return codec.fingerprint({"kind": kind, "config": config}, content)
+
     fingerprints = [
-        codec.fingerprint("a", {"x": 1, "y": 2}, {"f.npy": array}),
-        codec.fingerprint("b", {"x": 1, "y": 2}, {"f.npy": array}),
-        codec.fingerprint("a", {"x": 1, "y": 3}, {"f.npy": array}),
-        codec.fingerprint("a", {"x": 1, "y": 2}, {"g.npy": array}),
-        codec.fingerprint("a", {"x": 1, "y": 2}, {"f.npy": array.view(np.uint16)}),
-        codec.fingerprint("a", {"x": 1, "y": 2}, {"f.npy": array.reshape(2, 3)}),
-        codec.fingerprint("a", {"x": 1, "y": 2}, {"f.npy": array[::-1]}),
-        codec.fingerprint("a", {"x": 1, "y": 2}, {"f.npy": array, "g.npy": array}),
+        fingerprint("a", {"x": 1, "y": 2}, {"f.npy": array}),
+        fingerprint("b", {"x": 1, "y": 2}, {"f.npy": array}),
+        fingerprint("a", {"x": 1, "y": 3}, {"f.npy": array}),
+        fingerprint("a", {"x": 1, "y": 2}, {"g.npy": array}),
+        fingerprint("a", {"x": 1, "y": 2}, {"f.npy": array.view(np.uint16)}),
+        fingerprint("a", {"x": 1, "y": 2}, {"f.npy": array.reshape(2, 3)}),
+        fingerprint("a", {"x": 1, "y": 2}, {"f.npy": array[::-1]}),
+        fingerprint("a", {"x": 1, "y": 2}, {"f.npy": array, "g.npy": array}),
     ]
     assert len(set(fingerprints)) == len(fingerprints)
-    assert all(len(fingerprint) == 16 for fingerprint in fingerprints)
-    assert codec.fingerprint("a", {"y": 2, "x": 1}, {"g.npy": array, "f.npy": array}) == fingerprints[-1]
+    assert all(len(one) == 16 for one in fingerprints)
+    assert fingerprint("a", {"y": 2, "x": 1}, {"g.npy": array, "f.npy": array}) == fingerprints[-1]
 
 
 def test_fingerprint_changes_with_any_codeword_and_setting():

@@ -12,6 +12,7 @@ import pytest
 
 from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig, Batches
+from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.loop import Interrupted, LoopConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
@@ -105,8 +106,10 @@ def test_prepared_data_may_move_but_not_change(prepared, run, tmp_path):
     folder, moved = copied(run, tmp_path), shutil.copytree(prepared.folder, tmp_path / "moved")
     train(folder, moved, CONFIG)
     assert load(folder).description.data == str(moved)
-    content = json.loads((moved / "manifest.json").read_text())
-    content["trimask"] = "another"
+    content = json.loads((moved / "manifest.json").read_text()) | {"trimask": "9.9"}
+    (moved / "manifest.json").write_text(json.dumps(content))
+    assert Prepared(moved).fingerprint == prepared.fingerprint  # whichever version wrote it
+    content["content"] = "0" * 64
     (moved / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"data_fingerprint: [0-9a-f]{16} → [0-9a-f]{16}"):
         train(folder, moved, CONFIG)

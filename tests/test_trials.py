@@ -4,9 +4,11 @@ import dataclasses
 import json
 import math
 import os
+from dataclasses import asdict
 
 import pytest
 
+from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.loop import LoopConfig
@@ -27,6 +29,7 @@ from trimask.diffusion.studies.trials import (
 )
 from trimask.diffusion.train import train
 from trimask.diffusion.transformer import TransformerConfig
+from trimask.tokenizers.formats import RENAMED
 
 CONFIG = TrainConfig(
     model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16),
@@ -127,9 +130,7 @@ def test_a_line_that_is_no_outcome_is_refused_by_its_number(prepared, tmp_path, 
     (tmp_path / "trials.jsonl").write_text(line + "\n")
     with (
         Trials(tmp_path, prepared.folder, 0, silent) as trials,
-        pytest.raises(
-            ValueError, match=r"trials.jsonl, line 1: not an outcome of this study, with batch_tokens, curve"
-        ),
+        pytest.raises(ValueError, match=r"trials.jsonl, line 1: not an outcome of this study"),
     ):
         trials.measured([CONFIG], fake, Outcome)
 
@@ -179,12 +180,29 @@ def test_what_is_compiled_alike_does_not_come_at_once():
     assert order == ["0", "3", "1", "4", "2"]
 
 
-def test_other_data_is_another_trial(prepared, tmp_path):
+def test_other_data_or_another_measurement_is_another_trial(prepared, tmp_path):
+    def other(config, data) -> Outcome:
+        return dataclasses.replace(fake(config, data), loss=0.5)
+
     with Trials(tmp_path, prepared.folder, 0, silent) as trials:
-        first = trials._key(CONFIG, "fake")
-        assert first == trials._key(CONFIG, "fake") != trials._key(CONFIG, "other")
+        trials.measured([CONFIG], fake, Outcome)
+        assert trials.measured([CONFIG], other, Outcome)[0].loss == 0.5
         trials.fingerprint = "other"
-        assert trials._key(CONFIG, "fake") != first
+        trials.measured([CONFIG], fake, Outcome)
+    assert len((tmp_path / "trials.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_trial_is_known_by_the_names_its_line_has_and_whatever_its_loop_was(prepared, tmp_path, monkeypatch):
+    config = with_learning_rate(CONFIG, 0.25)
+    with Trials(tmp_path, prepared.folder, 0, silent) as trials:
+        said = configuration.to_dict(config)
+        said["optimizer"]["pace"] = said["optimizer"].pop("learning_rate")
+        line = {"key": trials._key("fake", said, TrainConfig), "outcome": asdict(fake(config, None)), "config": said}
+        (tmp_path / "trials.jsonl").write_text(json.dumps(line) + "\n")
+        monkeypatch.setitem(RENAMED, "OptimizerConfig.pace", "learning_rate")
+        monkeypatch.setattr(trials, "shared", lambda _, work: iter(work and pytest.fail("it was run again")))
+        asked = dataclasses.replace(config, loop=LoopConfig(log_every=3))
+        assert trials.measured([asked], fake, Outcome)[0].loss == 0.25
 
 
 def test_processes_agree_with_this_one_and_leave_its_environment_alone(prepared, outcome, tmp_path):

@@ -14,17 +14,16 @@ codebook never makes a frame worse. Griffin–Lim (Griffin & Lim 1984; with mome
 starts from zero phase, so that a clip's waveform depends on nothing but its codes.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import librosa  # loads its parts on first use
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from trimask.tokenizers.codebook import check_codes, fit_codebook, nearest_codeword
-from trimask.tokenizers.codec import fingerprint, read_folder, write_folder
+from trimask.tokenizers.codec import StoredTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +78,11 @@ class MelConfig:
         return self.hop * self.spectra_per_frame
 
 
-class MelCodec:
+class MelCodec(StoredTokenizer):
     """Mono sound of any length; a clip that ends within a code frame is padded with silence."""
 
     kind: ClassVar[str] = "mel"
+    config_type = MelConfig
     modality: ClassVar[str] = "audio"
 
     def __init__(self, config: MelConfig, codebooks: tuple[Float32[np.ndarray, "_ dim"], ...]):
@@ -141,17 +141,9 @@ class MelCodec:
         """(frames, codebooks) → (samples,)."""
         return (code_shape[0] * self.config.samples_per_frame,)
 
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.kind, asdict(self.config), self._content)
-
-    def save(self, folder: str | Path) -> None:
-        write_folder(folder, self.kind, asdict(self.config), self._content)
-
     @classmethod
-    def load(cls, folder: str | Path) -> "MelCodec":
-        config, content = read_folder(folder, cls.kind)
-        return cls(MelConfig(**config), tuple(content[name] for name in sorted(content)))
+    def _of(cls, config: MelConfig, content: dict[str, Any]) -> "MelCodec":
+        return cls(config, tuple(content[name] for name in sorted(content)))
 
     @property
     def _content(self) -> dict[str, np.ndarray]:

@@ -8,22 +8,28 @@ files: arrays as `.npy`, read without pickle, or text. The fingerprint is the fi
 
     sha256(canonical JSON of {kind, config} ‖ name, dtype, shape and bytes of each file's content)
 
-It is checked on loading, so a folder that was damaged, or edited by hand, is refused.
+of what the files say, whatever the code calls it by now (`formats.py`). It is checked on loading, so a folder that was
+damaged, or edited by hand, is refused.
 """
 
+import dataclasses
 import hashlib
 import importlib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from trimask.tokenizers.formats import nearest, present_fields, present_name, written_fields
+
 Content = Mapping[str, np.ndarray | str]
 """File name → what it holds: an array for `.npy`, else text."""
+
+_T = TypeVar("_T", bound="StoredTokenizer")
 
 _KINDS = {
     "text": ("trimask.tokenizers.text", "TextTokenizer"),
@@ -81,18 +87,64 @@ class SoundCodec(MediaCodec, Protocol):
     def sample_rate_hz(self) -> int: ...
 
 
+class StoredTokenizer:
+    """How a tokenizer is saved, loaded and recognised. One that was loaded still says of itself what its file says."""
+
+    kind: ClassVar[str]
+    config_type: ClassVar[type]
+    """Class of `config`, a frozen dataclass of plain values."""
+    config: Any
+    _said: dict[str, Any] | None = None
+    """Kind and configuration as the file says them from which it was loaded."""
+
+    @property
+    def _content(self) -> Content:
+        """The files beside config.json."""
+        raise NotImplementedError
+
+    @classmethod
+    def _of(cls: type[_T], config: Any, content: dict[str, Any]) -> _T:
+        """The tokenizer of this configuration and these files."""
+        raise NotImplementedError
+
+    @property
+    def _description(self) -> dict[str, Any]:
+        fields = written_fields(self.config_type, dataclasses.asdict(self.config))
+        return self._said or {"kind": self.kind, "config": fields}
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self._description, self._content)
+
+    def save(self, folder: str | Path) -> None:
+        write_folder(folder, self._description, self._content)
+
+    @classmethod
+    def load(cls: type[_T], folder: str | Path) -> _T:
+        """Reads what `save` wrote. Raises ValueError for another kind, an unknown field or a damaged file."""
+        said, content = read_folder(folder, cls.kind)
+        fields = present_fields(cls.config_type, said["config"])
+        known = [field.name for field in dataclasses.fields(cls.config_type)]
+        for name in fields:
+            if name not in known:
+                raise ValueError(f"{folder}/config.json: unknown field {name!r} of {cls.kind}; {nearest(name, known)}")
+        tokenizer = cls._of(cls.config_type(**fields), content)
+        tokenizer._said = said
+        return tokenizer
+
+
 def load(folder: str | Path) -> Stored:
     """Loads whichever tokenizer or codec the folder holds."""
-    kind = _read_description(Path(folder))["kind"]
+    kind = present_name("codec", _read_description(Path(folder))["kind"])
     if kind not in _KINDS:
         raise ValueError(f"{folder}: unknown kind of tokenizer {kind!r}, known are {', '.join(_KINDS)}")
     module, name = _KINDS[kind]
     return getattr(importlib.import_module(module), name).load(folder)
 
 
-def fingerprint(kind: str, config: Mapping[str, Any], content: Content) -> str:
-    """Short digest of a tokenizer; the equation stands at the head of this module."""
-    digest = hashlib.sha256(json.dumps({"kind": kind, "config": config}, sort_keys=True).encode())
+def fingerprint(said: Mapping[str, Any], content: Content) -> str:
+    """Short digest of a tokenizer whose file says this `kind` and `config`; the equation stands at the head."""
+    digest = hashlib.sha256(json.dumps({"kind": said["kind"], "config": said["config"]}, sort_keys=True).encode())
     for name, value in sorted(content.items()):
         array = np.frombuffer(value.encode(), np.uint8) if isinstance(value, str) else value
         digest.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
@@ -100,7 +152,7 @@ def fingerprint(kind: str, config: Mapping[str, Any], content: Content) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_folder(folder: str | Path, kind: str, config: Mapping[str, Any], content: Content) -> None:
+def write_folder(folder: str | Path, said: Mapping[str, Any], content: Content) -> None:
     """Stores one tokenizer; `config.json` comes last, so a folder that has it is complete."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,28 +161,24 @@ def write_folder(folder: str | Path, kind: str, config: Mapping[str, Any], conte
             (folder / name).write_text(value, encoding="utf-8", newline="\n")
         else:
             np.save(folder / name, value, allow_pickle=False)
-    description = {
-        "kind": kind,
-        "config": config,
-        "files": sorted(content),
-        "fingerprint": fingerprint(kind, config, content),
-    }
+    description = {**said, "files": sorted(content), "fingerprint": fingerprint(said, content)}
     (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def read_folder(folder: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Configuration and content of a stored tokenizer of this kind, checked against its fingerprint."""
+    """What a folder says (kind, config) and what it holds, checked against its fingerprint and the kind expected."""
     folder = Path(folder)
     description = _read_description(folder)
-    if description["kind"] != kind:
+    if present_name("codec", description["kind"]) != kind:
         raise ValueError(f"{folder}: holds a tokenizer of kind {description['kind']!r}, expected {kind!r}")
+    said = {"kind": description["kind"], "config": description["config"]}
     content = {name: _read_file(folder / name) for name in description["files"]}
-    found = fingerprint(kind, description["config"], content)
+    found = fingerprint(said, content)
     if found != description["fingerprint"]:
         raise ValueError(
             f"{folder}: damaged or edited: its fingerprint is {found}, config.json says {description['fingerprint']}"
         )
-    return description["config"], content
+    return said, content
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -7,16 +7,15 @@ A picture is cut into patches of side p, row by row; each becomes the index of i
 Patches and codewords are both bytes, so distances are exact; of equally near codewords the first is taken.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from trimask.tokenizers.codebook import check_codes, fit_codebook, nearest_codeword
-from trimask.tokenizers.codec import fingerprint, read_folder, write_folder
+from trimask.tokenizers.codec import StoredTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +37,11 @@ class PatchConfig:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
 
 
-class PatchCodec:
+class PatchCodec(StoredTokenizer):
     """Grey or colour pictures of any size whose sides are multiples of the patch's."""
 
     kind: ClassVar[str] = "patch"
+    config_type = PatchConfig
     modality: ClassVar[str] = "image"
 
     def __init__(self, config: PatchConfig, codebook: UInt8[np.ndarray, "codewords side side channels"]):
@@ -91,17 +91,9 @@ class PatchCodec:
         side = self.config.patch_side
         return rows * side, columns * side, self.codebook.shape[-1]
 
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.kind, asdict(self.config), self._content)
-
-    def save(self, folder: str | Path) -> None:
-        write_folder(folder, self.kind, asdict(self.config), self._content)
-
     @classmethod
-    def load(cls, folder: str | Path) -> "PatchCodec":
-        config, content = read_folder(folder, cls.kind)
-        return cls(PatchConfig(**config), content["codebook.npy"])
+    def _of(cls, config: PatchConfig, content: dict[str, Any]) -> "PatchCodec":
+        return cls(config, content["codebook.npy"])
 
     @property
     def _content(self) -> dict[str, np.ndarray]:

@@ -7,25 +7,34 @@ token in it is spelled out.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from trimask.tokenizers.codec import fingerprint, read_folder, write_folder
+from trimask.tokenizers.codec import StoredTokenizer
 
 
-class TextTokenizer:
+@dataclass(frozen=True)
+class TextConfig:
+    """Nothing: all there is to say is in the tokenizer.json."""
+
+
+class TextTokenizer(StoredTokenizer):
     """Any `tokenizer.json`. One that was not made by `fit` round-trips as well as its own rules allow."""
 
     kind: ClassVar[str] = "text"
+    config_type = TextConfig
+    config = TextConfig()
     modality: ClassVar[str] = "text"
 
     def __init__(self, tokenizer_json: str):
+        """`tokenizer_json` stays what is saved: another version of the library may write the same otherwise."""
+        self._json = tokenizer_json
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -55,7 +64,8 @@ class TextTokenizer:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such tokenizer file")
         try:
-            return cls(Path(path).read_text(encoding="utf-8"))
+            given = cls(Path(path).read_text(encoding="utf-8"))
+            return cls(given._tokenizer.to_str())  # without padding and truncation
         except Exception as error:  # Hugging Face's library raises bare Exception
             raise ValueError(f"{path}: not a tokenizer.json: {error}") from error
 
@@ -81,21 +91,13 @@ class TextTokenizer:
         """As `decode`, each row by itself."""
         return self._tokenizer.decode_batch([self._checked_ids(ids) for ids in rows], skip_special_tokens=False)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(self.kind, {}, self._content)
-
-    def save(self, folder: str | Path) -> None:
-        write_folder(folder, self.kind, {}, self._content)
-
     @classmethod
-    def load(cls, folder: str | Path) -> "TextTokenizer":
-        _, content = read_folder(folder, cls.kind)
+    def _of(cls, config: TextConfig, content: dict[str, Any]) -> "TextTokenizer":
         return cls(content["tokenizer.json"])
 
     @property
     def _content(self) -> dict[str, str]:
-        return {"tokenizer.json": self._tokenizer.to_str()}
+        return {"tokenizer.json": self._json}
 
     def _checked_ids(self, ids: Int[np.ndarray, " tokens"]) -> list[int]:
         if ids.size and (ids.min() < 0 or ids.max() >= self.size):

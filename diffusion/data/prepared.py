@@ -29,6 +29,8 @@ from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.sequence import fill_text
 from trimask.tokenizers.vocabulary import TEXT, Task, Vocabulary
 
+_FIRST_VERSION = "0.1.0"
+
 _CACHED_EXAMPLES = 200_000
 """Examples of a split that stay in memory once they were read."""
 
@@ -112,11 +114,14 @@ class Prepared:
                 f"{self.tokenizers.fingerprints}, the manifest says {self.manifest.tokenizers}"
             )
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Identity of the data: of the manifest, which holds a digest of all examples."""
-        content = json.dumps(configuration.to_dict(self.manifest), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        """Identity of the data: of what manifest.json says, which has a digest of all examples.
+
+        The version of trimask that wrote it does not count: it stands as the first one.
+        """
+        said = {**configuration.read_json(self.folder / "manifest.json"), "trimask": _FIRST_VERSION}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def sample_rate_hz(self) -> int:

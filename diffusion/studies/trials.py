@@ -1,9 +1,10 @@
 """Trainings by the hundred: what the studies of hyperparameters are made of.
 
 A trial is a training configuration, and its outcome usually the loss it ends with: the training objective on held-out
-batches and masks that are the same for all trials. Outcomes are lines of trials.jsonl in the study's folder, by a
-fingerprint of configuration and data; a study that is called again goes on where it stopped. Nothing else is kept. What
-the code was is not in the fingerprint: after a change of the model, a study wants a folder of its own.
+batches and masks that are the same for all trials. Outcomes are lines of trials.jsonl in the study's folder, each with
+its configuration and a key, the digest of measurement, configuration and data as the line says them; a study that is
+called again goes on where it stopped. Nothing else is kept. What the code was is not in the key: after a change of the
+model, a study wants a folder of its own.
 
 On a CPU each worker process computes in one thread: networks of this size use two cores no better, and two processes
 do twice as much. Compiling takes longer than most trainings, so that what one process compiles the others read, and
@@ -22,11 +23,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,12 @@ from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.transformer import num_parameters
 
 _Measured = TypeVar("_Measured")
+
+_NO_MATTER = {
+    **{"log_every": 10, "checkpoint_every": 500, "keep_last": 2, "keep_every": None, "keep_best": 0},
+    **{"best_metric": "loss", "sample_every": 0, "spike_factor": 10.0, "prefetch": 4, "workers": 0},
+}
+"""Stands for the loop in keys of trainings, whose outcome it does not change: the default of the first version."""
 
 _CURVE_POINTS = 20
 _HELD_OUT_BATCHES, _HELD_OUT_TOKENS = 8, 4096
@@ -114,43 +121,52 @@ class Trials:
 
         Configurations are dataclasses, of trainings or of anything else that a measurement depends on.
         """
-        keys = [self._key(config, measure.__name__) for config in configs]
+        if not configs:
+            return []
+        asked = [_identity(config) for config in configs]
         path = self.folder / "trials.jsonl"
         with locked(self.folder):
             lines = read_lines(path)
             with writing(self.folder):
                 configuration.write_text(path, "".join(map(line_of, lines)))  # without what a crash tore
-            known = self._known(lines, kind)
-            left = {key: config for key, config in zip(keys, configs, strict=True) if key not in known}
-            done, total = len(set(keys)) - len(left), len(set(keys))
+            known = self._known(lines, measure.__name__, type(configs[0]), kind)
+            left = {name: config for name, config in zip(asked, configs, strict=True) if name not in known}
+            done, total = len(set(asked)) - len(left), len(set(asked))
             self.report(what, done, total)
-            for key, outcome in self._outcomes(left, measure):
-                known[key] = asdict(outcome)
-                line = {"key": key, "outcome": known[key], "config": configuration.to_dict(left[key])}
+            for name, outcome in self._outcomes(left, measure):
+                known[name] = outcome
+                said = configuration.to_dict(left[name])
+                key = self._key(measure.__name__, said, type(left[name]))
+                line = {"key": key, "outcome": configuration.to_dict(outcome), "config": said}
                 with writing(self.folder), path.open("a", encoding="utf-8") as file:
                     file.write(line_of(line))
                 done += 1
                 self.report(what, done, total)
-        return [kind(**known[key]) for key in keys]
+        return [known[name] for name in asked]
 
-    def _known(self, lines: Sequence[Any], kind: type[_Measured]) -> dict[str, Any]:
-        """Key → outcome, refused unless each is one."""
+    def _known(
+        self, lines: Sequence[Any], measure: str, config_type: type, kind: type[_Measured]
+    ) -> dict[str, _Measured]:
+        """Identity of a configuration → its outcome by this measurement on this data. Refuses what is no outcome."""
         known = {}
-        names = set(get_type_hints(kind))
         for number, line in enumerate(lines, 1):
-            if not isinstance(line, dict) or not {"key", "outcome"} <= set(line) or set(line["outcome"]) != names:
+            where = f"{self.folder / 'trials.jsonl'}, line {number}"
+            try:
+                outcome = configuration.from_dict(line.get("outcome"), kind, where)
+            except ValueError as error:
                 raise ValueError(
-                    f"{self.folder / 'trials.jsonl'}, line {number}: not an outcome of this study, with "
-                    f"{', '.join(sorted(names))}; choose another folder, or remove the line"
-                )
-            known[line["key"]] = line["outcome"]
+                    f"{where}: not an outcome of this study ({error}); choose another folder, or remove the line"
+                ) from error
+            said = line.get("config")
+            if isinstance(said, dict) and line.get("key") == self._key(measure, said, config_type):
+                known[_identity(configuration.from_dict(said, config_type, where))] = outcome
         return known
 
-    def _key(self, config: Any, measure: str) -> str:
-        if isinstance(config, TrainConfig):
-            config = replace(config, loop=LoopConfig())
-        content = [measure, configuration.to_dict(config), self.fingerprint]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    def _key(self, measure: str, said: Mapping[str, Any], config_type: type) -> str:
+        """Digest of what a line says: the measurement, the configuration in the line's own order, and the data."""
+        if config_type is TrainConfig:
+            said = {**said, "loop": _NO_MATTER}
+        return hashlib.sha256(json.dumps([measure, said, self.fingerprint]).encode()).hexdigest()[:16]
 
     def _outcomes(self, left: Mapping[str, Any], measure: Callable[[Any, Path], Any]) -> Iterator[tuple[str, Any]]:
         order = _in_order(left) if self._pool is not None else list(left)
@@ -173,6 +189,13 @@ class Trials:
                     f"a process ended before it was through (memory?); what was finished before is in {self.folder}, "
                     f"and the same command goes on from there"
                 ) from error
+
+
+def _identity(config: Any) -> str:
+    """The same for configurations whose outcome is the same."""
+    if isinstance(config, TrainConfig):
+        config = replace(config, loop=LoopConfig())
+    return json.dumps(configuration.to_dict(config), sort_keys=True)
 
 
 def _in_order(configs: Mapping[str, Any]) -> list[str]:
