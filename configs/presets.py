@@ -1,11 +1,12 @@
 """Named experiments: what to prepare, how to train, how to sample and evaluate."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trimask.diffusion.cost import parameters
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.data.plan import PictureConfig, PrepareConfig
+from trimask.diffusion.data.media_config import PictureConfig
+from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.evaluate import EvaluateConfig
@@ -27,7 +28,7 @@ from trimask.tokenizers.vocabulary import Vocabulary
 class Experiment:
     """One whole story from data to numbers."""
 
-    prepare: PrepareConfig = PrepareConfig()
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
@@ -36,8 +37,8 @@ class Experiment:
         """What the preparation would make, were there data for all of it; of puzzles text alone."""
         prepare = self.prepare
         media = {
-            "image": (prepare.image.codebook_size,),
-            "audio": (prepare.audio.codebook_size,) * prepare.audio.num_codebooks,
+            "image": (prepare.codecs["image"].codebook_size,),
+            "audio": (prepare.codecs["audio"].codebook_size,) * prepare.codecs["audio"].num_codebooks,
         }
         is_text = {source.kind for source in prepare.sources.values()} == {"puzzles"}
         return Vocabulary(text_size=prepare.text_vocabulary, codebook_sizes={} if is_text else media)
@@ -48,7 +49,7 @@ def tiny() -> Experiment:
     return Experiment(
         prepare=PrepareConfig(
             sources=_digits(handwritten="handwritten", spoken="spoken", sums="sums"),
-            audio=MelConfig(codebook_size=128),
+            codecs={"audio": MelConfig(codebook_size=128)},
         ),
         train=_train(
             3_260_000,
@@ -82,8 +83,10 @@ def digits_real() -> Experiment:
     """
     return Experiment(
         prepare=PrepareConfig(
-            image=PatchConfig(patch_side=4, codebook_size=256),
-            audio=MelConfig(codebook_size=512),
+            codecs={
+                "image": PatchConfig(patch_side=4, codebook_size=256),
+                "audio": MelConfig(codebook_size=512),
+            },
             seconds=1.0,
             text_vocabulary=1024,
         ),
@@ -216,16 +219,18 @@ def _trimodal(*, num_layers: int, fsdp: int) -> Experiment:
     they have the parameters that it names, and learning rates are to be tuned at 4 layers of width 512, the base.
     """
     prepare = PrepareConfig(
-        image=PatchConfig(codebook_size=16_384, patch_side=16, max_patches=400_000),
-        audio=MelConfig(
-            codebook_size=1024,
-            num_codebooks=8,
-            sample_rate_hz=16_000,
-            window=512,
-            hop=160,
-            num_mels=80,
-            max_frames=200_000,
-        ),
+        codecs={
+            "image": PatchConfig(codebook_size=16_384, patch_side=16, max_patches=400_000),
+            "audio": MelConfig(
+                codebook_size=1024,
+                num_codebooks=8,
+                sample_rate_hz=16_000,
+                window=512,
+                hop=160,
+                num_mels=80,
+                max_frames=200_000,
+            ),
+        },
         text_vocabulary=81_920,
         max_text_tokens=2046,
         pictures=PictureConfig(height=256, width=256),

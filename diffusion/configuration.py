@@ -105,10 +105,16 @@ def load(path: Path, kind: type[_T]) -> _T:
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     """Lines `field: old → new` for every field in which two configurations of one type differ."""
     lines = []
-    for field in dataclasses.fields(old):
-        a, b = getattr(old, field.name), getattr(new, field.name)
-        if dataclasses.is_dataclass(a) and type(a) is type(b):
-            lines += differences(a, b, f"{prefix}{field.name}.")
-        elif a != b:
-            lines.append(f"{prefix}{field.name}: {a} → {b}")
+    names = [field.name for field in dataclasses.fields(old)]
+    for name, a, b in ((name, getattr(old, name), getattr(new, name)) for name in names):
+        lines += _differences(a, b, f"{prefix}{name}")
     return lines
+
+
+def _differences(a: Any, b: Any, name: str) -> list[str]:
+    if dataclasses.is_dataclass(a) and type(a) is type(b):
+        return differences(a, b, f"{name}.")
+    holds_configs = isinstance(a, dict) and any(map(dataclasses.is_dataclass, a.values()))
+    if holds_configs and isinstance(b, dict) and a.keys() == b.keys():
+        return [line for key in a for line in _differences(a[key], b[key], f"{name}.{key}")]
+    return [] if a == b else [f"{name}: {a} → {b}"]

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.exam import ALL_TASKS, Exam, is_asked, judges_of, num_given
+from trimask.diffusion.exam import ALL_TASKS, Exam, is_asked, judges_of, num_given, why_unjudged
 from trimask.diffusion.held_out import HeldOut, Real
 from trimask.diffusion.intervals import ratio
 from trimask.diffusion.judges import NamedJudge
@@ -83,6 +83,11 @@ def evaluate(
                 if task.name not in judges:
                     judges[task.name] = judges_of(task, part, real, config.judges)
                 if not judges[task.name]:
+                    why = why_unjudged(task, part, real)
+                    result.notes.append(
+                        f"{task.name} on {name} {part.split} is not judged: {why}; "
+                        f"--judge {task.name}=MODULE:FUNCTION names a judge of yours"
+                    )
                     continue
                 exam = Exam(loaded, task, part, real, judges[task.name])
                 progress = partial(report, f"{task.name} on {part.split}")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from trimask.diffusion.data.modalities import MODALITIES
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import RawExample
 from trimask.diffusion.held_out import HeldOut, Real, spread
@@ -152,14 +153,27 @@ def is_asked(task: Task, part: HeldOut, asked: set[bytes]) -> bool:
 
 
 def judges_of(task: Task, part: HeldOut, real: Real, named: Mapping[str, AnySequence[str]]) -> list[NamedJudge]:
-    """Those that are asked for, or the usual ones; none where there is too little to judge by."""
+    """The judges named for this task, else the usual one; empty where `why_unjudged` says why."""
     names = [name for name in named.get(ALL_TASKS, ()) if fits(name, task.target)]
     names += named.get(task.name, ())
     if not names:
-        if task.target != TEXT and (not real.exists or min(len(real.raw), len(part.records)) < _FEW):
+        if why_unjudged(task, part, real) is not None:
             return []
         names = ["exact_match"] if task.target == TEXT else [_usual(real)]
     return [open_judge(name, task.target, partial(real.training, task.target)) for name in dict.fromkeys(names)]
+
+
+def why_unjudged(task: Task, part: HeldOut, real: Real) -> str | None:
+    """Why the usual judge cannot say anything of this task's answers; None if it can."""
+    if task.target == TEXT:
+        return None
+    if task.target not in MODALITIES or MODALITIES[task.target].features is None:
+        return f"there are no features of {task.target}"
+    if not real.exists:
+        return "there is no training split to fit a judge on"
+    if min(len(real.raw), len(part.records)) < _FEW:
+        return f"there are fewer than {_FEW} examples"
+    return None
 
 
 def _usual(real: Real) -> str:
@@ -186,7 +200,7 @@ def _summary(
 def label_judge(prepared: Prepared, dataset: str, fit_examples: int) -> NamedJudge | None:
     """The judge of labels of a dataset's medium; None where there is none, or captions are not labels."""
     medium, real = prepared.dataset(dataset).medium, Real(prepared, dataset, fit_examples)
-    if medium is None or not real.exists or _usual(real) != "label":
+    if medium not in MODALITIES or MODALITIES[medium].features is None or not real.exists or _usual(real) != "label":
         return None
     return open_judge("label", medium, partial(real.training, medium))
 

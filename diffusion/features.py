@@ -8,7 +8,7 @@ on real recordings and pictures, never by what it says of a model's.
 
 from collections.abc import Callable
 from collections.abc import Sequence as AnySequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import librosa
 import numpy as np
@@ -29,7 +29,7 @@ _PIXELS = 1 << 22
 
 
 def image_features(
-    images: AnySequence[UInt8[np.ndarray, "height width channels"]], sample_rate_hz: int | None = None
+    images: AnySequence[UInt8[np.ndarray, "height width channels"]],
 ) -> Float[np.ndarray, "items features"]:
     """Square roots of the shares of 8 directions in the edges of each cell."""
     height, width, _ = images[0].shape
@@ -57,11 +57,9 @@ def _edges(images: UInt8[np.ndarray, "items height width channels"]) -> Float[np
 
 
 def audio_features(
-    waveforms: AnySequence[Float32[np.ndarray, " samples"]], sample_rate_hz: int | None
+    waveforms: AnySequence[Float32[np.ndarray, " samples"]], sample_rate_hz: int
 ) -> Float[np.ndarray, "items features"]:
     """13 mel cepstra at 24 moments between the silences, and the log of the time between them."""
-    if sample_rate_hz is None:
-        raise ValueError("features of sound need its sample rate")
     features = []
     for first in range(0, len(waveforms), _CHUNK):
         mels = librosa.feature.melspectrogram(
@@ -86,19 +84,13 @@ def _cepstra(mel: Float[np.ndarray, "bands frames"]) -> Float[np.ndarray, " feat
     return np.append(np.concatenate(stretched), np.log(cepstra.shape[1]))
 
 
-class Kind(NamedTuple):
-    """Features of a modality."""
+class Features(NamedTuple):
+    """What judges see of a modality."""
 
-    of: Callable[..., Float[np.ndarray, "items features"]]
-    """Media, sample rate → features."""
+    of: Callable[[AnySequence[Any], Any], Float[np.ndarray, "items features"]]
+    """Media, and their codec → features."""
     is_scaled: bool
     """True where each feature is divided by its own deviation before features are compared."""
-
-
-FEATURES: dict[str, Kind] = {
-    "image": Kind(image_features, is_scaled=False),
-    "audio": Kind(audio_features, is_scaled=True),
-}
 
 
 def frechet_distance(ours: Float[np.ndarray, "n features"], theirs: Float[np.ndarray, "m features"]) -> float:

@@ -9,6 +9,7 @@ from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import Examples, Prepared
 from trimask.diffusion.data.sources import RawExample
 from trimask.diffusion.judges import Training
+from trimask.tokenizers.vocabulary import TEXT
 
 _T = TypeVar("_T")
 
@@ -57,9 +58,9 @@ class Real:
 
     def training(self, modality: str) -> Training:
         """What a judge of this modality is fitted on."""
-        rate = self.prepared.sample_rate_hz if modality == "audio" else None
+        codec = None if modality == TEXT else self.prepared.tokenizers.codec(modality)
         media = [example.media[modality] for example in self.raw]
-        return Training(self.dataset, modality, media, [example.media for example in self.raw], rate)
+        return Training(self.dataset, modality, media, [example.media for example in self.raw], codec)
 
     @cached_property
     def codes(self) -> Examples | list[dict[str, Any]]:

@@ -38,7 +38,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from trimask.diffusion.features import FEATURES, frechet_distance
+from trimask.diffusion.data.modalities import MODALITIES
+from trimask.diffusion.features import frechet_distance
 from trimask.tokenizers.vocabulary import TEXT
 
 Judge = Callable[[AnySequence[Any], AnySequence[Mapping[str, Any]]], Any]
@@ -72,7 +73,8 @@ class Training:
     """Of what is judged."""
     media: AnySequence[Any]
     references: AnySequence[Mapping[str, Any]]
-    sample_rate_hz: int | None = None
+    codec: Any = None
+    """Of the modality; None for text."""
 
     @property
     def texts(self) -> list[str]:
@@ -219,14 +221,16 @@ def fit_frechet(training: Callable[[], Training], features: Features | None = No
 
 
 def _own_features(training: Training) -> Features:
-    if training.modality not in FEATURES:
+    own = MODALITIES[training.modality].features if training.modality in MODALITIES else None
+    if own is None:
         raise ValueError(f"there are no features of {training.modality}; give some with frechet@module:function")
-    return lambda media: FEATURES[training.modality].of(media, training.sample_rate_hz)
+    return lambda media: own.of(media, training.codec)
 
 
 def _scaling(training: Training) -> Any:
     """A step of a pipeline."""
-    return StandardScaler() if FEATURES[training.modality].is_scaled else "passthrough"
+    own = MODALITIES[training.modality].features
+    return StandardScaler() if own is not None and own.is_scaled else "passthrough"
 
 
 def _matrix(features: Any, num_items: int) -> Float[np.ndarray, "items features"]:

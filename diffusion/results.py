@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from trimask.tokenizers.formats import added
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -73,6 +75,8 @@ class Evaluation:
     bounds: list[Bound] = field(default_factory=list)
     """Of every direction, then of every modality."""
     memorisation: list[Memorisation] = field(default_factory=list)
+    notes: list[str] = added(as_before=[], default_factory=list)
+    """What was not judged, and why."""
 
 
 @dataclass(frozen=True)

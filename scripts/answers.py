@@ -12,17 +12,17 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from trimask.scripts.render import enlarged, enlargement, file_stem, staged, write_animation, write_png, write_wav
+from trimask.scripts.outputs import ending_of, output
+from trimask.scripts.render import file_stem, staged, write_animation
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.vocabulary import TEXT
 
 _INDEX = "index.jsonl"
-_ENDING = {TEXT: "txt", "image": "png", "audio": "wav"}
 _FRAME_MILLISECONDS = 150
 
 
 @dataclass(frozen=True)
-class Output:
+class Answered:
     """One answer, ready to be written."""
 
     title: str
@@ -53,40 +53,38 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_answers(
-    out: Path, index: list[dict[str, Any]], outputs: Sequence[Output], tokenizers: MediaTokenizers
+    out: Path, index: list[dict[str, Any]], outputs: Sequence[Answered], tokenizers: MediaTokenizers
 ) -> None:
     """All files and the index, or nothing."""
     lines = {entry["file"]: entry for entry in index}
     file_of = {_identity(entry): entry["file"] for entry in index}
     stems = {Path(name).stem for name in lines}
     with staged(out) as stage:
-        for output in outputs:
-            ending = _ENDING[output.entry["to"]]
-            name = file_of.get(_identity(output.entry))
+        for answer in outputs:
+            ending = ending_of(answer.entry["to"])
+            name = file_of.get(_identity(answer.entry))
             if name is None:
-                stem = file_stem(output.title, partial(_is_taken, out, stems, ending))
+                stem = file_stem(answer.title, partial(_is_taken, out, stems, ending))
                 stems.add(stem)
                 name = f"{stem}.{ending}"
-            _write_media(stage / name, output.media, tokenizers)
-            entry = {**lines.get(name, {}), **output.entry, "file": name}
-            if output.animation is not None:
-                entry["animation"] = Path(name).with_suffix(f".{output.animation}").name
-                write_animation(stage / entry["animation"], output.frames, _FRAME_MILLISECONDS)
-            if output.trace is not None:
+            _write_media(stage / name, answer.entry["to"], answer.media, tokenizers)
+            entry = {**lines.get(name, {}), **answer.entry, "file": name}
+            if answer.animation is not None:
+                entry["animation"] = Path(name).with_suffix(f".{answer.animation}").name
+                write_animation(stage / entry["animation"], answer.frames, _FRAME_MILLISECONDS)
+            if answer.trace is not None:
                 entry["trace"] = Path(name).with_suffix(".trace.jsonl").name
-                (stage / entry["trace"]).write_text(output.trace, encoding="utf-8")
+                (stage / entry["trace"]).write_text(answer.trace, encoding="utf-8")
             lines[name] = entry
         text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in lines.values())
         (stage / _INDEX).write_text(text, encoding="utf-8")
 
 
-def _write_media(path: Path, media: Any, tokenizers: MediaTokenizers) -> None:
-    if path.suffix == ".txt":
+def _write_media(path: Path, modality: str, media: Any, tokenizers: MediaTokenizers) -> None:
+    if modality == TEXT:
         path.write_text(media + "\n", encoding="utf-8")
-    elif path.suffix == ".png":
-        write_png(path, enlarged(media, enlargement(*media.shape[:2])))
     else:
-        write_wav(path, media, tokenizers.sample_rate_hz)
+        output(modality).write(path, media, tokenizers.codec(modality))
 
 
 def _identity(entry: dict[str, Any]) -> str:

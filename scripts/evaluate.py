@@ -103,6 +103,8 @@ def print_evaluation(result: Evaluation) -> None:
     columns = ["task", "held out", "copies of training items", "distinct", "real: copies", "real: distinct"]
     if rows:
         console.print(table("Memorisation", columns, rows))
+    for note in result.notes:
+        console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def shown_score(score: Score, value: float) -> str:

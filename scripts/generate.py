@@ -23,22 +23,25 @@ from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.sampling.requests import Answer, Generator, repeats
 from trimask.diffusion.trained import Loaded, load
 from trimask.scripts import cli
-from trimask.scripts.answers import Output, read_index, write_answers
+from trimask.scripts.answers import Answered, read_index, write_answers
 from trimask.scripts.console import console, joined, parse, progress_report
 from trimask.scripts.inputs import medium_reader, read_lines, read_mask, spliced
-from trimask.scripts.render import frame_of, require_mp4
+from trimask.scripts.outputs import frame_of
+from trimask.scripts.render import require_mp4
 from trimask.scripts.trajectory import live, trace_lines
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT
 
 _WATCHED = 4
 """Answers shown at a time."""
-_LISTS = ("--prompt", "--infill", "--image", "--audio")
+_SHORT = ("image", "audio")
+"""Modalities that have a flag of their own."""
+_LISTS = ("--prompt", "--infill", "--image", "--audio", "--given")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """One kind of input: prompts, infills, pictures or sounds."""
+    """One kind of input: prompts, infills, or files of one modality."""
 
     run: tyro.conf.Positional[Path]
     """Run folder that `trimask train` wrote."""
@@ -49,16 +52,19 @@ class Arguments:
     infill: tuple[str, ...] = ()
     """Texts with holes, as in "47+__=85": _ is one token, [MASK:n] are n, \\_ is an underscore."""
     image: tuple[Path, ...] = ()
-    """Pictures to describe."""
+    """Pictures to describe; short for --given image=FILE."""
     audio: tuple[Path, ...] = ()
-    """Sounds to transcribe."""
+    """Sounds to transcribe; short for --given audio=FILE."""
+    given: tuple[str, ...] = ()
+    """MODALITY=FILE: files of any modality of the run, to describe."""
     inpaint: Path | None = None
     """With --image and --to image: a picture that is bright where each of them is to be drawn anew."""
     span: tuple[float, float] | None = None
     """With --audio and --to audio: from which to which second each of them is to be spoken anew. A --prompt may say
     what a restored picture or sound is of; without one the model finds a description, too."""
-    to: Literal["text", "image", "audio"] | None = None
-    """What to make. None: text, for all but prompts, which have to say."""
+    to: str | None = None
+    """Modality to make: text, image, audio, or what else the run has. None: text, for all but prompts, which have to
+    say."""
     num: int = 1
     """Answers to each input."""
     seed: int = 0
@@ -89,17 +95,18 @@ class Arguments:
             raise ValueError(f"seed must lie in [0, 2³²), got {self.seed}")
         if self.animate == "mp4":
             require_mp4()
-        given = [f"--{kind}" for kind in ("prompt", "infill", "image", "audio") if getattr(self, kind)]
+        given = [f"--{kind}" for kind in ("prompt", "infill") if getattr(self, kind)]
+        given += [f"--{medium}" if medium in _SHORT else f"--given {medium}" for medium in self.files]
         if self.inpaint is not None or self.span is not None:
             self._require_a_medium_to_restore(given)
             return
         if self.prompts is not None and "--prompt" not in given:
             given.insert(0, "--prompts")
         if len(given) != 1:
-            kinds = "--prompt (or --prompts), --infill, --image or --audio"
+            kinds = "--prompt (or --prompts), --infill, --image, --audio or --given MODALITY=FILE"
             raise ValueError(f"give one kind of input, {kinds}; got {' and '.join(given) or 'none'}")
         if self.to is None and given[0].startswith("--prompt"):
-            raise ValueError("a prompt needs --to: text, image or audio")
+            raise ValueError("a prompt needs --to: text, image, audio, or another modality of the run")
         if self.length is not None and not (self.to == TEXT and given[0].startswith("--prompt")):
             raise ValueError("--length is of texts that a prompt begins: --prompt … --to text")
         if self.to not in (None, TEXT) and given[0] == "--infill":
@@ -118,6 +125,17 @@ class Arguments:
                 f"{flag} needs --to {medium}, one --prompt at most, and a span that ends after it begins; got "
                 f"--to {self.to}, {len(self.prompt)} prompts, span {self.span}"
             )
+
+    @property
+    def files(self) -> dict[str, list[Path]]:
+        """Modality → the files of it that are given."""
+        files = {medium: list(getattr(self, medium)) for medium in _SHORT if getattr(self, medium)}
+        for word in self.given:
+            medium, equals, path = word.partition("=")
+            if not (medium.isidentifier() and equals and path):
+                raise ValueError(f"--given is MODALITY=FILE, as in image=seven.png; got {word!r}")
+            files.setdefault(medium, []).append(Path(path))
+        return files
 
     @property
     def target(self) -> str:
@@ -173,11 +191,10 @@ def ask(arguments: Arguments, prompts: Prompts) -> list[Question]:
         return [Question(pattern, prompts.infill(pattern), pattern) for pattern in arguments.infill]
     if arguments.inpaint is not None or arguments.span is not None:
         return _to_restore(arguments, prompts)
-    for medium, paths in (("image", arguments.image), ("audio", arguments.audio)):
-        if paths:
-            prompts.task(medium, arguments.target)
-            read = medium_reader(medium, prompts)
-            return [Question(str(path), prompts.from_medium(medium, read(path)), path.stem) for path in paths]
+    for medium, paths in arguments.files.items():
+        prompts.task(medium, arguments.target)
+        read = medium_reader(medium, prompts)
+        return [Question(str(path), prompts.from_medium(medium, read(path)), path.stem) for path in paths]
     assert arguments.to is not None
     texts = [*arguments.prompt, *(() if arguments.prompts is None else read_lines(arguments.prompts))]
     if arguments.to == TEXT:
@@ -194,10 +211,10 @@ def _to_restore(arguments: Arguments, prompts: Prompts) -> list[Question]:
     if arguments.inpaint is not None:
         is_hole |= read_mask(arguments.inpaint, shape[:2])
     if arguments.span is not None:
-        seconds = np.arange(len(is_hole)) / prompts.tokenizers.sample_rate_hz
+        seconds = np.arange(len(is_hole)) / prompts.tokenizers.codec("audio").config.sample_rate_hz
         is_hole |= (seconds >= arguments.span[0]) & (seconds < arguments.span[1])
     questions = []
-    for path in arguments.image or arguments.audio:
+    for path in arguments.files[arguments.target]:
         content = read(path)
         example = prompts.restored(arguments.target, content, is_hole, prompt)
         questions.append(Question(str(path), example, path.stem, partial(spliced, content, is_hole)))
@@ -223,7 +240,7 @@ def _outputs(
     prompts: Prompts,
     questions: Sequence[Question],
     paths: Sequence[list[Answer]],
-) -> list[Output]:
+) -> list[Answered]:
     """Answers, the ends of paths, with what the index says of them."""
     outputs = []
     numbers = repeats([question.example for question in questions])
@@ -247,7 +264,7 @@ def _outputs(
             entry["log_probs"] = [round(float(value), 6) for value in answer.log_probs]
         frames = [frame_of(loaded.tokenizers, state.example) for state in (path if arguments.animate else ())]
         trace = trace_lines(loaded.tokenizers, question.prompt, path) if arguments.trace else None
-        outputs.append(Output(question.title, entry, media, arguments.animate, frames, trace))
+        outputs.append(Answered(question.title, entry, media, arguments.animate, frames, trace))
     return outputs
 
 

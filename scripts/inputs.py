@@ -2,44 +2,36 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool
 
-from trimask.diffusion.data.files import fit_picture, fit_sound, read_picture, read_sound
+from trimask.diffusion.data.media_config import MediaConfig, PictureConfig
+from trimask.diffusion.data.modalities import modality
+from trimask.diffusion.data.pictures import fit_picture, read_picture
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.scripts.console import console
 from trimask.tokenizers.vocabulary import TEXT
 
 
-def read_image(path: Path, shape: tuple[int, ...], is_cropped: bool) -> UInt8[np.ndarray, "height width channels"]:
-    """A picture file at this height, width and number of channels."""
-    picture = read_picture(path)
-    (height, width), (came_height, came_width) = shape[:2], picture.shape[:2]
-    if (height, width) != (came_height, came_width):
-        loses = is_cropped and height * came_width != width * came_height
-        _say(path, f"{came_width}×{came_height} pixels become {width}×{height}{', cropped' if loses else ''}")
-    return fit_picture(picture, shape, is_cropped)
-
-
-def read_audio(path: Path, sample_rate_hz: int, samples: int) -> Float32[np.ndarray, " samples"]:
-    """The beginning of a sound file, mixed to mono, at this rate; silence fills what is missing."""
-    sound = read_sound(path, sample_rate_hz, samples / sample_rate_hz)
-    if sound.is_cut_short:
-        _say(path, f"the header promises more sound than the {sound.seconds:.2f} s in the file")
-    if round(sound.seconds * sample_rate_hz) > samples:
-        _say(path, f"only the first {samples / sample_rate_hz:.2f} of {sound.seconds:.2f} s are heard")
-    return fit_sound(sound.waveform, samples)
-
-
 def medium_reader(medium: str, prompts: Prompts) -> Callable[[Path], np.ndarray]:
-    """Reads files as the model was trained on such media."""
-    shape = prompts.media_shape(medium)
-    if medium == "image":
-        is_cropped = prompts.layout(prompts.task(medium, TEXT)).is_cropped
-        return lambda path: read_image(path, shape, is_cropped)
-    return lambda path: read_audio(path, prompts.tokenizers.sample_rate_hz, shape[0])
+    """Reads files as the model was trained on such media, and says what is changed on the way."""
+    codec, layout = prompts.tokenizers.codec(medium), prompts.layout(prompts.task(medium, TEXT))
+    return partial(read_medium, medium, codec, prompts.media_shape(medium), layout.is_cropped)
+
+
+def read_medium(medium: str, codec: Any, shape: tuple[int, ...], is_cropped: bool, path: Path) -> np.ndarray:
+    """A file of a modality, as its codec reads it and at this shape; what is changed on the way is said."""
+    kind = modality(medium)
+    as_trained = MediaConfig(codecs={medium: codec.config}, pictures=PictureConfig(crop=is_cropped))
+    config = kind.as_given(as_trained, shape, codec)
+    content = kind.read(path, config)
+    for note in [*kind.faults(path), *kind.notes(path, content, shape, config)]:
+        console.print(f"{path}: {note}", markup=False, highlight=False, soft_wrap=True)
+    return kind.at_shape(content, shape, config)
 
 
 def read_mask(path: Path, shape: tuple[int, ...]) -> Bool[np.ndarray, "height width"]:
@@ -68,7 +60,3 @@ def read_lines(source: str) -> list[str]:
     if not lines:
         raise ValueError(f"{'standard input' if source == '-' else source}: holds no prompts")
     return lines
-
-
-def _say(path: Path, what: str) -> None:
-    console.print(f"{path}: {what}", markup=False, highlight=False, soft_wrap=True)

@@ -9,10 +9,9 @@ Not called inspect.py: a script run by its path would find it before the standar
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,8 +32,9 @@ from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
 from trimask.scripts.console import console, parse, table
 from trimask.scripts.evaluate import print_evaluation
+from trimask.scripts.outputs import output
 from trimask.scripts.trajectory import trace_page
-from trimask.tokenizers.quality import CodebookUse, codebook_use, log_mel_distance_db, psnr_db
+from trimask.tokenizers.quality import CodebookUse, codebook_use
 from trimask.tokenizers.text import TextTokenizer
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
@@ -56,26 +56,14 @@ class CodecQuality:
     medium: str
     split: str
     examples: int
-    quality: float
-    """Mean over examples of PSNR in dB for pictures, of log-mel distance in dB for sound."""
+    quality: float | None
+    """Mean over examples, in dB, of what the modality's codec is measured by. None: it is not measured."""
     judge_on_real: float | None
     """Share of the real media that a judge of the dataset's labels accepts. None: its captions are not labels."""
     judge_on_reconstructed: float | None
     """The same after encoding and decoding."""
     books: list[CodebookUse]
     """Use of each residual codebook."""
-
-
-class _Measure(NamedTuple):
-    name: str
-    of: Callable[[Any, Any, Prepared], np.ndarray]
-    """Real, reconstructed → dB for each."""
-
-
-_MEASURES = {
-    "image": _Measure("PSNR", lambda real, ours, _: psnr_db(real, ours)),
-    "audio": _Measure("mel", lambda real, ours, p: log_mel_distance_db(real, ours, p.sample_rate_hz)),
-}
 
 
 def run(folder: Path) -> None:
@@ -122,7 +110,7 @@ def codec_qualities(prepared: Prepared, dataset: str) -> list[CodecQuality]:
     if medium is None:
         return []
     judge = label_judge(prepared, dataset, EvaluateConfig().fit_examples)
-    codec, result = prepared.tokenizers.codec(medium), []
+    codec, measure, result = prepared.tokenizers.codec(medium), output(medium).quality, list[CodecQuality]()
     for split in [split for split in manifest.splits if split.startswith("test")]:
         raw = list(prepared.raw(dataset, split))
         references = [example.media for example in raw]
@@ -139,7 +127,7 @@ def codec_qualities(prepared: Prepared, dataset: str) -> list[CodecQuality]:
                 medium=medium,
                 split=split,
                 examples=len(raw),
-                quality=float(_MEASURES[medium].of(real, ours, prepared).mean()),
+                quality=None if measure is None else float(measure.of(real, ours, codec).mean()),
                 judge_on_real=accuracy[0],
                 judge_on_reconstructed=accuracy[1],
                 books=[codebook_use(stages[..., stage], size) for stage, size in enumerate(sizes)],
@@ -208,19 +196,28 @@ def _pieces(text: TextTokenizer, sample: str) -> str:
 def _print_codecs(measured: Sequence[CodecQuality]) -> None:
     rows = [
         [
-            *(m.medium, m.split, f"{m.examples:,}", f"{_MEASURES[m.medium].name} {m.quality:.1f} dB"),
+            *(m.medium, m.split, f"{m.examples:,}", _shown(m)),
             *("" if share is None else f"{share:.1%}" for share in (m.judge_on_real, m.judge_on_reconstructed)),
         ]
         for m in measured
     ]
     columns = ["codec", "held out", "examples", "distance", "judge: real", "reconstructed"]
-    console.print(table("What the codecs keep (PSNR: higher, mel: lower is nearer)", columns, rows))
+    measures = [output(medium).quality for medium in dict.fromkeys(m.medium for m in measured)]
+    better = ", ".join(f"{measure.name}: {measure.nearer}" for measure in measures if measure is not None)
+    title = f"What the codecs keep ({better} is nearer)" if better else "What the codecs keep"
+    console.print(table(title, columns, rows))
     rows = [
         [f"{m.medium} {number}", m.split, f"{book.used} of {book.size}", f"{book.share:.0%}", f"{book.perplexity:.1f}"]
         for m in measured
         for number, book in enumerate(m.books)
     ]
     console.print(table("Codebook use", ["codebook", "held out", "used", "share", "perplexity"], rows))
+
+
+def _shown(measured: CodecQuality) -> str:
+    """The measure of a codec by its name; empty where there is none."""
+    measure = output(measured.medium).quality
+    return "" if measure is None or measured.quality is None else f"{measure.name} {measured.quality:.1f} dB"
 
 
 def _left(listed: Table, columns: int) -> Table:

@@ -4,7 +4,7 @@ Each line of FILE is an example as JSON: one answer or several choices, and at m
 
     {"text": "47+38=85"}                                      a text
     {"prompt": "47+38=", "text": "85"}                        how a text goes on
-    {"image": "seven.png", "text": "a handwritten seven"}     a description; audio likewise
+    {"image": "seven.png", "text": "a handwritten seven"}     a description; of audio and all other modalities likewise
     {"prompt": "seven", "audio": "seven.wav"}                 a medium for a text
     {"prompt": "47+38=", "choices": ["85", "75"], "answer": 0}     which of several; `answer` may be missing
 
@@ -32,8 +32,7 @@ from trimask.scripts.inputs import medium_reader
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT
 
-_KEYS = {"prompt", "text", "choices", "answer", "image", "audio"}
-_MEDIA = ("image", "audio")
+_KEYS = {"prompt", "text", "choices", "answer"}
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,10 @@ def read(path: Path, prompts: Prompts) -> list[Line]:
 
 
 def _line(entry: Any, folder: Path, prompts: Prompts) -> Line:
-    if not isinstance(entry, dict) or not set(entry) <= _KEYS:
-        raise ValueError(f"an example has some of {', '.join(sorted(_KEYS))}; got {json.dumps(entry)[:200]}")
-    media = [medium for medium in _MEDIA if medium in entry]
+    known = _KEYS | set(prompts.tokenizers.codecs)
+    if not isinstance(entry, dict) or not set(entry) <= known:
+        raise ValueError(f"an example has some of {', '.join(sorted(known))}; got {json.dumps(entry)[:200]}")
+    media = [medium for medium in prompts.tokenizers.codecs if medium in entry]
     if len(media) > 1 or ("text" in entry) + ("choices" in entry) + bool(media and "prompt" in entry) != 1:
         raise ValueError("an example has one answer: text, choices, or a medium for a prompt")
     for name in {"prompt", "text", *media} & set(entry):

@@ -13,14 +13,15 @@ from typing import Annotated
 import tyro
 
 from trimask.configs.presets import Experiment
+from trimask.diffusion.data.modalities import MODALITIES
 from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.data.sources import BadRecord, SourceConfig
+from trimask.diffusion.data.sources import BadRecord, SourceConfig, folder_kind
 from trimask.scripts import cli
 from trimask.scripts.console import console, joined, parse_from_preset, progress_report, table
 
-_KINDS = ("images", "audio", "text", "prompts", "tfds")
+_KINDS = ("images", "audio", "media", "text", "prompts", "tfds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,9 @@ class Arguments:
     """Folders of pictures with a metadata.jsonl of file_name and text."""
     audio: tuple[str, ...] = ()
     """Folders of sounds with a metadata.jsonl of file_name and text."""
+    media: tuple[str, ...] = ()
+    """MODALITY:FOLDER or MODALITY:NAME=FOLDER, for folders of any modality; --images FOLDER is short for --media
+    image:FOLDER, and --audio FOLDER for --media audio:FOLDER."""
     text: tuple[str, ...] = ()
     """Text files (.txt or .jsonl); together one dataset, unless they are given names."""
     prompts: tuple[str, ...] = ()
@@ -47,11 +51,26 @@ class Arguments:
         """The configuration with all sources by name."""
         sources = dict(self.config.sources)
         for kind in _KINDS:
-            for name, where in _named(kind, getattr(self, kind)).items():
-                if name in sources:
-                    raise ValueError(f"two sources are called {name}; name one with --{kind} NAME={where[0]}")
-                sources[name] = SourceConfig(kind=kind, where=where)
+            for given_kind, given in _by_kind(kind, getattr(self, kind)).items():
+                for name, where in _named(given_kind, given).items():
+                    if name in sources:
+                        raise ValueError(f"two sources are called {name}; name one with --{kind} NAME={where[0]}")
+                    sources[name] = SourceConfig(kind=given_kind, where=where)
         return dataclasses.replace(self.config, sources=sources)
+
+
+def _by_kind(flag: str, given: Sequence[str]) -> dict[str, list[str]]:
+    """Kind of source → what is given of it by a flag; of --media the kind is that of its modality's folders."""
+    if flag != "media":
+        return {flag: list(given)}
+    kinds: dict[str, list[str]] = {}
+    for word in given:
+        medium, colon, source = word.partition(":")
+        if not colon or medium not in MODALITIES:
+            known = ", ".join(MODALITIES)
+            raise ValueError(f"--media is MODALITY:[NAME=]FOLDER, with a modality of {known}; got {word!r}")
+        kinds.setdefault(folder_kind(medium), []).append(source)
+    return kinds
 
 
 def _named(kind: str, given: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -22,9 +22,9 @@ import soundfile
 from jaxtyping import Bool, Float32, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from trimask.tokenizers.codec import MediaCodec, SoundCodec
 from trimask.tokenizers.media import MediaTokenizers
-from trimask.tokenizers.sequence import Example, Segment
-from trimask.tokenizers.vocabulary import TEXT
+from trimask.tokenizers.sequence import Segment
 
 _MARGIN = 8
 _FONT_SIZE = 14
@@ -94,20 +94,6 @@ def spectrogram_image(waveform: Float32[np.ndarray, " samples"], sample_rate_hz:
     decibels = librosa.power_to_db(mels, ref=full_scale, amin=1e-8 * full_scale, top_db=None)
     brightness = np.clip((decibels[::-1] + 80) / 80, 0, 1)
     return enlarged((matplotlib.colormaps["magma"](brightness)[..., :3] * 255).round().astype(np.uint8), 4)
-
-
-def frame_of(tokenizers: MediaTokenizers, example: Example) -> Image.Image:
-    """An example with all its segments, one under another, as far as it is known."""
-    drawn = {"image": _draw_image, "audio": _draw_audio, TEXT: _draw_text}
-    pictures = [drawn[segment.modality](tokenizers, segment) for segment in example.segments]
-    width = max(picture.width for picture in pictures) + 2 * _MARGIN
-    height = sum(picture.height + _MARGIN for picture in pictures) + _MARGIN
-    frame = Image.new("RGB", (width, height), "white")
-    top = _MARGIN
-    for picture in pictures:
-        frame.paste(picture, ((width - picture.width) // 2, top))
-        top += picture.height + _MARGIN
-    return frame
 
 
 def write_png(path: Path, image: Image.Image) -> None:
@@ -196,18 +182,17 @@ def staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage)
 
 
-def _draw_image(tokenizers: MediaTokenizers, segment: Segment) -> Image.Image:
-    pixels = tokenizers.decode("image", [np.maximum(segment.codes, 0)])[0]
-    picture = enlarged(pixels, enlargement(*pixels.shape[:2]))
-    is_unknown = np.asarray((segment.codes < 0).reshape(*segment.codes.shape[:2], -1).any(axis=-1))
-    return _hatched(picture, is_unknown)
+def draw_unknown_picture(codes: Int[np.ndarray, "rows columns"], codec: MediaCodec) -> Image.Image:
+    """The picture, hatched where its codes are not known."""
+    pixels = codec.decode(np.maximum(codes, 0)[None])[0]
+    return _hatched(enlarged(pixels, enlargement(*pixels.shape[:2])), codes < 0)
 
 
-def _draw_audio(tokenizers: MediaTokenizers, segment: Segment) -> Image.Image:
+def draw_sound(codes: Int[np.ndarray, "frames codebooks"], codec: SoundCodec) -> Image.Image:
     """The spectrogram where the first codebook is known; under it a row per codebook, light where known."""
-    waveform = tokenizers.decode("audio", [np.maximum(segment.codes, 0)])[0]
-    is_unknown = segment.codes.reshape(len(segment.codes), -1).T < 0
-    spectrogram = _hatched(spectrogram_image(waveform, tokenizers.sample_rate_hz), is_unknown[:1])
+    waveform = codec.decode(np.maximum(codes, 0)[None])[0]
+    is_unknown = codes.T < 0
+    spectrogram = _hatched(spectrogram_image(waveform, codec.sample_rate_hz), is_unknown[:1])
     rows = Image.new("RGB", (spectrogram.width, 12 * len(is_unknown)), "lightsteelblue")
     picture = Image.new("RGB", (spectrogram.width, spectrogram.height + 4 + rows.height), "white")
     picture.paste(spectrogram)
@@ -215,7 +200,7 @@ def _draw_audio(tokenizers: MediaTokenizers, segment: Segment) -> Image.Image:
     return picture
 
 
-def _draw_text(tokenizers: MediaTokenizers, segment: Segment) -> Image.Image:
+def draw_text(tokenizers: MediaTokenizers, segment: Segment) -> Image.Image:
     """Runs of known tokens as text, an unknown one as a tile as large as a letter; broken at the margin."""
     font, height = _font(20), _line_height(20)
     places: list[tuple[float, int, str | None]] = []

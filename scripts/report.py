@@ -1,6 +1,6 @@
 """A trained and evaluated run as something to look at and listen to.
 
-digits.png      what it draws, wrong ones framed      words/*.wav     what it says, one of each prompt
+digits.png      what it draws, wrong ones framed      words/*.wav     what it says (or makes else), one of each prompt
 text.txt        what it writes                        unmasking.gif   a picture as it becomes known
 loss.png  accuracy.png                                report.html     all of these in one file
 """
@@ -25,17 +25,15 @@ from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.trained import Loaded
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts.evaluate import shown_bits, shown_score
+from trimask.scripts.outputs import OUTPUTS, frame_of, output
 from trimask.scripts.plots import plot_accuracy, plot_loss, training_seconds
 from trimask.scripts.render import (
     enlarged,
     enlargement,
     file_stem,
-    frame_of,
     image_grid,
-    spectrogram_image,
     write_animation,
     write_png,
-    write_wav,
 )
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -47,13 +45,13 @@ _WRONG = (214, 48, 49)
 
 
 class Word(NamedTuple):
-    """A spoken answer, as the page shows it."""
+    """A spoken answer, or one of any further modality, as the page shows it."""
 
     prompt: str
     is_right: bool | None
     """None: no judge says."""
     file: Path
-    spectrogram: Image.Image
+    picture: Image.Image
 
 
 class Line(NamedTuple):
@@ -79,7 +77,7 @@ def write_report(
     metrics = read_metrics(run)
     target = {name: task.target for name, task in loaded.vocabulary.tasks.items()}
     drawn = [sample for sample in samples if target[sample.task] == "image"]
-    spoken = [sample for sample in samples if target[sample.task] == "audio"]
+    spoken = [sample for sample in samples if target[sample.task] not in (TEXT, "image")]
     written = [_written(sample, prepared) for sample in samples if target[sample.task] == TEXT]
     _write_drawings(run, drawn, loaded)
     words = _write_words(run / "words", spoken, loaded)
@@ -101,7 +99,7 @@ def write_report(
         shown=shown_score,
         bits=shown_bits,
         uri=lambda name: data_uri(run / name),
-        spectrogram_uri=_png_uri,
+        picture_uri=_png_uri,
     )
     path = run / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -110,7 +108,8 @@ def write_report(
 
 def data_uri(path: Path) -> str:
     """The file as an address that holds all of it."""
-    kind = {".png": "image/png", ".gif": "image/gif", ".wav": "audio/wav"}[path.suffix]
+    kinds = {".png": "image/png", ".gif": "image/gif", ".wav": "audio/wav"}
+    kind = kinds.get(path.suffix, "application/octet-stream")
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
@@ -173,7 +172,7 @@ def _framed(picture: Image.Image, is_wrong: bool) -> np.ndarray:
 def _write_words(folder: Path, spoken: Sequence[Samples], loaded: Loaded) -> list[Word]:
     """The first answer to each prompt; what an earlier report left is replaced."""
     folder.mkdir(exist_ok=True)
-    for old in folder.glob("*.wav"):
+    for old in [path for how in OUTPUTS.values() for path in folder.glob(f"*.{how.ending}")]:
         old.unlink()
     words, stems = [], set[str]()
     for sample in spoken:
@@ -181,9 +180,13 @@ def _write_words(folder: Path, spoken: Sequence[Samples], loaded: Loaded) -> lis
         for prompt in dict.fromkeys(sample.references):
             i, stem = first[prompt], file_stem(prompt, stems.__contains__)
             stems.add(stem)
-            file, rate = folder / f"{stem}.wav", loaded.tokenizers.sample_rate_hz
-            write_wav(file, sample.media[i], rate)
-            words.append(Word(prompt, _verdict(sample, i), file, spectrogram_image(sample.media[i], rate)))
+            modality = loaded.vocabulary.tasks[sample.task].target
+            how, codec = output(modality), loaded.tokenizers.codec(modality)
+            file = folder / f"{stem}.{how.ending}"
+            how.write(file, sample.media[i], codec)
+            codes = loaded.tokenizers.encode(modality, [sample.media[i]])[0] if how.picture is None else None
+            shown = how.draw(codes, codec) if how.picture is None else how.picture(sample.media[i], codec)
+            words.append(Word(prompt, _verdict(sample, i), file, shown))
     return words
 
 

@@ -1,6 +1,7 @@
 """What a model in training can do, to look at: a few answers per task in RUN/samples/.
 
     step-000200-digits.png    what it draws      step-000200-words.wav    what it says, with pauses between
+    step-000200-NAME-0.…      what it makes of any other modality, a file each
     samples.jsonl         what it writes: lines of step, task, the text it should have been, and its own
 
 The questions are of held-out examples of the prepared data; of a text alone the question is given, or its first half.
@@ -18,14 +19,14 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.run_folder import line_of, read_lines
 from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.trained import Loaded
-from trimask.scripts.render import enlargement, image_grid, staged, write_png, write_wav
+from trimask.scripts.outputs import output
+from trimask.scripts.render import staged
 from trimask.tokenizers.sequence import Example, direct, until_eos
 from trimask.tokenizers.vocabulary import TEXT, Task
 
 _COUNT = 10
 _LOOKED_AT = 1000
 """Examples among which those of different captions are looked for."""
-_PAUSE_SECONDS = 0.3
 
 
 class _Question(NamedTuple):
@@ -90,15 +91,13 @@ def _masked(prepared: Prepared, task: Task, record: dict[str, Any]) -> Example:
 
 
 def _write_media(path: Path, modality: str, media: list[Any], captions: list[str], loaded: Loaded) -> None:
-    if modality == "image":
-        height, width, _ = media[0].shape
-        scale = enlargement(height, width, wanted=80)
-        write_png(path.with_suffix(".png"), image_grid(media, captions, columns=5, scale=scale))
-    else:
-        rate = loaded.tokenizers.sample_rate_hz
-        pause = np.zeros(round(_PAUSE_SECONDS * rate), np.float32)
-        sounds = [part for waveform in media for part in (waveform, pause)]
-        write_wav(path.with_suffix(".wav"), np.concatenate(sounds), rate)
+    """One file, or where the modality has none for several, a file each."""
+    how, codec = output(modality), loaded.tokenizers.codec(modality)
+    if how.write_together is not None:
+        how.write_together(path.with_suffix(f".{how.ending}"), media, captions, codec)
+        return
+    for number, medium in enumerate(media):
+        how.write(path.with_name(f"{path.name}-{number}.{how.ending}"), medium, codec)
 
 
 def _lines(step: int, task: Task, references: list[str], texts: list[str]) -> list[dict[str, Any]]:

@@ -20,6 +20,8 @@ from rich.text import Text
 
 from trimask.diffusion.run_folder import line_of
 from trimask.diffusion.sampling.requests import Answer
+from trimask.scripts.outputs import output
+from trimask.scripts.terminal import colour
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT
@@ -113,10 +115,9 @@ def live(tokenizers: MediaTokenizers, prompts: Sequence[str], asked: Sequence[Ex
         confidence = confidences(request, answer)
         if segment.modality == TEXT:
             shown = _live_text(tokenizers, segment.codes, confidence)
-        elif segment.modality == "image":
-            shown = _live_picture(tokenizers, segment.codes)
         else:
-            shown = _live_grid(segment.codes, confidence)
+            known = confidence.reshape(segment.codes.shape)
+            shown = output(segment.modality).live(segment.codes, known, tokenizers.codec(segment.modality))
         parts += [title, shown, Text()]
     return Group(*parts)
 
@@ -127,43 +128,8 @@ def _live_text(tokenizers: MediaTokenizers, codes: np.ndarray, confidence: np.nd
         if code < 0:
             text.append("░", style="grey50")
         else:
-            text.append(_piece(tokenizers, TEXT, code) or "", style=_colour(sure))
+            text.append(_piece(tokenizers, TEXT, code) or "", style=colour(sure))
     return text
-
-
-def _live_grid(codes: np.ndarray, confidence: np.ndarray) -> Text:
-    """A column per frame, a row per codebook."""
-    grid, sure = codes.reshape(len(codes), -1).T, confidence.reshape(len(codes), -1).T
-    text = Text()
-    for row, own in zip(grid, sure, strict=True):
-        for code, value in zip(row, own, strict=True):
-            text.append("░" if code < 0 else "█", style="grey50" if code < 0 else _colour(value))
-        text.append("\n")
-    return text
-
-
-def _live_picture(tokenizers: MediaTokenizers, codes: np.ndarray) -> Text:
-    """Two characters per pixel column of a small picture; unknown patches are shaded."""
-    pixels = tokenizers.decode("image", [np.maximum(codes, 0)])[0]
-    known = np.min(codes.reshape(*codes.shape[:2], -1), axis=-1) >= 0
-    height, width = pixels.shape[:2]
-    stride = max(1, -(-max(height, width) // 32))
-    text = Text()
-    for y in range(0, height, stride):
-        for x in range(0, width, stride):
-            if known[y * known.shape[0] // height, x * known.shape[1] // width]:
-                red, green, blue = (pixels[y, x][[0, 0, 0]] if pixels.shape[-1] == 1 else pixels[y, x][:3]).tolist()
-                text.append("  ", style=f"on rgb({red},{green},{blue})")
-            else:
-                text.append("░░", style="grey50")
-        text.append("\n")
-    return text
-
-
-def _colour(confidence: float) -> str:
-    """From red, unsure, to green."""
-    share = min(max(float(confidence), 0.0), 1.0)
-    return f"rgb({round(220 * (1 - share)) + 30},{round(170 * share) + 50},60)"
 
 
 def _codes(example: Example) -> np.ndarray:

@@ -125,8 +125,7 @@ def prepared(tmp_path_factory, synthetic_source) -> Prepared:
     config = PrepareConfig(
         sources={kind: SourceConfig(kind="synthetic", where=(kind,)) for kind in ("drawn", "spoken", "sums")},
         text_vocabulary=262,
-        image=PatchConfig(codebook_size=12),
-        audio=MelConfig(codebook_size=9),
+        codecs={"image": PatchConfig(codebook_size=12), "audio": MelConfig(codebook_size=9)},
     )
     return prepare(tmp_path_factory.mktemp("prepared"), config)
 

@@ -9,11 +9,12 @@ import soundfile
 from PIL import Image
 
 from trimask.diffusion.data.folders import Folder
+from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.sources import BadRecord, FieldConfig, OpenConfig
 
 
 def folder_of(path, medium="image"):
-    return Folder(path, medium, OpenConfig(fields=FieldConfig(), sample_rate_hz=8000, folder=path))
+    return Folder(path, medium, OpenConfig(fields=FieldConfig(), media=PrepareConfig().media, folder=path))
 
 
 def write_lines(path: Path, *lines):

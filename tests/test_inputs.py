@@ -1,19 +1,28 @@
 """Pictures, sounds and lists of prompts given as files."""
 
 import io
-from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
-from trimask.scripts import inputs
-from trimask.scripts.inputs import read_audio, read_lines
+from trimask.scripts.inputs import read_lines, read_medium
 from trimask.scripts.render import enlarged
+from trimask.tokenizers.audio import MelConfig
 
 RNG = np.random.default_rng(0)
-read_image = partial(inputs.read_image, is_cropped=False)
+
+
+def read_image(path, shape, is_cropped=False):
+    return read_medium("image", SimpleNamespace(config=None), shape, is_cropped, path)
+
+
+def read_audio(path, sample_rate_hz, samples):
+    config = MelConfig(sample_rate_hz=sample_rate_hz)
+    codec = SimpleNamespace(config=config, sample_rate_hz=sample_rate_hz)
+    return read_medium("audio", codec, (samples,), False, path)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

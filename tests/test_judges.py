@@ -1,6 +1,7 @@
 """Judges: the contract, every built-in one against a formula, and functions of the user's."""
 
 from decimal import Decimal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def _training(modality, count=30, seed=0):
     texts = [WORDS[number % 3] for number in range(count)]
     media = [_media(modality, rng, word) for word in texts]
     references = [{"text": word, modality: item} for word, item in zip(texts, media, strict=True)]
-    return Training("drawn", modality, media, references, 8000)
+    return Training("drawn", modality, media, references, SimpleNamespace(sample_rate_hz=8000))
 
 
 CASES = [

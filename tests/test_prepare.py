@@ -14,7 +14,8 @@ import soundfile
 from PIL import Image
 
 from trimask.diffusion.data import prepare as preparing
-from trimask.diffusion.data.plan import PictureConfig, PrepareConfig, SplitConfig
+from trimask.diffusion.data.media_config import PictureConfig
+from trimask.diffusion.data.plan import PrepareConfig, SplitConfig
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.sources import BadRecord, FieldConfig, SourceConfig
 from trimask.tokenizers.audio import MelConfig
@@ -60,8 +61,7 @@ def config_of(root, **changes) -> PrepareConfig:
         text_vocabulary=270,
         max_text_tokens=40,
         pictures=PictureConfig(height=4, width=6),
-        image=PatchConfig(codebook_size=12),
-        audio=MelConfig(codebook_size=9),
+        codecs={"image": PatchConfig(codebook_size=12), "audio": MelConfig(codebook_size=9)},
         splits=SplitConfig(held_out=("who=anna",)),
         shard_records=7,
         workers=1,

@@ -10,11 +10,11 @@ import pytest
 import soundfile
 from PIL import Image
 
+from trimask.scripts.outputs import frame_of
 from trimask.scripts.render import (
     enlarged,
     enlargement,
     file_stem,
-    frame_of,
     image_grid,
     spectrogram_image,
     staged,

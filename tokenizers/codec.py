@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from trimask.tokenizers.formats import nearest, present_fields, present_name, written_fields
+from trimask.tokenizers.formats import present_name, structured, written_fields
 
 Content = Mapping[str, np.ndarray | str]
 """File name → what it holds: an array for `.npy`, else text."""
@@ -123,12 +123,8 @@ class StoredTokenizer:
     def load(cls: type[_T], folder: str | Path) -> _T:
         """Reads what `save` wrote. Raises ValueError for another kind, an unknown field or a damaged file."""
         said, content = read_folder(folder, cls.kind)
-        fields = present_fields(cls.config_type, said["config"])
-        known = [field.name for field in dataclasses.fields(cls.config_type)]
-        for name in fields:
-            if name not in known:
-                raise ValueError(f"{folder}/config.json: unknown field {name!r} of {cls.kind}; {nearest(name, known)}")
-        tokenizer = cls._of(cls.config_type(**fields), content)
+        config = structured(cls.config_type, said["config"], f"{Path(folder) / 'config.json'}")
+        tokenizer = cls._of(config, content)
         tokenizer._said = said
         return tokenizer
 

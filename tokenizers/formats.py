@@ -18,6 +18,8 @@ RENAMED: dict[str, str] = {
     "LoopConfig.keep_checkpoints": "keep_last",
     "LossConfig.rows": "tile_positions",
     "LossConfig.columns": "tile_ids",
+    "PrepareConfig.image": "codecs.image",
+    "PrepareConfig.audio": "codecs.audio",
     # Metrics: in metrics.jsonl, in checkpoints, and as best_metric.
     "metric.learning_rate": "largest_learning_rate",
 }
@@ -60,6 +62,15 @@ def written_fields(kind: type, content: Mapping[str, Any], plain: Plain = lambda
     """The fields of a dataclass as JSON types, without those that are as before: what a file says."""
     before = {f.name: f.metadata[_AS_BEFORE] for f in dataclasses.fields(kind) if _AS_BEFORE in f.metadata}
     return {name: value for name, value in content.items() if name not in before or value != plain(before[name])}
+
+
+def structured(kind: type, content: Mapping[str, Any], origin: str) -> Any:
+    """The dataclass of plain values that a file says. Raises ValueError, with `origin`, for an unknown field."""
+    fields, known = present_fields(kind, content), [field.name for field in dataclasses.fields(kind)]
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"{origin}: unknown field {name!r}; {nearest(name, known)}")
+    return kind(**fields)
 
 
 def nearest(name: str, known: Collection[str]) -> str:

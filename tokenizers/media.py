@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trimask.tokenizers import codec
-from trimask.tokenizers.codec import MediaCodec, SoundCodec
+from trimask.tokenizers.codec import MediaCodec
 from trimask.tokenizers.sequence import until_eos
 from trimask.tokenizers.text import TextTokenizer
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
@@ -42,14 +42,6 @@ class MediaTokenizers:
         if modality not in self.codecs:
             raise ValueError(f"no codec for {modality!r}; there are {', '.join(sorted(self.codecs)) or 'none'}")
         return self.codecs[modality]
-
-    @property
-    def sample_rate_hz(self) -> int:
-        """Of every sound."""
-        audio = self.codec("audio")
-        if not isinstance(audio, SoundCodec):
-            raise ValueError(f"the codec for audio, {audio.kind}, is not a codec of sound")
-        return audio.sample_rate_hz
 
     def encode(self, modality: str, media: Sequence[Any]) -> list[np.ndarray]:
         """Codes of texts (without EOS), or of pictures or waveforms of one shape."""

@@ -1,4 +1,4 @@
-"""Folders of pictures or sounds with a metadata.jsonl beside them, as in Hugging Face's imagefolder and audiofolder.
+"""Folders of files of one modality with a metadata.jsonl beside them, as in Hugging Face's imagefolder and audiofolder.
 
     photos/metadata.jsonl       {"file_name": "sea/1.jpg", "text": "a grey sea"}, one such line for each file
     photos/sea/1.jpg
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from trimask.diffusion.data.files import read_picture, read_sound
 from trimask.diffusion.data.lines import Block, blocks_of, decoded, records_of
+from trimask.diffusion.data.modalities import modality
 from trimask.diffusion.data.sources import BadRecord, Entry, OpenConfig, RawExample
 from trimask.diffusion.data.texts import json_object, split_field, text_field
 from trimask.diffusion.layout import Fill
@@ -29,7 +29,7 @@ class Folder:
     """Captioned files of one medium."""
 
     folder: Path
-    medium: Literal["image", "audio"]
+    medium: str
     config: OpenConfig
     fill: Fill = "whole"
 
@@ -71,9 +71,8 @@ class Folder:
         return Entry(f"{prefix}{name}", str(metadata), line, load, split, fields)
 
     def _load(self, id: str, path: Path, text: str) -> RawExample:
-        if self.medium == "image":
-            return RawExample(id, {TEXT: text, "image": read_picture(path)})
-        sound = read_sound(path, self.config.sample_rate_hz, self.config.max_seconds)
-        if sound.is_cut_short:
-            raise ValueError(f"{path}: the header promises more sound than the {sound.seconds:.2f} s in the file")
-        return RawExample(id, {TEXT: text, "audio": sound.waveform})
+        kind = modality(self.medium)
+        example = RawExample(id, {TEXT: text, self.medium: kind.read(path, self.config.media)})
+        for fault in kind.faults(path):
+            raise ValueError(f"{path}: {fault}")
+        return example

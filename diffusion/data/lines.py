@@ -76,11 +76,16 @@ def decoded(content: bytes) -> str:
     return text.replace("\r\n", "\n")
 
 
-def _opened(path: Path) -> BinaryIO:
+def require_file(path: Path) -> None:
+    """Raises OSError, in words, where there is no file at the path."""
     if path.is_dir():
         raise IsADirectoryError(f"{path}: a folder, not a file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+
+
+def _opened(path: Path) -> BinaryIO:
+    require_file(path)
     return path.open("rb")
 
 

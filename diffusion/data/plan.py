@@ -7,12 +7,14 @@ at any other, by any process, at any time, with the same result.
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import tyro
 
-from trimask.diffusion.data.files import fit_picture, fit_sound
 from trimask.diffusion.data.lines import Block
+from trimask.diffusion.data.media_config import MediaConfig, PictureConfig
+from trimask.diffusion.data.modalities import MODALITIES, modality
 from trimask.diffusion.data.sources import (
     Entry,
     FieldConfig,
@@ -22,8 +24,7 @@ from trimask.diffusion.data.sources import (
     SourceConfig,
     open_source,
 )
-from trimask.tokenizers.audio import MelConfig
-from trimask.tokenizers.image import PatchConfig
+from trimask.tokenizers.formats import nearest, structured
 
 TRAIN = "train"
 
@@ -67,27 +68,6 @@ class SplitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureConfig:
-    """The shape of all pictures."""
-
-    height: int | None = None
-    """Pixels. None: as the pictures are, which must then all be alike."""
-    width: int | None = None
-    """Likewise."""
-    channels: Literal[1, 3] | None = None
-    """1: grey. 3: colour. None: colour if any picture is that tokenizers are fitted on."""
-    crop: bool = True
-    """Pictures of other proportions lose what sticks out; else they are stretched."""
-
-    def __post_init__(self):
-        if (self.height is None) != (self.width is None):
-            raise ValueError(f"height and width are given together or not at all, got {self.height} and {self.width}")
-        for side in (self.height, self.width):
-            if side is not None and side < 1:
-                raise ValueError(f"height and width must be at least 1, got {self.height} and {self.width}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """Which sources, and how they become tokens."""
 
@@ -112,10 +92,8 @@ class PrepareConfig:
     """Plain text is cut into pieces of so many tokens; captions, and prompts with their responses, must fit."""
     response_tokens: int | None = None
     """Tokens to which responses are filled with EOS. None: one more than the longest."""
-    image: PatchConfig = PatchConfig()
-    """Codec for pictures, where it is fitted."""
-    audio: MelConfig = MelConfig()
-    """Codec for sound, where it is fitted."""
+    codecs: Annotated[dict[str, Any], tyro.conf.arg(name="")] = field(default_factory=dict)
+    """Modality → configuration of its codec, where it is fitted; the defaults where none is given."""
     fit_examples: int = 8192
     """Training examples of each source on which tokenizers are fitted, drawn by id."""
     shard_records: int = 1024
@@ -130,6 +108,7 @@ class PrepareConfig:
     """Lets TFDS download what is not there; nothing else uses the network."""
 
     def __post_init__(self):
+        object.__setattr__(self, "codecs", _all_codecs(self.codecs))
         for name in self.sources:
             if not name.isidentifier():
                 raise ValueError(f"a dataset's name must be a plain word, for it names a folder; got {name!r}")
@@ -140,15 +119,19 @@ class PrepareConfig:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
+    @property
+    def media(self) -> MediaConfig:
+        """All that reading and shaping media depends on."""
+        return MediaConfig(codecs=self.codecs, pictures=self.pictures, seconds=self.seconds)
+
     def open_source(self, name: str, folder: Path) -> Source:
         """A source by its dataset's name; it may keep what it builds in `folder`."""
         tfds_folder = None if self.tfds_folder is None else Path(self.tfds_folder)
         opened = OpenConfig(
             fields=self.fields,
-            sample_rate_hz=self.audio.sample_rate_hz,
+            media=self.media,
             folder=folder,
             tfds_folder=tfds_folder,
-            max_seconds=self.seconds,
             is_download=self.download,
         )
         return open_source(self.sources[name], opened)
@@ -178,17 +161,23 @@ def fitted(example: RawExample, medium: str | None, shape: list[int], config: Pr
     """The example with its medium at a dataset's shape."""
     if medium is None:
         return example
-    content = example.media[medium]
-    if medium == "image":
-        if config.pictures.height is None and list(content.shape[:2]) != shape[:2]:
-            raise ValueError(
-                f"{example.id}: the picture is {content.shape[1]}×{content.shape[0]}, the first one is "
-                f"{shape[1]}×{shape[0]}; give --pictures.height and --pictures.width to bring all to one size"
-            )
-        content = fit_picture(content, tuple(shape), config.pictures.crop)
-    else:
-        content = fit_sound(content, shape[0])
+    try:
+        content = modality(medium).at_shape(example.media[medium], tuple(shape), config.media)
+    except ValueError as error:
+        raise ValueError(f"{example.id}: {error}") from error
     return RawExample(example.id, {**example.media, medium: content}, example.given)
+
+
+def _all_codecs(given: dict[str, Any]) -> dict[str, Any]:
+    """A configuration for the codec of every modality; what is given may be plain JSON types."""
+    for name in given:
+        if name not in MODALITIES:
+            raise ValueError(f"codecs of an unknown modality {name!r}; {nearest(name, MODALITIES)}")
+    found = {}
+    for name, entry in MODALITIES.items():
+        config = given.get(name, {})
+        found[name] = structured(entry.codec_config, config, f"codec of {name}") if isinstance(config, dict) else config
+    return found
 
 
 def stacked(examples: list[RawExample], medium: str) -> Any:

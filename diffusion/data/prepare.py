@@ -74,7 +74,7 @@ def _require_same(folder: Path, config: PrepareConfig) -> None:
             )
     if not config.sources:
         raise ValueError(
-            "nothing to prepare: no sources given; --images, --audio, --text, --prompts and --tfds name some, "
+            "nothing to prepare: no sources given; --images, --audio, --media, --text, --prompts and --tfds name some, "
             "and --preset has some of its own"
         )
 

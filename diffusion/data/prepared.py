@@ -123,11 +123,6 @@ class Prepared:
         said = {**configuration.read_json(self.folder / "manifest.json"), "trimask": _FIRST_VERSION}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
-    @property
-    def sample_rate_hz(self) -> int:
-        """Of all sounds."""
-        return self.tokenizers.sample_rate_hz
-
     def dataset(self, name: str) -> DatasetManifest:
         """A dataset's manifest."""
         if name not in self.manifest.datasets:

@@ -3,7 +3,7 @@
     kind      where                       records
     digits    a config of digits.py       the embedded dataset
     images    a folder                    lines of metadata.jsonl: file_name, text, and what else you like
-    audio     a folder                    the same
+    audio     a folder                    the same; the kind of every further modality is its name
     text      files (globs are expanded)  paragraphs, lines or whole files; of .jsonl, a field of each line
     prompts   .jsonl files                two fields of each line: what is asked, and the answer
     puzzles   a config of puzzles.py      embedded prompts, and the responses that are right
@@ -15,10 +15,13 @@ its split, and loads its media when told to. A record that cannot be used is a `
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from trimask.diffusion.data.lines import Block, Unit
+from trimask.diffusion.data.media_config import MediaConfig
+from trimask.diffusion.data.modalities import MODALITIES
 from trimask.diffusion.layout import Fill
 
 
@@ -27,7 +30,7 @@ class SourceConfig:
     """One kind of source and where it is."""
 
     kind: str
-    """A key of the table at the head of this file."""
+    """A kind of the table at the head of this file."""
     where: tuple[str, ...]
     """Folder, files or names."""
 
@@ -51,12 +54,10 @@ class OpenConfig:
     """What opening a source takes, beside what it is."""
 
     fields: FieldConfig
-    sample_rate_hz: int
-    """To which sounds are resampled."""
+    media: MediaConfig
+    """To what media are brought as they are read."""
     folder: Path
     """Where a source may keep what it builds."""
-    max_seconds: float | None = None
-    """Of a sound, what is read; None: all."""
     tfds_folder: Path | None = None
     """Where TFDS keeps its datasets. None: TFDS's own choice."""
     is_download: bool = False
@@ -67,7 +68,8 @@ class OpenConfig:
 class RawExample:
     """An example before tokenisation.
 
-    Media by modality: text is a str, image uint8 [height, width, channels], audio float32 [samples] in [-1, 1].
+    Media by modality: text is a str, image uint8 [height, width, channels], audio float32 [samples] in [-1, 1], any
+    other an array.
     """
 
     id: str
@@ -134,11 +136,17 @@ class Source(Protocol):
 
 def open_source(source: SourceConfig, config: OpenConfig) -> Source:
     """The source of this kind."""
-    if source.kind not in KINDS:
-        raise ValueError(f"unknown kind of source {source.kind!r}; there are {', '.join(KINDS)}")
+    kinds = {name: partial(_folder, name) for name in MODALITIES} | KINDS
+    if source.kind not in kinds:
+        raise ValueError(f"unknown kind of source {source.kind!r}; there are {', '.join(kinds)}")
     if not source.where:
         raise ValueError(f"a source of {source.kind} needs at least one name, got none")
-    return KINDS[source.kind](source.where, config)
+    return kinds[source.kind](source.where, config)
+
+
+def folder_kind(medium: str) -> str:
+    """The kind of source that is a folder of this medium; `images` are called as they always were."""
+    return "images" if medium == "image" else medium
 
 
 def _digits(where: tuple[str, ...], config: OpenConfig) -> Source:
@@ -153,16 +161,10 @@ def _tfds(where: tuple[str, ...], config: OpenConfig) -> Source:
     return tfds_records.TfdsSource(_only(where, "tfds"), config)
 
 
-def _images(where: tuple[str, ...], config: OpenConfig) -> Source:
+def _folder(medium: str, where: tuple[str, ...], config: OpenConfig) -> Source:
     from trimask.diffusion.data.folders import Folder
 
-    return Folder(Path(_only(where, "images")), "image", config)
-
-
-def _audio(where: tuple[str, ...], config: OpenConfig) -> Source:
-    from trimask.diffusion.data.folders import Folder
-
-    return Folder(Path(_only(where, "audio")), "audio", config)
+    return Folder(Path(_only(where, folder_kind(medium))), medium, config)
 
 
 def _text(where: tuple[str, ...], config: OpenConfig) -> Source:
@@ -191,8 +193,8 @@ def _only(where: tuple[str, ...], kind: str) -> str:
 
 KINDS: dict[str, Callable[[tuple[str, ...], OpenConfig], Source]] = {
     "digits": _digits,
-    "images": _images,
-    "audio": _audio,
+    "images": partial(_folder, "image"),
+    "audio": partial(_folder, "audio"),
     "text": _text,
     "prompts": _prompts,
     "puzzles": _puzzles,

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from trimask.diffusion.data import digits
-from trimask.diffusion.data.files import resampled
 from trimask.diffusion.data.lines import Block, blocks_of_split
+from trimask.diffusion.data.sounds import resampled
 from trimask.diffusion.data.sources import Entry, OpenConfig, RawExample
 from trimask.diffusion.data.texts import digest
 from trimask.diffusion.layout import Fill
@@ -52,9 +52,9 @@ class EmbeddedDigits:
 
     def _load(self, record: dict[str, Any]) -> RawExample:
         media: dict[str, Any] = {TEXT: record["text"]}
-        if self.medium == "image":
+        if "image" in record:
             media["image"] = np.asarray(record["image"], np.uint8)
-        elif self.medium == "audio":
+        if "audio" in record:
             media["audio"] = np.asarray(record["audio"], np.float32) / 32768
         return RawExample(record["id"], media, given=record["text"].index("=") + 1 if self.medium is None else 0)
 
@@ -147,7 +147,7 @@ class TfdsSource:
         media: dict[str, Any] = {TEXT: text}
         for modality, source in self._media[:1]:
             value = np.asarray(record[source])
-            media[modality] = value.astype(np.uint8) if modality == "image" else self._sound(value, source)
+            media[modality] = {"image": _picture, "audio": self._sound}[modality](value, source)
         return RawExample(id if self.medium else digest(text), media)
 
     def _sound(self, samples: np.ndarray, name: str) -> np.ndarray:
@@ -156,8 +156,12 @@ class TfdsSource:
         mono = samples.reshape(len(samples), -1).mean(axis=1)
         if np.issubdtype(samples.dtype, np.integer):
             mono = mono / 2 ** (8 * min(samples.dtype.itemsize, 2) - 1)
-        rate = getattr(self._features[name], "sample_rate", None) or self.config.sample_rate_hz
-        return resampled(mono, rate, self.config.sample_rate_hz)
+        wanted = self.config.media.codecs["audio"].sample_rate_hz
+        return resampled(mono, getattr(self._features[name], "sample_rate", None) or wanted, wanted)
+
+
+def _picture(pixels: np.ndarray, name: str) -> np.ndarray:
+    return pixels.astype(np.uint8)
 
 
 def _text_of(value: Any) -> str:

@@ -1,0 +1,96 @@
+"""Sound files → waveforms of one rate and length, and what they say to the codec that is fitted on them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import librosa  # loads its parts on first use
+import numpy as np
+import soundfile
+from jaxtyping import Float32
+
+from trimask.diffusion.data.lines import require_file
+from trimask.diffusion.data.media_config import MediaConfig
+from trimask.tokenizers.audio import MelCodec, MelConfig
+
+
+def read_sound(path: Path, sample_rate_hz: int, max_seconds: float | None = None) -> Float32[np.ndarray, " samples"]:
+    """A sound file, or its beginning, mixed to mono and resampled. Raises ValueError where it cannot be read."""
+    require_file(path)
+    try:
+        with soundfile.SoundFile(path) as file:
+            # A little more than is kept, so that the resampler does not see the end.
+            wanted = -1 if max_seconds is None else int((max_seconds + 0.1) * file.samplerate)
+            rate, content = file.samplerate, file.read(wanted, "float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path}: not a readable sound file: {error}") from error
+    if not len(content):
+        raise ValueError(f"{path}: holds no sound, its length is zero")
+    if not np.isfinite(content).all():
+        raise ValueError(f"{path}: holds NaN or infinite samples")
+    return resampled(content.mean(axis=1), rate, sample_rate_hz)
+
+
+def faults(path: Path) -> list[str]:
+    """What is wrong with a sound file that can be read: its header may promise more than it has."""
+    with soundfile.SoundFile(path) as file:
+        if "(should be" in file.extra_info:  # libsndfile's words
+            return [f"the header promises more sound than the {file.frames / file.samplerate:.2f} s in the file"]
+    return []
+
+
+def resampled(mono: np.ndarray, rate_hz: int, sample_rate_hz: int) -> Float32[np.ndarray, " samples"]:
+    """A waveform at another rate, kept in [-1, 1]."""
+    mono = np.clip(mono, -1, 1).astype(np.float32)
+    if rate_hz != sample_rate_hz:
+        mono = librosa.resample(mono, orig_sr=rate_hz, target_sr=sample_rate_hz, res_type="soxr_hq")
+    return np.clip(mono, -1, 1)
+
+
+def fit_sound(waveform: Float32[np.ndarray, " _"], samples: int) -> Float32[np.ndarray, " samples"]:
+    """The beginning of a waveform; silence fills what is missing."""
+    return np.pad(waveform, (0, max(0, samples - len(waveform))))[:samples].astype(np.float32)
+
+
+def read(path: Path, config: MediaConfig) -> Float32[np.ndarray, " samples"]:
+    """A sound file at the codec's rate, as long as all sounds are to be."""
+    return read_sound(path, config.codecs["audio"].sample_rate_hz, config.seconds)
+
+
+def at_shape(waveform: Float32[np.ndarray, " _"], shape: tuple[int, ...], config: MediaConfig) -> np.ndarray:
+    """The waveform at a dataset's length."""
+    return fit_sound(waveform, shape[0])
+
+
+def shapes(
+    samples: Mapping[str, Sequence[np.ndarray]], config: MediaConfig, given: MelCodec | None
+) -> dict[str, list[int]]:
+    """Samples of each dataset's sounds: as configured, else of its longest, in whole frames of the codec."""
+    codec = config.codecs["audio"]
+    frame, found = codec.samples_per_frame, {}
+    for name, sample in samples.items():
+        samples_each = max(map(len, sample))
+        if config.seconds is not None:
+            samples_each = max(1, round(config.seconds * codec.sample_rate_hz))
+        found[name] = [-(-samples_each // frame) * frame]
+    return found
+
+
+def fit(samples: Sequence[Float32[np.ndarray, "_ _"]], config: MelConfig) -> MelCodec:
+    """The codec fitted on all sounds, of which the shorter ones end in silence."""
+    longest = max(batch.shape[1] for batch in samples)
+    return MelCodec.fit(np.concatenate([np.pad(b, ((0, 0), (0, longest - b.shape[1]))) for b in samples]), config)
+
+
+def as_given(config: MediaConfig, shape: tuple[int, ...], codec: Any) -> MediaConfig:
+    """The configuration with the length that sounds have elsewhere, where it says none."""
+    return config if config.seconds is not None else replace(config, seconds=shape[0] / codec.sample_rate_hz)
+
+
+def notes(path: Path, waveform: np.ndarray, shape: tuple[int, ...], config: MediaConfig) -> list[str]:
+    """What is left out when a user's sound is brought to a model's length."""
+    rate, seconds = config.codecs["audio"].sample_rate_hz, soundfile.info(path).duration
+    if round(seconds * rate) <= shape[0]:
+        return []
+    return [f"only the first {shape[0] / rate:.2f} of {seconds:.2f} s are heard"]

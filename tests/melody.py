@@ -1,0 +1,89 @@
+"""A third modality for the tests: tunes, as lines of numbers, of which a codec keeps the semitone.
+
+It is what whoever adds one writes: a codec, a reader, and an entry in each of two tables. The test of it puts them in
+for as long as it runs.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from trimask.diffusion.data.modalities import Modality
+from trimask.scripts.outputs import Output
+from trimask.tokenizers.codec import StoredTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class MelodyConfig:
+    """How tunes become codes."""
+
+    notes: int = 12
+    """Different notes."""
+    voices: int = 2
+    """Notes at a time."""
+
+
+class MelodyCodec(StoredTokenizer):
+    """Notes in [0, 1) ↔ codes [steps, voices], each voice with a codebook."""
+
+    kind: ClassVar[str] = "melody"
+    modality: ClassVar[str] = "melody"
+    config_type = MelodyConfig
+
+    def __init__(self, config: MelodyConfig):
+        self.config = config
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return (self.config.notes,) * self.config.voices
+
+    def encode(self, media: np.ndarray) -> np.ndarray:
+        return np.minimum(media * self.config.notes, self.config.notes - 1).astype(np.int32)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        return ((codes + 0.5) / self.config.notes).astype(np.float32)
+
+    def code_shape(self, media_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return media_shape
+
+    def media_shape(self, code_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return code_shape
+
+    @classmethod
+    def _of(cls, config: MelodyConfig, content: dict[str, Any]) -> "MelodyCodec":
+        return cls(config)
+
+    @property
+    def _content(self) -> dict[str, np.ndarray | str]:
+        return {}
+
+
+def read(path: Path, config: Any) -> np.ndarray:
+    """Lines of as many numbers as there are voices."""
+    rows = [list(map(float, line.split())) for line in path.read_text().splitlines()]
+    tune = np.array(rows, np.float32).reshape(len(rows), -1)
+    if tune.shape[1] != config.codecs["melody"].voices:
+        raise ValueError(f"{path}: a line must have {config.codecs['melody'].voices} notes, got {tune.shape[1]}")
+    return tune
+
+
+def write(path: Path, tune: np.ndarray, codec: Any) -> None:
+    path.write_text("".join(" ".join(f"{note:.3f}" for note in row) + "\n" for row in tune))
+
+
+def draw(codes: np.ndarray, codec: Any) -> Image.Image:
+    """A column per step, a row per voice; unknown notes are black."""
+    return Image.fromarray(((codes.T + 1) * 15).astype(np.uint8)).convert("RGB").resize((8 * len(codes), 16))
+
+
+MODALITY = Modality(
+    codec_config=MelodyConfig,
+    read=read,
+    shapes=lambda samples, config, given: {name: list(sample[0].shape) for name, sample in samples.items()},
+    at_shape=lambda tune, shape, config: np.resize(tune, shape),
+    fit=lambda batches, config: MelodyCodec(config),
+)
+OUTPUT = Output(ending="tune", write=write, draw=draw)

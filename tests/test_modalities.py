@@ -1,0 +1,115 @@
+"""A third modality costs a codec, a reader, a line in one table and an entry in each of two: all commands have it."""
+
+import json
+
+import melody
+import numpy as np
+import pytest
+from PIL import Image
+
+from trimask.diffusion import configuration
+from trimask.diffusion.data.modalities import MODALITIES, modality
+from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.results import Evaluation
+from trimask.scripts import evaluate, generate, inspection, prepare, train
+from trimask.scripts.outputs import OUTPUTS, output
+from trimask.tokenizers import codec
+
+SHAPE = (5, 2)
+
+
+@pytest.fixture(scope="module")
+def with_melodies():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(codec._KINDS, "melody", ("melody", "MelodyCodec"))
+        patch.setitem(MODALITIES, "melody", melody.MODALITY)
+        patch.setitem(OUTPUTS, "melody", melody.OUTPUT)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tunes(tmp_path_factory):
+    """Forty tunes that rise or fall, with their captions."""
+    folder = tmp_path_factory.mktemp("melodies") / "tunes"
+    folder.mkdir()
+    lines = []
+    for number in range(40):
+        steps = np.linspace(0.1, 0.9, SHAPE[0])[:: 1 if number % 2 else -1]
+        melody.write(folder / f"{number}.tune", np.stack([steps, steps**2], axis=1), None)
+        lines.append(json.dumps({"file_name": f"{number}.tune", "text": "up" if number % 2 else "down"}) + "\n")
+    (folder / "metadata.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(with_melodies, tunes, tmp_path_factory):
+    """Prepared data, and a run that was trained on them and wrote samples."""
+    folder = tmp_path_factory.mktemp("run")
+    prepare.main([str(folder / "data"), "--media", f"melody:songs={tunes}", "--melody.notes", "9"])
+    small = ["--model.num-layers", "1", "--model.width", "16", "--model.num-heads", "2", "--model.mlp-width", "16"]
+    often = ["--loop.sample-every", "4", "--optimizer.horizon-tokens", "1000", "--batch.tokens", "256"]
+    often += ["--optimizer.warmup-tokens", "100"]
+    train.main([str(folder / "run"), "--data", str(folder / "data"), *small, *often])
+    return folder / "run"
+
+
+def test_it_is_prepared_from_a_folder_with_flags_of_its_codec(run):
+    prepared = Prepared(run.parent / "data")
+    dataset = prepared.dataset("songs")
+    assert (dataset.medium, dataset.source.kind, dataset.layout.shapes["melody"]) == ("melody", "melody", list(SHAPE))
+    assert prepared.tokenizers.vocabulary.codebook_sizes["melody"] == (9, 9)
+    assert prepared.config.codecs["melody"] == melody.MelodyConfig(notes=9)
+
+
+def test_it_is_sampled_in_training(run):
+    samples = sorted(path.name for path in (run / "samples").glob("step-000004-songs-*.tune"))
+    assert samples[0] == "step-000004-songs-0.tune"
+    assert np.loadtxt(run / "samples" / samples[0]).shape == SHAPE
+
+
+def test_it_is_made_described_and_animated(run, tunes, capsys):
+    generate.main([str(run), "--prompt", "up", "--to", "melody", "--animate", "gif", "--watch"])
+    made = run / "generated" / "up.tune"
+    assert np.loadtxt(made).shape == SHAPE
+    with Image.open(made.with_suffix(".gif")) as animation:
+        assert animation.n_frames > 1
+    generate.main([str(run), "--given", f"melody={tunes / '3.tune'}", "--to", "text"])
+    assert (run / "generated" / "3.txt").is_file()
+
+
+def test_it_is_evaluated_and_what_cannot_be_judged_is_a_note(run, capsys):
+    evaluate.main([str(run), "--bound-samples", "1"])
+    found = configuration.load(run / "evaluation.json", Evaluation)
+    assert {score.task for score in found.scores} == {"melody_to_text"}
+    assert {bound.modality for bound in found.bounds} == {"melody", "text"}
+    note = "text_to_melody on songs test is not judged: there are no features of melody"
+    assert [line.partition(";")[0] for line in found.notes] == [note]
+    assert note in capsys.readouterr().out
+
+
+def test_it_is_inspected(run, capsys):
+    inspection.main([str(run.parent / "data")])
+    inspection.main([str(run)])
+    assert "melody 1" in capsys.readouterr().out
+
+
+def test_every_modality_is_in_both_tables_and_has_a_codec():
+    assert MODALITIES.keys() == OUTPUTS.keys()
+    kinds = {codec.importlib.import_module(module).__dict__[name].modality for module, name in codec._KINDS.values()}
+    assert kinds - {"text"} == MODALITIES.keys()
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(
+        ValueError, match=r"no modality 'smell' in diffusion/data/modalities.py; there are image, audio"
+    ):
+        modality("smell")
+    with pytest.raises(ValueError, match=r"no modality 'smell' in scripts/outputs.py; there are image, audio"):
+        output("smell")
+
+
+def test_a_folder_of_no_modality_and_a_file_of_none_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"--media is MODALITY:\[NAME=\]FOLDER, with a modality of image, audio"):
+        prepare.main([str(tmp_path), "--media", "smell:roses"])
+    with pytest.raises(ValueError, match="--given is MODALITY=FILE"):
+        generate.Arguments(run=tmp_path, given=("seven.png",))
