@@ -1,11 +1,49 @@
-"""Rewards: the paper's formulas, and what they must prefer."""
+"""Rewards: one battery for every kind in the table, and the paper's formulas."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from trimask.sampling_rl.reward import RewardConfig
+from trimask.diffusion import configuration
+from trimask.sampling_rl.reward import REWARDS, RewardConfig
+
+RIGHT, NFE, LENGTH = (0.0, 0.25, 0.5, 1.0), range(1, 70), range(1, 65)
+EPISODES = np.meshgrid(RIGHT, NFE, LENGTH, indexing="ij")
+"""How right, evaluations and tokens asked for: each against each."""
+
+
+@pytest.fixture(params=[(kind, alpha) for kind in REWARDS for alpha in (0.0, 0.3, 1.0, 10.0)], ids=str)
+def config(request):
+    kind, alpha = request.param
+    return RewardConfig(kind=kind, alpha=alpha)
+
+
+@pytest.fixture
+def rewards(config):
+    """Rewards of all those episodes."""
+    return config(*(x.reshape(-1) for x in EPISODES)).reshape(EPISODES[0].shape)
+
+
+def test_it_does_not_rise_with_evaluations(rewards):
+    assert (np.diff(rewards, axis=1) <= 0).all()
+
+
+def test_it_rises_with_rightness(rewards):
+    assert (np.diff(rewards, axis=0) > 0).all()
+
+
+def test_speed_is_worth_something_unless_alpha_is_zero(config, rewards):
+    of_right = rewards[-1]
+    at_once, one_by_one = of_right[0], np.array([of_right[length - 1, length - 1] for length in LENGTH])
+    assert (one_by_one[1:] < at_once[1:]).all() == (config.alpha > 0)
+    assert (rewards == EPISODES[0]).all() == (config.alpha == 0)
+
+
+def test_every_episode_has_a_finite_reward_of_its_own(config, rewards):
+    assert np.isfinite(rewards).all()
+    assert config(np.zeros(0), np.zeros(0, int), np.zeros(0, int)).shape == (0,)
+    for at in [(3, 0, 0), (2, 40, 7), (0, 5, 63)]:
+        (alone,) = config(*(x[at].reshape(1) for x in EPISODES))
+        assert alone == pytest.approx(rewards[at], rel=1e-12)  # powers of many numbers may be rounded differently
 
 
 def reward(right, nfe, length, **options):
@@ -22,12 +60,17 @@ def test_added_up_a_wrong_answer_is_worth_more_if_it_is_quick():
     assert reward(1.0, 4, 4, kind="additive", alpha=2.0) == -1.0
 
 
-@given(st.floats(0, 1), st.integers(1, 99), st.integers(1, 64), st.floats(0, 10))
-def test_multiplied_rewards_lie_between_nothing_and_being_right(right, nfe, length, alpha):
-    assert 0 <= reward(right, nfe, length, alpha=alpha) <= right
-    assert reward(right, nfe, length, alpha=0.0) == right
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 10.0])
+def test_multiplied_rewards_lie_between_nothing_and_being_right(alpha):
+    rewards = RewardConfig(alpha=alpha)(*(x.reshape(-1) for x in EPISODES))
+    assert (rewards >= 0).all() and (rewards <= EPISODES[0].reshape(-1)).all()
 
 
 def test_speed_cannot_count_for_less_than_nothing():
     with pytest.raises(ValueError, match="alpha must be finite"):
         RewardConfig(alpha=-1.0)
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=f"file: .*{'.*'.join(REWARDS)}"):
+        configuration.from_dict({"kind": "none"}, RewardConfig, "file")
