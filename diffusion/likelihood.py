@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from trimask.diffusion.cross_entropy import cross_entropy, restrict
 from trimask.diffusion.denoiser import Denoiser
 from trimask.diffusion.masking import draw_is_masked
-from trimask.diffusion.schedule import ScheduleConfig, elbo_weight, stratified_times
+from trimask.diffusion.schedule import ScheduleConfig, stratified_times
 from trimask.tokenizers.sequence import Example, Sequence, assemble, stack
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -111,7 +111,9 @@ def _bits(
 ) -> Float[Array, " batch"]:
     """Bits of every row by one draw of so many."""
 
-    def mask(number, is_target):
+    chosen = schedule.of(vocabulary)
+
+    def mask(number, is_target, modality):
         key_time, key_mask = jax.random.split(jax.random.fold_in(key, number))
         offset, key_mask = jax.random.uniform(key_time), jax.random.fold_in(key_mask, draw)
         # The first values of a row are the same however long it is (tested), so padding changes no mask.
@@ -119,14 +121,14 @@ def _bits(
             count = is_target.sum()
             size = jnp.clip(jnp.ceil(((offset + draw / num_draws) % 1) * count), 1, count)
             noise = jnp.where(is_target, jax.random.uniform(key_mask, is_target.shape), jnp.inf)
-            return is_target & (jnp.argsort(jnp.argsort(noise)) < size), count / size
-        time = stratified_times(offset, draw / num_draws, schedule.min_time)
-        is_masked = draw_is_masked(key_mask, is_target[None], jnp.full((1, len(is_target)), schedule.alpha(time)))[0]
-        return is_masked, elbo_weight(schedule.alpha, time)
+            return is_target & (jnp.argsort(jnp.argsort(noise)) < size), jnp.full(is_target.shape, count / size)
+        times = jnp.full(is_target.shape, stratified_times(offset, draw / num_draws, schedule.min_time))
+        is_masked = draw_is_masked(key_mask, is_target[None], chosen.kept(times, modality)[None])[0]
+        return is_masked, chosen.weight(times, modality)
 
-    is_masked, weight = jax.vmap(mask)(numbers, sequence.is_target)
+    is_masked, weight = jax.vmap(mask)(numbers, sequence.is_target, sequence.modality)
     noised = sequence.replace(tokens=jnp.where(is_masked, vocabulary.mask_id, sequence.tokens))
     allowed = vocabulary.allowed_ids(sequence.modality, sequence.place)
     nll, _ = cross_entropy(restrict(denoise(noised).logits, allowed), jnp.asarray(sequence.tokens))
-    nats = jnp.where(is_masked, weight[:, None] * nll, 0.0)
+    nats = jnp.where(is_masked, weight * nll, 0.0)
     return nats.sum(axis=-1) / jnp.log(2)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from trimask.diffusion.schedule import ScheduleConfig, complementary_elbo_weight, elbo_weight, stratified_times
+from trimask.diffusion.schedule import ScheduleConfig, stratified_times
 from trimask.tokenizers.sequence import Sequence, example_starts, task_tokens
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
@@ -78,17 +78,17 @@ def forward_process(key: PRNGKeyArray, sequence: Sequence, vocabulary: Vocabular
     is_target = sequence.is_target | (sequence.is_condition & is_joint)
     is_hidden = sequence.is_condition & is_dropped
     times = _times(key_time, sequence, config.schedule)
-    alpha = config.schedule.alpha
-    is_masked = draw_is_masked(key_mask, is_target, alpha(times))
+    schedule, modality = config.schedule.of(vocabulary), sequence.modality
+    is_masked = draw_is_masked(key_mask, is_target, schedule.kept(times, modality))
 
     def noised(is_masked, weight):
         tokens = jnp.where(is_masked | is_hidden, vocabulary.mask_id, sequence.tokens)
         return Noised(sequence.replace(tokens=tokens), sequence.tokens, is_target, is_masked, weight)
 
-    first = noised(is_masked, elbo_weight(alpha, times))
+    first = noised(is_masked, schedule.weight(times, modality))
     if not config.complementary:
         return first
-    second = noised(is_target & ~is_masked, complementary_elbo_weight(alpha, times))
+    second = noised(is_target & ~is_masked, schedule.complementary_weight(times, modality))
     return jax.tree.map(lambda *halves: jnp.concatenate(halves), first, second)
 
 

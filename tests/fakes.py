@@ -1,4 +1,4 @@
-"""Denoisers without a network, and requests over a small vocabulary, for tests of sampling."""
+"""Denoisers without a network, requests over a small vocabulary, and noise schedules beside those of the table."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,26 @@ from jax.tree_util import Partial
 from trimask.diffusion.denoiser import Output
 from trimask.diffusion.sampling.requests import request_keys
 from trimask.diffusion.sampling.state import State, start
+from trimask.diffusion.schedule import SCHEDULES as TABLE
+from trimask.diffusion.schedule import Schedule, ScheduleConfig
 from trimask.tokenizers.sequence import Example, Segment, assemble, stack
-from trimask.tokenizers.vocabulary import Vocabulary
+from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 VOCABULARY = Vocabulary(text_size=6, codebook_sizes={"image": (5,), "audio": (3, 4)})
 MASK = VOCABULARY.mask_id
 TEXT_IDS = VOCABULARY.ranges[1]
+
+
+class MaskedShares(ScheduleConfig):
+    """Masked shares given as such, one for each modality: t³ for text, t for everything else."""
+
+    def of(self, vocabulary):
+        powers = jnp.array([3.0 if name == TEXT else 1.0 for name in vocabulary.modalities])
+        return Schedule(lambda t, modality: t ** powers[modality], is_masked_share=True)
+
+
+SCHEDULES = {**{kind: ScheduleConfig(kind=kind) for kind in TABLE}, "masked shares": MaskedShares()}
+"""Every schedule of the table, and one written as none of them may be."""
 
 
 def output(logits) -> Output:

@@ -39,6 +39,16 @@ def test_the_bound_of_an_exact_denoiser_is_the_likelihood(estimator):
     assert (np.abs(given - exact) < 2 * half + 1e-5).all()
 
 
+@pytest.mark.parametrize("name", fakes.SCHEDULES)
+def test_under_every_schedule_the_bound_is_unbiased(name):
+    schedule = fakes.SCHEDULES[name]
+    options = {"num_draws": 16, "rows": 256}
+    bits = target_bits(jax.random.key(2), [example(CODES[0])] * 256, DENOISE, VOCABULARY, schedule, **options)
+    exact, standard_error = -math.log2(CORRELATED[CODES[0]]), bits.std(ddof=1) / len(bits) ** 0.5
+    assert abs(bits.mean() - exact) < 4 * standard_error + 2 * schedule.min_time * exact
+    assert standard_error < 0.05 * exact
+
+
 def test_random_subsets_are_all_there_is_of_one_token():
     """With one token asked for, one mask is the only one, and nothing is left to chance."""
     bits = target_bits(

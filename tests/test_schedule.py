@@ -1,27 +1,65 @@
-"""Noise schedules against their formulas."""
+"""Noise schedules: one battery for every kind in the table, and their formulas."""
 
+import math
+
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import VOCABULARY
 
-from trimask.diffusion.schedule import (
-    ScheduleConfig,
-    alpha_derivative,
-    complementary_elbo_weight,
-    elbo_weight,
-    stratified_times,
-)
+from trimask.diffusion import configuration
+from trimask.diffusion.schedule import SCHEDULES, ScheduleConfig, stratified_times
 
-KINDS = ["linear", "cosine_md4", "cosine_mdlm", "polynomial"]
 TIMES = jnp.linspace(0.01, 0.99, 50)
+TEXT = jnp.ones(50, jnp.int32)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_alpha_falls_from_one_to_zero(kind):
-    alpha = ScheduleConfig(kind=kind).alpha
-    np.testing.assert_allclose(alpha(jnp.array([0.0, 1.0])), [1.0, 0.0], atol=1e-6)
-    assert (jnp.diff(alpha(TIMES)) < 0).all()
+@pytest.fixture(params=fakes.SCHEDULES)
+def config(request):
+    return fakes.SCHEDULES[request.param]
+
+
+@pytest.fixture
+def schedule(config):
+    return config.of(VOCABULARY)
+
+
+def of_modalities(share, times):
+    """The share of tokens of every modality, at these times."""
+    modality = jnp.arange(len(VOCABULARY.modalities))[:, None]
+    return np.asarray(share(*jnp.broadcast_arrays(jnp.asarray(times, jnp.float32), modality)), np.float64)
+
+
+def test_the_kept_share_falls_from_one_to_zero(schedule):
+    kept = of_modalities(schedule.kept, np.linspace(0, 1, 300))
+    np.testing.assert_allclose(kept[:, [0, -1]], [[1.0, 0.0]] * len(kept), atol=1e-6)
+    assert (kept >= -1e-6).all() and (kept <= 1).all() and (np.diff(kept) <= 0).all()
+
+
+def test_what_is_not_kept_is_masked(schedule):
+    kept, masked = (of_modalities(share, TIMES) for share in (schedule.kept, schedule.masked))
+    np.testing.assert_allclose(kept + masked, 1.0, atol=1e-6)
+
+
+def test_weights_are_finite_and_not_negative_at_all_times_that_are_drawn(config, schedule):
+    times = np.linspace(config.min_time, 1 - config.min_time, 300)
+    for weight in (schedule.weight, schedule.complementary_weight):
+        weights = of_modalities(weight, times)
+        assert np.isfinite(weights).all() and (weights >= 0).all() and weights[:, 150].all()
+
+
+@pytest.mark.parametrize("masked", [1, 2, 4])
+def test_every_set_of_masked_tokens_weighs_as_much_as_in_the_bound(schedule, masked):
+    """∫ w(t) (1 − α)^m α^(n−m) dt = (m − 1)! (n − m)! / n!, whatever the schedule; and with α ↔ 1 − α."""
+    times = (np.arange(20_000) + 0.5) / 20_000
+    shares = [of_modalities(share, times) for share in (schedule.masked, schedule.kept)]
+    weights = [of_modalities(weight, times) for weight in (schedule.weight, schedule.complementary_weight)]
+    exact = math.factorial(masked - 1) * math.factorial(4 - masked) / math.factorial(4)
+    for weight, share in zip(weights, shares, strict=True):
+        integral = (weight * share**masked * (1 - share) ** (4 - masked)).mean(axis=1)
+        np.testing.assert_allclose(integral, exact, rtol=1e-3)  # float32 near the ends
 
 
 @pytest.mark.parametrize(
@@ -34,12 +72,20 @@ def test_alpha_falls_from_one_to_zero(kind):
     ],
 )
 def test_values_and_weights_follow_the_formulas(kind, alpha, derivative):
-    config, t = ScheduleConfig(kind=kind, power=3.0), np.asarray(TIMES, np.float64)
-    np.testing.assert_allclose(config.alpha(TIMES), alpha(t), atol=1e-6)
-    np.testing.assert_allclose(alpha_derivative(config.alpha, TIMES), derivative(t), rtol=1e-4, atol=1e-6)
+    schedule, t = ScheduleConfig(kind=kind, power=3.0).of(VOCABULARY), np.asarray(TIMES, np.float64)
+    np.testing.assert_allclose(schedule.kept(TIMES, TEXT), alpha(t), atol=1e-6)
+    np.testing.assert_allclose(schedule.slope(TIMES, TEXT), -derivative(t), rtol=1e-4, atol=1e-6)
     # float32 loses digits where α or 1 − α, of order 1e-6 and up, is small.
-    np.testing.assert_allclose(elbo_weight(config.alpha, TIMES), -derivative(t) / (1 - alpha(t)), rtol=0.1)
-    np.testing.assert_allclose(complementary_elbo_weight(config.alpha, TIMES), -derivative(t) / alpha(t), rtol=0.1)
+    np.testing.assert_allclose(schedule.weight(TIMES, TEXT), -derivative(t) / (1 - alpha(t)), rtol=0.1)
+    np.testing.assert_allclose(schedule.complementary_weight(TIMES, TEXT), -derivative(t) / alpha(t), rtol=0.1)
+
+
+def test_a_masked_share_that_is_given_loses_no_digits():
+    times = jnp.array([1e-3, 2e-3, 0.5])
+    given, rounded = fakes.MaskedShares().of(VOCABULARY), ScheduleConfig(kind="polynomial", power=3.0).of(VOCABULARY)
+    weights = given.weight(times, TEXT[:3])
+    np.testing.assert_allclose(weights, 3 / times, rtol=1e-5)
+    assert not np.allclose(rounded.weight(times, TEXT[:3]), weights, rtol=0.05)
 
 
 def test_times_are_uniform_over_batches_and_evenly_spread_within_one():
@@ -56,3 +102,8 @@ def test_times_are_uniform_over_batches_and_evenly_spread_within_one():
 def test_impossible_schedules_are_refused(bad):
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
         ScheduleConfig(**bad)
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=f"file: .*{'.*'.join(SCHEDULES)}"):
+        configuration.from_dict({"kind": "none"}, ScheduleConfig, "file")

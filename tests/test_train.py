@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +70,16 @@ def test_a_run_interrupted_and_resumed_ends_bit_for_bit_like_an_uninterrupted_on
 def test_training_learns(run):
     losses = [line["loss"] for line in lines(run[0])]
     assert losses[-1] < losses[0]
+
+
+def test_any_schedule_can_be_trained_under(prepared):
+    masking = MaskingConfig(schedule=fakes.MaskedShares(), complementary=True)
+    pretraining = Pretraining(dataclasses.replace(CONFIG, masking=masking), prepared.tokenizers.vocabulary)
+    state = pretraining.init()
+    before = jax.tree.map(np.array, state.parameters)
+    state, metrics = pretraining.step(state, Batches(prepared, CONFIG.batch, seed=0, copies=2)(0))
+    assert np.isfinite(float(metrics["loss"])) and float(metrics["gradient_norm"]) > 0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.parameters)) and not equal(state.parameters, before)
 
 
 def test_a_run_folder_alone_gives_the_model_back(run):
