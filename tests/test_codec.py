@@ -1,5 +1,6 @@
-"""The contract of tokenizers and codecs, one battery for every kind, and the folder they live in."""
+"""The contract of tokenizers and codecs, one battery for every kind in the table, and the folder they live in."""
 
+import importlib
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from trimask.tokenizers import codec
 from trimask.tokenizers.audio import MelCodec, MelConfig
 from trimask.tokenizers.image import PatchCodec, PatchConfig
+from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.text import TextTokenizer
 
 
@@ -25,25 +27,42 @@ def _text_tokenizer() -> TextTokenizer:
     return TextTokenizer.fit(["seven times seventy-seven"], 270)
 
 
-KINDS = {"patch": _patch_codec, "mel": _mel_codec, "text": _text_tokenizer}
+MAKERS = {"patch": _patch_codec, "mel": _mel_codec, "text": _text_tokenizer}
+"""Kind → a small tokenizer of that kind."""
 MEDIA = {
     "patch": np.random.default_rng(1).integers(0, 256, (4, 12, 3, 2), np.uint8),
     "mel": np.random.default_rng(1).uniform(-0.5, 0.5, (4, 1300)).astype(np.float32),
 }
+"""Kind of codec → a batch of media for it."""
+IDEMPOTENT = {"patch": True, "mel": False}
+"""Kind of codec → whether media made of codes have those codes."""
 
 
-@pytest.fixture(params=KINDS)
+def example_of(kind, table, what):
+    """What a table of this file says of a kind."""
+    if kind not in table:
+        pytest.fail(f"codec.KINDS has a kind {kind!r}, of which this file has no {what}")
+    return table[kind]
+
+
+@pytest.fixture(params=codec.KINDS)
 def stored(request, tmp_path):
     """A tokenizer of each kind and a folder it has been saved to."""
-    tokenizer = KINDS[request.param]()
+    tokenizer = example_of(request.param, MAKERS, "MAKERS")()
     folder = tmp_path / "runs" / request.param
     tokenizer.save(folder)
     return tokenizer, folder
 
 
-@pytest.fixture(params=MEDIA)
+@pytest.fixture(params=[kind for kind in codec.KINDS if kind != "text"])
 def media_codec(request):
-    return KINDS[request.param](), MEDIA[request.param]
+    return example_of(request.param, MAKERS, "MAKERS")(), example_of(request.param, MEDIA, "MEDIA")
+
+
+@pytest.mark.parametrize("kind", codec.KINDS)
+def test_the_table_names_the_class_of_each_kind(kind):
+    module, name = codec.KINDS[kind]
+    assert getattr(importlib.import_module(module), name).kind == kind
 
 
 def test_load_gives_back_the_same_kind_and_fingerprint(stored):
@@ -66,7 +85,7 @@ def test_a_saved_folder_is_the_same_bytes_after_load_and_save(stored, tmp_path):
 
 def test_fitting_twice_gives_the_same_fingerprint(stored):
     tokenizer, _ = stored
-    assert KINDS[tokenizer.kind]().fingerprint == tokenizer.fingerprint
+    assert MAKERS[tokenizer.kind]().fingerprint == tokenizer.fingerprint
 
 
 def test_loaded_codec_encodes_and_decodes_as_before(media_codec, tmp_path):
@@ -83,11 +102,48 @@ def test_shapes_are_announced_truthfully(media_codec):
     fitted, media = media_codec
     codes = fitted.encode(media)
     assert codes.dtype == np.int32
-    assert codes.shape[1:] == fitted.code_shape(media.shape[1:])
+    assert codes.shape[1:] == fitted.code_shape(media.shape[1:]) and codes.ndim == 3
     decoded = fitted.decode(codes)
     assert decoded.dtype == media.dtype
     assert decoded.shape[1:] == fitted.media_shape(codes.shape[1:])
     assert fitted.code_shape(decoded.shape[1:]) == codes.shape[1:]
+
+
+def any_codes(fitted, batch, shape):
+    """Codes drawn from all that each codebook has; a codec of several has one column for each."""
+    sizes = np.resize(fitted.codebook_sizes, shape)
+    return np.random.default_rng(2).integers(0, sizes, (batch, *shape), np.int32)
+
+
+def test_codes_are_in_the_range_of_their_codebook(media_codec):
+    fitted, media = media_codec
+    codes = fitted.encode(media)
+    sizes = np.resize(fitted.codebook_sizes, codes.shape[1:])
+    assert len(fitted.codebook_sizes) in (1, codes.shape[-1])
+    assert (codes >= 0).all() and (codes < sizes).all()
+
+
+def test_all_codes_can_be_decoded_and_come_back_where_that_is_promised(media_codec):
+    fitted, media = media_codec
+    shape = fitted.code_shape(media.shape[1:])
+    codes = any_codes(fitted, 5, shape)
+    decoded = fitted.decode(codes)
+    assert decoded.shape == (5, *fitted.media_shape(shape)) and decoded.dtype == media.dtype
+    assert (fitted.encode(decoded) == codes).all() == example_of(fitted.kind, IDEMPOTENT, "IDEMPOTENT")
+
+
+@pytest.mark.parametrize("shape", [(12,), (2, 2, 3)])
+def test_codes_that_are_not_2d_are_refused_in_words(shape):
+    class Odd(PatchCodec):
+        kind = "odd"
+
+        def encode(self, media):
+            return np.zeros((len(media), *shape), np.int32)
+
+    fitted = _patch_codec()
+    tokenizers = MediaTokenizers(_text_tokenizer(), {"image": Odd(fitted.config, fitted.codebook)})
+    with pytest.raises(ValueError, match=rf"'image', odd, gives codes of shape \({shape[0]},.*must be 2-D"):
+        tokenizers.encode("image", list(MEDIA["patch"]))
 
 
 @pytest.mark.parametrize("rows", [slice(0, 1), slice(1, 4), slice(3, 4)])
@@ -198,7 +254,7 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(tmp_path):
     _text_tokenizer().save(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"kind": "text"', '"kind": "smell"'))
-    with pytest.raises(ValueError, match="'smell', known are text, patch, mel"):
+    with pytest.raises(ValueError, match=f"'smell', known are {', '.join(codec.KINDS)}"):
         codec.load(tmp_path)
 
 

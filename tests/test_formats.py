@@ -162,5 +162,5 @@ def test_a_codec_of_a_former_kind_and_field_keeps_its_fingerprint_and_its_bytes(
 def test_an_unknown_field_of_a_codec_is_refused_with_the_nearest_one(tmp_path):
     content = {"codebook.npy": np.zeros((1, 2, 2, 1), np.uint8)}
     codec.write_folder(tmp_path, {"kind": "patch", "config": {"patch_sid": 2}}, content)
-    with pytest.raises(ValueError, match="config.json: unknown field 'patch_sid'; the nearest is 'patch_side'"):
+    with pytest.raises(ValueError, match="unknown field 'patch_sid'; the nearest is 'patch_side'"):
         codec.load(tmp_path)

@@ -21,7 +21,7 @@ SHAPE = (5, 2)
 @pytest.fixture(scope="module")
 def with_melodies():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(codec._KINDS, "melody", ("melody", "MelodyCodec"))
+        patch.setitem(codec.KINDS, "melody", ("melody", "MelodyCodec"))
         patch.setitem(MODALITIES, "melody", melody.MODALITY)
         patch.setitem(OUTPUTS, "melody", melody.OUTPUT)
         yield
@@ -95,7 +95,7 @@ def test_it_is_inspected(run, capsys):
 
 def test_every_modality_is_in_both_tables_and_has_a_codec():
     assert MODALITIES.keys() == OUTPUTS.keys()
-    kinds = {codec.importlib.import_module(module).__dict__[name].modality for module, name in codec._KINDS.values()}
+    kinds = {codec.importlib.import_module(module).__dict__[name].modality for module, name in codec.KINDS.values()}
     assert kinds - {"text"} == MODALITIES.keys()
 
 

@@ -31,11 +31,12 @@ Content = Mapping[str, np.ndarray | str]
 
 _T = TypeVar("_T", bound="StoredTokenizer")
 
-_KINDS = {
+KINDS = {
     "text": ("trimask.tokenizers.text", "TextTokenizer"),
     "patch": ("trimask.tokenizers.image", "PatchCodec"),
     "mel": ("trimask.tokenizers.audio", "MelCodec"),
 }
+"""Kind → module and name of its class."""
 
 
 @runtime_checkable
@@ -55,7 +56,7 @@ class Stored(Protocol):
 
 @runtime_checkable
 class MediaCodec(Stored, Protocol):
-    """Pictures or sound ↔ codes.
+    """Pictures or sound ↔ codes, which are 2-D: [rows, columns], or [time, codebooks] for several codebooks.
 
     image: uint8 [batch, height, width, channels] ↔ int32 [batch, rows, columns]
     audio: float32 [batch, samples], mono, in [-1, 1] ↔ int32 [batch, frames, codebooks]
@@ -66,12 +67,12 @@ class MediaCodec(Stored, Protocol):
         """Codewords of each residual codebook, coarsest first."""
         ...
 
-    def encode(self, media: Shaped[np.ndarray, "batch ..."]) -> Int[np.ndarray, "batch ..."]: ...
+    def encode(self, media: Shaped[np.ndarray, "batch ..."]) -> Int[np.ndarray, "batch rows columns"]: ...
 
-    def decode(self, codes: Int[np.ndarray, "batch ..."]) -> Shaped[np.ndarray, "batch ..."]: ...
+    def decode(self, codes: Int[np.ndarray, "batch rows columns"]) -> Shaped[np.ndarray, "batch ..."]: ...
 
     def code_shape(self, media_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the codes of one medium of this shape, both without the batch axis."""
+        """Shape of the codes of one medium of this shape, two numbers; both without the batch axis."""
         ...
 
     def media_shape(self, code_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -132,9 +133,9 @@ class StoredTokenizer:
 def load(folder: str | Path) -> Stored:
     """Loads whichever tokenizer or codec the folder holds."""
     kind = present_name("codec", _read_description(Path(folder))["kind"])
-    if kind not in _KINDS:
-        raise ValueError(f"{folder}: unknown kind of tokenizer {kind!r}, known are {', '.join(_KINDS)}")
-    module, name = _KINDS[kind]
+    if kind not in KINDS:
+        raise ValueError(f"{folder}: unknown kind of tokenizer {kind!r}, known are {', '.join(KINDS)}")
+    module, name = KINDS[kind]
     return getattr(importlib.import_module(module), name).load(folder)
 
 

@@ -47,7 +47,13 @@ class MediaTokenizers:
         """Codes of texts (without EOS), or of pictures or waveforms of one shape."""
         if modality == TEXT:
             return self.text.encode_batch(list(media))
-        return list(self.codec(modality).encode(np.stack(media)))
+        codes = self.codec(modality).encode(np.stack(media))
+        if codes.ndim != 3:
+            raise ValueError(
+                f"the codec for {modality!r}, {self.codec(modality).kind}, gives codes of shape {codes.shape[1:]}; "
+                "those of one medium must be 2-D, such as (rows, columns) or (time, codebooks)"
+            )
+        return list(codes)
 
     def decode(self, modality: str, codes: Sequence[np.ndarray]) -> list[Any]:
         """Texts up to their EOS, or pictures or waveforms of one shape; every code must be known."""
