@@ -64,6 +64,12 @@ def mixing(answer=None, is_sure=False):
     return Partial(_mix, table=0 * table if is_sure else table, certain=certain if is_sure else 0 * certain)
 
 
+def flat(mixed, logit):
+    """The program of a denoiser that `mixing` made, with the same logit for every id."""
+    table, certain = mixed.keywords["table"], mixed.keywords["certain"]
+    return Partial(mixed.func, table=jnp.zeros_like(table), certain=jnp.full_like(certain, logit))
+
+
 TRACES: list[tuple[int, ...]] = []
 """Shapes for which a mixing denoiser was traced."""
 

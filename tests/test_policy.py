@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import typing
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ logits_of = jax.jit(policy.logits_of, static_argnums=0)
 log_probability = jax.jit(policy.log_probability, static_argnums=0)
 CONFIG = PolicyConfig()
 SMALL = PolicyConfig(width=8, mlp_width=8, num_heads=1)
-LAWS = ("bernoulli", "dpls")
+LAWS = typing.get_args(typing.get_type_hints(PolicyConfig)["law"])
 
 
 def shuffled(parameters, size=0.5):
@@ -199,11 +200,15 @@ def test_a_policy_may_see_its_block_alone():
 def test_as_a_strategy_it_fills_everything_and_never_waits(law):
     config = PolicyConfig(law=law, width=8, mlp_width=8, num_heads=1)
     parameters = new_parameters(config, jax.random.key(0))
-    parameters["output"]["bias"] = jnp.array([-30.0])  # it would never reveal anything
-    rules = config.watching(Rules(mask_id=fakes.MASK, block_length=4))
+    # Of both blocks together 8 times the evaluations they need: who stalled would use them up, and not hang.
+    rules = config.watching(Rules(mask_id=fakes.MASK, block_length=4, max_nfe=48))
     state = fakes.begin([fakes.text_request([-1] * 6)] * 2, 8)
-    final, _ = loop.sample(fakes.mixing(), LearnedStrategy(config, parameters), rules, state)
-    assert final.is_done.all() and final.nfe.tolist() == [6, 6]
+    run = jax.jit(lambda strategy: loop.sample(fakes.mixing(), strategy, rules, state)[0])
+    for logit, nfe in ((-30.0, 6), (-math.inf, 6), (math.nan, 6), (math.inf, 2)):
+        parameters["output"]["bias"] = jnp.array([logit])  # it would never reveal anything, or all at once
+        final = run(LearnedStrategy(config, parameters))
+        assert final.is_done.all() and final.nfe.tolist() == [nfe, nfe]
+    parameters["output"]["bias"] = jnp.array([-30.0])
     waiting = LearnedStrategy(config, parameters, is_forced=False)
     rules = config.watching(Rules(mask_id=fakes.MASK, block_length=4, gives_up_after=4))
     final, _ = loop.sample(fakes.mixing(), waiting, rules, state)

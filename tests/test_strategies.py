@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import math
+import typing
+from functools import cache
 
 import fakes
 import jax
@@ -10,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fakes import text_request
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trimask.diffusion.sampling import loop
 from trimask.diffusion.sampling.config import GenerationConfig, numbers_of, require_used
+from trimask.diffusion.sampling.policy import LearnedStrategy, PolicyConfig, new_parameters
 from trimask.diffusion.sampling.requests import Generator, request_keys
 from trimask.diffusion.sampling.state import Choice, Observation, start
 from trimask.diffusion.sampling.strategies import STRATEGIES, with_progress
@@ -129,6 +132,7 @@ ORACLES = {
 }
 STEPS = 5
 CHOOSE = jax.jit(lambda strategy, keys, seen: strategy(keys, seen, None))
+FORCED = jax.jit(lambda choice, keys, seen: with_progress(lambda *_: (choice, None))(keys, seen, None)[0])
 
 
 def observation(rows, step=0):
@@ -165,7 +169,7 @@ rows_of_two = st.lists(st.lists(positions, min_size=ROW, max_size=ROW), min_size
 
 
 @EVERY_STRATEGY
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(rows_of_two, st.integers(0, STEPS - 1), st.integers(0, 2**20))
 def test_it_equals_its_definition(name, rows, step, seed):
     seen = observation(rows, step)
@@ -195,6 +199,48 @@ def test_it_equals_its_definition(name, rows, step, seed):
         assert set(() if choice.remask is None else np.flatnonzero(choice.remask[number]).tolist()) == remask
 
 
+LAWS = typing.get_args(typing.get_type_hints(PolicyConfig)["law"])
+EXTREMES = (0.0, 0.5, 1.0, math.nan, math.inf, -math.inf)
+anything = st.tuples(
+    *[st.sampled_from(EXTREMES)] * 3, st.sampled_from(["masked", "masked", "revealed", "given", "outside"])
+)
+IN_EACH_ROUND = [name for name in STRATEGIES if name != "ancestral" and not name.startswith("remdm")]
+"""Strategies that need no `with_progress`."""
+
+
+@cache
+def policy(law, bias):
+    """A policy whose logits are this everywhere, but for what it sees."""
+    config = PolicyConfig(law=law, inputs=("confidence", "margin", "entropy"), width=8, mlp_width=8, num_heads=1)
+    parameters = new_parameters(config, jax.random.key(0))
+    parameters["output"]["bias"] = jnp.array([bias])
+    return LearnedStrategy(config, parameters)
+
+
+@pytest.mark.parametrize("name", [*STRATEGIES, *LAWS])
+@settings(deadline=None, max_examples=12)
+@given(st.lists(anything, min_size=ROW, max_size=ROW), st.integers(0, STEPS - 1), st.sampled_from(EXTREMES))
+@example([(math.nan, math.nan, math.nan, "masked")] * ROW, 1, math.nan)
+@example([(-math.inf, math.inf, -math.inf, s) for s in ("given", "revealed", "masked", *["outside"] * 3)], 2, -math.inf)
+@example([(1.0, 0.0, 0.0, "revealed")] * ROW, 0, math.inf)
+def test_whatever_the_confidences_it_reveals_something_and_only_candidates(name, row, step, bias):
+    seen = observation([row, [(0.5, 0.5, 0.5, "masked")] * ROW], step)
+    chosen = bound(name) if name in STRATEGIES else policy(name, bias)
+    keys = jax.random.split(jax.random.key(step), 2)
+    choice, _ = CHOOSE(chosen, keys, seen)
+    forced = FORCED(choice, keys, seen)
+    candidates = np.asarray(seen.candidates)
+    revealed, with_help = (np.asarray(c.reveal) for c in (choice, forced))
+    assert not (revealed & ~candidates).any() and not (with_help & ~candidates).any()
+    assert (with_help.any(axis=1) == candidates.any(axis=1)).all()
+    if name in (*IN_EACH_ROUND, *LAWS):
+        assert (with_help == revealed).all()
+    elif step == STEPS - 1:
+        assert (revealed == candidates).all(), "what waits has ended by the last step"
+    if choice.remask is not None:
+        assert not (np.asarray(choice.remask) & np.asarray(seen.is_masked | ~seen.in_block | ~seen.is_asked)).any()
+
+
 @EVERY_STRATEGY
 def test_it_acts_inside_the_block_and_follows_its_key(name):
     row = [(0.625, 0.25, 0.25, s) for s in ("given", "revealed", "masked", "masked", "masked", "outside")]
@@ -222,16 +268,22 @@ CACHED = {"block_length": 2, "cache": "dual"}
     + [(n, CACHED) for n in ("factor", "remdm_cap")],
     ids=str,
 )
-def test_it_ends_with_the_answer_if_that_is_known_and_compiles_once(name, options):
+def test_it_ends_with_the_answer_if_that_is_known_whatever_the_logits_and_compiles_once(name, options):
     request, codes = text_request([1, -1, -1, 4, -1, -1, -1]), [1, 5, 0, 4, 2, 3, 3]
     answer = assemble(fakes.VOCABULARY, [text_request(codes)], 16).tokens
-    config = GenerationConfig(strategy=name, steps=4, temperature=0.0, **options)
+    # Without an end of its own a strategy would use up the evaluations, and not hang.
+    config = GenerationConfig(strategy=name, steps=4, temperature=0.0, max_nfe=40, **options)
     (sure,) = Generator(fakes.mixing(answer, is_sure=True), fakes.VOCABULARY).generate([request], config, seed=0)
     assert sure.example.segments[0].codes.tolist() == codes
     np.testing.assert_allclose(sure.log_probs, 0.0, atol=1e-3)
     planned = not numbers_of(name) and name not in ("entropy_bound", "first_hitting")
     assert not planned or sure.nfe <= (4 if not options else 6)
     fakes.TRACES.clear()
+    for logit in (0.0, math.nan, math.inf, -math.inf):
+        (lost,) = Generator(fakes.flat(fakes.mixing(answer), logit), fakes.VOCABULARY).generate(
+            [request], config, seed=0
+        )
+        assert 1 <= lost.nfe <= 5 + 4, "as many evaluations as masks and steps"
     for size in (7, 8, 9):
         numbers = {n: NUMBERS[n] * (0.9 + 0.01 * size) for n in numbers_of(name)}
         changed = dataclasses.replace(config, steps=size, temperature=0.1 * size, **numbers)

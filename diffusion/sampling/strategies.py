@@ -204,8 +204,9 @@ def _sorted(
     score: Float[Array, "batch seq"], candidates: Bool[Array, "batch seq"]
 ) -> tuple[Int[Array, "batch seq"], Int[Array, "batch seq"]]:
     """Positions from the candidate of the highest score to the lowest, the others last; and the rank of each."""
-    # What is not a number comes last of the candidates, so that even then something is revealed.
-    score = jnp.where(jnp.isnan(score), jnp.finfo(score.dtype).min, score)
+    # What is not a number, or −∞, comes last of the candidates but before all else, so that something is revealed.
+    lowest = jnp.finfo(score.dtype).min
+    score = jnp.maximum(jnp.where(jnp.isnan(score), lowest, score), lowest)
     order = jnp.argsort(-jnp.where(candidates, score, -jnp.inf), axis=-1, stable=True)
     return order, jnp.argsort(order, axis=-1)
 
