@@ -2,11 +2,14 @@
 
 import csv
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import madeup
 import numpy as np
 import pytest
+from madeup import MadeUp, written
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.description import TrainConfig
@@ -15,6 +18,7 @@ from trimask.diffusion.masking import MaskingConfig, forward_process
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.schedule import ScheduleConfig
+from trimask.diffusion.studies import mask_variance
 from trimask.diffusion.studies.mask_variance import MaskVariance
 from trimask.diffusion.train import train
 from trimask.diffusion.trained import load
@@ -52,6 +56,40 @@ def test_the_variance_is_the_trace_of_the_covariance(prepared, run, tmp_path):
         flat.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradients)]))
     assert 0 < float(row["independent"]) != float(row["complementary"])
     assert float(row["complementary"]) == pytest.approx(np.trace(np.cov(np.array(flat).T)), rel=1e-3)
+
+
+def test_all_that_is_written(tmp_path, monkeypatch):
+    traces = {("linear", False): 8.0, ("linear", True): 2.0, ("cosine_md4", False): 1.25, ("cosine_md4", True): 1.5}
+    asked = []
+
+    def variance(loaded, prepared, masking, draws):
+        asked.append(draws)
+        return traces[masking.schedule.kind, masking.complementary]
+
+    monkeypatch.setattr(mask_variance, "load", lambda folder: SimpleNamespace(step=1234))
+    monkeypatch.setattr(mask_variance, "Prepared", lambda data: None)
+    monkeypatch.setattr(mask_variance, "require_same_tokenizers", lambda *_: None)
+    monkeypatch.setattr(mask_variance, "gradient_variance", variance)
+    config = MaskVariance(run="runs/small", draws=7, schedules=("linear", "cosine_md4"))
+    trials = MadeUp(tmp_path, None)
+    assert mask_variance.study(config, trials) == written(
+        """
+        Trace of the covariance of the ELBO's gradient, 7 draws, runs/small at step 1234.
+
+        | schedule | independent | complementary | ratio |
+        | --- | --- | --- | --- |
+        | linear | 8 | 2 | 0.25 |
+        | cosine_md4 | 1.25 | 1.5 | 1.20 |
+        """
+    )
+    assert asked == [7] * 4
+    assert trials.reports == [("schedules", 0, 2), ("schedules", 1, 2), ("schedules", 2, 2)]
+    assert madeup.files(tmp_path) == ["variances.csv"]
+    assert (tmp_path / "variances.csv").read_text().splitlines() == [
+        "schedule,independent,complementary",
+        "linear,8.0,2.0",
+        "cosine_md4,1.25,1.5",
+    ]
 
 
 def test_one_draw_has_no_variance():

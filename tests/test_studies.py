@@ -1,10 +1,14 @@
-"""The studies' conclusions, in worlds where the truth is known; and the coordinate check in small on real networks."""
+"""The studies' conclusions, in worlds where the truth is known; and the coordinate check in small on real networks.
+
+What each study writes is compared with literals in the test of its module.
+"""
 
 import csv
 import dataclasses
 import json
 import math
 
+import madeup
 import numpy as np
 import pytest
 
@@ -18,7 +22,6 @@ from trimask.diffusion.studies import batch_invariance, coordinate_check, critic
 from trimask.diffusion.studies.batch_invariance import RULES, BatchInvariance, under_rule
 from trimask.diffusion.studies.coordinate_check import CoordinateCheck
 from trimask.diffusion.studies.critical_batch import CriticalBatch, Fit
-from trimask.diffusion.studies.findings import exponent, markdown_table
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer, Optimum, optimum
 from trimask.diffusion.studies.search import Round, Search, coordinates, moved, multipliers_at, speedup
 from trimask.diffusion.studies.trials import Outcome, Trials, mean_tokens, tuned_here
@@ -60,7 +63,10 @@ def rows(path):
 
 
 @pytest.fixture
-def world(prepared, tmp_path):
+def world(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(critical_batch, "_DRAWS", 50)
+    for module in (learning_rate_transfer, critical_batch, batch_invariance, search):
+        madeup.figures(monkeypatch, module)
     return lambda loss: World(tmp_path, prepared.folder, loss)
 
 
@@ -85,7 +91,6 @@ def test_transfer_is_told_from_drift(world, tmp_path):
     optima = {(row["kind"], row["width"]): float(row["log2_learning_rate"]) for row in rows(tmp_path / "optima.csv")}
     assert optima["completed_p", "128"] == pytest.approx(-8.6) and optima["standard", "128"] == pytest.approx(-9.6)
     assert len(rows(tmp_path / "losses.csv")) == len(trials.asked) == 3 * 2 * 5
-    assert (tmp_path / "loss.png").stat().st_size > 5000
     assert {c.parametrization.base_width for c in trials.asked} == {32}
 
 
@@ -96,12 +101,6 @@ def test_the_lowest_point_is_refined_only_inside():
     assert optimum(points[2:]) == Optimum(*points[2], "≤")
     assert optimum(points[:2]) == Optimum(*points[1], "≥")
     assert optimum([(0.0, 2.0), (1.0, 1.0), (2.0, math.inf)]) == Optimum(1.0, 1.0)
-
-
-def test_an_optimum_at_the_edge_is_no_proof_of_staying(world, tmp_path):
-    config = LearningRateTransfer(base=BASE, widths=(32, 64), depths=(2,), log2_learning_rates=(-7, -6, -5))
-    text = learning_rate_transfer.study(config, world(lambda c: valley(c, drift=0.0)))
-    assert "≤ 2^-7.00" in text and "2^0.00 apart" in text and "they may lie further" in text
 
 
 # --- critical batch ---
@@ -201,7 +200,6 @@ def test_flat_is_told_from_not_flat_below_the_predicted_batch(world, tmp_path):
     assert "over the 5 batches up to B_crit" in lines["sde"]
     assert "S_crit = 20 steps" in text and "predicts B_crit = 1,6" in text.replace("1,5", "1,6")
     assert {row["rule"] for row in rows(tmp_path / "losses.csv")} == {"nothing", "linear", "root", "sde"}
-    assert (tmp_path / "curves.png").stat().st_size > 5000
 
 
 def test_flatness_by_hand():
@@ -234,12 +232,6 @@ def test_settings_that_cannot_be_run_are_refused_at_once():
         Search(base=BASE, per_round=0)
     with pytest.raises(ValueError, match="two of the kinds are the same"):
         CoordinateCheck(base=BASE, kinds=(("mup", 0.5), ("mup", 1.0)))
-
-
-def test_the_base_is_tuned_first(world):
-    trials = world(lambda c: valley(c, 0.0))
-    batch_invariance.study(BatchInvariance(base=BASE, log2_factors=(0, 1, 2), seeds=1), trials)
-    assert next(c for c in trials.asked if c.seed == 0).optimizer.learning_rate == 2**-8.5
 
 
 # --- search ---
@@ -340,15 +332,6 @@ def test_a_small_coordinate_check(prepared, tmp_path):
 
 
 # --- writing, and the command ---
-
-
-def test_an_exponent_is_the_slope_in_logarithms():
-    x = np.array([1.0, 2.0, 8.0])
-    assert exponent(x, 3 * x**-0.5) == pytest.approx(-0.5)
-
-
-def test_tables_are_markdown():
-    assert markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
 def test_the_fit_is_what_its_formula_says():

@@ -4,25 +4,30 @@ import csv
 import dataclasses
 import json
 import math
-from pathlib import Path
+from types import SimpleNamespace
 
+import madeup
 import numpy as np
 import pytest
+from madeup import MadeUp, written
 from test_policy import SMALL
 
 from trimask.diffusion import configuration
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.sampling.requests import Generator
+from trimask.diffusion.sampling.requests import Answer, Generator
 from trimask.diffusion.studies.trials import Trials
+from trimask.sampling_rl import unmasking_report, unmasking_study
 from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.policy_study import PolicyStudy, chains, trainings
 from trimask.sampling_rl.policy_study import study as run_policy_study
+from trimask.sampling_rl.reward import RewardConfig
 from trimask.sampling_rl.tasks import from_prepared
 from trimask.sampling_rl.train import PolicyTrainConfig, PolicyTraining, train_policy
-from trimask.sampling_rl.unmasking_report import Point, front, merged
-from trimask.sampling_rl.unmasking_study import UnmaskingStudy, _when, study, trainings_of, ways
+from trimask.sampling_rl.unmasking_report import Order, Point, front, merged
+from trimask.sampling_rl.unmasking_study import Seen, Training, UnmaskingStudy, _when, study, trainings_of, ways
 from trimask.scripts import train_policy as command
+from trimask.tokenizers.sequence import Example, Segment
 
 CONFIG = PolicyTrainConfig(
     policy=SMALL,
@@ -80,6 +85,205 @@ def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_pa
             study(dataclasses.replace(asked, max_examples=2), trials)
 
 
+MADE_UP = {
+    # Strategy → number → accuracy and NFE, in blocks of 2 and without.
+    "random": {1: ((0.1, 1.0), (0.2, 1.5)), 4: ((0.3, 4.0), (0.4, 4.5))},
+    "threshold": {0.9: ((0.5, 3.0), (0.56, 3.5))},
+    "leftmost": {0.9: ((0.6, 5.0), (0.66, 5.5))},
+    "factor": {0.5: ((0.7, 2.0), (0.76, 2.5))},
+    "entropy_bound": {0.25: ((0.8, 6.0), (0.86, 6.5))},
+    "p/a": {1.0: ((0.9, 7.0),), 2.0: ((0.92, 7.5),)},
+    "p/b": {1.0: ((0.8, 9.0),), 2.0: ((0.96, 9.5),)},
+    "p/c": {1.0: ((0.94, 8.0), (0.98, 8.5))},
+}
+TRAININGS = [
+    Training("policy, α 1", 3, 2, "alike"),
+    Training("policy, α 1", 4, 2, "alike"),
+    Training("policy of before", None, None, "other"),
+]
+
+
+def seen(way):
+    """Made up; of the policies, what the first reveals at once has no order."""
+    how, at = way.how, 0 if way.how.block_length else 1
+    numbers = {"threshold": how.threshold, "leftmost": how.threshold, "factor": how.factor}
+    numbers |= {"random": how.steps, "entropy_bound": how.entropy_bound}
+    accuracy, nfe = MADE_UP[how.strategy][numbers.get(how.strategy, how.policy_scale)][at]
+    tendency = None if how.strategy == "p/a" else -accuracy
+    order = (tendency, [0.5, 1.0], [1.0, nfe]) if way.shown else (None, [], [])
+    return Seen(accuracy, nfe, 50, *order)
+
+
+def test_all_that_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(unmasking_study, "load", lambda folder: SimpleNamespace(step=1234))
+    monkeypatch.setattr(unmasking_study, "Prepared", lambda data: None)
+    monkeypatch.setattr(unmasking_study, "require_same_tokenizers", lambda *_: None)
+    laws = {"p/a": "bernoulli", "p/b": "bernoulli", "p/c": "dpls"}
+    monkeypatch.setattr(
+        unmasking_study, "open_policy", lambda name: SimpleNamespace(config=dataclasses.replace(SMALL, law=laws[name]))
+    )
+    monkeypatch.setattr(GenerationConfig, "__post_init__", lambda _: None)  # policies that are nowhere
+    monkeypatch.setattr(unmasking_study, "trainings_of", lambda names: TRAININGS)
+    monkeypatch.setattr(unmasking_study, "checkpoint_steps", lambda folder: [30, 20])
+    figures = madeup.figures(monkeypatch, unmasking_report)
+    config = UnmaskingStudy(
+        run="runs/small",
+        policies=tuple(laws),
+        dataset="sums",
+        split="test",
+        blocks=(2, 0),
+        steps=(1, 4),
+        planned=("random",),
+        thresholds=(0.9,),
+        factors=(0.5,),
+        entropy_bounds=(0.25,),
+        scales=(1.0, 2.0),
+        shown=3,
+        seed=17,
+    )
+    trials = MadeUp(tmp_path, seen)
+    assert study(config, trials) == written(
+        """
+        runs/small at step 1234, 50 problems of sums text test.
+
+        |  | strategy | number | NFE | accuracy ± standard error | of each seed |
+        | --- | --- | --- | --- | --- | --- |
+        | blocks of 2 | random | 1 | 1.0 | 10.0% ± 4.4% |  |
+        | blocks of 2 | random | 4 | 4.0 | 30.0% ± 6.3% |  |
+        | blocks of 2 | threshold | 0.9 | 3.0 | 50.0% ± 6.8% |  |
+        | blocks of 2 | leftmost | 0.9 | 5.0 | 60.0% ± 6.7% |  |
+        | blocks of 2 | factor | 0.5 | 2.0 | 70.0% ± 6.3% |  |
+        | blocks of 2 | entropy_bound | 0.25 | 6.0 | 80.0% ± 5.6% |  |
+        | blocks of 2 | policy, α 1 | 1 | 8.0 | 85.0% ± 5.0% | 90.0%, 80.0% |
+        | blocks of 2 | policy, α 1 | 2 | 8.5 | 94.0% ± 2.0% | 92.0%, 96.0% |
+        | blocks of 2 | policy of before | 1 | 8.0 | 94.0% ± 3.6% |  |
+        | full | random | 1 | 1.5 | 20.0% ± 5.6% |  |
+        | full | random | 4 | 4.5 | 40.0% ± 6.7% |  |
+        | full | threshold | 0.9 | 3.5 | 56.0% ± 6.8% |  |
+        | full | leftmost | 0.9 | 5.5 | 66.0% ± 6.5% |  |
+        | full | factor | 0.5 | 2.5 | 76.0% ± 5.9% |  |
+        | full | entropy_bound | 0.25 | 6.5 | 86.0% ± 4.9% |  |
+        | full | policy of before | 1 | 8.5 | 98.0% ± 2.5% |  |
+
+        |  | strategy | left to right, of each seed |
+        | --- | --- | --- |
+        | blocks of 2 | threshold | -0.50 |
+        | blocks of 2 | leftmost | -0.60 |
+        | blocks of 2 | policy, α 1 | +0.00, -0.80 |
+        | blocks of 2 | policy of before | -0.94 |
+        | full | threshold | -0.56 |
+        | full | leftmost | -0.66 |
+        | full | policy of before | -0.98 |
+        """
+    )
+    assert madeup.files(tmp_path) == ["orders.csv", "points.csv"]
+    lines = (tmp_path / "points.csv").read_text().splitlines()
+    assert len(lines) == 1 + 11 + 7
+    assert "\n".join([*lines[:2], lines[7], lines[10], lines[-1]]) == written(
+        """
+        block,label,number,accuracy,nfe,problems,seed
+        2,random,1.0,0.1,1.0,50,
+        2,"policy, α 1",1.0,0.9,7.0,50,3
+        2,"policy, α 1",2.0,0.96,9.5,50,4
+        0,policy of before,1.0,0.98,8.5,50,
+        """
+    )
+    lines = (tmp_path / "orders.csv").read_text().splitlines()
+    assert len(lines) == 1 + 5 + 3
+    assert "\n".join([*lines[:2], lines[4], lines[-1]]) == written(
+        """
+        block,label,seed,left_to_right,steps,per_step
+        2,threshold,,-0.5,"[0.5, 1.0]","[1.0, 3.0]"
+        2,"policy, α 1",4,-0.8,"[0.5, 1.0]","[1.0, 9.0]"
+        0,policy of before,,-0.98,"[0.5, 1.0]","[1.0, 8.5]"
+        """
+    )
+    ((what, measured_by, asked),) = trials.asked
+    assert (what, measured_by, len(asked)) == ("ways to sample", unmasking_study.measure, 18)
+    assert {(way.run, way.dataset, way.task, way.split, way.seed, way.model_step) for way in asked} == {
+        ("runs/small", "sums", "text", "test", 17, 1234)
+    }
+    assert [way.policy_step for way in asked] == [None] * 6 + [30] * 5 + [None] * 6 + [30]
+    assert {(way.how.temperature, way.how.stop_at_eos) for way in asked} == {(0.0, False)}
+    (fronts, _), (orders, _) = figures["fronts.png"], figures["orders.png"]
+    assert [(panel.title, list(panel.curves)) for panel in fronts] == [
+        ("blocks of 2", ["random", "threshold", "leftmost", "factor", "entropy_bound"]),
+        ("blocks of 2", ["best heuristic", "policy, α 1", "policy of before"]),
+        ("full diffusion", ["random", "threshold", "leftmost", "factor", "entropy_bound"]),
+        ("full diffusion", ["best heuristic", "policy of before"]),
+    ]
+    assert fronts[1].curves["best heuristic"] == [(1.0, 0.1), (2.0, 0.7), (6.0, 0.8)]
+    assert fronts[1].curves["policy, α 1"] == [(8.0, pytest.approx(0.85)), (8.5, pytest.approx(0.94))]
+    assert [(panel.title, panel.x, list(panel.curves)) for panel in orders] == [
+        ("blocks of 2", "place", ["threshold", "leftmost", "policy, α 1", "policy of before"]),
+        ("blocks of 2", "step", ["threshold", "leftmost", "policy, α 1", "policy of before"]),
+        ("full diffusion", "place", ["threshold", "leftmost", "policy of before"]),
+        ("full diffusion", "step", ["threshold", "leftmost", "policy of before"]),
+    ]
+    assert orders[0].curves["policy, α 1"] == [(0.0, 0.5), (1.0, 1.0)]
+    assert orders[1].curves["policy, α 1"] == [(1.0, 1.0), (2.0, 8.0)]
+
+
+def test_more_policies_than_fit_in_a_panel_are_shown_six_at_a_time(tmp_path, monkeypatch):
+    figures = madeup.figures(monkeypatch, unmasking_report)
+    unmasking_report.draw_fronts(tmp_path / "f.png", [Point(0, f"p{n}", 1.0, 0.5, 2.0, 10, 0) for n in range(7)])
+    unmasking_report.draw_orders(
+        tmp_path / "o.png",
+        [Order(0, "threshold", None, 0.0, [1.0], [1.0]), *(Order(0, f"p{n}", 0, 0.0, [1.0], [1.0]) for n in range(7))],
+    )
+    assert [list(panel.curves)[1:] for panel in figures["f.png"][0]] == [[f"p{n}" for n in range(6)], ["p6"]]
+    shown = [list(panel.curves) for panel in figures["o.png"][0]]
+    assert shown == [["threshold", *(f"p{n}" for n in range(6))]] * 2 + [["threshold", "p6"]] * 2
+
+
+def test_a_policy_is_called_by_what_is_not_usual_in_its_training(tmp_path, monkeypatch):
+    usual = PolicyTrainConfig(reward=RewardConfig(alpha=3.0))
+    configs = {
+        "policy, α 3, full": usual,
+        "policy, α 3, blocks of 8": dataclasses.replace(
+            usual, generation=dataclasses.replace(usual.generation, block_length=8), seed=5
+        ),
+        "policy, α 3, full, experts": dataclasses.replace(usual, experts=(0.5,)),
+        "policy, α 3, full, imitated, 40 steps": dataclasses.replace(usual, experts=(0.5,), learns_from="experts"),
+        "policy, α 3, full, from a start": dataclasses.replace(usual, init_from="x"),
+        "policy, α 3, full, dpls, margin and entropy, additive": dataclasses.replace(
+            usual,
+            policy=dataclasses.replace(usual.policy, law="dpls", inputs=("margin", "entropy")),
+            reward=RewardConfig(alpha=3.0, kind="additive"),
+        ),
+    }
+    monkeypatch.setattr(unmasking_study, "checkpoint_steps", lambda folder: [7, 40])
+    monkeypatch.setattr(unmasking_study, "describe_policy", lambda name: SimpleNamespace(trained_on="sums"))
+    for number, config in enumerate(configs.values()):
+        (tmp_path / f"p{number}").mkdir()
+        configuration.save(tmp_path / f"p{number}/config.json", config)
+    found = trainings_of([str(tmp_path / f"p{number}") for number in range(len(configs))])
+    assert [training.label for training in found] == list(configs)
+    assert [(training.seed, training.block) for training in found] == [(0, 0), (5, 8)] + [(0, 0)] * 4
+    (of_another,) = trainings_of([str(tmp_path / "elsewhere/fast")])
+    assert (of_another.label, of_another.seed, of_another.block) == ("fast", None, None)
+
+
+def answer(*codes):
+    return Answer(Example("text", (Segment("text", np.array(codes)),)), 1, np.zeros(0))
+
+
+def test_an_order_is_the_mean_over_problems_of_when_places_were_revealed():
+    """Code 0 is a token like others; the place that was given counts for nothing."""
+    paths = [
+        [answer(5, -1, -1, -1), answer(5, -1, -1, 0), answer(5, 0, 3, 0)],
+        [answer(-1, -1), answer(0, -1), answer(0, -1), answer(0, 2)],
+        [answer(-1, -1), answer(4, 0)],
+    ]
+    assert [_when(path).tolist() for path in paths] == [[2, 2, 1], [1, 3], [1, 1]]
+    tendency, shares, per_step = unmasking_study._order(paths)
+    # Ranks (2.5, 2.5, 1) against (1, 2, 3); in order; and one without an order of its own.
+    assert tendency == pytest.approx((-(3**0.5) / 2 + 1) / 2)
+    assert shares == pytest.approx([(1 + 1 / 3 + 1) / 3, (1 + 1 + 1) / 3, 0.5])
+    assert per_step == pytest.approx([(1 + 1 + 2) / 3, 2 / 3, 1 / 3])
+    assert unmasking_study._order(paths[2:])[0] is None
+
+
 def test_policies_of_other_blocks_are_measured_only_if_that_is_wanted(policies):
     elsewhere = dataclasses.replace(STUDY, policies=policies[:1], blocks=(3,), thresholds=(), scales=(1.0,))
     with pytest.raises(ValueError, match=r"trained in blocks of 2, which are not among \(3,\)"):
@@ -122,30 +326,51 @@ ALL_PARTS = PolicyStudy(
 
 
 def test_every_part_differs_from_the_rest_in_what_it_says(tmp_path):
-    found = {training.name: training.config for training in trainings(ALL_PARTS, tmp_path, 16)}
-    starts = {f"imitated-{name}-s0" for name in ("full", "blocks", *(f"full-{x}" for x in INPUTS), "full-dpls")}
-    alphas = {f"{name}-a{alpha}-s0" for name in ("full", "blocks") for alpha in (1, 0.3, 3)}
-    scratch = {f"scratch-{name}-s0" for name in ("full", "steered", "blocks", "additive")}
-    assert set(found) == starts | alphas | scratch | {"imitated-alone-s0"} | {
-        f"full-{name}-s0" for name in (*INPUTS, "dpls")
-    }
-    base = found["full-a1-s0"]
-    assert base == dataclasses.replace(ALL_PARTS.full, init_from=str(tmp_path / "imitated-full-s0"))
-    differs = {name: configuration.differences(base, config) for name, config in found.items()}
-    assert differs["full-a0.3-s0"] == ["reward.alpha: 1.0 → 0.3"]
-    assert [line.partition(":")[0] for line in differs["blocks-a1-s0"]] == ["generation.block_length", "init_from"]
-    assert [line.partition(":")[0] for line in differs["scratch-additive-s0"]] == ["reward.kind", "init_from"]
-    assert found["full-hidden-s0"].policy.hidden_size == found["imitated-full-hidden-s0"].policy.hidden_size == 16
-    assert found["full-dpls-s0"].policy.law == "dpls" and found["scratch-steered-s0"].experts == (0.9,)
-    names = [training.name for training in trainings(dataclasses.replace(ALL_PARTS, seeds=2), tmp_path, 16)]
-    for name, config in found.items():
-        assert config.init_from is None or names.index(Path(config.init_from).name) < names.index(name)
-        assert name.replace("-s0", "-s1") in names
-    problems = {training.name: training.problems for training in trainings(ALL_PARTS, tmp_path, 16)}
-    # Of two experts, and of a group of two: as many episodes.
-    assert problems["imitated-alone-s0"] == 1600 + 2000 and problems["full-a1-s0"] == 2000
+    """All trainings in order, with what differs from the usual one, what each starts from, and its problems."""
+    config = dataclasses.replace(
+        ALL_PARTS, alphas=(2.0, 0.3), imitated=100, problems=70, imitation=dataclasses.replace(ALL_PARTS.imitation, experts=(0.5, 0.7, 0.9, 0.95, 0.99))
+    )  # fmt: skip
+    alpha, block = "reward.alpha: 1.0 → 2.0", "generation.block_length: 2 → None"
+    experts = ["learns_from: itself → experts", "experts: [] → [0.5, 0.7, 0.9, 0.95, 0.99]"]
+
+    def policy(name, size=None):
+        sees = [f"policy.inputs: ['confidence'] → ['{name}']"]
+        return sees + ([] if size is None else [f"policy.hidden_size: None → {size}"])
+
+    expected = [
+        ("imitated-full-s0", "", 100, [alpha, *experts]),
+        ("full-a2-s0", "imitated-full-s0", 70, [block, alpha]),
+        ("full-a0.3-s0", "imitated-full-s0", 70, [block, "reward.alpha: 1.0 → 0.3"]),
+        ("imitated-blocks-s0", "", 100, [alpha, *experts]),
+        ("blocks-a2-s0", "imitated-blocks-s0", 70, [alpha]),
+        ("blocks-a0.3-s0", "imitated-blocks-s0", 70, ["reward.alpha: 1.0 → 0.3"]),
+        ("scratch-full-s0", "", 5, [block, alpha]),
+        ("scratch-steered-s0", "", 5, [alpha, "experts: [] → [0.9]"]),
+        ("scratch-blocks-s0", "", 5, [alpha]),
+        ("imitated-full-top-s0", "", 100, [*policy("top"), alpha, *experts]),
+        ("full-top-s0", "imitated-full-top-s0", 70, [*policy("top"), block, alpha]),
+        ("imitated-full-hidden-s0", "", 100, [*policy("hidden", 16), alpha, *experts]),
+        ("full-hidden-s0", "imitated-full-hidden-s0", 70, [*policy("hidden", 16), block, alpha]),
+        ("imitated-full-dpls-s0", "", 100, ["policy.law: bernoulli → dpls", alpha, *experts]),
+        ("full-dpls-s0", "imitated-full-dpls-s0", 70, ["policy.law: bernoulli → dpls", block, alpha]),
+        ("scratch-additive-s0", "", 5, [block, "reward.kind: multiplicative → additive", alpha]),
+        # Five experts play a problem, of which GRPO makes two episodes.
+        ("imitated-alone-s0", "", 100 + 70 * 2 // 5, [alpha, *experts]),
+    ]
+    planned = list(trainings(dataclasses.replace(config, inputs=("top", "hidden")), tmp_path, 16))
+    assert [training.name for training in planned] == [name for name, *_ in expected]
+    for training, (_, start, problems, differs) in zip(planned, expected, strict=True):
+        found = training.config
+        assert found.init_from == (str(tmp_path / start) if start else None) and training.problems == problems
+        assert sorted(configuration.differences(CONFIG, dataclasses.replace(found, init_from=None))) == sorted(differs)
+    seeds = [training.config.seed for training in trainings(dataclasses.replace(config, seeds=2), tmp_path, 16)]
+    assert seeds == sorted(seeds) and set(seeds) == {0, 1}
+
+
+@pytest.mark.parametrize("bad", [{"parts": ()}, {"alphas": ()}, {"seeds": 0}, {"scratch": 0}])
+def test_a_study_without_trainings_is_refused(bad):
     with pytest.raises(ValueError, match="there must be parts"):
-        dataclasses.replace(ALL_PARTS, parts=())
+        dataclasses.replace(ALL_PARTS, **bad)
 
 
 def test_policies_are_trained_and_measured_and_not_trained_again(loaded, prepared, tmp_path, monkeypatch):

@@ -1,0 +1,47 @@
+"""Made-up outcomes of trials, and figures that are not drawn: all that a study writes can be compared with literals."""
+
+from trimask.diffusion.studies.trials import Outcome, Trials
+
+
+class MadeUp(Trials):
+    """Trials whose outcome is `outcome(config)`; nothing is trained, and no data is read."""
+
+    def __init__(self, folder, outcome):
+        self.folder, self.data, self.outcome = folder, folder / "data", outcome
+        self.asked, self.reports = [], []
+
+    def report(self, *progress):
+        self.reports.append(progress)
+
+    def losses(self, configs, what="trials"):
+        return self.measured(configs, None, Outcome, what)
+
+    def measured(self, configs, measure, kind, what="trials"):
+        self.asked.append((what, measure, list(configs)))
+        return [self.outcome(config) for config in configs]
+
+
+def outcome(loss, *, last_loss=9.0, curve=(), steps=1, batch_tokens=1.0, num_parameters=100, seconds=0.0):
+    return Outcome(loss, last_loss, [list(point) for point in curve], steps, batch_tokens, num_parameters, seconds)
+
+
+def figures(monkeypatch, module):
+    """File name → (panels, columns) of every figure that the module draws."""
+    drawn = {}
+
+    def draw(path, panels, columns=4):
+        drawn[path.name] = (list(panels), columns)
+
+    monkeypatch.setattr(module, "draw", draw)
+    return drawn
+
+
+def written(text):
+    """A literal text of a test, without the lines' indentation; a line that ends in \\ goes on in the next."""
+    lines = "\n".join(line.strip() for line in text.strip().splitlines())
+    return lines.replace("\\\n", "")
+
+
+def files(folder):
+    """Names of all files in a folder."""
+    return sorted(path.name for path in folder.iterdir())

@@ -1,0 +1,123 @@
+"""What studies leave behind: tables, figures, and numbers in words."""
+
+import math
+
+import matplotlib.figure
+import numpy as np
+import pytest
+
+from trimask.diffusion.studies.findings import (
+    Panel,
+    deviation,
+    draw,
+    exponent,
+    markdown_table,
+    mean_and_deviation,
+    write_csv,
+)
+
+
+def test_an_exponent_is_the_slope_in_logarithms():
+    x = np.array([1.0, 2.0, 8.0])
+    assert exponent(x, 3 * x**-0.5) == pytest.approx(-0.5)
+
+
+def test_tables_are_markdown():
+    assert markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_a_mean_comes_with_the_deviation_of_the_seeds_or_with_how_many_diverged():
+    assert mean_and_deviation([1.0, 2.0, 6.0]) == "3.0000 ± 2.6458"  # √((4 + 1 + 9) / 2)
+    assert mean_and_deviation([1.5]) == "1.5000 ± 0.0000" and deviation([1.5]) == 0.0
+    assert mean_and_deviation([1.0, math.inf, math.nan]) == "2 of 3 diverged"
+
+
+def test_a_table_has_the_keys_of_its_first_row_as_header(tmp_path):
+    write_csv(tmp_path / "a.csv", [{"β": 1, "b": "x, y"}, {"b": None, "β": 0.5}])
+    assert (tmp_path / "a.csv").read_bytes().decode("utf-8") == 'β,b\r\n1,"x, y"\r\n0.5,\r\n'
+
+
+@pytest.fixture
+def axes_of(tmp_path, monkeypatch):
+    """Draws panels, and returns the axes that were saved."""
+
+    def drawn(panels, columns=4):
+        saved = []
+        monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, path: saved.append((figure, path)))
+        draw(tmp_path / "a.png", panels, columns)
+        ((figure, path),) = saved
+        assert path == tmp_path / "a.png"
+        return figure.axes
+
+    return drawn
+
+
+def lines_of(axes):
+    """Label → points of every line."""
+    return {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+
+
+def panel(**changes):
+    return Panel(**{"title": "t", "curves": {"a": [(1.0, 2.0), (2.0, 3.0)]}, "x": "steps", "y": "loss"} | changes)
+
+
+def test_a_panel_shows_its_curves_points_and_lines_without_what_is_infinite(axes_of):
+    one = panel(
+        curves={"a": [(1.0, 2.0), (2.0, math.inf), (4.0, 3.0)], "b": [(1.0, math.nan)]},
+        points={"runs": [(3.0, 5.0), (1.0, 4.0)]},
+        lines={"critical": 7.0},
+        highest=6.0,
+        markers=False,
+    )
+    (axes,) = axes_of([one])
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("t", "steps", "loss")
+    assert lines_of(axes) == {
+        "a": [[1.0, 2.0], [4.0, 3.0]],
+        "runs": [[3.0, 5.0], [1.0, 4.0]],
+        "critical": [[7.0, 0.0], [7.0, 1.0]],
+    }
+    runs, curve, _ = axes.lines
+    assert (runs.get_marker(), runs.get_linewidth()) == ("o", 0) and curve.get_marker() == "None"
+    assert (axes.get_xscale(), axes.get_yscale(), axes.get_ylim()[1]) == ("log", "linear", 6.0)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["runs", "a", "critical"]
+
+
+def test_panels_are_in_rows_of_so_many_and_the_places_that_are_left_are_empty(axes_of):
+    axes = axes_of([panel(title=str(number)) for number in range(3)], columns=2)
+    assert [(one.get_title(), one.get_visible()) for one in axes] == [
+        ("0", True),
+        ("1", True),
+        ("2", True),
+        ("", False),
+    ]
+    assert axes[0].get_subplotspec().get_gridspec().ncols == 2
+    assert len(axes_of([panel()], columns=2)) == 1
+
+
+def test_a_label_has_one_colour_in_all_panels(axes_of):
+    curve = [(1.0, 2.0)]
+    first, second = axes_of([panel(curves={"a": curve, "b": curve}), panel(curves={"b": curve, "c": curve})])
+    colours = {line.get_label(): line.get_color() for line in (*first.lines, *second.lines)}
+    assert len(set(colours.values())) == 3 and first.lines[1].get_color() == second.lines[0].get_color()
+
+
+def test_what_hardly_changes_looks_flat_on_a_logarithmic_axis(axes_of):
+    (axes,) = axes_of([panel(curves={"a": [(1.0, 2.0), (2.0, 2.02)]}, scales=("linear", "log"))])
+    low, high = axes.get_ylim()
+    assert high / low == pytest.approx(5.0) and low * high == pytest.approx(2.0 * 2.02, rel=1e-3)
+    (axes,) = axes_of([panel(curves={"a": [(1.0, 1.0), (2.0, 100.0)]}, scales=("log", "log"))])
+    low, high = axes.get_ylim()
+    assert high / low < 200 and axes.get_xscale() == "log"
+
+
+def test_lines_that_may_coincide_become_thinner_and_many_labels_go_below(axes_of):
+    curve = [(1.0, 2.0)]
+    (axes,) = axes_of([panel(curves={"a": curve, "b": curve, "c": curve}, coincide=True)])
+    assert [line.get_linewidth() for line in axes.lines] == [4.2, 2.7, 1.2]
+    heights = [axes_of([panel(curves=dict.fromkeys("abcdef"[:n], curve))])[0].figure.get_figheight() for n in (5, 6)]
+    assert heights[0] == 3.1 < heights[1]
+
+
+def test_a_figure_is_a_picture(tmp_path):
+    draw(tmp_path / "a.png", [panel()])
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
