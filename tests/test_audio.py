@@ -1,5 +1,7 @@
 """Log-mel frames, residual vector quantisation, Griffin–Lim."""
 
+import dataclasses
+
 import librosa
 import numpy as np
 import pytest
@@ -56,6 +58,14 @@ def test_each_code_is_nearest_to_what_the_codebooks_before_left_over(samples):
                 # Features are float32 inside: a codeword as near to within rounding is as good.
                 assert distances[codes[clip, frame, stage]] <= distances.min() * (1 + 1e-4) + 1e-4
                 residual = residual - codebook[codes[clip, frame, stage]]
+
+
+def test_a_codec_has_the_sample_rate_that_it_was_fitted_with():
+    """And puts a tone of 1,000 Hz into the band that holds it at that rate."""
+    slow = MelCodec(dataclasses.replace(CONFIG, sample_rate_hz=4000), CODEC.codebooks)
+    assert (CODEC.sample_rate_hz, slow.sample_rate_hz) == (RATE, 4000)
+    tone = np.sin(2 * np.pi * 1000 * np.arange(4800) / RATE).astype(np.float32)[None]
+    assert not np.array_equal(CODEC.encode(tone), slow.encode(tone))
 
 
 def test_filters_that_do_not_tell_all_bands_apart_make_no_noise():

@@ -26,9 +26,9 @@ from trimask.tokenizers.sequence import assemble
 EVERY_STRATEGY = pytest.mark.parametrize("name", STRATEGIES)
 ROW = 6
 NUMBERS = {
-    "threshold": 0.6,
-    "factor": 1.2,
-    "entropy_bound": 0.7,
+    "threshold": 0.625,  # which is one of the confidences below, as 1.25 is of the factors that they come to
+    "factor": 1.25,
+    "entropy_bound": 0.75,
     "position_penalty": 0.3,
     "remask": 0.3,
     "loop_from": 0.7,

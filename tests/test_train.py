@@ -67,6 +67,36 @@ def test_a_run_interrupted_and_resumed_ends_bit_for_bit_like_an_uninterrupted_on
             assert old[name] == new[name]
 
 
+def test_a_line_of_metrics_is_the_mean_of_its_steps(prepared, run):
+    """All names, and of the first line the values; gradients and the learning rate are computed anew."""
+    pretraining = Pretraining(CONFIG, prepared.tokenizers.vocabulary)
+    batches, state, mesh = Batches(prepared, CONFIG.batch, seed=0), pretraining.init(), CONFIG.mesh.over(jax.devices())
+    first, seen = lines(run[0])[0], []
+    tokens = 0
+    for step in range(2):
+        batch = place_rows(batches(step), mesh)
+        key = jax.random.fold_in(jax.random.fold_in(pretraining.key, 1), step)
+        noised = forward_process(key, batch, pretraining.vocabulary, CONFIG.masking)
+        loss, metrics, gradients = jax.jit(pretraining.gradients)(state.parameters, noised)
+        tokens += int((~np.asarray(batch.is_padding)).sum())
+        squares = sum(float((np.asarray(leaf, np.float64) ** 2).sum()) for leaf in jax.tree.leaves(gradients))
+        share = 0.02 + 0.98 * (0.5 + 0.5 * np.cos(np.pi * (tokens - 100) / 800))  # after warmup, 100 tokens of 900
+        values = {"loss": float(loss), "gradient_norm": squares**0.5, "tokens": tokens}
+        seen.append((values | {"largest_learning_rate": 1e-2 * share}, metrics))
+        state, _ = pretraining.step(state, batch)
+    for name in ("loss", "gradient_norm", "tokens", "largest_learning_rate"):
+        assert first[name] == pytest.approx(np.mean([values[name] for values, _ in seen]), rel=1e-4), name
+    # Bits of a modality are over all its masked tokens of both steps.
+    for name in seen[0][1]:
+        total, count = (sum(float(getattr(metrics[name], part)) for _, metrics in seen) for part in ("total", "count"))
+        assert count == 0 or first[name] == pytest.approx(total / count, rel=1e-4), name
+    tasks = {f"bits/task/{name}" for name in pretraining.vocabulary.tasks}
+    others = {"step", "tokens_per_second", "data_wait", "loss", "gradient_norm", "tokens", "largest_learning_rate"}
+    names = {"bits/text", "bits/image", "bits/audio"} | tasks | others
+    assert set().union(*lines(run[0])) == names
+    assert all(line["tokens_per_second"] > 0 and 0 <= line["data_wait"] <= 1 for line in lines(run[0]))
+
+
 def test_training_learns(run):
     losses = [line["loss"] for line in lines(run[0])]
     assert losses[-1] < losses[0]

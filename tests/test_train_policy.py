@@ -15,12 +15,15 @@ from test_mesh import run_on_eight_devices
 from test_policy import SMALL
 
 from trimask.diffusion.loop import LoopConfig
+from trimask.diffusion.loss import Mean
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.requests import Generator
+from trimask.sampling_rl import train
 from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.problems import Problem, ProblemSet
 from trimask.sampling_rl.reward import RewardConfig
-from trimask.sampling_rl.train import PolicyTrainConfig, PolicyTraining, train_policy
+from trimask.sampling_rl.rollout import nothing
+from trimask.sampling_rl.train import PolicyTrainConfig, PolicyTraining, _Episodes, train_policy
 
 LENGTH = 4
 SURE = np.zeros((8, VOCABULARY.size), np.float32)
@@ -164,6 +167,109 @@ def test_every_problem_is_seen_once_an_epoch():
     seen = np.concatenate([training.batch(step) for step in range(training.num_steps)])
     assert training.num_steps == 32
     assert sorted(seen[:64]) == sorted(seen[64:]) == list(range(64)) and seen[:64].tolist() != seen[64:].tolist()
+
+
+def test_an_epoch_may_end_inside_a_batch():
+    five = dataclasses.replace(PROBLEMS, problems=PROBLEMS.problems[:5])
+    config = dataclasses.replace(CONFIG, problems_per_step=3, epochs=2.0, seed=8)
+    training = PolicyTraining(config, five, knowing())
+    orders = [np.random.default_rng((8, epoch)).permutation(5) for epoch in (0, 1)]
+    seen = np.concatenate([training.batch(step) for step in range(training.num_steps)])
+    # Ten places in steps of three are three steps: the last place is left out.
+    assert training.num_steps == 3 and seen.tolist() == np.concatenate(orders)[:9].tolist()
+
+
+def episodes(rewards, right=0.0, nfe=1):
+    rewards = np.array(rewards, np.float64)
+    number = rewards.size
+    steps = nothing(CONFIG.policy, jnp.ones((number, 8), bool), LENGTH, LENGTH)
+    return _Episodes(steps, np.full(rewards.shape, right), np.full(rewards.shape, nfe), rewards)
+
+
+def stepped(config, own, experts, monkeypatch):
+    """What the update is given, and the metrics of a step, where the episodes and the update are made up."""
+    training = PolicyTraining(config, PROBLEMS, knowing())
+    given = []
+
+    def made_up(parameters, state, batch, **rest):
+        given.append((batch, rest))
+        return parameters, state, {"log_likelihood": Mean(jnp.float32(-6.0), jnp.float32(4.0))}
+
+    monkeypatch.setattr(train, "update", made_up)
+    monkeypatch.setattr(training, "_by_policy", lambda *_: own)
+    monkeypatch.setattr(training, "_by_experts", lambda *_: experts)
+    state = training.init()
+    after, metrics = training.step(state, np.arange(len(experts[0].rewards)))
+    ((batch, rest),) = given
+    assert int(after.step) == 1 and rest["experts"] == len(config.experts) and rest["config"] == config.grpo
+    return batch, {name: float(mean) for name, mean in metrics.items()}
+
+
+def test_own_episodes_and_experts_are_a_group(monkeypatch):
+    """Two problems; of the second all rewards are the same, and there is nothing to learn from it."""
+    config = dataclasses.replace(CONFIG, experts=(0.5, 0.99))
+    own = episodes([[1.0, 0.0, 0.5], [0.25, 0.25, 0.25]], right=0.75, nfe=3)
+    experts = [episodes([[0.5], [0.25]]), episodes([[0.0], [0.25]])]
+    batch, metrics = stepped(config, own, experts, monkeypatch)
+    # Of the first group the mean is 0.4. One after another: the policy's, those of the first expert, of the second.
+    np.testing.assert_allclose(batch.advantages, [0.6, -0.4, 0.1, 0, 0, 0, 0.1, 0, -0.4, 0], atol=1e-6)
+    assert batch.has_signal.tolist() == [True] * 3 + [False] * 3 + [True, False] * 2
+    assert batch.is_expert.tolist() == [False] * 6 + [True] * 4
+    assert len(batch.trajectories.num_steps) == 10
+    assert metrics == pytest.approx(
+        {
+            "reward": 0.375,
+            "cost": -0.375,
+            "accuracy": 0.75,
+            "nfe": 3,
+            "groups_with_signal": 0.5,
+            "expert_reward": 0.25,
+            "log_likelihood": -1.5,
+        }
+    )
+
+
+def test_what_is_imitated_is_the_best_episode_of_a_problem_if_it_is_worth_anything(monkeypatch):
+    config = dataclasses.replace(CONFIG, learns_from="experts", experts=(0.5, 0.99))
+    experts = [episodes([[0.5], [0.0], [-0.25]]), episodes([[0.75], [0.0], [-0.5]])]
+    batch, metrics = stepped(config, None, experts, monkeypatch)
+    assert batch.advantages.tolist() == [0, 0, 0, 1, 0, 0]
+    assert batch.has_signal.tolist() == [False, False, False, True, False, False]
+    assert not batch.is_expert.any()
+    assert metrics == pytest.approx(
+        {"expert_reward": (0.75 - 0.25) / 3, "groups_with_signal": 1 / 3, "log_likelihood": -1.5, "cost": 1.5}
+    )
+
+
+def test_a_line_of_metrics_holds_all_that_a_training_is_watched_by(trained):
+    lines = list(map(json.loads, (trained / "metrics.jsonl").read_text().splitlines()))
+    of_update = {"loss", "clip_fraction", "kl", "entropy", "log_likelihood", "gradient_norm"}
+    of_episodes = {"reward", "cost", "accuracy", "nfe", "groups_with_signal"}
+    # No step's advantage may be positive, of which the log-likelihood is.
+    names = {"step", "tokens_per_second", "data_wait"} | of_update | of_episodes
+    assert all(names - {"log_likelihood"} <= set(line) <= names for line in lines)
+    for line in lines:
+        assert line["cost"] == -line["reward"] and line["kl"] == 0 and line.get("log_likelihood", -1) < 0
+        assert 1 <= line["nfe"] <= LENGTH and 0 < line["accuracy"] <= 1
+        assert line["tokens_per_second"] > 0 and 0 <= line["data_wait"] <= 1 and line["gradient_norm"] > 0
+
+
+def test_the_loop_is_told_what_a_step_costs_and_holds(tmp_path, monkeypatch):
+    told = {}
+
+    def fit(step, state, batch, **rest):
+        told.update(rest, batch=batch)
+        return state
+
+    monkeypatch.setattr(train, "fit", fit)
+    config = dataclasses.replace(CONFIG, experts=(0.5,), problems_per_step=5, seed=3)
+    train_policy(tmp_path / "p", config, PROBLEMS, knowing(), "ones")
+    # Four episodes of its own and an expert's, of five problems.
+    assert told["items"](0) == 5 * (4 + 1) * LENGTH
+    assert told["describe"](2) == told["batch"](2).tolist() and len(told["describe"](2)) == 5
+    assert (told["num_steps"], told["folder"], told["config"]) == (13, tmp_path / "p", config.loop)
+    imitating = dataclasses.replace(config, learns_from="experts", experts=(0.5, 0.9))
+    assert imitating.episodes_of_group == 2 and config.episodes_of_group == 5
 
 
 @pytest.mark.parametrize(
