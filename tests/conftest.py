@@ -44,14 +44,17 @@ _QUICK = "--xla_cpu_use_fusion_emitters=false"
 def pytest_configure(config):
     """Compiling is most of the tests' time: in a quarter of it with little optimisation, and once for all processes.
 
-    The commands that tests start inherit both. Tracing makes so many objects that are there to stay that to look for
-    garbage after each 700 of them, as Python does, takes an eighth of what is left.
+    Programs stay for the next run if JAX_COMPILATION_CACHE_DIR names a folder. The commands that tests start inherit
+    both. Tracing makes so many objects that are there to stay that to look for garbage after each 700 of them, as
+    Python does, takes an eighth of what is left.
     """
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
     if not hasattr(config, "workerinput"):
         os.environ["XLA_FLAGS"] = _understood(f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip())
-        os.environ[_COMPILED] = tempfile.mkdtemp(prefix="trimask-tests-compiled-")
+        if _COMPILED not in os.environ:
+            os.environ[_COMPILED] = tempfile.mkdtemp(prefix="trimask-tests-compiled-")
+            config.add_cleanup(partial(shutil.rmtree, os.environ[_COMPILED], ignore_errors=True))
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     jax.config.update("jax_compilation_cache_dir", os.environ[_COMPILED])
@@ -64,11 +67,6 @@ def _understood(flags: str) -> str:
     command = [sys.executable, "-c", "import jax; jax.devices()"]
     known = subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, check=False)
     return flags if known.returncode == 0 else os.environ.get("XLA_FLAGS", "")
-
-
-def pytest_unconfigure(config):
-    if not hasattr(config, "workerinput"):
-        shutil.rmtree(Path(os.environ[_COMPILED]), ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
