@@ -4,18 +4,21 @@
 #   PYTEST_ARGS  for pytest, such as "-k packaging"; two processes, a file in one of them, unless given
 #   EXTRAS       of pyproject.toml to install: "speech,video,test,cuda" for GPUs, "tpu" for TPUs
 #   UPGRADE      --upgrade lets `make constraints` move pins that could stay
+#   N, SEED      number of mutants of `make mutate`, and the seed by which it draws them
 
 PYTHON ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
 EXTRAS ?= speech,video,test
 UPGRADE ?=
+N ?= 100
+SEED ?=
 
 SHELL := /bin/sh
 bin := .venv/bin
 candidates := $(or $(PYTHON),python3 python python3.14 python3.13 python3.12 python3.11)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types setup constraints clean other_extras
+.PHONY: help demo test mutate lint types setup constraints clean other_extras
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -26,6 +29,10 @@ demo: .venv/.ready  ## set up, then prepare, train, evaluate and report: see run
 
 test: .venv/.ready  ## set up, then run the tests
 	@$(bin)/pytest $(PYTEST_ARGS)
+
+mutate: .venv/.ready  ## change N statements drawn by SEED, one at a time, and show which changes the tests catch
+	@test -n "$(SEED)" || { echo "make mutate needs the seed of its draw: make mutate N=$(N) SEED=7" >&2; exit 2; }
+	@PYTHONPATH=tests $(bin)/python -m mutation --number $(N) --seed $(SEED)
 
 lint: .venv/.ready  ## ruff: rules and format
 	@$(bin)/ruff check .

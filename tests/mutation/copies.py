@@ -1,0 +1,241 @@
+"""A copy of the project that may hold a mutant, and tests that run there under time limits.
+
+`import trimask` means the copy in every process that a test starts, since a folder of links stands first on PYTHONPATH.
+The working tree is never touched.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import IO, Literal
+
+from mutation.mutants import Mutant
+
+_MAX_HANGS = 2
+"""Number of hanging tests after which the others are not tried."""
+_mtimes = count(1_000_000_000)
+"""One for every file written: Python takes a cached module for new if time and size are the same."""
+_started: set[subprocess.Popen] = set()
+_is_over = threading.Event()
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of the project in a folder of its own."""
+
+    folder: Path
+    compiled: Path
+    """XLA's compilation cache, common to all copies."""
+
+    @property
+    def tree(self) -> Path:
+        return self.folder / "tree"
+
+    @property
+    def site(self) -> Path:
+        return self.folder / "site"
+
+    def environment(self, **more: str | Path) -> dict[str, str]:
+        """Environment of a process that imports this copy."""
+        paths = (str(self.site), os.environ.get("PYTHONPATH"))
+        ours = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TMPDIR": str(self.folder / "tmp")}
+        ours |= {"JAX_COMPILATION_CACHE_DIR": str(self.compiled), "PYTEST_ADDOPTS": ""}
+        return os.environ | ours | {name: str(value) for name, value in more.items()}
+
+    @contextmanager
+    def holding(self, mutant: Mutant) -> Iterator[None]:
+        """Writes a mutant into the copy, and the original code when the context ends."""
+        path = self.tree / mutant.statement.file
+        _write(path, mutant.text)
+        try:
+            yield
+        finally:
+            _write(path, mutant.statement.source)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+    moment = next(_mtimes)
+    os.utime(path, (moment, moment))
+
+
+def files_of(root: Path) -> list[str]:
+    """Paths of the files that git tracks or does not ignore."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.split("\0")
+    return sorted(name for name in set(names) if (root / name).is_file())
+
+
+def rooms_of(root: Path) -> dict[str, str]:
+    """Name of every top-level package of the project → its folder."""
+    packages = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
+    return {name: folder for name, folder in packages.items() if "/" not in folder}
+
+
+def make_copy(root: Path, files: Iterable[str], folder: Path, compiled: Path) -> Copy:
+    """Copies the files and checks that Python imports the copies."""
+    copy = Copy(folder, compiled)
+    for name in files:
+        (copy.tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / name, copy.tree / name)
+    rooms = rooms_of(root)
+    for name, room in rooms.items():
+        link = copy.site.joinpath(*name.split("."))
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(copy.tree / room)
+    (folder / "tmp").mkdir()
+    shutil.copy(Path(__file__).with_name("plugin.py"), copy.site / "mutation_plugin.py")
+    code = "import sys\nfor name in sys.argv[1:]: print(*__import__(name, fromlist=['']).__path__)"
+    command = [sys.executable, "-c", code, *rooms]
+    found = subprocess.run(command, env=copy.environment(), check=True, capture_output=True, text=True).stdout.split()
+    if outside := [place for place in found if not Path(place).is_relative_to(copy.site)]:
+        raise RuntimeError(f"Python imports {', '.join(outside)} rather than the copy in {copy.site}")
+    return copy
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long tests may take."""
+
+    seconds: Mapping[str, float]
+    """Time of every test on the original code."""
+    patience: float
+    """Seconds that are always granted."""
+    cap: float
+    """Seconds that all tests of a mutant may take together."""
+
+    def of(self, test: str) -> float:
+        """Seconds after which a test hangs; generous, since what other tests compiled may be missing."""
+        return self.patience + 10 * self.seconds.get(test, 0.0)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What one pytest process did."""
+
+    ended: set[str]
+    failed: dict[str, str]
+    """Test → its error."""
+    running: str
+    """The test that did not end."""
+    status: int | None
+    """Exit status; None if the process was killed because it took too long."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a mutant."""
+
+    status: Literal["caught", "survived", "timed out", "not executed", "equivalent"]
+    test: str = ""
+    """The test that failed, or the first that hung."""
+    why: str = ""
+    tests_run: int = 0
+
+
+def judge(copy: Copy, tests: list[str], limits: Limits) -> Verdict:
+    """Runs tests in order until one fails.
+
+    A test that hangs is killed, and the tests after it still run: it is not a test that fails.
+    """
+    if not tests:
+        return Verdict("not executed")
+    until, left, hung, ran = time.monotonic() + limits.cap, tests, "", 0
+    for _ in range(_MAX_HANGS):
+        seen = watch(copy, left, limits, until)
+        ran += len(seen.ended)
+        for test, why in seen.failed.items():
+            return Verdict("caught", test, why, ran)
+        if seen.status not in (None, 0, 5, -signal.SIGKILL):  # 5: the mutant has no such test
+            return Verdict("caught", seen.running or "importing", _last_line(copy.folder / "log"), ran)
+        if seen.status in (0, 5) or time.monotonic() >= until:
+            break
+        hung = hung or seen.running or "importing"
+        left = [test for test in left if test not in seen.ended and test != seen.running]
+        if not left or not seen.running:
+            break
+    if hung:
+        return Verdict("timed out", hung, f"no end in {limits.of(hung):.0f} s", ran)
+    why = f"not all of {len(tests)} tests ran in {limits.cap:.0f} s" if time.monotonic() >= until else ""
+    return Verdict("survived", why=why, tests_run=ran)
+
+
+def watch(copy: Copy, tests: list[str], limits: Limits, until: float, *options: str) -> Watched:
+    """Runs tests in one pytest process, to the first that fails unless the options say otherwise.
+
+    The process is killed when a test hangs, and at the time `until`.
+    """
+    told, listed, log = (copy.folder / name for name in ("events", "tests", "log"))
+    told.write_text("")
+    listed.write_text("\n".join(tests))
+    files = dict.fromkeys(test.split("::")[0] for test in tests)
+    with log.open("w") as output:
+        options = (*(options or ("-x",)), *files)
+        process = start_pytest(copy, options, output, MUTATION_EVENTS=told, MUTATION_TESTS=listed)
+        events, status, deadline = [], None, time.monotonic() + 3 * limits.patience  # importing takes long
+        try:
+            while status is None and time.monotonic() < min(deadline, until):
+                time.sleep(0.1)
+                status, before, events = process.poll(), len(events), events_in(told)
+                if len(events) > before:
+                    is_between = events[-1]["event"] != "start"
+                    deadline = time.monotonic() + limits.of("" if is_between else events[-1]["test"])
+        finally:
+            kill(process)
+    ended = {event["test"] for event in events if event["event"] == "end"}
+    failed = {event["test"]: event["why"] for event in events if event["event"] == "failed"}
+    started = [event["test"] for event in events if event["event"] == "start"]
+    return Watched(ended, failed, next((test for test in started if test not in ended), ""), status)
+
+
+def events_in(path: Path) -> list[dict]:
+    """Events that the plugin wrote, without a line that is not complete yet."""
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def start_pytest(copy: Copy, arguments: Iterable[str], output: IO[str], **environment: str | Path) -> subprocess.Popen:
+    """Starts pytest in the copy, in a process group of its own."""
+    if _is_over.is_set():
+        raise InterruptedError("stopped")
+    quiet = ("-p", "no:cacheprovider", "-p", "mutation_plugin", "--basetemp", str(copy.folder / "tmp/pytest"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", *quiet, *arguments],
+        cwd=copy.tree,
+        env=copy.environment(**environment),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    _started.add(process)
+    return process
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Ends a process and all that it started in its group."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    _started.discard(process)
+
+
+def stop_all() -> None:
+    """Ends every pytest that runs, and lets no other start."""
+    _is_over.set()
+    for process in list(_started):
+        kill(process)
+
+
+def _last_line(log: Path) -> str:
+    return next((line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()), "")

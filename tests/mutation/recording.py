@@ -1,0 +1,136 @@
+"""Which test executes which line: recorded once over the whole suite, processes that tests start included."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import coverage
+from mutation.copies import Copy, events_in, kill, rooms_of, start_pytest
+from mutation.mutants import Statement
+from mutation.plugin import CONTEXT
+
+_OF_THIS_TOOL = ("tests/mutation/", "tests/test_mutate.py")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The lines that every test executed."""
+
+    folder: Path
+
+    @cached_property
+    def _events(self) -> list[dict]:
+        return events_in(self.folder / "events")
+
+    @cached_property
+    def failing(self) -> set[str]:
+        """Tests that failed on the original code: they cannot catch a mutant."""
+        return {event["test"] for event in self._events if event["event"] == "failed"}
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """Time of every test that passed, what it set up included."""
+        ended = [event for event in self._events if event["event"] == "end"]
+        return {event["test"]: event["seconds"] for event in ended if event["test"] not in self.failing}
+
+    @cached_property
+    def _users(self) -> dict[str, set[str]]:
+        """Context → tests. A fixture's lines count for every test that uses the fixture."""
+        users = {test: {test} for test in self.seconds}
+        for event in self._events:
+            if event["event"] == "end" and event["test"] in self.seconds:
+                for fixture in event["shared"]:
+                    users.setdefault(fixture, set()).add(event["test"])
+        return users
+
+    @cached_property
+    def _tree(self) -> str:
+        return (self.folder / "tree").read_text()
+
+    @cached_property
+    def _data(self) -> coverage.CoverageData:
+        data = coverage.CoverageData(str(self.folder / "coverage"))
+        data.read()
+        return data
+
+    def choose(self, statement: Statement) -> list[str]:
+        """Tests to run on a mutant of a statement: those of the module's own test file first, then the quickest files.
+
+        They are the tests that execute it. What runs at import runs for all tests that use the file. A function that
+        is compiled runs as Python once, in the first test that needs it: so the other tests that use the file, in the
+        same test files, come last.
+        """
+        contexts = self._data.contexts_by_lineno(f"{self._tree}/{statement.file}")
+        using = self._expand(name for names in contexts.values() for name in names)
+        executing = self._expand(name for line in statement.lines for name in contexts.get(line, ()))
+        first = using if statement.runs_at_import else executing
+        own = f"tests/test_{Path(statement.file).stem}.py"
+        files = {_file(test) for test in first}
+        later = {test for test in using if _file(test) in files} - first
+        return [*self._ordered(first, own), *self._ordered(later, own)]
+
+    def _expand(self, contexts: Iterable[str]) -> set[str]:
+        return {test for context in set(contexts) for test in self._users.get(context, ())}
+
+    def _ordered(self, tests: set[str], own: str) -> list[str]:
+        """File by file, so that what a file sets up is set up once."""
+        totals: dict[str, float] = {}
+        for test in tests:
+            totals[_file(test)] = totals.get(_file(test), 0.0) + self.seconds[test]
+        return sorted(tests, key=lambda t: (_file(t) != own, totals[_file(t)], _file(t), self.seconds[t], t))
+
+
+def _file(test: str) -> str:
+    return test.split("::")[0]
+
+
+def digest(root: Path, files: Iterable[str]) -> str:
+    """Digest of the sources and of the tests, this tool apart."""
+    found = hashlib.sha256()
+    for name in sorted(files):
+        if name.endswith((".py", ".toml", ".jinja", "constraints.txt")) and not name.startswith(_OF_THIS_TOOL):
+            found.update(f"{name}\0".encode() + (root / name).read_bytes() + b"\0")
+    return found.hexdigest()[:12]
+
+
+def record(
+    copy: Copy,
+    folder: Path,
+    jobs: int,
+    report: Callable[[int, int], None],
+) -> Recording:
+    """Runs all tests of a copy with coverage, and keeps what they executed in the folder."""
+    work = folder.with_suffix(".partial")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    tree = copy.tree.resolve()
+    rooms = ", ".join(f"{tree}/{room}/*" for room in rooms_of(tree).values())
+    settings = ("parallel = true", f"include = {rooms}", f"context = ${{{CONTEXT}-}}", "patch = _exit")
+    (work / "config").write_text("\n".join(["[run]", f"data_file = {work.resolve()}/coverage", *settings]))
+    (work / "events").write_text("")
+    start = copy.site / "sitecustomize.py"  # Python imports it first, in every process
+    start.write_text("import coverage\n\ncoverage.process_startup()\n")
+    told = {"MUTATION_EVENTS": work.resolve() / "events", "COVERAGE_PROCESS_START": work.resolve() / "config"}
+    with (work / "log").open("w") as log:
+        options = ("-n", f"{jobs}", "--dist", "loadfile") if jobs > 1 else ()
+        process = start_pytest(copy, options, log, **told)
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)
+                events = events_in(work / "events")
+                totals = (event["tests"] for event in events if event["event"] == "collected")
+                report(sum(event["event"] == "end" for event in events), next(totals, 0))
+        finally:
+            kill(process)
+            start.unlink()
+    if process.returncode not in (0, 1):
+        raise RuntimeError(f"tests of the original code ended with status {process.returncode}: see {log.name}")
+    combined = coverage.Coverage(data_file=str(work / "coverage"), config_file=False)
+    combined.combine([str(work)])
+    combined.save()
+    (work / "tree").write_text(str(tree))
+    return Recording(work.rename(folder))

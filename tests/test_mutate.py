@@ -1,0 +1,283 @@
+"""`make mutate`: which mutants it draws, and a small project whose mutants end in every possible way."""
+
+import ast
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from mutation import __main__ as command
+from mutation import copies
+from mutation.copies import Copy, Limits, Verdict, Watched, judge
+from mutation.mutants import changes, draw, mutant_of, statements
+from mutation.recording import digest
+from mutation.results import Result, disproved, equivalents, read, result_of, stale
+
+ROOT = Path(__file__).parents[1]
+
+MUTANTS = {
+    "a < b <= c": {"a <= b <= c", "a < b < c"},
+    "a + b * c": {"a - b * c", "a + b / c"},
+    "(a + b) * c": {"(a - b) * c", "(a + b) / c"},
+    "[-a, ~b]": {"[a, ~b]", "[-a, b]"},
+    "a and b or c": {"(a or b) or c", "(a and b) and c"},
+    "not (a is b)": {"a is b", "not a is not b"},
+    "{'α': 0, 'β': 1.5, 'γ': True}": {
+        "{'α': 1, 'β': 1.5, 'γ': True}",
+        "{'α': 0, 'β': 3.0, 'γ': True}",
+        "{'α': 0, 'β': 1.5, 'γ': False}",
+    },
+    "a if b else c": {"c if b else a"},
+    "a[b:c]": {"a[b + 1:c]", "a[b:c - 1]"},
+    "[a for a in b if a]": {"[a for a in b if not a]"},
+    "f(a, b, c=d)": {"f(b, a, c=d)", "f(a, b)"},
+    "m.max(a, b)": {"m.min(a, b)"},
+    "m.log(a)": {"a"},
+    "sorted(a, key=b)": {"list(a)", "sorted(a)"},
+    "f'{a + b:{c}} is {d}'": {"f'{a - b:{c}} is {d}'"},
+    "(f'{a} is '\n    f'{b + c}')": {"f'{a} is {b - c}'"},
+}
+
+
+def mutants_of(statement) -> set[str]:
+    """Texts of all mutants of a statement, as Python writes them."""
+    found = [mutant_of(statement, change) for change in changes(statement.node)]
+    return {ast.unparse(ast.parse(mutant.text)) for mutant in found if mutant}
+
+
+@pytest.mark.parametrize("expression", MUTANTS)
+def test_an_expression_has_the_mutants_of_its_kind(expression):
+    [statement] = statements("f.py", f"x = {expression}\n")
+    assert mutants_of(statement) == {ast.unparse(ast.parse(f"x = {text}")) for text in MUTANTS[expression]}
+
+
+@pytest.mark.parametrize(
+    ("source", "texts"),
+    [
+        ("f(a)", {"pass"}),
+        ("a += b", {"pass", "a -= b"}),
+        ("a.b = c", {"pass"}),
+        ("assert a", {"pass"}),
+        ("raise ValueError(f'{a + 1} is wrong')", {"pass"}),
+        ("if not a: pass", {"if a: pass"}),
+        ("while a: break", {"while a: continue"}),
+        ("def f(a=1): return b, c", {"def f(a=2): return b, c", "def f(a=1): return c, b"}),
+        ("def f(): return a", {"def f(): return None"}),
+    ],
+)
+def test_a_statement_has_the_mutants_of_its_kind(source, texts):
+    found = set().union(*(mutants_of(statement) for statement in statements("f.py", source)))
+    assert found == {ast.unparse(ast.parse(text)) for text in texts}
+
+
+def test_what_is_for_readers_and_type_checkers_has_no_mutant():
+    source = (
+        '"""Text."""\nimport a\nfrom b import c\nFill = Literal[1, 2]\nx: Literal[1]\n'
+        "class P(Protocol):\n    y: int = 1\n"
+        "def f(x: Literal[1]) -> Literal[2]:\n    ...\n"
+        "if __name__ == '__main__':\n    f(1)\n"
+    )
+    assert statements("f.py", source) == []
+
+
+def test_a_statement_has_the_lines_of_its_header_and_knows_when_it_runs():
+    source = (
+        "A = 1\nclass B:\n    c: int = 2\n    def d(self, e=3):\n"
+        "        if (e >\n            4):\n            return f(\n                5)\n"
+    )
+    found = [(s.function, s.lines, s.runs_at_import) for s in statements("f.py", source)]
+    assert found == [
+        ("", range(1, 2), True),
+        ("B", range(3, 4), True),
+        ("B", range(4, 5), True),
+        ("B.d", range(5, 7), False),
+        ("B.d", range(7, 9), False),
+    ]
+
+
+def test_the_seed_alone_decides_what_is_drawn():
+    sources = {f"{name}.py": "a = b + 1\nc = d < 2\nif e: f(3)\n" for name in "xyz"}
+    backwards = dict(reversed(sources.items()))
+    first = [mutant.key for mutant in draw(sources, 5)]
+    assert first == [mutant.key for mutant in draw(backwards, 5)]
+    assert first != [mutant.key for mutant in draw(sources, 6)]
+    assert len(set(first)) == 12  # every statement once
+
+
+def test_an_equivalent_is_recognised_when_lines_move_and_missed_when_its_own_change():
+    [mutant] = draw({"f.py": "def g():\n    return a < b\n"}, 0)
+    text = (
+        '[[equivalent]]\nfile="f.py"\nfunction="g"\nbefore="return a < b"\nafter="return a <= b"\nreason="a is never b"'
+    )
+    assert equivalents(text) == {mutant.identity: "a is never b"}
+    [moved] = draw({"f.py": "import c\n\n\ndef g():\n    return a < b\n"}, 0)
+    assert moved.identity == mutant.identity
+    assert stale(equivalents(text), {"f.py": moved.statement.source}) == []
+    assert stale(equivalents(text), {"f.py": "def g():\n    return b < a\n"}) == [mutant.identity]
+
+
+def test_every_known_equivalent_is_about_a_line_of_the_sources():
+    known = equivalents((ROOT / command.EQUIVALENTS).read_text())
+    assert stale(known, {file: (ROOT / file).read_text() for file, *_ in known}) == []
+    assert [one for one, reason in known.items() if not reason] == []
+
+
+def test_the_recording_is_stale_when_sources_or_tests_change_and_not_when_this_tool_or_a_text_does(tmp_path):
+    def state(**changed: str) -> str:
+        files = {"diffusion/x.py": "1", "tests/test_x.py": "2", "tests/mutation/y.py": "3", "README.md": "4"} | changed
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        return digest(tmp_path, files)
+
+    assert state() == state(**{"tests/mutation/y.py": "30", "README.md": "40"})
+    assert len({state(), state(**{"diffusion/x.py": "10"}), state(**{"tests/test_x.py": "20"})}) == 3
+
+
+def test_a_copy_holds_a_mutant_for_a_while_and_python_takes_no_older_module_for_it(tmp_path):
+    """A cached module counts as old if the file has another time or size."""
+    [mutant] = draw({"f.py": "a = b + c\n"}, 0)
+    copy, path = Copy(tmp_path, tmp_path), tmp_path / "tree/f.py"
+    path.parent.mkdir()
+    times = []
+    for _ in range(2):
+        with copy.holding(mutant):
+            assert path.read_text() == "a = b - c\n"
+            times.append(int(path.stat().st_mtime))
+        assert path.read_text() == "a = b + c\n"
+        times.append(int(path.stat().st_mtime))
+    assert len(set(times)) == 4
+
+
+def watched(status=0, ended=(), failed=(), running="") -> Watched:
+    return Watched(set(ended), dict.fromkeys(failed, "AssertionError: "), running, status)
+
+
+@pytest.mark.parametrize(
+    ("processes", "status", "test", "tests_run"),
+    [
+        ([watched(0, "abc")], "survived", "", 3),
+        ([watched(1, "ab", failed="b")], "caught", "b", 2),
+        ([watched(None, "a", running="b"), watched(0, "c")], "timed out", "b", 2),
+        ([watched(None, "a", running="b"), watched(1, "c", failed="c")], "caught", "c", 2),
+        ([watched(None, "a", running="b"), watched(None, running="c")], "timed out", "b", 1),
+        ([watched(None, "", running="")], "timed out", "importing", 0),
+        ([watched(-signal.SIGKILL, "a", running="b"), watched(0, "c")], "timed out", "b", 2),
+        ([watched(-signal.SIGSEGV, "a", running="b")], "caught", "b", 1),
+        ([watched(2)], "caught", "importing", 0),
+    ],
+)
+def test_a_mutant_is_caught_by_a_test_that_fails_and_not_by_one_that_hangs(
+    processes, status, test, tests_run, tmp_path, monkeypatch
+):
+    (tmp_path / "log").write_text("")
+    left = iter(processes)
+    monkeypatch.setattr(copies, "watch", lambda *_: next(left))
+    verdict = judge(Copy(tmp_path, tmp_path), list("abc"), Limits(seconds={}, patience=1, cap=60))
+    assert (verdict.status, verdict.test, verdict.tests_run) == (status, test, tests_run)
+    assert list(left) == []
+
+
+def test_a_mutant_survives_if_its_tests_do_not_fail_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(copies, "watch", lambda *_: watched(None, "a", running="b"))
+    verdict = judge(Copy(tmp_path, tmp_path), list("abc"), Limits(seconds={}, patience=1, cap=0))
+    assert (verdict.status, verdict.why) == ("survived", "not all of 3 tests ran in 0 s")
+
+
+def test_a_test_that_fails_on_the_original_code_has_caught_nothing():
+    [mutant] = draw({"f.py": "a = b < c\n"}, 0)
+    results = [result_of(mutant, Verdict("caught", test)) for test in ("sound", "flaky")]
+    assert [result.status for result in disproved(results, {"flaky"})] == ["caught", "survived"]
+
+
+PROJECT = {
+    "pyproject.toml": (
+        '[tool.setuptools.package-dir]\n"toy.rooms" = "rooms"\n'
+        '[tool.pytest.ini_options]\naddopts = ["--import-mode=importlib"]\ntestpaths = ["tests"]\n'
+    ),
+    ".gitignore": ".mutation/\n",
+    "rooms/sums.py": (
+        "import time\n\nIS_ON = True\n\n"
+        "def checked(a, b):\n    return a + b\n\n"
+        "def barely_checked(a, b):\n    return a < b\n\n"
+        "def forever(n, step):\n    while n:\n        time.sleep(step)\n        n -= step\n\n"
+        "def elsewhere(a, b):\n    return a - b\n\n"
+        "def unused(a, b):\n    return a * b\n\n"
+        "def shared(a, b):\n    return a / b\n"
+    ),
+    "tests/test_sums.py": (
+        "import subprocess, sys\nimport pytest\nfrom toy.rooms import sums\n\n"
+        "@pytest.fixture(scope='module')\ndef half():\n    return sums.shared(1, 2)\n\n"
+        "def test_first(half):\n    pass\n\n"
+        "def test_second(half):\n    assert half == 0.5\n\n"
+        "def test_sum():\n    assert sums.checked(2, 3) == 5\n\n"
+        "def test_less():\n    assert sums.barely_checked(1, 2)\n\n"
+        "def test_end():\n    assert sums.forever(0.02, 0.01) is None\n\n"
+        "def test_process():\n    code = 'from toy.rooms import sums; print(sums.elsewhere(5, 2))'\n"
+        "    assert subprocess.check_output([sys.executable, '-c', code], text=True) == '3\\n'\n"
+    ),
+    "tests/test_use.py": (
+        "from toy.rooms import sums\n\ndef test_use():\n    assert sums.checked(1, sums.IS_ON) == 2\n"
+    ),
+    "tests/mutation/equivalents.toml": (
+        '[[equivalent]]\nfile = "rooms/sums.py"\nfunction = "forever"\n'
+        'before = "time.sleep(step)"\nafter = "pass"\nreason = "it only takes less time"\n'
+    ),
+}
+EXPECTED = {
+    "": ("caught", "test_use"),
+    "checked": ("caught", "test_sum"),
+    "barely_checked": ("survived", ""),
+    "forever": ("timed out", "test_end"),
+    "elsewhere": ("caught", "test_process"),
+    "unused": ("not executed", ""),
+    "shared": ("caught", "test_second"),
+}
+ARGUMENTS = command.Arguments(number=8, seed=3, jobs=1, patience_s=3)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A project of eight statements, after the command has tested a mutant of each."""
+    root = tmp_path_factory.mktemp("project")
+    for name, text in PROJECT.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # pytest starts in an eighth of the time
+        assert command.main(ARGUMENTS, root) == 1
+    return root
+
+
+def results(project: Path) -> list[Result]:
+    [path] = (project / ".mutation").glob("*.jsonl")
+    return list(read(path).values())
+
+
+def test_caught_survived_hung_and_not_executed_are_told_apart(project):
+    """Mutants reach tests that start processes; what a shared fixture executes counts for all tests that use it."""
+    found = {result.function: (result.status, result.test.split("::")[-1]) for result in results(project)}
+    assert found == EXPECTED
+
+
+def test_the_working_tree_is_left_alone(project):
+    assert {name: (project / name).read_text() for name in PROJECT} == PROJECT
+
+
+def test_the_same_command_goes_on_where_it_was_stopped(project, monkeypatch):
+    [path] = (project / ".mutation").glob("*.jsonl")
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    judged = []
+    monkeypatch.setattr(command, "judge", lambda *_: judged.append(1) or Verdict("survived"))
+    command.main(ARGUMENTS, project)
+    assert len(judged) == 1 and len(results(project)) == 7
+    path.write_text(whole)
+
+
+def test_equivalents_count_neither_as_caught_nor_as_survived(project, capsys):
+    command.main(ARGUMENTS, project)
+    out = capsys.readouterr().out
+    assert "57.1%" in out  # 4 of 7, with an eighth that is equivalent
