@@ -36,6 +36,8 @@ from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
 
+pytest_plugins = ["cpu_budget"]
+
 _COMPILED = "JAX_COMPILATION_CACHE_DIR"
 _QUICK = "--xla_cpu_use_fusion_emitters=false"
 """Loops by LLVM alone, without a pass through MLIR: half of the time to compile."""
