@@ -209,7 +209,7 @@ class Checkpoints:
 
     def _read_metrics(self) -> dict[int, Mapping[str, float]]:
         """Metrics of all checkpoints that can be read."""
-        found = {}
+        found: dict[int, Mapping[str, float]] = {}
         for step in self.steps():
             with suppress(DamagedCheckpoint):
                 metrics = self._about(step)["metrics"]

@@ -27,7 +27,7 @@ _converter.register_structure_hook(Path, lambda value, _: Path(value))
 
 @_converter.register_structure_hook_factory(dataclasses.is_dataclass)
 def _reader(kind: type) -> Callable[[Any, type], Any]:
-    structure = make_dict_structure_fn(kind, _converter, _cattrs_forbid_extra_keys=True)
+    structure: Callable[[Any, type], Any] = make_dict_structure_fn(kind, _converter, _cattrs_forbid_extra_keys=True)
 
     def read(content: Any, _: type) -> Any:
         return structure(
@@ -39,7 +39,7 @@ def _reader(kind: type) -> Callable[[Any, type], Any]:
 
 @_converter.register_unstructure_hook_factory(dataclasses.is_dataclass)
 def _writer(kind: type) -> Callable[[Any], dict[str, Any]]:
-    unstructure = make_dict_unstructure_fn(kind, _converter)
+    unstructure: Callable[[Any], dict[str, Any]] = make_dict_unstructure_fn(kind, _converter)
     return lambda config: written_fields(kind, unstructure(config), _converter.unstructure)
 
 

@@ -29,6 +29,7 @@ from trimask.scripts.inputs import medium_reader, read_lines, read_mask, spliced
 from trimask.scripts.outputs import frame_of
 from trimask.scripts.render import require_mp4
 from trimask.scripts.trajectory import live, trace_lines
+from trimask.tokenizers.codec import SoundCodec
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -211,7 +212,10 @@ def _to_restore(arguments: Arguments, prompts: Prompts) -> list[Question]:
     if arguments.inpaint is not None:
         is_hole |= read_mask(arguments.inpaint, shape[:2])
     if arguments.span is not None:
-        seconds = np.arange(len(is_hole)) / prompts.tokenizers.codec("audio").config.sample_rate_hz
+        codec = prompts.tokenizers.codec("audio")
+        if not isinstance(codec, SoundCodec):
+            raise ValueError(f"--span counts seconds; the codec for audio, {codec.kind}, has no sample rate")
+        seconds = np.arange(len(is_hole)) / codec.sample_rate_hz
         is_hole |= (seconds >= arguments.span[0]) & (seconds < arguments.span[1])
     questions = []
     for path in arguments.files[arguments.target]:

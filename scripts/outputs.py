@@ -65,6 +65,10 @@ class Output:
     quality: Quality | None = None
     """What `trimask inspect` measures. None: nothing."""
 
+    def shown(self, medium: Any, codec: Any) -> Image.Image:
+        """A picture of a whole medium."""
+        return self.draw(codec.encode(medium[None])[0], codec) if self.picture is None else self.picture(medium, codec)
+
 
 def _write_picture(path: Path, picture: np.ndarray, codec: Any) -> None:
     write_png(path, enlarged(picture, enlargement(*picture.shape[:2])))

@@ -184,9 +184,7 @@ def _write_words(folder: Path, spoken: Sequence[Samples], loaded: Loaded) -> lis
             how, codec = output(modality), loaded.tokenizers.codec(modality)
             file = folder / f"{stem}.{how.ending}"
             how.write(file, sample.media[i], codec)
-            codes = loaded.tokenizers.encode(modality, [sample.media[i]])[0] if how.picture is None else None
-            shown = how.draw(codes, codec) if how.picture is None else how.picture(sample.media[i], codec)
-            words.append(Word(prompt, _verdict(sample, i), file, shown))
+            words.append(Word(prompt, _verdict(sample, i), file, how.shown(sample.media[i], codec)))
     return words
 
 

@@ -117,7 +117,7 @@ def shapes_of_media(
     config: PrepareConfig, sources: dict[str, Source], samples: dict[str, list[RawExample]]
 ) -> dict[str, list[int]]:
     """Dataset → shape of its media."""
-    given, shapes = given_codecs(config), {}
+    given, shapes = given_codecs(config), dict[str, list[int]]()
     for medium in dict.fromkeys(source.medium for source in sources.values() if source.medium is not None):
         of_medium = {
             name: [example.media[medium] for example in samples[name]]
