@@ -110,6 +110,20 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"kinds": ()}, "kinds must be at least 1, got 0"),
+        ({"widths": (32,)}, "widths must be at least 2, got 1"),
+        ({"depths": (3,)}, "depths must be at least 2, got 1"),
+    ],
+)
+def test_a_check_of_nothing_is_refused(bad, reason):
+    with pytest.raises(ValueError, match=reason):
+        CoordinateCheck(base=BASE, **bad)
+
+
 def test_a_tenth_is_as_promised_and_more_is_not():
     def found(slope):
         return {("depth", "mup", "initial", "logits"): slope, ("width", "mup", "initial", "logits"): slope - 0.5}

@@ -101,6 +101,15 @@ def test_a_label_has_one_colour_in_all_panels(axes_of):
     assert len(set(colours.values())) == 3 and first.lines[1].get_color() == second.lines[0].get_color()
 
 
+def test_there_may_be_more_labels_than_colours(axes_of):
+    labels = [f"{number}" for number in range(12)]
+    panels = [panel(curves={label: [(1.0, 2.0)] for label in some}) for some in (labels, labels[:0:-1])]
+    first, second = ([line.get_color() for line in axes.lines] for axes in axes_of(panels))
+    assert len(set(first)) == len(set(second)) == 10 and first[10] == first[0]
+    # By their place in a panel, where they are too many to have a colour each.
+    assert second[0] == first[0]
+
+
 def test_what_hardly_changes_looks_flat_on_a_logarithmic_axis(axes_of):
     (axes,) = axes_of([panel(curves={"a": [(1.0, 2.0), (2.0, 2.02)]}, scales=("linear", "log"))])
     low, high = axes.get_ylim()

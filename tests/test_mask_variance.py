@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -66,7 +67,7 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         asked.append(draws)
         return traces[masking.schedule.kind, masking.complementary]
 
-    monkeypatch.setattr(mask_variance, "load", lambda folder: SimpleNamespace(step=1234))
+    monkeypatch.setattr(mask_variance, "load", {Path("runs/small"): SimpleNamespace(step=1234)}.__getitem__)
     monkeypatch.setattr(mask_variance, "Prepared", lambda data: None)
     monkeypatch.setattr(mask_variance, "require_same_tokenizers", lambda *_: None)
     monkeypatch.setattr(mask_variance, "gradient_variance", variance)

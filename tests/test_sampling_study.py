@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import madeup
@@ -112,9 +113,9 @@ POINTS = {
 }
 
 
-def test_all_that_is_written(loaded, tmp_path, monkeypatch):
+def test_all_that_is_written(tmp_path, monkeypatch):
     exams = [SimpleNamespace(task=SimpleNamespace(target=target)) for target in ("image", "text", "text")]
-    monkeypatch.setattr(sampling, "load", lambda folder: SimpleNamespace(step=1234))
+    monkeypatch.setattr(sampling, "load", {Path("runs/small"): SimpleNamespace(step=1234)}.__getitem__)
     monkeypatch.setattr(sampling, "Prepared", lambda data: None)
     monkeypatch.setattr(sampling, "require_same_tokenizers", lambda *_: None)
     monkeypatch.setattr(sampling, "exams_of", lambda *_: exams)

@@ -98,6 +98,8 @@ def test_the_lowest_point_is_refined_only_inside():
     points = [(float(x), (x - 1.3) ** 2) for x in range(4)]
     best = optimum(points)
     assert (best.log2_learning_rate, best.loss, best.edge) == (pytest.approx(1.3), pytest.approx(0.0, abs=1e-9), "")
+    uneven = optimum([(0.0, 5.0), (1.0, 1.0), (2.0, 2.0), (3.0, 100.0), (4.0, 100.0)])
+    assert uneven.log2_learning_rate == pytest.approx(1.3) and uneven.loss == pytest.approx(0.775)  # of three points
     assert optimum(points[2:]) == Optimum(*points[2], "≤")
     assert optimum(points[:2]) == Optimum(*points[1], "≥")
     assert optimum([(0.0, 2.0), (1.0, 1.0), (2.0, math.inf)]) == Optimum(1.0, 1.0)

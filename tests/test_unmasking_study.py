@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import madeup
@@ -115,7 +116,7 @@ def seen(way):
 
 
 def test_all_that_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(unmasking_study, "load", lambda folder: SimpleNamespace(step=1234))
+    monkeypatch.setattr(unmasking_study, "load", {Path("runs/small"): SimpleNamespace(step=1234)}.__getitem__)
     monkeypatch.setattr(unmasking_study, "Prepared", lambda data: None)
     monkeypatch.setattr(unmasking_study, "require_same_tokenizers", lambda *_: None)
     laws = {"p/a": "bernoulli", "p/b": "bernoulli", "p/c": "dpls"}

@@ -1,0 +1,53 @@
+"""What `trimask evaluate --likelihood` prints and writes of made-up bits."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trimask.scripts import likelihood
+from trimask.tokenizers.sequence import Example, Segment
+
+
+def example(asked, given=1):
+    return Example("text", (Segment("text", np.array([3] * given + [-1] * asked)),))
+
+
+def test_of_choices_the_likeliest_is_chosen_and_each_has_its_numbers(monkeypatch):
+    monkeypatch.setattr(likelihood, "num_asked", lambda example: int((example.segments[0].codes < 0).sum()))
+    own = [(example(2), 4.0, 0.5), (example(3), 2.5, 0.25), (example(4), 9.0, 0.125)]
+    assert likelihood._scores(own, True) == {
+        "bits": [4.0, 2.5, 9.0],
+        "half_width": [0.5, 0.25, 0.125],
+        "tokens": [2, 3, 4],
+        "chosen": 1,
+    }
+    assert likelihood._scores(own[:1], False) == {"bits": 4.0, "half_width": 0.5, "tokens": 2}
+
+
+ANSWERS = [{"text": "x", "bits": 6.0, "tokens": 4}, {"text": "y", "bits": 10.0, "tokens": 4}]
+CHOICES = [
+    {"choices": ["a", "b"], "answer": 1, "chosen": 1},
+    {"choices": ["a", "b"], "answer": 0, "chosen": 0},
+    {"choices": ["a", "b"], "answer": 0, "chosen": 1},
+    {"choices": ["a", "b"], "chosen": 1},  # nobody says which is right
+]
+
+
+@pytest.mark.parametrize(
+    ("entries", "rows"),
+    [
+        # Bits of 4 tokens are 2 off their mean either way: 1.96 · √2 · √8 / 8 is 0.98.
+        (ANSWERS, [["bits per token", "2.000 ± 0.980", "2"], ["bits per answer", "8.000", "2"]]),
+        (ANSWERS[:1], [["bits per token", "1.500", "1"], ["bits per answer", "6.000", "1"]]),
+        (CHOICES, [["right choices", "66.7% (20.8% – 93.9%)", "3"]]),
+        (CHOICES[3:], None),
+    ],
+    ids=["answers", "one answer", "choices", "choices without answers"],
+)
+def test_what_is_printed_is_bits_of_answers_and_the_share_of_right_choices(monkeypatch, capsys, entries, rows):
+    tables = []
+    monkeypatch.setattr(likelihood, "table", lambda *shown: tables.append(shown) or "")
+    likelihood._print(entries, Path("out.jsonl"))
+    assert tables == ([] if rows is None else [("Likelihood (bound)", ["", "95 %", "examples"], rows)])
+    assert capsys.readouterr().out.strip().endswith(f"{len(entries)} lines in out.jsonl")

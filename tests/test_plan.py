@@ -1,0 +1,64 @@
+"""The table of `trimask plan`, and the numbers that it returns."""
+
+import pytest
+
+from trimask.scripts import plan
+
+WORDS = [
+    "trimodal_1b", "--device-kind", "h100", "--row-length", "1024", "--batch-tokens", str(1 << 20), "--accumulate", "2",
+    "--mfu", "0.5", "--horizon-tokens", str(10**12), "--mesh.fsdp", "4",
+]  # fmt: skip
+
+
+def planned(monkeypatch, *words):
+    tables = []
+    monkeypatch.setattr(plan, "table", lambda *shown: tables.append(shown) or "")
+    found = plan.main([*WORDS, *words])
+    ((title, columns, rows),) = tables
+    assert columns == ["", ""]
+    return found, title, dict(rows)
+
+
+def test_the_whole_table(monkeypatch):
+    found, title, rows = planned(monkeypatch, "--devices", "8")
+    assert title == "trimodal_1b on 8 h100: closed form"
+    assert rows == {
+        "parameters": "1,072,890,240: blocks 663,552,000, embeddings 409,274,880",
+        "training FLOPs of a token": "4.53 G",
+        "mesh": "data 2 × fsdp 4 × tensor 1",
+        "a step": "1,048,576 tokens: 64 rows of 1,024 per device × 2",
+        "memory of a device": "21.34 GB of 80.00 GB",
+        "  state (exact)": "4.30 GB",
+        "  activations, loss, gradients": "14.87 GB",
+        "  copies of weights": "2.17 GB",
+        "most rows per device": "336",
+        "sent by a device in a step": "13.46 GB: 0.0299 s at 450 GB/s, if nothing overlaps",
+        "computing a step": "1.2 s at 50% of 989 TFLOP/s",
+        "tokens/s": "874,077",
+        "the horizon": "1,000,000,000,000 tokens: 953,674 steps",
+        "  takes": "13.24 days, 2,542 device-hours",
+    }
+    # A step of 8 · ½ · 989 TFLOP/s; state is four numbers of four bytes of a quarter of the parameters, and a little.
+    assert found["step_seconds"] == pytest.approx(2**20 * 4.53e9 / (8 * 0.5 * 989e12), rel=1e-2)
+    assert found["state"] == pytest.approx(4 * 1_072_890_240, rel=1e-2)
+    assert found["rest"] == found["memory"] - found["state"] and found["days"] == pytest.approx(13.24, abs=0.01)
+    assert (found["parameters"], found["largest_rows"]) == (1_072_890_240, 336)
+
+
+def test_beyond_eight_devices_the_links_between_hosts_count(monkeypatch):
+    _, title, rows = planned(monkeypatch, "--devices", "16")
+    assert title == "trimodal_1b on 16 h100: closed form"
+    assert rows["mesh"] == "data 4 × fsdp 4 × tensor 1"
+    assert rows["a step"] == "1,048,576 tokens: 32 rows of 1,024 per device × 2"
+    assert rows["sent by a device in a step"] == "13.78 GB: 0.276 s at 50 GB/s, if nothing overlaps"
+    assert rows["  takes"] == "6.62 days, 2,542 device-hours"
+
+
+def test_rows_that_are_no_whole_number_are_rounded_and_said(monkeypatch, capsys):
+    _, _, rows = planned(monkeypatch, "--devices", "8", "--batch-tokens", str(45 * 1024 * 8))
+    assert "Note: 22.5 rows for each device and micro-batch; planned with 22." in capsys.readouterr().out
+    assert rows["a step"] == "360,448 tokens: 22 rows of 1,024 per device × 2"
+
+
+def test_small_memories_are_in_megabytes():
+    assert (plan._gb(9_999_999), plan._gb(1e7)) == ("10.00 MB", "0.01 GB")
