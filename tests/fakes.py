@@ -1,8 +1,12 @@
-"""Denoisers without a network, requests over a small vocabulary, and noise schedules beside those of the table."""
+"""Denoisers without a network, requests, noise schedules beside those of the table, and a network as one program."""
+
+import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.tree_util import Partial
 
 from trimask.diffusion.denoiser import Output
@@ -32,6 +36,21 @@ SCHEDULES = {**{kind: ScheduleConfig(kind=kind) for kind in TABLE}, "masked shar
 
 def output(logits) -> Output:
     return Output(logits, Partial(lambda features: features), logits, ())
+
+
+def run(network, *inputs) -> Output:
+    """What a network returns, computed by one program: called as it is, each of its hundred operations is compiled."""
+    return _run(*nnx.split(network), *inputs)
+
+
+@partial(jax.jit, static_argnums=0)
+def _run(graph, state, *inputs) -> Output:
+    seen = nnx.merge(graph, state)(*inputs)
+    return dataclasses.replace(seen, features=seen.logits, read=Partial(_unchanged))
+
+
+def _unchanged(features):
+    return features
 
 
 def at(logits, positions):
