@@ -26,8 +26,8 @@ from trimask.tokenizers.sequence import assemble
 EVERY_STRATEGY = pytest.mark.parametrize("name", STRATEGIES)
 ROW = 6
 NUMBERS = {
-    "threshold": 0.625,  # which is one of the confidences below, as 1.25 is of the factors that they come to
-    "factor": 1.25,
+    "threshold": 0.625,  # which is one of the confidences below, as 1.125 is of what the second may come to
+    "factor": 1.125,
     "entropy_bound": 0.75,
     "position_penalty": 0.3,
     "remask": 0.3,
