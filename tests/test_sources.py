@@ -124,7 +124,7 @@ def made(kind, tmp_path):
 @pytest.fixture
 def opened(kind, made, tmp_path):
     """Opens the source anew."""
-    config = OpenConfig(fields=FieldConfig(), sample_rate_hz=8000, folder=tmp_path / "raw")
+    config = OpenConfig(fields=FieldConfig(), media=PrepareConfig().media, folder=tmp_path / "raw")
     return lambda: open_source(SourceConfig(kind=kind, where=(made.where,)), config)
 
 
@@ -191,8 +191,10 @@ def test_preparing_that_is_stopped_within_a_block_is_continued_to_the_same_bytes
     config = PrepareConfig(
         sources={"some": SourceConfig(kind=kind, where=(made.where,))},
         text_vocabulary=256,
-        image=PatchConfig(codebook_size=3),
-        audio=MelConfig(codebook_size=3, griffin_lim_iterations=1),
+        codecs={
+            "image": PatchConfig(codebook_size=3),
+            "audio": MelConfig(codebook_size=3, griffin_lim_iterations=1),
+        },
         shard_records=4,
         on_error="skip",
         workers=1,
