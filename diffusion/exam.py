@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from trimask.diffusion.data.modalities import MODALITIES
+from trimask.diffusion.data.modalities import modality
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import RawExample
 from trimask.diffusion.held_out import HeldOut, Real, spread
@@ -156,10 +156,11 @@ def judges_of(task: Task, part: HeldOut, real: Real, named: Mapping[str, AnySequ
     """The judges named for this task, else the usual one; empty where `why_unjudged` says why."""
     names = [name for name in named.get(ALL_TASKS, ()) if fits(name, task.target)]
     names += named.get(task.name, ())
+    if not names and why_unjudged(task, part, real) is not None:
+        return []
     if not names:
-        if why_unjudged(task, part, real) is not None:
-            return []
-        names = ["exact_match"] if task.target == TEXT else [_usual(real)]
+        own = ("exact_match",) if task.target == TEXT else modality(task.target).judges
+        names = list(own) or [_usual(real)]
     return [open_judge(name, task.target, partial(real.training, task.target)) for name in dict.fromkeys(names)]
 
 
@@ -167,7 +168,9 @@ def why_unjudged(task: Task, part: HeldOut, real: Real) -> str | None:
     """Why the usual judge cannot say anything of this task's answers; None if it can."""
     if task.target == TEXT:
         return None
-    if task.target not in MODALITIES or MODALITIES[task.target].features is None:
+    if modality(task.target).judges:
+        return None
+    if modality(task.target).features is None:
         return f"there are no features of {task.target}"
     if not real.exists:
         return "there is no training split to fit a judge on"
@@ -200,7 +203,7 @@ def _summary(
 def label_judge(prepared: Prepared, dataset: str, fit_examples: int) -> NamedJudge | None:
     """The judge of labels of a dataset's medium; None where there is none, or captions are not labels."""
     medium, real = prepared.dataset(dataset).medium, Real(prepared, dataset, fit_examples)
-    if medium not in MODALITIES or MODALITIES[medium].features is None or not real.exists or _usual(real) != "label":
+    if medium is None or modality(medium).features is None or not real.exists or _usual(real) != "label":
         return None
     return open_judge("label", medium, partial(real.training, medium))
 

@@ -79,6 +79,12 @@ def draw(codes: np.ndarray, codec: Any) -> Image.Image:
     return Image.fromarray(((codes.T + 1) * 15).astype(np.uint8)).convert("RGB").resize((8 * len(codes), 16))
 
 
+def rises(tunes, references) -> list[bool]:
+    """A judge: whether a tune that should rise does, and one that should fall."""
+    pairs = zip(tunes, references, strict=True)
+    return [bool(tune[-1, 0] > tune[0, 0]) == (reference["text"] == "up") for tune, reference in pairs]
+
+
 MODALITY = Modality(
     codec_config=MelodyConfig,
     read=read,

@@ -1,5 +1,6 @@
 """A third modality costs a codec, a reader, a line in one table and an entry in each of two: all commands have it."""
 
+import dataclasses
 import json
 
 import melody
@@ -10,6 +11,8 @@ from PIL import Image
 from trimask.diffusion import configuration
 from trimask.diffusion.data.modalities import MODALITIES, modality
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.exam import judges_of, score_of
+from trimask.diffusion.held_out import HeldOut, Real
 from trimask.diffusion.results import Evaluation
 from trimask.scripts import evaluate, generate, inspection, prepare, train
 from trimask.scripts.outputs import OUTPUTS, output
@@ -85,6 +88,18 @@ def test_it_is_evaluated_and_what_cannot_be_judged_is_a_note(run, capsys):
     note = "text_to_melody on songs test is not judged: there are no features of melody"
     assert [line.partition(";")[0] for line in found.notes] == [note]
     assert note in capsys.readouterr().out
+
+
+def test_a_modality_may_have_judges_of_its_own(run, monkeypatch):
+    monkeypatch.setitem(MODALITIES, "melody", dataclasses.replace(melody.MODALITY, judges=("melody:rises",)))
+    prepared = Prepared(run.parent / "data")
+    part, real = HeldOut(prepared, "songs", "test", None), Real(prepared, "songs", 10)
+    (judge,) = judges_of(prepared.manifest.vocabulary.tasks["text_to_melody"], part, real, {})
+    score = score_of(judge("tunes", [e.media["melody"] for e in part.raw], [e.media for e in part.raw]))
+    assert (judge.name, score) == (
+        "melody:rises",
+        1.0,
+    )
 
 
 def test_it_is_inspected(run, capsys):

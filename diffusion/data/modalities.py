@@ -57,7 +57,9 @@ class Modality:
     notes: Callable[[Path, Medium, tuple[int, ...], MediaConfig], list[str]] = _none
     """What is changed when a user's file is brought to a model's shape."""
     features: Features | None = None
-    """What judges see. None: the usual judges cannot say anything of it."""
+    """What the judges label and frechet see. None: they cannot say anything of it."""
+    judges: tuple[str, ...] = ()
+    """Names of its usual judges, as `trimask evaluate --judge` takes them. Empty: label or frechet."""
 
 
 MODALITIES: dict[str, Modality] = {
