@@ -22,10 +22,14 @@ from trimask.tokenizers.sequence import Example, Segment, assemble, direct
 
 RULES = Rules(mask_id=MASK)
 EOS = VOCABULARY.eos_code
+enter_blocks, reveal, sample = map(jax.jit, (loop.enter_blocks, loop.reveal, loop.sample))
 
 
-def keys_of(state):
-    return jax.random.split(jax.random.key(0), len(state.step))
+@jax.jit
+def observe(logits, state, rules):
+    """Of the denoiser that has these logits."""
+    keys = jax.random.split(jax.random.key(0), len(state.step))
+    return loop.observe(keys, fakes.fake(logits), state, rules)[0]
 
 
 def codes(answer):
@@ -46,16 +50,16 @@ def network():
 
 
 def test_reveal_writes_nothing_but_what_was_chosen_and_remasks_only_what_was_asked():
-    before = loop.enter_blocks(begin([text_request([1, -1, -1, -1])], 8), RULES)
-    seen, _ = loop.observe(keys_of(before), fakes.fake(jnp.zeros(VOCABULARY.size)), before, RULES)
-    once = loop.reveal(before, seen, Choice(jnp.ones((1, 8), bool).at[0, 4].set(False)), RULES)
+    before = enter_blocks(begin([text_request([1, -1, -1, -1])], 8), RULES)
+    seen = observe(jnp.zeros(VOCABULARY.size), before, RULES)
+    once = reveal(before, seen, Choice(jnp.ones((1, 8), bool).at[0, 4].set(False)), RULES)
     first = int(fakes.TEXT_IDS.start)
     assert once.is_masked[0].tolist() == [False] * 4 + [True] + [False] * 3
     assert (np.asarray(once.sequence.tokens[0, [3, 5]]) == np.asarray(seen.proposal[0, [3, 5]])).all()
     assert once.sequence.tokens[0, 2] == first + 1 and once.nfe == 1
-    seen, _ = loop.observe(keys_of(once), fakes.fake(jnp.zeros(VOCABULARY.size)), once, RULES)
+    seen = observe(jnp.zeros(VOCABULARY.size), once, RULES)
     everything = jnp.ones((1, 8), bool)
-    again = loop.reveal(once, seen, Choice(~everything, everything), RULES)
+    again = reveal(once, seen, Choice(~everything, everything), RULES)
     # The given text and the row's task and boundary stay; the two revealed are masked again.
     assert again.is_masked[0].tolist() == [False] * 3 + [True] * 3 + [False] * 2
     assert again.sequence.tokens[0].tolist() == [
@@ -73,10 +77,10 @@ def test_evaluations_are_counted_only_while_a_row_has_masks():
     answer = assemble(VOCABULARY, [text_request([1, 2, 3])], 5).tokens
     rules = dataclasses.replace(RULES, num_steps=3)
     strategy = Partial(STRATEGIES["confidence"])
-    final, _ = loop.sample(fakes.knows(answer), strategy, rules, begin(requests, 5))
+    final, _ = sample(fakes.knows(answer), strategy, rules, begin(requests, 5))
     assert final.nfe.tolist() == final.step.tolist() == [1, 3, 0] and final.is_done.all()
-    both = guided(fakes.knows(answer), Guidance(1.0), MASK)
-    final, _ = loop.sample(both, strategy, rules, begin(requests, 5))
+    both = Partial(guided(fakes.knows(answer), Guidance(1.0), MASK))
+    final, _ = sample(both, strategy, rules, begin(requests, 5))
     assert final.nfe.tolist() == [2, 6, 0]
 
 
@@ -93,11 +97,11 @@ def test_blocks_are_filled_from_left_to_right_and_share_the_steps():
     assert [len(m) for m in masked] == [6, 4, 3, 2, 1, 0]
 
 
-@pytest.mark.parametrize(("steps", "length"), [(7, 3), (16, 2), (8, 8)])
-def test_steps_over_blocks_add_up_to_the_plan(steps, length):
-    config = GenerationConfig(block_length=length, steps=steps, stop_at_eos=False)
-    (answer,) = Generator(fakes.mixing(), VOCABULARY).generate([text_request([-1] * 32)], config, seed=0)
-    assert answer.nfe == max(steps, -(-32 // length))
+@pytest.mark.parametrize("steps", [3, 5, 7, 12])
+def test_steps_over_blocks_add_up_to_the_plan(steps):
+    config = GenerationConfig(block_length=3, steps=steps, stop_at_eos=False)
+    (answer,) = Generator(fakes.mixing(), VOCABULARY).generate([text_request([-1] * 12)], config, seed=0)
+    assert answer.nfe == max(steps, 4)
 
 
 def test_what_is_given_up_stays_masked_and_costs_nothing_more():
@@ -105,7 +109,7 @@ def test_what_is_given_up_stays_masked_and_costs_nothing_more():
         return Choice(jnp.broadcast_to(jnp.arange(16) % 2 == 0, seen.is_masked.shape)), memory
 
     rules = Rules(mask_id=MASK, block_length=4, gives_up_after=3, eos_id=VOCABULARY.eos_id)
-    state, _ = loop.sample(fakes.mixing(), nothing_at_odd_places, rules, begin([text_request([-1] * 8)], 16))
+    state, _ = sample(fakes.mixing(), Partial(nothing_at_odd_places), rules, begin([text_request([-1] * 8)], 16))
     # Places 2 to 9; in each block of four the odd ones are waited for in three steps.
     assert state.is_done.all() and state.nfe.item() == state.step.item() == 6
     assert np.flatnonzero(np.asarray(state.sequence.tokens[0]) == MASK).tolist() == [3, 5, 7, 9]
@@ -115,25 +119,25 @@ def test_an_end_behind_what_was_given_up_ends_nothing():
     logits = jnp.zeros((8, VOCABULARY.size)).at[4, VOCABULARY.eos_id].set(9.0)
     rules = Rules(mask_id=MASK, gives_up_after=1, eos_id=VOCABULARY.eos_id)
 
-    def only(*places):
-        chosen = jnp.zeros((1, 8), bool).at[0, list(places)].set(True)
-        return lambda keys, seen, memory: (Choice(chosen), memory)
+    def only(chosen, keys, seen, memory):
+        return Choice(chosen), memory
 
     for places, masked in (((4,), [2, 3, 5, 6]), ((2, 3, 4), [])):
-        state, _ = loop.sample(fakes.fake(logits), only(*places), rules, begin([text_request([-1] * 5)], 8))
+        strategy = Partial(only, np.isin(np.arange(8), places)[None])
+        state, _ = sample(fakes.fake(logits), strategy, rules, begin([text_request([-1] * 5)], 8))
         assert np.flatnonzero(np.asarray(state.sequence.tokens[0]) == MASK).tolist() == masked
 
 
 def test_the_largest_probabilities_and_hidden_states_are_seen_where_there_are_masks():
     logits = jax.random.normal(jax.random.key(0), (8, VOCABULARY.size))
-    state = loop.enter_blocks(begin([text_request([-1, 1, -1, -1])], 8), RULES)
+    state = enter_blocks(begin([text_request([-1, 1, -1, -1])], 8), RULES)
     rules = dataclasses.replace(RULES, num_top=2, shows_hidden=True, block_length=3)
-    seen, _ = loop.observe(keys_of(state), fakes.fake(logits), state, rules)
+    seen = observe(logits, state, rules)
     shown = np.isin(np.arange(8), [2, 4])  # of the first block of three
     p = np.sort(np.asarray(jax.nn.softmax(logits)), axis=-1)[:, ::-1][:, :2]
     np.testing.assert_allclose(seen.top[0], np.where(shown[:, None], p, 0), rtol=1e-5)
     np.testing.assert_allclose(seen.hidden[0], np.where(shown[:, None], logits, 0), rtol=1e-6)
-    seen, _ = loop.observe(keys_of(state), fakes.fake(logits), state, RULES)
+    seen = observe(logits, state, RULES)
     assert seen.top is None and seen.hidden is None
 
 
@@ -283,9 +287,9 @@ def requests_of(count, length=5):
 
 @pytest.mark.parametrize("name", ["random", "threshold", "remdm_cap"])
 def test_an_answer_depends_on_seed_and_request_but_not_on_the_batch(name):
-    requests = requests_of(9)
+    requests = requests_of(5)
     config = GenerationConfig(strategy=name, steps=3, threshold=0.5, temperature=20.0)
-    generator = Generator(fakes.mixing(), VOCABULARY, rows=4)
+    generator = Generator(fakes.mixing(), VOCABULARY, rows=2)
 
     def answers(requests, seed=5):
         return [(codes(a), a.nfe) for a in generator.generate(requests, config, seed)]
@@ -301,9 +305,9 @@ def test_other_shapes_and_smaller_batches_change_no_answer(options):
     config = GenerationConfig(
         strategy=options.get("strategy", "threshold"), threshold=0.4, block_length=options.get("block_length")
     )
-    requests = [r for length in (3, 9, 14) for r in requests_of(5, length)]
-    many = Generator(fakes.mixing(), VOCABULARY, rows=16, bucket=16).generate(requests, config, seed=1)
-    few = Generator(fakes.mixing(), VOCABULARY, rows=2, bucket=8).generate(requests, config, seed=1)
+    requests = [r for length in (5, 14) for r in requests_of(2, length)]
+    many = Generator(fakes.mixing(), VOCABULARY, rows=4, bucket=16).generate(requests, config, seed=1)
+    few = Generator(fakes.mixing(), VOCABULARY, rows=1, bucket=8).generate(requests, config, seed=1)
     assert [(codes(a), a.nfe) for a in many] == [(codes(a), a.nfe) for a in few]
     for a, b in zip(many, few, strict=True):
         np.testing.assert_allclose(a.log_probs, b.log_probs, rtol=1e-5, atol=1e-6)
@@ -331,10 +335,11 @@ def test_equal_requests_get_different_answers():
     assert len({tuple(codes(answer)) for answer in answers}) > 1
 
 
-@pytest.mark.parametrize(("cache", "count"), [("none", 3), ("prefix", 2), ("dual", 2)])
+@pytest.mark.parametrize(("cache", "count"), [("none", 2), ("prefix", 1), ("dual", 2)])
 def test_watching_is_generating(network, cache, count):
     requests = requests_of(count, 12)
-    config = GenerationConfig(strategy="threshold", threshold=0.3, block_length=4, cache=cache, refresh_every=3)
+    length = 8 if cache == "prefix" else 4  # three programs of what follows, not four
+    config = GenerationConfig(strategy="threshold", threshold=0.3, block_length=length, cache=cache, refresh_every=3)
     generator = Generator(network, VOCABULARY)
     paths = generator.trajectories(requests, config, seed=4)
     answers = generator.generate(requests, config, seed=4)
@@ -347,17 +352,17 @@ def test_watching_is_generating(network, cache, count):
 
 @pytest.mark.parametrize(("cache", "guidance"), [("prefix", 0.0), ("dual", 1.5)])
 def test_a_cache_that_is_always_refreshed_is_none(network, cache, guidance):
-    text = direct(VOCABULARY.tasks["text_to_audio"], {"text": np.array([1, 2]), "audio": np.full((9, 2), -1)})
-    config = GenerationConfig(strategy="factor", block_length=6, guidance=guidance, temperature=0.7)
+    text = direct(VOCABULARY.tasks["text_to_audio"], {"text": np.array([1, 2]), "audio": np.full((5, 2), -1)})
+    config = GenerationConfig(strategy="factor", block_length=8, guidance=guidance, temperature=0.7)
     generator = Generator(network, VOCABULARY)
-    plain = generator.generate([text] * 2, config, seed=2)
-    exact = generator.generate([text] * 2, dataclasses.replace(config, cache=cache, refresh_every=1), seed=2)
+    plain = generator.generate([text], config, seed=2)
+    exact = generator.generate([text], dataclasses.replace(config, cache=cache, refresh_every=1), seed=2)
     assert [(codes(a), a.nfe) for a in plain] == [(codes(a), a.nfe) for a in exact]
 
 
 def test_a_cached_row_is_what_it_is_alone(network):
     """Rows that finish their block early wait, and change nothing for others; to the rounding of batches."""
-    requests = requests_of(4, 16)
+    requests = [text_request([-1] * 12), *requests_of(1, 12)]
     config = GenerationConfig(strategy="threshold", threshold=0.2, block_length=4, cache="dual", temperature=0.0)
     generator = Generator(network, VOCABULARY)
     together = generator.generate(requests, config, seed=0)
@@ -368,25 +373,25 @@ def test_a_cached_row_is_what_it_is_alone(network):
         np.testing.assert_allclose(alone.log_probs, answer.log_probs, atol=1e-4)
 
 
-def test_a_dual_cache_computes_the_block_and_a_prefix_cache_what_follows(network):
+def test_a_dual_cache_computes_the_block_and_a_prefix_cache_what_follows():
     asked = []
 
     def counting(sequence, positions=None, cache=None):
         if cache is not None:
             jax.debug.callback(lambda p: asked.append(p.shape[1]), positions)
-        return network(sequence, positions, cache)
+        return fakes.mixing()(sequence, positions, cache)
 
-    request = text_request([-1] * 30)
-    for cache, lengths in (("dual", {4}), ("prefix", {8, 16, 24, 32})):
+    request = text_request([-1] * 14)
+    for cache, lengths in (("dual", {4}), ("prefix", {4, 8, 12, 16})):
         asked.clear()
         config = GenerationConfig(strategy="first_hitting", block_length=4, cache=cache, stop_at_eos=False)
         Generator(counting, VOCABULARY).generate([request], config, seed=0)
         jax.effects_barrier()
-        assert set(asked) == lengths and len(asked) == 3 * 7 + 1
+        assert set(asked) == lengths and len(asked) == 3 * 3 + 1
 
 
 def test_a_real_network_gives_the_same_answers_in_any_batch(network):
-    requests = requests_of(7, 9)
+    requests = requests_of(2, 9)
     config = GenerationConfig(strategy="entropy", steps=4, temperature=1.0)
     one_by_one = [Generator(network, VOCABULARY).generate([r], config, seed=0)[0] for r in requests]
     together = Generator(network, VOCABULARY, rows=8, bucket=16).generate(requests, config, seed=0)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from trimask.diffusion.denoiser import Cache, Denoiser
 from trimask.diffusion.sampling import loop
@@ -134,7 +134,10 @@ class Generator:
                 chunk = numbers[first : first + self.rows]
                 filled = _filled(chunk, _batch_size(len(chunk), self.rows))
                 sequence = stack([assemble(self.vocabulary, [requests[n]], length) for n in filled])
-                yield chunk, start(jax.tree.map(jnp.asarray, sequence), keys[np.array(filled)], self.vocabulary.mask_id)
+                yield (
+                    chunk,
+                    start(jax.tree.map(jnp.asarray, sequence), _rows(keys, np.array(filled)), self.vocabulary.mask_id),
+                )
 
 
 How = tuple[Guidance | None, Strategy, Rules]
@@ -209,9 +212,13 @@ def request_keys(requests: AnySequence[Example], seed: int) -> RowKeys:
         content = _content(request)
         content.update(str(repeat).encode())
         digests.append(np.frombuffer(content.digest()[:8], np.uint32))
-    base = jax.random.key(seed)
-    fold = jax.vmap(lambda words: jax.random.fold_in(jax.random.fold_in(base, words[0]), words[1]))
-    return fold(jnp.asarray(np.stack(digests)))
+    return _folded(jax.random.key(seed), np.stack(digests))
+
+
+@jax.jit
+def _folded(base: PRNGKeyArray, words: UInt32[Array, "rows 2"]) -> RowKeys:
+    """The key with both words of every row folded in."""
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(base, row[0]), row[1]))(words)
 
 
 def repeats(requests: AnySequence[Example]) -> list[int]:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -181,6 +182,7 @@ Strategy = Callable[[RowKeys, Observation, Memory], tuple[Choice, Memory]]
 effect, and their memory it must leave as it is."""
 
 
+@partial(jax.jit, static_argnums=2)
 def start(sequence: Sequence, keys: RowKeys, mask_id: int) -> State:
     """The state before the first step: every position that holds MASK is to be filled."""
     is_masked = sequence.tokens == mask_id
