@@ -1,6 +1,7 @@
 """From logits to proposals: what they are, how tokens are drawn, and that only what is wanted is read."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,18 @@ SIZE = 37
 
 def proposals(logits, is_wanted=None, chunk=64, num_top=0, **draw):
     """With `chunk` positions of a row at a time."""
-    logits = jnp.asarray(logits)
-    keys = jax.random.split(jax.random.key(0), len(logits))
-    positions = jnp.broadcast_to(jnp.arange(logits.shape[1]), logits.shape[:2])
-    wanted = jnp.ones(logits.shape[:2], bool) if is_wanted is None else is_wanted
-    output = Output(logits, Partial(lambda features: features), logits, ())
-    return propose(output, wanted, positions, keys, Draw(**draw), chunk * len(logits), num_top)
+    logits = np.asarray(logits, np.float32)
+    wanted = np.ones(logits.shape[:2], bool) if is_wanted is None else is_wanted
+    keys, positions = (
+        jax.random.split(jax.random.key(0), len(logits)),
+        np.tile(range(logits.shape[1]), (len(logits), 1)),
+    )
+    return PROPOSE(logits, wanted, positions, keys, Draw(**draw), chunk * len(logits), num_top)
+
+
+@partial(jax.jit, static_argnums=(5, 6))
+def PROPOSE(logits, *rest):
+    return propose(Output(logits, Partial(lambda features: features), logits, ()), *rest)
 
 
 def test_numbers_are_the_denoisers_before_temperature_and_filters():
@@ -48,15 +55,12 @@ def test_zero_temperature_takes_the_most_probable_and_of_equals_the_lowest():
     assert proposals([[[0.0, 0.5, 0.5, 0.1]]]).margin.item() == 0
 
 
-IN_CHUNKS = jax.jit(lambda logits, wanted, t, chunk: proposals(logits, wanted, chunk, temperature=t), static_argnums=3)
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_what_is_read_in_chunks_is_what_is_read_at_once(temperature):
     for seed in range(10):
         rng = np.random.default_rng(seed)
         logits, wanted = rng.normal(size=(3, 14, SIZE)).astype(np.float32), rng.random((3, 14)) < 0.1 * seed
-        at_once, *chunked = (IN_CHUNKS(logits, wanted, temperature, chunk) for chunk in (64, 1, 4, 7))
+        at_once, *chunked = (proposals(logits, wanted, chunk, temperature=temperature) for chunk in (64, 1, 4, 7))
         for other in chunked:
             for a, b in zip(jax.tree.leaves(at_once), jax.tree.leaves(other), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
@@ -64,9 +68,10 @@ def test_what_is_read_in_chunks_is_what_is_read_at_once(temperature):
 
 
 def test_the_largest_probabilities_are_told_in_falling_order():
-    logits = np.asarray(jax.random.normal(jax.random.key(0), (2, 9, SIZE)))
-    expected = np.sort(np.asarray(jax.nn.softmax(logits)), axis=-1)[..., ::-1][..., :3]
-    wanted = jnp.arange(9)[None] % 2 == jnp.arange(2)[:, None]
+    logits = np.random.default_rng(0).normal(size=(2, 9, SIZE)).astype(np.float32)
+    p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    expected = np.sort(p, axis=-1)[..., ::-1][..., :3]
+    wanted = np.arange(9)[None] % 2 == np.arange(2)[:, None]
     for chunk in (64, 2):
         top = proposals(logits, wanted, chunk, num_top=3, temperature=1.0).top
         np.testing.assert_allclose(top, np.where(wanted[..., None], expected, 0), rtol=1e-5)
@@ -79,25 +84,30 @@ def test_only_chunks_with_wanted_positions_are_read():
         jax.debug.callback(lambda: reads.append(features.shape))
         return features
 
-    logits = jnp.zeros((2, 40, SIZE))
-    wanted = jnp.zeros((2, 40), bool).at[0, [3, 17, 39]].set(True).at[1, :9].set(True)
-    keys, positions = jax.random.split(jax.random.key(0), 2), jnp.broadcast_to(jnp.arange(40), (2, 40))
-    jax.block_until_ready(propose(Output(logits, Partial(read), logits, ()), wanted, positions, keys, Draw(), 8))
+    wanted = np.zeros((2, 40), bool)
+    wanted[0, [3, 17, 39]] = wanted[1, :9] = True
+
+    @jax.jit
+    def run(logits, wanted, positions, keys):
+        return propose(Output(logits, Partial(read), logits, ()), wanted, positions, keys, Draw(), 8)
+
+    keys, positions = jax.random.split(jax.random.key(0), 2), np.tile(np.arange(40), (2, 1))
+    jax.block_until_ready(run(np.zeros((2, 40, SIZE), np.float32), wanted, positions, keys))
     jax.effects_barrier()
     assert reads == [(2, 4, SIZE)] * 3  # nine positions of the second row
+
+
+DRAWN = jax.jit(lambda p, uniform, draw: drawn_tokens(jnp.log(p), uniform, draw))
 
 
 def test_tokens_are_drawn_with_the_tempered_probabilities():
     p = np.random.default_rng(0).dirichlet(np.full(SIZE, 0.3))
     count = 40_000
-    uniform = jax.random.uniform(jax.random.key(0), (count,))
-    tokens = drawn_tokens(jnp.broadcast_to(jnp.log(p), (count, SIZE)), uniform, Draw(temperature=2.0))
+    uniform = np.random.default_rng(1).random(count, np.float32)
+    tokens = DRAWN(np.broadcast_to(p.astype(np.float32), (count, SIZE)), uniform, Draw(temperature=2.0))
     expected = p**0.5 / (p**0.5).sum()
     deviation = np.sqrt(expected * (1 - expected) / count)
     assert (np.abs(np.bincount(tokens, minlength=SIZE) / count - expected) < 5 * deviation + 1e-6).all()
-
-
-DRAWN = jax.jit(lambda p, uniform, draw: drawn_tokens(jnp.log(p), uniform, draw))
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 200])
@@ -137,7 +147,7 @@ def test_filters_keep_what_their_definition_keeps(used, weights, top_k, top_p, m
         kept = kept / kept.sum()
     if min_p is not None:
         kept = np.where(kept >= min_p * kept.max() * (1 - 1e-6), kept, 0)
-    grid = (jnp.arange(2000) + 0.5) / 2000
+    grid = ((np.arange(2000) + 0.5) / 2000).astype(np.float32)
     rows = np.broadcast_to(p.astype(np.float32), (2000, len(p)))
     draw = Draw(temperature=1.0, top_k=top_k, top_p=top_p, min_p=min_p)
     drawn = np.bincount(DRAWN(rows, grid, draw), minlength=len(p)) / 2000
@@ -145,14 +155,13 @@ def test_filters_keep_what_their_definition_keeps(used, weights, top_k, top_p, m
 
 
 def test_a_draw_depends_on_key_and_place_alone():
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 12, SIZE)))
+    logits = np.random.default_rng(0).normal(size=(2, 12, SIZE)).astype(np.float32)
     keys, draw = jax.random.split(jax.random.key(0), 2), Draw(temperature=2.0)
 
     def tokens(rows, places):
-        here = logits[rows][:, places]
-        positions = jnp.tile(jnp.arange(12)[places], (len(here), 1))
-        output = Output(here, Partial(lambda features: features), here, ())
-        return propose(output, jnp.ones(positions.shape, bool), positions, keys[rows], draw, 64).token
+        here = logits[rows, places]
+        positions = np.tile(np.arange(12)[places], (len(here), 1))
+        return PROPOSE(here, np.ones(positions.shape, bool), positions, keys[rows], draw, 64, 0).token
 
     everything = tokens(slice(0, 2), slice(0, 12))
     np.testing.assert_array_equal(tokens(slice(0, 2), slice(3, 5)), everything[:, 3:5])

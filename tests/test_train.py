@@ -27,7 +27,7 @@ from trimask.diffusion.transformer import TransformerConfig
 CONFIG = TrainConfig(
     model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16),
     optimizer=OptimizerConfig(horizon_tokens=900, warmup_tokens=100, learning_rate=1e-2),
-    batch=BatchConfig(tokens=120),
+    batch=BatchConfig(tokens=120, weights={"spoken": 0.0}),  # rows of two lengths are enough
     loop=LoopConfig(log_every=2, checkpoint_every=3, keep_last=2),
 )
 
@@ -245,14 +245,23 @@ def one_batch(prepared):
     return jax.tree.map(jnp.asarray, batch)
 
 
-def test_micro_batches_give_the_gradients_of_the_whole_batch(prepared, one_batch):
-    vocabulary = prepared.tokenizers.vocabulary
-    noised = forward_process(jax.random.key(0), one_batch, vocabulary, MaskingConfig())
-    results = []
-    for accumulate in (1, 4):
-        pretraining = Pretraining(dataclasses.replace(CONFIG, accumulate=accumulate), vocabulary)
-        results.append(jax.jit(pretraining.gradients)(pretraining.init().parameters, noised))
-    (loss, metrics, whole), (same_loss, same_metrics, parts) = results
+@pytest.fixture(scope="module")
+def plain(prepared, one_batch):
+    """A noised batch, the program of its gradients, and what it gives: loss, metrics, gradients."""
+    noised = forward_process(jax.random.key(0), one_batch, prepared.tokenizers.vocabulary, MaskingConfig())
+    return noised, *gradients(CONFIG, prepared, noised)
+
+
+def gradients(config, prepared, noised):
+    pretraining = Pretraining(config, prepared.tokenizers.vocabulary)
+    parameters = pretraining.init().parameters
+    program = str(jax.make_jaxpr(pretraining.gradients)(parameters, noised))
+    return program, jax.jit(pretraining.gradients)(parameters, noised)
+
+
+def test_micro_batches_give_the_gradients_of_the_whole_batch(prepared, plain):
+    noised, _, (loss, metrics, whole) = plain
+    _, (same_loss, same_metrics, parts) = gradients(dataclasses.replace(CONFIG, accumulate=4), prepared, noised)
     np.testing.assert_allclose(loss, same_loss, rtol=1e-5)
     np.testing.assert_allclose(float(metrics["bits/image"]), float(same_metrics["bits/image"]), rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, parts)
@@ -275,27 +284,23 @@ def test_a_step_compiles_once_per_row_length(prepared):
     assert min(map(shapes.count, shapes)) > 1
 
 
-def test_tokens_are_counted_where_a_float32_would_miss_them(prepared, one_batch):
+def test_tokens_are_counted_where_a_float32_would_miss_them(prepared, run):
     """3·10¹⁰ tokens and some hundred more, twice."""
-    pretraining = Pretraining(CONFIG, prepared.tokenizers.vocabulary)
-    seen, batch = 30_000_000_000, int((~one_batch.is_padding).sum())
-    state = dataclasses.replace(pretraining.init(), tokens=jnp.array([seen >> 20, seen % (1 << 20)], jnp.int32))
+    pretraining, first = run[1].pretraining, Batches(prepared, CONFIG.batch, seed=0)(0)
+    first = place_rows(first, CONFIG.mesh.over(jax.devices()))
+    seen, batch = 30_000_000_000, int((~first.is_padding).sum())
+    tokens = jax.device_put(np.array([seen >> 20, seen % (1 << 20)], np.int32), jax.devices()[0])
+    state = dataclasses.replace(pretraining.init(), tokens=tokens)
     for _ in range(2):
-        state, metrics = pretraining.step(state, one_batch)
+        state, metrics = pretraining.step(state, first)
     high, low = map(int, state.tokens)
     assert (high << 20) + low == seen + 2 * batch and np.float32(seen) + np.float32(batch) == np.float32(seen)
     assert float(metrics["tokens"]) == pytest.approx(seen) == float(state.num_tokens)
 
 
-def test_what_is_computed_again_is_what_was(prepared, one_batch):
-    vocabulary = prepared.tokenizers.vocabulary
-    noised = forward_process(jax.random.key(0), one_batch, vocabulary, MaskingConfig())
-    results, programs = [], []
-    for remat in ("none", "block"):
-        model = dataclasses.replace(CONFIG.model, remat=remat)
-        pretraining = Pretraining(dataclasses.replace(CONFIG, model=model), vocabulary)
-        parameters = pretraining.init().parameters
-        programs.append(str(jax.make_jaxpr(pretraining.gradients)(parameters, noised)))
-        results.append(jax.jit(pretraining.gradients)(parameters, noised)[::2])
-    assert "remat" not in programs[0] and "remat" in programs[1]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
+def test_what_is_computed_again_is_what_was(prepared, plain):
+    noised, program, (loss, _, whole) = plain
+    model = dataclasses.replace(CONFIG.model, remat="block")
+    again, (same_loss, _, same) = gradients(dataclasses.replace(CONFIG, model=model), prepared, noised)
+    assert "remat" not in program and "remat" in again
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), (loss, whole), (same_loss, same))
