@@ -14,6 +14,7 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.exam import judges_of, score_of
 from trimask.diffusion.held_out import HeldOut, Real
 from trimask.diffusion.results import Evaluation
+from trimask.diffusion.trained import load
 from trimask.scripts import evaluate, generate, inspection, prepare, train
 from trimask.scripts.outputs import OUTPUTS, output
 from trimask.tokenizers import codec
@@ -70,18 +71,24 @@ def test_it_is_sampled_in_training(run):
     assert np.loadtxt(run / "samples" / samples[0]).shape == SHAPE
 
 
-def test_it_is_made_described_and_animated(run, tunes, capsys):
-    generate.main([str(run), "--prompt", "up", "--to", "melody", "--animate", "gif", "--watch"])
+def test_it_is_made_watched_and_animated(run):
+    generate.main([str(run), "--prompt", "up", "--to", "melody", "--steps", "2", "--animate", "gif", "--watch"])
     made = run / "generated" / "up.tune"
     assert np.loadtxt(made).shape == SHAPE
     with Image.open(made.with_suffix(".gif")) as animation:
-        assert animation.n_frames > 1
-    generate.main([str(run), "--given", f"melody={tunes / '3.tune'}", "--to", "text"])
-    assert (run / "generated" / "3.txt").is_file()
+        assert animation.n_frames == 3
+
+
+def test_a_file_of_it_is_read_to_be_described(run, tunes):
+    arguments = generate.Arguments(run=run, given=(f"melody={tunes / '3.tune'}",))
+    (question,) = generate.ask(arguments, generate.prompts_of(load(run)))
+    given, asked = question.example.segments
+    assert (question.title, given.modality, asked.modality) == ("3", "melody", "text")
+    np.testing.assert_array_equal(given.codes, (9 * np.loadtxt(tunes / "3.tune")).astype(int))
 
 
 def test_it_is_evaluated_and_what_cannot_be_judged_is_a_note(run, capsys):
-    evaluate.main([str(run), "--bound-samples", "1"])
+    evaluate.main([str(run), "--bound-samples", "1", "--max-examples", "3"])
     found = configuration.load(run / "evaluation.json", Evaluation)
     assert {score.task for score in found.scores} == {"melody_to_text"}
     assert {bound.modality for bound in found.bounds} == {"melody", "text"}
