@@ -5,6 +5,7 @@ import itertools
 import os
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -27,11 +28,21 @@ from trimask.diffusion.data.puzzles import (
 )
 from trimask.diffusion.data.sources import SourceConfig
 
-FOUND = {name: config.puzzles() for name, config in CONFIGS.items()}
+SMALL = [
+    Cups(train=9, validation=4, test=5),
+    Addition(train=9, validation=4, test=5),
+    Sudoku(train=1, validation=2, test=1, held_out=(3, 7)),
+]
+
+
+@cache
+def found(name):
+    """Made when they are first asked for: not by every process that collects the tests."""
+    return CONFIGS[name].puzzles()
 
 
 def everything(name):
-    return [puzzle for split in SPLITS for puzzle in FOUND[name][split]]
+    return [puzzle for split in SPLITS for puzzle in found(name)[split]]
 
 
 def operands(puzzle):
@@ -138,7 +149,7 @@ def test_eight_to_eleven_cells_are_blank():
 def test_no_sudoku_is_there_twice_and_no_solution_in_two_splits():
     prompts = [puzzle.prompt for puzzle in everything("sudoku")]
     assert len(set(prompts)) == len(prompts)
-    grids = {split: {puzzle.response for puzzle in FOUND["sudoku"][split]} for split in SPLITS}
+    grids = {split: {puzzle.response for puzzle in found("sudoku")[split]} for split in SPLITS}
     assert [len(grids[split]) for split in SPLITS] == [216, 24, 48]
     assert len(set().union(*grids.values())) == 288
 
@@ -149,31 +160,27 @@ def test_no_sudoku_is_there_twice_and_no_solution_in_two_splits():
 def test_another_process_makes_the_same():
     program = (
         "import hashlib\n"
-        "from trimask.diffusion.data.puzzles import CONFIGS\n"
-        "for config in CONFIGS.values():\n"
+        "from trimask.diffusion.data.puzzles import Addition, Cups, Sudoku\n"
+        f"for config in {SMALL}:\n"
         "    print(hashlib.sha256(str(config.puzzles()).encode()).hexdigest())\n"
     )
     environment = os.environ | {"PYTHONHASHSEED": "1"}
     result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    ours = "".join(hashlib.sha256(str(found).encode()).hexdigest() + "\n" for found in FOUND.values())
+    ours = "".join(hashlib.sha256(str(config.puzzles()).encode()).hexdigest() + "\n" for config in SMALL)
     assert (result.stderr, result.stdout) == ("", ours)
 
 
 @pytest.fixture
 def small(monkeypatch):
     """A few puzzles of each kind in place of the many."""
-    configs = {
-        "cups": Cups(train=9, validation=4, test=5),
-        "addition": Addition(train=9, validation=4, test=5),
-        "sudoku": Sudoku(train=1, validation=2, test=1, held_out=(3, 7)),
-    }
+    configs = dict(zip(CONFIGS, SMALL, strict=True))
     monkeypatch.setattr(puzzles, "CONFIGS", configs)
     return configs
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_blocks_hold_every_puzzle_of_every_split_once(name, small):
-    source, found = Puzzles(name), small[name].puzzles()
+    source, puzzles_of = Puzzles(name), small[name].puzzles()
     for split in SPLITS:
         entries = [entry for block in source.blocks(4) if block.file == split for entry in source.entries(block)]
         assert [entry.split for entry in entries] == [split] * len(entries)
@@ -181,7 +188,7 @@ def test_blocks_hold_every_puzzle_of_every_split_once(name, small):
         texts = [
             (example.media["text"][: example.given], example.media["text"][example.given :]) for example in examples
         ]
-        assert texts == [(puzzle.prompt, puzzle.response) for puzzle in found[split]]
+        assert texts == [(puzzle.prompt, puzzle.response) for puzzle in puzzles_of[split]]
 
 
 def test_an_unknown_config_is_told_the_known_ones():

@@ -307,7 +307,7 @@ def test_speedup_is_the_ratio_of_tokens_to_the_same_loss():
 # --- coordinate check ---
 
 
-def test_a_small_coordinate_check(prepared, tmp_path):
+def test_a_small_coordinate_check(prepared, tmp_path, monkeypatch):
     """Complete(d)P with α = ½ keeps activations and updates; the standard parametrization does not."""
     small_start = ModuleMultipliers(init=Family(of={"unembedding": 0.1}))
     base = dataclasses.replace(
@@ -318,6 +318,7 @@ def test_a_small_coordinate_check(prepared, tmp_path):
     )
     kinds = (("completed_p", 0.5), ("standard", 0.5))
     config = CoordinateCheck(base=base, widths=(64, 256), depths=(2, 6), kinds=kinds, seeds=1)
+    monkeypatch.setattr(coordinate_check, "draw", lambda *_, **__: None)
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
         coordinate_check.study(config, trials)
     for kind, initial_logits, is_flat in (("completed_p, α = 0.5", -0.5, True), ("standard", 0.0, False)):
