@@ -42,8 +42,10 @@ def bound(name):
     return config.chosen
 
 
-def uniforms(key, length=ROW):
-    return np.array([float(jax.random.uniform(jax.random.fold_in(key, place))) for place in range(length)])
+@jax.jit
+def uniforms(key):
+    """A number for each place of a row, from the row's key and the place alone."""
+    return jnp.stack([jax.random.uniform(jax.random.fold_in(key, place)) for place in range(ROW)])
 
 
 def even_share(row):
@@ -187,7 +189,7 @@ def test_it_equals_its_definition(name, rows, step, seed):
             "commit": np.array([p[0] for p in row], np.float32),
             "entropy": np.array([p[1] for p in row]),
             "margin": np.array([p[2] for p in row]),
-            "u": uniforms(keys[number]),
+            "u": np.asarray(uniforms(keys[number])),
             "t": 1 - step / STEPS,
             "s": 0.0 if step == STEPS - 1 else 1 - (step + 1) / STEPS,
             "step": step,
@@ -246,13 +248,13 @@ def test_it_acts_inside_the_block_and_follows_its_key(name):
     row = [(0.625, 0.25, 0.25, s) for s in ("given", "revealed", "masked", "masked", "masked", "outside")]
     seen = observation([row] * 64, step=2)
     keys = jax.random.split(jax.random.key(0), 64)
-    choice, _ = bound(name)(keys, seen, None)
+    choice, _ = CHOOSE(bound(name), keys, seen)
     assert not np.asarray(choice.reveal)[:, [0, 1, 5]].any()
     if choice.remask is not None:
         assert not np.asarray(choice.remask)[:, [0, 2, 3, 4, 5]].any() and choice.remask.any()
-    again, _ = bound(name)(keys, seen, None)
+    again, _ = CHOOSE(bound(name), keys, seen)
     assert all((a == b).all() for a, b in zip(jax.tree.leaves(choice), jax.tree.leaves(again), strict=True))
-    other, _ = bound(name)(jax.random.split(jax.random.key(1), 64), seen, None)
+    other, _ = CHOOSE(bound(name), jax.random.split(jax.random.key(1), 64), seen)
     uses_key = name in ("random", "ancestral", "first_hitting") or name.startswith("remdm")
     assert uses_key != bool((other.reveal == choice.reveal).all())
 
