@@ -10,6 +10,7 @@ import pytest
 from jax.tree_util import Partial
 
 from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.scripts import benchmark_data
 from trimask.scripts.benchmark import main
 from trimask.scripts.benchmark_sample import Ours, _start
 
@@ -207,11 +208,19 @@ def test_attention_is_timed_by_length(tmp_path):
     assert needed == pytest.approx([3 * 4 * 64 * length * 4 * 64 for length in (32, 64)])
 
 
-def test_batches_are_timed_in_every_way(prepared, tmp_path):
+def test_batches_are_timed_in_every_way(prepared, tmp_path, monkeypatch):
+    """What threads and processes prepare is tested with `prefetched`; here is which of them are asked for."""
+    asked = []
+
+    def in_turn(batch, first, stop, config):
+        asked.append(config.workers)
+        return ((step, batch(step)) for step in range(first, stop))
+
+    monkeypatch.setattr(benchmark_data, "prefetched", in_turn)
     words = ["--data", str(prepared.folder), "--tokens", "256", "--workers", "0", "1", "--batches", "3"]
     main(["data", str(tmp_path), *words])
     cases = json.loads((tmp_path / "data.json").read_text())["cases"]
-    assert [case["way"] for case in cases[:3]] == ["in turn", "a thread", "1 process"]
+    assert [case["way"] for case in cases[:3]] == ["in turn", "a thread", "1 process"] and asked == [0, 1] * 3
     assert {case["dataset"] for case in cases} == {"drawn", "spoken", "sums"} and len(cases) == 9
     for case in cases:
         assert 0 < case["tokens_per_second"] * case["seconds"] <= 256 * case["filled"] * 1.2

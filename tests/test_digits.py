@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -31,8 +32,14 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def spoken(data_dir):
-    return {split: list(load("spoken", split, data_dir)) for split in CONFIGS["spoken"].splits}
+def records(data_dir):
+    """Those of a config and a split, read once."""
+    return cache(lambda config, split: list(load(config, split, data_dir)))
+
+
+@pytest.fixture(scope="module")
+def spoken(records):
+    return {split: records("spoken", split) for split in CONFIGS["spoken"].splits}
 
 
 def _content(record):
@@ -48,17 +55,17 @@ def _index(record_id):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_handwritten_pictures_and_captions_are_those_of_scikit_learn(data_dir, split):
+def test_handwritten_pictures_and_captions_are_those_of_scikit_learn(records, split):
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-    for record in load("handwritten", split, data_dir):
+    for record in records("handwritten", split):
         index = _index(record["id"])
         assert record["image"].dtype == np.uint8
         assert np.array_equal(record["image"], np.round(PIXELS[index] * 255 / 16)[..., None])
         assert record["text"] == f"a handwritten {names[LABELS[index]]}"
 
 
-def test_handwritten_splits_are_disjoint_and_stratified(data_dir):
-    indices = {split: [_index(r["id"]) for r in load("handwritten", split, data_dir)] for split in SPLITS}
+def test_handwritten_splits_are_disjoint_and_stratified(records):
+    indices = {split: [_index(r["id"]) for r in records("handwritten", split)] for split in SPLITS}
     everything = list(itertools.chain(*indices.values()))
     assert len(everything) == len(set(everything))
     for split, share in {"train": 0.7, "validation": 0.1, "test": 0.2}.items():
@@ -67,9 +74,9 @@ def test_handwritten_splits_are_disjoint_and_stratified(data_dir):
         np.testing.assert_allclose(counts, share, rtol=0, atol=0.06 if split == "train" else 0.015)
 
 
-def test_no_handwritten_picture_is_nearly_one_of_another_split(data_dir):
+def test_no_handwritten_picture_is_nearly_one_of_another_split(records):
     flat = {
-        split: np.stack([record["image"].ravel() for record in load("handwritten", split, data_dir)]) * (16 / 255)
+        split: np.stack([record["image"].ravel() for record in records("handwritten", split)]) * (16 / 255)
         for split in SPLITS
     }
     for a, b in itertools.combinations(SPLITS, 2):
@@ -77,8 +84,8 @@ def test_no_handwritten_picture_is_nearly_one_of_another_split(data_dir):
         assert nearest >= digits.NEAR - 0.1  # pictures are rounded to 255 levels
 
 
-def test_only_near_duplicates_of_a_later_split_are_dropped(data_dir):
-    kept = {split: {_index(r["id"]) for r in load("handwritten", split, data_dir)} for split in SPLITS}
+def test_only_near_duplicates_of_a_later_split_are_dropped(records):
+    kept = {split: {_index(r["id"]) for r in records("handwritten", split)} for split in SPLITS}
     dropped = set(range(len(PIXELS))) - set.union(*kept.values())
     assert 5 < len(dropped) < 50
     held_out = sorted(kept["validation"] | kept["test"])
@@ -88,10 +95,10 @@ def test_only_near_duplicates_of_a_later_split_are_dropped(data_dir):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_handwritten_numbers_are_two_digits_of_the_same_split(data_dir, split):
-    of_split = {_index(record["id"]) for record in load("handwritten", split, data_dir)}
+def test_handwritten_numbers_are_two_digits_of_the_same_split(records, split):
+    of_split = {_index(record["id"]) for record in records("handwritten", split)}
     numbers = collections.Counter()
-    for record in load("handwritten_numbers", split, data_dir):
+    for record in records("handwritten_numbers", split):
         _, left, right = record["id"].split("-")
         expected, number = np.zeros((8, 16)), LABELS[int(right)]
         expected[:, 8:] = PIXELS[int(right)]
@@ -107,8 +114,8 @@ def test_handwritten_numbers_are_two_digits_of_the_same_split(data_dir, split):
 
 
 @pytest.mark.parametrize("config", PICTURES)
-def test_no_picture_occurs_twice(data_dir, config):
-    contents = [_content(record) for split in SPLITS for record in load(config, split, data_dir)]
+def test_no_picture_occurs_twice(records, config):
+    contents = [_content(record) for split in SPLITS for record in records(config, split)]
     assert len(contents) == len(set(contents))
 
 
@@ -200,19 +207,19 @@ def test_without_espeak_the_error_names_the_extra(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("config", "numbers"), [("sums", range(10, 100)), ("all_sums", range(100))])
-def test_sums_are_all_there_once_and_right(config, numbers, data_dir):
+def test_sums_are_all_there_once_and_right(config, numbers, records):
     seen = []
     for split in SPLITS:
-        for record in load(config, split, data_dir):
+        for record in records(config, split):
             a, b, total = map(int, re.fullmatch(r"(\d+)\+(\d+)=(\d+)", record["text"]).groups())
             assert a + b == total
             seen.append((a, b))
     assert sorted(seen) == list(itertools.product(numbers, repeat=2))
 
 
-def test_a_sum_and_its_mirror_image_are_in_one_split(data_dir):
+def test_a_sum_and_its_mirror_image_are_in_one_split(records):
     pairs = {
-        split: {frozenset(re.split(r"[+=]", record["text"])[:2]) for record in load("sums", split, data_dir)}
+        split: {frozenset(re.split(r"[+=]", record["text"])[:2]) for record in records("sums", split)}
         for split in SPLITS
     }
     for a, b in itertools.combinations(SPLITS, 2):
