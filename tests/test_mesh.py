@@ -42,7 +42,7 @@ EIGHT = """
         return losses, state, mesh
 
     one, alone, _ = steps(MeshConfig(data=1), 1)
-    for fsdp, tensor, accumulate, blocks in ((8, 1, 1, "unrolled"), (2, 4, 2, "unrolled"), (2, 2, 1, "scanned")):
+    for fsdp, tensor, accumulate, blocks in ((8, 1, 1, "unrolled"), (2, 2, 2, "scanned")):
         losses, state, mesh = steps(MeshConfig(fsdp=fsdp, tensor=tensor), accumulate, blocks)
         np.testing.assert_allclose(one, losses, rtol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, gathered(state, mesh))
