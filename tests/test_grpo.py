@@ -96,7 +96,11 @@ def test_what_is_stored_is_what_the_policy_saw_and_did(law, rules):
 def test_rows_that_are_done_leave_and_change_nothing(monkeypatch):
     whole = recorded("dpls", RULES["full"])
     monkeypatch.setattr("trimask.sampling_rl.rollout._FEWEST", 1)
-    anew = jax.jit(rollout.__wrapped__, static_argnums=0, static_argnames=("asked", "steps"))
+
+    @partial(jax.jit, static_argnums=0, static_argnames=("asked", "steps"))
+    def anew(*arguments, **numbers):
+        return rollout.__wrapped__(*arguments, **numbers)
+
     narrowed = recorded("dpls", RULES["full"], play=anew)
     assert len(set(whole[0].nfe.tolist())) > 2
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(narrowed), strict=True):
