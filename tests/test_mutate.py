@@ -1,6 +1,7 @@
 """`make mutate`: which mutants it draws, and a small project whose mutants end in every possible way."""
 
 import ast
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -8,9 +9,9 @@ from pathlib import Path
 import pytest
 from mutation import __main__ as command
 from mutation import copies
-from mutation.copies import Copy, Limits, Verdict, Watched, judge
+from mutation.copies import Copy, Limits, Verdict, Watched, files_of, judge, make_copy
 from mutation.mutants import changes, draw, mutant_of, statements
-from mutation.recording import digest
+from mutation.recording import Recording, digest, record
 from mutation.results import Result, disproved, equivalents, read, result_of, stale
 
 ROOT = Path(__file__).parents[1]
@@ -275,6 +276,20 @@ def test_the_same_command_goes_on_where_it_was_stopped(project, monkeypatch):
     command.main(ARGUMENTS, project)
     assert len(judged) == 1 and len(results(project)) == 7
     path.write_text(whole)
+
+
+def test_a_recording_goes_on_where_it_was_stopped(project, tmp_path, monkeypatch):
+    [recorded] = (path.parent for path in (project / ".mutation").glob("*/events"))
+    stopped = shutil.copytree(recorded, tmp_path / "again.partial")
+    (stopped / "coverage").rename(stopped / "coverage.earlier")
+    lines = (stopped / "events").read_text().splitlines(keepends=True)
+    (stopped / "events").write_text("".join(line for line in lines if '::test_sum"' not in line) + '{"event": "st')
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    copy = make_copy(project, files_of(project), tmp_path / "copy", tmp_path / "compiled")
+    again = record(copy, tmp_path / "again", 1, lambda done, total: None)
+    assert "1 passed" in (again.folder / "log").read_text()
+    for statement in statements("rooms/sums.py", PROJECT["rooms/sums.py"]):
+        assert set(again.choose(statement)) == set(Recording(recorded).choose(statement))
 
 
 def test_equivalents_count_neither_as_caught_nor_as_survived(project, capsys):

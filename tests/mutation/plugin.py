@@ -28,12 +28,15 @@ def pytest_configure(config):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Keeps the listed tests, in the order of the list.
+    """Keeps the listed tests, in the order of the list; without a list, those that have not ended yet.
 
     A mutant may change the cases of a parametrised test: then all of its cases run.
     """
     _tell(event="collected", tests=len(items))
     if "MUTATION_TESTS" not in os.environ:
+        told = map(json.loads, Path(os.environ["MUTATION_EVENTS"]).read_text().splitlines())
+        ended = {event["test"] for event in told if event["event"] == "end"}
+        items[:] = [item for item in items if item.nodeid not in ended]
         return
     places = {name: n for n, name in enumerate(Path(os.environ["MUTATION_TESTS"]).read_text().splitlines())}
     gone = places.keys() - {item.nodeid for item in items}

@@ -1,7 +1,7 @@
 """Which test executes which line: recorded once over the whole suite, processes that tests start included."""
 
 import hashlib
-import shutil
+import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +13,14 @@ from mutation.copies import Copy, events_in, kill, rooms_of, start_pytest
 from mutation.mutants import Statement
 from mutation.plugin import CONTEXT
 
+_CONFIG = """
+[run]
+data_file = {data}
+parallel = true
+include = {include}
+context = ${{{context}-}}
+patch = _exit
+"""
 _OF_THIS_TOOL = ("tests/mutation/", "tests/test_mutate.py")
 
 
@@ -48,10 +56,6 @@ class Recording:
         return users
 
     @cached_property
-    def _tree(self) -> str:
-        return (self.folder / "tree").read_text()
-
-    @cached_property
     def _data(self) -> coverage.CoverageData:
         data = coverage.CoverageData(str(self.folder / "coverage"))
         data.read()
@@ -64,9 +68,10 @@ class Recording:
         is compiled runs as Python once, in the first test that needs it: so the other tests that use the file, in the
         same test files, come last.
         """
-        contexts = self._data.contexts_by_lineno(f"{self._tree}/{statement.file}")
-        using = self._expand(name for names in contexts.values() for name in names)
-        executing = self._expand(name for line in statement.lines for name in contexts.get(line, ()))
+        paths = [path for path in self._data.measured_files() if path.endswith(f"/tree/{statement.file}")]
+        contexts = [pair for path in paths for pair in self._data.contexts_by_lineno(path).items()]
+        using = self._expand(name for _, names in contexts for name in names)
+        executing = self._expand(name for line, names in contexts if line in statement.lines for name in names)
         first = using if statement.runs_at_import else executing
         own = f"tests/test_{Path(statement.file).stem}.py"
         files = {_file(test) for test in first}
@@ -97,40 +102,33 @@ def digest(root: Path, files: Iterable[str]) -> str:
     return found.hexdigest()[:12]
 
 
-def record(
-    copy: Copy,
-    folder: Path,
-    jobs: int,
-    report: Callable[[int, int], None],
-) -> Recording:
-    """Runs all tests of a copy with coverage, and keeps what they executed in the folder."""
-    work = folder.with_suffix(".partial")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    tree = copy.tree.resolve()
-    rooms = ", ".join(f"{tree}/{room}/*" for room in rooms_of(tree).values())
-    settings = ("parallel = true", f"include = {rooms}", f"context = ${{{CONTEXT}-}}", "patch = _exit")
-    (work / "config").write_text("\n".join(["[run]", f"data_file = {work.resolve()}/coverage", *settings]))
-    (work / "events").write_text("")
-    start = copy.site / "sitecustomize.py"  # Python imports it first, in every process
-    start.write_text("import coverage\n\ncoverage.process_startup()\n")
-    told = {"MUTATION_EVENTS": work.resolve() / "events", "COVERAGE_PROCESS_START": work.resolve() / "config"}
+def record(copy: Copy, folder: Path, jobs: int, report: Callable[[int, int], None]) -> Recording:
+    """Runs all tests of a copy with coverage, and keeps what they executed in the folder.
+
+    If an earlier call was stopped, the tests that ended then do not run again.
+    """
+    work = folder.with_suffix(".partial").absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    told, config, start = work / "events", work / "config", copy.site / "sitecustomize.py"
+    told.write_text("".join(f"{json.dumps(event)}\n" for event in (events_in(told) if told.exists() else ())))
+    include = ", ".join(f"{copy.tree.resolve()}/{room}/*" for room in rooms_of(copy.tree).values())
+    config.write_text(_CONFIG.format(data=work / "coverage", include=include, context=CONTEXT))
+    start.write_text("import coverage\n\ncoverage.process_startup()\n")  # Python runs it first, in every process
+    options = ("-n", f"{jobs}", "--dist", "loadfile") if jobs > 1 else ()
     with (work / "log").open("w") as log:
-        options = ("-n", f"{jobs}", "--dist", "loadfile") if jobs > 1 else ()
-        process = start_pytest(copy, options, log, **told)
+        process = start_pytest(copy, options, log, MUTATION_EVENTS=told, COVERAGE_PROCESS_START=config)
         try:
             while process.poll() is None:
-                time.sleep(0.2)
-                events = events_in(work / "events")
+                time.sleep(0.5)
+                events = events_in(told)
                 totals = (event["tests"] for event in events if event["event"] == "collected")
                 report(sum(event["event"] == "end" for event in events), next(totals, 0))
         finally:
             kill(process)
             start.unlink()
-    if process.returncode not in (0, 1):
+    if process.returncode not in (0, 1, 5):  # passed, failed, nothing left to run
         raise RuntimeError(f"tests of the original code ended with status {process.returncode}: see {log.name}")
-    combined = coverage.Coverage(data_file=str(work / "coverage"), config_file=False)
-    combined.combine([str(work)])
+    combined = coverage.Coverage(config_file=str(config))
+    combined.combine()
     combined.save()
-    (work / "tree").write_text(str(tree))
     return Recording(work.rename(folder))
