@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mutation import __main__ as command
 from mutation import copies
-from mutation.copies import Copy, Limits, Verdict, Watched, files_of, judge, make_copy
+from mutation.copies import Copy, Limits, Verdict, Watched, files_of, judge, make_copy, rooms_of
 from mutation.mutants import changes, draw, mutant_of, statements
 from mutation.recording import Recording, digest, record
 from mutation.results import Result, disproved, equivalents, read, result_of, stale
@@ -148,6 +148,14 @@ def test_a_copy_holds_a_mutant_for_a_while_and_python_takes_no_older_module_for_
         assert path.read_text() == "a = b + c\n"
         times.append(int(path.stat().st_mtime))
     assert len(set(times)) == 4
+
+
+def test_python_imports_the_copy_of_a_project_that_is_installed_too(tmp_path):
+    """An installed package without an `__init__.py` has its own folder on its path as well, after the copy's."""
+    modules = [next((ROOT / room).glob("*.py")) for room in rooms_of(ROOT).values()]
+    files = ["pyproject.toml", *(str(path.relative_to(ROOT)) for path in modules)]
+    copy = make_copy(ROOT, files, tmp_path / "copy", tmp_path / "compiled")
+    assert [link.name for link in (copy.site / "trimask").iterdir() if not link.is_symlink()] == []
 
 
 def watched(status=0, ended=(), failed=(), running="") -> Watched:

@@ -96,7 +96,7 @@ def make_copy(root: Path, files: Iterable[str], folder: Path, compiled: Path) ->
         link.symlink_to(copy.tree / room)
     (folder / "tmp").mkdir()
     shutil.copy(Path(__file__).with_name("plugin.py"), copy.site / "mutation_plugin.py")
-    code = "import sys\nfor name in sys.argv[1:]: print(*__import__(name, fromlist=['']).__path__)"
+    code = "import sys\nfor name in sys.argv[1:]: print(__import__(name, fromlist=['']).__path__[0])"
     command = [sys.executable, "-c", code, *rooms]
     found = subprocess.run(command, env=copy.environment(), check=True, capture_output=True, text=True).stdout.split()
     if outside := [place for place in found if not Path(place).is_relative_to(copy.site)]:
