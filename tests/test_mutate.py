@@ -11,6 +11,7 @@ from mutation import __main__ as command
 from mutation import copies
 from mutation.copies import Copy, Limits, Verdict, Watched, files_of, judge, make_copy, rooms_of
 from mutation.mutants import changes, draw, mutant_of, statements
+from mutation.plugin import CONTEXT
 from mutation.recording import Recording, digest, record
 from mutation.results import Result, disproved, equivalents, read, result_of, stale
 
@@ -255,6 +256,7 @@ def project(tmp_path_factory) -> Path:
     subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # pytest starts in an eighth of the time
+        patch.setenv(CONTEXT, "tests/test_mutate.py")  # as when these tests are recorded themselves
         assert command.main(ARGUMENTS, root) == 1
     return root
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from mutation.mutants import Mutant
+from mutation.plugin import CONTEXT
 
 _MAX_HANGS = 2
 """Number of hanging tests after which the others are not tried."""
@@ -50,7 +51,7 @@ class Copy:
         """Environment of a process that imports this copy."""
         paths = (str(self.site), os.environ.get("PYTHONPATH"))
         ours = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TMPDIR": str(self.folder / "tmp")}
-        ours |= {"JAX_COMPILATION_CACHE_DIR": str(self.compiled), "PYTEST_ADDOPTS": ""}
+        ours |= {"JAX_COMPILATION_CACHE_DIR": str(self.compiled), "PYTEST_ADDOPTS": "", CONTEXT: ""}
         return os.environ | ours | {name: str(value) for name, value in more.items()}
 
     @contextmanager
