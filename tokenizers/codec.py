@@ -17,6 +17,7 @@ import hashlib
 import importlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -88,7 +89,7 @@ class SoundCodec(MediaCodec, Protocol):
     def sample_rate_hz(self) -> int: ...
 
 
-class StoredTokenizer:
+class StoredTokenizer(ABC):
     """How a tokenizer is saved, loaded and recognised. One that was loaded still says of itself what its file says."""
 
     kind: ClassVar[str]
@@ -99,14 +100,14 @@ class StoredTokenizer:
     """Kind and configuration as the file says them from which it was loaded."""
 
     @property
+    @abstractmethod
     def _content(self) -> Content:
         """The files beside config.json."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def _of(cls: type[_T], config: Any, content: dict[str, Any]) -> _T:
         """The tokenizer of this configuration and these files."""
-        raise NotImplementedError
 
     @property
     def _description(self) -> dict[str, Any]:
