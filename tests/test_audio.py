@@ -28,7 +28,11 @@ def _tones(num_clips: int, samples: int, seed: int = 0) -> np.ndarray:
 
 
 CONFIG = MelConfig(codebook_size=32, num_codebooks=3)
-CODEC = MelCodec.fit(_tones(60, 4800), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> MelCodec:
+    return MelCodec.fit(_tones(60, 4800), CONFIG)
 
 
 def _features(codec: MelCodec, waveform: np.ndarray) -> np.ndarray:
@@ -47,25 +51,25 @@ def _features(codec: MelCodec, waveform: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("samples", [4800, 1650, 7])
-def test_each_code_is_nearest_to_what_the_codebooks_before_left_over(samples):
+def test_each_code_is_nearest_to_what_the_codebooks_before_left_over(fitted, samples):
     waveforms = _tones(2, samples, seed=1)
-    codes = CODEC.encode(waveforms)
+    codes = fitted.encode(waveforms)
     assert codes.shape == (2, -(-samples // 400), 3)
     for clip, waveform in enumerate(waveforms):
-        for frame, residual in enumerate(_features(CODEC, waveform)):
-            for stage, codebook in enumerate(CODEC.codebooks):
+        for frame, residual in enumerate(_features(fitted, waveform)):
+            for stage, codebook in enumerate(fitted.codebooks):
                 distances = np.sum((residual - codebook) ** 2, axis=1)
                 # Features are float32 inside: a codeword as near to within rounding is as good.
                 assert distances[codes[clip, frame, stage]] <= distances.min() * (1 + 1e-4) + 1e-4
                 residual = residual - codebook[codes[clip, frame, stage]]
 
 
-def test_a_codec_has_the_sample_rate_that_it_was_fitted_with():
+def test_a_codec_has_the_sample_rate_that_it_was_fitted_with(fitted):
     """And puts a tone of 1,000 Hz into the band that holds it at that rate."""
-    slow = MelCodec(dataclasses.replace(CONFIG, sample_rate_hz=4000), CODEC.codebooks)
-    assert (CODEC.sample_rate_hz, slow.sample_rate_hz) == (RATE, 4000)
+    slow = MelCodec(dataclasses.replace(CONFIG, sample_rate_hz=4000), fitted.codebooks)
+    assert (fitted.sample_rate_hz, slow.sample_rate_hz) == (RATE, 4000)
     tone = np.sin(2 * np.pi * 1000 * np.arange(4800) / RATE).astype(np.float32)[None]
-    assert not np.array_equal(CODEC.encode(tone), slow.encode(tone))
+    assert not np.array_equal(fitted.encode(tone), slow.encode(tone))
 
 
 def test_filters_that_do_not_tell_all_bands_apart_make_no_noise():
@@ -77,19 +81,19 @@ def test_filters_that_do_not_tell_all_bands_apart_make_no_noise():
     assert log_mel_distance_db(waveforms, back, RATE).mean() < 10
 
 
-def test_equally_near_codewords_resolve_to_the_lowest_index():
-    codebooks = tuple(np.repeat(codebook[:4], 2, axis=0) for codebook in CODEC.codebooks)
+def test_equally_near_codewords_resolve_to_the_lowest_index(fitted):
+    codebooks = tuple(np.repeat(codebook[:4], 2, axis=0) for codebook in fitted.codebooks)
     codes = MelCodec(CONFIG, codebooks).encode(_tones(3, 4000))
     assert np.all(codes % 2 == 0)
     assert codes.max() > 0
 
 
-def test_a_further_codebook_never_makes_a_frame_worse():
+def test_a_further_codebook_never_makes_a_frame_worse(fitted):
     waveforms = _tones(4, 4800, seed=2)
-    codes = CODEC.encode(waveforms)
-    features = np.stack([_features(CODEC, waveform) for waveform in waveforms])
+    codes = fitted.encode(waveforms)
+    features = np.stack([_features(fitted, waveform) for waveform in waveforms])
     errors = [np.sum(features**2, axis=-1)]
-    for stage, codebook in enumerate(CODEC.codebooks):
+    for stage, codebook in enumerate(fitted.codebooks):
         features = features - codebook[codes[..., stage]]
         errors.append(np.sum(features**2, axis=-1))
         assert np.all(errors[-1] <= errors[-2] + 1e-2)  # float32 rounding of squared sums of thousands
@@ -97,50 +101,50 @@ def test_a_further_codebook_never_makes_a_frame_worse():
 
 
 @pytest.mark.parametrize("samples", [400, 1999, 4800])
-def test_silence_costs_one_code_and_is_silence_again(samples):
-    codes = CODEC.encode(np.zeros((2, samples), np.float32))
+def test_silence_costs_one_code_and_is_silence_again(fitted, samples):
+    codes = fitted.encode(np.zeros((2, samples), np.float32))
     assert not codes.any()
-    np.testing.assert_array_equal(CODEC.decode(codes), 0)
+    np.testing.assert_array_equal(fitted.decode(codes), 0)
 
 
-def test_silence_after_a_sound_stays_silent():
+def test_silence_after_a_sound_stays_silent(fitted):
     waveform = np.pad(_tones(1, 2000), ((0, 0), (0, 4000)))
-    decoded = CODEC.decode(CODEC.encode(waveform))
+    decoded = fitted.decode(fitted.encode(waveform))
     assert np.abs(decoded[:, :2000]).max() > 0.05
     assert np.abs(decoded[:, 2800:]).max() < 1e-3
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 30), st.integers(1, 9000))
-def test_lengths_are_whole_frames_and_long_enough(frames, samples):
-    assert CODEC.media_shape((frames, 3)) == (frames * 400,)
-    num_frames, _ = CODEC.code_shape((samples,))
+def test_lengths_are_whole_frames_and_long_enough(fitted, frames, samples):
+    assert fitted.media_shape((frames, 3)) == (frames * 400,)
+    num_frames, _ = fitted.code_shape((samples,))
     assert num_frames * 400 >= samples > (num_frames - 1) * 400
 
 
-def test_a_clip_of_whole_frames_ends_with_the_decoded_one():
-    assert CODEC.encode(_tones(1, 800)).shape == (1, 2, 3)
-    assert CODEC.decode(np.ones((1, 2, 3), np.int32)).shape == (1, 800)
+def test_a_clip_of_whole_frames_ends_with_the_decoded_one(fitted):
+    assert fitted.encode(_tones(1, 800)).shape == (1, 2, 3)
+    assert fitted.decode(np.ones((1, 2, 3), np.int32)).shape == (1, 800)
 
 
-def test_trailing_silence_changes_no_earlier_code():
+def test_trailing_silence_changes_no_earlier_code(fitted):
     waveform = _tones(1, 2800)
     longer = np.pad(waveform, ((0, 0), (0, 1600)))
-    codes, longer_codes = CODEC.encode(waveform), CODEC.encode(longer)
+    codes, longer_codes = fitted.encode(waveform), fitted.encode(longer)
     np.testing.assert_array_equal(longer_codes[:, :7], codes)
 
 
-def test_decoding_is_the_same_every_time_whatever_the_random_state():
-    codes = CODEC.encode(_tones(2, 2400))
+def test_decoding_is_the_same_every_time_whatever_the_random_state(fitted):
+    codes = fitted.encode(_tones(2, 2400))
     np.random.seed(1)  # noqa: NPY002 - the global state is what must not matter
-    first = CODEC.decode(codes)
+    first = fitted.decode(codes)
     np.random.seed(2)  # noqa: NPY002
-    np.testing.assert_array_equal(CODEC.decode(codes), first)
+    np.testing.assert_array_equal(fitted.decode(codes), first)
 
 
-def test_decoded_tones_sound_like_the_originals():
+def test_decoded_tones_sound_like_the_originals(fitted):
     originals = _tones(6, 4800, seed=3)
-    decoded = CODEC.decode(CODEC.encode(originals))
+    decoded = fitted.decode(fitted.encode(originals))
     distances = log_mel_distance_db(originals, decoded, RATE)
     to_another = log_mel_distance_db(originals, np.roll(decoded, 1, axis=0), RATE)
     assert np.all(distances < 0.6 * to_another)
@@ -148,11 +152,11 @@ def test_decoded_tones_sound_like_the_originals():
     assert np.all((loudness > 0.7) & (loudness < 1.4))
 
 
-def test_decoded_sound_never_exceeds_full_scale():
-    loudest = np.argmax(CODEC.codebooks[0].sum(axis=1))
+def test_decoded_sound_never_exceeds_full_scale(fitted):
+    loudest = np.argmax(fitted.codebooks[0].sum(axis=1))
     codes = np.zeros((1, 6, 3), np.int32)
     codes[..., 0] = loudest
-    louder = tuple(codebook * 1.5 for codebook in CODEC.codebooks)
+    louder = tuple(codebook * 1.5 for codebook in fitted.codebooks)
     assert np.abs(MelCodec(CONFIG, louder).decode(codes)).max() == 1
 
 
@@ -164,8 +168,8 @@ def test_clips_of_few_frames_have_short_codebooks():
     assert not codec.encode(waveforms)[..., 1].any()
 
 
-def test_codebooks_have_the_size_asked_for_silence_included():
-    assert CODEC.codebook_sizes == (32, 32, 32)
+def test_codebooks_have_the_size_asked_for_silence_included(fitted):
+    assert fitted.codebook_sizes == (32, 32, 32)
 
 
 def test_fitting_on_no_clips_is_refused():
@@ -177,19 +181,19 @@ def test_fitting_on_nothing_but_silence_gives_the_codeword_of_silence():
     assert MelCodec.fit(np.zeros((2, 800), np.float32), MelConfig()).codebook_sizes == (1, 1)
 
 
-def test_another_number_of_codebooks_is_refused():
+def test_another_number_of_codebooks_is_refused(fitted):
     with pytest.raises(ValueError, match="codes must be of 3 codebooks, got 2"):
-        CODEC.decode(np.zeros((1, 4, 2), np.int32))
+        fitted.decode(np.zeros((1, 4, 2), np.int32))
 
 
-def test_a_clip_without_samples_is_refused():
+def test_a_clip_without_samples_is_refused(fitted):
     with pytest.raises(ValueError, match="at least one sample"):
-        CODEC.encode(np.zeros((1, 0), np.float32))
+        fitted.encode(np.zeros((1, 0), np.float32))
 
 
-def test_a_sample_that_is_no_number_is_refused():
+def test_a_sample_that_is_no_number_is_refused(fitted):
     with pytest.raises(ValueError, match="finite"):
-        CODEC.encode(np.full((1, 400), np.nan, np.float32))
+        fitted.encode(np.full((1, 400), np.nan, np.float32))
 
 
 @pytest.mark.parametrize(

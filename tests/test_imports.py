@@ -45,7 +45,10 @@ def imports_of(source: str, importer: Path) -> Iterator[Import]:
             yield from (Import(importer, f"{prefix}.{alias.name}") for alias in node.names)
 
 
-IMPORTS = [found for path in SOURCES for found in imports_of(path.read_text(), path.relative_to(ROOT))]
+@pytest.fixture(scope="module")
+def imports() -> list[Import]:
+    """Of the product and of its tests."""
+    return [found for path in SOURCES for found in imports_of(path.read_text(), path.relative_to(ROOT))]
 
 
 def rooms_against_the_direction(imports: list[Import]) -> list[Import]:
@@ -58,8 +61,8 @@ def rooms_against_the_direction(imports: list[Import]) -> list[Import]:
     ]
 
 
-def test_imports_point_one_way():
-    assert rooms_against_the_direction(IMPORTS) == []
+def test_imports_point_one_way(imports):
+    assert rooms_against_the_direction(imports) == []
 
 
 def test_an_import_against_the_direction_is_noticed_even_inside_a_function():
@@ -68,10 +71,10 @@ def test_an_import_against_the_direction_is_noticed_even_inside_a_function():
     assert not rooms_against_the_direction(list(imports_of(source, Path("scripts/x.py"))))
 
 
-def test_rooms_are_imported_by_their_one_name():
+def test_rooms_are_imported_by_their_one_name(imports):
     """A class of diffusion.x and of trimask.diffusion.x would be two. Bare tokenizers is Hugging Face's."""
     rooms = {*ROOMS, "tests", "conftest"}
-    bare = [found for found in IMPORTS if found.top in rooms or found.name.startswith(".")]
+    bare = [found for found in imports if found.top in rooms or found.name.startswith(".")]
     allowed = {Path("tokenizers/text.py"), Path("tests/test_text.py")}
     assert [found for found in bare if not (found.top == "tokenizers" and found.importer in allowed)] == []
 
@@ -88,8 +91,8 @@ def test_no_script_is_named_like_a_module_it_would_shadow():
     assert [path for path in (ROOT / "scripts").glob("*.py") if path.stem in taken] == []
 
 
-def test_nothing_is_pickled():
-    assert [found for found in IMPORTS if found.top in UNSAFE] == []
+def test_nothing_is_pickled(imports):
+    assert [found for found in imports if found.top in UNSAFE] == []
     allowed = [
         f"{path.name}:{node.value.lineno}"
         for path in MODULES
@@ -99,7 +102,7 @@ def test_nothing_is_pickled():
     assert allowed == []
 
 
-def test_every_imported_package_is_a_declared_dependency():
+def test_every_imported_package_is_a_declared_dependency(imports):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     declared = [*project["dependencies"], *extras["speech"], *extras["video"]]
@@ -107,7 +110,7 @@ def test_every_imported_package_is_a_declared_dependency():
     distributions = packages_distributions()
     undeclared = {
         (str(found.importer), found.top)
-        for found in IMPORTS
+        for found in imports
         if found.room in ROOMS
         and found.top not in sys.stdlib_module_names
         and found.importer.name
