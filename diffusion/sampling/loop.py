@@ -86,7 +86,7 @@ def observe(
 
     full, hidden = jax.tree.map(everywhere, (proposals, hidden))
     # Of S steps over B blocks, block b has ⌊(b + 1)S/B⌋ − ⌊bS/B⌋, but one at least.
-    blocks, block = state.num_blocks(rules), jnp.maximum(state.block, 0)
+    blocks, block = state.num_blocks(rules), state.block
     planned = jnp.maximum((block + 1) * rules.num_steps // blocks - block * rules.num_steps // blocks, 1)
     share = {"linear": lambda u: 1 - u, "cosine": lambda u: jnp.cos(jnp.pi / 2 * u)}[rules.grid]
     return Observation(

@@ -80,7 +80,7 @@ class State:
     nfe: Int[Array, " batch"]
     """Function evaluations so far."""
     block: Int[Array, " batch"]
-    """Number of the block that is being filled; −1 before the first step."""
+    """Number of the block that is being filled."""
     is_open: Bool[Array, " batch"]
     """True while there is something to do in this block."""
     block_step: Int[Array, " batch"]
@@ -115,7 +115,7 @@ class State:
         """First position of the block."""
         if rules.block_length is None:
             return jnp.zeros_like(self.step)
-        return self.origin + jnp.maximum(self.block, 0) * rules.block_length
+        return self.origin + self.block * rules.block_length
 
 
 @jax.tree_util.register_dataclass
@@ -194,7 +194,7 @@ def start(sequence: Sequence, keys: RowKeys, mask_id: int) -> State:
         keys=keys,
         step=zero,
         nfe=zero,
-        block=zero - 1,
+        block=zero,
         is_open=zero > 0,
         block_step=zero,
         block_nfe=zero,
