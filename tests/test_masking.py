@@ -1,7 +1,9 @@
 """The forward process and the objective against the exact bound of a toy model."""
 
+import dataclasses
 import itertools
 import math
+from types import SimpleNamespace
 
 import fakes
 import jax
@@ -16,6 +18,22 @@ from trimask.tokenizers.sequence import Example, Segment, assemble, direct, stac
 from trimask.tokenizers.vocabulary import Vocabulary
 
 TEXT_LENGTH = 3
+compiled_process = jax.jit(forward_process, static_argnums=(2, 3))
+
+
+def noised_by(key, batch, vocabulary, config):
+    """The forward process in one program, as arrays of NumPy."""
+    return arrays_of(compiled_process(jax.random.key(key), batch, vocabulary, config))
+
+
+def arrays_of(tree):
+    fields = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    return SimpleNamespace(
+        **{
+            name: arrays_of(part) if dataclasses.is_dataclass(part) else np.asarray(part)
+            for name, part in fields.items()
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +87,8 @@ def estimate(key, table, row, vocabulary, config, rows):
 def test_the_loss_is_an_unbiased_estimate_of_the_exact_bound(toy, vocabulary, name, complementary):
     (table, row), schedule = toy, fakes.SCHEDULES[name]
     config = MaskingConfig(schedule=schedule, complementary=complementary)
-    run = jax.jit(lambda key: estimate(key, table, row, vocabulary, config, 512)[0])
-    values = np.asarray(jax.vmap(run)(jax.random.split(jax.random.key(1), 100)))
+    run = jax.jit(jax.vmap(lambda key: estimate(key, table, row, vocabulary, config, 512)[0]))
+    values = np.asarray(run(jax.random.split(jax.random.key(1), 100)))
     standard_error = values.std(ddof=1) / len(values) ** 0.5
     exact = exact_bound(table, row, vocabulary)
     # The clipped times lose up to 2·min_time of the integral; 4 standard errors are a false alarm in 16,000.
@@ -86,11 +104,11 @@ def test_complementary_masks_lower_the_variance_of_the_gradient_at_equal_compute
 
     def gradients(complementary, rows):
         config = MaskingConfig(schedule=schedule, complementary=complementary)
-        grad = jax.jit(jax.grad(lambda table, key: estimate(key, table, row, vocabulary, config, rows)[0]))
-        return jax.vmap(grad, (None, 0))(table, jax.random.split(jax.random.key(2), 4000))
+        grad = jax.grad(lambda table, key: estimate(key, table, row, vocabulary, config, rows)[0])
+        return jax.jit(jax.vmap(grad, (None, 0)))(table, jax.random.split(jax.random.key(2), 4000))
 
-    independent, complementary = gradients(False, 16), gradients(True, 8)
-    variances = [float(jnp.sum(jnp.var(g, axis=0))) for g in (independent, complementary)]
+    independent, complementary = map(np.asarray, (gradients(False, 16), gradients(True, 8)))
+    variances = [g.var(axis=0).sum() for g in (independent, complementary)]
     assert variances[1] < variances[0]
 
 
@@ -98,20 +116,26 @@ def test_devices_that_share_the_rows_have_equal_work(toy, vocabulary):
     """Of 64 rows each of 8 devices has 8; with times that are evenly spread in order of the rows it is 1.8."""
     _, row = toy
     batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (64, *x.shape)), row)
-    masks = jax.vmap(lambda key: forward_process(key, batch, vocabulary, MaskingConfig()).is_masked)
-    shares = masks(jax.random.split(jax.random.key(4), 200)).reshape(200, 8, -1).sum(-1)
-    assert float(jnp.mean(shares.max(1) / shares.mean(1))) < 1.35
+    masks = jax.jit(jax.vmap(lambda key: forward_process(key, batch, vocabulary, MaskingConfig()).is_masked))
+    shares = np.asarray(masks(jax.random.split(jax.random.key(4), 200))).reshape(200, 8, -1).sum(-1)
+    assert (shares.max(1) / shares.mean(1)).mean() < 1.35
 
 
 def test_the_reported_bound_does_not_depend_on_what_is_trained_on(toy, vocabulary):
     table, row = toy
     batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (64, *x.shape)), row)
-    noised = forward_process(jax.random.key(3), batch, vocabulary, MaskingConfig())
-    logits, counts = table_logits(table, noised.sequence, vocabulary), target_counts(noised, vocabulary)
-    matrix = jnp.eye(vocabulary.size)
-    plain, metrics = loss_and_metrics(logits, matrix, noised, counts, vocabulary, LossConfig())
     other = LossConfig(weighting="unweighted", modality_weights={"text": 3.0}, z_loss=0.1)
-    changed, other_metrics = loss_and_metrics(logits, matrix, noised, counts, vocabulary, other)
+
+    @jax.jit
+    def both(key):
+        noised = forward_process(key, batch, vocabulary, MaskingConfig())
+        logits, counts = table_logits(table, noised.sequence, vocabulary), target_counts(noised, vocabulary)
+        matrix = jnp.eye(vocabulary.size)
+        return [
+            loss_and_metrics(logits, matrix, noised, counts, vocabulary, config) for config in (LossConfig(), other)
+        ]
+
+    (plain, metrics), (changed, other_metrics) = both(jax.random.key(3))
     assert float(metrics["bits/text"]) == float(other_metrics["bits/text"])
     assert np.isclose(float(metrics["bits/text"]) * np.log(2), float(plain), rtol=1e-5)
     assert not np.isclose(float(plain), float(changed), rtol=1e-2)
@@ -119,9 +143,8 @@ def test_the_reported_bound_does_not_depend_on_what_is_trained_on(toy, vocabular
 
 def test_a_token_is_masked_with_probability_one_minus_alpha():
     keep = jnp.array([[0.0, 0.2, 0.7, 1.0]])
-    masked = jax.vmap(lambda key: draw_is_masked(key, jnp.ones((1, 4), bool), keep))(
-        jax.random.split(jax.random.key(0), 4000)
-    )
+    draw = jax.jit(jax.vmap(lambda key: draw_is_masked(key, jnp.ones((1, 4), bool), keep)))
+    masked = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
     # Five standard deviations of a share of 4,000 draws are 0.04.
     np.testing.assert_allclose(masked.mean(axis=(0, 1)), 1 - keep[0], atol=0.04)
 
@@ -132,13 +155,13 @@ def pairs(vocabulary):
     rng = np.random.default_rng(1)
     codes = [{"text": rng.integers(0, 2, 2), "image": rng.integers(0, 5, (2, 2))} for _ in range(300)]
     rows = [assemble(vocabulary, [direct(vocabulary.tasks["text_to_image"], c)], 9) for c in codes]
-    return jax.tree.map(jnp.asarray, stack(rows))
+    return stack(rows)
 
 
 def test_a_condition_is_never_masked_and_carries_no_loss(vocabulary, pairs):
     config = MaskingConfig(joint_probability=0.0, drop_probability=0.0, complementary=True)
-    noised = forward_process(jax.random.key(0), pairs, vocabulary, config)
-    twice = jnp.concatenate([pairs.is_condition] * 2)
+    noised = noised_by(0, pairs, vocabulary, config)
+    twice = np.concatenate([pairs.is_condition] * 2)
     assert not (noised.is_masked & twice).any() and not (noised.is_target & twice).any()
     assert (noised.sequence.tokens[twice] == noised.clean[twice]).all()
     assert (noised.sequence.tokens[noised.sequence.modality == 0] != vocabulary.mask_id).all()
@@ -146,26 +169,24 @@ def test_a_condition_is_never_masked_and_carries_no_loss(vocabulary, pairs):
 
 def test_a_dropped_condition_is_hidden_without_loss(vocabulary, pairs):
     config = MaskingConfig(joint_probability=0.0, drop_probability=1.0)
-    noised = forward_process(jax.random.key(0), pairs, vocabulary, config)
+    noised = noised_by(0, pairs, vocabulary, config)
     assert (noised.sequence.tokens[pairs.is_condition] == vocabulary.mask_id).all()
     assert not noised.is_masked[pairs.is_condition].any() and not noised.is_target[pairs.is_condition].any()
 
 
 def test_a_prompt_is_never_masked_nor_hidden(vocabulary):
     example = direct(vocabulary.tasks["text"], {"text": np.array([1, 0, 1, 2])}, num_given=2)
-    rows = jax.tree.map(jnp.asarray, stack([assemble(vocabulary, [example], 7)] * 64))
+    rows = stack([assemble(vocabulary, [example], 7)] * 64)
     for joint, drop in ((1.0, 0.0), (0.0, 1.0), (0.3, 0.1)):
-        noised = forward_process(
-            jax.random.key(1), rows, vocabulary, MaskingConfig(joint_probability=joint, drop_probability=drop)
-        )
+        noised = noised_by(1, rows, vocabulary, MaskingConfig(joint_probability=joint, drop_probability=drop))
         assert (noised.sequence.tokens[:, 2:4] == rows.tokens[:, 2:4]).all()
         assert not noised.is_target[:, 2:4].any() and noised.is_masked[:, 4:6].any()
 
 
 def test_modes_come_as_often_as_configured(vocabulary, pairs):
-    batch = jax.tree.map(lambda x: jnp.tile(x, (10, *[1] * (x.ndim - 1))), pairs)
+    batch = jax.tree.map(lambda x: np.tile(x, (10, *[1] * (x.ndim - 1))), pairs)
     config = MaskingConfig(joint_probability=0.3, drop_probability=0.2)
-    noised = forward_process(jax.random.key(4), batch, vocabulary, config)
+    noised = noised_by(4, batch, vocabulary, config)
     is_joint = (noised.is_target & batch.is_condition).any(axis=1)
     hidden = ((noised.sequence.tokens == vocabulary.mask_id) | ~batch.is_condition).all(axis=1)
     assert abs(float(is_joint.mean()) - 0.3) < 0.04  # five standard deviations of 3,000 draws
@@ -173,20 +194,18 @@ def test_modes_come_as_often_as_configured(vocabulary, pairs):
 
 
 def test_in_joint_mode_the_two_sides_are_masked_at_independent_rates(vocabulary, pairs):
-    batch = jax.tree.map(lambda x: jnp.tile(x, (10, *[1] * (x.ndim - 1))), pairs)
-    noised = forward_process(
-        jax.random.key(5), batch, vocabulary, MaskingConfig(joint_probability=1.0, drop_probability=0.0)
-    )
-    text = jnp.where(batch.is_condition, noised.is_masked, False).sum(axis=1) / 2
-    image = jnp.where(batch.is_condition, False, noised.is_masked).sum(axis=1) / 4
+    batch = jax.tree.map(lambda x: np.tile(x, (10, *[1] * (x.ndim - 1))), pairs)
+    noised = noised_by(5, batch, vocabulary, MaskingConfig(joint_probability=1.0, drop_probability=0.0))
+    text = np.where(batch.is_condition, noised.is_masked, False).sum(axis=1) / 2
+    image = np.where(batch.is_condition, False, noised.is_masked).sum(axis=1) / 4
     assert abs(np.corrcoef(text, image)[0, 1]) < 0.1  # five standard deviations of 3,000 pairs
     assert abs(float(text.mean()) - 0.5) < 0.05
 
 
 def test_every_modality_is_masked_by_its_own_schedule(vocabulary, pairs):
     config = MaskingConfig(schedule=fakes.MaskedShares(), joint_probability=1.0, drop_probability=0.0)
-    masks = jax.vmap(lambda key: forward_process(key, pairs, vocabulary, config).is_masked)
-    share = masks(jax.random.split(jax.random.key(6), 10)).mean(axis=(0, 1))
+    masks = jax.vmap(lambda key, batch: forward_process(key, batch, vocabulary, config).is_masked, (0, None))
+    share = np.asarray(jax.jit(masks)(jax.random.split(jax.random.key(6), 10), pairs)).mean(axis=(0, 1))
     text, image = (share[(pairs.modality[0] == n) & (pairs.is_condition | pairs.is_target)[0]] for n in (1, 2))
     # ∫ t³ dt and ∫ t dt; five standard deviations of 3,000 examples.
     np.testing.assert_allclose(text, 1 / 4, atol=0.04)
@@ -195,8 +214,8 @@ def test_every_modality_is_masked_by_its_own_schedule(vocabulary, pairs):
 
 def test_every_example_of_a_packed_row_has_one_time_and_all_are_spread_evenly(vocabulary):
     examples = [Example("text", (Segment("text", np.array([0, 1])),))] * 3
-    rows = jax.tree.map(jnp.asarray, stack([assemble(vocabulary, examples, 14)] * 8))
-    noised = forward_process(jax.random.key(0), rows, vocabulary, MaskingConfig())
+    rows = stack([assemble(vocabulary, examples, 14)] * 8)
+    noised = noised_by(0, rows, vocabulary, MaskingConfig())
     times = np.asarray(1 / noised.weight)  # linear schedule: w = 1/t
     per_example = []
     for row, segment in zip(times, np.asarray(rows.segment), strict=True):
@@ -209,20 +228,21 @@ def test_every_example_of_a_packed_row_has_one_time_and_all_are_spread_evenly(vo
 
 
 def test_a_pair_of_complementary_masks_predicts_every_target_once(vocabulary, pairs):
-    noised = forward_process(jax.random.key(0), pairs, vocabulary, MaskingConfig(complementary=True))
-    first, second = jnp.split(noised.is_masked, 2)
+    noised = noised_by(0, pairs, vocabulary, MaskingConfig(complementary=True))
+    first, second = np.split(noised.is_masked, 2)
     assert (first ^ second == noised.is_target[:300]).all()
 
 
 def test_a_batch_without_a_modality_gives_a_finite_loss(vocabulary, pairs):
-    noised = forward_process(jax.random.key(0), pairs, vocabulary, MaskingConfig())
-    nothing = jax.tree.map(lambda x: x, noised)
-    nothing = type(noised)(
-        noised.sequence, noised.clean, noised.is_target & False, noised.is_masked & False, noised.weight
-    )
-    logits = jnp.zeros((300, 9, vocabulary.size))
-    counts = target_counts(nothing, vocabulary)
-    loss, metrics = loss_and_metrics(logits, jnp.eye(vocabulary.size), nothing, counts, vocabulary, LossConfig())
+    @jax.jit
+    def of_nothing(key, batch):
+        noised = forward_process(key, batch, vocabulary, MaskingConfig())
+        nowhere = jnp.zeros_like(noised.is_target)
+        nothing = dataclasses.replace(noised, is_target=nowhere, is_masked=nowhere)
+        logits, matrix = jnp.zeros((300, 9, vocabulary.size)), jnp.eye(vocabulary.size)
+        return loss_and_metrics(logits, matrix, nothing, target_counts(nothing, vocabulary), vocabulary, LossConfig())
+
+    loss, metrics = of_nothing(jax.random.key(0), pairs)
     assert float(loss) == 0 and np.isnan(float(metrics["bits/image"]))
 
 
