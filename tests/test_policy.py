@@ -34,6 +34,7 @@ from trimask.diffusion.transformer import num_parameters
 
 logits_of = jax.jit(policy.logits_of, static_argnums=0)
 log_probability = jax.jit(policy.log_probability, static_argnums=0)
+draw = jax.jit(drawn, static_argnums=0)
 CONFIG = PolicyConfig()
 SMALL = PolicyConfig(width=8, mlp_width=8, num_heads=1)
 LAWS = typing.get_args(typing.get_type_hints(PolicyConfig)["law"])
@@ -41,10 +42,8 @@ LAWS = typing.get_args(typing.get_type_hints(PolicyConfig)["law"])
 
 def shuffled(parameters, size=0.5):
     """Parameters away from their start, where many are zero."""
-    leaves, tree = jax.tree.flatten(parameters)
-    keys = jax.random.split(jax.random.key(5), len(leaves))
-    moved = [leaf + size * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, moved)
+    rng = np.random.default_rng(5)
+    return jax.tree.map(lambda leaf: leaf + size * rng.normal(size=leaf.shape).astype(leaf.dtype), parameters)
 
 
 def actions(law, candidates):
@@ -89,9 +88,8 @@ def test_probabilities_of_all_actions_are_those_of_the_definition_and_add_up_to_
     logits, candidates = row
     every = list(actions(law, candidates))
     count = len(every)
-    tiled = (jnp.tile(jnp.array(x)[None], (count, 1)) for x in (logits, candidates))
-    logits_of_rows, candidates_of_rows = tiled
-    found = np.exp(log_probability(law, logits_of_rows, jnp.array(every), candidates_of_rows))
+    logits_of_rows = np.tile(np.array(logits, np.float32), (count, 1))
+    found = np.exp(log_probability(law, logits_of_rows, np.array(every), np.tile(candidates, (count, 1))))
     expected = [probability(law, logits, ranks, candidates) for ranks in every]
     np.testing.assert_allclose(found, expected, rtol=2e-5)
     np.testing.assert_allclose(found.sum(), 1.0, rtol=2e-5)
@@ -99,10 +97,9 @@ def test_probabilities_of_all_actions_are_those_of_the_definition_and_add_up_to_
 
 @pytest.mark.parametrize("law", LAWS)
 def test_actions_are_drawn_as_often_as_they_are_probable(law):
-    logits, candidates, count = jnp.array([0.3, 9.0, -0.5, 1.0]), jnp.array([True, False, True, True]), 40_000
+    logits, candidates, count = np.float32([0.3, 9.0, -0.5, 1.0]), np.array([True, False, True, True]), 40_000
     keys = jax.random.split(jax.random.key(1), count)
-    tiled = (jnp.tile(x[None], (count, 1)) for x in (logits, candidates))
-    found = np.asarray(drawn(law, keys, *tiled))
+    found = np.asarray(draw(law, keys, *(np.tile(x, (count, 1)) for x in (logits, candidates))))
     for ranks in actions(law, candidates.tolist()):
         expected = probability(law, logits.tolist(), ranks, candidates.tolist())
         share = (found == np.array(ranks)).all(axis=1).mean()
@@ -113,55 +110,71 @@ def test_actions_are_drawn_as_often_as_they_are_probable(law):
 
 
 def test_a_scale_makes_revealing_that_much_more_probable_up_to_one():
-    logits, count = jnp.array([-2.0, 0.0, 3.0]), 20_000
+    logits, count = np.float32([-2.0, 0.0, 3.0]), 20_000
     keys = jax.random.split(jax.random.key(1), count)
-    found = drawn("bernoulli", keys, jnp.tile(logits[None], (count, 1)), jnp.ones((count, 3), bool), scale=1.5)
-    np.testing.assert_allclose(found.mean(axis=0), np.minimum(1, 1.5 * jax.nn.sigmoid(logits)), atol=0.02)
+    found = draw("bernoulli", keys, np.tile(logits, (count, 1)), np.ones((count, 3), bool), scale=1.5)
+    np.testing.assert_allclose(np.mean(found, axis=0), np.minimum(1, 1.5 / (1 + np.exp(-logits))), atol=0.02)
 
 
 @pytest.mark.parametrize("law", LAWS)
 def test_gradients_of_probabilities_are_those_of_finite_differences(law):
-    logits = jnp.array([[0.4, -1.0, 2.0, 0.1]])
-    ranks = {"bernoulli": jnp.array([[1, 0, 1, 0]]), "dpls": jnp.array([[2, 0, 1, 0]])}[law]
-    candidates = jnp.array([[True, True, True, False]])
-
-    def value(x):
-        return log_probability(law, x, ranks, candidates)[0]
-
-    gradient = np.asarray(jax.grad(value)(logits))[0]
+    logits = np.float32([[0.4, -1.0, 2.0, 0.1]])
+    ranks = {"bernoulli": np.array([[1, 0, 1, 0]]), "dpls": np.array([[2, 0, 1, 0]])}[law]
+    candidates = np.array([[True, True, True, False]])
+    gradient_of = jax.jit(jax.grad(lambda x, ranks: log_probability(law, x, ranks, candidates)[0]))
+    gradient = np.asarray(gradient_of(logits, ranks))[0]
     for place in range(4):
-        step = jnp.zeros((1, 4)).at[0, place].set(1e-2)
-        assert abs(gradient[place] - (value(logits + step) - value(logits - step)) / 2e-2) < 1e-4
-    every = jnp.array([[1, 2, 3, 0]])
-    assert np.isfinite(jax.grad(lambda x: log_probability(law, x, every, candidates)[0])(logits)).all()
+        step = 1e-2 * np.eye(4, dtype=np.float32)[[place]]
+        above, below = (log_probability(law, x, ranks, candidates).item() for x in (logits + step, logits - step))
+        assert abs(gradient[place] - (above - below) / 2e-2) < 1e-4
+    assert np.isfinite(gradient_of(logits, np.array([[1, 2, 3, 0]]))).all()
 
 
 def test_it_has_a_third_of_a_million_parameters_and_begins_with_twelve_percent():
     parameters = new_parameters(CONFIG, jax.random.key(0))
     assert 320_000 < num_parameters(parameters) < 340_000
-    features = jax.random.uniform(jax.random.key(1), (4, 16, 1)).astype(jnp.float16)
-    everywhere = jnp.ones((4, 16), bool)
-    logits = logits_of(CONFIG, parameters, features, everywhere, everywhere, jnp.arange(4))
-    assert abs(float(jax.nn.sigmoid(logits).mean()) - 0.12) < 0.01
+    features = np.random.default_rng(1).random((4, 16, 1)).astype(np.float16)
+    everywhere = np.ones((4, 16), bool)
+    logits = logits_of(CONFIG, parameters, features, everywhere, everywhere, np.arange(4))
+    assert abs((1 / (1 + np.exp(-np.asarray(logits)))).mean() - 0.12) < 0.01
 
 
 def test_only_what_is_asked_for_is_seen_wherever_it_stands():
     parameters = shuffled(new_parameters(SMALL, jax.random.key(0)))
-    features = jax.random.uniform(jax.random.key(1), (1, 5, 1)).astype(jnp.float16)
-    masked = jnp.array([[True, False, True, True, False]])
-    steps = jnp.array([3])
-    alone = logits_of(SMALL, parameters, features, masked, jnp.ones((1, 5), bool), steps)
-    wide = jnp.ones((1, 12, 1), jnp.float16).at[:, 4:9].set(features)
-    asked = jnp.zeros((1, 12), bool).at[:, 4:9].set(True)
-    among = logits_of(SMALL, parameters, wide, jnp.zeros((1, 12), bool).at[:, 4:9].set(masked), asked, steps)
-    np.testing.assert_allclose(among[:, 4:9], alone, atol=1e-5)
+    wide = np.random.default_rng(1).random((1, 12, 1)).astype(np.float16)
+    masked = np.array([[True, False, True, True, False]])
+    asked = np.zeros((1, 12), bool)
+    asked[:, 4:9] = True
+
+    def logits(features, masked, step=3):
+        """Of five places among twelve."""
+        around = wide.copy(), np.zeros((1, 12), bool)
+        for whole, part in zip(around, (features, masked), strict=True):
+            whole[:, 4:9] = part
+        return np.asarray(logits_of(SMALL, parameters, *around, asked, np.array([step])))[:, 4:9]
+
+    features = wide[:, :5]
+    alone = logits_of(SMALL, parameters, features, masked, np.ones((1, 5), bool), np.array([3]))
+    among = logits(features, masked)
+    np.testing.assert_allclose(among, alone, atol=1e-5)
     # Place, status and time matter.
     for other in (
-        logits_of(SMALL, parameters, features, ~masked, jnp.ones((1, 5), bool), steps),
-        logits_of(SMALL, parameters, features, masked, jnp.ones((1, 5), bool), steps + 1),
-        logits_of(SMALL, parameters, features[:, ::-1], masked[:, ::-1], jnp.ones((1, 5), bool), steps)[:, ::-1],
+        logits(features, ~masked),
+        logits(features, masked, step=4),
+        logits(features[:, ::-1], masked[:, ::-1])[:, ::-1],
     ):
-        assert np.abs(other - alone).max() > 1e-2
+        assert np.abs(other - among).max() > 1e-2
+
+
+def seen_by(config, rules):
+    """Features of the first step, where six places are asked for, from the third on."""
+
+    @jax.jit
+    def features(state):
+        state = loop.enter_blocks(state, rules)
+        return features_of(loop.observe(loop.step_keys(state)[0], fakes.mixing(), state, rules)[0], config)
+
+    return np.asarray(features(fakes.begin([fakes.text_request([-1] * 6)], 8)))
 
 
 @pytest.mark.parametrize(
@@ -178,22 +191,16 @@ def test_inputs_are_what_the_denoiser_says(inputs, size):
     config = PolicyConfig(inputs=inputs, num_top=3, hidden_size=hidden, width=8, mlp_width=8, num_heads=1)
     assert config.num_features == size
     rules = config.watching(Rules(mask_id=fakes.MASK, block_length=2))
-    state = loop.enter_blocks(fakes.begin([fakes.text_request([-1] * 6)], 8), rules)
-    seen, _ = loop.observe(loop.step_keys(state)[0], fakes.mixing(), state, rules)
-    features = features_of(seen, config)
-    assert features.shape == (1, 8, size) and features.dtype == jnp.float16
-    assert (np.abs(np.asarray(features[0, 2:])).max(axis=-1) > 0).all(), "later blocks are seen"
+    features = seen_by(config, rules)
+    assert features.shape == (1, 8, size) and features.dtype == np.float16
+    assert (np.abs(features[0, 2:]).max(axis=-1) > 0).all(), "later blocks are seen"
     assert (features[0, :2] == 0).all()
-    near = config.watching(Rules(mask_id=fakes.MASK, block_length=2))
-    assert near == rules
 
 
 def test_a_policy_may_see_its_block_alone():
     config = PolicyConfig(sees_beyond=False)
     rules = config.watching(Rules(mask_id=fakes.MASK, block_length=2))
-    state = loop.enter_blocks(fakes.begin([fakes.text_request([-1] * 6)], 8), rules)
-    seen, _ = loop.observe(loop.step_keys(state)[0], fakes.mixing(), state, rules)
-    assert np.flatnonzero(features_of(seen, config)[0, :, 0]).tolist() == [2, 3]
+    assert np.flatnonzero(seen_by(config, rules)[0, :, 0]).tolist() == [2, 3]
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -203,16 +210,16 @@ def test_as_a_strategy_it_fills_everything_and_never_waits(law):
     # Of both blocks together 8 times the evaluations they need: who stalled would use them up, and not hang.
     rules = config.watching(Rules(mask_id=fakes.MASK, block_length=4, max_nfe=48))
     state = fakes.begin([fakes.text_request([-1] * 6)] * 2, 8)
-    run = jax.jit(lambda strategy: loop.sample(fakes.mixing(), strategy, rules, state)[0])
+    run = jax.jit(lambda strategy, rules: loop.sample(fakes.mixing(), strategy, rules, state)[0])
     for logit, nfe in ((-30.0, 6), (-math.inf, 6), (math.nan, 6), (math.inf, 2)):
-        parameters["output"]["bias"] = jnp.array([logit])  # it would never reveal anything, or all at once
-        final = run(LearnedStrategy(config, parameters))
-        assert final.is_done.all() and final.nfe.tolist() == [nfe, nfe]
-    parameters["output"]["bias"] = jnp.array([-30.0])
+        parameters["output"]["bias"] = np.float32([logit])  # it would never reveal anything, or all at once
+        final = run(LearnedStrategy(config, parameters), rules)
+        assert np.all(final.is_done) and final.nfe.tolist() == [nfe, nfe]
+    parameters["output"]["bias"] = np.float32([-30.0])
     waiting = LearnedStrategy(config, parameters, is_forced=False)
     rules = config.watching(Rules(mask_id=fakes.MASK, block_length=4, gives_up_after=4))
-    final, _ = loop.sample(fakes.mixing(), waiting, rules, state)
-    is_left = np.asarray(final.sequence.tokens == fakes.MASK).sum(axis=1).tolist()
+    final = run(waiting, rules)
+    is_left = (np.asarray(final.sequence.tokens) == fakes.MASK).sum(axis=1).tolist()
     # By dpls one is revealed in every step.
     assert (is_left, final.nfe.tolist()) == (([6, 6], [8, 8]) if law == "bernoulli" else ([0, 0], [6, 6]))
 
@@ -243,7 +250,7 @@ def test_only_the_name_of_a_folder_says_which_checkpoint():
 def test_a_folder_is_a_strategy_wherever_one_is_named(folder, suffix, step):
     expected = new_parameters(SMALL, jax.random.key(step))
     config = GenerationConfig(strategy=f"{folder}{suffix}", policy_scale=1.5)
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, config.chosen.parameters, expected))
+    assert jax.tree.all(jax.tree.map(np.array_equal, config.chosen.parameters, expected))
     assert (config.chosen.temperature, config.chosen.scale) == (0.5, 1.5)
     assert replace(config, policy_temperature=2.0).chosen.temperature == 2.0
     assert config.rules(fakes.VOCABULARY).shows_all
