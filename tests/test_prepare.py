@@ -1,18 +1,19 @@
 """From files to shards: counts that add up, the same bytes however it was made, and nothing done twice."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
-import signal
 import subprocess
 import sys
-import time
+import textwrap
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
+from trimask.diffusion import configuration
 from trimask.diffusion.data import prepare as preparing
 from trimask.diffusion.data.media_config import PictureConfig
 from trimask.diffusion.data.plan import PrepareConfig, SplitConfig
@@ -162,30 +163,51 @@ def test_stopped_after_any_block_it_goes_on_where_it_was(files, whole, tmp_path,
     assert bytes_of(tmp_path / "x") == bytes_of(whole.folder)
 
 
-def test_several_processes_killed_at_random_moments_end_with_the_same_bytes(files, whole, tmp_path):
-    script = (
-        "import sys, json, pathlib\n"
-        "from trimask.diffusion import configuration\n"
-        "from trimask.diffusion.data.plan import PrepareConfig\n"
-        "from trimask.diffusion.data.prepare import prepare\n"
-        "config = configuration.from_dict(json.loads(sys.argv[2]), PrepareConfig, 'argument')\n"
-        "prepare(pathlib.Path(sys.argv[1]), config, lambda what, done, total: print(what, done, flush=True))\n"
-    )
+KILLED = """
+    import json, os, pathlib, random, signal, sys, time
     from trimask.diffusion import configuration
+    from trimask.diffusion.data.plan import PrepareConfig
+    from trimask.diffusion.data.prepare import prepare
 
+    config = configuration.from_dict(json.loads(sys.argv[2]), PrepareConfig, "argument")
+    draw = random.Random(0)
+    for wanted in sys.argv[3:]:
+        said, says = os.pipe()
+        process = os.fork()
+        if process == 0:
+            report = lambda what, done, total: os.write(says, f"{what} {done}\\n".encode())
+            prepare(pathlib.Path(sys.argv[1]), config, report)
+            os._exit(0)
+        os.close(says)
+        with open(said) as lines:
+            assert any(line == wanted + "\\n" for line in lines)
+            time.sleep(draw.uniform(0, 0.1))
+            os.kill(process, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+"""
+
+
+def test_several_processes_killed_at_random_moments_end_with_the_same_bytes(files, whole, tmp_path):
+    """One that has imported everything is forked for each attempt; the two workers of the second start anew."""
     config = json.dumps(configuration.to_dict(config_of(files, workers=2)))
-    command = [sys.executable, "-c", script, str(tmp_path / "x"), config]
-    rng = np.random.default_rng(0)
-    for wanted in ("fitting the image tokenizer 0", "tokenising 14"):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for line in process.stdout:
-            if line.strip() == wanted:
-                break
-        time.sleep(rng.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    moments = ("fitting the image tokenizer 0", "tokenising 14")
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "x"), config, *moments]
+    subprocess.run(command, check=True)
+    prepare(tmp_path / "x", config_of(files, workers=2))
     assert bytes_of(tmp_path / "x") == bytes_of(whole.folder)
+
+
+@pytest.fixture
+def pools(monkeypatch):
+    """How many processes were asked for; threads are used in their place, one at a time."""
+    asked = []
+
+    def pool(workers, *_):
+        asked.append(workers)
+        return concurrent.futures.ThreadPoolExecutor(1)
+
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", pool)
+    return asked
 
 
 @pytest.fixture
@@ -329,10 +351,12 @@ def test_wrong_configurations_say_what_is_allowed(make, message):
         make()
 
 
-def test_shares_of_splits_are_as_configured(tmp_path):
+def test_shares_of_splits_are_as_configured_and_many_records_are_shared_out(tmp_path, pools, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(40), raising=False)
     (tmp_path / "a.txt").write_text("\n".join(f"line {n}" for n in range(4000)))
     fields = FieldConfig(text_unit="line")
     config = PrepareConfig(sources={"text": SourceConfig(kind="text", where=(str(tmp_path / "a.txt"),))}, fields=fields)
     splits = prepare(tmp_path / "x", config).dataset("text").splits
+    assert pools == [32]
     # Five standard deviations of a share of 4,000.
     assert abs(splits["test"] / 4000 - 0.1) < 0.024 and abs(splits["validation"] / 4000 - 0.05) < 0.018
