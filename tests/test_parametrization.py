@@ -125,7 +125,8 @@ def test_every_parameter_learns_by_the_row_of_its_class_at_its_own_fan_in():
 
 
 def test_initial_weights_have_the_variance_of_their_class():
-    base, target = (by_path(nnx.to_pure_dict(nnx.state(build(*options)))) for options in ((BASE,), (TARGET,)))
+    networks = (build(config) for config in (BASE, TARGET))
+    base, target = (by_path(jax.device_get(nnx.to_pure_dict(nnx.state(network)))) for network in networks)
     for path, module in by_path(parameter_modules(shape_of())).items():
         if MODULES[module] in ("hidden_bias_or_norm", "qk_norm", "final_norm"):
             np.testing.assert_array_equal(target[path], np.ones_like(target[path]) * target[path].reshape(-1)[0])
@@ -163,19 +164,21 @@ def batch(seed=0):
 
 def test_residual_branches_are_scaled():
     """With m_L^−α moved into the output projections by hand, a network without multipliers computes the same."""
-    scaled, plain = build(), build(parametrization=dataclasses.replace(FROM_BASE, base_layers=3))
+    deep = dataclasses.replace(TARGET, num_layers=2)
+    scaled, plain = build(deep), build(deep, dataclasses.replace(FROM_BASE, base_layers=2))
     for a, b in zip(scaled.blocks, plain.blocks, strict=True):
-        b.attention.out[...] = L**-A * a.attention.out[...]
-        b.mlp.down[...] = L**-A * a.mlp.down[...]
+        b.attention.out[...] = 2**-A * a.attention.out[...]
+        b.mlp.down[...] = 2**-A * a.mlp.down[...]
     np.testing.assert_allclose(run(scaled, batch()).logits, run(plain, batch()).logits, atol=1e-5)
 
 
 def test_a_logit_multiplier_is_completeps_and_a_tied_heads():
-    untied = build(parametrization=dataclasses.replace(FROM_BASE, kind="completep"))
+    flat = dataclasses.replace(TARGET, num_layers=1)
+    untied = build(flat, dataclasses.replace(FROM_BASE, kind="completep"))
     seen = run(untied, batch())
     np.testing.assert_allclose(seen.logits, seen.hidden @ untied.unembedding[...] / N, rtol=1e-4, atol=1e-6)
     for kind, factor in (("completed_p", 1 / N), ("standard", 1.0)):
-        tied = build(dataclasses.replace(TARGET, tied_unembedding=True), dataclasses.replace(FROM_BASE, kind=kind))
+        tied = build(dataclasses.replace(flat, tied_unembedding=True), dataclasses.replace(FROM_BASE, kind=kind))
         seen = run(tied, batch())
         expected = factor * seen.hidden @ tied.embedding[...].T
         np.testing.assert_allclose(seen.logits, expected, rtol=1e-4, atol=1e-4)
@@ -185,8 +188,8 @@ def test_initial_logits_shrink_with_the_root_of_the_width():
     def rms(width):
         config = dataclasses.replace(BASE, width=width, num_heads=width // 16, mlp_width=3 * width)
         networks = [build(config, ParametrizationConfig(base_width=32), seed) for seed in range(4)]
-        logits = [run(network, batch()).logits for network in networks]
-        return float(jnp.sqrt(jnp.mean(jnp.square(jnp.array(logits)))))
+        logits = np.array([run(network, batch()).logits for network in networks])
+        return np.sqrt(np.mean(logits**2))
 
     assert rms(128) / rms(32) == pytest.approx(4**-0.5, rel=0.1)
 

@@ -40,11 +40,20 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+# Called as it is, each of its operations is compiled.
+NOISED = jax.jit(forward_process, static_argnums=(2, 3))
+
+
 @pytest.fixture(scope="module")
-def run(prepared, tmp_path_factory):
-    """An uninterrupted run."""
-    folder = tmp_path_factory.mktemp("run")
-    return folder, train(folder, prepared.folder, CONFIG)
+def run_and_programs(prepared, tmp_path_factory):
+    """An uninterrupted run, and the number of programs that its steps were compiled to."""
+    folder, before = tmp_path_factory.mktemp("run"), Pretraining.update._cache_size()
+    return (folder, train(folder, prepared.folder, CONFIG)), Pretraining.update._cache_size() - before
+
+
+@pytest.fixture(scope="module")
+def run(run_and_programs):
+    return run_and_programs[0]
 
 
 def test_a_run_interrupted_and_resumed_ends_bit_for_bit_like_an_uninterrupted_one(prepared, run, tmp_path):
@@ -69,21 +78,22 @@ def test_a_run_interrupted_and_resumed_ends_bit_for_bit_like_an_uninterrupted_on
 
 def test_a_line_of_metrics_is_the_mean_of_its_steps(prepared, run):
     """All names, and of the first line the values; gradients and the learning rate are computed anew."""
-    pretraining = Pretraining(CONFIG, prepared.tokenizers.vocabulary)
+    pretraining = run[1].pretraining
     batches, state, mesh = Batches(prepared, CONFIG.batch, seed=0), pretraining.init(), CONFIG.mesh.over(jax.devices())
     first, seen = lines(run[0])[0], []
     tokens = 0
     for step in range(2):
         batch = place_rows(batches(step), mesh)
         key = jax.random.fold_in(jax.random.fold_in(pretraining.key, 1), step)
-        noised = forward_process(key, batch, pretraining.vocabulary, CONFIG.masking)
+        noised = NOISED(key, batch, pretraining.vocabulary, CONFIG.masking)
         loss, metrics, gradients = jax.jit(pretraining.gradients)(state.parameters, noised)
         tokens += int((~np.asarray(batch.is_padding)).sum())
         squares = sum(float((np.asarray(leaf, np.float64) ** 2).sum()) for leaf in jax.tree.leaves(gradients))
         share = 0.02 + 0.98 * (0.5 + 0.5 * np.cos(np.pi * (tokens - 100) / 800))  # after warmup, 100 tokens of 900
         values = {"loss": float(loss), "gradient_norm": squares**0.5, "tokens": tokens}
         seen.append((values | {"largest_learning_rate": 1e-2 * share}, metrics))
-        state, _ = pretraining.step(state, batch)
+        if step == 0:
+            state, _ = pretraining.step(state, batch)
     for name in ("loss", "gradient_norm", "tokens", "largest_learning_rate"):
         assert first[name] == pytest.approx(np.mean([values[name] for values, _ in seen]), rel=1e-4), name
     # Bits of a modality are over all its masked tokens of both steps.
@@ -249,15 +259,15 @@ def one_batch(prepared):
 @pytest.fixture(scope="module")
 def plain(prepared, one_batch):
     """A noised batch, the program of its gradients, and what it gives: loss, metrics, gradients."""
-    noised = forward_process(jax.random.key(0), one_batch, prepared.tokenizers.vocabulary, MaskingConfig())
+    noised = NOISED(jax.random.key(0), one_batch, prepared.tokenizers.vocabulary, MaskingConfig())
     return noised, *gradients(CONFIG, prepared, noised)
 
 
 def gradients(config, prepared, noised):
     pretraining = Pretraining(config, prepared.tokenizers.vocabulary)
     parameters = pretraining.init().parameters
-    program = str(jax.make_jaxpr(pretraining.gradients)(parameters, noised))
-    return program, jax.jit(pretraining.gradients)(parameters, noised)
+    program = jax.jit(pretraining.gradients)
+    return str(program.trace(parameters, noised).jaxpr), program(parameters, noised)
 
 
 def test_micro_batches_give_the_gradients_of_the_whole_batch(prepared, plain):
@@ -268,20 +278,11 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(prepared, plain):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, parts)
 
 
-def test_a_step_compiles_once_per_row_length(prepared):
-    # All networks share what is compiled, and no other test has one of this shape.
-    pretraining = Pretraining(
-        dataclasses.replace(CONFIG, model=TransformerConfig(num_layers=1, width=8, num_heads=1)),
-        prepared.tokenizers.vocabulary,
-    )
-    batches, state = Batches(prepared, CONFIG.batch, seed=0), pretraining.init()
-    mesh = CONFIG.mesh.over(jax.devices())
-    before, shapes = Pretraining.update._cache_size(), list[tuple[int, ...]]()
-    for step in range(12):
-        batch = batches(step)
-        state, _ = pretraining.step(state, place_rows(batch, mesh))
-        shapes.append(batch.tokens.shape)
-    assert Pretraining.update._cache_size() - before == len(set(shapes)) > 1
+def test_a_step_compiles_once_per_row_length(prepared, run_and_programs):
+    run, programs = run_and_programs
+    batches = Batches(prepared, CONFIG.batch, seed=0)
+    shapes = [batches(step).tokens.shape for step in range(run[1].step)]
+    assert programs == len(set(shapes)) > 1
     assert min(map(shapes.count, shapes)) > 1
 
 
