@@ -51,7 +51,7 @@ def test_gradients_are_those_that_jax_derives(kernel):
     is_seen = own[:, None, :, None] == segment[:, None, None, :]
 
     def gradients(kernel):
-        return jax.grad(lambda qkv: jnp.sum(jnp.sin(kernel(*qkv))))(qkv)
+        return jax.jit(jax.grad(lambda qkv: jnp.sum(jnp.sin(kernel(*qkv)))))(qkv)
 
     derived = gradients(partial(jax.nn.dot_product_attention, mask=is_seen))
     for ours, theirs in zip(gradients(lambda *qkv: kernel(*qkv, own, segment)), derived, strict=True):
