@@ -356,7 +356,7 @@ def test_a_cached_row_is_what_it_is_alone(network):
         np.testing.assert_allclose(alone.log_probs, answer.log_probs, atol=1e-4)
 
 
-def test_a_dual_cache_computes_the_block_and_a_prefix_cache_what_follows():
+def test_a_dual_cache_computes_the_block_and_a_prefix_cache_what_follows_until_it_is_refreshed():
     asked = []
 
     def counting(sequence, positions=None, cache=None):
@@ -364,13 +364,21 @@ def test_a_dual_cache_computes_the_block_and_a_prefix_cache_what_follows():
             jax.debug.callback(lambda p: asked.append(p.shape[1]), positions)
         return fakes.mixing()(sequence, positions, cache)
 
+    # Blocks of 6, 6 and 2 places, with 14, 8 and 2 places from their first one on; a token in every pass.
     request = text_request([-1] * 14)
-    for cache, lengths in (("dual", {4}), ("prefix", {4, 8, 12, 16})):
+    for cache, refresh_every, lengths, passes in (
+        ("dual", 99, {6}, 5 + 5 + 1),
+        ("dual", 3, {6}, 4 + 4 + 1),
+        ("dual", 1, set(), 0),
+        ("prefix", 99, {6, 8, 16}, 5 + 5 + 1),
+    ):
         asked.clear()
-        config = GenerationConfig(strategy="first_hitting", block_length=4, cache=cache, stop_at_eos=False)
+        config = GenerationConfig(
+            strategy="first_hitting", block_length=6, cache=cache, refresh_every=refresh_every, stop_at_eos=False
+        )
         Generator(counting, VOCABULARY).generate([request], config, seed=0)
         jax.effects_barrier()
-        assert set(asked) == lengths and len(asked) == 3 * 3 + 1
+        assert set(asked) == lengths and len(asked) == passes
 
 
 def test_a_real_network_gives_the_same_answers_in_any_batch(network):
