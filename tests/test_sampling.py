@@ -319,11 +319,11 @@ def test_finished_rows_leave_the_batch():
     assert shapes == [8, *[1] * 7] and [a.nfe for a in answers] == [1] * 7 + [8]
 
 
-@pytest.mark.parametrize("options", [{}, CACHED], ids=["none", "dual"])
-def test_watching_is_generating(network, options):
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_watching_is_generating(network, cache):
     requests = requests_of(2, 12)
-    config = GenerationConfig(**{**CACHED, "cache": "none", "refresh_every": 3, **options})
-    generator = Generator(network if options else fakes.mixing(), VOCABULARY)
+    config = GenerationConfig(**{**CACHED, "cache": cache})
+    generator = Generator(network if cache == "dual" else fakes.mixing(), VOCABULARY)
     paths = generator.trajectories(requests, config, seed=4)
     answers = generator.generate(requests, config, seed=4)
     for path, answer in zip(paths, answers, strict=True):
