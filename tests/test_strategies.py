@@ -32,7 +32,7 @@ NUMBERS = {
     "position_penalty": 0.3,
     "remask": 0.3,
     "loop_from": 0.7,
-    "loop_until": 0.3,
+    "loop_until": 0.5,
     "loop_kept": 0.6,
 }
 
