@@ -59,8 +59,8 @@ def target_bits(
             filled = np.array(chunk + chunk[:1] * (min(size, 1 << (len(chunk) - 1).bit_length()) - len(chunk)))
             batch = stack([assemble(vocabulary, [examples[number]], length) for number in filled])
             for draw in range(num_draws):
-                place = jnp.asarray(draw), jnp.asarray(num_draws)
-                drawn = _bits(key, jnp.asarray(filled), *place, denoise, batch, vocabulary, schedule, estimator)
+                place = np.int32(draw), np.int32(num_draws)
+                drawn = _bits(key, filled, *place, denoise, batch, vocabulary, schedule, estimator)
                 bits[chunk] += np.asarray(drawn, np.float64)[: len(chunk)] / num_draws
             done += len(chunk)
             report(done, len(examples))

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 ROWS = ("data", "fsdp")
 """Mesh axes over which rows of a batch are split."""
@@ -182,7 +182,7 @@ def own_rows(num_rows: int, mesh: Mesh, parts: int = 1) -> Bool[np.ndarray, " ro
     return is_own[:num_rows]
 
 
-def rows_on_all_devices(x: jax.Array) -> jax.Array:
+def rows_on_all_devices(x: Shaped[Array | np.ndarray, "rows *rest"]) -> Shaped[Array | np.ndarray, "rows *rest"]:
     """Rows shared out over the devices, where these divide them evenly; else the array as it is."""
     devices = jax.devices()
     if len(devices) == 1 or len(x) % len(devices):

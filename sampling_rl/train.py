@@ -118,7 +118,7 @@ class PolicyTraining:
         self.num_steps = config.num_steps(len(problems.problems))
         self.optimizer = config.grpo.optimizer(self.num_steps * config.grpo.updates)
         self.key = jax.random.key(config.seed)
-        self.rows = jax.tree.map(jnp.asarray, rows_of(problems.problems, problems.vocabulary))
+        self.rows = rows_of(problems.problems, problems.vocabulary)
         block = config.generation.block_length or problems.length
         rules = config.generation.rules(problems.vocabulary)
         self.rules = dataclasses.replace(rules, gives_up_after=min(block, problems.length))
@@ -134,7 +134,7 @@ class PolicyTraining:
         else:
             parameters = self._taken_over(self.config.init_from)
         start = jax.tree.map(jnp.copy, parameters) if self.config.grpo.kl else None
-        state = PolicyState(parameters, self.optimizer.init(parameters), start, jnp.zeros((), jnp.int32))
+        state = PolicyState(parameters, jax.jit(self.optimizer.init)(parameters), start, jnp.zeros((), jnp.int32))
         return copied_to_all_devices(state)
 
     def _taken_over(self, name: str) -> Parameters:
@@ -240,11 +240,11 @@ def _batch(
     gains, signals = (np.split(values, np.cumsum(widths)[:-1], axis=1) for values in (advantage, has_signal))
     return Batch(
         trajectories=jax.tree.map(lambda *x: jnp.concatenate(x), *(part.trajectories for part in parts)),
-        advantages=jnp.asarray(np.concatenate([part.reshape(-1) for part in gains]), jnp.float32),
-        is_expert=jnp.asarray(
+        advantages=jax.device_put(np.concatenate([part.reshape(-1) for part in gains]).astype(np.float32)),
+        is_expert=jax.device_put(
             np.concatenate([np.full(part.rewards.size, is_mixed and n > 0) for n, part in enumerate(parts)])
         ),
-        has_signal=jnp.asarray(np.concatenate([part.reshape(-1) for part in signals])),
+        has_signal=jax.device_put(np.concatenate([part.reshape(-1) for part in signals])),
     )
 
 

@@ -133,7 +133,7 @@ class _Setting:
         requests = [Example("text", (Segment("text", np.concatenate([p, masks])),)) for p in self.prompts]
         grade = lambda problems, answers: np.ones(len(answers))  # noqa: E731
         self.problems = ProblemSet("random", self.vocabulary, [Problem(request, {}) for request in requests], grade)
-        self.rows = jax.tree.map(jnp.asarray, rows_of(self.problems.problems, self.vocabulary))
+        self.rows = jax.device_put(rows_of(self.problems.problems, self.vocabulary))
         self.config = UnmaskingConfig(stop_at_eos=False)
 
     def in_one_loop(self, number: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from trimask.diffusion.denoiser import Cache, Denoiser
 from trimask.diffusion.sampling import loop
@@ -62,8 +62,8 @@ class Generator:
         for numbers, state, memory in self._batches(requests, config, seed):
             while numbers:
                 enough = len(state.step) // 2
-                state, memory = _sample(self.vocabulary, self.denoise, how, state, memory, enough)
-                is_done = np.asarray(state.is_done)
+                state, memory, is_done = _sample(self.vocabulary, self.denoise, how, state, memory, enough)
+                is_done = np.asarray(is_done)
                 done = [row for row in range(len(numbers)) if is_done[row]]
                 answers |= {numbers[row]: answer for row, answer in self._answers(state, done)}
                 report(len(answers), len(requests))
@@ -84,9 +84,10 @@ class Generator:
         for numbers, state, memory in self._batches(requests, config, seed):
             yield from ((numbers[row], answer) for row, answer in self._answers(state, list(range(len(numbers)))))
             cache, passes = None, 0
-            while not np.asarray(state.is_done)[: len(numbers)].all():
+            is_done = ~np.asarray(state.is_masked).any(axis=-1)
+            while not np.asarray(is_done)[: len(numbers)].all():
                 before = np.asarray(state.step)
-                state, memory, cache = _advance(self.vocabulary, self.denoise, how, state, memory, cache)
+                state, memory, cache, is_done = _advance(self.vocabulary, self.denoise, how, state, memory, cache)
                 moved = np.flatnonzero(np.asarray(state.step)[: len(numbers)] != before[: len(numbers)]).tolist()
                 yield from ((numbers[row], answer) for row, answer in self._answers(state, moved))
                 passes += 1
@@ -134,10 +135,7 @@ class Generator:
                 chunk = numbers[first : first + self.rows]
                 filled = _filled(chunk, _batch_size(len(chunk), self.rows))
                 sequence = stack([assemble(self.vocabulary, [requests[n]], length) for n in filled])
-                yield (
-                    chunk,
-                    start(jax.tree.map(jnp.asarray, sequence), _rows(keys, np.array(filled)), self.vocabulary.mask_id),
-                )
+                yield chunk, start(sequence, _rows(keys, np.array(filled)), self.vocabulary.mask_id)
 
 
 How = tuple[Guidance | None, Strategy, Rules]
@@ -173,7 +171,7 @@ def _memory(config: GenerationConfig, state: State) -> Memory:
         raise ValueError(f"order has {len(config.order)} places, and {asked} are asked for")
     rank = np.zeros(is_asked.shape, np.int32)
     rank[is_asked] = np.tile(np.argsort(config.order), len(rank))
-    return jnp.asarray(rank)
+    return jax.device_put(rank)
 
 
 def _require_budget(rules: Rules, state: State) -> None:
@@ -196,13 +194,17 @@ def ready(vocabulary: Vocabulary, denoise: Denoiser, how: How) -> tuple[Denoiser
 @partial(jax.jit, static_argnums=0)
 def _sample(
     vocabulary, denoise, how: How, state: State, memory: Memory, enough: Int[Array, ""] | int
-) -> tuple[State, Memory]:
-    return loop.sample(*ready(vocabulary, denoise, how), state, memory, enough)
+) -> tuple[State, Memory, Bool[Array, " batch"]]:
+    state, memory = loop.sample(*ready(vocabulary, denoise, how), state, memory, enough)
+    return state, memory, state.is_done
 
 
 @partial(jax.jit, static_argnums=0)
-def _advance(vocabulary, denoise, how: How, state: State, memory: Memory, cache: Cache) -> tuple[State, Memory, Cache]:
-    return loop.advance(*ready(vocabulary, denoise, how), state, memory, cache)
+def _advance(
+    vocabulary, denoise, how: How, state: State, memory: Memory, cache: Cache
+) -> tuple[State, Memory, Cache, Bool[Array, " batch"]]:
+    state, memory, cache = loop.advance(*ready(vocabulary, denoise, how), state, memory, cache)
+    return state, memory, cache, state.is_done
 
 
 def request_keys(requests: AnySequence[Example], seed: int) -> RowKeys:

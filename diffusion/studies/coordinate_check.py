@@ -71,12 +71,12 @@ def coordinates_of(config: TrainConfig, data: Path) -> Coordinates:
     batches = training_batches(prepared, config)
     steps = batches.num_steps(config.optimizer.horizon_tokens)
     asked, shared = Pretraining(config, prepared.tokenizers.vocabulary), compiled_alike(config, prepared)
-    probe = jax.tree.map(jnp.asarray, batches(steps))
+    probe = jax.device_put(batches(steps))
     probe = forward_process(jax.random.key(7), probe, shared.vocabulary, config.masking).sequence
     state = asked.init()
     before = _look(shared, state.parameters, probe)
     for step in range(steps):
-        state, _ = shared.update(asked.knobs, asked.key, state, jax.tree.map(jnp.asarray, batches(step)))
+        state, _ = shared.update(asked.knobs, asked.key, state, batches(step))
     after = _look(shared, state.parameters, probe)
     return Coordinates([_rms(a) for a in before], [_rms(b - a) for a, b in zip(before, after, strict=True)])
 

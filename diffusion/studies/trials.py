@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from trimask.diffusion import configuration
@@ -296,7 +295,7 @@ def _trained(
     for bound in bounds:
         losses = []
         while step < bound:
-            state, metrics = shared.update(asked.knobs, asked.key, state, jax.tree.map(jnp.asarray, batches(step)))
+            state, metrics = shared.update(asked.knobs, asked.key, state, batches(step))
             losses.append(metrics["loss"].total)
             step += 1
         training_loss = float(np.mean(jax.device_get(losses)))
@@ -318,7 +317,7 @@ class HeldOutLoss:
     def __init__(self, shared: Pretraining, prepared: Prepared, config: BatchConfig):
         batches = held_out_batches(prepared, config)
         self.shared = shared
-        self.batches = [jax.tree.map(jnp.asarray, batches(number)) for number in range(_HELD_OUT_BATCHES)]
+        self.batches = [jax.device_put(batches(number)) for number in range(_HELD_OUT_BATCHES)]
 
     def __call__(self, parameters: Parameters, num_batches: int = _HELD_OUT_BATCHES) -> float:
         """Of the first so many batches."""
