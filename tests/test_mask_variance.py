@@ -6,54 +6,43 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import madeup
 import numpy as np
 import pytest
 from madeup import MadeUp, written
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
-from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
-from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.diffusion.studies import mask_variance
 from trimask.diffusion.studies.mask_variance import MaskVariance
-from trimask.diffusion.train import train
-from trimask.diffusion.trained import load
-from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import study
 
-TRAIN = TrainConfig(
-    model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16),
-    optimizer=OptimizerConfig(horizon_tokens=200, warmup_tokens=20),
-    batch=BatchConfig(tokens=120, weights={"spoken": 0.0, "sums": 0.0}),
-)
+BATCH = BatchConfig(tokens=120, weights={"spoken": 0.0, "sums": 0.0})
 
 
-@pytest.fixture(scope="module")
-def run(prepared, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    train(folder, prepared.folder, TRAIN)
-    return folder
-
-
-def test_the_variance_is_the_trace_of_the_covariance(prepared, run, tmp_path):
-    arguments = ["--run", str(run), "--draws", "4", "--schedules", "cosine_md4"]
+def test_the_variance_is_the_trace_of_the_covariance(prepared, loaded, tmp_path, monkeypatch):
+    train = dataclasses.replace(loaded.description.train, batch=BATCH)
+    loaded = dataclasses.replace(loaded, description=dataclasses.replace(loaded.description, train=train))
+    monkeypatch.setattr(mask_variance, "load", {Path("runs/small"): loaded}.__getitem__)
+    arguments = ["--run", "runs/small", "--draws", "4", "--schedules", "cosine_md4"]
     study.main(["mask-variance", str(tmp_path / "out"), "--data", str(prepared.folder), *arguments])
     with (tmp_path / "out/variances.csv").open() as file:
         (row,) = csv.DictReader(file)
-    loaded = load(run)
     masking = MaskingConfig(schedule=ScheduleConfig(kind="cosine_md4"), complementary=True)
-    config = dataclasses.replace(TRAIN, masking=masking, loss=LossConfig(weighting="elbo"))
+    config = dataclasses.replace(train, masking=masking, loss=LossConfig(weighting="elbo"))
     pretraining = Pretraining(config, loaded.vocabulary)
-    batches = Batches(prepared, BatchConfig(tokens=120, weights={"spoken": 0.0, "sums": 0.0}), seed=1, copies=2)
-    gradients_of, flat = jax.jit(pretraining.gradients), []
+    batches, flat = Batches(prepared, BATCH, seed=1, copies=2), []
+
+    @jax.jit
+    def gradients_of(key, batch):
+        noised = forward_process(key, batch, loaded.vocabulary, masking)
+        return pretraining.gradients(loaded.parameters, noised)[2]
+
     for number, key in enumerate(jax.random.split(jax.random.key(0), 4)):
-        noised = forward_process(key, jax.tree.map(jnp.asarray, batches(number)), loaded.vocabulary, masking)
-        gradients = gradients_of(loaded.parameters, noised)[2]
+        gradients = gradients_of(key, batches(number))
         flat.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradients)]))
     assert 0 < float(row["independent"]) != float(row["complementary"])
     assert float(row["complementary"]) == pytest.approx(np.trace(np.cov(np.array(flat).T)), rel=1e-3)

@@ -256,7 +256,11 @@ def test_the_trust_region_grows_after_a_gain_and_shrinks_without():
     better = moved(here, [np.ones(2), np.full(2, 2.0)], [1.9, 1.8])
     assert (better.runs, better.loss, better.radius) == (3, 1.8, 0.6) and better.centre.tolist() == [2.0, 2.0]
     worse = moved(here, [np.ones(2)], [math.inf])
-    assert (worse.loss, worse.radius) == (2.0, 0.4) and worse.centre.tolist() == [0.0, 0.0]
+    assert (worse.runs, worse.loss, worse.radius) == (2, 2.0, 0.4) and worse.centre.tolist() == [0.0, 0.0]
+    ends = [
+        moved(dataclasses.replace(here, radius=r), [np.ones(2)], [loss]).radius for r, loss in ((0.9, 1.0), (0.06, 3.0))
+    ]
+    assert ends == [1.0, 0.05]
 
 
 def bowl(config):
@@ -343,7 +347,8 @@ def test_the_fit_is_what_its_formula_says():
     assert fitted.loss(1000, 10.0) == pytest.approx(6.0)
 
 
-def test_the_command_runs_a_study_and_says_what_was_found(prepared, tmp_path, capsys):
+def test_the_command_runs_a_study_and_says_what_was_found(prepared, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("trimask.diffusion.studies.trials._HELD_OUT_TOKENS", 512)
     arguments = [
         "lr-transfer", str(tmp_path / "out"), "--data", str(prepared.folder), "--workers", "0",
         "--widths", "16", "--depths", "1", "--log2-learning-rates", "-7", "-6", "--kinds", "completed_p",

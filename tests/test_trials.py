@@ -16,7 +16,9 @@ from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
 from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.sde import SDEScaling
+from trimask.diffusion.studies import trials as studies_trials
 from trimask.diffusion.studies.trials import (
+    HeldOutLoss,
     Outcome,
     Trials,
     _in_order,
@@ -47,6 +49,15 @@ def with_multipliers(config):
     return dataclasses.replace(config, parametrization=ParametrizationConfig(multipliers=MULTIPLIERS))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def held_out_tokens():
+    """The usual number of held-out tokens per batch; here there are fewer, for most of a trial is to evaluate."""
+    usual = studies_trials._HELD_OUT_TOKENS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studies_trials, "_HELD_OUT_TOKENS", 512)
+        yield usual
+
+
 @pytest.fixture(scope="module")
 def outcome(prepared):
     return outcome_of(CONFIG, prepared.folder)
@@ -66,8 +77,9 @@ def test_a_trial_trains_as_a_run_does(prepared, tmp_path, multipliers):
     assert trial.steps == loaded.step == len(trial.curve)
     for (*point, _), line in zip(trial.curve, lines, strict=True):
         assert point == pytest.approx([line["tokens"], line["loss"]], rel=1e-4)
-    last = trial.curve[-1][2]  # by fewer batches than the outcome's loss
-    assert last != trial.loss and last == pytest.approx(trial.loss, rel=0.05)
+    held_out = HeldOutLoss(compiled_alike(config, prepared), prepared, config.batch)
+    assert trial.loss == pytest.approx(held_out(loaded.parameters), rel=1e-4)
+    assert trial.curve[-1][2] == pytest.approx(held_out(loaded.parameters, 2), rel=1e-4) != trial.loss
 
 
 def test_the_loss_is_measured_on_the_validation_split_with_fixed_masks(prepared, outcome):
@@ -136,7 +148,7 @@ def test_a_line_that_is_no_outcome_is_refused_by_its_number(prepared, tmp_path, 
 
 
 def test_data_that_a_trial_cannot_be_judged_on_are_refused_before_training(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("trimask.diffusion.studies.trials._HELD_OUT_TOKENS", 5)
+    monkeypatch.setattr(studies_trials, "_HELD_OUT_TOKENS", 5)
     with (
         Trials(tmp_path, prepared.folder, 0, lambda *_: pytest.fail("a trial was begun")) as trials,
         pytest.raises(ValueError, match="holds fewer than 1 rows of drawn"),
@@ -205,7 +217,11 @@ def test_a_trial_is_known_by_the_names_its_line_has_and_whatever_its_loop_was(pr
         assert trials.measured([asked], fake, Outcome)[0].loss == 0.25
 
 
-def test_processes_agree_with_this_one_and_leave_its_environment_alone(prepared, outcome, tmp_path):
+def test_processes_agree_with_this_one_and_leave_its_environment_alone(
+    prepared, held_out_tokens, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(studies_trials, "_HELD_OUT_TOKENS", held_out_tokens)  # as in the processes
+    outcome = outcome_of(CONFIG, prepared.folder)
     before = dict(os.environ)
     with Trials(tmp_path, prepared.folder, 1, silent) as trials:
         (one,) = trials.losses([CONFIG])
@@ -241,3 +257,17 @@ def test_another_batch_is_transferred_from_the_tuned_one(prepared):
 def test_negative_workers_are_refused(prepared, tmp_path):
     with pytest.raises(ValueError, match="workers must not be negative, got -1"):
         Trials(tmp_path, prepared.folder, -1, silent)
+
+
+def test_processes_leave_no_variable_of_theirs_behind(monkeypatch):
+    for name in ("JAX_PLATFORMS", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    with studies_trials._one_thread_each("folder"):
+        within = {name: value for name, value in os.environ.items() if before.get(name) != value}
+    assert within == {
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": "folder",
+    }
+    assert dict(os.environ) == before
