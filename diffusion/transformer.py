@@ -78,7 +78,8 @@ class TransformerConfig:
     """What the backward pass computes again rather than keeps: nothing, or all within a block."""
 
     def __post_init__(self):
-        if min(self.num_layers, self.width, self.num_heads, self.kv_heads, self.size_of_head) < 1:
+        given = [size for size in (self.num_kv_heads, self.head_size, self.mlp_width) if size is not None]
+        if min(self.num_layers, self.width, self.num_heads, *given) < 1:
             raise ValueError(f"all sizes of a transformer must be at least 1, got {self}")
         if self.place_features < 4 or self.place_features % 4:
             raise ValueError(f"place_features must be a multiple of 4, got {self.place_features}")

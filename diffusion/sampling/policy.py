@@ -69,7 +69,8 @@ class PolicyConfig:
             raise ValueError(f"inputs must be some, each once; got {self.inputs}")
         if ("hidden" in self.inputs) != (self.hidden_size is not None):
             raise ValueError(f"hidden_size is of the input hidden; got {self.hidden_size} and inputs {self.inputs}")
-        if min(self.num_top, self.width, self.num_heads, self.mlp_width, self.hidden_size or 1) < 1:
+        hidden_size = 1 if self.hidden_size is None else self.hidden_size
+        if min(self.num_top, self.width, self.num_heads, self.mlp_width, hidden_size) < 1:
             raise ValueError(f"all sizes of a policy must be at least 1, got {self}")
         if self.width % (2 * self.num_heads) or self.width % 4:
             raise ValueError(f"width must be a multiple of 4 and of twice num_heads, got {self.width}/{self.num_heads}")
