@@ -65,6 +65,7 @@ def test_an_expression_has_the_mutants_of_its_kind(expression):
         ("while a: break", {"while a: continue"}),
         ("def f(a=1): return b, c", {"def f(a=2): return b, c", "def f(a=1): return c, b"}),
         ("def f(): return a", {"def f(): return None"}),
+        ("def f(): return None", set()),
     ],
 )
 def test_a_statement_has_the_mutants_of_its_kind(source, texts):
@@ -229,6 +230,7 @@ PROJECT = {
     "tests/test_use.py": (
         "from toy.rooms import sums\n\ndef test_use():\n    assert sums.checked(1, sums.IS_ON) == 2\n"
     ),
+    "tests/test_defaults.py": "def test_definitions():\n    pass\n",
     "tests/mutation/equivalents.toml": (
         '[[equivalent]]\nfile = "rooms/sums.py"\nfunction = "forever"\n'
         'before = "time.sleep(step)"\nafter = "pass"\nreason = "it only takes less time"\n'
@@ -274,6 +276,18 @@ def test_caught_survived_hung_and_not_executed_are_told_apart(project):
 
 def test_the_working_tree_is_left_alone(project):
     assert {name: (project / name).read_text() for name in PROJECT} == PROJECT
+
+
+def test_what_runs_at_import_is_also_for_the_tests_that_read_definitions(project):
+    [recorded] = (path.parent for path in (project / ".mutation").glob("*/events"))
+    recording, reader = Recording(recorded), "tests/test_defaults.py::test_definitions"
+    read = {s.function for s in statements("rooms/sums.py", PROJECT["rooms/sums.py"]) if reader in recording.choose(s)}
+    assert read == {""}
+
+
+def test_a_test_may_take_as_long_as_what_its_file_shares(tmp_path):
+    limits = Limits(seconds={"a.py::first": 20.0, "a.py::second": 1.0, "b.py::other": 2.0}, patience=5, cap=60)
+    assert [limits.of(test) for test in ("a.py::second", "b.py::other", "c.py::new")] == [5 + 10 + 63, 5 + 20 + 6, 5]
 
 
 def test_the_same_command_goes_on_where_it_was_stopped(project, monkeypatch):

@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import IO, Literal
@@ -117,8 +118,19 @@ class Limits:
     """Seconds that all tests of a mutant may take together."""
 
     def of(self, test: str) -> float:
-        """Seconds after which a test hangs; generous, since what other tests compiled may be missing."""
-        return self.patience + 10 * self.seconds.get(test, 0.0)
+        """Seconds after which a test hangs; generous, since what other tests compiled may be missing.
+
+        What the tests of its file share may have been set up by another test when it was recorded.
+        """
+        return self.patience + 10 * self.seconds.get(test, 0.0) + 3 * self._of_files.get(test.split("::")[0], 0.0)
+
+    @cached_property
+    def _of_files(self) -> dict[str, float]:
+        """File → time of its tests, all together."""
+        totals: dict[str, float] = {}
+        for test, seconds in self.seconds.items():
+            totals[test.split("::")[0]] = totals.get(test.split("::")[0], 0.0) + seconds
+        return totals
 
 
 @dataclass(frozen=True)

@@ -135,9 +135,14 @@ def draw(sources: Mapping[str, str], seed: int) -> Iterator[Mutant]:
 
 
 def mutant_of(statement: Statement, change: Change) -> Mutant | None:
-    """The statement with one node replaced; None if Python reads the text as something else, as in some f-strings."""
+    """The statement with one node replaced; None if nothing changes, or Python reads the text as something else.
+
+    It does so in some f-strings.
+    """
     kind, old, new = change
     wanted = ast.dump(copy.deepcopy(statement.module, {id(old): new}))
+    if wanted == ast.dump(statement.module):
+        return None
     lines = statement.source.encode().splitlines(keepends=True)  # columns count bytes
     start, end = (
         sum(map(len, lines[: line - 1])) + column
@@ -173,7 +178,7 @@ def changes(node: ast.stmt) -> list[Change]:
         found.append(("arithmetic", node, other))
     for expression in _expressions(node):
         found += _of(expression)
-    if not found and isinstance(node, ast.Return) and node.value is not None:
+    if not found and isinstance(node, ast.Return) and ast.unparse(node) not in ("return", "return None"):
         found.append(("nothing returned", node.value, ast.Constant(None)))
     return found
 

@@ -21,6 +21,7 @@ include = {include}
 context = ${{{context}-}}
 patch = _exit
 """
+_READS_DEFINITIONS = "tests/test_defaults.py"
 _OF_THIS_TOOL = ("tests/mutation/", "tests/test_mutate.py")
 
 
@@ -64,19 +65,24 @@ class Recording:
     def choose(self, statement: Statement) -> list[str]:
         """Tests to run on a mutant of a statement: those of the module's own test file first, then the quickest files.
 
-        They are the tests that execute it. What runs at import runs for all tests that use the file. A function that
-        is compiled runs as Python once, in the first test that needs it: so the other tests that use the file, in the
-        same test files, come last.
+        They are the tests that execute it. What runs at import runs for all tests that use the file, and for those
+        that read definitions. A function that is compiled runs as Python once, in the first test that needs it: so the
+        other tests that use the file, in the same test files, come last.
         """
         paths = [path for path in self._data.measured_files() if path.endswith(f"/tree/{statement.file}")]
         contexts = [pair for path in paths for pair in self._data.contexts_by_lineno(path).items()]
         using = self._expand(name for _, names in contexts for name in names)
         executing = self._expand(name for line, names in contexts if line in statement.lines for name in names)
-        first = using if statement.runs_at_import else executing
+        first = using | self._reading if statement.runs_at_import else executing
         own = f"tests/test_{Path(statement.file).stem}.py"
         files = {_file(test) for test in first}
         later = {test for test in using if _file(test) in files} - first
         return [*self._ordered(first, own), *self._ordered(later, own)]
+
+    @cached_property
+    def _reading(self) -> set[str]:
+        """Tests that read what definitions say, of all modules, without executing them."""
+        return {test for test in self.seconds if _file(test) == _READS_DEFINITIONS}
 
     def _expand(self, contexts: Iterable[str]) -> set[str]:
         return {test for context in set(contexts) for test in self._users.get(context, ())}
