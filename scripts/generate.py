@@ -233,7 +233,6 @@ def settings(arguments: Arguments, loaded: Loaded, example: Example) -> Generati
         if config.guidance not in (0.0, default.guidance):
             raise ValueError("guidance needs a condition to follow, and a text alone has none")
         config = dataclasses.replace(config, guidance=0.0)
-    config.rules(loaded.vocabulary)
     return config
 
 

@@ -36,6 +36,20 @@ def figures(monkeypatch, module):
     return drawn
 
 
+def described(figures):
+    """All that is said of drawn panels, but for their points: a line per figure, and one per panel."""
+    said = []
+    for name, (panels, columns) in sorted(figures.items()):
+        said.append(f"{name}, {columns} columns")
+        for panel in panels:
+            labels = " + ".join(filter(None, (", ".join(panel.curves), ", ".join(panel.points))))
+            marks = ["markers"] * panel.markers + ["coincide"] * panel.coincide + list(panel.lines or ())
+            marks += [] if panel.highest is None else [f"up to {panel.highest:g}"]
+            axes = f"{panel.x} ({panel.scales[0]}) × {panel.y} ({panel.scales[1]})"
+            said.append(": ".join(filter(None, (panel.title, axes, labels, ", ".join(marks)))))
+    return "\n".join(said)
+
+
 def written(text):
     """A literal text of a test, without the lines' indentation; a line that ends in \\ goes on in the next."""
     lines = "\n".join(line.strip() for line in text.strip().splitlines())

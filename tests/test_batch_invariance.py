@@ -115,3 +115,12 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         "batch × 0.5": [(8000.0, 2.05), (16_000.0, 2.1), (32_000.0, 2.2)],
         "batch × 4": [(8000.0, 2.0), (16_000.0, 2.0), (32_000.0, 2.0)],
     }
+    assert madeup.described(figures) == written(
+        """
+        curves.png, 4 columns
+        sde: tokens (linear) × held-out loss (log): batch × 1, batch × 0.5, batch × 4
+        nothing: tokens (linear) × held-out loss (log): batch × 1, batch × 0.5, batch × 4
+        loss.png, 1 columns
+        loss at the end: batch in tokens (log) × loss (linear): sde, nothing: markers, B_crit, predicted, up to 3.0075
+        """
+    )

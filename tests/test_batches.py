@@ -190,3 +190,21 @@ def test_worker_processes_give_the_same_batches_in_the_same_order(prepared):
         for field in ("tokens", "modality", "place", "segment", "is_condition"):
             np.testing.assert_array_equal(getattr(one, field), getattr(batches(step), field))
             np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+
+
+@pytest.mark.parametrize(
+    "config, split, message",
+    [
+        ({"task_weights": {"text": 0.0}}, "train", "all tasks of sums have weight 0"),
+        ({}, "later", "sums has no split later, only train, validation, test; give it the weight 0"),
+    ],
+)  # fmt: skip
+def test_data_of_which_there_can_be_no_rows_are_refused(prepared, config, split, message):
+    with pytest.raises(ValueError, match=message):
+        Batches(prepared, BatchConfig(tokens=120, weights={"drawn": 0.0, "spoken": 0.0}, **config), 0, split=split)
+
+
+def test_an_example_longer_than_a_row_is_refused():
+    assert pack(np.array([4, 5]), 5) == [[1], [0]]
+    with pytest.raises(ValueError, match="an example of 6 tokens does not fit a row of 5"):
+        pack(np.array([4, 6]), 5)

@@ -1,5 +1,6 @@
 """`trimask benchmark sample`: its table, and that it compares the same tokens of the same weights."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
+from trimask.diffusion.cost import flops_per_token
 from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.scripts import benchmark_data
+from trimask.diffusion.transformer import TransformerConfig
+from trimask.scripts import benchmark_data, benchmark_train
 from trimask.scripts.benchmark import main
 from trimask.scripts.benchmark_sample import Ours, _start
 
@@ -259,3 +262,27 @@ def test_what_cannot_be_timed_is_refused(words, reason, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([name, str(tmp_path / "out"), *rest])
     assert reason in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_training_is_timed_of_the_network_that_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        benchmark_train,
+        "_ours",
+        lambda config, *rest: asked.append((config.model, *rest)) or (2.0 * len(asked), 3.0, 4),
+    )
+    arguments = benchmark_train.Arguments(
+        out=tmp_path, rows=2, length=8, repeats=7, dtype="bfloat16", ways=("scanned, remat",)
+    )
+    ours, other = benchmark_train._cases(arguments, "128x3", 64)
+    plain = TransformerConfig(width=128, num_layers=3, num_heads=2, compute_dtype="bfloat16")
+    assert [model for model, *_ in asked] == [plain, dataclasses.replace(plain, blocks="scanned", remat="block")]
+    for _, vocabulary, batch, repeats in asked:
+        assert (vocabulary.text_size, vocabulary.codebook_sizes) == (32, {"image": (16,), "audio": (8, 8)})
+        assert batch.tokens.shape == (2, 8) and repeats == 7
+    assert (ours.code, other.code, ours.speedup, other.speedup) == ("trimask", "trimask, scanned, remat", None, 2.0)
+    assert (ours.tokens_per_second, other.tokens_per_second) == (8.0, 4.0)
+    assert (ours.compile_seconds, ours.temporary_bytes) == (3.0, 4)
+    # Of a row half are text (33 ids each), a quarter picture (16) and a quarter sound (8).
+    expected = 16 * flops_per_token(plain, asked[0][1], 8, ids=33 / 2 + 16 / 4 + 8 / 4)
+    assert ours.flops_per_second == pytest.approx(expected / 2)

@@ -202,3 +202,10 @@ def _positionals_before_flags(name: str) -> list[str]:
     """The example's words up to its first flag: with a preset first, the help is that of the preset."""
     words = shlex.split(cli.COMMANDS[name].example)[2:]
     return words[: next((i for i, word in enumerate(words) if word.startswith("-")), len(words))]
+
+
+def test_a_file_where_a_folder_should_be_is_named(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(FileExistsError) as error:
+        (tmp_path / "out").mkdir()
+    assert cli._message(error.value) == f"{tmp_path / 'out'}: exists and is not a folder"

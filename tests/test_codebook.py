@@ -58,3 +58,14 @@ def test_a_vector_that_half_of_all_are_takes_no_codewords_from_the_others(monkey
     used, error = used_and_error(others)
     used_beside, error_beside = used_and_error(np.concatenate([others, np.full((5000, 6), 100)]))
     assert used_beside > 0.95 * used and error_beside < 1.05 * error
+
+
+def test_of_so_many_vectors_that_all_begin_none_begins_twice(monkeypatch):
+    monkeypatch.setattr(codebooks, "_VERY_MANY", 4)
+    points, counts = np.arange(20, dtype=np.float32).reshape(10, 2), np.arange(1, 11)
+    beginnings = codebooks._beginnings(points, counts, 10, 0)
+    assert sorted(beginnings.tolist()) == points.tolist()
+    assert {tuple(one) for one in codebooks._beginnings(points, counts, 6, 0).tolist()} <= set(
+        map(tuple, points.tolist())
+    )
+    assert len({tuple(one) for one in codebooks._beginnings(points, counts, 6, 0).tolist()}) == 6

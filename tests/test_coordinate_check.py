@@ -108,6 +108,30 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         "completed_p, α = 0.5": [(3.0, pytest.approx(600)), (6.0, pytest.approx(600 * 2**-0.06))],
         "mup": [(3.0, pytest.approx(600)), (6.0, pytest.approx(600 * 2**0.02))],
     }
+    assert madeup.described(figures) == written(
+        """
+        depth.png, 4 columns
+        embedding, initial: depth (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        middle block, initial: depth (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        last block, initial: depth (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        logits, initial: depth (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        embedding, update: depth (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        middle block, update: depth (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        last block, update: depth (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        logits, update: depth (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        width.png, 5 columns
+        embedding, initial: width (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        first block, initial: width (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        middle block, initial: width (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        last block, initial: width (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        logits, initial: width (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        embedding, update: width (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        first block, update: width (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        middle block, update: width (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        last block, update: width (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        logits, update: width (log) × RMS (log): completed_p, α = 0.5, mup: markers, coincide
+        """
+    )
 
 
 @pytest.mark.parametrize(

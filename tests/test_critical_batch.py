@@ -73,6 +73,14 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         assert list(rows[number]) == ["horizon", "batch", "seed", "steps", "loss"]
         *found, last = rows[number].values()
         assert tuple(found) == cell and float(last) == pytest.approx(loss, abs=1e-5)
+    assert madeup.described(figures) == written(
+        """
+        loss.png, 4 columns
+        32,000 tokens: steps (log) × loss (linear): fit + runs: S_crit of the first two
+        16,000 tokens: steps (log) × loss (linear): fit + runs: S_crit of the first two
+        64,000 tokens, predicted: steps (log) × loss (linear): fit + runs: S_crit of the first two
+        """
+    )
     (panels, _) = figures.pop("loss.png")
     assert not figures
     assert [panel.title for panel in panels] == ["32,000 tokens", "16,000 tokens", "64,000 tokens, predicted"]

@@ -2,6 +2,7 @@
 
 import math
 
+import matplotlib.axes
 import matplotlib.figure
 import numpy as np
 import pytest
@@ -130,3 +131,21 @@ def test_lines_that_may_coincide_become_thinner_and_many_labels_go_below(axes_of
 def test_a_figure_is_a_picture(tmp_path):
     draw(tmp_path / "a.png", [panel()])
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("labels, is_below", [(5, False), (6, True)])
+def test_many_labels_stand_below_the_axes_and_few_within(axes_of, monkeypatch, labels, is_below):
+    said = []
+    monkeypatch.setattr(matplotlib.axes.Axes, "legend", lambda axes, **how: said.append(how))
+    axes_of([panel(curves={str(number): [(1.0, 2.0)] for number in range(labels)})])
+    assert [how.get("bbox_to_anchor") for how in said] == [(0, -0.16) if is_below else None]
+
+
+def test_a_logarithmic_axis_of_what_hardly_changes_is_at_least_so_high(axes_of):
+    (axes,) = axes_of([panel(curves={"a": [(1.0, 10.0), (2.0, 10.1)]}, scales=("linear", "log"))])
+    low, high = axes.get_ylim()
+    assert axes.get_xscale() == "linear" and axes.get_yscale() == "log"
+    assert high / low == pytest.approx(5.0, rel=1e-3) and (high * low) ** 0.5 == pytest.approx(10.05, rel=1e-3)
+    (axes,) = axes_of([panel(curves={"a": [(1.0, 1.0), (2.0, 100.0)]}, scales=("log", "log"))])
+    low, high = axes.get_ylim()
+    assert high / low == pytest.approx(100**1.1, rel=0.01)  # matplotlib's own margin of a twentieth on each side

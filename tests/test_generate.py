@@ -269,6 +269,20 @@ def test_training_samples_show_every_task(loaded, tmp_path):
     assert all(line["text"].startswith(line["reference"][:4]) for line in lines if line["task"] == "text")
 
 
+def test_training_samples_of_all_tasks_are_rows_of_one_length(loaded, tmp_path, monkeypatch):
+    lengths = []
+    original = Generator.generate
+
+    def generate(self, requests, *rest, **named):
+        lengths.extend((self.bucket, request.length) for request in requests)
+        return original(self, requests, *rest, **named)
+
+    monkeypatch.setattr(Generator, "generate", generate)
+    save_training_samples(replace(loaded, folder=tmp_path), 20)
+    buckets, own = map(set, zip(*lengths, strict=True))
+    assert buckets == {max(own)} and len(own) > 1
+
+
 def test_a_resumed_run_rewrites_its_later_samples(loaded, tmp_path):
     here = replace(loaded, folder=tmp_path)
     for step in (10, 20):

@@ -1,5 +1,6 @@
 """Judges: the contract, every built-in one against a formula, and functions of the user's."""
 
+import dataclasses
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from trimask.diffusion import features
+from trimask.diffusion import features, judges
 from trimask.diffusion.features import audio_features, frechet_distance, image_features
 from trimask.diffusion.intervals import ratio, wilson_interval
 from trimask.diffusion.judges import (
@@ -339,3 +340,12 @@ def test_a_share_of_none_or_all_has_an_interval_inside_zero_and_one():
     assert wilson_interval(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
     assert wilson_interval(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
     assert wilson_interval(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+
+
+def test_features_of_another_shape_or_of_none_are_refused():
+    with pytest.raises(ValueError, match="there are no features of text; give some with frechet@module:function"):
+        judges._own_features(dataclasses.replace(_training("image"), modality="text"))
+    for shape in ((3,), (4, 2)):
+        with pytest.raises(ValueError, match=rf"here 3 items; got shape \({shape[0]}"):
+            judges._matrix(np.zeros(shape), 3)
+    assert judges._matrix([[1, 2], [3, 4], [5, 6]], 3).shape == (3, 2)

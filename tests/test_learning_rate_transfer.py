@@ -126,3 +126,15 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     assert panels[3].curves["depth 1"] == [(2**-9, 4.0), (2**-8, 3.0), (2**-7, 3.0)]
     # Of 26 finite losses the third largest and its neighbour decide.
     assert panels[0].highest == pytest.approx(3.5625)
+    assert madeup.described(figures) == written(
+        """
+        loss.png, 2 columns
+        completed_p, by width: learning rate at the base (log) × loss (linear): width 32, width 64: markers, up \\
+        to 3.5625
+        mup, by width: learning rate at the base (log) × loss (linear): width 32, width 64: markers, up to 3.5625
+        standard, by width: learning rate at the base (log) × loss (linear): width 32, width 64: markers, up to 3.5625
+        completed_p, by depth: learning rate at the base (log) × loss (linear): depth 1, depth 2: markers, up to 3.5625
+        mup, by depth: learning rate at the base (log) × loss (linear): depth 1, depth 2: markers, up to 3.5625
+        standard, by depth: learning rate at the base (log) × loss (linear): depth 1, depth 2: markers, up to 3.5625
+        """
+    )

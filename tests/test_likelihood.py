@@ -49,6 +49,14 @@ def test_under_every_schedule_the_bound_is_unbiased(name):
     assert standard_error < 0.05 * exact
 
 
+def test_progress_is_the_number_of_examples_that_are_done():
+    reports = []
+    asked = [example(code, given) for code, given in zip(CODES * 2, (0, 0, 0, 1, 1, 1), strict=True)]
+    options = {"num_draws": 2, "rows": 2, "report": lambda *counts: reports.append(counts)}
+    target_bits(jax.random.key(0), asked, DENOISE, VOCABULARY, ScheduleConfig(), **options)
+    assert reports == [(2, 6), (4, 6), (6, 6)]
+
+
 def test_random_subsets_are_all_there_is_of_one_token():
     """With one token asked for, one mask is the only one, and nothing is left to chance."""
     bits = target_bits(

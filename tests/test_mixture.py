@@ -64,3 +64,8 @@ def test_visits_count_the_steps_before():
         number, visit = mixture.choice(step)
         assert visit == seen[number]
         seen[number] += 1
+
+
+def test_the_steps_of_few_tokens_are_those_that_come_nearest_to_them():
+    mixture = Mixture(constant([1.0]), np.array([10.0]), [0])
+    assert [mixture.num_steps(tokens) for tokens in (1, 10, 14, 15, 16, 20, 24, 26)] == [1, 1, 1, 2, 2, 2, 2, 3]

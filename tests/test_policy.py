@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 import typing
 from dataclasses import replace
 from pathlib import Path
@@ -260,8 +261,11 @@ def test_a_folder_is_a_strategy_wherever_one_is_named(folder, suffix, step):
 
 def test_what_is_no_policy_is_refused_in_a_sentence(folder, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
+    early = tmp_path_factory.mktemp("early")
+    shutil.copy(folder / "policy.json", early)
     cases = [
         (str(empty), "not the folder of a policy"),
+        (str(early), "has no complete checkpoint yet; `trimask train-policy` continues it"),
         (f"{folder}@7", "no checkpoint of step 7; there are 1, 2"),
         (f"{folder}@last", "after @ comes a step or best"),
     ]

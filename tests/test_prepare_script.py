@@ -42,6 +42,8 @@ def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
 def test_two_sources_of_one_name_are_refused_with_the_way_out():
     with pytest.raises(ValueError, match="two sources are called sea; name one with --audio NAME="):
         where(images=("a/sea",), audio=("b/sea",))
+    with pytest.raises(ValueError, match="two sources are called sea; name one with --images NAME="):
+        where(images=("a/sea", "b/sea"))
 
 
 def test_the_table_adds_up_and_names_the_rejects(tmp_path, capsys, monkeypatch):

@@ -249,3 +249,13 @@ def test_staged_files_arrive_together_or_not_at_all(tmp_path):
         raise RuntimeError
     assert [path.name for path in (tmp_path / "new" / "out").iterdir()] == ["a"]
     assert (tmp_path / "new" / "out" / "a").read_text() == "1"
+
+
+@pytest.mark.parametrize("frames, milliseconds", [(1, 9), (0, 10)])
+def test_an_animation_without_frames_or_of_shorter_ones_is_refused(tmp_path, frames, milliseconds):
+    picture = Image.new("L", (2, 2))
+    write_animation(tmp_path / "a.gif", [picture], 10)
+    message = f"needs frames of at least 10 ms, got {frames} of {milliseconds} ms"
+    with pytest.raises(ValueError, match=message):
+        write_animation(tmp_path / "b.gif", [picture] * frames, milliseconds)
+    assert not (tmp_path / "b.gif").exists()

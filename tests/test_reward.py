@@ -1,10 +1,13 @@
 """Rewards: one battery for every kind in the table, and the paper's formulas."""
 
+import fakes
 import numpy as np
 import pytest
 
 from trimask.diffusion import configuration
+from trimask.sampling_rl.problems import Problem, ProblemSet
 from trimask.sampling_rl.reward import REWARDS, RewardConfig
+from trimask.tokenizers.sequence import Example, Segment
 
 RIGHT, NFE, LENGTH = (0.0, 0.25, 0.5, 1.0), range(1, 70), range(1, 65)
 EPISODES = np.meshgrid(RIGHT, NFE, LENGTH, indexing="ij")
@@ -74,3 +77,11 @@ def test_speed_cannot_count_for_less_than_nothing():
 def test_an_unknown_kind_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=f"file: .*{'.*'.join(REWARDS)}"):
         configuration.from_dict({"kind": "none"}, RewardConfig, "file")
+
+
+def test_problems_that_ask_for_nothing_are_refused():
+    empty = Problem(Example("text", (Segment("text", np.array([1])),)), {})
+    with pytest.raises(ValueError, match="sums has a problem that asks for nothing"):
+        ProblemSet("sums", fakes.VOCABULARY, [empty], lambda *_: [])
+    with pytest.raises(ValueError, match="sums has no problems"):
+        ProblemSet("sums", fakes.VOCABULARY, [], lambda *_: [])

@@ -114,3 +114,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     refused = pytest.raises(NotWritten, match=r"file/run: could not be written: .*has no checkpoint yet")
     with refused, locked(tmp_path / "file" / "run"):
         pass
+
+
+def test_what_is_said_of_a_folder_is_not_said_again_of_the_one_around_it(tmp_path):
+    with pytest.raises(NotWritten, match=r"^the disk is full$"), writing(tmp_path):
+        raise NotWritten("the disk is full")

@@ -174,6 +174,18 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         ("b: text", "exact_match", ("log", "linear"), {}),
         ("c: image to text", "exact_match", ("log", "linear"), {}),
     ]
+    assert madeup.described(figures) == written(
+        """
+        fronts.png, 3 columns
+        a: text to image: evaluations (NFE) (log) × label (linear): random: markers
+        a: text to image: evaluations (NFE) (log) × frechet (log): random: markers
+        b: text: evaluations (NFE) (log) × exact_match (linear): markers
+        c: image to text: evaluations (NFE) (log) × exact_match (linear): markers
+        guidance.png, 2 columns
+        a: text to image: guidance (linear) × label (linear): temperature 0.25: markers
+        a: text to image: guidance (linear) × frechet (log): temperature 0.25: markers
+        """
+    )
 
 
 def test_a_way_is_described_by_the_number_that_it_goes_by():

@@ -145,3 +145,9 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     assert figures["search.png"][0][0].curves == {
         "loss at the centre": [(1.0, 2.9), (3.0, 2.7), (5.0, 2.7), (7.0, 2.7)]
     }
+    assert madeup.described(figures) == written(
+        """
+        search.png, 4 columns
+        search: runs (linear) × loss (linear): loss at the centre: markers
+        """
+    )

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,3 +216,16 @@ def test_preparing_that_is_stopped_within_a_block_is_continued_to_the_same_bytes
     prepare(tmp_path / "stopped", config)
     assert bytes_of(tmp_path / "stopped") == bytes_of(whole.folder)
     assert whole.dataset("some").rejected == len(made.broken)
+
+
+@pytest.mark.parametrize(
+    "kind, where, message",
+    [
+        ("folders", ("a",), r"unknown kind of source 'folders'; there are image, audio, "),
+        ("puzzles", (), "a source of puzzles needs at least one name, got none"),
+        ("puzzles", ("cups", "sudoku"), "a source of puzzles is one name, got cups, sudoku"),
+    ],
+)
+def test_a_source_that_cannot_be_is_refused(kind, where, message):
+    with pytest.raises(ValueError, match=message):
+        PrepareConfig(sources={"x": SourceConfig(kind=kind, where=where)}).open_source("x", Path())

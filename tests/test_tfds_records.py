@@ -1,12 +1,16 @@
 """Any TFDS dataset as a source, with TFDS's own generator of fake records; no download, no TensorFlow."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
-from trimask.diffusion.data.sources import SourceConfig
+from trimask.diffusion.data.sources import FieldConfig, SourceConfig
+from trimask.tokenizers.audio import MelConfig
 
 
 def config_of(name, **changes):
@@ -38,3 +42,49 @@ def test_an_unknown_dataset_and_one_that_is_not_there_are_refused(tmp_path):
         prepare(tmp_path / "x", config_of("mnits"))
     with pytest.raises(ValueError, match="--download lets TFDS fetch"):
         prepare(tmp_path / "y", config_of("mnist", tfds_folder=str(tmp_path)))
+
+
+class MadeUp(SimpleNamespace):
+    """Passes for a builder."""
+
+    __class__ = tfds.core.DatasetBuilder
+
+
+def test_a_record_is_a_text_and_the_mean_of_its_channels_and_what_has_neither_is_refused(monkeypatch):
+    """By a made-up builder, for TFDS needs TensorFlow to write sounds."""
+    sound = tfds.features.Tensor(shape=(None,), dtype=np.int16)
+    sound.sample_rate = 16_000
+    features = {
+        "caption": tfds.features.Text(),
+        "label": tfds.features.ClassLabel(names=["low", "high"]),
+        "sound": sound,
+    }
+    records = [
+        {"caption": caption, "label": number % 2, "sound": np.full((samples, 2), (8192, 16384), np.int16)}
+        for number, (caption, samples) in enumerate([("a", 3200), ("b", 0), (" ", 3200)])
+    ]
+    info = SimpleNamespace(features=features, splits={"train": 3})
+    builder = MadeUp(info=info, as_data_source=lambda split: records)
+    monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
+
+    def entries(text):
+        config = config_of("labels", fields=FieldConfig(text=text))
+        source = config.open_source("some", Path())
+        return list(source.entries(source.blocks(10)[0]))
+
+    first, without_sound, without_text = entries("caption")
+    media = first.example().media
+    assert media["text"] == "a"
+    assert len(media["audio"]) == pytest.approx(3200 * MelConfig().sample_rate_hz / 16_000, abs=1)
+    assert media["audio"][len(media["audio"]) // 2] == pytest.approx((0.25 + 0.5) / 2, abs=0.02)
+    with pytest.raises(ValueError, match="holds no sound, its length is zero"):
+        without_sound.example()
+    with pytest.raises(ValueError, match="its 'caption' is empty"):
+        without_text.example()
+    assert [entry.example().media["text"] for entry in entries("label")[::2]] == ["low", "low"]
+    info.features = {"sound": sound}
+    with pytest.raises(ValueError, match="dataset 'labels' has no text feature 'name'; of text or label it has none"):
+        entries("name")
+    info.features = {"other": features["caption"], "sound": sound}
+    with pytest.raises(ValueError, match=r"no text feature 'name'; of text or label it has other, and --fields.text"):
+        entries("name")

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from trimask.scripts.generate import main as generate
 from trimask.scripts.inspection import main as inspect
-from trimask.scripts.trajectory import read_trace, trace_page
+from trimask.scripts.terminal import colour
+from trimask.scripts.trajectory import _live_text, read_trace, trace_page
 
 
 @pytest.fixture
@@ -68,6 +69,13 @@ def test_watching_shows_text_pictures_and_sound(traced, monkeypatch):
         assert "░" in shown and "0 evaluations" in shown and "1 evaluations" in shown
 
 
+def test_what_is_known_of_a_text_has_the_colour_of_its_confidence_and_the_rest_is_grey(loaded):
+    codes = np.array([*loaded.tokenizers.text.encode("1+"), -1])
+    shown = _live_text(loaded.tokenizers, codes, np.array([0.0, 1.0, 0.5]))
+    assert shown.plain == "1+░"
+    assert [str(span.style) for span in shown.spans] == [colour(0.0), colour(1.0), "grey50"]
+
+
 def test_a_page_shows_every_step(traced, tmp_path):
     (entry,) = traced("--prompt", "one", "--to", "audio", "--trace", "--steps", "3")
     trace = tmp_path / "out" / entry["trace"]
@@ -84,6 +92,10 @@ def test_what_a_user_wrote_is_data_on_the_page(tmp_path):
     assert page.count("</script>") == 1 and "<b>" not in page
 
 
+HEAD = '{"prompt": "x", "task": "text", "to": "text", "shape": [2], "start": [null, null], "pieces": []}\n'
+EVENT = '{"step": 1, "piece": "x", "position": %s, "token": 3, "confidence": 0.5}'
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -91,9 +103,17 @@ def test_what_a_user_wrote_is_data_on_the_page(tmp_path):
         ("{", "line 1 is not JSON"),
         ("[]", "line 1 is not of a trace"),
         ('{"prompt": "x"}', "it should have pieces, prompt, shape, start, task, to"),
+        ("\xff", "not UTF-8 text"),
+        (f"{HEAD}{EVENT % 1}", None),
+        (f"{HEAD}{EVENT % 2}", "line 2: there is no position 2"),
+        (f"{HEAD}{EVENT % -1}", "line 2: there is no position -1"),
+        (f"{HEAD}{EVENT % '1.0'}", "line 2: there is no position 1.0"),
     ],
 )
 def test_another_file_is_refused(tmp_path, text, reason):
-    (tmp_path / "t.jsonl").write_text(text)
+    (tmp_path / "t.jsonl").write_text(text, encoding="latin-1")
+    if reason is None:
+        assert len(read_trace(tmp_path / "t.jsonl")) == 2
+        return
     with pytest.raises(ValueError, match=reason):
         inspect([str(tmp_path / "t.jsonl")])

@@ -199,3 +199,9 @@ def test_scanned_blocks_are_one_program_however_many():
         return step.lower(state, rows([pair()], length=10)).as_text().count("dot_general")
 
     assert products(2) == products(5)
+
+
+def test_a_network_is_computed_in_another_way_and_stays_what_it_is():
+    ways = {"attention": "kernel", "blocks": "scanned", "remat": "block"}
+    other = TransformerConfig(num_layers=7, width=64, compute_dtype="bfloat16", **ways)
+    assert CONFIG.computed_as(other) == dataclasses.replace(CONFIG, **ways)

@@ -223,6 +223,25 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     ]
     assert orders[0].curves["policy, α 1"] == [(0.0, 0.5), (1.0, 1.0)]
     assert orders[1].curves["policy, α 1"] == [(1.0, 1.0), (2.0, 8.0)]
+    assert madeup.described(figures) == written(
+        """
+        fronts.png, 2 columns
+        blocks of 2: evaluations (NFE) (log) × accuracy (linear): random, threshold, leftmost, factor, \\
+        entropy_bound: markers
+        blocks of 2: evaluations (NFE) (log) × accuracy (linear): best heuristic, policy, α 1, policy of before: markers
+        full diffusion: evaluations (NFE) (log) × accuracy (linear): random, threshold, leftmost, factor, \\
+        entropy_bound: markers
+        full diffusion: evaluations (NFE) (log) × accuracy (linear): best heuristic, policy of before: markers
+        orders.png, 2 columns
+        blocks of 2: place (linear) × step, share of the last (linear): threshold, leftmost, policy, α 1, \\
+        policy of before: markers
+        blocks of 2: step (linear) × tokens revealed (linear): threshold, leftmost, policy, α 1, policy of \\
+        before: markers
+        full diffusion: place (linear) × step, share of the last (linear): threshold, leftmost, policy of \\
+        before: markers
+        full diffusion: step (linear) × tokens revealed (linear): threshold, leftmost, policy of before: markers
+        """
+    )
 
 
 def test_more_policies_than_fit_in_a_panel_are_shown_six_at_a_time(tmp_path, monkeypatch):

@@ -1,0 +1,76 @@
+"""A prepared folder that is not whole is refused by what is missing; tokenizers that are not its own, too."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from trimask.diffusion import configuration
+from trimask.diffusion.data.prepared import Prepared, shard_path
+from trimask.tokenizers import media
+
+
+@pytest.fixture
+def copy(prepared, tmp_path):
+    """A copy of the prepared folder that a test may spoil."""
+    return shutil.copytree(prepared.folder, tmp_path / "copy")
+
+
+def test_a_folder_without_a_manifest_is_no_data(copy):
+    (copy / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no prepared data here; make it with `trimask prepare"):
+        Prepared(copy)
+
+
+def test_tokenizers_of_other_data_are_refused(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["tokenizers"]["text"] = "other"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        ValueError, match=r"tokenizers are not those the data was made with: .* the manifest says .*other"
+    ):
+        Prepared(copy)
+
+
+def test_what_it_does_not_hold_is_refused_with_what_it_holds(prepared):
+    with pytest.raises(ValueError, match="no dataset 'draw', only drawn, spoken, sums"):
+        prepared.dataset("draw")
+    with pytest.raises(ValueError, match="sums has no split 'later', only train, validation, test"):
+        prepared.examples("sums", "later")
+
+
+def test_a_missing_shard_is_named(copy):
+    shard = shard_path(copy, "sums", "train", 0)
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{shard}: no such shard, though the manifest lists it"):
+        Prepared(copy).examples("sums", "train")
+
+
+def test_tokenizers_say_what_they_lack(copy, prepared, tmp_path):
+    with pytest.raises(ValueError, match="no codec for 'melody'; there are audio, image"):
+        prepared.tokenizers.codec("melody")
+    with pytest.raises(FileNotFoundError, match="no such folder of tokenizers"):
+        media.load(tmp_path / "nowhere")
+    shutil.rmtree(copy / "tokenizers/text")
+    with pytest.raises(ValueError, match="holds no text tokenizer, only audio, image"):
+        media.load(copy / "tokenizers")
+
+
+def test_texts_and_media_are_encoded_by_the_tokenizer_of_their_modality(prepared):
+    tokenizers = prepared.tokenizers
+    texts = ["one", "12+34=46"]
+    encoded = tokenizers.encode("text", texts)
+    assert [codes.tolist() for codes in encoded] == [codes.tolist() for codes in tokenizers.text.encode_batch(texts)]
+    picture = np.zeros((4, 6, 1), np.uint8)
+    (codes,) = tokenizers.encode("image", [picture])
+    assert np.array_equal(codes, tokenizers.codec("image").encode(picture[None])[0])
+
+
+@pytest.mark.parametrize("content, message", [(None, "no such file"), ("{", "not readable as JSON")])
+def test_json_that_cannot_be_read_is_named(tmp_path, content, message):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises((FileNotFoundError, ValueError), match=f"{path}: {message}"):
+        configuration.read_json(path)
