@@ -206,12 +206,14 @@ def draw_text(tokenizers: MediaTokenizers, segment: Segment) -> Image.Image:
     places: list[tuple[float, int, str | None]] = []
     x, row = 0.0, 0
     for character in _characters(tokenizers, segment.codes):
-        advance = 16.0 if character is None else font.getlength(character)
-        if character == "\n" or x + advance > _FRAME_WIDTH:
+        if character == "\n":  # which has no length: some builds of Pillow fail if asked for it
             x, row = 0.0, row + 1
-        if character != "\n":
-            places.append((x, row, character))
-            x += advance
+            continue
+        advance = 16.0 if character is None else font.getlength(character)
+        if x + advance > _FRAME_WIDTH:
+            x, row = 0.0, row + 1
+        places.append((x, row, character))
+        x += advance
     right = max((x for x, _, _ in places), default=0.0) + 20
     # What is still to be written must not move as it grows.
     width = round(right) if segment.is_condition else _FRAME_WIDTH

@@ -295,6 +295,21 @@ def test_a_resumed_run_rewrites_its_later_samples(loaded, tmp_path):
     assert set(steps) == {10}
 
 
+def test_what_a_killed_run_left_beside_its_samples_is_removed(loaded, tmp_path):
+    left = tmp_path / "samples/.partial-1"
+    left.mkdir(parents=True)
+    (left / "step-000010-drawn.png").write_bytes(b"half")
+    save_training_samples(replace(loaded, folder=tmp_path), 20)
+    assert not left.exists() and (tmp_path / "samples/samples.jsonl").is_file()
+
+
+def test_a_file_where_answers_should_go_is_refused(generate, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="out is a file; it must be a folder, or a name for a new one"):
+        generate("--prompt", "one", "--to", "image")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_without_the_prepared_data_there_are_no_samples(loaded, tmp_path):
     description = replace(loaded.description, data=str(tmp_path / "gone"))
     save_training_samples(replace(loaded, folder=tmp_path, description=description), 20)

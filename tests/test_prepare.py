@@ -16,9 +16,9 @@ from PIL import Image
 from trimask.diffusion import configuration
 from trimask.diffusion.data import prepare as preparing
 from trimask.diffusion.data.media_config import PictureConfig
-from trimask.diffusion.data.plan import PrepareConfig, SplitConfig
+from trimask.diffusion.data.plan import PrepareConfig, SplitConfig, fitted
 from trimask.diffusion.data.prepare import prepare
-from trimask.diffusion.data.sources import BadRecord, FieldConfig, SourceConfig
+from trimask.diffusion.data.sources import BadRecord, FieldConfig, RawExample, SourceConfig
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
 from trimask.tokenizers.sequence import until_eos
@@ -360,3 +360,28 @@ def test_shares_of_splits_are_as_configured_and_many_records_are_shared_out(tmp_
     assert pools == [32]
     # Five standard deviations of a share of 4,000.
     assert abs(splits["test"] / 4000 - 0.1) < 0.024 and abs(splits["validation"] / 4000 - 0.05) < 0.018
+
+
+def test_a_source_without_a_usable_training_record_is_refused_by_its_split(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "b", "split": "test"}\n')
+    config = PrepareConfig(sources={"x": SourceConfig(kind="prompts", where=(str(tmp_path / "a.jsonl"),))})
+    with pytest.raises(ValueError, match="x: there is no usable record in its training split, so nothing can be made"):
+        prepare(tmp_path / "out", config)
+
+
+def test_what_a_killed_process_left_half_written_is_gone_at_the_end(files, tmp_path):
+    left = tmp_path / "out/prose/train-00007.array_record.partial"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    sources = {"prose": SourceConfig(kind="text", where=(str(files / "prose.txt"),))}
+    prepare(tmp_path / "out", PrepareConfig(sources=sources, text_vocabulary=258))
+    assert (tmp_path / "out/manifest.json").is_file() and not list((tmp_path / "out").rglob("*.partial"))
+
+
+def test_a_medium_that_cannot_have_the_shape_is_refused_with_the_example():
+    example = RawExample("some/7", {"text": "x", "image": np.zeros((2, 2, 3), np.uint8)})
+    with pytest.raises(ValueError, match=r"^some/7: .*pictures have 2 channels; files have 1 or 3"):
+        fitted(example, "image", [2, 2, 2], PrepareConfig())
+    assert fitted(example, None, [], PrepareConfig()) is example
+    with pytest.raises(ValueError, match=r"codecs of an unknown modality 'imag'; .*image"):
+        PrepareConfig(codecs={"imag": PatchConfig()})

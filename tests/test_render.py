@@ -159,6 +159,15 @@ def test_text_that_is_being_written_does_not_move(tokenizers):
     np.testing.assert_array_equal(frame(tokenizers, "text", codes)[:, :40], whole[:, :40])
 
 
+def test_a_text_goes_on_in_the_next_row_at_a_line_break_and_where_the_frame_ends(tokenizers):
+    heights = {}
+    for text in ("12", "1\n2", "1\n\n2", "12 " * 60):
+        heights[text] = frame(tokenizers, "text", tokenizers.text.encode(text).astype(np.int32)).shape[0]
+    line = heights["1\n2"] - heights["12"]
+    assert line > 10 and heights["1\n\n2"] == heights["12"] + 2 * line
+    assert heights["12 " * 60] > heights["1\n\n2"]
+
+
 def test_eos_shows_as_nothing(tokenizers):
     codes = tokenizers.text.encode("12").astype(np.int32)
     filled = np.append(codes, [tokenizers.vocabulary.eos_code] * 3)

@@ -137,6 +137,19 @@ def test_a_model_of_text_alone_has_a_report_too(story, tmp_path):
     assert "It writes" in html and "It draws" not in html and "It speaks" not in html
 
 
+def test_what_an_earlier_report_spoke_is_replaced(story, tmp_path):
+    run, evaluation, samples, loaded, prepared = story
+    spoken = next(sample for sample in samples if sample.task == "text_to_audio")
+    (tmp_path / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
+    write_report(tmp_path, evaluation, [spoken], loaded, prepared)
+    (folder,) = {path.parent for path in tmp_path.rglob("*.wav")}
+    made = sorted(path.name for path in folder.iterdir())
+    (folder / "before.wav").write_bytes(b"")
+    (folder / "notes.txt").write_text("mine")
+    write_report(tmp_path, evaluation, [spoken], loaded, prepared)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*made, "notes.txt"])
+
+
 def test_a_wrong_picture_is_framed(story, tmp_path):
     run, _, _, loaded, prepared = story
     (tmp_path / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())

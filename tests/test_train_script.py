@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from trimask.diffusion import configuration
-from trimask.diffusion.data.batches import BatchConfig
+from trimask.diffusion.data.batches import BatchConfig, DatasetUse
 from trimask.diffusion.description import TrainConfig, load_description, transferred
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers
@@ -80,6 +80,18 @@ def test_the_distance_from_the_critical_batch_is_said(prepared, tmp_path, capsys
     printed = " ".join(capsys.readouterr().out.split())
     assert said in printed
     assert ("the loss will be higher" in printed) == (critical_steps == 30.0)
+
+
+@pytest.mark.parametrize("limit, often", [(7.0, ["drawn"]), (7.9, []), (0.1, ["drawn", "sums"])])
+def test_datasets_that_are_seen_too_often_are_named(capsys, limit, often):
+    use = [DatasetUse("drawn", 20, 300, 5, 7.5), DatasetUse("sums", 10, 90, 3, 2.0)]
+    train_script._print_use(
+        dataclasses.replace(CONFIG, batch=dataclasses.replace(CONFIG.batch, warn_epochs=limit)), use
+    )
+    printed = " ".join(capsys.readouterr().out.split())
+    note = f"Note: {' and '.join(often)} will be repeated more than {limit:g} times (batch.warn_epochs), and may"
+    assert (note in printed) == bool(often) and ("Note" in printed) == bool(often)
+    assert "drawn" in printed and "7.5" in printed and "300" in printed
 
 
 def test_found_multipliers_are_taken_from_their_file(prepared, tmp_path):

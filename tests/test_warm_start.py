@@ -131,6 +131,19 @@ def test_a_grown_text_tokenizer_is_taken_and_one_that_moved_a_token_refused(toke
         require_grown(old, new)
 
 
+def test_of_many_moved_tokens_three_are_named_and_the_rest_counted(tokenizers):
+    old, new = tokenizers
+
+    def turn(vocabulary):
+        letters = [name for name in vocabulary if len(name) == 1][:5]
+        vocabulary.update(zip(letters, [vocabulary[name] for name in letters[1:] + letters[:1]], strict=True))
+
+    edit_text(new, turn)
+    with pytest.raises(ValueError, match="2 more text ids") as error:
+        require_grown(old, new)
+    assert str(error.value).count("text id ") == 3
+
+
 def test_a_codec_that_is_missing_or_another_is_refused_by_name(tokenizers):
     old, new = tokenizers
     shutil.rmtree(new / "image")
