@@ -156,7 +156,7 @@ def train_chain(run: str, data: Path, dataset: str | None, folder: Path, chain: 
 
 def _train_chain_quietly(*arguments: Any) -> None:
     """The same without a progress bar: in several processes they would be written over each other."""
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         train_chain(*arguments)
 
 

@@ -70,7 +70,7 @@ def generator(spec: dict, case: dict):
 
 
 def main() -> None:
-    spec = json.loads(Path(sys.argv[1]).read_text())
+    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     sys.path.insert(0, str(Path(spec["checkouts"]["Fast-dLLM"]) / "llada"))
     torch.set_num_threads(os.cpu_count() or 1)
     model = network(spec, dict(np.load(sys.argv[2])))

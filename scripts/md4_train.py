@@ -60,7 +60,7 @@ def step_and_state(spec: dict):
 
 
 def main() -> None:
-    spec = json.loads(Path(sys.argv[1]).read_text())
+    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     if spec["dtype"] != "float32":
         raise ValueError(f"MD4 has no choice of dtype, it computes in float32; got {spec['dtype']}")
     step, state = step_and_state(spec)

@@ -101,7 +101,7 @@ def seconds_of_steps(spec: dict, only_masked: bool, is_compiled: bool, device: s
 
 
 def main() -> None:
-    spec = json.loads(Path(sys.argv[1]).read_text())
+    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(os.cpu_count() or 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for only_masked, is_compiled in product((False, True), (False, True) if spec["compiled"] else (False,)):

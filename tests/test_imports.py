@@ -138,3 +138,31 @@ def test_shapes_are_checked_under_pytest():
 
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def without_encoding(source: str) -> list[int]:
+    """Lines that open a text file and leave to the machine how its bytes are read."""
+    found = []
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        whose = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+        modes = [ast.unparse(word) for word in (*call.args, *(k.value for k in call.keywords if k.arg == "mode"))]
+        is_text = name in ("read_text", "write_text") or (
+            name == "open" and not any("b" in mode and mode.strip("'rwabx+") == "" for mode in modes)
+        )
+        # Not files of text: archives, pictures, films and descriptors; and a function that knows its encoding itself.
+        is_other = whose in ("os", "av", "Image", "tarfile", "soundfile", "configuration") or name == whose == ""
+        is_own = name == "write_text" and not whose
+        if is_text and not is_other and not is_own and "encoding" not in {k.arg for k in call.keywords}:
+            found.append(call.lineno)
+    return found
+
+
+def test_every_text_file_is_opened_by_its_encoding():
+    assert without_encoding("p.open()\nopen(p, 'w')\np.read_text()\np.open('rb')\np.open(encoding='utf-8')") == [
+        1,
+        2,
+        3,
+    ]
+    found = {str(path.relative_to(ROOT)): without_encoding(path.read_text(encoding="utf-8")) for path in MODULES}
+    assert not {path: lines for path, lines in found.items() if lines}

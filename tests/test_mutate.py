@@ -33,6 +33,8 @@ MUTANTS = {
     "a[b:c]": {"a[b + 1:c]", "a[b:c - 1]"},
     "[a for a in b if a]": {"[a for a in b if not a]"},
     "f(a, b, c=d)": {"f(b, a, c=d)", "f(a, b)"},
+    "zip(a, b[c:], strict=True)": {"zip(b[c:], a, strict=True)", "zip(a, b[c + 1:], strict=True)"},
+    "a.open(encoding='utf-8', mode=b)": {"a.open(encoding='utf-8')"},
     "m.max(a, b)": {"m.min(a, b)"},
     "m.log(a)": {"a"},
     "sorted(a, key=b)": {"list(a)", "sorted(a)"},

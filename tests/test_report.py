@@ -18,6 +18,7 @@ from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.results import Evaluation, Samples
 from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import demo
 from trimask.scripts.plots import training_seconds
@@ -148,6 +149,18 @@ def test_what_an_earlier_report_spoke_is_replaced(story, tmp_path):
     (folder / "notes.txt").write_text("mine")
     write_report(tmp_path, evaluation, [spoken], loaded, prepared)
     assert sorted(path.name for path in folder.iterdir()) == sorted([*made, "notes.txt"])
+
+
+def test_what_is_unmasked_step_by_step_is_the_first_picture_that_was_right(story, tmp_path, monkeypatch):
+    run, _, _, loaded, prepared = story
+    (tmp_path / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
+    asked, original = [], Prompts.from_text
+    monkeypatch.setattr(Prompts, "from_text", lambda self, text, to: asked.append(text) or original(self, text, to))
+    black = [np.zeros((4, 6, 1), np.uint8)] * 3
+    for is_right, first in (([False, True, True], "two"), ([False] * 3, "one")):
+        sample = Samples("text_to_image", "test", ["one", "two", "three"], black, np.array(is_right))
+        write_report(tmp_path, Evaluation(step=3), [sample], loaded, prepared)
+        assert asked.pop() == first and not asked
 
 
 def test_a_wrong_picture_is_framed(story, tmp_path):

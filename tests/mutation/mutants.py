@@ -28,6 +28,9 @@ _OMITTED = frozenset({"abs", "exp", "log", "log1p", "reversed", "softmax", "log_
 """Functions whose argument can stand for their value."""
 _SYMMETRIC = frozenset({"isinstance", "logical_and", "logical_or", "max", "maximum", "min", "minimum", "print"})
 """Functions whose arguments are not swapped: nothing, or only a wrong type, would come of it."""
+_ASKED_FOR = frozenset({"encoding", "strict"})
+"""Keywords that are never left out: `make lint` asks for the `strict` of every `zip`, and tests/test_imports.py for the
+`encoding` of every text file."""
 _CRUDE = frozenset({"arguments", "nothing returned"})
 
 Identity = tuple[str, str, str, str]
@@ -203,6 +206,8 @@ def _expressions(node: ast.stmt) -> Iterator[ast.expr]:
     def walk(part: ast.AST) -> Iterator[ast.expr]:
         if isinstance(part, ast.JoinedStr) and isinstance(node, ast.Raise):
             return
+        if isinstance(part, ast.keyword) and part.arg in _ASKED_FOR:
+            return
         if isinstance(part, ast.expr):
             yield part
         for child in ast.iter_child_nodes(part):
@@ -248,7 +253,7 @@ def _of(node: ast.expr) -> Iterator[Change]:
 
 
 def _of_call(node: ast.Call, name: str, arguments: list[ast.expr], keywords: list[ast.keyword]) -> Iterator[Change]:
-    for keyword in keywords:
+    for keyword in (one for one in keywords if one.arg not in _ASKED_FOR):
         yield "keyword", node, ast.Call(node.func, arguments, [other for other in keywords if other is not keyword])
     for place, (one, two) in enumerate(pairwise(arguments)):
         if name not in _SYMMETRIC and ast.Starred not in (type(one), type(two)) and ast.dump(one) != ast.dump(two):
