@@ -34,6 +34,7 @@ MUTANTS = {
     "[a for a in b if a]": {"[a for a in b if not a]"},
     "f(a, b, c=d)": {"f(b, a, c=d)", "f(a, b)"},
     "zip(a, b[c:], strict=True)": {"zip(b[c:], a, strict=True)", "zip(a, b[c + 1:], strict=True)"},
+    "f(a, strict=True)": {"f(a)", "f(a, strict=False)"},
     "a.open(encoding='utf-8', mode=b)": {"a.open(encoding='utf-8')"},
     "m.max(a, b)": {"m.min(a, b)"},
     "m.log(a)": {"a"},

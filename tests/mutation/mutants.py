@@ -28,9 +28,6 @@ _OMITTED = frozenset({"abs", "exp", "log", "log1p", "reversed", "softmax", "log_
 """Functions whose argument can stand for their value."""
 _SYMMETRIC = frozenset({"isinstance", "logical_and", "logical_or", "max", "maximum", "min", "minimum", "print"})
 """Functions whose arguments are not swapped: nothing, or only a wrong type, would come of it."""
-_ASKED_FOR = frozenset({"encoding", "strict"})
-"""Keywords that are never left out: `make lint` asks for the `strict` of every `zip`, and tests/test_imports.py for the
-`encoding` of every text file."""
 _CRUDE = frozenset({"arguments", "nothing returned"})
 
 Identity = tuple[str, str, str, str]
@@ -206,15 +203,24 @@ def _expressions(node: ast.stmt) -> Iterator[ast.expr]:
     def walk(part: ast.AST) -> Iterator[ast.expr]:
         if isinstance(part, ast.JoinedStr) and isinstance(node, ast.Raise):
             return
-        if isinstance(part, ast.keyword) and part.arg in _ASKED_FOR:
-            return
         if isinstance(part, ast.expr):
             yield part
         for child in ast.iter_child_nodes(part):
-            yield from walk(child)
+            if not _is_asked_for(part, child):
+                yield from walk(child)
 
     for part in parts:
         yield from walk(part)
+
+
+def _is_asked_for(call: ast.AST, keyword: ast.AST) -> bool:
+    """Whether `make lint` asks for the keyword (`strict` of `zip`), or tests/test_imports.py (`encoding`)."""
+    match call, keyword:
+        case ast.Call(ast.Name("zip")), ast.keyword("strict"):
+            return True
+        case ast.Call(), ast.keyword("encoding"):
+            return True
+    return False
 
 
 def _of(node: ast.expr) -> Iterator[Change]:
@@ -253,7 +259,7 @@ def _of(node: ast.expr) -> Iterator[Change]:
 
 
 def _of_call(node: ast.Call, name: str, arguments: list[ast.expr], keywords: list[ast.keyword]) -> Iterator[Change]:
-    for keyword in (one for one in keywords if one.arg not in _ASKED_FOR):
+    for keyword in (one for one in keywords if not _is_asked_for(node, one)):
         yield "keyword", node, ast.Call(node.func, arguments, [other for other in keywords if other is not keyword])
     for place, (one, two) in enumerate(pairwise(arguments)):
         if name not in _SYMMETRIC and ast.Starred not in (type(one), type(two)) and ast.dump(one) != ast.dump(two):
