@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -115,6 +114,8 @@ def splash_attention(
     interpret: bool = False,
 ) -> Float[Array, "batch asked heads head"]:
     """o by the kernel for TPUs, a device its rows and heads on the mesh in use; interpreted, on any device, slowly."""
+    # Pallas takes a third of a second to load, and only TPUs need it.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     def of_device(query, key, value, query_segment, key_segment):
         asked, length = query.shape[1], key.shape[1]

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import librosa
 import numpy as np
-import scipy.fft
 from jaxtyping import Float, Float32, UInt8
 
 _CELLS = 7
@@ -78,7 +77,7 @@ def _cepstra(mel: Float[np.ndarray, "bands frames"]) -> Float[np.ndarray, " feat
     loud = np.flatnonzero(energy >= _QUIET * energy.max())
     frames = slice(loud[0], loud[-1] + 1)
     spectrum = np.log(mel[:, frames] / max(float(mel.max()), 1e-10) + 1e-4)
-    cepstra = scipy.fft.dct(spectrum, axis=0, norm="ortho")[:_CEPSTRA]
+    cepstra = librosa.feature.mfcc(S=spectrum, n_mfcc=_CEPSTRA)
     moments = np.linspace(0, cepstra.shape[1] - 1, _FRAMES)
     stretched = [np.interp(moments, np.arange(cepstra.shape[1]), row) for row in cepstra]
     return np.append(np.concatenate(stretched), np.log(cepstra.shape[1]))

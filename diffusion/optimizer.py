@@ -6,7 +6,7 @@ Each parameter has its own lr, ε and λ, the global ones times its `Multipliers
 power of theirs. Horizon and warmup are counted in non-padding tokens, so that a run means the same at every batch size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -94,6 +94,11 @@ class OptimizerConfig:
         if self.decay_tokens is not None:
             return self.decay_tokens
         return max(1, min(self.horizon_tokens // 5, self.horizon_tokens - self.warmup_tokens))
+
+    @property
+    def schedule_alone(self) -> "OptimizerConfig":
+        """What is left without the numbers that a step takes as arguments."""
+        return replace(self, **{name: getattr(OptimizerConfig(), name) for name in Knobs.__dataclass_fields__})
 
     def knobs(self, multipliers: Any) -> Knobs:
         """The numbers of every parameter; `multipliers` is a tree of `Multipliers` like the parameters."""

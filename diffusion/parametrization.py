@@ -297,6 +297,13 @@ def parameter_multipliers(model: nnx.Module) -> Any:
     return _metadata(model, "multipliers")
 
 
+def without_multipliers(model: nnx.Module) -> nnx.Module:
+    """The model, whose parameters have no `Multipliers` any more: networks that compute the same are then equal."""
+    for parameter in jax.tree.leaves(nnx.state(model, nnx.Param), is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        parameter.del_metadata("multipliers")
+    return model
+
+
 def _metadata(model: nnx.Module, name: str) -> Any:
     state = nnx.state(model, nnx.Param)
     found = jax.tree.map(lambda p: getattr(p, name), state, is_leaf=lambda x: isinstance(x, nnx.Variable))

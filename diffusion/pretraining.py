@@ -19,7 +19,7 @@ from trimask.diffusion.loss import Mean, loss_and_metrics, target_counts
 from trimask.diffusion.masking import Noised, forward_process
 from trimask.diffusion.mesh import laid_out, own_rows, shardings, use_mesh
 from trimask.diffusion.optimizer import Knobs, adamw, averaged
-from trimask.diffusion.parametrization import parameter_multipliers
+from trimask.diffusion.parametrization import parameter_multipliers, without_multipliers
 from trimask.diffusion.sde import rescaled
 from trimask.diffusion.transformer import Transformer
 from trimask.diffusion.warm_start import grown
@@ -61,17 +61,44 @@ def _rounded(tokens: Int[Array, "2"]) -> Float[Array, ""]:
     return tokens[0].astype(jnp.float32) * _MANY + tokens[1]
 
 
+@dataclass(frozen=True)
+class Network:
+    """A network as a function of its parameters; equal to another, so that both are compiled once, if it computes the
+    same."""
+
+    graph: nnx.GraphDef
+
+    def __call__(self, parameters: Parameters, sequence: Sequence, positions=None, cache=None) -> Output:
+        return self.model(parameters)(sequence, positions, cache)
+
+    def model(self, parameters: Parameters) -> Transformer:
+        """The network with these parameters."""
+        return nnx.merge(self.graph, nnx.State(parameters))
+
+
 class Pretraining:
-    """The training step of one configuration: what is static beside the state."""
+    """The training step of one configuration: what is static beside the state.
+
+    Two are equal if they compile the same: if they differ at most in what a step is given, its knobs, key and data.
+    """
 
     def __init__(self, config: TrainConfig, vocabulary: Vocabulary, kappa: float = 1.0, mesh: Mesh | None = None):
         """`kappa` is that of the run's batch and horizon, see `sde.py`; `mesh` the devices to train on, if not one."""
         self.config, self.vocabulary, self.mesh = config, vocabulary, mesh
         abstract = nnx.eval_shape(lambda: self._new_model(jax.random.key(0)))
-        self.graph, _ = nnx.split(abstract)
         self.optimizer = rescaled(config.optimizer, kappa)
         self.knobs = self.optimizer.knobs(parameter_multipliers(abstract))
         self.key = jax.random.key(config.seed)
+        self.denoise = Network(nnx.graphdef(without_multipliers(abstract)))
+        parts = config.model, config.masking, config.loss, config.accumulate, self.optimizer.schedule_alone
+        self._program = self.denoise, vocabulary, mesh, repr(parts)
+        self._hash = hash(self._program)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Pretraining) and self._program == other._program)
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def _new_model(self, key: PRNGKeyArray) -> Transformer:
         return Transformer(self.config.model, self.vocabulary, self.config.parametrization, key=key)
@@ -115,11 +142,7 @@ class Pretraining:
 
     def model(self, parameters: Parameters) -> Transformer:
         """The network with these parameters."""
-        return nnx.merge(self.graph, nnx.State(parameters))
-
-    def denoise(self, parameters: Parameters, sequence: Sequence, positions=None, cache=None) -> Output:
-        """The network as a function of its parameters too."""
-        return self.model(parameters)(sequence, positions, cache)
+        return self.denoise.model(parameters)
 
     def step(self, state: TrainState, batch: Sequence) -> tuple[TrainState, dict[str, Mean]]:
         """One update; the state given is used up."""

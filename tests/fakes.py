@@ -10,8 +10,10 @@ from flax import nnx
 from jax.tree_util import Partial
 
 from trimask.diffusion.denoiser import Output
+from trimask.diffusion.sampling.config import GenerationConfig, numbers_of
 from trimask.diffusion.sampling.requests import request_keys
-from trimask.diffusion.sampling.state import State, start
+from trimask.diffusion.sampling.state import Choice, State, start
+from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.diffusion.schedule import SCHEDULES as TABLE
 from trimask.diffusion.schedule import Schedule, ScheduleConfig
 from trimask.tokenizers.sequence import Example, Segment, assemble, stack
@@ -100,8 +102,11 @@ def _mix(sequence, positions=None, cache=None, *, table, certain):
 
 
 def joint(probabilities):
-    """The exact denoiser of a distribution over as many text tokens as it has axes, at the end of a row."""
-    p = jnp.asarray(probabilities)
+    """The exact denoiser of a distribution over as many text tokens as it has axes, at a row's end; one program."""
+    return Partial(_joint, p=jnp.asarray(probabilities))
+
+
+def _joint(sequence, positions=None, cache=None, *, p):
     n, size = p.ndim, p.shape[0]
 
     def conditional(tokens):
@@ -114,12 +119,44 @@ def joint(probabilities):
         marginals = [weight.sum(axis=tuple(a for a in range(n) if a != axis)) for axis in range(n)]
         return jnp.stack(marginals) / weight.sum()
 
-    def denoise(sequence, positions=None, cache=None):
-        rows = jnp.log(jax.vmap(conditional)(sequence.tokens[:, 2 : 2 + n]) + 1e-30)
-        full = jnp.full((*sequence.tokens.shape, VOCABULARY.size), -30.0)
-        return output(at(full.at[:, 2 : 2 + n, TEXT_IDS.start : TEXT_IDS.start + size].set(rows), positions))
+    rows = jnp.log(jax.vmap(conditional)(sequence.tokens[:, 2 : 2 + n]) + 1e-30)
+    full = jnp.full((*sequence.tokens.shape, VOCABULARY.size), -30.0)
+    return output(at(full.at[:, 2 : 2 + n, TEXT_IDS.start : TEXT_IDS.start + size].set(rows), positions))
 
-    return denoise
+
+def any_strategy(name, **numbers):
+    """A strategy of the table with its numbers; those without are 0. All are one program, which says which it is."""
+    every = {number: np.float32(numbers.get(number, 0)) for each in STRATEGIES for number in numbers_of(each)}
+    return Partial(_chosen, which=np.int32(list(STRATEGIES).index(name)), numbers=every)
+
+
+def _chosen(keys, seen, memory, *, which, numbers):
+    def choose(name):
+        choice, _ = STRATEGIES[name](keys, seen, memory, **{number: numbers[number] for number in numbers_of(name)})
+        nothing, ends = jnp.zeros_like(choice.reveal), jnp.zeros_like(seen.step, bool)
+        remask, goes_on = choice.remask, choice.goes_on
+        return Choice(choice.reveal, nothing if remask is None else remask, ends if goes_on is None else goes_on)
+
+    return jax.lax.switch(which, [partial(choose, name) for name in STRATEGIES]), memory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneProgram(GenerationConfig):
+    """A configuration whose strategy is `any_strategy`."""
+
+    @property
+    def chosen(self):
+        return any_strategy(self.strategy, **{name: getattr(self, name) for name in numbers_of(self.strategy)})
+
+
+def opening(loaded, *expected):
+    """Stands for `load` where a command or study opens a run; asked for anything but that, it fails."""
+
+    def load(*asked):
+        assert asked == expected
+        return loaded
+
+    return load
 
 
 def text_request(codes) -> Example:

@@ -103,7 +103,7 @@ def score(loaded, tmp_path, monkeypatch):
     """Scores lines with the command and returns what it wrote."""
 
     def call(*entries, **options):
-        monkeypatch.setattr("trimask.scripts.evaluate.load", lambda folder, _: loaded)
+        monkeypatch.setattr("trimask.scripts.evaluate.load", fakes.opening(loaded, loaded.folder, None))
         (tmp_path / "asked.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
         flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         out = tmp_path / "scores.jsonl"

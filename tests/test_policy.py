@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -158,6 +159,9 @@ def test_only_what_is_asked_for_is_seen_wherever_it_stands():
     alone = logits_of(SMALL, parameters, features, masked, np.ones((1, 5), bool), np.array([3]))
     among = logits(features, masked)
     np.testing.assert_allclose(among, alone, atol=1e-5)
+    network = nnx.merge(policy._graph(SMALL), nnx.State(parameters))
+    after_three_of_five = jax.jit(network)(features.astype(np.float32), masked, np.ones((1, 5), bool), np.array([0.6]))
+    np.testing.assert_allclose(alone, after_three_of_five, atol=1e-5)
     # Place, status and time matter.
     for other in (
         logits(features, ~masked),

@@ -158,23 +158,36 @@ def test_stopped_after_any_block_it_goes_on_where_it_was(files, whole, tmp_path,
         with pytest.raises(KeyboardInterrupt):
             prepare(tmp_path / "x", config_of(files))
     limit = blocks
-    prepare(tmp_path / "x", config_of(files))
+    reports = []
+    prepare(tmp_path / "x", config_of(files), lambda *report: reports.append(report))
+    begun, *_, ended = (done for what, done, _ in reports if what == "tokenising")
+    assert 0 < begun < ended == next(total for what, _, total in reports if what == "tokenising")
     assert len(made) == len(set(made)) == blocks
     assert bytes_of(tmp_path / "x") == bytes_of(whole.folder)
 
 
 KILLED = """
-    import json, os, pathlib, random, signal, sys, time
+    import contextlib, json, os, pathlib, random, signal, sys, time
     from trimask.diffusion import configuration
     from trimask.diffusion.data.plan import PrepareConfig
     from trimask.diffusion.data.prepare import prepare
 
     config = configuration.from_dict(json.loads(sys.argv[2]), PrepareConfig, "argument")
+
+    def living(group):  # where the system shows it
+        for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                state, _, its = path.read_text().rpartition(")")[2].split()[:3]
+                if its == str(group) and state != "Z":
+                    return True
+        return False
+
     draw = random.Random(0)
     for wanted in sys.argv[3:]:
         said, says = os.pipe()
         process = os.fork()
         if process == 0:
+            os.setpgrp()
             report = lambda what, done, total: os.write(says, f"{what} {done}\\n".encode())
             prepare(pathlib.Path(sys.argv[1]), config, report)
             os._exit(0)
@@ -184,6 +197,10 @@ KILLED = """
             time.sleep(draw.uniform(0, 0.1))
             os.kill(process, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+        deadline = time.monotonic() + 30
+        while living(process):
+            assert time.monotonic() < deadline, "workers of a killed process live on"
+            time.sleep(0.1)
 """
 
 

@@ -73,6 +73,8 @@ def test_a_grid_shows_every_picture_in_reading_order():
     tops = [seen[grey].min(axis=0) for grey in greys]
     assert tops[0][0] == tops[1][0] < tops[2][0] == tops[3][0] < tops[4][0]
     assert tops[0][1] == tops[2][1] == tops[4][1] < tops[1][1] == tops[3][1]
+    ends = [sheet.shape[1] - 1 - seen[grey].max(axis=0)[1] for grey in greys]
+    assert tops[0][1] == ends[1], "each stands in the middle of its cell"
 
 
 def test_a_grid_writes_each_caption_under_its_picture():

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import fakes
 import madeup
 import pytest
 from madeup import MadeUp, written
@@ -64,7 +65,7 @@ SMALL = SamplingStudy(
 
 @pytest.fixture
 def trials(loaded, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("trimask.diffusion.studies.sampling.load", lambda folder: loaded)
+    monkeypatch.setattr("trimask.diffusion.studies.sampling.load", fakes.opening(loaded, Path(SMALL.run)))
     return Trials(tmp_path, prepared.folder, 0, lambda *_: None)
 
 
@@ -251,6 +252,27 @@ def test_what_is_tried_is_every_strategy_then_guidance_then_caches(loaded, prepa
     assert chosen == replace(best, temperature=0.5)
     assert reports[0] == ("making text", 0, 10) and reports[-1] == ("making text", 10, 10)
     assert [done for _, done, _ in reports[:-1]] == list(range(10))
+
+
+def test_exams_are_of_every_dataset_that_has_the_split_and_media_are_compared_with_real_ones(
+    loaded, prepared, monkeypatch
+):
+    datasets = prepared.manifest.datasets
+    name, first = next(iter(datasets.items()))
+    splits = {split: shards for split, shards in first.splits.items() if split != SMALL.split}
+    changed = dataclasses.replace(
+        prepared.manifest, datasets=datasets | {name: dataclasses.replace(first, splits=splits)}
+    )
+    monkeypatch.setattr(prepared, "manifest", changed)
+    usual = sampling.judges_of
+    monkeypatch.setattr(sampling, "judges_of", lambda *given: usual(*given) * 2)  # of several, the first
+    exams = exams_of(loaded, prepared, SMALL)
+    judges = {exam.task.name: [judge.name for judge in exam.judges] for exam in exams}
+    assert judges == {
+        "text_to_audio": ["label", "frechet", "frechet"],
+        "audio_to_text": ["exact_match"],
+        "text": ["exact_match"],
+    }
 
 
 def test_a_task_is_measured_and_what_is_chosen_becomes_the_runs_default(trials, loaded, tmp_path, monkeypatch):

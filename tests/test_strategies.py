@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import text_request
+from fakes import OneProgram, any_strategy, text_request
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -37,15 +37,12 @@ NUMBERS = {
 }
 
 
-def bound(name):
-    config = GenerationConfig(strategy=name, **{n: NUMBERS[n] for n in numbers_of(name)})
-    return config.chosen
-
-
 @jax.jit
-def uniforms(key):
-    """A number for each place of a row, from the row's key and the place alone."""
-    return jnp.stack([jax.random.uniform(jax.random.fold_in(key, place)) for place in range(ROW)])
+def keys_and_uniforms(seed):
+    """A key for each row, and a number for each of its places, from the key and the place alone."""
+    keys = jax.random.split(jax.random.key(seed), ROWS)
+    of_place = jax.vmap(lambda key, place: jax.random.uniform(jax.random.fold_in(key, place)), (None, 0))
+    return keys, jax.vmap(of_place, (0, None))(keys, jnp.arange(ROW))
 
 
 def even_share(row):
@@ -145,26 +142,27 @@ def observation(rows, step=0):
     The last row is repeated up to ROWS.
     """
     rows = [*rows, *[rows[-1]] * (ROWS - len(rows))]
-    confidence, entropy, margin = (jnp.array([[p[k] for p in row] for row in rows], jnp.float32) for k in range(3))
+    confidence, entropy, margin = (np.array([[p[k] for p in row] for row in rows], np.float32) for k in range(3))
     status = np.array([[p[3] for p in row] for row in rows])
     batch = len(rows)
-    return Observation(
-        proposal=jnp.zeros(confidence.shape, jnp.int32),
+    seen = dict(
+        proposal=np.zeros(confidence.shape, np.int32),
         confidence=confidence,
         entropy=entropy,
         margin=margin,
-        is_masked=jnp.asarray((status == "masked") | (status == "outside")),
-        in_block=jnp.asarray(status != "outside"),
-        is_asked=jnp.asarray(status != "given"),
-        modality=jnp.ones(confidence.shape, jnp.int32),
-        step=jnp.full(batch, step),
-        steps_taken=jnp.full(batch, step),
-        num_steps=jnp.full(batch, STEPS),
-        time=jnp.full(batch, 1 - step / STEPS, jnp.float32),
-        next_time=jnp.full(batch, max(0.0, 1 - (step + 1) / STEPS), jnp.float32),
+        is_masked=(status == "masked") | (status == "outside"),
+        in_block=status != "outside",
+        is_asked=status != "given",
+        modality=np.ones(confidence.shape, np.int32),
+        step=np.full(batch, step, np.int32),
+        steps_taken=np.full(batch, step, np.int32),
+        num_steps=np.full(batch, STEPS, np.int32),
+        time=np.full(batch, 1 - step / STEPS, np.float32),
+        next_time=np.full(batch, max(0.0, 1 - (step + 1) / STEPS), np.float32),
         commit_confidence=confidence,
-        num_passes=jnp.ones(batch, jnp.int32),
+        num_passes=np.ones(batch, np.int32),
     )
+    return Observation(**jax.device_put(seen))
 
 
 positions = st.tuples(
@@ -181,8 +179,9 @@ rows_of_two = st.lists(st.lists(positions, min_size=ROW, max_size=ROW), min_size
 @given(rows_of_two, st.integers(0, STEPS - 1), st.integers(0, 2**20))
 def test_it_equals_its_definition(name, rows, step, seed):
     seen = observation(rows, step)
-    keys = jax.random.split(jax.random.key(seed), ROWS)
-    choice, _ = CHOOSE(bound(name), keys, seen)
+    keys, uniforms = keys_and_uniforms(seed)
+    choice, _ = CHOOSE(any_strategy(name, **NUMBERS), keys, seen)
+    revealed, remasked_again, uniforms = jax.device_get((choice.reveal, choice.remask, uniforms))
     for number, row in enumerate(rows):
         where = {s: [i for i in range(ROW) if row[i][3] == s] for s in ("masked", "revealed", "given")}
         if not where["masked"]:
@@ -195,7 +194,7 @@ def test_it_equals_its_definition(name, rows, step, seed):
             "commit": np.array([p[0] for p in row], np.float32),
             "entropy": np.array([p[1] for p in row]),
             "margin": np.array([p[2] for p in row]),
-            "u": np.asarray(uniforms(keys[number])),
+            "u": uniforms[number],
             "t": 1 - step / STEPS,
             "s": 0.0 if step == STEPS - 1 else 1 - (step + 1) / STEPS,
             "step": step,
@@ -203,8 +202,8 @@ def test_it_equals_its_definition(name, rows, step, seed):
         }
         expected = ORACLES[name](known)
         reveal, remask = expected if isinstance(expected, tuple) else (expected, set())
-        assert set(np.flatnonzero(choice.reveal[number]).tolist()) == reveal
-        assert set(() if choice.remask is None else np.flatnonzero(choice.remask[number]).tolist()) == remask
+        assert set(np.flatnonzero(revealed[number]).tolist()) == reveal
+        assert set(np.flatnonzero(remasked_again[number]).tolist()) == remask
 
 
 LAWS = typing.get_args(typing.get_type_hints(PolicyConfig)["law"])
@@ -233,10 +232,9 @@ def policy(law, bias):
 @example([(1.0, 0.0, 0.0, "revealed")] * ROW, 0, math.inf)
 def test_whatever_the_confidences_it_reveals_something_and_only_candidates(name, row, step, bias):
     seen = observation([row, [(0.5, 0.5, 0.5, "masked")] * ROW], step)
-    chosen = bound(name) if name in STRATEGIES else policy(name, bias)
-    keys = jax.random.split(jax.random.key(step), ROWS)
-    choice, _ = CHOOSE(chosen, keys, seen)
-    forced = FORCED(choice, keys, seen)
+    chosen = any_strategy(name, **NUMBERS) if name in STRATEGIES else policy(name, bias)
+    choice, _ = CHOOSE(chosen, keys_and_uniforms(step)[0], seen)
+    forced = FORCED(choice, keys_and_uniforms(step)[0], seen)
     candidates = np.asarray(seen.candidates)
     revealed, with_help = (np.asarray(c.reveal) for c in (choice, forced))
     assert not (revealed & ~candidates).any() and not (with_help & ~candidates).any()
@@ -253,14 +251,14 @@ def test_whatever_the_confidences_it_reveals_something_and_only_candidates(name,
 def test_it_acts_inside_the_block_and_follows_its_key(name):
     row = [(0.625, 0.25, 0.25, s) for s in ("given", "revealed", "masked", "masked", "masked", "outside")]
     seen = observation([row], step=2)
-    keys = jax.random.split(jax.random.key(0), ROWS)
-    choice, _ = CHOOSE(bound(name), keys, seen)
+    keys, strategy = keys_and_uniforms(0)[0], any_strategy(name, **NUMBERS)
+    choice, _ = CHOOSE(strategy, keys, seen)
     assert not np.asarray(choice.reveal)[:, [0, 1, 5]].any()
-    if choice.remask is not None:
-        assert not np.asarray(choice.remask)[:, [0, 2, 3, 4, 5]].any() and choice.remask.any()
-    again, _ = CHOOSE(bound(name), keys, seen)
+    assert not np.asarray(choice.remask)[:, [0, 2, 3, 4, 5]].any()
+    assert choice.remask.any() == choice.goes_on.any() == name.startswith("remdm")
+    again, _ = CHOOSE(strategy, keys, seen)
     assert all((a == b).all() for a, b in zip(jax.tree.leaves(choice), jax.tree.leaves(again), strict=True))
-    other, _ = CHOOSE(bound(name), jax.random.split(jax.random.key(1), ROWS), seen)
+    other, _ = CHOOSE(strategy, keys_and_uniforms(1)[0], seen)
     uses_key = name in ("random", "ancestral", "first_hitting") or name.startswith("remdm")
     assert uses_key != bool((other.reveal == choice.reveal).all())
 
@@ -268,19 +266,21 @@ def test_it_acts_inside_the_block_and_follows_its_key(name):
 BLOCKS = {"block_length": 2}
 CACHED = {"block_length": 2, "cache": "dual"}
 WITH_BLOCKS = dict.fromkeys(("random", "threshold", "entropy_bound", "given", "remdm_loop"), BLOCKS)
-WITH_BLOCKS |= dict.fromkeys(("factor", "remdm_cap"), CACHED)
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [(name, WITH_BLOCKS.get(name, {})) for name in STRATEGIES],
-    ids=str,
+    ("kind", "name", "options"),
+    [
+        *((OneProgram, name, WITH_BLOCKS.get(name, {})) for name in STRATEGIES),
+        (GenerationConfig, "factor", CACHED),
+        (GenerationConfig, "remdm_cap", CACHED),
+    ],
 )
-def test_it_ends_with_the_answer_if_that_is_known_whatever_the_logits_and_compiles_once(name, options):
+def test_it_ends_with_the_answer_if_that_is_known_whatever_the_logits_and_compiles_once(kind, name, options):
     request, codes = text_request([1, -1, -1, 4, -1, -1, -1]), [1, 5, 0, 4, 2, 3, 3]
     answer = assemble(fakes.VOCABULARY, [text_request(codes)], 16).tokens
     # Without an end of its own a strategy would use up the evaluations, and not hang.
-    config = GenerationConfig(strategy=name, steps=4, temperature=0.0, max_nfe=40, **options)
+    config = kind(strategy=name, steps=4, temperature=0.0, max_nfe=40, **options)
     (sure,) = Generator(fakes.mixing(answer, is_sure=True), fakes.VOCABULARY).generate([request], config, seed=0)
     assert sure.example.segments[0].codes.tolist() == codes
     np.testing.assert_allclose(sure.log_probs, 0.0, atol=1e-3)
@@ -306,27 +306,30 @@ INDEPENDENT = np.einsum("i,j,k->ijk", [0.2, 0.8], [0.5, 0.5], [0.7, 0.3])
 COUNT = 4000
 
 
+SAMPLE = jax.jit(loop.sample)
+
+
 def frequencies(denoise, config):
     request = text_request([-1, -1, -1])
     row = assemble(fakes.VOCABULARY, [request], 5)
     rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (COUNT, *x.shape)), row)
     state = start(rows, request_keys([request] * COUNT, 0), fakes.MASK)
     rules = dataclasses.replace(config.rules(fakes.VOCABULARY), eos_id=None)
-    final, _ = jax.jit(lambda s: loop.sample(denoise, config.chosen, rules, s))(state)
+    final, _ = SAMPLE(denoise, config.chosen, rules, state)
     codes = np.asarray(final.sequence.tokens)[:, 2:5] - fakes.TEXT_IDS.start
     return np.array([(codes == c).all(axis=1).mean() for c in itertools.product((0, 1), repeat=3)]).reshape(2, 2, 2)
 
 
 @pytest.mark.parametrize("name", ["random", "first_hitting", "entropy_bound", "given"])
 def test_one_token_at_a_time_is_a_sample_of_the_joint_distribution(name):
-    config = GenerationConfig(strategy=name, steps=3, **({"entropy_bound": 0.0} if name == "entropy_bound" else {}))
+    config = OneProgram(strategy=name, steps=3, **({"entropy_bound": 0.0} if name == "entropy_bound" else {}))
     five_deviations = 5 * np.sqrt(CORRELATED * (1 - CORRELATED) / COUNT)
     assert (np.abs(frequencies(fakes.joint(CORRELATED), config) - CORRELATED) < five_deviations).all()
 
 
 @pytest.mark.parametrize("name", ["ancestral", "remdm_cap", "remdm_loop"])
 def test_orders_blind_to_the_tokens_leave_independent_ones_as_they_are(name):
-    config = GenerationConfig(strategy=name, steps=12, **{n: NUMBERS[n] for n in numbers_of(name)})
+    config = OneProgram(strategy=name, steps=12, **{n: NUMBERS[n] for n in numbers_of(name)})
     five_deviations = 5 * np.sqrt(INDEPENDENT * (1 - INDEPENDENT) / COUNT)
     assert (np.abs(frequencies(fakes.joint(INDEPENDENT), config) - INDEPENDENT) < five_deviations).all()
 
@@ -360,7 +363,7 @@ def exact(name, p):
 
 @pytest.mark.parametrize("name", ["confidence", "threshold", "factor"])
 def test_orders_that_look_at_the_tokens_sample_what_their_definition_says(name):
-    config = GenerationConfig(strategy=name, steps=3, **{n: NUMBERS[n] for n in numbers_of(name)})
+    config = OneProgram(strategy=name, steps=3, **{n: NUMBERS[n] for n in numbers_of(name)})
     expected = exact(name, CORRELATED)
     assert np.abs(expected - CORRELATED).max() > 0.01
     five_deviations = 5 * np.sqrt(expected * (1 - expected) / COUNT) + 1e-6
@@ -373,8 +376,9 @@ def test_a_given_order_is_followed():
     (path,) = Generator(fakes.mixing(), fakes.VOCABULARY).trajectories([request], config, seed=0)
     known = [np.flatnonzero(state.example.segments[0].codes >= 0).tolist() for state in path]
     assert known == [[1], [1, 3], [0, 1, 3], [0, 1, 2, 3]]
-    with pytest.raises(ValueError, match="order has 3 places, and 2"):
-        Generator(fakes.mixing(), fakes.VOCABULARY).generate([text_request([-1, 1, -1])], config, seed=0)
+    others = [text_request([-1] * masks + [1] * (17 - masks)) for masks in (16, 2)]
+    with pytest.raises(ValueError, match="order has 3 places, and 2, 16 are asked for"):
+        Generator(fakes.mixing(), fakes.VOCABULARY).generate(others, config, seed=0)
 
 
 def test_progress_is_forced_only_where_nothing_was_chosen():
@@ -382,7 +386,7 @@ def test_progress_is_forced_only_where_nothing_was_chosen():
         return Choice(jnp.zeros_like(seen.is_masked).at[1, 0].set(True)), memory
 
     row = [(c, 0.0, 0.0, "masked") for c in (0.125, 0.625, 0.625)]
-    keys = jax.random.split(jax.random.key(0), ROWS)
+    keys, _ = keys_and_uniforms(0)
     choice, _ = with_progress(nothing_in_row_0)(keys, observation([row, row]), None)
     np.testing.assert_array_equal(choice.reveal[:2], [[False, True, False], [True, False, False]])
 
@@ -402,8 +406,9 @@ def test_every_strategy_is_named_where_users_look():
     text = GenerationConfig.__dataclass_fields__["strategy"]
     assert text.default in STRATEGIES
     for name in STRATEGIES:
-        assert GenerationConfig(strategy=name).chosen
-        assert set(numbers_of(name)) <= set(NUMBERS)
+        chosen = GenerationConfig(strategy=name, **{n: NUMBERS[n] for n in numbers_of(name)}).chosen
+        assert chosen.func is STRATEGIES[name]
+        assert chosen.keywords == {n: NUMBERS[n] for n in numbers_of(name)}
     require_used(GenerationConfig(strategy="leftmost", threshold=0.5), GenerationConfig())
     with pytest.raises(ValueError, match="--threshold is of the strategy threshold or leftmost; this is random"):
         require_used(GenerationConfig(strategy="random", threshold=0.5), GenerationConfig())

@@ -17,8 +17,9 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.loop import Interrupted, LoopConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
-from trimask.diffusion.mesh import place_rows
+from trimask.diffusion.mesh import MeshConfig, place_rows
 from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.parametrization import Family, ModuleMultipliers
 from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.train import train
 from trimask.diffusion.trained import load
@@ -47,8 +48,9 @@ NOISED = jax.jit(forward_process, static_argnums=(2, 3))
 @pytest.fixture(scope="module")
 def run_and_programs(prepared, tmp_path_factory):
     """An uninterrupted run, and the number of programs that its steps were compiled to."""
-    folder, before = tmp_path_factory.mktemp("run"), Pretraining.update._cache_size()
-    return (folder, train(folder, prepared.folder, CONFIG)), Pretraining.update._cache_size() - before
+    folder = tmp_path_factory.mktemp("run")
+    Pretraining.update.clear_cache()
+    return (folder, train(folder, prepared.folder, CONFIG)), Pretraining.update._cache_size()
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +286,36 @@ def test_a_step_compiles_once_per_row_length(prepared, run_and_programs):
     shapes = [batches(step).tokens.shape for step in range(run[1].step)]
     assert programs == len(set(shapes)) > 1
     assert min(map(shapes.count, shapes)) > 1
+
+
+@pytest.mark.parametrize(
+    ("part", "changed", "is_same"),
+    [
+        ("optimizer", {"learning_rate": 1.0, "beta1": 0.5, "clip_norm": 0.1, "ema_decay": 0.5}, True),
+        ("optimizer", {"warmup_tokens": 99}, False),
+        ("optimizer", {"schedule": "constant"}, False),
+        ("parametrization", {"multipliers": ModuleMultipliers(learning_rate=Family(of={"down": 0.5}))}, True),
+        ("parametrization", {"kind": "mup", "base_width": 8}, False),
+        ("loop", {"log_every": 7}, True),
+        ("loss", {"z_loss": 0.1}, False),
+        ("masking", {"complementary": True}, False),
+        ("model", {"width": 32}, False),
+        ("model", {"compute_dtype": "bfloat16"}, False),
+    ],
+)
+def test_configurations_are_the_same_program_that_differ_in_what_a_step_is_given(prepared, part, changed, is_same):
+    config = dataclasses.replace(CONFIG, **{part: dataclasses.replace(getattr(CONFIG, part), **changed)})
+    plain, other = (Pretraining(c, prepared.tokenizers.vocabulary) for c in (CONFIG, config))
+    assert (plain == other) is is_same and plain != "another type"
+    assert hash(plain) == hash(other) or not is_same
+
+
+def test_what_takes_more_micro_batches_or_devices_is_another_program(prepared):
+    vocabulary = prepared.tokenizers.vocabulary
+    plain = Pretraining(CONFIG, vocabulary)
+    assert plain != Pretraining(dataclasses.replace(CONFIG, accumulate=2), vocabulary)
+    assert plain != Pretraining(CONFIG, vocabulary, mesh=MeshConfig().over(jax.devices()))
+    assert plain != Pretraining(CONFIG, dataclasses.replace(vocabulary, text_size=vocabulary.text_size + 1))
 
 
 def test_tokens_are_counted_where_a_float32_would_miss_them(prepared, run):

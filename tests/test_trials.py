@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import asdict
 
+import jax
 import pytest
 
 from trimask.diffusion import configuration
@@ -24,7 +25,7 @@ from trimask.diffusion.studies.trials import (
     _in_order,
     at_batch,
     at_shape,
-    compiled_alike,
+    make_room,
     outcome_of,
     tuned_here,
     with_learning_rate,
@@ -77,7 +78,7 @@ def test_a_trial_trains_as_a_run_does(prepared, tmp_path, multipliers):
     assert trial.steps == loaded.step == len(trial.curve)
     for (*point, _), line in zip(trial.curve, lines, strict=True):
         assert point == pytest.approx([line["tokens"], line["loss"]], rel=1e-4)
-    held_out = HeldOutLoss(compiled_alike(config, prepared), prepared, config.batch)
+    held_out = HeldOutLoss(Pretraining(config, prepared.tokenizers.vocabulary), prepared, config.batch)
     assert trial.loss == pytest.approx(held_out(loaded.parameters), rel=1e-4)
     assert trial.curve[-1][2] == pytest.approx(held_out(loaded.parameters, 2), rel=1e-4) != trial.loss
 
@@ -94,15 +95,30 @@ def test_training_lowers_it(prepared, outcome):
     assert outcome.loss < 0.97 * untrained.loss
 
 
+def test_a_trial_of_one_step_has_an_outcome(prepared, monkeypatch):
+    monkeypatch.setattr(Batches, "num_steps", lambda *_: 1)
+    trial = outcome_of(CONFIG, prepared.folder)
+    assert trial.steps == len(trial.curve) == 1 and math.isfinite(trial.loss)
+
+
 def test_numbers_alone_compile_nothing_new(prepared):
     outcome_of(CONFIG, prepared.folder)
     before = Pretraining.update._cache_size()
     other = dataclasses.replace(with_learning_rate(CONFIG, 1e-3), seed=3, sde=SDEScaling(base_batch_tokens=50.0))
     outcome_of(with_multipliers(other), prepared.folder)
     assert Pretraining.update._cache_size() == before
-    shared = compiled_alike(CONFIG, prepared)
-    assert compiled_alike(with_multipliers(CONFIG), prepared) is shared
-    assert compiled_alike(at_shape(CONFIG, "completed_p", layers=2), prepared) is not shared
+
+
+def test_the_ninth_program_makes_room(prepared, monkeypatch):
+    """For one that is known, nothing is let go of."""
+    let_go = []
+    monkeypatch.setattr(studies_trials, "_compiled", set())
+    monkeypatch.setattr(jax, "clear_caches", lambda: let_go.append(len(studies_trials._compiled)))
+    vocabulary = prepared.tokenizers.vocabulary
+    nine = [Pretraining(dataclasses.replace(CONFIG, accumulate=parts), vocabulary) for parts in range(1, 10)]
+    for number in (*range(8), 3, 8, 3):
+        make_room(nine[number])
+    assert let_go == [0] and studies_trials._compiled == {nine[8], nine[3]}
 
 
 def test_a_run_that_diverges_has_an_infinite_loss(prepared):

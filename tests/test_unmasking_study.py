@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import fakes
 import madeup
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def policies(loaded, prepared, tmp_path_factory):
 
 
 def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("trimask.sampling_rl.unmasking_study.load", lambda folder: loaded)
+    monkeypatch.setattr("trimask.sampling_rl.unmasking_study.load", fakes.opening(loaded, Path(STUDY.run)))
     asked = dataclasses.replace(STUDY, policies=policies, max_examples=4)
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
         text = study(asked, trials)
@@ -393,7 +394,7 @@ def test_a_study_without_trainings_is_refused(bad):
 
 
 def test_policies_are_trained_and_measured_and_not_trained_again(loaded, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("trimask.sampling_rl.policy_study.load", lambda folder: loaded)
+    monkeypatch.setattr("trimask.sampling_rl.policy_study.load", fakes.opening(loaded, Path(ALL_PARTS.run)))
     small = dataclasses.replace(ALL_PARTS, parts=("rewards",))
     monkeypatch.setattr(
         "trimask.sampling_rl.unmasking_study.study", lambda config, _: " ".join((config.dataset, *config.policies))
@@ -443,8 +444,9 @@ def test_the_step_of_a_place_is_the_one_that_revealed_it(loaded, prepared):
 
 
 def test_the_command_trains_on_questions_of_prepared_data(loaded, prepared, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "load", lambda folder, checkpoint: loaded)
+    monkeypatch.setattr(command, "load", fakes.opening(loaded, tmp_path, 7))
     words = [str(tmp_path / "fast"), "--run", str(tmp_path), "--data", str(prepared.folder), "--preset", "blocks"]
+    words += ["--checkpoint", "7"]
     small = ["--policy.width", "8", "--policy.mlp-width", "8", "--policy.num-heads", "1", "--grpo.group", "2"]
     with pytest.raises(ValueError, match="several datasets; --dataset names one of drawn"):
         command.main([*words, *small])
@@ -460,7 +462,7 @@ def test_the_command_trains_on_questions_of_prepared_data(loaded, prepared, tmp_
 
 
 def test_a_study_without_orders_ends_well(loaded, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("trimask.sampling_rl.unmasking_study.load", lambda folder: loaded)
+    monkeypatch.setattr("trimask.sampling_rl.unmasking_study.load", fakes.opening(loaded, Path(STUDY.run)))
     few = dataclasses.replace(STUDY, thresholds=(0.5,), max_examples=2)
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
         assert "| threshold | 0.5 |" in study(few, trials)

@@ -65,24 +65,29 @@ def observe(
     in_block = jnp.broadcast_to(state.is_open[:, None], state.is_masked.shape)
     if rules.block_length is not None:
         in_block &= (positions >= start) & (positions < start + rules.block_length)
+    is_wanted = state.is_masked & (in_block | rules.shows_all)
     asked = jnp.broadcast_to(positions, state.is_masked.shape)
     computed = None
     if rules.block_length is not None and rules.block_length < length and not rules.shows_all:
         asked = jnp.minimum(start + jnp.arange(rules.block_length), length - 1)
+        is_wanted = jnp.take_along_axis(is_wanted, asked, axis=1)
         computed = asked
         if cache is not None and rules.cache == "prefix":
             computed = jnp.minimum(start + jnp.arange(suffix or length), length - 1)
     output = denoise(state.sequence, computed, cache)
     if computed is not None and computed.shape != asked.shape:
         output = output.first(asked.shape[1])
-    is_wanted = jnp.take_along_axis(state.is_masked & (in_block | rules.shows_all), asked, axis=1)
     proposals = propose(output, is_wanted, asked, keys, rules.draw, rules.chunk, rules.num_top)
     hidden = jnp.where(is_wanted[..., None], output.hidden, 0) if rules.shows_hidden else None
-    rows = jnp.arange(len(asked))[:, None]
 
     def everywhere(x):
-        # A block may reach beyond the row: there the last position is asked for again, with the same answer.
-        return jnp.zeros((*state.is_masked.shape, *x.shape[2:]), x.dtype).at[rows, asked].set(x)
+        """What is known of the block, and 0 at the other positions of the rows."""
+        if computed is None:
+            return x
+        place = jnp.broadcast_to(positions - start, state.is_masked.shape)
+        is_there = (place >= 0) & (place < asked.shape[1])
+        place, is_there = (jax.lax.expand_dims(a, range(2, x.ndim)) for a in (place, is_there))
+        return jnp.where(is_there, jnp.take_along_axis(x, jnp.clip(place, 0, asked.shape[1] - 1), axis=1), 0)
 
     full, hidden = jax.tree.map(everywhere, (proposals, hidden))
     # Of S steps over B blocks, block b has ⌊(b + 1)S/B⌋ − ⌊bS/B⌋, but one at least.

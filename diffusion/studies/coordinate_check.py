@@ -28,7 +28,7 @@ from trimask.diffusion.masking import forward_process
 from trimask.diffusion.parametrization import Kind
 from trimask.diffusion.pretraining import Parameters, Pretraining, training_batches
 from trimask.diffusion.studies.findings import Panel, draw, exponent, markdown_table, write_csv
-from trimask.diffusion.studies.trials import Trials, at_shape, compiled_alike, require_at_least
+from trimask.diffusion.studies.trials import Trials, at_shape, make_room, require_at_least
 from trimask.diffusion.transformer import Transformer
 from trimask.tokenizers.sequence import Sequence as TokenSequence
 
@@ -70,20 +70,21 @@ def coordinates_of(config: TrainConfig, data: Path) -> Coordinates:
     prepared = Prepared(data)
     batches = training_batches(prepared, config)
     steps = batches.num_steps(config.optimizer.horizon_tokens)
-    asked, shared = Pretraining(config, prepared.tokenizers.vocabulary), compiled_alike(config, prepared)
+    pretraining = Pretraining(config, prepared.tokenizers.vocabulary)
+    make_room(pretraining)
     probe = jax.device_put(batches(steps))
-    probe = forward_process(jax.random.key(7), probe, shared.vocabulary, config.masking).sequence
-    state = asked.init()
-    before = _look(shared, state.parameters, probe)
+    probe = forward_process(jax.random.key(7), probe, pretraining.vocabulary, config.masking).sequence
+    state = pretraining.init()
+    before = _look(pretraining, state.parameters, probe)
     for step in range(steps):
-        state, _ = shared.update(asked.knobs, asked.key, state, batches(step))
-    after = _look(shared, state.parameters, probe)
+        state, _ = pretraining.step(state, batches(step))
+    after = _look(pretraining, state.parameters, probe)
     return Coordinates([_rms(a) for a in before], [_rms(b - a) for a, b in zip(before, after, strict=True)])
 
 
 @partial(jax.jit, static_argnums=0)
-def _look(shared: Pretraining, parameters: Parameters, probe: TokenSequence) -> list[Float[Array, "..."]]:
-    return activations(shared.model(parameters), probe)
+def _look(pretraining: Pretraining, parameters: Parameters, probe: TokenSequence) -> list[Float[Array, "..."]]:
+    return activations(pretraining.model(parameters), probe)
 
 
 def activations(model: Transformer, sequence: TokenSequence) -> list[Float[Array, "..."]]:

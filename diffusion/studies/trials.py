@@ -39,7 +39,6 @@ from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import target_counts
 from trimask.diffusion.masking import forward_process
-from trimask.diffusion.optimizer import Knobs, OptimizerConfig
 from trimask.diffusion.parametrization import Kind, ModuleMultipliers
 from trimask.diffusion.pretraining import Parameters, Pretraining, TrainState, training_batches
 from trimask.diffusion.progress import Report
@@ -224,7 +223,7 @@ def _one_thread_each(compiled: str) -> Iterator[None]:
 
 
 _opened = lru_cache(maxsize=4)(Prepared)
-_pretrainings: dict[str, Pretraining] = {}
+_compiled: set[Pretraining] = set()
 
 
 def outcome_of(config: TrainConfig, data: Path) -> Outcome:
@@ -235,9 +234,10 @@ def outcome_of(config: TrainConfig, data: Path) -> Outcome:
     steps = batches.num_steps(config.optimizer.horizon_tokens)
     batch_tokens = batches.mean_tokens(steps)
     kappa = config.sde.kappa(batch_tokens, config.optimizer.horizon_tokens)
-    asked, shared = Pretraining(config, prepared.tokenizers.vocabulary, kappa), compiled_alike(config, prepared)
-    held_out = HeldOutLoss(shared, prepared, config.batch)
-    state, curve = _trained(asked, shared, batches, held_out, steps)
+    pretraining = Pretraining(config, prepared.tokenizers.vocabulary, kappa)
+    make_room(pretraining)
+    held_out = HeldOutLoss(pretraining, prepared, config.batch)
+    state, curve = _trained(pretraining, batches, held_out, steps)
     losses = [math.inf, math.inf]
     if math.isfinite(curve[-1][1]):
         losses = [held_out(tree) for tree in (state.average, state.parameters)]
@@ -252,50 +252,40 @@ def outcome_of(config: TrainConfig, data: Path) -> Outcome:
     )
 
 
-def compiled_alike(config: TrainConfig, prepared: Prepared) -> Pretraining:
-    """One object, and so one compilation, for all configurations that differ only in what a step takes as arguments."""
-    key = json.dumps([_program(config), prepared.fingerprint])
-    if key not in _pretrainings:
-        if len(_pretrainings) >= 8:  # a process may hold only so much compiled code
-            _pretrainings.clear()
-            jax.clear_caches()
-        _pretrainings[key] = Pretraining(_alike(config), prepared.tokenizers.vocabulary)
-    return _pretrainings[key]
+def make_room(pretraining: Pretraining) -> None:
+    """Lets go of what was compiled for others when it is for eight: a process may hold only so much."""
+    if pretraining not in _compiled and len(_compiled) >= 8:
+        _compiled.clear()
+        jax.clear_caches()
+    _compiled.add(pretraining)
 
 
-def _alike(config: TrainConfig) -> TrainConfig:
+def _program(config: TrainConfig) -> str:
     """What all configurations have in common that are compiled alike."""
-    knobs = {name: getattr(OptimizerConfig(), name) for name in Knobs.__dataclass_fields__}
-    return replace(
+    alike = replace(
         config,
         parametrization=replace(config.parametrization, multipliers=ModuleMultipliers()),
-        optimizer=replace(config.optimizer, **knobs),
+        optimizer=config.optimizer.schedule_alone,
         batch=replace(BatchConfig(), tokens=config.batch.tokens, packed_length=config.batch.packed_length),
         loop=LoopConfig(),
         sde=SDEScaling(),
         seed=0,
     )
-
-
-def _program(config: TrainConfig) -> str:
-    return json.dumps(configuration.to_dict(_alike(config)))
+    return json.dumps(configuration.to_dict(alike))
 
 
 def _trained(
-    asked: Pretraining, shared: Pretraining, batches: Batches, held_out: "HeldOutLoss", steps: int
+    pretraining: Pretraining, batches: Batches, held_out: "HeldOutLoss", steps: int
 ) -> tuple[TrainState, list[list[float]]]:
-    """The state at the end, and the curve of the loss; both end early where the loss is not finite.
-
-    What is `asked` for starts the run and gives its numbers; what is compiled and `shared` makes its steps.
-    """
-    state = asked.init()
+    """The state at the end, and the curve of the loss; both end early where the loss is not finite."""
+    state = pretraining.init()
     bounds = sorted({round(steps * (number + 1) / _CURVE_POINTS) for number in range(_CURVE_POINTS)} - {0})
     curve: list[list[float]] = []
     step = 0
     for bound in bounds:
         losses = []
         while step < bound:
-            state, metrics = shared.update(asked.knobs, asked.key, state, batches(step))
+            state, metrics = pretraining.step(state, batches(step))
             losses.append(metrics["loss"].total)
             step += 1
         training_loss = float(np.mean(jax.device_get(losses)))
@@ -314,15 +304,15 @@ def held_out_batches(prepared: Prepared, config: BatchConfig) -> Batches:
 class HeldOutLoss:
     """The mean objective on the validation split, with batches and masks that are the same for all parameters."""
 
-    def __init__(self, shared: Pretraining, prepared: Prepared, config: BatchConfig):
+    def __init__(self, pretraining: Pretraining, prepared: Prepared, config: BatchConfig):
         batches = held_out_batches(prepared, config)
-        self.shared = shared
+        self.pretraining = pretraining
         self.batches = [jax.device_put(batches(number)) for number in range(_HELD_OUT_BATCHES)]
 
     def __call__(self, parameters: Parameters, num_batches: int = _HELD_OUT_BATCHES) -> float:
         """Of the first so many batches."""
         asked = enumerate(self.batches[:num_batches])
-        return float(np.mean(jax.device_get([_loss(self.shared, parameters, batch, n) for n, batch in asked])))
+        return float(np.mean(jax.device_get([_loss(self.pretraining, parameters, batch, n) for n, batch in asked])))
 
 
 @partial(jax.jit, static_argnums=0)
