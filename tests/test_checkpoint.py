@@ -2,7 +2,9 @@
 
 import logging
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -151,13 +153,47 @@ def test_a_checkpoint_of_another_model_is_refused_and_stays(copy, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_too_little_memory_is_not_taken_for_damage(copy, monkeypatch):
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 80 bytes"),
+        MemoryError("out of memory"),
+        PermissionError("not yours"),
+    ],
+    ids=repr,
+)
+def test_what_the_machine_refuses_is_not_taken_for_damage(copy, monkeypatch, fault):
     with Checkpoints(copy, KEEP_ALL) as checkpoints:
-        exhausted = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 80 bytes")
-        monkeypatch.setattr(checkpoints._manager, "restore", lambda *_, **__: (_ for _ in ()).throw(exhausted))
-        with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        monkeypatch.setattr(checkpoints._manager, "restore", lambda *_, **__: (_ for _ in ()).throw(fault))
+        with pytest.raises(type(fault), match=str(fault)):
             checkpoints.restore_newest(tree(0), set_aside=True)
     assert checkpoint_steps(copy) == [3, 6]
+
+
+def test_a_checkpoint_that_does_not_say_what_it_holds_is_of_another_version(copy, monkeypatch):
+    with Checkpoints(copy, KEEP_ALL) as checkpoints:
+        monkeypatch.setattr(checkpoints, "_about", {6: {"notes": {}}}.__getitem__)
+        with pytest.raises(ValueError, match="checkpoints/6: was written by another version of trimask"):
+            checkpoints.restore(6, tree(0))
+
+
+@pytest.mark.parametrize(
+    ("file", "said", "is_shown"),
+    [
+        ("/site/orbax/reader.py", "boom", False),
+        ("/mine/reader.py", "Event loop is closed", False),
+        ("/mine/reader.py", "boom", True),
+        (None, "boom", True),
+    ],
+)
+def test_late_answers_of_readers_are_not_shown_and_all_else_is(monkeypatch, file, said, is_shown):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    checkpoint._ignore_late_answers.__wrapped__()
+    coroutine = SimpleNamespace(**({} if file is None else {"cr_code": SimpleNamespace(co_filename=file)}))
+    failure = SimpleNamespace(object=coroutine, exc_value=RuntimeError(said))
+    sys.unraisablehook(failure)
+    assert shown == [failure] * is_shown
 
 
 def test_what_a_killed_process_left_half_written_is_cleared_away(copy):

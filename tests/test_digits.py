@@ -290,6 +290,15 @@ def test_an_interrupted_build_is_not_read_later(monkeypatch, tmp_path):
     assert len(load("sums", "train", tmp_path)) == 6476
 
 
+def test_a_build_that_fails_says_why(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(digits.Sums, "examples", full)
+    with pytest.raises(OSError, match="no space left"):
+        load("sums", "train", tmp_path)
+
+
 def test_of_two_builds_at_once_both_succeed(monkeypatch, tmp_path):
     original = digits.Sums.examples
 

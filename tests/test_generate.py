@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from test_policy import save_policy
 from trimask.diffusion import configuration
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.requests import Generator
+from trimask.scripts import samples
 from trimask.scripts.generate import main, prompts_of
 from trimask.scripts.samples import save_training_samples
 
@@ -82,6 +84,13 @@ def test_an_infill_keeps_what_was_given(generate):
 def halves(shape):
     """A mask file's picture that is bright on the right."""
     return Image.fromarray(np.tile(np.arange(shape[1]) >= shape[1] // 2, (shape[0], 1)).astype(np.uint8) * 255)
+
+
+def test_a_span_of_sounds_without_a_sample_rate_is_refused(generate, tmp_path, monkeypatch):
+    monkeypatch.setattr("trimask.scripts.generate.SoundCodec", bytes)
+    soundfile.write(tmp_path / "hum.wav", np.sin(np.arange(1200) / 5), 8000)
+    with pytest.raises(ValueError, match="--span counts seconds; the codec for audio, mel, has no sample rate"):
+        generate("--audio", tmp_path / "hum.wav", "--span", "0", "0.05", "--to", "audio")
 
 
 @pytest.mark.parametrize("prompt", [("--prompt", "one"), ()])
@@ -281,6 +290,18 @@ def test_training_samples_of_all_tasks_are_rows_of_one_length(loaded, tmp_path, 
     save_training_samples(replace(loaded, folder=tmp_path), 20)
     buckets, own = map(set, zip(*lengths, strict=True))
     assert buckets == {max(own)} and len(own) > 1
+
+
+def test_a_dataset_without_any_split_has_no_samples(loaded, prepared, tmp_path, monkeypatch):
+    datasets = prepared.manifest.datasets
+    nothing = replace(datasets["drawn"], splits={})
+    without = replace(prepared.manifest, datasets={"nothing": nothing, **datasets})
+    monkeypatch.setattr(
+        samples,
+        "Prepared",
+        lambda folder: SimpleNamespace(manifest=without, examples=prepared.examples, tokenizers=prepared.tokenizers),
+    )
+    assert {name for name, _ in samples._questions.__wrapped__(prepared.folder)} == set(datasets)
 
 
 def test_a_resumed_run_rewrites_its_later_samples(loaded, tmp_path):

@@ -1,7 +1,9 @@
 """Killed at any moment and started again, a run ends with the same bits: the study, with few kills."""
 
 import json
+import random
 import shutil
+from types import SimpleNamespace
 
 import madeup
 import pytest
@@ -69,6 +71,129 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     (tmp_path / "killed").mkdir()
     with pytest.raises(ValueError, match="killed is there already; remove it or choose another folder"):
         kill_and_resume.study(KillAndResume(kills=4), trials)
+
+
+class Timeline(kill_and_resume.Child):
+    """A child that begins after a second, takes a step a second, writes in the last half of every fourth, and ends."""
+
+    def __init__(self, run, steps=20):
+        self.run, self.steps, self.now, self.killed_at = run, steps, 0.0, None
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def is_running(self):
+        if self.killed_at is not None:
+            raise AssertionError("asked when it was killed")
+        return self.now < self.steps + 1
+
+    def has_begun(self):
+        return self.now >= 1
+
+    def reached(self):
+        return min(max(0, int(self.now) - 1), self.steps)
+
+    def is_writing(self):
+        return self.has_begun() and self.reached() % 4 == 3 and self.now % 1 > 0.5
+
+    def kill(self):
+        self.killed_at = self.now
+
+
+class Always(random.Random):
+    """Draws the same share of every range."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+    def uniform(self, low, high):
+        return low + (high - low) * self.share
+
+
+@pytest.mark.parametrize(
+    ("aim", "saved", "between", "reached", "hit"),
+    [
+        ("step", [], (6.0, 6.06), 5, "training"),
+        ("step", [4, 8], (10.0, 10.06), 9, "training"),
+        ("write", [], (8.5, 8.52), 7, "a checkpoint write"),
+        ("write", [4, 7], (12.5, 12.52), 11, "a checkpoint write"),
+        ("start", [], (0.25, 0.26), 0, "starting up"),
+        ("start", [4], (0.25, 0.26), 0, "starting up"),
+    ],
+)
+def test_a_child_is_killed_where_that_was_aimed_at(tmp_path, monkeypatch, aim, saved, between, reached, hit):
+    """At step 5, or the next one after the checkpoint it goes on from."""
+    child = Timeline(tmp_path)
+    clock = SimpleNamespace(monotonic=lambda: child.now, sleep=child.sleep)
+    monkeypatch.setattr(kill_and_resume, "time", clock)
+    monkeypatch.setattr(kill_and_resume, "checkpoint_steps", {tmp_path: saved}.__getitem__)
+    kill = kill_and_resume.kill_at(child, aim, 5, 0.5, Always(0.5))
+    assert between[0] <= child.killed_at <= between[1]
+    assert kill == Kill(aim, reached, max(saved, default=0), hit)
+
+
+@pytest.mark.parametrize(("aim", "step"), [("step", 50), ("write", 20), ("step", 20)])
+def test_a_child_that_was_through_before_is_not_killed(tmp_path, monkeypatch, aim, step):
+    child = Timeline(tmp_path)
+    monkeypatch.setattr(kill_and_resume, "time", SimpleNamespace(monotonic=lambda: child.now, sleep=child.sleep))
+    monkeypatch.setattr(kill_and_resume, "checkpoint_steps", lambda run: [])
+    assert kill_and_resume.kill_at(child, aim, step, 0.5, Always(1.0)) is None and child.killed_at is None
+
+
+def test_kills_come_in_the_order_of_their_steps_and_the_run_is_finished(tmp_path, monkeypatch):
+    """Each child is the run again; of one that ends too soon the study says so, and finds nothing else."""
+    made, asked, reports = [], [], []
+    through_at = None
+
+    class Fake:
+        def __init__(self, config, run, data, cache):
+            made.append((config, run, data, cache))
+            self.asked = 0
+
+        def is_running(self):
+            self.asked += 1
+            return self.asked < 3
+
+        def reached(self):
+            return 0
+
+        def finish(self):
+            made.append("finished")
+
+    def kill_at(child, aim, step, start_seconds, draw):
+        asked.append((aim, step))
+        assert isinstance(child, Fake) and start_seconds > 0
+        return None if len(asked) == through_at else Kill(aim, step, 0, "training")
+
+    monkeypatch.setattr(kill_and_resume, "Child", Fake)
+    monkeypatch.setattr(kill_and_resume, "kill_at", kill_at)
+    monkeypatch.setattr(kill_and_resume, "checkpoint_steps", {tmp_path / "whole": [5, 40]}.__getitem__)
+    monkeypatch.setattr(kill_and_resume, "differences", lambda *runs: [str(len(runs))])
+    config = KillAndResume(kills=6, steps=40)
+    places = tmp_path / "whole", tmp_path / "killed", tmp_path / "data", tmp_path / "compiled"
+    whole, killed = ((config.training, run, *places[2:]) for run in places[:2])
+    kills, found = kill_and_resume.kill_and_resume(config, *places, lambda *report: reports.append(report))
+    assert made == [whole, "finished", *[killed] * 7, "finished"] and found == ["2"]
+    assert [aim for aim, _ in asked] == ["write", "start", "step", "write", "step", "write"]
+    steps = [step for _, step in asked]
+    assert steps == sorted(set(steps)) and steps[0] >= 1 and steps[-1] < 30
+    assert kills == [Kill(aim, step, 0, "training") for aim, step in asked]
+    assert reports == [("uninterrupted", 0, 1), ("uninterrupted", 1, 1), *(("kills", n, 6) for n in range(7))]
+    asked.clear()
+    through_at = 3
+    kills, found = kill_and_resume.kill_and_resume(config, *places, lambda *_: None)
+    assert len(kills) == 2 and found == ["the run was through after 2 kills"]
+
+
+@pytest.mark.parametrize(("status", "is_running"), [(None, True), (0, False)])
+def test_a_child_runs_until_it_has_a_status(status, is_running):
+    child = kill_and_resume.Child.__new__(kill_and_resume.Child)
+    child.process = SimpleNamespace(exitcode=status)
+    assert child.is_running() is is_running
+    child.process.exitcode = 3
+    with pytest.raises(ChildProcessError, match="training ended with status 3"):
+        child.finish()
 
 
 @pytest.mark.parametrize(("kills", "steps"), [(0, 150), (15, 20), (16, 20)])

@@ -114,6 +114,17 @@ def test_a_signal_saves_the_step_it_names(number_of, status, tmp_path):
     assert checkpoint_steps(tmp_path) == [3]
 
 
+def test_a_second_ctrl_c_interrupts_at_once(tmp_path):
+    def impatient():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 20, step=at(6, impatient))
+    assert checkpoint_steps(tmp_path) == [4]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_signal_while_samples_are_drawn_saves_that_step(tmp_path):
     def sample(_, done):
         if done == 2:

@@ -14,6 +14,7 @@ import soundfile
 from PIL import Image
 
 from trimask.diffusion import configuration
+from trimask.diffusion.data import fitting, sources
 from trimask.diffusion.data import prepare as preparing
 from trimask.diffusion.data.media_config import PictureConfig
 from trimask.diffusion.data.plan import PrepareConfig, SplitConfig, fitted
@@ -329,6 +330,16 @@ def test_when_nothing_can_be_used_that_is_said(tmp_path):
     )
     with pytest.raises(ValueError, match=r"none of its records could be used; .*rejects\.jsonl"):
         prepare(tmp_path / "out", config)
+
+
+@pytest.mark.parametrize(("limit", "count"), [(1 << 30, 20), (60, 3), (72, 4), (0, 1)])
+def test_a_codec_is_fitted_on_no_more_bytes_than_there_is_room_for(monkeypatch, limit, count):
+    """Pictures of 24 bytes, of which the one that exceeds the limit is the last."""
+    monkeypatch.setattr(fitting, "_FIT_BYTES", limit)
+    source = sources.KINDS["synthetic"](("drawn",), None)
+    config = PrepareConfig(sources={"drawn": SourceConfig(kind="synthetic", where=("drawn",))})
+    sample = fitting.fit_sample(source, source.blocks(20), config, "train")
+    assert [example.media["image"].nbytes for example in sample] == [24] * count
 
 
 def test_colour_is_kept_if_any_picture_has_it(tmp_path):

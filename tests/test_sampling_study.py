@@ -215,7 +215,8 @@ def test_what_is_tried_is_every_strategy_then_guidance_then_caches(loaded, prepa
     )
     exams = [exam for exam in exams_of(loaded, prepared, config) if exam.task.name != "audio_to_text"]
     before = loaded.generation("text")
-    asked, reports = [], []
+    asked, reports, let_go = [], [], []
+    monkeypatch.setattr("jax.clear_caches", lambda: let_go.append(len(asked)))
 
     def made_up(exam, part, way, generator, seed):
         asked.append((exam.task.name, part, way, seed))
@@ -244,6 +245,7 @@ def test_what_is_tried_is_every_strategy_then_guidance_then_caches(loaded, prepa
         ),
     ]
     assert asked == [(name, *one) for one in tried for name in names]
+    assert let_go == [4, 8, 10], "where another strategy begins"
     # All but the second draw of the run's own way, which is there for the error.
     assert [(point.task, point.part, point.config) for point in points] == [
         (name, part, way) for part, way, seed in tried if seed == 40 for name in names

@@ -1,12 +1,16 @@
 """The process that speaks: in order, the same bytes every time, and plain about what went wrong."""
 
+import ctypes
 import importlib.util
+import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,6 +83,73 @@ def test_a_process_that_stops_early_is_an_error_with_its_last_words(monkeypatch,
     monkeypatch.setattr(speech, "_COMMAND", (sys.executable, "-c", program))
     with pytest.raises(RuntimeError, match=f"(?s){complaint}"):
         list(speak([SIX]))
+
+
+class Silent:
+    """A library that does not start, knows no voice or cannot say it, or says what it was told."""
+
+    def __init__(self, rate=22050, voice=0, synth=0):
+        self.rate, self.voice, self.synth, self.told = rate, voice, synth, []
+
+    def espeak_Initialize(self, *how):
+        self.told.append(how)
+        return self.rate
+
+    def espeak_ng_SetRandSeed(self, seed):
+        self.told.append(seed.value)
+
+    def espeak_SetSynthCallback(self, callback):
+        self.callback = callback
+
+    def espeak_SetVoiceByName(self, name):
+        self.told.append(name)
+        return self.voice
+
+    def espeak_SetParameter(self, *what):
+        self.told.append(what)
+
+    def espeak_Synth(self, text, size, *how):
+        self.told.append((text, size.value, *how))
+        for part in (text, text[:2]):
+            assert self.callback(ctypes.cast(ctypes.c_char_p(part), ctypes.c_void_p), len(part) // 2, None) == 0
+        assert self.callback(None, 0, None) == 0
+        return self.synth
+
+
+def served(library, monkeypatch, tmp_path, *requests) -> bytes:
+    """What the process that speaks would answer, if that were its library."""
+    loader = SimpleNamespace(get_library_path=lambda: "lib", get_data_path=lambda: str(tmp_path / "espeak-ng-data"))
+    monkeypatch.setitem(sys.modules, "espeakng_loader", loader)
+    monkeypatch.setattr(ctypes, "CDLL", {"lib": library}.__getitem__)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "asked").write_text("".join(f"{json.dumps(request)}\n" for request in requests))
+    with (tmp_path / "asked").open("rb") as asked, (tmp_path / "answers").open("wb") as answers:
+        speech._serve(asked, answers)
+    return (tmp_path / "answers").read_bytes()
+
+
+def test_the_library_is_told_what_was_asked_and_its_samples_are_passed_on(monkeypatch, tmp_path):
+    library = Silent(rate=16000)
+    answer = served(library, monkeypatch, tmp_path, ("four", "en", 150, 40), ("é!", "de", 100, 10))
+    assert answer == b"".join([struct.pack("<II", 16000, 6), b"fourfo", struct.pack("<I", 4), "é".encode() * 2])
+    assert library.told == [
+        (2, 0, b".", 0x8000), 1,
+        b"en", (1, 150, 0), (3, 40, 0), (b"four", 5, 0, 1, 0, 1, None, None),
+        b"de", (1, 100, 0), (3, 10, 0), ("é!".encode(), 4, 0, 1, 0, 1, None, None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("library", "message"),
+    [
+        (Silent(rate=0), "espeak-ng did not start with the data in .*"),
+        (Silent(voice=1), "espeak-ng has no voice 'en'"),
+        (Silent(synth=2), "espeak-ng could not say 'four' with voice en"),
+    ],
+)
+def test_what_the_library_cannot_do_is_said(monkeypatch, tmp_path, library, message):
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        served(library, monkeypatch, tmp_path, ("four", "en", 150, 40))
 
 
 def test_a_listener_who_leaves_ends_the_process(monkeypatch):

@@ -62,6 +62,8 @@ def policies(loaded, prepared, tmp_path_factory):
 
 
 def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_path, monkeypatch):
+    let_go = []
+    monkeypatch.setattr("jax.clear_caches", lambda: let_go.append(1))  # here it serves the next way, too
     monkeypatch.setattr("trimask.sampling_rl.unmasking_study.load", fakes.opening(loaded, Path(STUDY.run)))
     asked = dataclasses.replace(STUDY, policies=policies, max_examples=4)
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
@@ -73,6 +75,7 @@ def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_pa
     assert {name: own.count(name) for name in own} == {"threshold": 1, "leftmost": 1, label: 4}
     assert all(1 <= float(row["nfe"]) <= 4 and 0 <= float(row["accuracy"]) <= 1 for row in rows)
     assert text.count(label) == 2 + 1 and (tmp_path / "fronts.png").stat().st_size
+    assert len(let_go) == 1 + 1 + 2, "programs of a strategy go when the next begins"
     with (tmp_path / "orders.csv").open() as file:
         orders = list(csv.DictReader(file))
     assert len(orders) == 1 + 1 + 2 and (tmp_path / "orders.png").stat().st_size
@@ -399,10 +402,11 @@ def test_policies_are_trained_and_measured_and_not_trained_again(loaded, prepare
     monkeypatch.setattr(
         "trimask.sampling_rl.unmasking_study.study", lambda config, _: " ".join((config.dataset, *config.policies))
     )
-    reports = list[tuple[int, int]]()
+    reports, let_go = list[tuple[int, int]](), list[int]()
+    monkeypatch.setattr("jax.clear_caches", lambda: let_go.append(len(reports)))
     with Trials(tmp_path, prepared.folder, 0, lambda _, *counts: reports.append(counts)) as trials:
         text = run_policy_study(small, trials)
-    assert reports == [(0, 1), (1, 1)]
+    assert reports == [(0, 1), (1, 1)] and let_go == [1]
     assert text == f"sums {tmp_path / 'policies/scratch-additive-s0'}"
     assert (
         json.loads((tmp_path / "policies/scratch-additive-s0/config.json").read_text())["reward"]["kind"] == "additive"
