@@ -1,5 +1,7 @@
 """The table of `trimask plan`, and the numbers that it returns."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from trimask.scripts import plan
@@ -58,6 +60,33 @@ def test_rows_that_are_no_whole_number_are_rounded_and_said(monkeypatch, capsys)
     _, _, rows = planned(monkeypatch, "--devices", "8", "--batch-tokens", str(45 * 1024 * 8))
     assert "Note: 22.5 rows for each device and micro-batch; planned with 22." in capsys.readouterr().out
     assert rows["a step"] == "360,448 tokens: 22 rows of 1,024 per device × 2"
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_xla_plans_stands_beside_it(monkeypatch, parts):
+    """What is sent is compared where no loop hides it."""
+    analysis = SimpleNamespace(argument_size_in_bytes=2 * 10**9, temp_size_in_bytes=0)
+    compiled = SimpleNamespace(memory_analysis=lambda: analysis, as_text=lambda: "a program")
+    tables, asked, told = [], [], []
+    monkeypatch.setattr(plan, "table", lambda *shown: tables.append(shown) or "")
+    monkeypatch.setattr(plan, "_compiled", lambda config, vocabulary, arguments, rows: asked.append(rows) or compiled)
+    monkeypatch.setattr(plan, "sent_bytes", lambda *what: {("a program", 8): 10**9}[what])
+    monkeypatch.setattr(plan.jax.config, "update", lambda *what: told.append(what))
+    words = ["--devices", "8", "--check", "--accumulate", str(parts)]
+    words += ["--model.attention", "plain", "--model.blocks", "unrolled"]
+    found = plan.main([*WORDS, *words])
+    assert told == [("jax_num_cpu_devices", 8)] and asked == [128 // parts]
+    title, columns, lines = tables[1]
+    assert title == "compiled for 8 simulated devices" and columns == ["a device", "closed form", "XLA", "ratio"]
+    expected = [
+        ["state", plan._gb(found["state"]), "2.00 GB", f"{found['state'] / 2e9:.2f}"],
+        ["all else in memory", plan._gb(found["rest"]), "0.00 MB", ""],
+        ["sent in a step, by CPUs", plan._gb(found["cpu_sent"]), "1.00 GB", f"{found['cpu_sent'] / 1e9:.2f}"],
+    ]
+    assert lines == (expected if parts == 1 else expected[:2])
+    theirs = {"xla_state": 2 * 10**9, "xla_rest": 0} | ({"xla_cpu_sent": 10**9} if parts == 1 else {})
+    assert {name: value for name, value in found.items() if name.startswith("xla")} == theirs
+    assert found["cpu_sent"] != found["sent"] > 0
 
 
 def test_small_memories_are_in_megabytes():
