@@ -8,7 +8,7 @@ from rich.console import Console
 
 from trimask.scripts.generate import main as generate
 from trimask.scripts.inspection import main as inspect
-from trimask.scripts.terminal import colour, live_grid
+from trimask.scripts.terminal import colour
 from trimask.scripts.trajectory import _live_text, read_trace, trace_page
 
 
@@ -67,15 +67,6 @@ def test_watching_shows_text_pictures_and_sound(traced, monkeypatch):
         traced(*words, "--watch", "--steps", "2")
         shown = screen.export_text()
         assert "░" in shown and "0 evaluations" in shown and "1 evaluations" in shown
-
-
-def test_codes_in_time_are_shown_as_columns_with_the_colour_of_their_confidence():
-    codes, confidence = np.array([[3, -1], [-1, 0], [2, 2]]), np.array([[0.0, 0.5], [0.5, 1.0], [0.5, 0.5]])
-    shown = live_grid(codes, confidence, None)
-    assert shown.plain == "█░█\n░██\n"
-    styles = {shown.plain[span.start] + str(span.style) for span in shown.spans}
-    assert {"█" + colour(sure) for sure in (0.0, 0.5, 1.0)} < styles and len(styles) == 4
-    assert (colour(0.0), colour(1.0), colour(2.0)) == ("rgb(250,50,60)", "rgb(30,220,60)", "rgb(30,220,60)")
 
 
 def test_what_is_known_of_a_text_has_the_colour_of_its_confidence_and_the_rest_is_grey(loaded):
