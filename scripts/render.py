@@ -47,7 +47,7 @@ def enlarged(image: UInt8[np.ndarray, "height width channels"], scale: int) -> I
 
 
 def image_grid(
-    images: Sequence[UInt8[np.ndarray, "height width channels"]],
+    images: Sequence[UInt8[np.ndarray, "_ _ channels"]],
     captions: Sequence[str],
     columns: int,
     scale: int,

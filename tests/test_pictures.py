@@ -1,0 +1,85 @@
+"""Pictures look as those in `tests/pictures`, at which somebody has looked.
+
+After a change that is meant, and a look at what it makes:
+
+    python tests/test_pictures.py
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trimask.scripts import render
+from trimask.scripts.outputs import frame_of
+from trimask.tokenizers.audio import MelCodec, MelConfig
+from trimask.tokenizers.image import PatchCodec, PatchConfig
+from trimask.tokenizers.media import MediaTokenizers
+from trimask.tokenizers.sequence import Example, Segment
+from trimask.tokenizers.text import TextTokenizer
+
+FOLDER = Path(__file__).with_name("pictures")
+
+
+class Blocks:
+    """A font that is the same everywhere: a letter is a block, and a space is nothing."""
+
+    def __init__(self, size: int = render._FONT_SIZE):
+        self.size = size
+
+    def getlength(self, text: str) -> float:
+        return 0.6 * self.size * len(text)
+
+    def getmask(self, text: str, *_, **__):
+        mask = Image.new("L", (round(self.getlength(text)) + 1, self.size))
+        for number, letter in enumerate(text):
+            if letter != " ":
+                left, right = (round(self.getlength(text[:end])) for end in (number, number + 1))
+                mask.paste(255, (left, 2, right - 1, self.size))
+        return mask.im
+
+
+def pictures() -> Iterator[tuple[str, Image.Image]]:
+    rng, seconds = np.random.default_rng(0), np.arange(1600) / 8000
+    images = rng.integers(0, 256, (5, 4, 6, 3), np.uint8)
+    chirp = (0.5 * np.sin(2 * np.pi * 800 * (1 + 4 * seconds) * seconds)).astype(np.float32)
+    captions = ["", "one", "more than fits in a line", "w" * 30, "four lines and more of words that are not short"]
+    sizes = [images[0], images[1][:2], images[2][:, :3], images[3], images[4]]
+    yield "grid", render.image_grid(sizes, captions, columns=3, scale=9)
+    yield "spectrogram", render.spectrogram_image(chirp, 8000)
+
+    loud = MelCodec(MelConfig(), ())._features(chirp[None])[0]
+    codecs = {
+        "image": PatchCodec(PatchConfig(codebook_size=5), rng.integers(0, 256, (5, 2, 2, 3), np.uint8)),
+        "audio": MelCodec(MelConfig(codebook_size=len(loud)), (loud, 0.1 * loud)),
+    }
+    tokenizers = MediaTokenizers(TextTokenizer.fit(["one two"], 260), codecs)
+    text = tokenizers.text.encode("a line,\nand one that is longer than a frame is wide").astype(np.int32)
+    text[[2, 3, 20, 45]] = -1
+    image, audio = np.array([[0, -1, 1], [4, 3, 2]]), np.array([[0, 0], [1, -1], [2, 1], [-1, -1], [3, 3]])
+    segments = (Segment("text", text[:12], 12), Segment("image", image), Segment("audio", audio), Segment("text", text))
+    yield "frame", frame_of(tokenizers, Example("text", segments))
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, Image.Image]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(render, "_font", Blocks)
+        return dict(pictures())
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.png")))
+def test_a_picture_is_as_it_was(drawn, name):
+    """But for last digits of what was computed."""
+    was, now = (np.asarray(picture).astype(int) for picture in (Image.open(FOLDER / f"{name}.png"), drawn[name]))
+    assert was.shape == now.shape and np.abs(was - now).max() <= 3
+    assert drawn.keys() == {path.stem for path in FOLDER.glob("*.png")}
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    render._font = Blocks
+    for name, picture in pictures():
+        picture.save(FOLDER / f"{name}.png", optimize=True)
