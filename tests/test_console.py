@@ -1,8 +1,11 @@
 """What commands share on the terminal."""
 
+import io
 from contextlib import nullcontext
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from trimask.scripts import console
 from trimask.scripts.console import joined, option, tracked
@@ -35,3 +38,45 @@ def test_an_item_counts_as_done_when_the_next_is_asked_for(monkeypatch):
     for item in tracked(("x", "y"), "letters"):
         reports.append(item)
     assert reports == [("letters", 0, 2), "x", ("letters", 1, 2), "y", ("letters", 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("total", "speed", "said"), [(10, 1234.6, "1,235/s"), (9, 1234.6, ""), (None, 5.0, ""), (10, None, "")]
+)
+def test_the_rate_of_ten_items_and_more_is_shown(total, speed, said):
+    bar = Progress(console=Console(file=io.StringIO()))
+    bar.add_task("letters", total=total)
+    (task,) = bar.tasks
+    task.finished_speed = speed
+    assert console._Rate().render(task).plain == said
+
+
+def test_a_bar_for_each_thing_shows_how_much_is_done(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(file=screen, force_terminal=True, width=100, color_system=None))
+    with console.progress_report() as report:
+        for progress in (("letters", 0, 2), ("letters", 1, 2), ("words", 0, 5), ("letters", 2, 2), ("words", 4, 8)):
+            report(*progress)
+    letters, words = screen.getvalue().splitlines()[-3:-1]
+    assert "letters" in letters and words.startswith("words")
+    assert "2/2" in letters and "4/8" in words and " left " in words
+
+
+def test_a_table_shows_words_as_they_are_and_numbers_to_the_right():
+    table = console.table("what", ["name", "much"], [["[b]x[/b]", "1.5"], ["y", "10"]])
+    screen = io.StringIO()
+    Console(file=screen, width=40).print(table)
+    title, _, header, _, first, second, _ = screen.getvalue().splitlines()
+    assert title.strip() == "what" and title.startswith("what")
+    assert [line.strip("┃│").split() for line in (header, first, second)] == [
+        ["name", "┃", "much"],
+        ["[b]x[/b]", "│", "1.5"],
+        ["y", "│", "10"],
+    ]
+    assert first.index("[") == second.index("y") and first.index("5 ") == second.index("0 ")
+
+
+def test_a_cell_that_is_too_wide_is_folded_and_not_cut():
+    screen = io.StringIO()
+    Console(file=screen, width=12).print(console.table("", ["name"], [["x" * 30]]))
+    assert screen.getvalue().count("x") == 30

@@ -1,10 +1,11 @@
-"""What holds where nobody says otherwise: every default and every preset is written down in `defaults.txt`.
+"""What holds where nobody says otherwise: every default, constant and preset is written down in `defaults.txt`.
 
 Folders, figures and habits were made with them, so a change of one is to be seen. To take changes over:
 
     python tests/test_defaults.py
 """
 
+import ast
 import dataclasses
 import difflib
 import functools
@@ -13,8 +14,9 @@ import inspect
 import pkgutil
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ ELSEWHERE = ("torch_train", "torch_rollout", "llada_generate", "md4_train")
 def lines() -> Iterator[str]:
     for name in modules():
         module = importlib.import_module(name)
+        yield from (f"{name}.{constant}" for constant in constants(module))
         for _, thing in sorted(vars(module).items()):
             if getattr(thing, "__module__", None) == name:
                 yield from of_thing(thing)
@@ -65,6 +68,33 @@ def of_thing(thing: Any) -> Iterator[str]:
         yield from of_function(name, thing)
 
 
+def constants(module: ModuleType) -> Iterator[str]:
+    """Name and value of the numbers that a module itself assigns, and of tables and configurations with numbers."""
+    source = Path(module.__file__).read_text() if module.__file__ else ""  # a folder has none
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and _has_number(statement):
+            for node in ast.walk(statement):
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                    value = getattr(module, node.id)
+                    if is_literal(value):
+                        yield f"{node.id} = {shown(value)}"
+
+
+def _has_number(statement: ast.AST) -> bool:
+    return any(isinstance(node, ast.Constant) and type(node.value) in (int, float) for node in ast.walk(statement))
+
+
+def is_literal(value: Any) -> bool:
+    """Whether it consists of numbers, strings and configurations alone."""
+    if isinstance(value, Mapping):
+        return is_literal((*value, *value.values()))
+    if isinstance(value, tuple | list):
+        return all(map(is_literal, value))
+    if dataclasses.is_dataclass(value) and not inspect.isclass(value):
+        return is_literal(vars(value))
+    return isinstance(value, bool | int | float | str | None)
+
+
 def said_in(config: Any) -> list[str]:
     """What a configuration says beyond the defaults of its class."""
     needed = [field.name for field in dataclasses.fields(config) if not has_default(field)]
@@ -88,6 +118,10 @@ def of_function(name: str, function: Any) -> Iterator[str]:
 
 def shown(default: Any) -> str:
     """The default as text, without addresses."""
+    if isinstance(default, Mapping):
+        return f"{{{', '.join(f'{shown(key)}: {shown(value)}' for key, value in default.items())}}}"
+    if isinstance(default, tuple) and default:
+        return f"({', '.join(map(shown, default))}{',' if len(default) == 1 else ''})"
     if dataclasses.is_dataclass(default) and not isinstance(default, type):
         return f"{type(default).__name__}({'; '.join(said_in(default))})"
     if default == Path(sys.executable):

@@ -135,11 +135,11 @@ def test_of_many_moved_tokens_three_are_named_and_the_rest_counted(tokenizers):
     old, new = tokenizers
 
     def turn(vocabulary):
-        letters = [name for name in vocabulary if len(name) == 1][:5]
+        letters = [name for name in vocabulary if len(name) == 1][:4]
         vocabulary.update(zip(letters, [vocabulary[name] for name in letters[1:] + letters[:1]], strict=True))
 
     edit_text(new, turn)
-    with pytest.raises(ValueError, match="2 more text ids") as error:
+    with pytest.raises(ValueError, match="1 more text ids") as error:
         require_grown(old, new)
     assert str(error.value).count("text id ") == 3
 
