@@ -71,15 +71,18 @@ def test_at_the_tuned_shape_batch_and_horizon_nothing_changes(tuned):
 
 
 @pytest.mark.parametrize(
-    ("critical_steps", "said"),
-    [(2.0, "times below the critical one, 450 tokens"), (30.0, "times the critical one, 30 tokens")],
+    ("batch", "said"),
+    [
+        (225.0, "The batch is 2 times below the critical one, 450 tokens."),
+        (450.0, "The batch is 1 times below the critical one, 450 tokens."),
+        (900.0, "Note: the batch is 2 times the critical one, 450 tokens: with fewer than 2 steps the loss will be"),
+    ],
 )
-def test_the_distance_from_the_critical_batch_is_said(prepared, tmp_path, capsys, critical_steps, said):
-    config = dataclasses.replace(CONFIG, sde=SDEScaling(critical_steps=critical_steps))
-    train_script.run(tmp_path, prepared.folder, config)
-    printed = " ".join(capsys.readouterr().out.split())
-    assert said in printed
-    assert ("the loss will be higher" in printed) == (critical_steps == 30.0)
+def test_the_distance_from_the_critical_batch_is_said(tuned, capsys, batch, said):
+    description = load_description(tuned)
+    config = dataclasses.replace(description.train, sde=SDEScaling(critical_steps=2.0))
+    train_script._print_recipe(dataclasses.replace(description, train=config, batch_tokens=batch))
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("limit, often", [(7.0, ["drawn"]), (7.9, []), (0.1, ["drawn", "sums"])])
