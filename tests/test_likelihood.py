@@ -55,6 +55,9 @@ def test_progress_is_the_number_of_examples_that_are_done():
     options = {"num_draws": 2, "rows": 2, "report": lambda *counts: reports.append(counts)}
     target_bits(jax.random.key(0), asked, DENOISE, VOCABULARY, ScheduleConfig(), **options)
     assert reports == [(2, 6), (4, 6), (6, 6)]
+    reports.clear()
+    estimated_bits(jax.random.key(0), asked, DENOISE, VOCABULARY, ScheduleConfig(), repeats=3, **options)
+    assert reports == [(done, 18) for done in range(2, 20, 2)]
 
 
 def test_random_subsets_are_all_there_is_of_one_token():

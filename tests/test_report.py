@@ -97,6 +97,28 @@ def test_texts_begin_with_what_was_given(story):
     assert [line.split(" → ")[0] for line in lines if line.startswith("3")] == [f"{n}+{n}=" for n in (32, 34, 36, 39)]
 
 
+def test_an_answer_stands_beside_what_was_given_and_what_was_right(story, tmp_path):
+    run, evaluation, samples, loaded, prepared = story
+    sums, said = (next(one for one in samples if one.task == task) for task in ("text", "image_to_text"))
+    some = ["32+32=64", "34+34=68", "36+36=72"]
+    sums = replace(
+        sums, references=some, media=["32+32=64", "34+34=7", "36+36="], is_right=np.array([True, False, False])
+    )
+    said = replace(said, references=["one", "two"], media=["one", "t"], is_right=None)
+    (tmp_path / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
+    write_report(tmp_path, evaluation, [sums, said], loaded, prepared)
+    assert (tmp_path / "text.txt").read_text().splitlines() == [
+        "# text · test",
+        "32+32= → 64",
+        "34+34= → 7   ✗ 68",
+        "36+36= →    ✗ 72",
+        "",
+        "# image to text · test",
+        "[image] → one   real: one",
+        "[image] → t   real: two",
+    ]
+
+
 def test_the_page_is_whole_and_needs_nothing_else(story):
     html = (story[0] / "report.html").read_text()
     page = Page(html)

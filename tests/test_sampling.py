@@ -366,6 +366,8 @@ def test_a_dual_cache_computes_the_block_and_a_prefix_cache_what_follows_until_i
 
     # Blocks of 6, 6 and 2 places, with 14, 8 and 2 places from their first one on; a token in every pass.
     request = text_request([-1] * 14)
+    config = GenerationConfig(strategy="first_hitting", block_length=6, stop_at_eos=False)
+    (plain,) = Generator(counting, VOCABULARY).generate([request], config, seed=0)
     for cache, refresh_every, lengths, passes in (
         ("dual", 99, {6}, 5 + 5 + 1),
         ("dual", 3, {6}, 4 + 4 + 1),
@@ -373,12 +375,11 @@ def test_a_dual_cache_computes_the_block_and_a_prefix_cache_what_follows_until_i
         ("prefix", 99, {6, 8, 16}, 5 + 5 + 1),
     ):
         asked.clear()
-        config = GenerationConfig(
-            strategy="first_hitting", block_length=6, cache=cache, refresh_every=refresh_every, stop_at_eos=False
-        )
-        Generator(counting, VOCABULARY).generate([request], config, seed=0)
+        cached = dataclasses.replace(config, cache=cache, refresh_every=refresh_every)
+        (answer,) = Generator(counting, VOCABULARY).generate([request], cached, seed=0)
         jax.effects_barrier()
         assert set(asked) == lengths and len(asked) == passes
+        assert codes(answer) == codes(plain), "of a network that sees every token afresh, a cache changes nothing"
 
 
 def test_a_real_network_gives_the_same_answers_in_any_batch(network):

@@ -151,3 +151,18 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         search: runs (linear) × loss (linear): loss at the centre: markers
         """
     )
+
+
+def test_a_round_proposes_the_same_normal_steps_whenever_it_is_asked():
+    """Or a search that goes on would train anew; so the first ones are written down."""
+    centre = np.arange(len(COORDINATES)) / 8
+    config = Search(base=BASE, per_round=400, radius=9.0)
+    points = np.array(search.proposals(config, 3, 2, centre, 0.5))
+    assert points.shape == (400, len(COORDINATES))
+    steps = points - centre
+    assert np.flatnonzero(steps[0])[:3].tolist() == [6, 7, 8]
+    np.testing.assert_allclose(steps[0][6:9], [-0.320685, 0.412719, -0.250356], atol=1e-6)
+    changed = steps != 0
+    assert changed.mean() == pytest.approx(0.3, abs=0.02) and steps[changed].std() == pytest.approx(0.5, abs=0.01)
+    for other in ((4, 2), (3, 1)):
+        assert not np.array_equal(search.proposals(config, *other, centre, 0.5), points)
