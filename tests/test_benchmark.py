@@ -11,6 +11,7 @@ import pytest
 from jax.tree_util import Partial
 
 from trimask.diffusion.cost import flops_per_token
+from trimask.diffusion.data.batches import Batches
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import benchmark_data, benchmark_train
@@ -213,7 +214,14 @@ def test_attention_is_timed_by_length(tmp_path):
 
 def test_batches_are_timed_in_every_way(prepared, tmp_path, monkeypatch):
     """What threads and processes prepare is tested with `prefetched`; here is which of them are asked for."""
-    asked = []
+    asked, made = [], []
+
+    class Seen(Batches):
+        def __call__(self, step):
+            made.append(step)
+            return super().__call__(step)
+
+    monkeypatch.setattr(benchmark_data, "Batches", Seen)
 
     def in_turn(batch, first, stop, config):
         asked.append(config.workers)
@@ -225,6 +233,8 @@ def test_batches_are_timed_in_every_way(prepared, tmp_path, monkeypatch):
     cases = json.loads((tmp_path / "data.json").read_text())["cases"]
     assert [case["way"] for case in cases[:3]] == ["in turn", "a thread", "1 process"] and asked == [0, 1] * 3
     assert {case["dataset"] for case in cases} == {"drawn", "spoken", "sums"} and len(cases) == 9
+    # Before the clock starts, the examples of the first dataset are read once: 20, in batches of 19.
+    assert made[:3] == [0, 1, 0]
     for case in cases:
         assert 0 < case["tokens_per_second"] * case["seconds"] <= 256 * case["filled"] * 1.2
         assert (case["filled"] == 1) == (case["dataset"] != "sums")

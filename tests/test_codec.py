@@ -279,3 +279,11 @@ def test_pickled_arrays_are_refused(tmp_path):
     np.save(tmp_path / "codebook.npy", np.array([{"an": "object"}]), allow_pickle=True)
     with pytest.raises(ValueError, match=r"codebook\.npy: not readable"):
         codec.load(tmp_path)
+
+
+def test_the_files_of_a_tokenizer_are_listed_in_order_whatever_order_they_come_in(tmp_path):
+    content = {"b.txt": "two", "a.npy": np.arange(3)}
+    codec.write_folder(tmp_path, {"kind": "patch", "config": {}}, content)
+    assert json.loads((tmp_path / "config.json").read_text())["files"] == ["a.npy", "b.txt"]
+    _, read = codec.read_folder(tmp_path, "patch")
+    assert read.pop("b.txt") == "two" and read["a.npy"].tolist() == [0, 1, 2]

@@ -191,9 +191,12 @@ def test_raw_media_of_plain_text_are_not_read(loaded, texts, monkeypatch):
         return original(self, dataset, split)
 
     monkeypatch.setattr(Prepared, "raw", raw)
-    result, _ = evaluate(loaded, texts, CONFIG)
+    reports: dict[str, list[tuple[int, int]]] = {}
+    result, _ = evaluate(loaded, texts, CONFIG, lambda what, *counts: reports.setdefault(what, []).append(counts))
     assert {score.dataset for score in result.scores} == {"asked"}
     assert {bound.dataset for bound in result.bounds} == {"plain", "asked", None}
+    assert reports.keys() == {"bits of text on test", "text on test"}
+    assert reports["text on test"][-1] == (5, 5) and reports["bits of text on test"].count((5, 5)) == 2
 
 
 def test_a_prompt_that_was_asked_is_not_asked_again(loaded, prepared):

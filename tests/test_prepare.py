@@ -143,6 +143,16 @@ def test_a_complete_folder_is_opened_and_another_configuration_refused(files, wh
         prepare(whole.folder, config_of(files, text_vocabulary=271))
 
 
+def test_progress_tells_what_is_done_and_how_much_of_it(tmp_path):
+    kinds, reports = ("drawn", "sums"), []
+    config = PrepareConfig(sources={kind: SourceConfig(kind="synthetic", where=(kind,)) for kind in kinds})
+    prepare(tmp_path, config, lambda *report: reports.append(report))
+    reading = [(what, n, 2) for what in ("reading sources", "reading what tokenizers are fitted on") for n in range(3)]
+    fitting = [(f"fitting the {name} tokenizer", n, 1) for name in ("text", "image") for n in range(2)]
+    records = (0, 20, 32, 44, 64, 76, 88)  # of three blocks of each
+    assert reports == [*reading, *fitting, *(("tokenising", done, 88) for done in records)]
+
+
 def test_stopped_after_any_block_it_goes_on_where_it_was(files, whole, tmp_path, monkeypatch):
     made, limit = [], 0
     original = preparing.encode_block

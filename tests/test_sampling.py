@@ -218,7 +218,7 @@ def test_the_budget_of_evaluations_is_kept():
     (answer,) = generator.generate([spoken(6)], config, seed=0)
     assert answer.nfe <= 5 and min(codes(answer)) >= 0
     with pytest.raises(ValueError, match="max_nfe is 3, and 4 blocks take 4 evaluations at least"):
-        generator.generate([request], GenerationConfig(block_length=2, max_nfe=3), seed=0)
+        generator.generate([text_request([-1]), request], GenerationConfig(block_length=2, max_nfe=3), seed=0)
 
 
 def test_only_ids_of_the_positions_own_range_can_come_out():

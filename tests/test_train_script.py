@@ -6,6 +6,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
+from trimask.configs.presets import preset
 from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig, DatasetUse
 from trimask.diffusion.description import TrainConfig, load_description, transferred
@@ -95,6 +96,19 @@ def test_datasets_that_are_seen_too_often_are_named(capsys, limit, often):
     note = f"Note: {' and '.join(often)} will be repeated more than {limit:g} times (batch.warn_epochs), and may"
     assert (note in printed) == bool(often) and ("Note" in printed) == bool(often)
     assert "drawn" in printed and "7.5" in printed and "300" in printed
+
+
+@pytest.mark.parametrize("flag", ["--tuned-at", "--init-from"])
+def test_weights_that_change_in_training_are_of_the_run_that_had_them(tuned, tmp_path, flag):
+    """Not so those that held throughout; flags name others, so none is a default of a flag."""
+    description, weights = load_description(tuned), {"weights": {"drawn": 2.0}, "task_weights": {"text": 3.0}}
+    batch = dataclasses.replace(CONFIG.batch, **weights, final_weights={"drawn": 1.0}, anneal_tokens=(100, 200))
+    config = dataclasses.replace(description.train, batch=batch)
+    configuration.save(tmp_path / "config.json", dataclasses.replace(description, train=config))
+    taken = train_script._defaults(preset(None), [flag, str(tmp_path)])
+    assert taken.batch == BatchConfig(tokens=120) and taken.optimizer == CONFIG.optimizer
+    usual = train_script._usual([flag, str(tmp_path)], None)
+    assert usual == (batch if flag == "--tuned-at" else preset(None).train.batch)
 
 
 def test_found_multipliers_are_taken_from_their_file(prepared, tmp_path):
