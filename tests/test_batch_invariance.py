@@ -10,7 +10,7 @@ from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.studies import batch_invariance, critical_batch, trials
-from trimask.diffusion.studies.batch_invariance import BatchInvariance
+from trimask.diffusion.studies.batch_invariance import BatchInvariance, Flatness
 from trimask.diffusion.transformer import TransformerConfig
 
 BASE = TrainConfig(
@@ -124,3 +124,11 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         loss at the end: batch in tokens (log) × loss (linear): sde, nothing: markers, B_crit, predicted, up to 3.0075
         """
     )
+
+
+@pytest.mark.parametrize(
+    ("batches", "spread", "verdict"),
+    [(1, 0.0, "undecided, too few batches below B_crit"), (2, 0.01, "flat"), (2, 0.011, "not flat")],
+)
+def test_two_batches_may_be_flat(batches, spread, verdict):
+    assert Flatness(batches, spread=spread, error=0.0, allowed=0.01, apart=0.0).verdict == verdict

@@ -252,3 +252,15 @@ def test_at_first_every_ratio_is_one_and_nothing_is_clipped():
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ValueError, match="must be"):
         GRPOConfig(**bad)
+
+
+def test_the_optimizer_warms_up_clips_and_decays_weights():
+    """Of parameters with no gradient only the decay is left: the rate times it. Warm-up is linear from rate / steps."""
+    config = GRPOConfig(learning_rate=0.5, warmup=4, weight_decay=0.25, beta1=0.0, beta2=0.0)
+    optimizer, parameters = config.optimizer(100), {"w": jnp.array([2.0, -4.0])}
+    state, found = optimizer.init(parameters), []
+    for _ in range(5):
+        updates, state = optimizer.update({"w": jnp.zeros(2)}, state, parameters)
+        found.append(updates["w"].tolist())
+    rates = [0.125, 0.21875, 0.3125, 0.40625, 0.5]
+    np.testing.assert_allclose(found, [[-rate * 0.25 * 2, rate * 0.25 * 4] for rate in rates], rtol=1e-6)

@@ -1,6 +1,8 @@
 """The loop: stopped, killed, out of space or gone wrong, it loses nothing and says what it did."""
 
+import io
 import json
+import re
 import resource
 import signal
 import subprocess
@@ -12,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
+from trimask.diffusion import loop
 from trimask.diffusion.divergence import Diverged
 from trimask.diffusion.loop import Interrupted, LoopConfig, fit
 from trimask.diffusion.loss import Mean
@@ -248,3 +252,15 @@ def test_a_metric_to_keep_the_best_by_has_to_exist(tmp_path):
 def test_numbers_that_make_no_sense_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"{field} must"):
         LoopConfig(**{field: value})
+
+
+def test_the_bar_shows_steps_loss_and_rate():
+    bar = loop._progress(10, 3)
+    screen = io.StringIO()
+    paper = Console(file=screen, width=120)
+    paper.print(bar.bar.get_renderable())
+    bar(7, {"loss": 1.2345, "tokens_per_second": 6789.4})
+    paper.print(bar.bar.get_renderable())
+    before, after = (re.sub(r"[━╸╺]+", "…", line).split() for line in screen.getvalue().splitlines())
+    assert before[:5] == ["train", "…", "3/10", "steps", "compiling"] and before[-2:] == ["left", "-:--:--"]
+    assert after[:9] == ["train", "…", "7/10", "steps", "loss", "1.234", "·", "6,789", "tokens/s"]

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from trimask.diffusion import configuration
-from trimask.diffusion.run_folder import NotWritten, keep_lines_until, line_of, locked, read_lines, writing
+from trimask.diffusion.run_folder import NotWritten, keep_lines_until, line_of, locked, read_lines, shortened, writing
 
 HOLD = "import sys, pathlib\nfrom trimask.diffusion.run_folder import locked\nfolder = pathlib.Path(sys.argv[1])\n"
 
@@ -119,3 +119,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_what_is_said_of_a_folder_is_not_said_again_of_the_one_around_it(tmp_path):
     with pytest.raises(NotWritten, match=r"^the disk is full$"), writing(tmp_path):
         raise NotWritten("the disk is full")
+
+
+def test_a_long_reason_is_cut_to_its_first_line_and_200_letters():
+    assert shortened("x" * 200 + "\ny") == "x" * 200
+    assert shortened("x" * 199 + "yz") == "x" * 199 + "…"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import signal
+import subprocess
 
 import fakes
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from trimask.diffusion import configuration
+from trimask.diffusion import train as training
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.description import TrainConfig
@@ -338,3 +340,18 @@ def test_what_is_computed_again_is_what_was(prepared, plain):
     again, (same_loss, _, same) = gradients(dataclasses.replace(CONFIG, model=model), prepared, noised)
     assert "remat" not in program and "remat" in again
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), (loss, whole), (same_loss, same))
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+def test_a_run_knows_the_commit_of_the_checkout_it_was_made_by(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "__file__", str(tmp_path / "diffusion/train.py"))
+    assert training._git_commit() is None
+    (tmp_path / ".git").mkdir()
+    assert training._git_commit() is None, "a folder without a commit"
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert training._git_commit() == head and len(head) == 40
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert training._git_commit() is None
