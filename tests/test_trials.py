@@ -148,7 +148,8 @@ def test_what_is_known_is_not_run_again(prepared, tmp_path):
         found = trials.measured(configs, fake, Outcome, "again")
         assert [one.loss for one in found] == [0.1, 0.2, 0.3]
         assert reports == [("again", 2, 3), ("again", 3, 3)]
-        assert len(path.read_text().splitlines()) == 3
+        lines = list(map(json.loads, path.read_text().splitlines()))
+        assert [line["outcome"]["loss"] for line in lines] == [0.1, 0.2, 0.3]
     with Trials(tmp_path, prepared.folder, 0, silent) as trials:
         assert trials.measured(configs, fake, Outcome) == found
 
