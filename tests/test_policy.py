@@ -137,6 +137,8 @@ def test_it_has_a_third_of_a_million_parameters_and_begins_with_twelve_percent()
     assert 320_000 < num_parameters(parameters) < 340_000
     features = np.random.default_rng(1).random((4, 16, 1)).astype(np.float16)
     everywhere = np.ones((4, 16), bool)
+    kernel = parameters["output"]["kernel"]
+    assert float(kernel.std()) == pytest.approx((0.01 / CONFIG.width) ** 0.5, rel=0.3)
     logits = logits_of(CONFIG, parameters, features, everywhere, everywhere, np.arange(4))
     assert abs((1 / (1 + np.exp(-np.asarray(logits)))).mean() - 0.12) < 0.01
 

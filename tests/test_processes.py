@@ -25,7 +25,7 @@ from trimask.diffusion.loop import Interrupted, LoopConfig
 from trimask.diffusion.mesh import MeshConfig, own_rows
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining import Pretraining
-from trimask.diffusion.processes import ending_together, join, require_agreement, wait_for_all
+from trimask.diffusion.processes import _GIVEN, ending_together, join, require_agreement, wait_for_all
 from trimask.diffusion.run_folder import checkpoint_steps, read_lines
 from trimask.diffusion.train import train
 from trimask.diffusion.transformer import TransformerConfig
@@ -245,3 +245,32 @@ def test_a_taken_port_is_refused(host, monkeypatch):
             monkeypatch.setenv(f"JAX_{name}", value)
         with pytest.raises(ValueError, match=f"cannot listen at port {port} of JAX_COORDINATOR_ADDRESS: .*in use"):
             join()
+
+
+@pytest.mark.parametrize(
+    ("environment", "asked"),
+    [
+        ({}, []),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, []),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, [()]),
+        ({"OMPI_COMM_WORLD_SIZE": "3"}, [()]),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "1"},
+            [("host:1234", 4, 1)],
+        ),
+    ],
+)
+def test_other_processes_are_looked_for_where_there_are_some(environment, asked, monkeypatch, capsys):
+    for name in (*_GIVEN, "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    called = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *where, **how: called.append((where, how)))
+    join()
+    assert [where for where, _ in called] == asked
+    for where, how in called:
+        limits = {"heartbeat_timeout_seconds": 60, "shutdown_timeout_seconds": 30}
+        assert how == (limits | {"cluster_detection_method": "deactivate"} if where else limits)
+        said = "process 1 of 4 waits for the others at host:1234\n" if where else ""
+        assert capsys.readouterr().err == said
