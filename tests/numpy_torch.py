@@ -1,6 +1,6 @@
 """What the scripts that run in a Python with PyTorch use of it, in NumPy, so that tests can run them without PyTorch.
 
-There are no gradients: `backward`, the clipping and the steps of the optimizer are noted in `Torch.calls`.
+There are no gradients: what belongs to training or to timing is noted in `Torch.calls`.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ class Tensor(np.ndarray):
     """An array with the methods of a tensor that differ."""
 
     device = "cpu"
-    calls: ClassVar[list[Any]]
+    calls: ClassVar[list[Any]] = []
 
     def view(self, *shape):
         return super().view(*shape) if shape and isinstance(shape[0], type) else self.reshape(*shape)
@@ -46,6 +46,10 @@ class Tensor(np.ndarray):
 
     def backward(self):
         Tensor.calls.append("backward")
+
+    def item(self):
+        Tensor.calls.append("item")
+        return super().item()
 
     def any(self, dim):
         return np.any(np.asarray(self), axis=dim).view(Tensor)
@@ -89,6 +93,14 @@ def tensor(values, dtype=None) -> Tensor:
 class Module:
     """A network: its parameters are the arrays and the networks among its attributes, in order."""
 
+    def __init__(self):
+        self.is_begun = True
+
+    def __setattr__(self, name, value):
+        if name != "is_begun" and not hasattr(self, "is_begun"):
+            raise AttributeError(f"{name} is assigned before Module.__init__()")
+        super().__setattr__(name, value)
+
     def __call__(self, *arguments):
         return self.forward(*arguments)
 
@@ -99,6 +111,7 @@ class Module:
         return self
 
     def eval(self):
+        Tensor.calls.append("eval")
         return self
 
     def parameters(self):
@@ -114,14 +127,15 @@ class Buffer(Tensor):
 
 
 class Torch(types.SimpleNamespace):
-    """The module `torch`; random numbers are of seed 0. `calls` is what its training functions were called for."""
+    """The module `torch`; random numbers are of seed 0. `calls` lists the recorded calls."""
 
     def __init__(self):
-        calls, dice = [], np.random.default_rng(0)
-        self.calls = Tensor.calls = calls
+        calls, dice = Tensor.calls, np.random.default_rng(0)
+        self.calls = calls
 
         class Linear(Module):
             def __init__(self, inputs, outputs, bias=True):
+                super().__init__()
                 self.weight = tensor(dice.normal(0, inputs**-0.5, (outputs, inputs)), np.float32)
                 if bias:
                     self.bias = tensor(np.zeros(outputs), np.float32)
@@ -131,6 +145,7 @@ class Torch(types.SimpleNamespace):
 
         class Embedding(Module):
             def __init__(self, number, width):
+                super().__init__()
                 self.weight = tensor(dice.normal(size=(number, width)), np.float32)
 
             def forward(self, ids):
@@ -138,12 +153,17 @@ class Torch(types.SimpleNamespace):
 
         class RMSNorm(Module):
             def __init__(self, width):
+                super().__init__()
                 self.weight = tensor(np.ones(width), np.float32)
 
             def forward(self, x):
                 return x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + 1e-6) * self.weight
 
         class ModuleList(Module, list):
+            def __init__(self, modules):
+                Module.__init__(self)
+                list.__init__(self, modules)
+
             def parameters(self):
                 for module in self:
                     yield from module.parameters()
@@ -152,6 +172,7 @@ class Torch(types.SimpleNamespace):
             """Changes nothing."""
 
             def __init__(self, *arguments, **options):
+                super().__init__()
                 calls.append((arguments, options))
 
             def forward(self, x):
@@ -188,7 +209,8 @@ class Torch(types.SimpleNamespace):
             for average, parameter in zip(averages, parameters, strict=True):
                 average += weight * (parameter - average)
 
-        self.manual_seed = self.set_num_threads = lambda _: None
+        self.manual_seed = lambda seed: calls.append(("seed", seed))
+        self.set_num_threads = lambda _: None
         self.cuda = types.SimpleNamespace(is_available=lambda: False)
         self.tensor = lambda values, device=None: tensor(values)
         self.from_numpy = lambda array: array.view(Tensor)

@@ -1,4 +1,4 @@
-"""What holds where nobody says otherwise: every default, constant and preset is written down in `defaults.txt`.
+"""What holds where nobody says otherwise: every default, number and preset is written down in `defaults.txt`.
 
 Folders, figures and habits were made with them, so a change of one is to be seen. To take changes over:
 
@@ -27,7 +27,7 @@ from trimask.diffusion import configuration
 
 WRITTEN = Path(__file__).with_name("defaults.txt")
 ELSEWHERE = ("torch_train", "torch_rollout", "llada_generate", "md4_train")
-"""Scripts for other Pythons, which import what is not installed here."""
+"""Scripts for Pythons with other code."""
 
 
 def lines() -> Iterator[str]:
@@ -72,7 +72,7 @@ def constants(module: ModuleType) -> Iterator[str]:
     """Name and value of the numbers that a module itself assigns, and of tables and configurations with numbers."""
     source = Path(module.__file__).read_text() if module.__file__ else ""  # a folder has none
     for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Assign | ast.AnnAssign) and _has_number(statement):
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and has_number(statement):
             for node in ast.walk(statement):
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                     value = getattr(module, node.id)
@@ -80,7 +80,7 @@ def constants(module: ModuleType) -> Iterator[str]:
                         yield f"{node.id} = {shown(value)}"
 
 
-def _has_number(statement: ast.AST) -> bool:
+def has_number(statement: ast.AST) -> bool:
     return any(isinstance(node, ast.Constant) and type(node.value) in (int, float) for node in ast.walk(statement))
 
 
@@ -124,6 +124,8 @@ def shown(default: Any) -> str:
         return f"({', '.join(map(shown, default))}{',' if len(default) == 1 else ''})"
     if dataclasses.is_dataclass(default) and not isinstance(default, type):
         return f"{type(default).__name__}({'; '.join(said_in(default))})"
+    if isinstance(default, float):
+        return repr(float(f"{default:.12g}"))  # last digits of a power are the machine's
     if default == Path(sys.executable):
         return "this Python"
     if isinstance(default, functools.partial):
@@ -143,7 +145,7 @@ def all_presets() -> dict[str, Any]:
     return found
 
 
-def test_every_default_and_preset_is_as_written():
+def test_every_default_number_and_preset_is_as_written():
     written, found = WRITTEN.read_text().splitlines(), list(lines())
     changes = [line for line in difflib.unified_diff(written, found, lineterm="", n=0) if line[:2] not in ("--", "++")]
     if changes:

@@ -254,8 +254,8 @@ def test_impossible_settings_are_refused(bad):
         GRPOConfig(**bad)
 
 
-def test_the_optimizer_warms_up_clips_and_decays_weights():
-    """Of parameters with no gradient only the decay is left: the rate times it. Warm-up is linear from rate / steps."""
+def test_the_rate_warms_up_from_its_share_of_one_step_and_weights_decay_by_it():
+    """Without gradients nothing but the decay is left."""
     config = GRPOConfig(learning_rate=0.5, warmup=4, weight_decay=0.25, beta1=0.0, beta2=0.0)
     optimizer, parameters = config.optimizer(100), {"w": jnp.array([2.0, -4.0])}
     state, found = optimizer.init(parameters), []
@@ -264,3 +264,14 @@ def test_the_optimizer_warms_up_clips_and_decays_weights():
         found.append(updates["w"].tolist())
     rates = [0.125, 0.21875, 0.3125, 0.40625, 0.5]
     np.testing.assert_allclose(found, [[-rate * 0.25 * 2, rate * 0.25 * 4] for rate in rates], rtol=1e-6)
+
+
+def test_gradients_are_clipped_together_before_they_are_averaged():
+    config = GRPOConfig(learning_rate=0.5, warmup=0, weight_decay=0.0, beta1=0.5, beta2=0.0, clip_norm=1.0)
+    optimizer, parameters = config.optimizer(1000), {"w": jnp.zeros(2)}
+    state = optimizer.init(parameters)
+    large, small = np.array([30.0, 40.0]), np.array([0.1, 0.2])
+    for given in (large, small):
+        updates, state = optimizer.update({"w": jnp.asarray(given)}, state, parameters)
+    mean = (0.5 * 0.5 * large / 50 + 0.5 * small) / (1 - 0.5**2)
+    np.testing.assert_allclose(updates["w"], -0.5 * mean / small, rtol=1e-4)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import pytest
+from test_defaults import ELSEWHERE
 
 from trimask.diffusion.loss import target_counts
 
@@ -111,10 +112,7 @@ def test_every_imported_package_is_a_declared_dependency(imports):
     undeclared = {
         (str(found.importer), found.top)
         for found in imports
-        if found.room in ROOMS
-        and found.top not in sys.stdlib_module_names
-        and found.importer.name
-        not in ("llada_generate.py", "md4_train.py", "torch_rollout.py", "torch_train.py")  # of other Pythons
+        if found.room in ROOMS and found.top not in sys.stdlib_module_names and found.importer.stem not in ELSEWHERE
         if not names & {_normal(name) for name in distributions.get(found.top, [found.top])}
     }
     assert undeclared == set()

@@ -257,7 +257,7 @@ def test_numbers_that_make_no_sense_are_refused_by_name(field, value):
 def test_the_bar_shows_steps_loss_and_rate():
     bar = loop._progress(10, 3)
     screen = io.StringIO()
-    paper = Console(file=screen, width=120)
+    paper = Console(file=screen, width=120, force_terminal=False, color_system=None)
     paper.print(bar.bar.get_renderable())
     bar(7, {"loss": 1.2345, "tokens_per_second": 6789.4})
     paper.print(bar.bar.get_renderable())

@@ -1,7 +1,8 @@
 """What the figures of a report show: the numbers, where they stand and what they are called."""
 
+import matplotlib
 import pytest
-from figures import described
+from figure_text import described_figure
 from matplotlib.figure import Figure
 
 from trimask.diffusion.results import Score
@@ -20,7 +21,8 @@ def drawn(monkeypatch, tmp_path):
             kept.append(self)
 
     def call(plot, content) -> Figure:
-        plot(tmp_path / "figure.png", content)
+        with matplotlib.rc_context(matplotlib.rcParamsDefault):
+            plot(tmp_path / "figure.png", content)
         path, figure = kept
         assert path == tmp_path / "figure.png" and path.stat().st_size
         return figure
@@ -37,10 +39,10 @@ METRICS = [
 
 
 def test_the_loss_and_the_bits_of_each_direction_are_drawn_against_tokens(drawn):
-    assert described(drawn(plots.plot_loss, METRICS)).splitlines() == [
+    assert described_figure(drawn(plots.plot_loss, METRICS)).splitlines() == [
         "8.00 by 3.40 inches of 110 dots",
         "loss | tokens: linear × linear, 8 to 52; 0 to 3.12, left bottom",
-        "  _child0: #1f77b4 - 1.5: (10, 3) (40, 1) (50, 0.5)",
+        "  #1f77b4 - 1.5: (10, 3) (40, 1) (50, 0.5)",
         "bits per token, in training | tokens: linear × linear, 8 to 52; 0 to 4.12, left bottom",
         "  text: #1f77b4 - 1.5: (40, 4) (50, 3)",
         "  text to image: #ff7f0e - 1.5: (10, 2) (40, 1.5)",
@@ -72,14 +74,14 @@ def test_accuracies_are_bars_with_their_intervals_and_ticks_at_that_of_real_medi
         score("image_to_text", 0.125),
     ]
     figure = drawn(plots.plot_accuracy, scores)
-    assert described(figure).splitlines() == [
+    assert described_figure(figure).splitlines() == [
         "8.00 by 1.74 inches of 110 dots",
         ": linear × linear, 0 to 1.02; 1.38 to -0.464, left bottom",
-        "  _nolegend_: #1f77b4 None 1.5 | 6: (0.25, 0)",  # ends of the first interval
-        "  _nolegend_: #1f77b4 None 1.5 | 6: (0.875, 0)",
-        "  _child5: #ff7f0e - 2.5: (0.75, -0.38) (0.75, 0.38)",
-        "  _nolegend_: #1f77b4 None 1.5 | 6: (0.125, 1)",  # of the second, which has none
-        "  _nolegend_: #1f77b4 None 1.5 | 6: (0.125, 1)",
+        "  #1f77b4 None 1.5 | 6: (0.25, 0)",  # ends of the first interval
+        "  #1f77b4 None 1.5 | 6: (0.875, 0)",
+        "  #ff7f0e - 2.5: (0.75, -0.38) (0.75, 0.38)",
+        "  #1f77b4 None 1.5 | 6: (0.125, 1)",  # of the second, which has none
+        "  #1f77b4 None 1.5 | 6: (0.125, 1)",
         "  the judge on real media: #ff7f0e - 2.5: ",
         "  bar #1f77b4 from (0, -0.3), 0.5 by 0.6",
         "  bar #1f77b4 from (0, 0.7), 0.125 by 0.6",

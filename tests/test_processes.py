@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from trimask.diffusion import processes as our_processes
 from trimask.diffusion.checkpoint import Checkpoints, Retention
 from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.description import TrainConfig
@@ -25,7 +26,15 @@ from trimask.diffusion.loop import Interrupted, LoopConfig
 from trimask.diffusion.mesh import MeshConfig, own_rows
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining import Pretraining
-from trimask.diffusion.processes import _GIVEN, ending_together, join, require_agreement, wait_for_all
+from trimask.diffusion.processes import (
+    _GIVEN,
+    _HEARTBEAT_S,
+    _SHUTDOWN_S,
+    ending_together,
+    join,
+    require_agreement,
+    wait_for_all,
+)
 from trimask.diffusion.run_folder import checkpoint_steps, read_lines
 from trimask.diffusion.train import train
 from trimask.diffusion.transformer import TransformerConfig
@@ -254,6 +263,7 @@ def test_a_taken_port_is_refused(host, monkeypatch):
         ({"SLURM_STEP_NUM_TASKS": "1"}, []),
         ({"SLURM_STEP_NUM_TASKS": "2"}, [()]),
         ({"OMPI_COMM_WORLD_SIZE": "3"}, [()]),
+        ({"on a TPU VM": "with the driver of TPUs"}, [()]),
         (
             {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "1"},
             [("host:1234", 4, 1)],
@@ -265,12 +275,16 @@ def test_other_processes_are_looked_for_where_there_are_some(environment, asked,
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    is_tpu_vm = "on a TPU VM" in environment
+    monkeypatch.setattr(our_processes, "find_spec", lambda name: name if is_tpu_vm and name == "libtpu" else None)
+    if is_tpu_vm:
+        monkeypatch.setattr(Path, "exists", lambda path: str(path) == "/dev/vfio")
     called = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *where, **how: called.append((where, how)))
     join()
     assert [where for where, _ in called] == asked
     for where, how in called:
-        limits = {"heartbeat_timeout_seconds": 60, "shutdown_timeout_seconds": 30}
+        limits = {"heartbeat_timeout_seconds": _HEARTBEAT_S, "shutdown_timeout_seconds": _SHUTDOWN_S}
         assert how == (limits | {"cluster_detection_method": "deactivate"} if where else limits)
         said = "process 1 of 4 waits for the others at host:1234\n" if where else ""
         assert capsys.readouterr().err == said

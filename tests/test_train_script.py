@@ -100,7 +100,7 @@ def test_datasets_that_are_seen_too_often_are_named(capsys, limit, often):
 
 @pytest.mark.parametrize("flag", ["--tuned-at", "--init-from"])
 def test_weights_that_change_in_training_are_of_the_run_that_had_them(tuned, tmp_path, flag):
-    """Not so those that held throughout; flags name others, so none is a default of a flag."""
+    """No weights are defaults of flags, which could then not name others; `_usual` has those of the whole training."""
     description, weights = load_description(tuned), {"weights": {"drawn": 2.0}, "task_weights": {"text": 3.0}}
     batch = dataclasses.replace(CONFIG.batch, **weights, final_weights={"drawn": 1.0}, anneal_tokens=(100, 200))
     config = dataclasses.replace(description.train, batch=batch)

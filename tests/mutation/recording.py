@@ -100,10 +100,11 @@ def _file(test: str) -> str:
 
 
 def digest(root: Path, files: Iterable[str]) -> str:
-    """Digest of the sources and of the tests, this tool apart."""
+    """Digest of the sources and of all that tests consist of, this tool apart."""
     found = hashlib.sha256()
     for name in sorted(files):
-        if name.endswith((".py", ".toml", ".jinja", "constraints.txt")) and not name.startswith(_OF_THIS_TOOL):
+        is_code = name.endswith((".py", ".toml", ".jinja", "constraints.txt")) or name.startswith("tests/")
+        if is_code and not name.startswith(_OF_THIS_TOOL):
             found.update(f"{name}\0".encode() + (root / name).read_bytes() + b"\0")
     return found.hexdigest()[:12]
 

@@ -1,4 +1,4 @@
-"""All that a figure shows, in words: what a test can compare with a literal text."""
+"""Text description of a figure: its axes, lines, bars, texts and legends, to compare with a literal text."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from matplotlib.legend import Legend
 from matplotlib.text import Text
 
 
-def described(figure: Figure) -> str:
+def described_figure(figure: Figure) -> str:
     """A line for the figure, one per axes, and below it what is drawn in them."""
     width, height = figure.get_size_inches()
     lines = [f"{width:.2f} by {height:.2f} inches of {figure.dpi:g} dots"]
@@ -31,7 +31,8 @@ def _axes(axes: Axes) -> Iterator[str]:
         points = " ".join(f"({x:g}, {y:g})" for x, y in line.get_xydata())
         how = f"{to_hex(line.get_color())} {line.get_linestyle()} {line.get_linewidth():g}"
         marker = f" {line.get_marker()} {line.get_markersize():g}" if line.get_marker() not in ("None", None) else ""
-        yield f"  {line.get_label()}: {how}{marker}: {points}"
+        label = "" if line.get_label().startswith("_") else f"{line.get_label()}: "  # such labels are matplotlib's own
+        yield f"  {label}{how}{marker}: {points}"
     for bar in axes.patches:
         corner = f"({bar.get_x():g}, {bar.get_y():g})"
         yield f"  bar {to_hex(bar.get_facecolor())} from {corner}, {bar.get_width():g} by {bar.get_height():g}"
