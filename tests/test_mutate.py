@@ -137,7 +137,8 @@ def test_the_recording_is_stale_when_sources_or_tests_change_and_not_when_this_t
         return digest(tmp_path, files)
 
     assert state() == state(**{"tests/mutation/y.py": "30", "README.md": "40"})
-    assert len({state(), state(**{"diffusion/x.py": "10"}), state(**{"tests/test_x.py": "20"})}) == 3
+    changed = ("diffusion/x.py", "tests/test_x.py", "tests/pictures/x.png")
+    assert len({state(), *(state(**{name: "50"}) for name in changed)}) == 4
 
 
 def test_a_copy_holds_a_mutant_for_a_while_and_python_takes_no_older_module_for_it(tmp_path):
