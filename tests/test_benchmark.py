@@ -15,7 +15,7 @@ from trimask.diffusion.data.batches import Batches
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import benchmark_data, benchmark_train
-from trimask.scripts.benchmark import main
+from trimask.scripts.benchmark import BENCHMARKS, main
 from trimask.scripts.benchmark_sample import Ours, _start
 
 SMALL = [
@@ -135,6 +135,13 @@ def test_rollouts_are_compared_by_evaluations_per_second(tmp_path):
     for case in others:
         rates = ours["evaluations_per_second"] / case["evaluations_per_second"]
         assert case["speedup"] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_without_a_name_the_benchmarks_are_told(arguments, capsys):
+    main(arguments)
+    printed = capsys.readouterr().out
+    assert "usage: trimask benchmark NAME OUT [options]" in printed and all(name in printed for name in BENCHMARKS)
 
 
 def test_an_unknown_benchmark_is_refused():

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ import textwrap
 import numpy as np
 import pytest
 import soundfile
+from conftest import Synthetic
 from PIL import Image
 
 from trimask.diffusion import configuration
@@ -405,6 +407,39 @@ def test_a_source_without_a_usable_training_record_is_refused_by_its_split(tmp_p
     config = PrepareConfig(sources={"x": SourceConfig(kind="prompts", where=(str(tmp_path / "a.jsonl"),))})
     with pytest.raises(ValueError, match="x: there is no usable record in its training split, so nothing can be made"):
         prepare(tmp_path / "out", config)
+
+
+@pytest.mark.parametrize("on_error", ["skip", "stop"])
+def test_a_record_whose_reader_finds_fault_is_a_bad_record_of_its_line(tmp_path, monkeypatch, on_error):
+    class Faulty(Synthetic):
+        def _example(self, number):
+            if number == 5:
+                raise ValueError("not a sum")
+            return super()._example(number)
+
+    monkeypatch.setitem(sources.KINDS, "synthetic", lambda where, _: Faulty(where[0]))
+    config = PrepareConfig(sources={"sums": SourceConfig(kind="synthetic", where=("sums",))}, on_error=on_error)
+    if on_error == "stop":
+        with pytest.raises(BadRecord, match="sums train, line 6: not a sum"):
+            prepare(tmp_path, config)
+        return
+    prepared = prepare(tmp_path, config)
+    (reject,) = map(json.loads, (tmp_path / "rejects.jsonl").read_text().splitlines())
+    assert (reject["file"], reject["line"], reject["reason"]) == ("sums train", 6, "not a sum")
+    assert [example["id"] for example in prepared.examples("sums", "train")][4:6] == ["4", "6"]
+
+
+def test_media_have_the_size_that_those_of_a_run_have_whose_tokenizers_are_taken(prepared, tmp_path):
+    shutil.copytree(prepared.folder / "tokenizers", tmp_path / "run/tokenizers")
+    layouts = {name: configuration.to_dict(prepared.dataset(name).layout) for name in ("drawn", "spoken", "sums")}
+    (tmp_path / "run/config.json").write_text(json.dumps({"layouts": layouts}))
+    for folder, pictures, seconds in (
+        (tmp_path / "run", PictureConfig(height=4, width=6), 0.15),
+        (tmp_path / "run/tokenizers", PrepareConfig().pictures, None),
+    ):
+        config = fitting.with_given_codecs(PrepareConfig(tokenizers=str(folder)))
+        assert (config.pictures, config.seconds) == (pictures, seconds)
+        assert config.codecs["image"] == prepared.tokenizers.codec("image").config
 
 
 def test_what_a_killed_process_left_half_written_is_gone_at_the_end(files, tmp_path):

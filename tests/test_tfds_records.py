@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from trimask.diffusion.data import digits
 from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.sources import FieldConfig, SourceConfig
+from trimask.diffusion.data.tfds_records import EmbeddedDigits
 from trimask.tokenizers.audio import MelConfig
 
 
@@ -88,3 +90,34 @@ def test_a_record_is_a_text_and_the_mean_of_its_channels_and_what_has_neither_is
     info.features = {"other": features["caption"], "sound": sound}
     with pytest.raises(ValueError, match=r"no text feature 'name'; of text or label it has other, and --fields.text"):
         entries("name")
+
+
+def test_a_dataset_is_fetched_where_that_is_asked_for(monkeypatch, tmp_path):
+    fetched: list[str] = []
+    info = SimpleNamespace(features={"text": tfds.features.Text()}, splits={"train": 3})
+    builder = MadeUp(
+        info=info,
+        as_data_source=lambda split: [{"text": "a"}] * 3,
+        download_and_prepare=lambda file_format: fetched.append(file_format),
+    )
+    monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
+    for download, formats in ((False, []), (True, ["array_record"])):
+        config = config_of("texts", download=download)
+        assert [block.count for block in config.open_source("some", tmp_path).blocks(10)] == [3]
+        assert fetched == formats
+
+
+@pytest.mark.parametrize(("name", "medium"), [("handwritten", "image"), ("spoken", "audio"), ("sums", None)])
+def test_digits_are_pictures_sounds_or_questions_up_to_their_equals_sign(monkeypatch, tmp_path, name, medium):
+    text = "3+4=7" if medium is None else "seven"
+    content = {"image": np.full((2, 3, 1), 200), "audio": np.array([-32768, 16384])}.get(medium)
+    record = {"id": "a", "text": text} | ({} if medium is None else {medium: content})
+    monkeypatch.setattr(digits, "load", lambda *_: [record])
+    source = EmbeddedDigits(name, tmp_path)
+    (entry,) = source.entries(source.blocks(10)[0])
+    example = entry.example()
+    assert (source.medium, example.id, example.media["text"], example.given) == (medium, "a", text, 0 if medium else 4)
+    if medium is not None:
+        scale = {"image": 1, "audio": 32768}[medium]
+        np.testing.assert_array_equal(example.media[medium], content / scale)
+        assert example.media[medium].dtype == {"image": np.uint8, "audio": np.float32}[medium]

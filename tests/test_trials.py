@@ -152,6 +152,7 @@ def test_what_is_known_is_not_run_again(prepared, tmp_path):
         assert [line["outcome"]["loss"] for line in lines] == [0.1, 0.2, 0.3]
     with Trials(tmp_path, prepared.folder, 0, silent) as trials:
         assert trials.measured(configs, fake, Outcome) == found
+        assert trials.measured([], fake, Outcome) == []
 
 
 @pytest.mark.parametrize("line", ['{"no": "key"}', '{"key": "a", "outcome": {"loss": 1.0}}'])

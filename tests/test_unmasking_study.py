@@ -19,7 +19,7 @@ from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.requests import Answer, Generator
 from trimask.diffusion.studies.trials import Trials
-from trimask.sampling_rl import unmasking_report, unmasking_study
+from trimask.sampling_rl import policy_study, unmasking_report, unmasking_study
 from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.policy_study import PolicyStudy, chains, trainings
 from trimask.sampling_rl.policy_study import study as run_policy_study
@@ -477,3 +477,10 @@ def test_a_study_without_orders_ends_well(loaded, prepared, tmp_path, monkeypatc
 def test_impossible_studies_are_refused(bad):
     with pytest.raises(ValueError, match="must be"):
         UnmaskingStudy(**bad)
+
+
+def test_trainings_in_several_processes_show_no_bars(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(policy_study, "train_chain", lambda *arguments: print("a bar") or asked.append(arguments))
+    policy_study._train_chain_quietly("runs/small", Path("data"), None, Path("folder"), [])
+    assert asked == [("runs/small", Path("data"), None, Path("folder"), [])] and capsys.readouterr().out == ""

@@ -62,11 +62,6 @@ class BlockReport:
     shards: dict[str, ShardReport]
     """Split → its shard; a split without examples is absent."""
 
-    @property
-    def accepted(self) -> int:
-        """Records that became examples."""
-        return self.block.count - len(self.rejects)
-
 
 def encode_block(folder: Path, dataset: str, number: int) -> BlockReport:
     """Tokenises a block of the folder's plan and writes its shards; a BadRecord stops it if the config says so."""
