@@ -218,10 +218,11 @@ PROJECT = {
         "def forever(n, step):\n    while n:\n        time.sleep(step)\n        n -= step\n\n"
         "def elsewhere(a, b):\n    return a - b\n\n"
         "def unused(a, b):\n    return a * b\n\n"
-        "def shared(a, b):\n    return a / b\n"
+        "def shared(a, b):\n    return a / b\n\n"
+        "def compiled(a, b):\n    return a // b\n"
     ),
     "tests/test_sums.py": (
-        "import subprocess, sys\nimport pytest\nfrom toy.rooms import sums\n\n"
+        "import functools, subprocess, sys\nimport pytest\nfrom toy.rooms import sums\n\n"
         "@pytest.fixture(scope='module')\ndef half():\n    return sums.shared(1, 2)\n\n"
         "def test_first(half):\n    pass\n\n"
         "def test_second(half):\n    assert half == 0.5\n\n"
@@ -229,7 +230,9 @@ PROJECT = {
         "def test_less():\n    assert sums.barely_checked(1, 2)\n\n"
         "def test_end():\n    assert sums.forever(0.02, 0.01) is None\n\n"
         "def test_process():\n    code = 'from toy.rooms import sums; print(sums.elsewhere(5, 2))'\n"
-        "    assert subprocess.check_output([sys.executable, '-c', code], text=True) == '3\\n'\n"
+        "    assert subprocess.check_output([sys.executable, '-c', code], text=True) == '3\\n'\n\n"
+        "@functools.cache\ndef made():\n    return sums.compiled(9, 2)\n\n"
+        "def test_third():\n    made()\n\ndef test_third_again():\n    assert made() == 4\n"
     ),
     "tests/test_use.py": (
         "from toy.rooms import sums\n\ndef test_use():\n    assert sums.checked(1, sums.IS_ON) == 2\n"
@@ -248,13 +251,14 @@ EXPECTED = {
     "elsewhere": ("caught", "test_process"),
     "unused": ("not executed", ""),
     "shared": ("caught", "test_second"),
+    "compiled": ("caught", "test_third_again"),
 }
-ARGUMENTS = command.Arguments(number=8, seed=3, jobs=1, patience_s=3)
+ARGUMENTS = command.Arguments(number=9, seed=3, jobs=1, patience_s=3)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A project of eight statements, after the command has tested a mutant of each."""
+    """A project of nine statements, after the command has tested a mutant of each."""
     root = tmp_path_factory.mktemp("project")
     for name, text in PROJECT.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -273,7 +277,10 @@ def results(project: Path) -> list[Result]:
 
 
 def test_caught_survived_hung_and_not_executed_are_told_apart(project):
-    """Mutants reach tests that start processes; what a shared fixture executes counts for all tests that use it."""
+    """Mutants reach tests that start processes; what a shared fixture executes counts for all tests that use it.
+
+    What one test has made is tested by another, which does not execute it again.
+    """
     found = {result.function: (result.status, result.test.split("::")[-1]) for result in results(project)}
     assert found == EXPECTED
 
@@ -302,7 +309,7 @@ def test_the_same_command_goes_on_where_it_was_stopped(project, monkeypatch):
     judged = []
     monkeypatch.setattr(command, "judge", lambda *_: judged.append(1) or Verdict("survived"))
     command.main(ARGUMENTS, project)
-    assert len(judged) == 1 and len(results(project)) == 7
+    assert len(judged) == 1 and len(results(project)) == 8
     path.write_text(whole)
 
 
@@ -323,4 +330,4 @@ def test_a_recording_goes_on_where_it_was_stopped(project, tmp_path, monkeypatch
 def test_equivalents_count_neither_as_caught_nor_as_survived(project, capsys):
     command.main(ARGUMENTS, project)
     out = capsys.readouterr().out
-    assert "57.1%" in out  # 4 of 7, with an eighth that is equivalent
+    assert "62.5%" in out  # 5 of 8, with a ninth that is equivalent

@@ -66,8 +66,8 @@ class Recording:
         """Tests to run on a mutant of a statement: those of the module's own test file first, then the quickest files.
 
         They are the tests that execute it. What runs at import runs for all tests that use the file, and for those
-        that read definitions. A function that is compiled runs as Python once, in the first test that needs it: so the
-        other tests that use the file, in the same test files, come last.
+        that read definitions. A function that is compiled runs as Python once, in the first test that needs it, and a
+        later one may need nothing else of the file: so the other tests of the same test files come last.
         """
         paths = [path for path in self._data.measured_files() if path.endswith(f"/tree/{statement.file}")]
         contexts = [pair for path in paths for pair in self._data.contexts_by_lineno(path).items()]
@@ -76,7 +76,8 @@ class Recording:
         first = using | self._reading if statement.runs_at_import else executing
         own = f"tests/test_{Path(statement.file).stem}.py"
         files = {_file(test) for test in first}
-        later = {test for test in using if _file(test) in files} - first
+        beside = using if statement.runs_at_import else self.seconds.keys()
+        later = {test for test in beside if _file(test) in files} - first
         return [*self._ordered(first, own), *self._ordered(later, own)]
 
     @cached_property
