@@ -186,7 +186,7 @@ class PolicyTraining:
         return PolicyState(parameters, optimizer, state.start, state.step + 1), {**metrics, **found}
 
     def _by_policy(self, parameters: Parameters, numbers: Int[np.ndarray, " groups"], key) -> "_Episodes":
-        policy = LearnedStrategy(self.config.policy, parameters, is_forced=False)
+        policy = LearnedStrategy(self.config.policy, parameters)
         how = (self.config.generation.guide, Recorder(self.config.policy, policy), self.rules)
         return self._episodes(how, numbers, self.config.grpo.group, key)
 

@@ -75,6 +75,8 @@ def test_other_code_gets_our_weights_and_prompts_and_is_compared(tmp_path, monke
     assert [c["code"] for c in theirs] == ["LLaDA"] + ["Fast-dLLM"] * 2
     assert all(np.isfinite(c["parted_at"]) and c["parted_at"] >= 0 for c in theirs)
     assert all(c["seconds"] == 3.0 and 0 <= c["same_tokens"] < 1 for c in theirs)
+    assert all(c["tokens_per_second"] == pytest.approx(c["rows"] * 4 / 3.0) for c in theirs)
+    assert all(c["milliseconds_per_evaluation"] == pytest.approx(3000 / c["evaluations"]) for c in theirs)
     ours = {(c["rows"], c["cache"]): c["seconds"] for c in cases if c["code"] == "trimask"}
     assert all(c["speedup"] == pytest.approx(3.0 / ours[c["rows"], c["cache"]]) for c in theirs)
     seen = json.loads(Path("seen.json").read_text())

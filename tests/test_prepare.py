@@ -16,7 +16,7 @@ from conftest import Synthetic
 from PIL import Image
 
 from trimask.diffusion import configuration
-from trimask.diffusion.data import fitting, sources
+from trimask.diffusion.data import fitting, sounds, sources
 from trimask.diffusion.data import prepare as preparing
 from trimask.diffusion.data.media_config import PictureConfig
 from trimask.diffusion.data.plan import PrepareConfig, SplitConfig, fitted
@@ -440,6 +440,13 @@ def test_media_have_the_size_that_those_of_a_run_have_whose_tokenizers_are_taken
         config = fitting.with_given_codecs(PrepareConfig(tokenizers=str(folder)))
         assert (config.pictures, config.seconds) == (pictures, seconds)
         assert config.codecs["image"] == prepared.tokenizers.codec("image").config
+
+
+@pytest.mark.parametrize(("seconds", "samples"), [(None, 1200), (1e-9, 400), (0.05, 400), (0.0502, 800)])
+def test_sounds_last_whole_frames_one_at_least(seconds, samples):
+    """Frames are of 400 samples, at 8 kHz; the longest sound has 801."""
+    lengths = {"voices": [np.zeros(length, np.float32) for length in (1, 801)]}
+    assert sounds.shapes(lengths, PrepareConfig(seconds=seconds).media, None) == {"voices": [samples]}
 
 
 def test_what_a_killed_process_left_half_written_is_gone_at_the_end(files, tmp_path):

@@ -1,6 +1,7 @@
 """The whole story in seconds: prepare, train a few steps, evaluate, and the report of it."""
 
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -200,7 +201,7 @@ def test_a_wrong_picture_is_framed(story, tmp_path):
     assert 0 < red_pixels([True, False]) < red_pixels([False, False])
 
 
-def test_the_story_told_again_does_not_train_again(story, experiment, prepared, monkeypatch):
+def test_the_story_told_again_does_not_train_again(story, experiment, prepared, monkeypatch, capsys):
     run, evaluation, samples = story[:3]
     monkeypatch.setattr(demo.evaluate, "run", lambda *_: (evaluation, samples))
     models = [story[3]]
@@ -209,6 +210,9 @@ def test_the_story_told_again_does_not_train_again(story, experiment, prepared, 
     monkeypatch.setattr("trimask.diffusion.pretraining.Pretraining.step", lambda *_: pytest.fail("it trains"))
     demo.run(run, prepared.folder, experiment)
     assert (run / "metrics.jsonl").read_bytes() == metrics
+    out = capsys.readouterr().out
+    assert f"Look and listen:  {run / 'report.html'}" in out
+    assert re.search(r"prepare \d+ s · train \d+ s · evaluate \d+ s · report \d+ s · all \d+ s", out)
     for ours, theirs in zip(*(jax.tree.leaves(model.parameters) for model in models), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

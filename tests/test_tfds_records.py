@@ -116,6 +116,7 @@ def test_digits_are_pictures_sounds_or_questions_up_to_their_equals_sign(monkeyp
     source = EmbeddedDigits(name, tmp_path)
     (entry,) = source.entries(source.blocks(10)[0])
     example = entry.example()
+    assert (entry.file, entry.line, entry.split) == (f"{name} train", 1, "train")
     assert (source.medium, example.id, example.media["text"], example.given) == (medium, "a", text, 0 if medium else 4)
     if medium is not None:
         scale = {"image": 1, "audio": 32768}[medium]

@@ -361,3 +361,18 @@ def test_a_run_knows_the_commit_of_the_checkout_it_was_made_by(tmp_path, monkeyp
     assert head and training._git_commit() == head
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert training._git_commit() is None
+
+
+def test_nothing_is_announced_or_written_before_all_processes_know_what_the_folder_holds(
+    prepared, tmp_path, monkeypatch
+):
+    waited, announced = [], []
+
+    def announce(*_):
+        announced.append(list(waited))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "wait_for_all", lambda what: waited.append((what, list(tmp_path.glob("*.json")))))
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, prepared.folder, CONFIG, announce=announce)
+    assert announced == [[("all know what the folder holds", [])]]

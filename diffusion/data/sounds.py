@@ -72,8 +72,8 @@ def shapes(
     for name, sample in samples.items():
         samples_each = max(map(len, sample))
         if config.seconds is not None:
-            samples_each = max(1, round(config.seconds * codec.sample_rate_hz))
-        found[name] = [-(-samples_each // frame) * frame]
+            samples_each = round(config.seconds * codec.sample_rate_hz)
+        found[name] = [max(1, -(-samples_each // frame)) * frame]
     return found
 
 
