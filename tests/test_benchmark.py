@@ -299,6 +299,9 @@ def test_training_is_timed_of_the_network_that_is_asked_for(tmp_path, monkeypatc
     for _, vocabulary, batch, repeats in asked:
         assert (vocabulary.text_size, vocabulary.codebook_sizes) == (32, {"image": (16,), "audio": (8, 8)})
         assert batch.tokens.shape == (2, 8) and repeats == 7
+        assert batch.modality[1].tolist() == [1, 1, 1, 1, 2, 2, 3, 3] and not batch.place[..., 0].any()
+        assert batch.place[1, :, 1].tolist() == [0, 0, 0, 0, 0, 0, 0, 1]
+        assert batch.segment.all() and not batch.is_condition.any()
     assert (ours.code, other.code, ours.speedup, other.speedup) == ("trimask", "trimask, scanned, remat", None, 2.0)
     assert (ours.tokens_per_second, other.tokens_per_second) == (8.0, 4.0)
     assert (ours.compile_seconds, ours.temporary_bytes) == (3.0, 4)

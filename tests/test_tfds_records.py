@@ -100,11 +100,13 @@ def test_a_dataset_is_fetched_where_that_is_asked_for(monkeypatch, tmp_path):
         as_data_source=lambda split: [{"text": "a"}] * 3,
         download_and_prepare=lambda file_format: fetched.append(file_format),
     )
-    monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
+    opened: list[tuple[str, Path | None]] = []
+    monkeypatch.setattr(tfds, "builder", lambda name, data_dir: opened.append((name, data_dir)) or builder)
     for download, formats in ((False, []), (True, ["array_record"])):
-        config = config_of("texts", download=download)
+        config = config_of("texts", download=download, tfds_folder="somewhere")
         assert [block.count for block in config.open_source("some", tmp_path).blocks(10)] == [3]
         assert fetched == formats
+    assert opened == [("texts", Path("somewhere"))] * 2
 
 
 @pytest.mark.parametrize(("name", "medium"), [("handwritten", "image"), ("spoken", "audio"), ("sums", None)])

@@ -123,6 +123,11 @@ def test_a_draw_inverts_the_cumulative_distribution(size, uniform, seed):
     assert uniform <= cumulative[token] + 1e-5 and uniform >= (cumulative[token - 1] if token else 0) - 1e-5
 
 
+def test_a_draw_at_an_edge_is_of_the_token_that_begins_there():
+    uniform = np.array([0, 0.25, 0.5, 0.75], np.float32)
+    assert DRAWN(np.full((4, 4), 0.25, np.float32), uniform, Draw(temperature=1.0)).tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("used", list(itertools.product([False, True], repeat=3)), ids=str)
 @settings(deadline=None, max_examples=20)
 @given(
