@@ -172,7 +172,7 @@ def test_the_table_of_batches(tmp_path, monkeypatch):
     )
 
 
-def test_the_table_of_checkpoints(tmp_path, monkeypatch):
+def test_the_table_of_checkpoints_which_is_also_printed(tmp_path, monkeypatch, capsys):
     case = benchmark_checkpoint.Case("64x1", 1_250_000, 19 * MIB, 2000 * MIB, 0.125, 1234.5, 2.0)
     arguments = benchmark_checkpoint.Arguments(out=tmp_path, sizes=("64x1",))
     assert table_of(benchmark_checkpoint, "checkpoint", arguments, case, tmp_path, monkeypatch, "_case") == written(
@@ -182,6 +182,7 @@ def test_the_table_of_checkpoints(tmp_path, monkeypatch):
         | 64x1 | 1.2M | 19 | 2,000 | 0.12 | 1,234.50 | 2.00 |
         """
     )
+    assert "1,234.50" in capsys.readouterr().out
 
 
 def test_the_ways_to_compute_a_loss_are_the_same_loss(tmp_path, monkeypatch):

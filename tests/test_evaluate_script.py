@@ -84,5 +84,10 @@ def test_all_tables(monkeypatch):
     }
 
 
+def test_what_is_not_judged_is_noted_as_it_is(capsys):
+    evaluate.print_evaluation(Evaluation(step=1, bounds=[bound()], notes=["text on [b]sums[/b] is not judged"]))
+    assert "Note: text on [b]sums[/b] is not judged\n" in capsys.readouterr().out
+
+
 def test_without_scores_or_samples_there_are_bits_alone(monkeypatch):
     assert list(printed(monkeypatch, Evaluation(step=1, bounds=[bound()]))) == ["Bits per token"]

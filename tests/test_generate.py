@@ -51,8 +51,9 @@ def test_a_drawing_is_written_with_its_animation_and_its_line_in_the_index(gener
     assert entry["settings"] == configuration.to_dict(GenerationConfig(steps=2, temperature=2.0))
 
 
-def test_speech_is_written_at_the_codecs_rate_and_read_back(generate, tmp_path):
+def test_speech_is_written_at_the_codecs_rate_and_read_back(generate, tmp_path, capsys):
     first, second = generate("--prompt", "two", "--to", "audio", "--num", 2)
+    assert f"2 answers in {tmp_path / 'out'}" in capsys.readouterr().out
     assert [first["file"], second["file"]] == ["two.wav", "two-2.wav"]
     assert soundfile.info(tmp_path / "out/two.wav").samplerate == 8000
     assert (tmp_path / "out/two.wav").read_bytes() != (tmp_path / "out/two-2.wav").read_bytes()
@@ -64,7 +65,8 @@ def test_a_picture_is_described_in_text_that_is_also_printed(generate, tmp_path,
     Image.new("RGB", (50, 40)).save(tmp_path / "Photo 1.jpg")
     (entry,) = generate("--image", tmp_path / "Photo 1.jpg", "--to", "text")
     assert (tmp_path / "out/photo-1.txt").read_text() == entry["text"] + "\n"
-    assert f"Photo 1.jpg → {entry['text']}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"Photo 1.jpg → {entry['text']}" in printed and f"1 answer in {tmp_path / 'out'}" in printed
 
 
 def test_a_policy_is_asked_in_its_blocks_unless_others_are_named(generate, tmp_path):

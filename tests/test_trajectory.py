@@ -76,10 +76,11 @@ def test_what_is_known_of_a_text_has_the_colour_of_its_confidence_and_the_rest_i
     assert [str(span.style) for span in shown.spans] == [colour(0.0), colour(1.0), "grey50"]
 
 
-def test_a_page_shows_every_step(traced, tmp_path):
+def test_a_page_shows_every_step(traced, tmp_path, capsys):
     (entry,) = traced("--prompt", "one", "--to", "audio", "--trace", "--steps", "3")
     trace = tmp_path / "out" / entry["trace"]
     inspect([str(trace)])
+    assert f"page: {trace.with_suffix('.html')}" in capsys.readouterr().out
     page = trace.with_suffix(".html").read_text()
     assert page.count("<script>") == 1 and '"confidence"' in page and "</html>" in page
 
