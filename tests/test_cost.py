@@ -1,12 +1,14 @@
 """What a step costs: against networks that are made, and against what XLA plans."""
 
+from dataclasses import replace
+
 import jax
 import pytest
 from flax import nnx
 from test_mesh import run_on_eight_devices
 
 from trimask.configs.presets import preset
-from trimask.diffusion.cost import flops_per_token, mean_ids, parameters
+from trimask.diffusion.cost import Memory, StepOnMesh, flops_per_token, mean_ids, parameters
 from trimask.diffusion.transformer import Transformer, TransformerConfig
 from trimask.scripts.plan import main
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -45,6 +47,32 @@ def test_presets_have_the_parameters_they_are_called_after():
         experiment = preset(name)
         count = parameters(experiment.train.model, experiment.vocabulary).total
         assert count == pytest.approx(millions * 1e6, rel=0.01)
+
+
+WIDE = TransformerConfig(width=256, num_layers=3, num_heads=4, compute_dtype="bfloat16")
+ALONE = StepOnMesh(WIDE, VOCABULARY, data=1, fsdp=1, tensor=1, row_length=64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sent", "activations", "weights"),
+    [
+        ({}, 0, 25_806_643, 0),
+        ({"data": 2}, 10_009_088, 25_806_643, 0),
+        ({"fsdp": 2}, 15_209_472, 25_806_643, 1_600_000),
+        ({"tensor": 2}, 6_638_080, 16_035_226, 0),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, 16_857_600, 16_035_226, 1_600_000),
+        ({"fsdp": 2, "tensor": 2, "platform": "gpu"}, 9_550_080, 16_035_226, 1_600_000),
+        ({"fsdp": 4, "accumulate": 2}, 22_814_208, 29_806_643, 3_200_000),
+        ({"data": 2, "model": replace(WIDE, tied_unembedding=True)}, 10_009_088, 25_806_643, 0),
+        ({"fsdp": 2, "model": replace(WIDE, remat="block", blocks="scanned")}, 15_209_472, 9_214_362, 8_800_000),
+        ({"fsdp": 2, "tensor": 2, "model": replace(WIDE, compute_dtype="float32")}, 22_273_536, 31_603_917, 3_200_000),
+    ],
+)
+def test_coefficients_are_those_that_were_compared_with_xla(changes, sent, activations, weights):
+    """Another one needs that comparison again, whose 15 % let small changes pass."""
+    step = replace(ALONE, **changes)
+    assert step.communication(8) == sent
+    assert step._memory(1_000_000, 600_000, 8) == Memory(16_000_000, activations, weights)
 
 
 def test_memory_and_exchanges_are_what_xla_plans():

@@ -18,6 +18,7 @@ from trimask.diffusion.evaluate import EvaluateConfig, evaluate
 from trimask.diffusion.held_out import spread
 from trimask.diffusion.likelihood import num_asked, target_bits
 from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.diffusion.trained import Loaded
 from trimask.scripts import evaluate as command
@@ -192,9 +193,14 @@ def test_raw_media_of_plain_text_are_not_read(loaded, texts, monkeypatch):
 
     monkeypatch.setattr(Prepared, "raw", raw)
     reports: dict[str, list[tuple[int, int]]] = {}
+    generators, bounds = [], []
+    monkeypatch.setattr(evaluation, "Generator", lambda *of, **how: generators.append(how) or Generator(*of, **how))
+    monkeypatch.setattr(evaluation, "target_bits", lambda *of, **how: bounds.append(how) or target_bits(*of, **how))
     result, _ = evaluate(loaded, texts, CONFIG, lambda what, *counts: reports.setdefault(what, []).append(counts))
     assert {score.dataset for score in result.scores} == {"asked"}
     assert {bound.dataset for bound in result.bounds} == {"plain", "asked", None}
+    assert generators == [{"rows": 4}]
+    assert [(how["num_draws"], how["rows"]) for how in bounds] == [(2, 4)] * 2
     assert reports.keys() == {"bits of text on test", "text on test"}
     assert reports["text on test"][-1] == (5, 5) and reports["bits of text on test"].count((5, 5)) == 2
 
