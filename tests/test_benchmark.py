@@ -135,6 +135,7 @@ def test_rollouts_are_compared_by_evaluations_per_second(tmp_path):
     assert 1 <= ours["evaluations_per_episode"] <= 4 and ours["speedup"] is None
     assert others[-1]["evaluations_per_second"] == 6 and others[-1]["evaluations_per_episode"] == 4
     for case in others:
+        assert 1 <= case["evaluations_per_episode"] <= 4
         rates = ours["evaluations_per_second"] / case["evaluations_per_second"]
         assert case["speedup"] == pytest.approx(rates)
 

@@ -185,11 +185,13 @@ def test_the_allocator_is_settled_unless_the_user_settled_it(monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(mallopt=lambda *setting: asked.append(setting)))
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
     cli.settle_process()
-    assert asked == []
-    monkeypatch.delenv("MALLOC_ARENA_MAX")
+    assert asked == [] and os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
+    for name in ("MALLOC_ARENA_MAX", "TF_CPP_MIN_LOG_LEVEL"):
+        monkeypatch.delenv(name)
     cli.settle_process()
-    assert len(asked) == 4
+    assert asked == [(-4, 0), (-1, -1), (-2, 256 << 20), (-8, 1)] and os.environ["TF_CPP_MIN_LOG_LEVEL"] == "2"
 
 
 def test_the_command_line_runs_as_a_script_too():

@@ -83,4 +83,4 @@ def test_trainings_without_data_are_of_digits_that_are_prepared_for_them(made_up
 def test_without_a_name_all_studies_are_listed(capsys):
     study.main([])
     shown = capsys.readouterr().out
-    assert all(f"  {name} " in shown for name in study.STUDIES) and "usage: trimask study NAME OUT" in shown
+    assert all(f"  {name} " in shown for name in study.STUDIES) and "usage: trimask study NAME OUT [options]" in shown
