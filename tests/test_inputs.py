@@ -36,6 +36,9 @@ def test_resizing_is_said(tmp_path, capsys):
     Image.new("L", (30, 20)).save(tmp_path / "x.png")
     read_image(tmp_path / "x.png", (8, 6, 1))
     assert "30×20 pixels become 6×8" in capsys.readouterr().out
+    Image.new("L", (30, 20)).save(tmp_path / "[b]x.png")
+    read_image(tmp_path / "[b]x.png", (8, 6, 1))
+    assert f"{tmp_path}/[b]x.png: " in capsys.readouterr().out
 
 
 def test_a_16_bit_picture_keeps_its_greys(tmp_path):

@@ -263,4 +263,7 @@ def test_the_bar_shows_steps_loss_and_rate():
     paper.print(bar.bar.get_renderable())
     before, after = (re.sub(r"[━╸╺]+", "…", line).split() for line in screen.getvalue().splitlines())
     assert before[:5] == ["train", "…", "3/10", "steps", "compiling"] and before[-2:] == ["left", "-:--:--"]
+    with bar:
+        assert bar.bar.live.is_started
+    assert not bar.bar.live.is_started
     assert after[:9] == ["train", "…", "7/10", "steps", "loss", "1.234", "·", "6,789", "tokens/s"]

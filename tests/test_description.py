@@ -1,0 +1,98 @@
+"""What a run's config.json holds the run to, and what may change when it goes on."""
+
+import dataclasses
+
+import fakes
+import pytest
+
+from trimask.diffusion import configuration
+from trimask.diffusion.data.batches import BatchConfig
+from trimask.diffusion.description import RunDescription, TrainConfig, continued, load_description
+from trimask.diffusion.loop import LoopConfig
+from trimask.diffusion.mesh import MeshConfig
+from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.transformer import TransformerConfig
+
+TRAIN = TrainConfig(model=TransformerConfig(num_layers=1, width=16, num_heads=2))
+DESCRIPTION = RunDescription(
+    train=TRAIN,
+    vocabulary=fakes.VOCABULARY,
+    layouts={},
+    data="data/a",
+    data_fingerprint="1a",
+    num_steps=7,
+    batch_tokens=1.0,
+    kappa=1.0,
+    optimizer=TRAIN.optimizer,
+    epochs={},
+    trimask="0",
+    git_commit="old",
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run at step 3."""
+    configuration.save(tmp_path / "config.json", DESCRIPTION)
+    (tmp_path / "checkpoints/3").mkdir(parents=True)
+    return tmp_path
+
+
+def asked(**train) -> RunDescription:
+    return dataclasses.replace(DESCRIPTION, git_commit="new", train=dataclasses.replace(TRAIN, **train))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loop": LoopConfig(log_every=3)},
+        {"generation": {"text": GenerationConfig(steps=5)}},
+        {"mesh": MeshConfig(fsdp=1)},
+        {"batch": BatchConfig(warn_epochs=2.0)},
+        {"model": dataclasses.replace(TRAIN.model, remat="block", blocks="scanned", attention="kernel")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_run_goes_on_with_other_ways_to_compute_save_and_show_and_is_else_what_it_was(folder, change):
+    description = dataclasses.replace(asked(**change), data="elsewhere/a", num_steps=99)
+    expected = dataclasses.replace(DESCRIPTION, train=description.train, data="elsewhere/a")
+    assert continued(folder, description, resume=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("description", "said"),
+    [
+        (asked(seed=1), "seed: 0 → 1"),
+        (asked(batch=BatchConfig(tokens=5)), "batch.tokens: 4096 → 5"),
+        (asked(model=dataclasses.replace(TRAIN.model, width=32)), "model.width: 16 → 32"),
+        (dataclasses.replace(DESCRIPTION, data_fingerprint="2b"), "data_fingerprint: 1a → 2b"),
+        (dataclasses.replace(DESCRIPTION, init_from="runs/b"), "init_from: None → runs/b"),
+        (
+            dataclasses.replace(DESCRIPTION, vocabulary=dataclasses.replace(fakes.VOCABULARY, text_size=9)),
+            "vocabulary.text_size: 6 → 9",
+        ),
+    ],
+)
+def test_another_run_is_refused_by_what_differs(folder, description, said):
+    with pytest.raises(ValueError, match=f"holds a run of another configuration; .* There → asked for: {said}$"):
+        continued(folder, description, resume=True)
+
+
+def test_a_run_that_is_there_is_not_begun_anew(folder):
+    with pytest.raises(ValueError, match="holds a run at step 3; --no-resume needs a folder without one"):
+        continued(folder, DESCRIPTION, resume=False)
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"holds checkpoints and no config.json to say of what"):
+        continued(folder, DESCRIPTION, resume=True)
+    (folder / "checkpoints/3").rmdir()
+    for resume in (True, False):
+        assert continued(folder, DESCRIPTION, resume) is DESCRIPTION
+
+
+def test_a_folder_that_is_not_a_run_is_refused(folder):
+    assert load_description(folder) == DESCRIPTION
+    (folder / "manifest.json").write_text("{}")  # of prepared data, which have a config.json too
+    with pytest.raises(FileNotFoundError, match="not a run folder; `trimask train` makes one"):
+        load_description(folder)
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
+        load_description(folder / "checkpoints")
