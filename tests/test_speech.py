@@ -74,10 +74,11 @@ def test_an_unknown_voice_is_named():
     ("program", "complaint"),
     [
         ("import os, sys; print('boom', file=sys.stderr, flush=True); os.abort()", "status -6 .*boom"),
+        ("import os; os.write(2, bytes([255, 66])); os._exit(3)", "status 3 .*\ufffdB"),
         ("pass", r"status 0 after 0 of 1 .*\(nothing\)"),
         ("import os; os.write(1, bytes([34, 86, 0, 0, 9, 0, 0, 0, 1]))", "status 0 after 0 of 1 "),
     ],
-    ids=["aborts", "says nothing", "stops amid a sample"],
+    ids=["aborts", "is no text", "says nothing", "stops amid a sample"],
 )
 def test_a_process_that_stops_early_is_an_error_with_its_last_words(monkeypatch, program, complaint):
     monkeypatch.setattr(speech, "_COMMAND", (sys.executable, "-c", program))
