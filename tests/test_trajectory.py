@@ -56,6 +56,19 @@ def test_the_answer_is_the_one_without_a_trace(traced):
     assert [{k: v for k, v in entry.items() if k != "trace"} for entry in both] == plain
 
 
+def test_the_first_four_answers_are_watched(traced, monkeypatch):
+    seen = []
+
+    def live(tokenizers, shown, requests, now):
+        seen.append((list(shown), len(requests), len(now)))
+        return ""
+
+    monkeypatch.setattr("trimask.scripts.generate.live", live)
+    prompts = ["one", "two", "three", "two", "one"]
+    traced("--prompt", *prompts, "--to", "image", "--watch", "--steps", "2")
+    assert len(seen) > 4 and all(one == (prompts[:4], 4, 4) for one in seen)
+
+
 def test_watching_shows_text_pictures_and_sound(traced, monkeypatch):
     screen = Console(force_terminal=True, width=100, record=True, color_system="truecolor", legacy_windows=False)
     monkeypatch.setattr("trimask.scripts.generate.console", screen)
