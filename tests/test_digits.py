@@ -268,7 +268,9 @@ def test_building_touches_no_network(monkeypatch, tmp_path):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    assert len(load("sums", "train", tmp_path)) == 6476
+    quiet = []
+    monkeypatch.setattr(digits.tfds, "disable_progress_bar", lambda: quiet.append(True))
+    assert len(load("sums", "train", tmp_path)) == 6476 and quiet == [True]
 
 
 def test_tfds_reads_the_same_records(data_dir):

@@ -18,8 +18,9 @@ from PIL import Image
 from trimask.diffusion import configuration
 from trimask.diffusion.data import fitting, sounds, sources
 from trimask.diffusion.data import prepare as preparing
+from trimask.diffusion.data.lines import Block
 from trimask.diffusion.data.media_config import PictureConfig
-from trimask.diffusion.data.plan import PrepareConfig, SplitConfig, fitted
+from trimask.diffusion.data.plan import Plan, PrepareConfig, SplitConfig, fitted
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.sources import BadRecord, FieldConfig, RawExample, SourceConfig
 from trimask.tokenizers.audio import MelConfig
@@ -440,6 +441,16 @@ def test_media_have_the_size_that_those_of_a_run_have_whose_tokenizers_are_taken
         config = fitting.with_given_codecs(PrepareConfig(tokenizers=str(folder)))
         assert (config.pictures, config.seconds) == (pictures, seconds)
         assert config.codecs["image"] == prepared.tokenizers.codec("image").config
+
+
+@pytest.mark.parametrize(
+    ("workers", "records", "processors", "expected"),
+    [(None, 2048, 50, 1), (None, 2049, 50, 32), (None, 2049, 3, 3), (7, 2049, 3, 7), (7, 1, 3, 7)],
+)
+def test_few_records_are_prepared_by_one_process_and_many_by_all(monkeypatch, workers, records, processors, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)), raising=False)
+    plan = Plan(blocks={"a": [Block(file="a", start=0, line=1, count=records)]}, media_shapes={})
+    assert preparing._num_workers(PrepareConfig(workers=workers), plan) == expected
 
 
 @pytest.mark.parametrize(("seconds", "samples"), [(None, 1200), (1e-9, 400), (0.05, 400), (0.0502, 800)])

@@ -5,6 +5,7 @@ import json
 import math
 import os
 from dataclasses import asdict
+from pathlib import Path
 
 import jax
 import pytest
@@ -153,6 +154,9 @@ def test_what_is_known_is_not_run_again(prepared, tmp_path):
     with Trials(tmp_path, prepared.folder, 0, silent) as trials:
         assert trials.measured(configs, fake, Outcome) == found
         assert trials.measured([], fake, Outcome) == []
+        compiled = Path(trials._compiled.name)
+        assert compiled.is_dir()
+    assert not compiled.exists()
 
 
 @pytest.mark.parametrize("line", ['{"no": "key"}', '{"key": "a", "outcome": {"loss": 1.0}}'])
