@@ -124,3 +124,18 @@ def test_what_is_said_of_a_folder_is_not_said_again_of_the_one_around_it(tmp_pat
 def test_a_long_reason_is_cut_to_its_first_line_and_200_letters():
     assert shortened("x" * 200 + "\ny") == "x" * 200
     assert shortened("x" * 199 + "yz") == "x" * 199 + "…"
+
+
+def test_a_folder_to_work_in_is_made_with_those_around_it(tmp_path):
+    with locked(tmp_path / "runs/mine"):
+        assert (tmp_path / "runs/mine/.lock").is_file()
+
+
+def test_files_say_letters_as_they_are_and_come_all_at_once(tmp_path, monkeypatch):
+    assert line_of({"prompt": "größer"}) == '{"prompt": "größer"}\n'
+    configuration.write_json(tmp_path / "a.json", {"prompt": "größer"})
+    assert (tmp_path / "a.json").read_bytes().decode("utf-8") == '{\n  "prompt": "größer"\n}\n'
+    on_disk = []
+    monkeypatch.setattr(os, "fsync", lambda _: on_disk.append((tmp_path / "a.json.partial").read_text()))
+    configuration.write_text(tmp_path / "a.json", "new")
+    assert on_disk == ["new"] and [path.name for path in tmp_path.iterdir()] == ["a.json"]
