@@ -12,7 +12,6 @@ import textwrap
 import numpy as np
 import pytest
 import soundfile
-from conftest import Synthetic
 from PIL import Image
 
 from trimask.diffusion import configuration
@@ -412,7 +411,7 @@ def test_a_source_without_a_usable_training_record_is_refused_by_its_split(tmp_p
 
 @pytest.mark.parametrize("on_error", ["skip", "stop"])
 def test_a_record_whose_reader_finds_fault_is_a_bad_record_of_its_line(tmp_path, monkeypatch, on_error):
-    class Faulty(Synthetic):
+    class Faulty(type(sources.KINDS["synthetic"](("sums",), None))):
         def _example(self, number):
             if number == 5:
                 raise ValueError("not a sum")
