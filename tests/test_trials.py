@@ -122,6 +122,13 @@ def test_the_ninth_program_makes_room(prepared, monkeypatch):
     assert let_go == [0] and studies_trials._compiled == {nine[8], nine[3]}
 
 
+def test_a_run_that_diverges_is_not_saved_by_an_average_that_is_still_finite(prepared, monkeypatch):
+    trained = studies_trials._trained
+    monkeypatch.setattr(studies_trials, "_trained", lambda *given: (trained(*given)[0], [[1.0, math.inf, 2.0]]))
+    outcome = outcome_of(CONFIG, prepared.folder)
+    assert outcome.loss == outcome.last_loss == math.inf
+
+
 def test_a_run_that_diverges_has_an_infinite_loss(prepared):
     wild = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, learning_rate=1e30))
     assert outcome_of(wild, prepared.folder).loss == math.inf
