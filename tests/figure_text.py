@@ -26,7 +26,7 @@ def _axes(axes: Axes) -> Iterator[str]:
     limits = "; ".join(" to ".join(f"{x:.3g}" for x in of) for of in (axes.get_xlim(), axes.get_ylim()))
     scales = f"{_scale(axes.xaxis)} × {_scale(axes.yaxis)}"
     names = " | ".join(filter(None, (axes.get_title(), axes.get_xlabel(), axes.get_ylabel())))
-    yield f"{names}: {scales}, {limits}, {' '.join(sides)}"
+    yield f"{names}: {scales}, {limits}, {' '.join(sides)}{_grid(axes)}"
     for line in axes.lines:
         points = " ".join(f"({x:g}, {y:g})" for x, y in line.get_xydata())
         how = f"{to_hex(line.get_color())} {line.get_linestyle()} {line.get_linewidth():g}"
@@ -50,6 +50,12 @@ def _axes(axes: Axes) -> Iterator[str]:
 def _scale(axis) -> str:
     base = getattr(axis.get_transform(), "base", None)
     return axis.get_scale() + (f" {base:g}" if base else "")
+
+
+def _grid(axes: Axes) -> str:
+    lines = {name: axis.get_gridlines()[0] for name, axis in (("x", axes.xaxis), ("y", axes.yaxis))}
+    shown = [f"{name} {to_hex(line.get_color())}" for name, line in lines.items() if line.get_visible()]
+    return f", grid {' '.join(shown)}{' below' if axes.get_axisbelow() is True else ''}" if shown else ""
 
 
 def _text(text: Text) -> str:

@@ -212,14 +212,14 @@ class Torch(types.SimpleNamespace):
         self.manual_seed = lambda seed: calls.append(("seed", seed))
         self.set_num_threads = lambda _: None
         self.cuda = types.SimpleNamespace(is_available=lambda: False)
-        self.tensor = lambda values, device=None: tensor(values)
+        self.tensor = lambda values, *, device: tensor(values)
         self.from_numpy = lambda array: array.view(Tensor)
         self.arange = lambda *limits, device=None: tensor(np.arange(*limits))
         self.outer = lambda a, b: np.outer(a, b).astype(np.float32).view(Tensor)
         self.cat = lambda parts, dim=0: np.concatenate(parts, axis=dim).view(Tensor)
         self.where = lambda condition, a, b: np.where(condition, a, b).view(Tensor)
-        self.full = lambda shape, value, device=None: tensor(np.full(shape, value))
-        self.rand = lambda *shape, device=None: tensor(dice.random(shape[0] if len(shape) == 1 else shape))
+        self.full = lambda shape, value, *, device: tensor(np.full(shape, value))
+        self.rand = lambda *shape, device: tensor(dice.random(shape[0] if len(shape) == 1 else shape))
         self.rand_like = lambda x: tensor(dice.random(x.shape))
         self.no_grad = lambda: lambda function: function
         self.autocast = lambda *_, **options: contextlib.nullcontext(calls.append(options))

@@ -164,7 +164,7 @@ def test_episodes_in_pytorch_leave_out_rows_that_are_done(torch, opened, evaluat
         is_wanted[1:] &= opened == "all"
         return tensor(np.where(is_wanted, 50.0, -50.0))
 
-    prompts = torch.tensor(ROLLOUT["prompts"])
+    prompts = tensor(ROLLOUT["prompts"])
     assert run_script("torch_rollout.py").episodes(network, policy, prompts, ROLLOUT) == evaluations
     masked = [[*prompt, *[fakes.MASK] * 6] for prompt in ROLLOUT["prompts"]]
     rounds = {"all": [masked], "all of a row": [masked, masked[1:], masked[2:]], "none": [masked] * 6}
@@ -183,7 +183,7 @@ def test_episodes_in_pytorch_keep_what_is_open(torch):
         np.testing.assert_allclose(confidence, 1 / (1 + np.exp(-9) * (SPEC["vocabulary"] - 1)), rtol=1e-6)
         return tensor(np.where(is_masked & (np.cumsum(is_masked, axis=1) <= 2), 50.0, -50.0))
 
-    assert run_script("torch_rollout.py").episodes(network, policy, torch.tensor([[1, 2]]), ROLLOUT) == 3
+    assert run_script("torch_rollout.py").episodes(network, policy, tensor([[1, 2]]), ROLLOUT) == 3
     assert [row[2:6] for (row,) in seen] == [[fakes.MASK] * 4, [4, 4, fakes.MASK, fakes.MASK], [4, 4, 5, 5]]
 
 
