@@ -267,3 +267,15 @@ def test_the_bar_shows_steps_loss_and_rate():
         assert bar.bar.live.is_started
     assert not bar.bar.live.is_started
     assert after[:9] == ["train", "…", "7/10", "steps", "loss", "1.234", "·", "6,789", "tokens/s"]
+
+
+def test_as_many_batches_are_ahead_as_the_configuration_says(monkeypatch):
+    asked = []
+    for name in ("MultiprocessingOptions", "ReadOptions"):
+        kind = getattr(loop.grain, name)
+        monkeypatch.setattr(loop.grain, name, lambda *of, kind=kind, **how: asked.append(how) or kind(*of, **how))
+    loop.prefetched(abs, 0, 9, LoopConfig(workers=0, prefetch=5))
+    loop.prefetched(abs, 0, 9, LoopConfig(workers=3, prefetch=5))
+    in_thread, of_processes, in_process = asked
+    assert in_thread == {"num_threads": 1, "prefetch_buffer_size": 5}
+    assert of_processes == {"num_workers": 3, "per_worker_buffer_size": 2} and in_process == {"num_threads": 1}
