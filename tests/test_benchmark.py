@@ -14,7 +14,7 @@ from trimask.diffusion.cost import flops_per_token
 from trimask.diffusion.data.batches import Batches
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.transformer import TransformerConfig
-from trimask.scripts import benchmark_data, benchmark_train
+from trimask.scripts import benchmark_data, benchmark_sample, benchmark_train
 from trimask.scripts.benchmark import BENCHMARKS, main
 from trimask.scripts.benchmark_sample import Ours, _start
 
@@ -56,8 +56,11 @@ def python_that_runs(text: str, folder: Path) -> str:
     return str(python)
 
 
-def test_every_case_has_its_line_and_numbers_that_fit(tmp_path):
+def test_every_case_has_its_line_and_numbers_that_fit(tmp_path, monkeypatch):
+    rows, timed = [], benchmark_sample._timed
+    monkeypatch.setattr(benchmark_sample, "_timed", lambda *of: rows.append(len(of[3].step)) or timed(*of))
     main(["sample", str(tmp_path / "out"), *QUICK])
+    assert rows == [2, 2]
     cases = json.loads((tmp_path / "out/sample.json").read_text())["cases"]
     assert [(c["rows"], c["cache"]) for c in cases] == [(r, c) for r in (2,) for c in ("none", "dual")]
     for case in cases:
@@ -102,6 +105,19 @@ def test_a_row_that_differs_is_followed_to_the_closest_choice_before_it():
         theirs = tokens.copy()
         theirs[0, place] = first + 1
         assert ours.parted_at(theirs) == pytest.approx(closest, abs=1e-6)
+
+
+def test_a_row_is_as_close_to_another_choice_as_it_is_alone():
+    vocabulary, first = fakes.VOCABULARY, fakes.TEXT_IDS.start
+    how, prompts = GenerationConfig(steps=3, temperature=0.0), np.array([[first], [first + 3]])
+
+    def leads(prompts):
+        state = _start(prompts, 3, vocabulary)
+        return benchmark_sample._step(fakes.mixing(), how.chosen, how.rules(vocabulary), state, None)[2]
+
+    together = leads(prompts)
+    np.testing.assert_allclose(together, np.concatenate([leads(prompts[:1]), leads(prompts[1:])]), rtol=1e-5)
+    assert together[0] != together[1]
 
 
 ROLLOUT = [
