@@ -21,7 +21,7 @@ from trimask.diffusion.results import Evaluation, Samples
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.transformer import TransformerConfig
-from trimask.scripts import demo
+from trimask.scripts import demo, report
 from trimask.scripts.plots import training_seconds
 from trimask.scripts.report import write_report
 
@@ -199,6 +199,24 @@ def test_a_wrong_picture_is_framed(story, tmp_path):
 
     assert red_pixels([True, True]) == 0
     assert 0 < red_pixels([True, False]) < red_pixels([False, False])
+
+
+def test_pictures_are_shared_out_among_the_tasks_five_in_a_row(story, tmp_path, monkeypatch):
+    """Of 8 that are shown, 4 of each, captions in turn; a picture is enlarged to 90 pixels, and none is wrong."""
+    *_, loaded, _ = story
+    shown = []
+    monkeypatch.setattr(report, "_PICTURES", 8)
+    monkeypatch.setattr(report, "_write_unmasking", lambda *_: None)
+    monkeypatch.setattr(report, "write_png", lambda path, grid: shown.append((path.name, grid)))
+    monkeypatch.setattr(report, "image_grid", lambda *of, **how: (of, how))
+    words = ["one"] * 5 + ["two"] * 2
+    pictures = [np.full((4, 6, 1), grey, np.uint8) for grey in range(7)]
+    sample = Samples("text_to_image", "test", words, pictures, None)
+    report._write_drawings(tmp_path, [sample, sample], loaded)
+    ((name, ((drawn, captions), how)),) = shown
+    assert name == "digits.png" and how == {"columns": 5, "scale": 1}
+    assert captions == ["one", "two", "one", "two"] * 2 and drawn[0].shape == (60, 90, 3)
+    assert [int(picture[0, 0, 0]) for picture in drawn] == [0, 5, 1, 6] * 2
 
 
 def test_the_story_told_again_does_not_train_again(story, experiment, prepared, monkeypatch, capsys):
