@@ -138,7 +138,7 @@ class _Setting:
 
     def in_one_loop(self, number: int) -> tuple[int, int]:
         """Episodes and evaluations of a rollout."""
-        strategy = LearnedStrategy(self.policy, self.parameters, is_forced=False)
+        strategy = LearnedStrategy(self.policy, self.parameters)
         rules = Rules(mask_id=self.vocabulary.mask_id, gives_up_after=self.arguments.length)
         how, length = (None, Recorder(self.policy, strategy), rules), self.arguments.length
         key = jax.random.key(number)

@@ -53,7 +53,7 @@ def parameters_of(law):
 def recorded(law, rules, strategy=None, play=rollout, **options):
     """Final state and trajectories of a policy, or of a strategy."""
     config = config_of(law)
-    acts = strategy or LearnedStrategy(config, parameters_of(law), is_forced=False)
+    acts = strategy or LearnedStrategy(config, parameters_of(law))
     how = (None, Recorder(config, acts, **options), rules)
     steps = most_steps(rules, 10)
     return play(VOCABULARY, fakes.mixing(), how, ROWS, jax.random.key(3), asked=10, steps=steps)

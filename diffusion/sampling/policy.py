@@ -280,7 +280,7 @@ class LearnedStrategy:
     scale: Float[Array, ""] | float = 1.0
     """β of bernoulli: below 1 fewer are revealed at a time, above 1 more."""
     is_forced: bool = dataclasses.field(default=True, metadata={"static": True})
-    """Whether the position of the largest logit is revealed where nothing was drawn; in training it is not."""
+    """Whether the position of the largest logit is revealed where nothing was drawn; what `act` draws never is."""
 
     def __call__(self, keys: RowKeys, seen: Observation, memory: Memory) -> tuple[Choice, Memory]:
         ranks, logits = self.act(keys, seen)
