@@ -74,7 +74,8 @@ def parameters(model: TransformerConfig, vocabulary: Vocabulary) -> Parameters:
     rest = 2 * width + (2 * size if model.qk_norm else 0) + (heads + 2 * kv if model.attention_bias else 0)
     embeddings = vocabulary.size * width * (1 if model.tied_unembedding else 2)
     if model.place_embedding:
-        embeddings += (2 * len(vocabulary.ranges) + model.place_features) * width
+        ranges, features = len(vocabulary.ranges), model.place_features
+        embeddings += ranges * width + (ranges + width) * features
     return Parameters(model.num_layers * block, embeddings, model.num_layers * rest + width)
 
 

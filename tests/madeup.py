@@ -1,5 +1,8 @@
 """Made-up outcomes of trials, and figures that are not drawn: all that a study writes can be compared with literals."""
 
+import jax
+import numpy as np
+
 from trimask.diffusion.studies.trials import Outcome, Trials
 
 
@@ -48,6 +51,11 @@ def described(figures):
             axes = f"{panel.x} ({panel.scales[0]}) × {panel.y} ({panel.scales[1]})"
             said.append(": ".join(filter(None, (panel.title, axes, labels, ", ".join(marks)))))
     return "\n".join(said)
+
+
+def magnitudes(tree):
+    """The sum of the magnitudes of every array: what is timed stays what it is, so that versions can be compared."""
+    return [float(np.abs(np.asarray(leaf, np.float64)).sum()) for leaf in jax.tree.leaves(tree)]
 
 
 def written(text):

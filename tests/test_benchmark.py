@@ -4,19 +4,27 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import fakes
+import jax
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from madeup import magnitudes
 
-from trimask.diffusion.cost import flops_per_token
+from trimask.diffusion.checkpoint import Retention
+from trimask.diffusion.cost import flops_per_token, parameters
 from trimask.diffusion.data.batches import Batches
+from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.pretraining import TrainState
 from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.sampling.policy import PolicyConfig
 from trimask.diffusion.transformer import TransformerConfig
-from trimask.scripts import benchmark_data, benchmark_sample, benchmark_train
+from trimask.scripts import benchmark_checkpoint, benchmark_data, benchmark_rollout, benchmark_sample, benchmark_train
 from trimask.scripts.benchmark import BENCHMARKS, main
 from trimask.scripts.benchmark_sample import Ours, _start
+from trimask.tokenizers.vocabulary import Vocabulary
 
 SMALL = [
     "--sizes",
@@ -90,6 +98,52 @@ def test_other_code_gets_our_weights_and_prompts_and_is_compared(tmp_path, monke
     assert shapes["model.transformer.blocks.0.ff_proj.weight"] == [seen["spec"]["mlp_width"], 64]
 
 
+def test_samples_are_timed_of_what_is_asked_for(tmp_path, monkeypatch):
+    """Every case has the first of the same prompts; other code gets them all, and the cases that it can do."""
+    asked, told = [], {}
+
+    def timed(denoise, how, vocabulary, state, repeats):
+        tokens = np.asarray(state.sequence.tokens)
+        asked.append((how.steps, how.block_length, how.cache, how.temperature, tokens, repeats))
+        return dataclasses.replace(state, nfe=state.nfe + how.steps), 2.0
+
+    def run_elsewhere(python, script, spec, weights):
+        told.update(spec, script=script, spread=weights["model.transformer.ff_out.weight"].std())
+        tokens = [[[9] * (3 + case["length"])] * case["rows"] for case in spec["cases"]]
+        return [{"seconds": [1.0, 5.0, 4.0], "tokens": of_case} for of_case in tokens]
+
+    monkeypatch.setattr(benchmark_sample, "_timed", timed)
+    monkeypatch.setattr(benchmark_sample, "run_elsewhere", run_elsewhere)
+    monkeypatch.setattr(Ours, "parted_at", lambda ours, tokens: 0.0)
+    arguments = benchmark_sample.Arguments(
+        out=tmp_path, sizes=("64x1",), vocabulary=50, rows=(1, 2), prompt=3, lengths=(4, 8), blocks=(4,),
+        per_evaluation=2, caches=("none", "dual"), repeats=7, llada=tmp_path / "a", fast_dllm=tmp_path / "b",
+    )  # fmt: skip
+    ours = [case for case in benchmark_sample._network(arguments, "64x1") if case.code == "trimask"]
+    keys = [(length, 4, rows, cache) for length in (4, 8) for rows in (1, 2) for cache in ("none", "dual")]
+    assert [case.key for case in ours] == keys
+    prompts = np.array(told["prompts"])
+    assert prompts.tolist() == [[47, 36, 30], [17, 19, 6]]
+    for (length, block, rows, cache), case, (*how, tokens, repeats) in zip(keys, ours, asked, strict=True):
+        assert how == [length // 2, block, cache, 0.0] and repeats == 7
+        assert (tokens[:, :3] == prompts[:rows]).all() and (tokens[:, 3:] == told["mask_id"]).all()
+        assert tokens.shape == (rows, 3 + length)
+        assert (case.seconds, case.tokens_per_second, case.evaluations) == (2.0, rows * length / 2.0, length // 2)
+        assert case.milliseconds_per_evaluation == 2000 / (length // 2)
+    names = ("length", "block", "rows", "cache")
+    theirs = [("LLaDA", key) for key in keys if key[-1] == "none"] + [("Fast-dLLM", key) for key in keys]
+    assert told.pop("cases") == [
+        {"code": code, **dict(zip(names, key, strict=True)), "steps": key[0] // 2} for code, key in theirs
+    ]
+    assert told.pop("checkouts") == {"LLaDA": str(tmp_path / "a"), "Fast-dLLM": str(tmp_path / "b")}
+    assert told.pop("spread") == pytest.approx(0.99957, rel=1e-4)
+    del told["prompts"]
+    assert told == {
+        "script": "llada_generate.py", "width": 64, "heads": 1, "layers": 1, "mlp_width": 192, "vocabulary": 55,
+        "rotary_base": 10000.0, "norm_epsilon": 1e-5, "dtype": "float32", "mask_id": 1, "longest": 11, "repeats": 7,
+    }  # fmt: skip
+
+
 def test_a_row_that_differs_is_followed_to_the_closest_choice_before_it():
     # Three masks after the start of a row; their best tokens have 2, 1.5 and 0.1 more than the next, in logits.
     vocabulary, first = fakes.VOCABULARY, fakes.TEXT_IDS.start
@@ -120,6 +174,26 @@ def test_a_row_is_as_close_to_another_choice_as_it_is_alone():
     assert together[0] != together[1]
 
 
+def test_of_several_rows_that_differ_the_largest_distance_counts(monkeypatch):
+    """Rows are revealed from left to right; the first leaves our way at its first token, the second at its last."""
+    vocabulary, ours = fakes.VOCABULARY, fakes.TEXT_IDS.start
+    how, state = GenerationConfig(steps=3, temperature=0.0), _start(np.full((3, 1), ours), 3, vocabulary)
+    leads = iter([[0.45, 0.9, 0.0], [0.0, 0.4, 0.0], [0.0, 0.5, 0.0]])
+
+    def step(denoise, strategy, rules, state, cache):
+        place = int(state.is_masked.argmax(axis=1)[0])
+        tokens = state.sequence.tokens.at[:, place].set(ours)
+        sequence = dataclasses.replace(state.sequence, tokens=tokens)
+        is_masked = tokens == vocabulary.mask_id
+        return dataclasses.replace(state, sequence=sequence, is_masked=is_masked), None, np.array(next(leads))
+
+    monkeypatch.setattr(benchmark_sample, "_step", step)
+    tokens = np.full((3, 4), ours)
+    theirs = tokens.copy()
+    theirs[[0, 1], [1, 3]] += 1
+    assert Ours(Partial(max), how.chosen, how.rules(vocabulary), state, tokens).parted_at(theirs) == 0.45
+
+
 ROLLOUT = [
     "--size",
     "64x1",
@@ -143,8 +217,15 @@ print(json.dumps({"found": [[2.0, 12]]}))
 """
 
 
-def test_rollouts_are_compared_by_evaluations_per_second(tmp_path):
-    python = python_that_runs(FAKE_TORCH, tmp_path)
+def test_rollouts_are_compared_by_evaluations_per_second(tmp_path, monkeypatch):
+    python, settings = python_that_runs(FAKE_TORCH, tmp_path), []
+
+    class Seen(benchmark_rollout._Setting):
+        def __init__(self, arguments):
+            super().__init__(arguments)
+            settings.append(self)
+
+    monkeypatch.setattr(benchmark_rollout, "_Setting", Seen)
     main(["rollout", str(tmp_path / "out"), *ROLLOUT, "--repeats", "1", "--python", python])
     ours, *others = json.loads((tmp_path / "out/rollout.json").read_text())["cases"]
     assert [case["code"] for case in others] == ["vector environment", "SyncVectorEnv", "PyTorch"]
@@ -154,6 +235,26 @@ def test_rollouts_are_compared_by_evaluations_per_second(tmp_path):
         assert 1 <= case["evaluations_per_episode"] <= 4
         rates = ours["evaluations_per_second"] / case["evaluations_per_second"]
         assert case["speedup"] == pytest.approx(rates)
+    (setting,) = settings
+    assert setting.prompts.tolist() == [[17, 12], [10, 5], [6, 0]]
+    assert magnitudes(setting.parameters["down"]["kernel"]) == pytest.approx([1189.203], rel=1e-4)
+    assert magnitudes(setting.denoise)[0] == pytest.approx(407.943, rel=1e-4)
+
+
+def test_a_policy_is_given_what_environments_show(monkeypatch):
+    """The confidence of the best token of each, what is masked, and the steps that were taken of four."""
+
+    def logits_of(policy, parameters, confidence, is_masked, candidates, steps):
+        assert confidence.dtype == "float16" and candidates.dtype == is_masked.dtype == bool
+        return candidates * (100 * is_masked * confidence[..., 0] + steps[:, None])
+
+    monkeypatch.setattr(benchmark_rollout, "logits_of", logits_of)
+    monkeypatch.setattr(benchmark_rollout, "drawn", lambda law, keys, logits, is_masked: logits)
+    confidence = np.array([[[0.25, 0.1]] * 4, [[0.5, 0.1]] * 4], np.float32)
+    shown = {"confidence": confidence, "is_masked": np.array([[0, 1, 1, 0], [0, 0, 1, 1]], np.int8)}
+    shown |= {"progress": np.array([[0.75], [0.5]], np.float32)}
+    actions = benchmark_rollout._act(PolicyConfig(width=24), None, None, shown)
+    assert actions.tolist() == [[3, 28, 28, 3], [2, 2, 52, 52]]
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
@@ -243,6 +344,10 @@ def test_batches_are_timed_in_every_way(prepared, tmp_path, monkeypatch):
     asked, made = [], []
 
     class Seen(Batches):
+        def __init__(self, *data, seed):
+            super().__init__(*data, seed=seed)
+            assert seed == 0
+
         def __call__(self, step):
             made.append(step)
             return super().__call__(step)
@@ -269,6 +374,8 @@ def test_batches_are_timed_in_every_way(prepared, tmp_path, monkeypatch):
 def test_saving_is_timed_and_leaves_nothing_behind(tmp_path):
     main(["checkpoint", str(tmp_path), "--sizes", "64x1", "--vocabulary", "100", "--repeats", "1"])
     (case,) = json.loads((tmp_path / "checkpoint.json").read_text())["cases"]
+    network = TransformerConfig(width=64, num_layers=1, num_heads=1)
+    assert case["parameters"] == parameters(network, Vocabulary(text_size=100)).total
     assert 16 * case["parameters"] < case["state_bytes"] < 16 * case["parameters"] + 100
     assert 0 < case["held_seconds"] < case["written_seconds"] and case["disk_bytes"] > 0 < case["restored_seconds"]
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.json", "checkpoint.md"}
@@ -308,20 +415,103 @@ def test_training_is_timed_of_the_network_that_is_asked_for(tmp_path, monkeypatc
         lambda config, *rest: asked.append((config.model, *rest)) or (2.0 * len(asked), 3.0, 4),
     )
     arguments = benchmark_train.Arguments(
-        out=tmp_path, rows=2, length=8, repeats=7, dtype="bfloat16", ways=("scanned, remat",)
+        out=tmp_path, rows=2, length=16, repeats=7, dtype="bfloat16", ways=("scanned, remat",)
     )
     ours, other = benchmark_train._cases(arguments, "128x3", 64)
     plain = TransformerConfig(width=128, num_layers=3, num_heads=2, compute_dtype="bfloat16")
     assert [model for model, *_ in asked] == [plain, dataclasses.replace(plain, blocks="scanned", remat="block")]
     for _, vocabulary, batch, repeats in asked:
         assert (vocabulary.text_size, vocabulary.codebook_sizes) == (32, {"image": (16,), "audio": (8, 8)})
-        assert batch.tokens.shape == (2, 8) and repeats == 7
-        assert batch.modality[1].tolist() == [1, 1, 1, 1, 2, 2, 3, 3] and not batch.place[..., 0].any()
-        assert batch.place[1, :, 1].tolist() == [0, 0, 0, 0, 0, 0, 0, 1]
+        assert batch.tokens.shape == (2, 16) and repeats == 7
+        assert batch.modality[1].tolist() == [1] * 8 + [2] * 4 + [3] * 4 and not batch.place[..., 0].any()
+        assert batch.place[1, :, 1].tolist() == [0] * 12 + [0, 1] * 2
+        assert batch.tokens[1].tolist() == [30, 27, 28, 40, 19, 36, 32, 10, 49, 56, 51, 43, 65, 72, 65, 68]
         assert batch.segment.all() and not batch.is_condition.any()
     assert (ours.code, other.code, ours.speedup, other.speedup) == ("trimask", "trimask, scanned, remat", None, 2.0)
-    assert (ours.tokens_per_second, other.tokens_per_second) == (8.0, 4.0)
+    assert (ours.tokens_per_second, other.tokens_per_second) == (16.0, 8.0)
     assert (ours.compile_seconds, ours.temporary_bytes) == (3.0, 4)
     # Of a row half are text (33 ids each), a quarter picture (16) and a quarter sound (8).
-    expected = 16 * flops_per_token(plain, asked[0][1], 8, ids=33 / 2 + 16 / 4 + 8 / 4)
+    expected = 32 * flops_per_token(plain, asked[0][1], 16, ids=33 / 2 + 16 / 4 + 8 / 4)
     assert ours.flops_per_second == pytest.approx(expected / 2)
+
+
+def test_a_step_lasts_until_its_results_are_there_and_the_first_two_do_not_count(tmp_path, monkeypatch):
+    durations, waited = [5.0, 100.0, 200.0, 1.0, 2.0, 9.0], []
+    ticks = iter([1000.0 * n + t for n, duration in enumerate(durations) for t in (0.0, duration)])
+
+    class Steps:
+        knobs, key = "knobs", "key"
+
+        def __init__(self, config, vocabulary):
+            assert config.model.width == 128
+
+        def init(self):
+            return 0
+
+        def compiled(self, state, batch):
+            return lambda knobs, key, state, batch: (state + 1, (knobs, key))
+
+    monkeypatch.setattr(benchmark_train, "Pretraining", Steps)
+    monkeypatch.setattr(benchmark_train, "temporary_bytes", lambda compiled: 77)
+    monkeypatch.setattr(benchmark_train, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    vocabulary, arguments = (
+        Vocabulary(text_size=64, codebook_sizes={"image": (9,), "audio": (8, 8)}),
+        benchmark_train.Arguments(out=tmp_path),
+    )
+    batch = benchmark_train._batch(vocabulary, arguments)
+    config = TrainConfig(model=TransformerConfig(width=128))
+    assert benchmark_train._ours(config, vocabulary, batch, 3) == (2.0, 5.0, 77)
+    assert waited == [(step, ("knobs", "key")) for step in (1, 2, 3, 4, 5)]
+
+
+def test_a_generation_lasts_until_it_is_there_and_the_first_does_not_count(monkeypatch):
+    clock, left, asked = [0.0], [100.0, 1.0, 2.0, 9.0], []
+    how, state = GenerationConfig(steps=3, max_nfe=2), _start(np.full((1, 1), 9), 3, fakes.VOCABULARY)
+
+    def arrives(final):
+        clock[0] += left.pop(0)
+        return final
+
+    monkeypatch.setattr(benchmark_sample, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(benchmark_sample, "_sample", lambda *given: asked.append(given) or state)
+    monkeypatch.setattr(jax, "block_until_ready", arrives)
+    assert benchmark_sample._timed("network", how, fakes.VOCABULARY, state, 3) == (state, 2.0)
+    assert asked == [("network", how.chosen, how.rules(fakes.VOCABULARY), state)] * 4
+
+
+def test_a_checkpoint_is_timed_until_it_is_back(tmp_path, monkeypatch):
+    """To save holds training up for 2 seconds; after 3 more it is written; to be back takes 4 and 5."""
+    clock, asked, state = [0.0], [], TrainState({}, {}, (), 7, 8)
+
+    class Slow:
+        def __init__(self, run, retention):
+            assert run == tmp_path and retention == Retention()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            asked.append("closed")
+
+        def save(self, *given, **more):
+            asked.append((given, more))
+            clock[0] += 2
+
+        def wait(self):
+            clock[0] += 3
+
+        def restore(self, *given):
+            asked.append(given)
+            clock[0] += 4
+            return SimpleNamespace(tree="tree")
+
+    def arrives(tree):
+        assert tree == "tree"
+        clock[0] += 5
+
+    monkeypatch.setattr(benchmark_checkpoint, "Checkpoints", Slow)
+    monkeypatch.setattr(benchmark_checkpoint, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(jax, "block_until_ready", arrives)
+    assert benchmark_checkpoint._seconds(tmp_path, state) == (2.0, 5.0, 9.0)
+    assert asked == [((1, state), {"notes": {}, "metrics": {}}), (1, state), "closed"]

@@ -191,7 +191,7 @@ def test_a_child_runs_until_it_has_a_status(status, is_running):
     child = kill_and_resume.Child.__new__(kill_and_resume.Child)
     child.process = SimpleNamespace(exitcode=status)
     assert child.is_running() is is_running
-    child.process.exitcode = 3
+    child.process.join = lambda: setattr(child.process, "exitcode", 3)
     with pytest.raises(ChildProcessError, match="training ended with status 3"):
         child.finish()
 

@@ -359,9 +359,11 @@ def test_the_step_of_md4_is_its_own_at_our_sizes(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(jax, "pmap"), reason="MD4's Python has an older JAX, with pmap")
-def test_steps_of_md4_are_timed(objects, tmp_path):
+def test_steps_of_md4_are_timed(objects, tmp_path, monkeypatch):
     write_files(tmp_path, MD4)
-    spec = SPEC | MD4_SIZES | {"md4": str(tmp_path)}
+    spec, waited = SPEC | MD4_SIZES | {"md4": str(tmp_path)}, []
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(float(x[0]["step"][0])))
     assert objects("md4_train.py", spec) == [{"code": "MD4", "seconds": [1.0] * 3}]
+    assert waited == [1, 2, 3, 4]
     with pytest.raises(ValueError, match="MD4 has no choice of dtype, it computes in float32; got bfloat16"):
         objects("md4_train.py", spec | {"dtype": "bfloat16"})

@@ -42,6 +42,7 @@ from trimask.scripts import (
     benchmark_data,
     benchmark_loss,
     benchmark_rollout,
+    benchmark_sample,
     benchmark_train,
     generate,
     plan,
@@ -208,7 +209,6 @@ LIMITS = [
     (benchmark_loss.Arguments, {"out": OUT}, {"masked": 1.0}, {"masked": 1.1}),
     (benchmark_loss.Arguments, {"out": OUT, "tokens": 10}, {"masked": 0.1}, {"masked": 0.0}),
     *((benchmark_checkpoint.Arguments, {"out": OUT}, {name: 1}, {name: 0}) for name in ("vocabulary", "repeats")),
-    (benchmark_checkpoint.Arguments, {"out": OUT}, {"sizes": ("64x1",)}, {"sizes": ()}),
     *((benchmark_train.Arguments, {"out": OUT}, {name: 1}, {name: 0}) for name in ("rows", "repeats")),
     (benchmark_train.Arguments, {"out": OUT}, {"vocabularies": (64,)}, {"vocabularies": (63,)}),
     (benchmark_train.Arguments, {"out": OUT}, {"length": 4}, {"length": 6}),
@@ -223,7 +223,31 @@ LIMITS = [
     (benchmark_data.Arguments, {"out": OUT, "data": OUT}, {"workers": (0,)}, {"workers": (-1,)}),
     (benchmark_data.Arguments, {"out": OUT, "data": OUT}, {"workers": (0,)}, {"workers": ()}),
     (benchmark_attention.Arguments, {"out": OUT, "heads": 4}, {"kv_heads": 2}, {"kv_heads": 3}),
-    (benchmark_attention.Arguments, {"out": OUT}, {"lengths": (1,)}, {"lengths": ()}),
+    *(
+        (benchmark_attention.Arguments, {"out": OUT, "kv_heads": 1}, {name: 1}, {name: 0})
+        for name in ("tokens", "heads", "kv_heads", "head_size", "repeats")
+    ),
+    *(
+        (benchmark_attention.Arguments, {"out": OUT}, {name: (1,)}, {name: refused})
+        for name in ("lengths", "examples")
+        for refused in ((), (0,))
+    ),
+    *(
+        (benchmark_sample.Arguments, {"out": OUT}, {name: 1}, {name: 0})
+        for name in ("vocabulary", "prompt", "per_evaluation", "repeats")
+    ),
+    *(
+        (benchmark_sample.Arguments, {"out": OUT, "per_evaluation": 1, "blocks": (1,)}, {name: (1,)}, {name: refused})
+        for name in ("rows", "lengths", "blocks")
+        for refused in ((), (0,))
+    ),
+    (benchmark_sample.Arguments, {"out": OUT}, {"caches": ("none",)}, {"caches": ()}),
+    *(
+        (module.Arguments, {"out": OUT}, {"sizes": ("64x1",)}, {"sizes": refused})
+        for module in (benchmark_sample, benchmark_train, benchmark_checkpoint)
+        for refused in ((), ("65x1",))
+    ),
+    (benchmark_rollout.Arguments, {"out": OUT}, {"size": "64x1"}, {"size": "64x0"}),
     *((plan.Arguments, PLANNED, {n: 1}, {n: 0}) for n in PLANNED if PLANNED[n] == 1),
     (plan.Arguments, PLANNED, {"mfu": 1.0}, {"mfu": 1.1}),
     (plan.Arguments, PLANNED, {"mfu": 0.1}, {"mfu": 0.0}),

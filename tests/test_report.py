@@ -92,6 +92,14 @@ def test_every_prompt_has_one_spoken_word(story):
     assert {soundfile.info(file).samplerate for file in files} == {8000}
 
 
+def test_words_that_would_have_the_same_file_name_have_files_of_their_own(story, tmp_path):
+    _, _, samples, loaded, _ = story
+    spoken = next(one for one in samples if one.task == "text_to_audio")
+    same = replace(spoken, references=["One!", "One?", "one"], media=spoken.media[:3], is_right=None)
+    words = report._write_words(tmp_path, [same], loaded)
+    assert [word.file.name for word in words] == ["one.wav", "one-2.wav", "one-3.wav"]
+
+
 def test_texts_begin_with_what_was_given(story):
     lines = (story[0] / "text.txt").read_text().splitlines()
     assert "# text · test" in lines and "# image to text · test" in lines

@@ -57,7 +57,7 @@ def test_a_larger_run_is_transferred_from_the_tuned_one(prepared, tuned, tmp_pat
     assert line["largest_learning_rate"] == pytest.approx(1e-2 * kappa**0.5 * float(rate), rel=1e-5)
     printed = capsys.readouterr().out
     assert f"Hyperparameters, at κ = {kappa:.4g}" in printed and f"{description.optimizer.beta2:.5g}" in printed
-    assert "How large a batch may be is not known" in printed
+    assert "How large a batch may be is not known" in printed and "To train on" in printed
     # The run says all of it itself, so the same command resumes and another run can be transferred on.
     assert load(tmp_path).step == description.num_steps
     assert transferred(description).parametrization == parametrization and transferred(description).sde == sde

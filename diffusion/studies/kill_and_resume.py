@@ -99,9 +99,9 @@ class Child:
         return status is None
 
     def finish(self) -> None:
-        """Waits until it is through."""
-        while self.is_running():
-            time.sleep(0.01)
+        """Waits until it is through, and raises if that was by an error."""
+        self.process.join()
+        self.is_running()
 
     def kill(self) -> None:
         """SIGKILL."""
