@@ -237,8 +237,12 @@ def test_rollouts_are_compared_by_evaluations_per_second(tmp_path, monkeypatch):
         assert case["speedup"] == pytest.approx(rates)
     (setting,) = settings
     assert setting.prompts.tolist() == [[17, 12], [10, 5], [6, 0]]
-    assert magnitudes(setting.parameters["down"]["kernel"]) == pytest.approx([1189.203], rel=1e-4)
+    assert magnitudes(setting.parameters["down"]["kernel"]) == pytest.approx([2380.104], rel=1e-4)
     assert magnitudes(setting.denoise)[0] == pytest.approx(407.943, rel=1e-4)
+    vector, synchronous = setting.vector(), setting.synchronous()
+    assert vector.num_envs == synchronous.num_envs == 3
+    for environment in (vector, *synchronous.envs):
+        assert environment.unwrapped.episodes.config == setting.config and not setting.config.stop_at_eos
 
 
 def test_a_policy_is_given_what_environments_show(monkeypatch):

@@ -1,7 +1,7 @@
 """The command line: help, suggestions, and errors as one block."""
 
+import importlib
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from trimask.scripts import cli
+from trimask.scripts.benchmark import BENCHMARKS
 
 ROOT = Path(__file__).parents[1]
 TRIMASK = [sys.executable, "-m", "trimask.scripts.cli"]
@@ -55,7 +56,7 @@ def test_help_lists_every_command_with_its_example(argv, capsys):
     assert cli.main(argv) == 0
     out, err = capsys.readouterr()
     for name, listed in cli.COMMANDS.items():
-        assert re.search(rf"^  {name} +{re.escape(listed.summary)}$", out, re.MULTILINE)
+        assert f"\n  {name:12}  {listed.summary}\n" in out  # one under the other
         assert listed.example in out
         assert listed.example.startswith(f"trimask {name}")
     assert err == ""
@@ -99,6 +100,17 @@ def test_a_command_has_the_flags_of_its_example(name, capsys, monkeypatch):
     assert f"trimask {name}" in out
     flags = [word for word in shlex.split(cli.COMMANDS[name].example) if word.startswith("--")]
     assert [flag for flag in flags if flag not in out] == []
+    first_line, *_ = importlib.import_module(cli.COMMANDS[name].module).__doc__.splitlines()
+    assert name == "benchmark" or first_line in " ".join(out.split())  # of that, its example shows one
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_help_of_a_benchmark_says_what_it_is(name, capsys):
+    module = importlib.import_module(BENCHMARKS[name])
+    with pytest.raises(SystemExit):
+        module.main(["--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert module.__doc__.splitlines()[0] in words and words.startswith(f"usage: trimask benchmark {name} ")
 
 
 def test_a_mistyped_flag_gets_a_suggestion(capsys, monkeypatch):

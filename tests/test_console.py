@@ -30,6 +30,7 @@ def test_an_option_is_found_ahead_of_parsing():
     assert option(["--preset=tiny"], "--preset") == "tiny"
     assert option(["RUN"], "--preset") is None
     assert option(["--preset"], "--preset") is None
+    assert option(["--pre", "tiny"], "--preset") is None  # tyro knows no abbreviations
 
 
 def test_an_item_counts_as_done_when_the_next_is_asked_for(monkeypatch):

@@ -1,11 +1,12 @@
 """What `trimask evaluate --likelihood` prints and writes of made-up bits."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from trimask.scripts import likelihood
+from trimask.scripts import evaluate, likelihood
 from trimask.tokenizers.sequence import Example, Segment
 
 
@@ -57,3 +58,15 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "lines.jsonl").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"lines.jsonl: not UTF-8 text: "):
         likelihood.read(tmp_path / "lines.jsonl", None)
+
+
+@pytest.mark.parametrize(("given", "out"), [([], "likelihood.jsonl"), (["--out", "there"], "there")])
+def test_the_estimate_is_made_as_was_asked_for(monkeypatch, tmp_path, given, out):
+    asked, run = [], SimpleNamespace(folder=tmp_path)
+    monkeypatch.setattr(evaluate, "load", lambda *which: asked.append(which) or run)
+    monkeypatch.setattr(evaluate.likelihood, "run", lambda *arguments: asked.append(arguments))
+    numbers = ["--estimator", "subsets", "--draws", "3", "--rows", "5", "--seed", "7"]
+    evaluate.main(["x", "--likelihood", "asked.jsonl", *numbers, *given])
+    how = likelihood.How("subsets", draws=3, rows=5, seed=7)
+    where = tmp_path / out if not given else Path(out)
+    assert asked == [(Path("x"), None), (run, Path("asked.jsonl"), where, how)]

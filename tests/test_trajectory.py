@@ -1,12 +1,13 @@
 """Traces of answers on their way: their lines, their page, and what a terminal shows."""
 
+import contextlib
 import json
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from trimask.scripts.generate import main as generate
+from trimask.scripts import generate
 from trimask.scripts.inspection import main as inspect
 from trimask.scripts.terminal import colour
 from trimask.scripts.trajectory import _live_text, read_trace, trace_page
@@ -18,7 +19,7 @@ def traced(loaded, tmp_path, monkeypatch):
 
     def call(*words):
         monkeypatch.setattr("trimask.scripts.generate.load", {loaded.folder: loaded}.get)
-        generate([str(loaded.folder), *words, "--out", str(tmp_path / "out")])
+        generate.main([str(loaded.folder), *words, "--out", str(tmp_path / "out")])
         return [json.loads(line) for line in (tmp_path / "out/index.jsonl").read_text().splitlines()]
 
     return call
@@ -57,16 +58,24 @@ def test_the_answer_is_the_one_without_a_trace(traced):
 
 
 def test_the_first_four_answers_are_watched(traced, monkeypatch):
-    seen = []
+    """The screen changes when an answer does, and is gone in the end."""
+    seen, options = [], []
 
-    def live(tokenizers, shown, requests, now):
-        seen.append((list(shown), len(requests), len(now)))
-        return ""
+    class Screen(contextlib.nullcontext):
+        def __init__(self, **given):
+            options.append(given)
+            super().__init__(self)
 
-    monkeypatch.setattr("trimask.scripts.generate.live", live)
+        def update(self, shown, refresh):
+            assert refresh
+            seen.append(shown)
+
+    monkeypatch.setattr(generate, "live", lambda _, shown, requests, now: (list(shown), len(requests), len(now)))
+    monkeypatch.setattr(generate, "Live", Screen)
     prompts = ["one", "two", "three", "two", "one"]
     traced("--prompt", *prompts, "--to", "image", "--watch", "--steps", "2")
     assert len(seen) > 4 and all(one == (prompts[:4], 4, 4) for one in seen)
+    assert options == [{"console": generate.console, "auto_refresh": False, "transient": True}]
 
 
 def test_watching_shows_text_pictures_and_sound(traced, monkeypatch):

@@ -97,9 +97,11 @@ def test_training_lowers_it(prepared, outcome):
 
 
 def test_a_trial_of_one_step_has_an_outcome(prepared, monkeypatch):
+    made_room = []
+    monkeypatch.setattr(studies_trials, "make_room", made_room.append)
     monkeypatch.setattr(Batches, "num_steps", lambda *_: 1)
     trial = outcome_of(CONFIG, prepared.folder)
-    assert trial.steps == len(trial.curve) == 1 and math.isfinite(trial.loss)
+    assert trial.steps == len(trial.curve) == len(made_room) == 1 and math.isfinite(trial.loss)
 
 
 def test_numbers_alone_compile_nothing_new(prepared):

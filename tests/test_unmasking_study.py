@@ -467,9 +467,9 @@ def test_the_command_trains_on_questions_of_prepared_data(loaded, prepared, tmp_
 
 def test_a_study_without_orders_ends_well(loaded, prepared, tmp_path, monkeypatch):
     monkeypatch.setattr("trimask.sampling_rl.unmasking_study.load", fakes.opening(loaded, Path(STUDY.run)))
-    few = dataclasses.replace(STUDY, thresholds=(0.5,), max_examples=2)
-    with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
-        assert "| threshold | 0.5 |" in study(few, trials)
+    trials = MadeUp(tmp_path, lambda way: Seen(0.5, 1.0, 2, None, [], []))
+    trials.data = prepared.folder
+    assert "| threshold | 0.5 |" in study(dataclasses.replace(STUDY, thresholds=(0.5,)), trials)
     assert not (tmp_path / "orders.csv").exists()
 
 
