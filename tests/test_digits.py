@@ -279,6 +279,8 @@ def test_tfds_reads_the_same_records(data_dir):
     assert len(ours) == len(theirs)
     assert theirs[3]["text"].decode() == ours[3]["text"]
     np.testing.assert_array_equal(theirs[3]["image"], ours[3]["image"])
+    descriptions = {config.name: config.description for config in tfds.builder_cls("digits").BUILDER_CONFIGS}
+    assert descriptions == {name: config.__doc__ for name, config in CONFIGS.items()}
 
 
 def test_records_are_a_sequence(data_dir):

@@ -45,6 +45,7 @@ def test_a_trace_ends_at_the_answer_and_says_how_sure_it_was(traced, tmp_path, s
     codes, revealed, masked = replayed(lines)
     assert None not in codes and (masked > 0) == (strategy == "remdm_cap") and max(e["step"] for e in lines[1:]) == 6
     assert revealed - masked == sum(code is None for code in lines[0]["start"])
+    assert all(round(event["confidence"] or 0.0, 6) == (event["confidence"] or 0.0) for event in lines[1:])
     last = {event["position"]: event["confidence"] for event in lines[1:]}
     np.testing.assert_allclose([last[p] for p in sorted(last)], np.exp(entry["log_probs"]), atol=1e-5)
     assert entry["text"].startswith("1+")
