@@ -48,6 +48,7 @@ def test_presets_have_the_parameters_they_are_called_after():
         experiment = preset(name)
         count = parameters(experiment.train.model, experiment.vocabulary).total
         assert count == pytest.approx(millions * 1e6, rel=0.01)
+        assert experiment.train.optimizer.horizon_tokens == pytest.approx(7754 * count**0.84, rel=1e-4)
 
 
 WIDE = TransformerConfig(width=256, num_layers=3, num_heads=4, compute_dtype="bfloat16")
