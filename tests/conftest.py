@@ -134,7 +134,7 @@ def prepared(tmp_path_factory, synthetic_source) -> Prepared:
 def loaded(prepared, tmp_path_factory):
     """An untrained model, whose temperature-1 answers are all but random, and data it could be trained on."""
     train = TrainConfig(
-        model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=32),
+        model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16),
         generation={name: GenerationConfig(steps=3) for name in ("text", "image", "audio")},
     )
     description = RunDescription(

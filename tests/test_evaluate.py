@@ -15,15 +15,16 @@ from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.evaluate import EvaluateConfig, evaluate
-from trimask.diffusion.held_out import spread
+from trimask.diffusion.exam import Exam
+from trimask.diffusion.held_out import HeldOut, Real, spread
 from trimask.diffusion.likelihood import num_asked, target_bits
 from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.sampling.requests import Generator
+from trimask.diffusion.sampling.requests import Answer, Generator
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.diffusion.trained import Loaded
 from trimask.scripts import evaluate as command
 from trimask.scripts.console import parse
-from trimask.tokenizers.sequence import direct
+from trimask.tokenizers.sequence import Example, Segment, direct
 from trimask.tokenizers.text import TextTokenizer
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -60,6 +61,22 @@ def texts(prepared, tmp_path_factory) -> Prepared:
 @pytest.fixture(scope="module")
 def result(loaded, prepared):
     return evaluate(loaded, prepared, CONFIG)
+
+
+def test_answers_that_are_training_items_are_counted(loaded, prepared):
+    task = loaded.vocabulary.tasks["text_to_image"]
+    part, real = HeldOut(prepared, "drawn", "test", None), Real(prepared, "drawn", 10)
+    known = [record["image"] for record in prepared.examples("drawn", "train")]
+    new = (known[0] + 1) % 12
+    grids = {codes.tobytes() for codes in known}
+    assert new.tobytes() not in grids
+    examples = [Example(task.name, (Segment("image", codes),)) for codes in (known[0], new, known[1], known[0])]
+    found = Exam(loaded, task, part, real, []).memorisation([Answer(one, 1, np.zeros(0)) for one in examples])
+    assert (found.generated, found.copied, found.distinct) == (4, 0.75, 3)
+    held_out = [record["image"].tobytes() for record in part.records]
+    assert (found.real, found.real_distinct) == (len(held_out), len(set(held_out)))
+    assert found.real_copied == np.mean([codes in grids for codes in held_out])
+    assert (found.dataset, found.task, found.split) == ("drawn", "text_to_image", "test")
 
 
 # Bits

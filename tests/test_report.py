@@ -32,7 +32,7 @@ def experiment(prepared) -> Experiment:
     return Experiment(
         prepare=prepared.config,
         train=TrainConfig(
-            model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=32),
+            model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16),
             batch=BatchConfig(tokens=256),
             optimizer=OptimizerConfig(horizon_tokens=256, warmup_tokens=100),
             loop=LoopConfig(log_every=1),
@@ -95,9 +95,12 @@ def test_every_prompt_has_one_spoken_word(story):
 def test_words_that_would_have_the_same_file_name_have_files_of_their_own(story, tmp_path):
     _, _, samples, loaded, _ = story
     spoken = next(one for one in samples if one.task == "text_to_audio")
-    same = replace(spoken, references=["One!", "One?", "one"], media=spoken.media[:3], is_right=None)
+    media = [rate * np.sin(np.arange(800, dtype=np.float32)) for rate in (0.2, 0.4, 0.6, 0.8)]
+    same = replace(spoken, references=["One!", "One?", "one", "One!"], media=media, is_right=None)
     words = report._write_words(tmp_path, [same], loaded)
     assert [word.file.name for word in words] == ["one.wav", "one-2.wav", "one-3.wav"]
+    loudest = [np.abs(soundfile.read(word.file)[0]).max() for word in words]
+    assert loudest == pytest.approx([0.2, 0.4, 0.6], abs=0.01), "of several answers to a prompt the first"
 
 
 def test_texts_begin_with_what_was_given(story):

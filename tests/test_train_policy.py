@@ -186,6 +186,17 @@ def episodes(rewards, right=0.0, nfe=1):
     return _Episodes(steps, np.full(rewards.shape, right), np.full(rewards.shape, nfe), rewards)
 
 
+@pytest.mark.parametrize(("block", "anywhere"), [(None, True), (2, False)])
+def test_experts_act_anywhere_where_the_policy_does(monkeypatch, block, anywhere):
+    """Their blocks are no blocks of a policy that sees the whole answer."""
+    generation, recorders = dataclasses.replace(CONFIG.generation, block_length=block), []
+    config = dataclasses.replace(CONFIG, experts=(0.5, 0.9), expert_block=2, generation=generation)
+    training = PolicyTraining(config, PROBLEMS, knowing())
+    monkeypatch.setattr(training, "_episodes", lambda how, *_: recorders.append(how[1]) or episodes([[0.5]]))
+    training._by_experts(np.arange(1), jax.random.key(0))
+    assert [recorder.acts_anywhere for recorder in recorders] == [anywhere] * 2
+
+
 def stepped(config, own, experts, monkeypatch):
     """What the update is given, and the metrics of a step, where the episodes and the update are made up."""
     training = PolicyTraining(config, PROBLEMS, knowing())
