@@ -33,10 +33,6 @@ from typing import Any, Literal
 import jiwer
 import numpy as np
 from jaxtyping import Float
-from sklearn.decomposition import PCA
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
 
 from trimask.diffusion.data.modalities import MODALITIES
 from trimask.diffusion.features import frechet_distance
@@ -186,6 +182,9 @@ def are_labels(texts: AnySequence[str]) -> bool:
 
 def fit_label(training: Callable[[], Training], features: Features | None = None) -> Judge:
     """A support vector machine that tells which caption a medium has: a reference's caption, or not."""
+    from sklearn.pipeline import make_pipeline  # takes seconds to load, and only fitting needs it
+    from sklearn.svm import SVC
+
     given = training()
     if not are_labels(given.texts):
         counts = Counter(given.texts)
@@ -206,6 +205,9 @@ def fit_label(training: Callable[[], Training], features: Features | None = None
 
 def fit_frechet(training: Callable[[], Training], features: Features | None = None) -> Judge:
     """Fréchet distance between features of the media and of the references, by PCA of real training media."""
+    from sklearn.decomposition import PCA
+    from sklearn.pipeline import make_pipeline
+
     given = training()
     features, scaling = (features, "passthrough") if features else (_own_features(given), _scaling(given))
     known = _matrix(features(given.media), len(given.media))
@@ -229,6 +231,8 @@ def _own_features(training: Training) -> Features:
 
 def _scaling(training: Training) -> Any:
     """A step of a pipeline."""
+    from sklearn.preprocessing import StandardScaler
+
     own = MODALITIES[training.modality].features
     return StandardScaler() if own is not None and own.is_scaled else "passthrough"
 

@@ -72,6 +72,19 @@ def test_an_import_against_the_direction_is_noticed_even_inside_a_function():
     assert not rooms_against_the_direction(list(imports_of(source, Path("scripts/x.py"))))
 
 
+def test_what_loads_slowly_is_loaded_where_it_is_used():
+    """But by modules that themselves are: of the embedded dataset, and of studies."""
+    at_once = {"diffusion/data/digits.py", "diffusion/studies/critical_batch.py", "sampling_rl/unmasking_study.py"}
+    found = {
+        str(path.relative_to(ROOT))
+        for path in MODULES
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and {one.top for one in imports_of(ast.unparse(node), path)} & {"sklearn", "scipy"}
+    }
+    assert found == at_once
+
+
 def test_rooms_are_imported_by_their_one_name(imports):
     """A class of diffusion.x and of trimask.diffusion.x would be two. Bare tokenizers is Hugging Face's."""
     rooms = {*ROOMS, "tests", "conftest"}
