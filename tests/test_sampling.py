@@ -371,7 +371,6 @@ def test_a_dual_cache_computes_the_block_and_a_prefix_cache_what_follows_until_i
     for cache, refresh_every, lengths, passes in (
         ("dual", 99, {6}, 5 + 5 + 1),
         ("dual", 3, {6}, 4 + 4 + 1),
-        ("dual", 1, set(), 0),
         ("prefix", 99, {6, 8, 16}, 5 + 5 + 1),
     ):
         asked.clear()
