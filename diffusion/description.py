@@ -9,7 +9,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.layout import Layout
 from trimask.diffusion.loop import LoopConfig
@@ -22,6 +21,7 @@ from trimask.diffusion.run_folder import checkpoint_steps
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.transformer import TransformerConfig
+from trimask.tokenizers import configuration
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.vocabulary import Vocabulary
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trimask.diffusion import configuration
 from trimask.diffusion.processes import is_first
 from trimask.diffusion.run_folder import checkpoint_steps, writing
+from trimask.tokenizers import configuration
 
 _RECENT_STEPS = 50
 

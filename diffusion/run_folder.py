@@ -1,12 +1,15 @@
-"""What protects a run folder: one process at a time, errors that say what is still good, lines that are whole or gone.
+"""What protects a folder: one process at a time, errors that say what is still good, lines that are whole or gone.
 
-RUN/.lock                  held by the process that trains; the kernel frees it however that process ends
-RUN/checkpoints/<step>/    a folder named by a number alone is complete: Orbax gives it that name last
+.lock                  held by the process that works in the folder; the kernel frees it however that process ends
+checkpoints/<step>/    a folder named by a number alone is complete: Orbax gives it that name last
+.partial-<name>/       files in the making; .complete/ holds them for the moment in which they move to the folder
 """
 
 import errno
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +17,20 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from trimask.diffusion import configuration
 from trimask.diffusion.processes import is_first
+from trimask.tokenizers.files import write_text
+from trimask.tokenizers.json_text import parse_json
 
 _REASONS = tuple(
     os.strerror(number)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 )
+
+
+_LISTS = ("index.jsonl", "samples.jsonl")
+"""Files that say what a folder holds."""
+_PATIENCE_S = 60.0
+"""How long to wait for another process that moves files into a folder."""
 
 
 class NotWritten(OSError):
@@ -34,21 +44,74 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        # One object per path and process, so that a command and the loop it calls may both hold it.
-        lock = FileLock(folder / ".lock", is_singleton=True)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            holder = (folder / ".lock").read_text(encoding="utf-8").strip()
-            who = f"process {holder}" if holder else "another process"
-            raise ValueError(f"{folder} is in use: {who} works there") from error
+        lock = _acquired(folder, 0.0)
     try:
-        with writing(folder):
-            (folder / ".lock").write_text(f"{os.getpid()}\n", encoding="utf-8")
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """An empty folder to write files into, which move to `folder` together when the block ends; none if it fails.
+
+    One process at a time does this, and others wait for it. Killed within the block, it has changed nothing; killed
+    later, its files move before anything else when the next process is here.
+    """
+    lock = _acquired(folder, _PATIENCE_S)
+    try:
+        complete = folder / ".complete"
+        _move_files(complete, folder)
+        for left in folder.glob(".partial-*"):
+            _remove(left)
+        stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+        try:
+            yield stage
+            stage.rename(complete)
+        finally:
+            _remove(stage)
+        _move_files(complete, folder)
+    finally:
+        lock.release()
+
+
+def _acquired(folder: Path, patience_s: float) -> FileLock:
+    """The folder's lock, held; the folder is made if need be. Raises ValueError if another process keeps it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    # One object per path and process, so that a command and the loop it calls may both hold it.
+    lock = FileLock(path, is_singleton=True)
+    try:
+        lock.acquire(timeout=patience_s)
+    except Timeout as error:
+        holder = path.read_text(encoding="utf-8").strip()
+        who = f"process {holder}" if holder.isdecimal() else "another process"
+        raise ValueError(f"{folder} is in use: {who} works there") from error
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0))
+        os.write(file, f"{os.getpid()}\n".encode())
+        os.close(file)
+    except OSError:
+        lock.release()
+        raise
+    return lock
+
+
+def _move_files(complete: Path, folder: Path) -> None:
+    """Moves what `staged` completed, the list of files last, so that it never names one that is not there."""
+    if complete.is_dir() and not complete.is_symlink():
+        for path in sorted(complete.iterdir(), key=lambda path: (path.name in _LISTS, path.name)):
+            if path.is_file() and not path.is_symlink():
+                path.replace(folder / path.name)
+    _remove(complete)
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder and what it holds, or a link that stands in its place."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 @contextmanager
@@ -84,7 +147,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     objects = []
     for line in path.read_bytes().split(b"\n"):
         try:
-            content = json.loads(line.decode("utf-8"))
+            content = parse_json(line, None, allows_infinity=True)  # which losses of trials that diverged are
         except ValueError:
             continue
         if isinstance(content, dict):
@@ -99,7 +162,7 @@ def keep_lines_until(path: Path, step: int) -> None:
     kept = [line for line in read_lines(path) if line.get("step", step + 1) <= step]
     text = "".join(line_of(content) for content in kept)
     if path.read_bytes() != text.encode("utf-8"):
-        configuration.write_text(path, text)
+        write_text(path, text)
 
 
 def line_of(content: dict[str, Any]) -> str:

@@ -7,11 +7,11 @@ from typing import Literal
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from trimask.diffusion import configuration
 from trimask.diffusion.checkpoint import Checkpoints
 from trimask.diffusion.description import RunDescription, load_description
 from trimask.diffusion.pretraining import Parameters, Pretraining
 from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.tokenizers import configuration
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.vocabulary import Vocabulary

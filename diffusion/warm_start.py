@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from trimask.diffusion import configuration
 from trimask.diffusion.description import TrainConfig
+from trimask.tokenizers import configuration
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
@@ -67,13 +67,14 @@ def require_same_model(old: TrainConfig, new: TrainConfig, run: Path) -> None:
 
 def require_grown(old: Path, new: Path) -> None:
     """Refuses a folder of tokenizers in which an id or a code does not mean what it means in the old one."""
-    before, after = (media_tokenizers.load(folder).fingerprints for folder in (old, new))
+    there, here = media_tokenizers.load(old), media_tokenizers.load(new)
+    before, after = there.fingerprints, here.fingerprints
     changed = [
         f"codec of {modality}: {fingerprint} → {after.get(modality, 'absent')}"
         for modality, fingerprint in before.items()
         if modality != TEXT and after.get(modality) != fingerprint
     ]
-    tokens, new_tokens = _tokens(old / TEXT), _tokens(new / TEXT)
+    tokens, new_tokens = there.text.tokens, here.text.tokens
     moved = [number for number in sorted(tokens) if new_tokens.get(number) != tokens[number]]
     changed += [f"text id {i}: {tokens[i]!r} → {new_tokens.get(i, 'absent')!r}" for i in moved[:3]]
     if len(moved) > 3:
@@ -88,12 +89,3 @@ def _range_keys(vocabulary: Vocabulary) -> list[tuple[str, int]]:
     """Modality and codebook of every range."""
     names = [r.modality for r in vocabulary.ranges]
     return [(name, names[:place].count(name)) for place, name in enumerate(names)]
-
-
-def _tokens(folder: Path) -> dict[int, str]:
-    """Id → token of a stored text tokenizer, as Hugging Face's tokenizer.json lists them."""
-    content = configuration.read_json(folder / "tokenizer.json")
-    listed = content["model"]["vocab"]  # a map, or of Unigram models a list of piece and score
-    numbered = listed.items() if isinstance(listed, dict) else ((piece, i) for i, (piece, _) in enumerate(listed))
-    tokens = {number: token for token, number in numbered}
-    return tokens | {added["id"]: added["content"] for added in content["added_tokens"]}

@@ -23,7 +23,6 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Bool, Float, Int
 
-from trimask.diffusion import configuration
 from trimask.diffusion.loop import LoopConfig, fit
 from trimask.diffusion.loss import Mean
 from trimask.diffusion.mesh import copied_to_all_devices, rows_on_all_devices
@@ -42,6 +41,7 @@ from trimask.sampling_rl.grpo import Batch, GRPOConfig, advantages, update
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.reward import RewardConfig
 from trimask.sampling_rl.rollout import Recorder, Trajectories, episodes_of, most_steps, rollout, rows_of
+from trimask.tokenizers import configuration
 
 
 @dataclass(frozen=True, kw_only=True)

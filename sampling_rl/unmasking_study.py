@@ -21,7 +21,6 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import spearmanr
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluate import require_same_tokenizers
 from trimask.diffusion.run_folder import checkpoint_steps
@@ -42,6 +41,7 @@ from trimask.sampling_rl.unmasking_report import (
     table_of_orders,
     table_of_points,
 )
+from trimask.tokenizers import configuration
 from trimask.tokenizers.vocabulary import TEXT
 
 _ROWS = 128

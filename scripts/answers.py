@@ -1,6 +1,8 @@
 """A folder of answers: a file each, with its animation and trace, and index.jsonl with a line each.
 
-What is there already keeps its file, so the same call writes the same bytes again and another call adds to them.
+What is there already keeps its file, so the same call writes the same bytes again and another call adds to them. Of
+several calls at a time, and of one that was killed and is repeated, no line and no file is lost or there twice. An
+index may have been sent by someone else: each name in it is a plain one of the folder, with the ending of its kind.
 """
 
 import json
@@ -12,12 +14,17 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from trimask.diffusion.run_folder import staged
 from trimask.scripts.outputs import ending_of, output
-from trimask.scripts.render import file_stem, staged, write_animation
+from trimask.scripts.render import file_stem, write_animation
+from trimask.tokenizers import configuration
+from trimask.tokenizers.files import require_plain_name
+from trimask.tokenizers.json_text import read_json_lines
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.vocabulary import TEXT
 
 _INDEX = "index.jsonl"
+_TRACE = ".trace.jsonl"
 _FRAME_MILLISECONDS = 150
 
 
@@ -35,31 +42,50 @@ class Answered:
     trace: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """A line of the index."""
+
+    file: str
+    prompt: str
+    task: str
+    to: str
+    number: int
+    seed: int
+    step: int
+    settings: dict[str, Any]
+    nfe: int | None = None
+    text: str | None = None
+    log_probs: list[float] | None = None
+    animation: str | None = None
+    trace: str | None = None
+
+
 def read_index(folder: Path) -> list[dict[str, Any]]:
-    """The lines of earlier calls."""
+    """The lines of earlier calls. Raises ValueError for what is no index, or names files as none of ours does."""
     path = folder / _INDEX
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return []
-    needed = {"file", "prompt", "task", "to", "number", "seed", "step", "settings"}
     entries = []
-    for number, line in enumerate(filter(None, path.read_text(encoding="utf-8").split("\n")), 1):
-        try:
-            entries.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
-        if not isinstance(entries[-1], dict) or not needed <= entries[-1].keys():
-            raise ValueError(f"{path}: line {number} is not an entry of this index; choose another --out")
+    for number, line in read_json_lines(path):
+        where = f"{path}, line {number}"
+        entry = configuration.from_dict(line, _Entry, f"{where}: not an entry of this index; choose another --out")
+        require_plain_name(entry.file, f"{where} @ $.file", f".{ending_of(entry.to)}")
+        if entry.animation is not None:
+            require_plain_name(entry.animation, f"{where} @ $.animation", ".gif", ".mp4")
+        if entry.trace is not None:
+            require_plain_name(entry.trace, f"{where} @ $.trace", _TRACE)
+        entries.append(line)
     return entries
 
 
-def write_answers(
-    out: Path, index: list[dict[str, Any]], outputs: Sequence[Answered], tokenizers: MediaTokenizers
-) -> None:
+def write_answers(out: Path, outputs: Sequence[Answered], tokenizers: MediaTokenizers) -> None:
     """All files and the index, or nothing."""
-    lines = {entry["file"]: entry for entry in index}
-    file_of = {_identity(entry): entry["file"] for entry in index}
-    stems = {Path(name).stem for name in lines}
     with staged(out) as stage:
+        index = read_index(out)
+        lines = {entry["file"]: entry for entry in index}
+        file_of = {_identity(entry): entry["file"] for entry in index}
+        stems = {Path(name).stem for name in lines}
         for answer in outputs:
             ending = ending_of(answer.entry["to"])
             name = file_of.get(_identity(answer.entry))
@@ -73,7 +99,7 @@ def write_answers(
                 entry["animation"] = Path(name).with_suffix(f".{answer.animation}").name
                 write_animation(stage / entry["animation"], answer.frames, _FRAME_MILLISECONDS)
             if answer.trace is not None:
-                entry["trace"] = Path(name).with_suffix(".trace.jsonl").name
+                entry["trace"] = Path(name).with_suffix(_TRACE).name
                 (stage / entry["trace"]).write_text(answer.trace, encoding="utf-8")
             lines[name] = entry
         text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in lines.values())

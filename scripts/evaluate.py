@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluate import EvaluateConfig, evaluate
 from trimask.diffusion.exam import ALL_TASKS
@@ -18,6 +17,7 @@ from trimask.diffusion.results import Bound, Evaluation, Samples, Score
 from trimask.diffusion.trained import Loaded, load
 from trimask.scripts import cli, likelihood
 from trimask.scripts.console import console, parse, progress_report, table
+from trimask.tokenizers import configuration
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,6 @@ import numpy as np
 import tyro
 from rich.live import Live
 
-from trimask.diffusion import configuration
 from trimask.diffusion.sampling.config import GenerationConfig, is_policy, require_used
 from trimask.diffusion.sampling.policy import describe_policy
 from trimask.diffusion.sampling.prompts import Prompts
@@ -29,6 +28,7 @@ from trimask.scripts.inputs import medium_reader, read_lines, read_mask, spliced
 from trimask.scripts.outputs import frame_of
 from trimask.scripts.render import require_mp4
 from trimask.scripts.trajectory import live, trace_lines
+from trimask.tokenizers import configuration
 from trimask.tokenizers.codec import SoundCodec
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT
@@ -160,7 +160,7 @@ def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
     """Asks, writes and prints."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; it must be a folder, or a name for a new one")
-    index = read_index(out)
+    read_index(out)  # what cannot be added to is refused before anything is computed
     prompts = prompts_of(loaded, arguments.like)
     questions = [q for q in ask(arguments, prompts) for _ in range(arguments.num)]
     config = settings(arguments, loaded, questions[0].example)
@@ -173,7 +173,7 @@ def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
             answers = generator.generate(requests, config, arguments.seed, partial(report, "answers"))
         paths = [[answer] for answer in answers]
     outputs = _outputs(loaded, arguments, config, prompts, questions, paths)
-    write_answers(out, index, outputs, loaded.tokenizers)
+    write_answers(out, outputs, loaded.tokenizers)
     for question, output in zip(questions, outputs, strict=True):
         if output.entry["to"] == TEXT:
             print(f"{question.prompt} → {output.media}")

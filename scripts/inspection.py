@@ -18,7 +18,6 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import DatasetManifest, Prepared
 from trimask.diffusion.data.sources import SourceConfig
@@ -34,6 +33,7 @@ from trimask.scripts.console import console, parse, table
 from trimask.scripts.evaluate import print_evaluation
 from trimask.scripts.outputs import output
 from trimask.scripts.trajectory import trace_page
+from trimask.tokenizers import configuration
 from trimask.tokenizers.quality import CodebookUse, codebook_use
 from trimask.tokenizers.text import TextTokenizer
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary

@@ -8,11 +8,10 @@ Each line of FILE is an example as JSON: one answer or several choices, and at m
     {"prompt": "seven", "audio": "seven.wav"}                 a medium for a text
     {"prompt": "47+38=", "choices": ["85", "75"], "answer": 0}     which of several; `answer` may be missing
 
-Media are paths, relative to FILE. A line with a medium, and with text or choices, asks for the text. The answer's end
-(EOS) is part of it where the model's texts have one.
+Media are paths inside the folder of FILE. A line with a medium, and with text or choices, asks for the text. The
+answer's end (EOS) is part of it where the model's texts have one.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,9 @@ from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.trained import Loaded
 from trimask.scripts.console import console, progress_report, table
 from trimask.scripts.inputs import medium_reader
+from trimask.tokenizers import configuration
+from trimask.tokenizers.files import inside, write_text
+from trimask.tokenizers.json_text import read_json_lines
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -74,23 +76,18 @@ def run(loaded: Loaded, path: Path, out: Path, how: How) -> None:
     for line in lines:
         own, scored = scored[: len(line.examples)], scored[len(line.examples) :]
         entries.append(line.entry | _scores(own, "choices" in line.entry))
-    out.write_text("".join(map(line_of, entries)), encoding="utf-8")
+    write_text(out, "".join(map(line_of, entries)))
     _print(entries, out)
 
 
 def read(path: Path, prompts: Prompts) -> list[Line]:
     """The lines of a file; an error names the line."""
     lines = []
-    try:
-        texts = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
-    for number, text in enumerate(texts, 1):
-        if text.strip():
-            try:
-                lines.append(_line(json.loads(text), path.parent, prompts))
-            except (ValueError, OSError) as error:
-                raise ValueError(f"{path}: line {number}: {error}") from error
+    for number, entry in read_json_lines(path):
+        try:
+            lines.append(_line(entry, path.parent, prompts))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
     if not lines:
         raise ValueError(f"{path}: holds no lines to score")
     return lines
@@ -99,14 +96,14 @@ def read(path: Path, prompts: Prompts) -> list[Line]:
 def _line(entry: Any, folder: Path, prompts: Prompts) -> Line:
     known = _KEYS | set(prompts.tokenizers.codecs)
     if not isinstance(entry, dict) or not set(entry) <= known:
-        raise ValueError(f"an example has some of {', '.join(sorted(known))}; got {json.dumps(entry)[:200]}")
+        raise ValueError(f"an example has some of {', '.join(sorted(known))}; got {configuration.shown(entry)}")
     media = [medium for medium in prompts.tokenizers.codecs if medium in entry]
     if len(media) > 1 or ("text" in entry) + ("choices" in entry) + bool(media and "prompt" in entry) != 1:
         raise ValueError("an example has one answer: text, choices, or a medium for a prompt")
     for name in {"prompt", "text", *media} & set(entry):
         if not isinstance(entry[name], str):
             raise ValueError(f"{name} must be a string, got {entry[name]!r}")
-    contents = {medium: medium_reader(medium, prompts)(folder / entry[medium]) for medium in media}
+    contents = {medium: medium_reader(medium, prompts)(inside(folder, entry[medium])) for medium in media}
     given = {TEXT: entry["prompt"]} if "prompt" in entry else {}
     if media and given:
         return Line(entry, [prompts.scored(given, media[0], contents[media[0]])])

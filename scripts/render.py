@@ -6,11 +6,8 @@ moments of a sound, in place of a word of a text. The same media give the same b
 
 import importlib.util
 import re
-import shutil
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -167,19 +164,6 @@ def file_stem(prompt: str, is_taken: Callable[[str], bool] = lambda _: False) ->
     while is_taken(f"{stem}-{number}"):
         number += 1
     return f"{stem}-{number}"
-
-
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """An empty folder to write into; its files move to `folder`, or none does if anything fails."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
-    try:
-        yield stage
-        for path in sorted(stage.iterdir()):
-            path.replace(folder / path.name)
-    finally:
-        shutil.rmtree(stage)
 
 
 def draw_unknown_picture(codes: Int[np.ndarray, "rows columns"], codec: MediaCodec) -> Image.Image:

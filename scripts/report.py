@@ -16,7 +16,6 @@ import jinja2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.metrics_log import read_metrics
 from trimask.diffusion.results import Evaluation, Samples
@@ -35,6 +34,7 @@ from trimask.scripts.render import (
     write_animation,
     write_png,
 )
+from trimask.tokenizers import configuration
 from trimask.tokenizers.vocabulary import TEXT
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")

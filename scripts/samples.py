@@ -7,7 +7,6 @@
 The questions are of held-out examples of the prepared data; of a text alone the question is given, or its first half.
 """
 
-import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +15,10 @@ import numpy as np
 
 from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.run_folder import line_of, read_lines
+from trimask.diffusion.run_folder import line_of, read_lines, staged
 from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.trained import Loaded
 from trimask.scripts.outputs import output
-from trimask.scripts.render import staged
 from trimask.tokenizers.sequence import Example, direct, until_eos
 from trimask.tokenizers.vocabulary import TEXT, Task
 
@@ -44,11 +42,9 @@ def save_training_samples(loaded: Loaded, step: int) -> None:
     length = max(question.example.length for asked in questions.values() for question in asked)
     generator = Generator(loaded.denoise, loaded.vocabulary, rows=_COUNT, bucket=length)
     folder = loaded.folder / "samples"
-    # Lines of this and later steps come again after a resumed run.
-    lines = [line for line in read_lines(folder / "samples.jsonl") if line["step"] < step]
-    for left in folder.glob(".partial-*"):  # by a run that was killed while it wrote here
-        shutil.rmtree(left)
     with staged(folder) as stage:
+        # Lines of this and later steps come again after a resumed run.
+        lines = [line for line in read_lines(folder / "samples.jsonl") if line["step"] < step]
         for (dataset, task), asked in questions.items():
             requests = [question.example for question in asked]
             answers = generator.generate(requests, loaded.generation(task.target), seed=0)

@@ -18,13 +18,13 @@ import tyro
 from rich.markdown import Markdown
 
 from trimask.configs.studies import DATA, STUDIES
-from trimask.diffusion import configuration
 from trimask.diffusion.description import load_description
 from trimask.diffusion.run_folder import writing
 from trimask.diffusion.studies.trials import Trials
 from trimask.scripts import cli, prepare
 from trimask.scripts.console import console, option, progress_report
 from trimask.scripts.train import with_mixture
+from trimask.tokenizers import configuration
 
 
 @dataclass(frozen=True, kw_only=True)

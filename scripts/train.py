@@ -14,7 +14,6 @@ from typing import Annotated
 import tyro
 
 from trimask.configs.presets import Experiment, preset
-from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig, DatasetUse
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.description import RunDescription, TrainConfig, load_description, transferred
@@ -28,6 +27,7 @@ from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
 from trimask.scripts.console import console, option, parse_from_preset, table
 from trimask.scripts.samples import save_training_samples
+from trimask.tokenizers import configuration
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ The first line of a trace says what was asked and what was known at the start. E
 Positions count the codes of what is made, in reading order; pieces are texts' only.
 """
 
-import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,37 @@ from trimask.diffusion.run_folder import line_of
 from trimask.diffusion.sampling.requests import Answer
 from trimask.scripts.outputs import output
 from trimask.scripts.terminal import colour
+from trimask.tokenizers import configuration
+from trimask.tokenizers.files import write_text
+from trimask.tokenizers.json_text import read_json_lines
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT
 
 _TEMPLATE = Path(__file__).with_name("trajectory.html.jinja")
-_NEEDED = {"prompt", "task", "to", "shape", "start", "pieces"}
-_EVENT = {"step", "position", "token", "piece", "confidence"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """The first line of a trace."""
+
+    prompt: str
+    task: str
+    to: str
+    shape: list[int]
+    start: list[int | None]
+    pieces: list[str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Event:
+    """Every other line."""
+
+    step: int
+    position: int
+    token: int | None
+    piece: str | None
+    confidence: float | None
 
 
 def trace_lines(tokenizers: MediaTokenizers, prompt: str, path: Sequence[Answer]) -> str:
@@ -77,29 +101,23 @@ def trace_page(path: Path) -> Path:
     environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(_TEMPLATE.parent))
     page = environment.get_template(_TEMPLATE.name).render(head=head, events=events)
     out = path.with_suffix(".html")
-    out.write_text(page, encoding="utf-8")
+    write_text(out, page)
     return out
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:
     """The lines of a trace, refused unless they are one."""
     lines: list[dict[str, Any]] = []
-    try:
-        texts = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
-    for number, text in enumerate(texts, 1):
-        if not text:
-            continue
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
-        needed = _EVENT if lines else _NEEDED
-        if not isinstance(line, dict) or not needed <= line.keys():
-            raise ValueError(f"{path}: line {number} is not of a trace; it should have {', '.join(sorted(needed))}")
-        if lines and not (isinstance(line["position"], int) and 0 <= line["position"] < len(lines[0]["start"])):
-            raise ValueError(f"{path}: line {number}: there is no position {line['position']!r}")
+    for number, line in read_json_lines(path):
+        where = f"{path}, line {number}: not of a trace"
+        if not lines:
+            about = configuration.from_dict(line, _Start, where)
+            if len(about.start) != len(about.pieces):
+                raise ValueError(f"{where}: {len(about.start)} codes and {len(about.pieces)} pieces")
+        else:
+            event = configuration.from_dict(line, _Event, where)
+            if not 0 <= event.position < len(lines[0]["start"]) or event.step < 1:
+                raise ValueError(f"{where}: there is no position {event.position} in step {event.step}")
         lines.append(line)
     if not lines:
         raise ValueError(f"{path}: holds no trace")

@@ -261,7 +261,7 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(tmp_path):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"kind": 3}', "not json", '{"kind": "text", "config": {}}'])
 def test_a_malformed_description_is_refused_with_its_path(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"config\.json: not "):
+    with pytest.raises(ValueError, match=r"config\.json(: not a|, line 1: not strict)"):
         codec.load(tmp_path)
 
 
@@ -270,7 +270,7 @@ def test_files_outside_the_folder_are_never_read(tmp_path, name):
     _text_tokenizer().save(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"files": [name]}))
-    with pytest.raises(ValueError, match="plain names inside the folder"):
+    with pytest.raises(ValueError, match="a name of a file must be letters"):
         codec.load(tmp_path)
 
 
@@ -282,8 +282,6 @@ def test_pickled_arrays_are_refused(tmp_path):
 
 
 def test_the_files_of_a_tokenizer_are_listed_in_order_whatever_order_they_come_in(tmp_path):
-    content = {"b.txt": "two", "a.npy": np.arange(3)}
-    codec.write_folder(tmp_path, {"kind": "patch", "config": {}}, content)
+    codec.write_folder(tmp_path, {"kind": "patch", "config": {}}, {"b.txt": "two", "a.npy": np.arange(3)})
     assert json.loads((tmp_path / "config.json").read_text())["files"] == ["a.npy", "b.txt"]
-    _, read = codec.read_folder(tmp_path, "patch")
-    assert read.pop("b.txt") == "two" and read["a.npy"].tolist() == [0, 1, 2]
+    assert (tmp_path / "b.txt").read_text() == "two" and np.load(tmp_path / "a.npy").tolist() == [0, 1, 2]

@@ -5,13 +5,13 @@ import dataclasses
 import fakes
 import pytest
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.description import RunDescription, TrainConfig, continued, load_description
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.mesh import MeshConfig
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.transformer import TransformerConfig
+from trimask.tokenizers import configuration
 
 TRAIN = TrainConfig(model=TransformerConfig(num_layers=1, width=16, num_heads=2))
 DESCRIPTION = RunDescription(

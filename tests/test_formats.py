@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from trimask.configs.studies import STUDIES
-from trimask.diffusion import configuration
 from trimask.diffusion.checkpoint import Checkpoints, Retention
 from trimask.diffusion.data.prepared import Manifest, PrepareConfig
 from trimask.diffusion.description import RunDescription
@@ -21,7 +20,7 @@ from trimask.diffusion.parametrization import Family
 from trimask.diffusion.results import Evaluation
 from trimask.diffusion.sampling.policy import PolicyDescription
 from trimask.sampling_rl.train import PolicyTrainConfig
-from trimask.tokenizers import codec
+from trimask.tokenizers import codec, configuration
 from trimask.tokenizers.formats import RENAMED, added
 from trimask.tokenizers.image import PatchCodec, PatchConfig
 
@@ -162,5 +161,5 @@ def test_a_codec_of_a_former_kind_and_field_keeps_its_fingerprint_and_its_bytes(
 def test_an_unknown_field_of_a_codec_is_refused_with_the_nearest_one(tmp_path):
     content = {"codebook.npy": np.zeros((1, 2, 2, 1), np.uint8)}
     codec.write_folder(tmp_path, {"kind": "patch", "config": {"patch_sid": 2}}, content)
-    with pytest.raises(ValueError, match="unknown field 'patch_sid'; the nearest is 'patch_side'"):
+    with pytest.raises(ValueError, match="unknown field 'patch_sid', the nearest is 'patch_side'"):
         codec.load(tmp_path)

@@ -10,12 +10,12 @@ import soundfile
 from PIL import Image
 from test_policy import save_policy
 
-from trimask.diffusion import configuration
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.requests import Generator
 from trimask.scripts import samples
 from trimask.scripts.generate import main, prompts_of
 from trimask.scripts.samples import save_training_samples
+from trimask.tokenizers import configuration
 
 STEP = 7
 WORDS = ("one", "two", "three")
@@ -38,7 +38,7 @@ def lines_of(path):
 
 
 def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 def test_a_drawing_is_written_with_its_animation_and_its_line_in_the_index(generate, tmp_path):
@@ -248,11 +248,41 @@ def test_contradicting_arguments_end_with_a_message(generate, capsys, arguments,
     assert reason in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("line", ["{", '{"file": "x"}', "[]"])
-def test_a_foreign_index_is_refused_and_left_alone(generate, tmp_path, line):
+ENTRY = {
+    "file": "a.txt",
+    "prompt": "_",
+    "task": "text",
+    "to": "text",
+    "number": 0,
+    "seed": 0,
+    "step": 7,
+    "settings": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "line 1: not strict JSON"),
+        ('{"file": "x"}', "line 1: not an entry of this index; choose another --out: .*required field is missing"),
+        ("[]", "must be an object"),
+        (json.dumps(ENTRY | {"seed": "0"}), r"must be a whole number, got \"0\" @ \$\.seed"),
+        (json.dumps(ENTRY | {"file": "../victim.txt"}), r"line 1 @ \$\.file: a name of a file must be letters"),
+        (json.dumps(ENTRY | {"file": "/tmp/victim.txt"}), r"@ \$\.file: a name of a file must be letters"),
+        (json.dumps(ENTRY | {"file": "a.py"}), r"@ \$\.file: a name that ends with \.txt is expected"),
+        (json.dumps(ENTRY | {"file": "index.jsonl"}), r"@ \$\.file: a name that ends with \.txt is expected"),
+        (json.dumps(ENTRY | {"animation": "../a.gif"}), r"@ \$\.animation: a name of a file must be letters"),
+        (json.dumps(ENTRY | {"trace": "a.html"}), r"@ \$\.trace: a name that ends with \.trace\.jsonl is expected"),
+        (json.dumps(ENTRY | {"to": "../x"}), "no modality '../x'"),
+    ],
+)
+def test_a_foreign_index_is_refused_before_anything_is_computed_and_left_alone(
+    generate, tmp_path, monkeypatch, line, reason
+):
+    monkeypatch.setattr("trimask.scripts.generate.Generator", lambda *_: pytest.fail("computed"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out/index.jsonl").write_text(line)
-    with pytest.raises(ValueError, match="line 1 is not"):
+    with pytest.raises(ValueError, match=reason):
         generate("--infill", "_")
     assert content(tmp_path / "out") == {"index.jsonl": line.encode()}
 
@@ -265,7 +295,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 def test_training_samples_show_every_task(loaded, tmp_path):
     here = replace(loaded, folder=tmp_path)
     save_training_samples(here, 20)
-    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+    assert sorted(content(tmp_path / "samples")) == [
         "samples.jsonl",
         "step-000020-drawn.png",
         "step-000020-spoken.wav",

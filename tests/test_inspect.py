@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from trimask.diffusion import configuration
 from trimask.diffusion.results import Evaluation, Score
 from trimask.diffusion.trained import Loaded
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import console, evaluate, inspection
+from trimask.tokenizers import configuration
 from trimask.tokenizers.quality import psnr_db
 
 

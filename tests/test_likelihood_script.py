@@ -56,7 +56,7 @@ def test_what_is_printed_is_bits_of_answers_and_the_share_of_right_choices(monke
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "lines.jsonl").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"lines.jsonl: not UTF-8 text: "):
+    with pytest.raises(ValueError, match=r"lines.jsonl, line 1: not UTF-8 text: "):
         likelihood.read(tmp_path / "lines.jsonl", None)
 
 

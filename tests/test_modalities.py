@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.modalities import MODALITIES, modality
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.exam import judges_of, score_of
@@ -17,7 +16,7 @@ from trimask.diffusion.results import Evaluation
 from trimask.diffusion.trained import load
 from trimask.scripts import evaluate, generate, inspection, prepare, train
 from trimask.scripts.outputs import OUTPUTS, output
-from trimask.tokenizers import codec
+from trimask.tokenizers import codec, configuration
 
 SHAPE = (5, 2)
 

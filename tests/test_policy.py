@@ -16,7 +16,6 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimask.diffusion import configuration
 from trimask.diffusion.checkpoint import Checkpoints, Retention
 from trimask.diffusion.sampling import loop, policy
 from trimask.diffusion.sampling.config import GenerationConfig
@@ -33,6 +32,7 @@ from trimask.diffusion.sampling.policy import (
 from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.sampling.state import Rules
 from trimask.diffusion.transformer import num_parameters
+from trimask.tokenizers import configuration
 
 logits_of = jax.jit(policy.logits_of, static_argnums=0)
 log_probability = jax.jit(policy.log_probability, static_argnums=0)

@@ -14,7 +14,6 @@ import pytest
 import soundfile
 from PIL import Image
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data import fitting, sounds, sources
 from trimask.diffusion.data import prepare as preparing
 from trimask.diffusion.data.lines import Block
@@ -22,6 +21,7 @@ from trimask.diffusion.data.media_config import PictureConfig
 from trimask.diffusion.data.plan import Plan, PrepareConfig, SplitConfig, fitted
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.sources import BadRecord, FieldConfig, RawExample, SourceConfig
+from trimask.tokenizers import configuration
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
 from trimask.tokenizers.sequence import until_eos
@@ -181,7 +181,7 @@ def test_stopped_after_any_block_it_goes_on_where_it_was(files, whole, tmp_path,
 
 KILLED = """
     import contextlib, json, os, pathlib, random, signal, sys, time
-    from trimask.diffusion import configuration
+    from trimask.tokenizers import configuration
     from trimask.diffusion.data.plan import PrepareConfig
     from trimask.diffusion.data.prepare import prepare
 
@@ -459,13 +459,17 @@ def test_sounds_last_whole_frames_one_at_least(seconds, samples):
     assert sounds.shapes(lengths, PrepareConfig(seconds=seconds).media, None) == {"voices": [samples]}
 
 
-def test_what_a_killed_process_left_half_written_is_gone_at_the_end(files, tmp_path):
-    left = tmp_path / "out/prose/train-00007.array_record.partial"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"half")
+def test_what_a_killed_process_left_half_written_is_gone_at_the_end_and_nothing_else(files, tmp_path):
+    ours = ["prose/train-00000.array_record.123.partial", "prose/test_who-00000.array_record.7.partial"]
+    others = ["film.partial", "docs/a.tex.partial", "prose/a.partial", "prose/train-00007.array_record.123.partial"]
+    others += ["other/train-00000.array_record.123.partial", "prose/train-00000.array_record.1.partial/a"]
+    for name in [*ours, *others]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("half")
     sources = {"prose": SourceConfig(kind="text", where=(str(files / "prose.txt"),))}
-    prepare(tmp_path / "out", PrepareConfig(sources=sources, text_vocabulary=258))
-    assert (tmp_path / "out/manifest.json").is_file() and not list((tmp_path / "out").rglob("*.partial"))
+    prepare(tmp_path, PrepareConfig(sources=sources, text_vocabulary=258))
+    assert (tmp_path / "manifest.json").is_file()
+    assert not any((tmp_path / name).exists() for name in ours) and all((tmp_path / name).is_file() for name in others)
 
 
 def test_a_medium_that_cannot_have_the_shape_is_refused_with_the_example():

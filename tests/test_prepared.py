@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.prepared import Prepared, shard_path
 from trimask.tokenizers import media
 
@@ -65,12 +64,3 @@ def test_texts_and_media_are_encoded_by_the_tokenizer_of_their_modality(prepared
     picture = np.zeros((4, 6, 1), np.uint8)
     (codes,) = tokenizers.encode("image", [picture])
     assert np.array_equal(codes, tokenizers.codec("image").encode(picture[None])[0])
-
-
-@pytest.mark.parametrize("content, message", [(None, "no such file"), ("{", "not readable as JSON")])
-def test_json_that_cannot_be_read_is_named(tmp_path, content, message):
-    path = tmp_path / "config.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises((FileNotFoundError, ValueError), match=f"{path}: {message}"):
-        configuration.read_json(path)

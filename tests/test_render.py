@@ -17,7 +17,6 @@ from trimask.scripts.render import (
     file_stem,
     image_grid,
     spectrogram_image,
-    staged,
     write_animation,
     write_png,
     write_wav,
@@ -249,17 +248,6 @@ def test_colliding_file_stems_are_numbered():
     for _ in range(3):
         taken.add(file_stem("One!", taken.__contains__))
     assert taken == {"one", "one-2", "one-3"}
-
-
-def test_staged_files_arrive_together_or_not_at_all(tmp_path):
-    with staged(tmp_path / "new" / "out") as stage:
-        (stage / "a").write_text("1")
-    with pytest.raises(RuntimeError), staged(tmp_path / "new" / "out") as stage:
-        (stage / "a").write_text("2")
-        (stage / "b").write_text("2")
-        raise RuntimeError
-    assert [path.name for path in (tmp_path / "new" / "out").iterdir()] == ["a"]
-    assert (tmp_path / "new" / "out" / "a").read_text() == "1"
 
 
 @pytest.mark.parametrize("frames, milliseconds", [(1, 9), (0, 10)])

@@ -4,9 +4,9 @@ import fakes
 import numpy as np
 import pytest
 
-from trimask.diffusion import configuration
 from trimask.sampling_rl.problems import Problem, ProblemSet
 from trimask.sampling_rl.reward import REWARDS, RewardConfig
+from trimask.tokenizers import configuration
 from trimask.tokenizers.sequence import Example, Segment
 
 RIGHT, NFE, LENGTH = (0.0, 0.25, 0.5, 1.0), range(1, 70), range(1, 65)

@@ -6,11 +6,23 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from trimask.diffusion import configuration
-from trimask.diffusion.run_folder import NotWritten, keep_lines_until, line_of, locked, read_lines, shortened, writing
+from trimask.diffusion import run_folder
+from trimask.diffusion.run_folder import (
+    NotWritten,
+    keep_lines_until,
+    line_of,
+    locked,
+    read_lines,
+    shortened,
+    staged,
+    writing,
+)
+from trimask.tokenizers import configuration, files
 
 HOLD = "import sys, pathlib\nfrom trimask.diffusion.run_folder import locked\nfolder = pathlib.Path(sys.argv[1])\n"
 
@@ -84,7 +96,7 @@ def test_a_repair_that_is_killed_on_the_way_loses_nothing(tmp_path, monkeypatch)
         raise SystemExit
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(configuration.os, "fsync", killed)
+        patch.setattr(files.os, "fsync", killed)
         keep_lines_until(path, 2)
     assert path.read_bytes() == before
     keep_lines_until(path, 2)
@@ -137,5 +149,120 @@ def test_files_say_letters_as_they_are_and_come_all_at_once(tmp_path, monkeypatc
     assert (tmp_path / "a.json").read_bytes().decode("utf-8") == '{\n  "prompt": "größer"\n}\n'
     on_disk = []
     monkeypatch.setattr(os, "fsync", lambda _: on_disk.append((tmp_path / "a.json.partial").read_text()))
-    configuration.write_text(tmp_path / "a.json", "new")
+    files.write_text(tmp_path / "a.json", "new")
     assert on_disk == ["new"] and [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def in_a_process(act):
+    """Runs `act` in a child process without its cleaning up, and returns the exit status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+        finally:
+            os._exit(7)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def write_two(folder):
+    with staged(folder) as stage:
+        (stage / "a.txt").write_text("new")
+        (stage / "index.jsonl").write_text("a, b")
+        (stage / "b.txt").write_text("new")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_staged_files_arrive_together_or_not_at_all(tmp_path):
+    folder = tmp_path / "new" / "out"
+    write_two(folder)
+    with pytest.raises(RuntimeError), staged(folder) as stage:
+        (stage / "a.txt").write_text("other")
+        (stage / "c.txt").write_text("other")
+        raise RuntimeError
+    assert names(folder) == [".lock", "a.txt", "b.txt", "index.jsonl"] and (folder / "a.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2, 3])
+def test_killed_while_files_move_the_next_call_ends_what_was_begun(tmp_path, monkeypatch, moved):
+    move, done = Path.replace, []
+
+    def replace(path, target):
+        if len(done) == moved:
+            os._exit(9)
+        done.append(target)
+        return move(path, target)
+
+    def killed():
+        monkeypatch.setattr(Path, "replace", replace)
+        monkeypatch.setattr(run_folder, "_remove", lambda path: os._exit(9) if path.name == ".complete" and done else 0)
+        write_two(tmp_path)
+
+    (tmp_path / "a.txt").write_text("old")
+    assert in_a_process(killed) == 9
+    assert ("index.jsonl" in names(tmp_path)) == (moved == 3), "the list comes last"
+    with staged(tmp_path) as stage:
+        assert names(tmp_path) == [".lock", stage.name, "a.txt", "b.txt", "index.jsonl"]
+        assert (tmp_path / "a.txt").read_text() == "new"
+    assert names(tmp_path) == [".lock", "a.txt", "b.txt", "index.jsonl"]
+
+
+def test_killed_before_files_move_nothing_has_changed_and_what_is_left_goes(tmp_path):
+    def killed():
+        with staged(tmp_path) as stage:
+            (stage / "a.txt").write_text("half")
+            os._exit(9)
+
+    (tmp_path / "a.txt").write_text("old")
+    (tmp_path / "mine.partial").write_text("mine")
+    assert in_a_process(killed) == 9 and len(list(tmp_path.glob(".partial-*"))) == 1
+    with staged(tmp_path):
+        assert (tmp_path / "a.txt").read_text() == "old"
+    assert names(tmp_path) == [".lock", "a.txt", "mine.partial"]
+
+
+def test_links_among_what_was_left_are_removed_and_not_followed(tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "out"
+    outside.mkdir()
+    folder.mkdir()
+    (outside / "mine.txt").write_text("mine")
+    for name in (".partial-1", ".complete"):
+        (folder / name).symlink_to(outside)
+    with staged(folder):
+        pass
+    (folder / ".complete").mkdir()
+    (folder / ".complete" / "mine.txt").symlink_to(outside / "mine.txt")
+    with staged(folder):
+        pass
+    assert names(folder) == [".lock"] and names(outside) == ["mine.txt"]
+    (folder / ".lock").unlink()
+    (folder / ".lock").symlink_to(outside / "mine.txt")
+    with pytest.raises(OSError, match="symbolic links"), staged(folder):
+        pass
+    assert (outside / "mine.txt").read_text() == "mine"
+
+
+def test_of_two_processes_the_second_waits_and_sees_what_the_first_wrote(tmp_path, monkeypatch):
+    def slow():
+        with staged(tmp_path) as stage:
+            (tmp_path / "begun").touch()
+            time.sleep(0.3)
+            (stage / "a.txt").write_text("first")
+
+    child = os.fork()
+    if child == 0:
+        try:
+            slow()
+        finally:
+            os._exit(0)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    monkeypatch.setattr(run_folder, "_PATIENCE_S", 0.0)
+    with pytest.raises(ValueError, match=f"is in use: process {child} works there"), staged(tmp_path):
+        pass
+    monkeypatch.setattr(run_folder, "_PATIENCE_S", 60.0)
+    with staged(tmp_path):
+        assert (tmp_path / "a.txt").read_text() == "first"
+    os.waitpid(child, 0)

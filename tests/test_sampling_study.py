@@ -13,12 +13,12 @@ import madeup
 import pytest
 from madeup import MadeUp, written
 
-from trimask.diffusion import configuration
 from trimask.diffusion.description import RunDescription
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.studies import sampling
 from trimask.diffusion.studies.sampling import Point, SamplingStudy, Verdict, choose, exams_of, measured, study
 from trimask.diffusion.studies.trials import Trials
+from trimask.tokenizers import configuration
 
 
 def point(score, nfe, error=0.02, distance=None):

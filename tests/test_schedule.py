@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from fakes import VOCABULARY
 
-from trimask.diffusion import configuration
 from trimask.diffusion.schedule import SCHEDULES, ScheduleConfig, stratified_times
+from trimask.tokenizers import configuration
 
 TIMES = jnp.linspace(0.01, 0.99, 50)
 TEXT = jnp.ones(50, jnp.int32)

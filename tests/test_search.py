@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from madeup import MadeUp, written
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.optimizer import OptimizerConfig
@@ -15,6 +14,7 @@ from trimask.diffusion.parametrization import ModuleMultipliers
 from trimask.diffusion.studies import search
 from trimask.diffusion.studies.search import Search, coordinates, multipliers_at
 from trimask.diffusion.transformer import TransformerConfig
+from trimask.tokenizers import configuration
 
 BASE = TrainConfig(
     model=TransformerConfig(num_layers=2, width=32, num_heads=4),

@@ -12,7 +12,6 @@ import madeup
 import numpy as np
 import pytest
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.optimizer import OptimizerConfig
@@ -27,6 +26,7 @@ from trimask.diffusion.studies.search import Round, Search, coordinates, moved, 
 from trimask.diffusion.studies.trials import Outcome, Trials, mean_tokens, tuned_here
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import study as study_script
+from trimask.tokenizers import configuration
 
 BASE = TrainConfig(
     model=TransformerConfig(num_layers=2, width=32, num_heads=4),

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from trimask.diffusion import configuration
 from trimask.diffusion.description import TrainConfig
 from trimask.scripts import study
+from trimask.tokenizers import configuration
 
 
 @dataclass(frozen=True, kw_only=True)

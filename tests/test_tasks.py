@@ -235,7 +235,7 @@ def test_answers_that_come_to_no_number_are_wrong(prompts, tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "not a line of JSON"),
+        ("{", "not strict JSON: expected a key"),
         ("[1]", "must be a JSON object"),
         ({"question": "How many?"}, 'needs a "answer"'),
         ({"question": " ", "answer": "#### 1"}, '"question" is empty'),

@@ -44,9 +44,9 @@ def test_a_prompt_is_given_and_its_response_asked_for(tmp_path):
     [
         ('{"prompt": "a"}', 'needs a "response", which is text, got None; its fields are prompt'),
         ('{"prompt": "a", "response": ""}', '"response" is empty'),
-        ('{"prompt": "a", "response": "\\ud800"}', "lone surrogate"),
-        ("nonsense", "not a line of JSON"),
-        ("[" * 100_000, "not a line of JSON"),
+        ('{"prompt": "a", "response": "\\ud800"}', "half of a surrogate pair"),
+        ("nonsense", "not strict JSON: expected a value"),
+        ("[" * 100_000, "more than 64 objects and lists inside one another"),
     ],
 )
 def test_a_bad_line_says_why(tmp_path, line, reason):

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trimask.diffusion import configuration
 from trimask.diffusion import train as training
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
@@ -27,6 +26,7 @@ from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.train import train
 from trimask.diffusion.trained import load
 from trimask.diffusion.transformer import TransformerConfig
+from trimask.tokenizers import configuration
 
 CONFIG = TrainConfig(
     model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16),

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import pytest
 
 from trimask.configs.presets import preset
-from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig, DatasetUse
 from trimask.diffusion.description import TrainConfig, load_description, transferred
 from trimask.diffusion.optimizer import OptimizerConfig
@@ -17,6 +16,7 @@ from trimask.diffusion.train import train
 from trimask.diffusion.trained import load
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import train as train_script
+from trimask.tokenizers import configuration
 
 CONFIG = TrainConfig(
     model=TransformerConfig(num_layers=1, width=16, num_heads=2),

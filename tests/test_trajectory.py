@@ -116,7 +116,7 @@ def test_what_a_user_wrote_is_data_on_the_page(tmp_path):
     assert page.count("</script>") == 1 and "<b>" not in page
 
 
-HEAD = '{"prompt": "x", "task": "text", "to": "text", "shape": [2], "start": [null, null], "pieces": []}\n'
+HEAD = '{"prompt": "x", "task": "text", "to": "text", "shape": [2], "start": [null, null], "pieces": [null, "x"]}\n'
 EVENT = '{"step": 1, "piece": "x", "position": %s, "token": 3, "confidence": 0.5}'
 
 
@@ -124,14 +124,15 @@ EVENT = '{"step": 1, "piece": "x", "position": %s, "token": 3, "confidence": 0.5
     ("text", "reason"),
     [
         ("", "holds no trace"),
-        ("{", "line 1 is not JSON"),
-        ("[]", "line 1 is not of a trace"),
-        ('{"prompt": "x"}', "it should have pieces, prompt, shape, start, task, to"),
+        ("{", "line 1: not strict JSON"),
+        ("[]", "line 1: not of a trace: .*must be an object, got \\[\\]"),
+        ('{"prompt": "x"}', r"required field is missing @ \$\.pieces"),
         ("\xff", "not UTF-8 text"),
+        (HEAD.replace("[null, null]", "[null]"), "1 codes and 2 pieces"),
         (f"{HEAD}{EVENT % 1}", None),
-        (f"{HEAD}{EVENT % 2}", "line 2: there is no position 2"),
-        (f"{HEAD}{EVENT % -1}", "line 2: there is no position -1"),
-        (f"{HEAD}{EVENT % '1.0'}", "line 2: there is no position 1.0"),
+        (f"{HEAD}{EVENT % 2}", "line 2: not of a trace: there is no position 2"),
+        (f"{HEAD}{EVENT % -1}", "line 2: not of a trace: there is no position -1"),
+        (f"{HEAD}{EVENT % '1.0'}", r"must be a whole number, got 1\.0 @ \$\.position"),
     ],
 )
 def test_another_file_is_refused(tmp_path, text, reason):

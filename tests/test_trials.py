@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.loop import LoopConfig
@@ -33,6 +32,7 @@ from trimask.diffusion.studies.trials import (
 )
 from trimask.diffusion.train import train
 from trimask.diffusion.transformer import TransformerConfig
+from trimask.tokenizers import configuration
 from trimask.tokenizers.formats import RENAMED
 
 CONFIG = TrainConfig(

@@ -14,7 +14,6 @@ import pytest
 from madeup import MadeUp, written
 from test_policy import SMALL
 
-from trimask.diffusion import configuration
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.requests import Answer, Generator
@@ -29,6 +28,7 @@ from trimask.sampling_rl.train import PolicyTrainConfig, PolicyTraining, train_p
 from trimask.sampling_rl.unmasking_report import Order, Point, front, merged
 from trimask.sampling_rl.unmasking_study import Seen, Training, UnmaskingStudy, _when, study, trainings_of, ways
 from trimask.scripts import train_policy as command
+from trimask.tokenizers import configuration
 from trimask.tokenizers.sequence import Example, Segment
 
 CONFIG = PolicyTrainConfig(

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trimask.diffusion import configuration
 from trimask.diffusion.description import load_description
 from trimask.diffusion.results import Evaluation
 from trimask.diffusion.run_folder import read_lines
@@ -20,6 +19,7 @@ from trimask.diffusion.train import train
 from trimask.sampling_rl.train import PolicyTrainConfig
 from trimask.scripts.answers import read_index
 from trimask.scripts.trajectory import trace_page
+from trimask.tokenizers import configuration
 
 HERE = Path(__file__).parent / "written"
 ARCHIVES = sorted(HERE.glob("*.tar.xz"))

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from trimask.tokenizers.codebook import check_codes, fit_codebook, nearest_codeword
-from trimask.tokenizers.codec import StoredTokenizer
+from trimask.tokenizers.codec import ArrayFile, Files, StoredTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +140,11 @@ class MelCodec(StoredTokenizer):
     def media_shape(self, code_shape: tuple[int, ...]) -> tuple[int, ...]:
         """(frames, codebooks) → (samples,)."""
         return (code_shape[0] * self.config.samples_per_frame,)
+
+    @classmethod
+    def _files(cls, config: MelConfig) -> Files:
+        codebook = ArrayFile("float32", (None, config.num_mels * config.spectra_per_frame))
+        return {f"codebook_{stage:03}.npy": codebook for stage in range(config.num_codebooks)}
 
     @classmethod
     def _of(cls, config: MelConfig, content: dict[str, Any]) -> "MelCodec":

@@ -9,26 +9,41 @@ files: arrays as `.npy`, read without pickle, or text. The fingerprint is the fi
     sha256(canonical JSON of {kind, config} ‖ name, dtype, shape and bytes of each file's content)
 
 of what the files say, whatever the code calls it by now (`formats.py`). It is checked on loading, so a folder that was
-damaged, or edited by hand, is refused.
+damaged, or edited by hand, is refused. A folder of the right fingerprint may still come from someone else: its files
+must be those of its configuration, and an array's dtype and shape are compared before it is read.
 """
 
 import dataclasses
 import hashlib
 import importlib
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from trimask.tokenizers.formats import present_name, structured, written_fields
+from trimask.tokenizers import configuration
+from trimask.tokenizers.files import printable, replacing, require_plain_name, require_regular_file, write_text
+from trimask.tokenizers.formats import present_name, written_fields
+from trimask.tokenizers.json_text import MAX_BYTES
 
 Content = Mapping[str, np.ndarray | str]
 """File name → what it holds: an array for `.npy`, else text."""
+
+
+class ArrayFile(NamedTuple):
+    """Dtype and shape of an array that is stored; None is a length that the configuration does not say."""
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+Files = Mapping[str, ArrayFile | None]
+"""File name → the array that it must hold; None for text."""
 
 _T = TypeVar("_T", bound="StoredTokenizer")
 
@@ -105,6 +120,11 @@ class StoredTokenizer(ABC):
         """The files beside config.json."""
 
     @classmethod
+    def _files(cls, config: Any) -> Files:
+        """The files that a folder of this configuration must have beside config.json."""
+        return {}
+
+    @classmethod
     @abstractmethod
     def _of(cls: type[_T], config: Any, content: dict[str, Any]) -> _T:
         """The tokenizer of this configuration and these files."""
@@ -124,16 +144,39 @@ class StoredTokenizer(ABC):
     @classmethod
     def load(cls: type[_T], folder: str | Path) -> _T:
         """Reads what `save` wrote. Raises ValueError for another kind, an unknown field or a damaged file."""
-        said, content = read_folder(folder, cls.kind)
-        config = structured(cls.config_type, said["config"], f"{Path(folder) / 'config.json'}")
-        tokenizer = cls._of(config, content)
+        folder = Path(folder)
+        about = _read_description(folder)
+        if present_name("codec", about.kind) != cls.kind:
+            raise ValueError(f"{folder}: holds a tokenizer of kind {about.kind!r}, expected {cls.kind!r}")
+        config = configuration.from_dict(about.config, cls.config_type, f"{folder / 'config.json'}, $.config")
+        said = {"kind": about.kind, "config": about.config}
+        content = _read_content(folder, about, cls._files(config))
+        found = fingerprint(said, content)
+        if found != about.fingerprint:
+            raise ValueError(
+                f"{folder}: damaged or edited: its fingerprint is {found}, config.json says {about.fingerprint}"
+            )
+        try:
+            tokenizer = cls._of(config, dict(content))
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
         tokenizer._said = said
         return tokenizer
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Description:
+    """What config.json of a tokenizer's folder says."""
+
+    kind: str
+    config: dict[str, Any]
+    files: list[str]
+    fingerprint: str
+
+
 def load(folder: str | Path) -> Stored:
     """Loads whichever tokenizer or codec the folder holds."""
-    kind = present_name("codec", _read_description(Path(folder))["kind"])
+    kind = present_name("codec", _read_description(Path(folder)).kind)
     if kind not in KINDS:
         raise ValueError(f"{folder}: unknown kind of tokenizer {kind!r}, known are {', '.join(KINDS)}")
     module, name = KINDS[kind]
@@ -156,51 +199,56 @@ def write_folder(folder: str | Path, said: Mapping[str, Any], content: Content) 
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in content.items():
         if isinstance(value, str):
-            (folder / name).write_text(value, encoding="utf-8", newline="\n")
+            write_text(folder / name, value)
         else:
-            np.save(folder / name, value, allow_pickle=False)
+            with replacing(folder / name) as partial, partial.open("wb") as file:
+                np.save(file, value, allow_pickle=False)
     description = {**said, "files": sorted(content), "fingerprint": fingerprint(said, content)}
-    (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "config.json", json.dumps(description, indent=2) + "\n")
 
 
-def read_folder(folder: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a folder says (kind, config) and what it holds, checked against its fingerprint and the kind expected."""
-    folder = Path(folder)
-    description = _read_description(folder)
-    if present_name("codec", description["kind"]) != kind:
-        raise ValueError(f"{folder}: holds a tokenizer of kind {description['kind']!r}, expected {kind!r}")
-    said = {"kind": description["kind"], "config": description["config"]}
-    content = {name: _read_file(folder / name) for name in description["files"]}
-    found = fingerprint(said, content)
-    if found != description["fingerprint"]:
-        raise ValueError(
-            f"{folder}: damaged or edited: its fingerprint is {found}, config.json says {description['fingerprint']}"
-        )
-    return said, content
-
-
-def _read_description(folder: Path) -> dict[str, Any]:
+def _read_description(folder: Path) -> _Description:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; {folder} is not the folder of a tokenizer")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON: {error}") from error
-    expected = {"kind": str, "config": dict, "files": list, "fingerprint": str}
-    for field, field_type in expected.items():
-        if not isinstance(description, dict) or not isinstance(description.get(field), field_type):
-            raise ValueError(f"{path}: not the description of a tokenizer, {field!r} is missing or malformed")
-    for name in description["files"]:
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(f"{path}: files must be plain names inside the folder, got {name!r}")
-    return description
+    about = configuration.load(path, _Description)
+    for name in about.files:
+        require_plain_name(name, f"{path} @ $.files")
+    return about
 
 
-def _read_file(path: Path) -> np.ndarray | str:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, though config.json lists it")
+def _read_content(folder: Path, about: _Description, expected: Files) -> Content:
+    if sorted(about.files) != sorted(expected):
+        raise ValueError(
+            f"{folder / 'config.json'} @ $.files: must be {', '.join(sorted(expected))}; "
+            f"got {printable(', '.join(about.files)) or 'none'}"
+        )
+    return {name: _read_file(folder / name, array) for name, array in expected.items()}
+
+
+def _read_file(path: Path, expected: ArrayFile | None) -> np.ndarray | str:
+    """Text, or an array whose header is compared with what is expected before its content is read."""
+    require_regular_file(path)
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size:,} bytes, {MAX_BYTES:,} are allowed")
     try:
-        return np.load(path, allow_pickle=False) if path.suffix == ".npy" else path.read_text(encoding="utf-8")
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not readable: {error}") from error
+        if expected is None:
+            return path.read_text(encoding="utf-8")
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        data_bytes = path.stat().st_size - array.offset
+    except Exception as error:  # a damaged header can make NumPy raise almost anything
+        raise ValueError(f"{path}: not readable: {printable(str(error))}") from error
+    is_of_shape = array.ndim == len(expected.shape) and all(
+        wanted in (None, length) for wanted, length in zip(expected.shape, array.shape, strict=True)
+    )
+    if array.dtype != expected.dtype or not is_of_shape or not array.flags.c_contiguous or not array.size:
+        shape = " × ".join("any" if length is None else str(length) for length in expected.shape)
+        raise ValueError(
+            f"{path}: must hold {expected.dtype} of shape {shape} in C order, got {array.dtype} of shape {array.shape}"
+        )
+    if data_bytes != array.nbytes:
+        raise ValueError(f"{path}: holds {data_bytes:,} bytes of data, its header says {array.nbytes:,}")
+    content = np.array(array)
+    if not np.isfinite(content).all():
+        raise ValueError(f"{path}: holds NaN or infinite numbers")
+    return content

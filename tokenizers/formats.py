@@ -64,15 +64,6 @@ def written_fields(kind: type, content: Mapping[str, Any], plain: Plain = lambda
     return {name: value for name, value in content.items() if name not in before or value != plain(before[name])}
 
 
-def structured(kind: type, content: Mapping[str, Any], origin: str) -> Any:
-    """The dataclass of plain values that a file says. Raises ValueError, with `origin`, for an unknown field."""
-    fields, known = present_fields(kind, content), [field.name for field in dataclasses.fields(kind)]
-    for name in fields:
-        if name not in known:
-            raise ValueError(f"{origin}: unknown field {name!r}; {nearest(name, known)}")
-    return kind(**fields)
-
-
 def nearest(name: str, known: Collection[str]) -> str:
     """A suggestion in words for an unknown name; all known ones where none is near."""
     near = difflib.get_close_matches(name, known, n=1)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from trimask.tokenizers.codebook import check_codes, fit_codebook, nearest_codeword
-from trimask.tokenizers.codec import StoredTokenizer
+from trimask.tokenizers.codec import ArrayFile, Files, StoredTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,10 @@ class PatchCodec(StoredTokenizer):
         rows, columns = code_shape
         side = self.config.patch_side
         return rows * side, columns * side, self.codebook.shape[-1]
+
+    @classmethod
+    def _files(cls, config: PatchConfig) -> Files:
+        return {"codebook.npy": ArrayFile("uint8", (None, config.patch_side, config.patch_side, None))}
 
     @classmethod
     def _of(cls, config: PatchConfig, content: dict[str, Any]) -> "PatchCodec":

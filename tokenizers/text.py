@@ -6,7 +6,8 @@ pairs are merged, so "47" is always the two tokens "4", "7". Text is only ever t
 token in it is spelled out.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +17,12 @@ from jaxtyping import Int
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from trimask.tokenizers.codec import StoredTokenizer
+from trimask.tokenizers.codec import Files, StoredTokenizer
+from trimask.tokenizers.files import printable, require_regular_file
+from trimask.tokenizers.json_text import MAX_BYTES
+
+MAX_TOKENS = 1 << 22
+"""Most ids of a text tokenizer that is read."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,14 @@ class TextTokenizer(StoredTokenizer):
     def __init__(self, tokenizer_json: str):
         """`tokenizer_json` stays what is saved: another version of the library may write the same otherwise."""
         self._json = tokenizer_json
-        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = True
+        with _rust("not a tokenizer.json"):
+            self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            self._tokenizer.encode_special_tokens = True
+            self._size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if not 0 < self._size <= MAX_TOKENS:
+            raise ValueError(f"not a tokenizer.json: ids up to {MAX_TOKENS - 1:,} are allowed, got {self._size - 1:,}")
 
     @classmethod
     def fit(cls, texts: Iterable[str], vocabulary_size: int) -> "TextTokenizer":
@@ -61,35 +71,49 @@ class TextTokenizer(StoredTokenizer):
     @classmethod
     def from_file(cls, path: str | Path) -> "TextTokenizer":
         """Reads a `tokenizer.json` of any origin."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such tokenizer file")
+        require_regular_file(Path(path))
+        if Path(path).stat().st_size > MAX_BYTES:
+            raise ValueError(f"{path}: {Path(path).stat().st_size:,} bytes, {MAX_BYTES:,} are allowed")
         try:
             given = cls(Path(path).read_text(encoding="utf-8"))
             return cls(given._tokenizer.to_str())  # without padding and truncation
-        except Exception as error:  # Hugging Face's library raises bare Exception
-            raise ValueError(f"{path}: not a tokenizer.json: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     @property
     def size(self) -> int:
         """Number of ids, 0 to size − 1."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        return self._size
+
+    @property
+    def tokens(self) -> dict[int, str]:
+        """Id → token, as tokenizer.json spells it."""
+        return {number: token for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items()}
 
     def encode(self, text: str) -> Int[np.ndarray, " tokens"]:
-        encoding = self._tokenizer.encode(_checked(text), add_special_tokens=False)
+        with _rust("the tokenizer fails at this text"):
+            encoding = self._tokenizer.encode(_checked(text), add_special_tokens=False)
         return np.array(encoding.ids, np.int32)
 
     def decode(self, ids: Int[np.ndarray, " tokens"]) -> str:
         """The text of these ids; bytes that are not UTF-8 become U+FFFD."""
-        return self._tokenizer.decode(self._checked_ids(ids), skip_special_tokens=False)
+        with _rust("the tokenizer fails at these ids"):
+            return self._tokenizer.decode(self._checked_ids(ids), skip_special_tokens=False)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int[np.ndarray, "_"]]:
         """As `encode`, each text by itself, on all cores."""
-        encodings = self._tokenizer.encode_batch_fast([_checked(text) for text in texts], add_special_tokens=False)
+        with _rust("the tokenizer fails at one of these texts"):
+            encodings = self._tokenizer.encode_batch_fast([_checked(text) for text in texts], add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def decode_batch(self, rows: Sequence[Int[np.ndarray, "_"]]) -> list[str]:
         """As `decode`, each row by itself."""
-        return self._tokenizer.decode_batch([self._checked_ids(ids) for ids in rows], skip_special_tokens=False)
+        with _rust("the tokenizer fails at these ids"):
+            return self._tokenizer.decode_batch([self._checked_ids(ids) for ids in rows], skip_special_tokens=False)
+
+    @classmethod
+    def _files(cls, config: TextConfig) -> Files:
+        return {"tokenizer.json": None}
 
     @classmethod
     def _of(cls, config: TextConfig, content: dict[str, Any]) -> "TextTokenizer":
@@ -103,6 +127,18 @@ class TextTokenizer(StoredTokenizer):
         if ids.size and (ids.min() < 0 or ids.max() >= self.size):
             raise ValueError(f"text ids must be from 0 to {self.size - 1}, got {ids.min()} to {ids.max()}")
         return ids.tolist()
+
+
+@contextmanager
+def _rust(fault: str) -> Iterator[None]:
+    """Turns what Hugging Face's library raises, bare exceptions and panics of Rust, into a ValueError."""
+    try:
+        yield
+    except (ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic of Rust is no Exception
+        reason = printable(str(error).partition("\n")[0])
+        raise ValueError(f"{fault}: {reason}") from error
 
 
 def _checked(text: str) -> str:

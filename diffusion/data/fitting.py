@@ -7,15 +7,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.lines import Block
 from trimask.diffusion.data.modalities import MODALITIES, modality
 from trimask.diffusion.data.plan import PrepareConfig, fitted, id_draw, stacked
 from trimask.diffusion.data.sources import BadRecord, Entry, RawExample, Source
 from trimask.diffusion.layout import Layout
 from trimask.diffusion.progress import Report
+from trimask.tokenizers import configuration
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.codec import MediaCodec
+from trimask.tokenizers.json_text import read_json
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.text import TextTokenizer
 from trimask.tokenizers.vocabulary import TEXT
@@ -146,10 +147,10 @@ def with_given_codecs(config: PrepareConfig) -> PrepareConfig:
 def _layouts_of(folder: Path) -> list[Layout]:
     """Those of a run or of prepared data; none of a folder of tokenizers alone."""
     if (folder / "manifest.json").is_file():
-        datasets = configuration.read_json(folder / "manifest.json").get("datasets", {}).values()
+        datasets = read_json(folder / "manifest.json").get("datasets", {}).values()
         found = [dataset["layout"] for dataset in datasets]
     elif (folder / "tokenizers").is_dir() and (folder / "config.json").is_file():
-        found = list(configuration.read_json(folder / "config.json").get("layouts", {}).values())
+        found = list(read_json(folder / "config.json").get("layouts", {}).values())
     else:
         return []
     return [configuration.from_dict(layout, Layout, str(folder)) for layout in found]

@@ -18,6 +18,7 @@ from trimask.diffusion.data.modalities import modality
 from trimask.diffusion.data.sources import BadRecord, Entry, OpenConfig, RawExample
 from trimask.diffusion.data.texts import json_object, split_field, text_field
 from trimask.diffusion.layout import Fill
+from trimask.tokenizers.files import inside
 from trimask.tokenizers.vocabulary import TEXT
 
 METADATA = "metadata.jsonl"
@@ -60,10 +61,7 @@ class Folder:
         if not isinstance(name, str) or not name:
             raise ValueError(f'needs a "file_name", which is a path in the folder, got {name!r}')
         text = text_field(fields, self.config.fields.text)
-        folder = metadata.parent.resolve()
-        path = folder / name
-        if "\0" in name or not path.resolve().is_relative_to(folder):
-            raise ValueError(f"file_name {name!r} leads out of the folder {metadata.parent}")
+        path = inside(metadata.parent.resolve(), name)
         in_split_folder = metadata.parent.name if metadata.parent != self.folder else None
         split = split_field(fields, default=in_split_folder)
         prefix = f"{in_split_folder}/" if in_split_folder else ""

@@ -11,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from trimask.tokenizers.files import require_regular_file
+
 Unit = Literal["line", "paragraph", "document"]
 
 
@@ -76,16 +78,8 @@ def decoded(content: bytes) -> str:
     return text.replace("\r\n", "\n")
 
 
-def require_file(path: Path) -> None:
-    """Raises OSError, in words, where there is no file at the path."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: a folder, not a file")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-
-
 def _opened(path: Path) -> BinaryIO:
-    require_file(path)
+    require_regular_file(path)
     return path.open("rb")
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from trimask.diffusion.data.lines import require_file
 from trimask.diffusion.data.media_config import MediaConfig
+from trimask.tokenizers.files import require_regular_file
 from trimask.tokenizers.image import PatchCodec, PatchConfig, single_patches
 
 
@@ -20,7 +20,7 @@ def read_picture(path: Path) -> UInt8[np.ndarray, "height width channels"]:
 
     Raises ValueError where it cannot be read.
     """
-    require_file(path)
+    require_regular_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

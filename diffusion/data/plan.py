@@ -24,7 +24,8 @@ from trimask.diffusion.data.sources import (
     SourceConfig,
     open_source,
 )
-from trimask.tokenizers.formats import nearest, structured
+from trimask.tokenizers import configuration
+from trimask.tokenizers.formats import nearest
 
 TRAIN = "train"
 
@@ -176,7 +177,9 @@ def _all_codecs(given: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for name, entry in MODALITIES.items():
         config = given.get(name, {})
-        found[name] = structured(entry.codec_config, config, f"codec of {name}") if isinstance(config, dict) else config
+        found[name] = config
+        if isinstance(config, dict):
+            found[name] = configuration.from_dict(config, entry.codec_config, f"codec of {name}")
     return found
 
 

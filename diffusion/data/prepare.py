@@ -17,17 +17,25 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.fitting import fit_sample, fit_tokenizers, given_codecs, shapes_of_media, with_given_codecs
 from trimask.diffusion.data.lines import Block
 from trimask.diffusion.data.plan import TRAIN, Plan, PrepareConfig
 from trimask.diffusion.data.prepared import DatasetManifest, Manifest, Prepared
-from trimask.diffusion.data.shards import BlockReport, encode_block, forget_workshops, raw_folder, report_path
+from trimask.diffusion.data.shards import (
+    BlockReport,
+    encode_block,
+    forget_workshops,
+    raw_folder,
+    remove_partials,
+    report_path,
+)
 from trimask.diffusion.data.sources import Source
 from trimask.diffusion.layout import Layout
 from trimask.diffusion.progress import Report, silent
 from trimask.diffusion.run_folder import locked
+from trimask.tokenizers import configuration
 from trimask.tokenizers import media as media_tokenizers
+from trimask.tokenizers.files import write_text
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -189,7 +197,7 @@ def _finish(
     ]
     (folder / "rejects.jsonl").unlink(missing_ok=True)
     if lines:
-        (folder / "rejects.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_text(folder / "rejects.jsonl", "".join(lines))
     held_out = {split for of_dataset in reports.values() for block in of_dataset for split in block.shards}
     for rule in config.splits.held_out:
         if f"test_{rule.partition('=')[0]}" not in held_out:
@@ -205,8 +213,7 @@ def _finish(
         },
         content=hashlib.sha256("".join(digests).encode()).hexdigest(),
     )
-    for left in folder.rglob("*.partial"):
-        left.unlink()
+    remove_partials(folder, {name: len(of_dataset) for name, of_dataset in reports.items()})
     configuration.save(folder / "manifest.json", manifest)
 
 

@@ -20,12 +20,13 @@ from flax import serialization
 from grain.sources import ArrayRecordDataSource
 from jaxtyping import Int
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted
 from trimask.diffusion.data.shards import BlockReport, raw_folder, report_path, shard_path
 from trimask.diffusion.data.sources import BadRecord, RawExample, SourceConfig
 from trimask.diffusion.layout import Layout
+from trimask.tokenizers import configuration
 from trimask.tokenizers import media as media_tokenizers
+from trimask.tokenizers.json_text import read_json
 from trimask.tokenizers.sequence import fill_text
 from trimask.tokenizers.vocabulary import TEXT, Task, Vocabulary
 
@@ -120,7 +121,7 @@ class Prepared:
 
         The version of trimask that wrote it does not count: it stands as the first one.
         """
-        said = {**configuration.read_json(self.folder / "manifest.json"), "trimask": _FIRST_VERSION}
+        said = {**read_json(self.folder / "manifest.json"), "trimask": _FIRST_VERSION}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
     def dataset(self, name: str) -> DatasetManifest:

@@ -9,7 +9,8 @@ many text tokens are a question that is only ever given. Nothing in a shard depe
 
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,10 +21,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from flax import serialization
 from jaxtyping import Int
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.lines import Block
 from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted, stacked
 from trimask.diffusion.data.sources import BadRecord, Entry, RawExample, Source
+from trimask.tokenizers import configuration
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.vocabulary import TEXT
@@ -101,6 +102,7 @@ def write_records(path: Path, records: list[dict[str, Any]]) -> str:
     """One shard, visible only when whole; returns its SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)  # of a process that had this number, or a link
     writer = ArrayRecordWriter(str(partial), "group_size:1")
     for record in records:
         writer.write(serialization.msgpack_serialize(record))
@@ -109,6 +111,15 @@ def write_records(path: Path, records: list[dict[str, Any]]) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     partial.replace(path)
     return digest
+
+
+def remove_partials(folder: Path, blocks: Mapping[str, int]) -> None:
+    """Removes what killed processes left of the shards of so many blocks of each dataset, and nothing else."""
+    for name, count in blocks.items():
+        for path in (folder / name).glob("*.array_record.*.partial"):
+            found = re.fullmatch(r"\w+-(\d{5,})\.array_record\.\d+\.partial", path.name)
+            if found is not None and int(found[1]) < count and not path.is_dir():
+                path.unlink()
 
 
 def raw_folder(folder: Path) -> Path:

@@ -10,14 +10,14 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32
 
-from trimask.diffusion.data.lines import require_file
 from trimask.diffusion.data.media_config import MediaConfig
 from trimask.tokenizers.audio import MelCodec, MelConfig
+from trimask.tokenizers.files import require_regular_file
 
 
 def read_sound(path: Path, sample_rate_hz: int, max_seconds: float | None = None) -> Float32[np.ndarray, " samples"]:
     """A sound file, or its beginning, mixed to mono and resampled. Raises ValueError where it cannot be read."""
-    require_file(path)
+    require_regular_file(path)
     try:
         with soundfile.SoundFile(path) as file:
             # A little more than is kept, so that the resampler does not see the end.

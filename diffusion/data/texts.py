@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from trimask.diffusion.data.lines import Block, Unit, blocks_of, decoded, records_of
 from trimask.diffusion.data.sources import BadRecord, Entry, FieldConfig, RawExample
 from trimask.diffusion.layout import Fill
+from trimask.tokenizers.json_text import parse_json
 from trimask.tokenizers.vocabulary import TEXT
 
 
@@ -78,10 +78,7 @@ def files_of(patterns: tuple[str, ...]) -> list[Path]:
 
 def json_object(text: str) -> dict[str, Any]:
     """The JSON object of a line."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not a line of JSON: {error}") from error
+    content = parse_json(text, None)
     if not isinstance(content, dict):
         raise ValueError(f"a line must be a JSON object, got {type(content).__name__}")
     return content
@@ -96,10 +93,6 @@ def text_field(fields: dict[str, Any], name: str) -> str:
         )
     if not value.strip():
         raise ValueError(f'"{name}" is empty')
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f'"{name}" is not valid Unicode: lone surrogate at position {error.start}') from error
     return value
 
 

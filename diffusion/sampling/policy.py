@@ -28,11 +28,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float16, Int, PRNGKeyArray
 
-from trimask.diffusion import configuration
 from trimask.diffusion.checkpoint import Checkpoints
 from trimask.diffusion.layers import rotary_sin_cos, rotate, sinusoids
 from trimask.diffusion.sampling.state import Choice, Memory, Observation, RowKeys, Rules
 from trimask.diffusion.sampling.strategies import best, uniform
+from trimask.tokenizers import configuration
 
 Parameters = Any
 """A tree of arrays."""

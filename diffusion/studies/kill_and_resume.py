@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from trimask.diffusion import configuration
 from trimask.diffusion.checkpoint import Checkpoints
 from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.description import RunDescription, TrainConfig
@@ -33,6 +32,7 @@ from trimask.diffusion.studies.findings import markdown_table, write_csv
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.train import train
 from trimask.diffusion.transformer import TransformerConfig
+from trimask.tokenizers import configuration
 
 CONFIG = TrainConfig(
     model=TransformerConfig(num_layers=1, width=32, num_heads=2, mlp_width=32),

@@ -25,7 +25,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluate import require_same_tokenizers
 from trimask.diffusion.exam import Exam, is_asked, judges_of, question
@@ -36,6 +35,7 @@ from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.studies.findings import Panel, draw, markdown_table, write_csv
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.trained import Loaded, load
+from trimask.tokenizers import configuration
 from trimask.tokenizers.vocabulary import TEXT
 
 _FIT_EXAMPLES, _ROWS = 10_000, 128

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from trimask.diffusion import configuration
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers
 from trimask.diffusion.studies.findings import Panel, deviation, draw, markdown_table, write_csv
 from trimask.diffusion.studies.trials import AT_EDGE, Outcome, Trials, at_shape, require_at_least, tuned_on
+from trimask.tokenizers import configuration
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "embeddings": ("embedding", "place_range", "place_scale", "place_map"),

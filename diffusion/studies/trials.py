@@ -32,7 +32,6 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from trimask.diffusion import configuration
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.description import TrainConfig
@@ -45,6 +44,8 @@ from trimask.diffusion.progress import Report
 from trimask.diffusion.run_folder import line_of, locked, read_lines, writing
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.transformer import num_parameters
+from trimask.tokenizers import configuration
+from trimask.tokenizers.files import write_text
 
 _Measured = TypeVar("_Measured")
 
@@ -126,7 +127,7 @@ class Trials:
         with locked(self.folder):
             lines = read_lines(path)
             with writing(self.folder):
-                configuration.write_text(path, "".join(map(line_of, lines)))  # without what a crash tore
+                write_text(path, "".join(map(line_of, lines)))  # without what a crash tore
             known = self._known(lines, measure.__name__, type(configs[0]), kind)
             left = {name: config for name, config in zip(asked, configs, strict=True) if name not in known}
             done, total = len(set(asked)) - len(left), len(set(asked))

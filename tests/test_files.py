@@ -1,0 +1,93 @@
+"""Names stay in their folder, and what is written follows no link and is whole or not there."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimask.tokenizers.files import (
+    MAX_NAME,
+    inside,
+    printable,
+    replacing,
+    require_plain_name,
+    require_regular_file,
+    write_text,
+)
+
+
+@given(st.text(max_size=300) | st.text("ab./\\-~\0\n", max_size=9))
+def test_a_plain_name_is_a_file_of_its_folder(name):
+    try:
+        require_plain_name(name, "F")
+    except ValueError as error:
+        assert str(error).startswith("F: a name of") and not set(str(error)) & set("\0\n\r\x1b")
+    else:
+        assert os.path.dirname(os.path.normpath(f"/folder/{name}")) == "/folder" and len(name.encode()) <= MAX_NAME
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".lock", "-a", "/tmp/x", "../x", "a/b", "a\\b", "a b", "a\n", "a\0", 5, None]
+)
+def test_all_else_is_refused(name):
+    with pytest.raises(ValueError, match="index: a name of a file must be letters, digits, _"):
+        require_plain_name(name, "index")
+
+
+def test_a_name_has_one_of_its_endings_and_is_not_too_long():
+    assert require_plain_name("a.png", "F", ".png", ".gif") == "a.png"
+    with pytest.raises(ValueError, match=r"F: a name that ends with \.png or \.gif is expected, got 'a\.py'"):
+        require_plain_name("a.py", "F", ".png", ".gif")
+    with pytest.raises(ValueError, match="F: a name of 202 bytes, 200 are allowed: ä"):
+        require_plain_name(101 * "ä", "F")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/../../x", "/etc/passwd", "link/x", "out", "a\0b"])
+def test_a_path_that_leads_out_of_a_folder_is_refused(tmp_path, name):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    (folder / "out").symlink_to(tmp_path / "secret")
+    if name != ".":  # the folder itself
+        with pytest.raises(ValueError, match="must be a path that stays inside the folder"):
+            inside(folder, name)
+
+
+def test_a_path_inside_a_folder_is_taken_whatever_the_folder_is_called(tmp_path):
+    (tmp_path / "real" / "a").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert inside(tmp_path / "link", "a/b.png") == tmp_path / "link/a/b.png"
+
+
+def test_a_link_in_the_place_is_replaced_and_what_it_leads_to_is_left_alone(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("a.txt", "a.txt.partial"):
+        (tmp_path / name).symlink_to(victim)
+    write_text(tmp_path / "a.txt", "ä\r\n")
+    assert (tmp_path / "a.txt").read_bytes() == "ä\r\n".encode() and victim.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "victim"]
+
+
+def test_where_writing_fails_the_old_file_stands_and_nothing_is_left(tmp_path):
+    write_text(tmp_path / "a", "old")
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "a") as partial:
+        partial.write_text("new")
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_only_a_regular_file_is_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind, words in (
+        (tmp_path, IsADirectoryError, "a folder, not a file"),
+        (tmp_path / "gone", FileNotFoundError, "no such file"),
+        (tmp_path / "pipe", OSError, "not a regular file"),
+    ):
+        with pytest.raises(kind, match=words):
+            require_regular_file(path)
+
+
+def test_what_could_steer_a_terminal_is_shown_as_one_sign():
+    assert printable("a\x1b[31m\x07\u202eb\u2028é漢") == "a�[31m��b�é漢"

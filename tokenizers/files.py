@@ -1,0 +1,89 @@
+"""Files that may come from someone else, and files that take their place.
+
+A name that a file says is plain: letters, digits, `_`, `.`, `-`, not led by a dot, and it ends as its kind does. It
+can then neither leave its folder nor name a device. What is written is written beside its place, by a handle that
+follows no link, and renamed: a reader, or whoever comes after a crash, sees the old file or the new one. A link in
+the place is replaced; what it leads to is left alone.
+"""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MAX_NAME = 200
+"""Longest plain name in bytes; file systems allow 255, and endings are added."""
+
+_PARTIAL = ".partial"
+
+
+def require_regular_file(path: Path) -> None:
+    """Raises OSError unless the path is a regular file; a pipe would block whoever reads it."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder, not a file")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file():
+        raise OSError(f"{path}: not a regular file")
+
+
+def require_plain_name(name: object, origin: str, *endings: str) -> str:
+    """Returns the name. Raises ValueError, naming the origin, unless it is plain and has one of the endings, if any."""
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"{origin}: a name of a file must be letters, digits, _, . and -, got {printable(repr(name))}")
+    if len(name.encode()) > MAX_NAME:
+        raise ValueError(f"{origin}: a name of {len(name.encode())} bytes, {MAX_NAME} are allowed: {name[:50]}…")
+    if endings and not name.endswith(endings):
+        raise ValueError(f"{origin}: a name that ends with {' or '.join(endings)} is expected, got {name!r}")
+    return name
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Path of a file in a folder or its sub-folders, as a user's list names it.
+
+    Raises ValueError for an absolute path, for `..`, and where a link leads out of the folder.
+    """
+    parts = Path(name).parts
+    is_relative = bool(parts) and "\0" not in name and ".." not in parts and not Path(name).is_absolute()
+    if not is_relative or not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{printable(repr(name))} must be a path that stays inside the folder {folder}")
+    return folder / name
+
+
+def printable(text: str) -> str:
+    """The text as one line without control characters, so that it cannot steer a terminal; they are shown as �."""
+    return "".join("\ufffd" if unicodedata.category(c) in _UNPRINTABLE else c for c in text)
+
+
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file beside `path` to write to, that takes its place; where writing fails it is removed.
+
+    The file exists, is empty and no link, and belongs to this call: what stood under its name was a left-over.
+    """
+    partial = path.with_name(path.name + _PARTIAL)
+    partial.unlink(missing_ok=True)
+    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666))
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text in the place of whatever was there."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes bytes in the place of whatever was there."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
