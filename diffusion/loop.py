@@ -5,6 +5,7 @@ all use it. Because both are pure and the randomness of a step is folded in from
 resume bit for bit is the state, one integer, and what the watch over the loss remembers.
 """
 
+import os
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ from absl import flags
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from trimask.diffusion.checkpoint import Checkpoints, Retention
+from trimask.diffusion.children import end_with
 from trimask.diffusion.divergence import LossWatch, diverged, not_finite
 from trimask.diffusion.metrics_log import Metrics, MetricsLog
 from trimask.diffusion.processes import any_process, is_first
@@ -155,9 +157,16 @@ def prefetched(batch: Callable[[int], Any], start: int, stop: int, config: LoopC
         flags.FLAGS.mark_as_parsed()  # or Grain's workers would want a command line of absl's
     ahead = -(-config.prefetch // config.workers)
     options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=ahead)
-    shared = numbered.to_iter_dataset(grain.ReadOptions(num_threads=1)).mp_prefetch(options)
+    shared = numbered.to_iter_dataset(grain.ReadOptions(num_threads=1)).mp_prefetch(
+        options, partial(_end_with, os.getpid())
+    )
     # Copied out of the memory that Grain shares between processes, which it takes back when it likes.
     return ((step, jax.tree.map(np.array, content)) for step, content in shared)
+
+
+def _end_with(parent: int, *_: int) -> None:
+    """What each of Grain's workers begins with; Grain adds its number and how many there are."""
+    end_with(parent)
 
 
 def _numbered(batch: Callable[[int], Any], step: Any) -> tuple[int, Any]:

@@ -11,14 +11,17 @@ import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from trimask.diffusion.data.batches import Batches, DatasetUse
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.verification import BackgroundVerification
 from trimask.diffusion.description import RunDescription, TrainConfig, continued, write_description
 from trimask.diffusion.loop import fit
 from trimask.diffusion.mesh import gathered, place_rows
+from trimask.diffusion.metrics_log import Metrics
 from trimask.diffusion.pretraining import Pretraining, TrainState, training_batches
 from trimask.diffusion.processes import is_first, require_agreement, wait_for_all
 from trimask.diffusion.run_folder import checkpoint_steps, locked, writing
@@ -83,8 +86,16 @@ def train(
             if sample is not None and is_first():
                 sample(loaded, step)
 
+        verification = BackgroundVerification(data, prepared.plan, prepared.whole)
+
+        def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+            verification.require()
+            return pretraining.step(state, batch)
+
+        if is_first():
+            verification.start()
         state = fit(
-            pretraining.step,
+            step,
             state,
             batches,
             num_steps=description.num_steps,
@@ -95,6 +106,7 @@ def train(
             describe=batches.describe,
             place=partial(place_rows, mesh=mesh, parts=config.accumulate),
         )
+        verification.require(wait=True)
         return trained(state, description.num_steps)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from trimask.diffusion.data import puzzles
-from trimask.diffusion.data.lines import blocks_of, decoded, records_of
+from trimask.diffusion.data.lines import blocks_of, records_of
 from trimask.diffusion.data.prepared import DatasetManifest, Prepared
 from trimask.diffusion.data.sources import BadRecord
 from trimask.diffusion.data.texts import json_object, text_field
@@ -103,7 +103,7 @@ def gsm8k(
     problems = []
     for record in (records[number] for number in spread(len(records), max_examples)):
         try:
-            fields = json_object(decoded(record.content))
+            fields = json_object(record.text)
             asked, answer = (text_field(fields, name) for name in ("question", "answer"))
             if number_of(answer) is None:
                 raise ValueError(f'"answer" must come to a number after ####, got {answer[-40:]!r}')

@@ -12,7 +12,6 @@ trimask benchmark checkpoint OUT  saving and restoring
 import importlib
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,10 +23,12 @@ import jax
 import numpy as np
 from flax import nnx
 
+from trimask.diffusion.children import run_watched
 from trimask.diffusion.run_folder import writing
 from trimask.diffusion.studies.findings import markdown_table
 from trimask.scripts import cli
-from trimask.scripts.console import console, table
+from trimask.scripts.console import console, say, table
+from trimask.tokenizers.json_text import parse_json
 
 BENCHMARKS = {
     name: f"trimask.scripts.benchmark_{name}"
@@ -62,10 +63,10 @@ def run_elsewhere(
         if weights is not None:
             command.append(f"{folder}/weights.npz")
             np.savez(command[-1], **weights)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run_watched(command)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[:2])} failed:\n{done.stderr.strip()[-2000:]}")
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+    return [parse_json(line, script) for line in done.stdout.splitlines() if line.startswith('{"')]
 
 
 def write(
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str]) -> None:
     """Entry point of the command."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
-        console.print(f"{__doc__}\nusage: trimask benchmark NAME OUT [options]", markup=False)
+        say(f"{__doc__}\nusage: trimask benchmark NAME OUT [options]")
         return
     if name not in BENCHMARKS:
         raise ValueError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")

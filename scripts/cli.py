@@ -179,7 +179,9 @@ def _message(error: Exception) -> str:
 
 def _report(text: str) -> None:
     sys.stdout.flush()  # what was printed before stays before
-    print(text, file=sys.stderr)
+    from trimask.tokenizers.files import printable
+
+    print(printable(text, keep="\n\t"), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trimask.configs.presets import PRESETS, Experiment, preset
+from trimask.tokenizers.files import printable
 
 _T = TypeVar("_T")
 
@@ -84,7 +85,13 @@ class _Rate(ProgressColumn):
 @contextmanager
 def progress_report() -> Iterator[Callable[[str, int, int], None]]:
     """A function `report(what, done, total)` that moves a progress bar per `what`."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as bar:
         tasks: dict[str, Any] = {}
 
@@ -105,11 +112,16 @@ def tracked(items: Collection[_T], what: str) -> Iterator[_T]:
         report(what, len(items), len(items))
 
 
+def say(text: str) -> None:
+    """Prints text as it is: never markup, on one line however long, without characters that steer a terminal."""
+    console.print(Text(printable(text, keep="\n\t")), soft_wrap=True)
+
+
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     """A table whose first column is left-aligned and whose others are right-aligned."""
-    result = Table(title=title, title_justify="left")
+    result = Table(title=Text(printable(title), style="table.title"), title_justify="left")
     for number, column in enumerate(columns):
-        result.add_column(column, justify="right" if number else "left", overflow="fold")
+        result.add_column(Text(printable(column)), justify="right" if number else "left", overflow="fold")
     for row in rows:
-        result.add_row(*map(Text, row))  # not markup, whatever a caption holds
+        result.add_row(*(Text(printable(cell)) for cell in row))  # not markup, whatever a caption holds
     return result

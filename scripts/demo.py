@@ -11,7 +11,7 @@ import tyro
 
 from trimask.configs.presets import Experiment, preset
 from trimask.scripts import cli, evaluate, prepare, train
-from trimask.scripts.console import console, parse
+from trimask.scripts.console import console, parse, say
 from trimask.scripts.report import write_report
 
 
@@ -52,7 +52,7 @@ Or ask it yourself:
   trimask generate {folder} --infill "47+38=__"
   trimask inspect {folder}
 """
-    console.print(lines, markup=False, highlight=False, soft_wrap=True)
+    say(lines)
 
 
 class _Clock:

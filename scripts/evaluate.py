@@ -16,7 +16,7 @@ from trimask.diffusion.likelihood import Estimator
 from trimask.diffusion.results import Bound, Evaluation, Samples, Score
 from trimask.diffusion.trained import Loaded, load
 from trimask.scripts import cli, likelihood
-from trimask.scripts.console import console, parse, progress_report, table
+from trimask.scripts.console import console, parse, progress_report, say, table
 from trimask.tokenizers import configuration
 
 
@@ -104,7 +104,7 @@ def print_evaluation(result: Evaluation) -> None:
     if rows:
         console.print(table("Memorisation", columns, rows))
     for note in result.notes:
-        console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(f"Note: {note}")
 
 
 def shown_score(score: Score, value: float) -> str:

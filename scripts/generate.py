@@ -23,7 +23,7 @@ from trimask.diffusion.sampling.requests import Answer, Generator, repeats
 from trimask.diffusion.trained import Loaded, load
 from trimask.scripts import cli
 from trimask.scripts.answers import Answered, read_index, write_answers
-from trimask.scripts.console import console, joined, parse, progress_report
+from trimask.scripts.console import console, joined, parse, progress_report, say
 from trimask.scripts.inputs import medium_reader, read_lines, read_mask, spliced
 from trimask.scripts.outputs import frame_of
 from trimask.scripts.render import require_mp4
@@ -176,9 +176,9 @@ def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
     write_answers(out, outputs, loaded.tokenizers)
     for question, output in zip(questions, outputs, strict=True):
         if output.entry["to"] == TEXT:
-            print(f"{question.prompt} → {output.media}")
+            say(f"{question.prompt} → {output.media}")
     noun = "answer" if len(outputs) == 1 else "answers"
-    console.print(f"{len(outputs)} {noun} in {out}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{len(outputs)} {noun} in {out}")
 
 
 def prompts_of(loaded: Loaded, like: str | None = None) -> Prompts:

@@ -13,7 +13,7 @@ from trimask.diffusion.data.media_config import MediaConfig, PictureConfig
 from trimask.diffusion.data.modalities import modality
 from trimask.diffusion.data.pictures import fit_picture, read_picture
 from trimask.diffusion.sampling.prompts import Prompts
-from trimask.scripts.console import console
+from trimask.scripts.console import say
 from trimask.tokenizers.vocabulary import TEXT
 
 
@@ -30,7 +30,7 @@ def read_medium(medium: str, codec: Any, shape: tuple[int, ...], is_cropped: boo
     config = kind.as_given(as_trained, shape, codec)
     content = kind.read(path, config)
     for note in [*kind.faults(path), *kind.notes(path, content, shape, config)]:
-        console.print(f"{path}: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{path}: {note}")
     return kind.at_shape(content, shape, config)
 
 

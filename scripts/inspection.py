@@ -21,6 +21,7 @@ from rich.table import Table
 from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import DatasetManifest, Prepared
 from trimask.diffusion.data.sources import SourceConfig
+from trimask.diffusion.data.verification import require_none
 from trimask.diffusion.evaluate import EvaluateConfig
 from trimask.diffusion.exam import label_judge, score_of
 from trimask.diffusion.metrics_log import read_metrics
@@ -29,7 +30,7 @@ from trimask.diffusion.results import Evaluation
 from trimask.diffusion.trained import Loaded, load
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
-from trimask.scripts.console import console, parse, table
+from trimask.scripts.console import console, parse, progress_report, say, table
 from trimask.scripts.evaluate import print_evaluation
 from trimask.scripts.outputs import output
 from trimask.scripts.trajectory import trace_page
@@ -47,6 +48,8 @@ class Arguments:
 
     folder: tyro.conf.Positional[Path]
     """Folder that `trimask prepare` or `trimask train` wrote, or a trace by `trimask generate --trace`."""
+    verify: bool = False
+    """Compare every shard of prepared data with the SHA-256 that was written with it, and show nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,14 @@ def run(folder: Path) -> None:
             f"{folder}: neither prepared data (it has no manifest.json; `trimask prepare` writes one) "
             "nor a run (it has no config.json; `trimask train` writes one)"
         )
+
+
+def verify(prepared: Prepared) -> None:
+    """Says that all shards are as they were written, or raises Damaged."""
+    with progress_report() as report:
+        require_none(prepared.folder, prepared.verify(report))
+    shards = sum(len(report.shards) for reports in prepared.reports.values() for report in reports)
+    say(f"{prepared.folder}: {shards:,} shards are as they were written")
 
 
 def inspect_prepared(prepared: Prepared) -> None:
@@ -230,8 +241,10 @@ def _left(listed: Table, columns: int) -> Table:
 def main(arguments: Sequence[str]) -> None:
     """Entry point of the command."""
     parsed: Arguments = parse(Arguments, list(arguments), "inspect", __doc__ or "")
-    if parsed.folder.is_file():
-        console.print(f"page: {trace_page(parsed.folder)}", markup=False, highlight=False, soft_wrap=True)
+    if parsed.verify:
+        verify(Prepared(parsed.folder))
+    elif parsed.folder.is_file():
+        say(f"page: {trace_page(parsed.folder)}")
     else:
         run(parsed.folder)
 

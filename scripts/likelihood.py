@@ -26,7 +26,7 @@ from trimask.diffusion.likelihood import Estimator, estimated_bits, num_asked
 from trimask.diffusion.run_folder import line_of
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.trained import Loaded
-from trimask.scripts.console import console, progress_report, table
+from trimask.scripts.console import console, progress_report, say, table
 from trimask.scripts.inputs import medium_reader
 from trimask.tokenizers import configuration
 from trimask.tokenizers.files import inside, write_text
@@ -143,4 +143,4 @@ def _print(entries: list[dict[str, Any]], out: Path) -> None:
         rows.append(["right choices", f"{np.mean(chosen):.1%} ({low:.1%} – {high:.1%})", str(len(chosen))])
     if rows:
         console.print(table("Likelihood (bound)", ["", "95 %", "examples"], rows))
-    console.print(f"{len(entries)} lines in {out}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{len(entries)} lines in {out}")

@@ -27,7 +27,7 @@ from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
 from trimask.scripts.collectives import sent_bytes
-from trimask.scripts.console import console, parse, table
+from trimask.scripts.console import console, parse, say, table
 from trimask.tokenizers.sequence import Sequence as Rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -114,9 +114,9 @@ def run(arguments: Arguments) -> dict[str, float]:
     per_device = arguments.batch_tokens / (data * fsdp * arguments.accumulate * arguments.row_length)
     rows = max(1, round(per_device))
     if abs(rows - per_device) > 1e-6 * rows:
-        console.print(f"Note: {per_device:.3g} rows for each device and micro-batch; planned with {rows}.")
+        say(f"Note: {per_device:.3g} rows for each device and micro-batch; planned with {rows}.")
     if arguments.model.width % (fsdp * tensor):
-        console.print(
+        say(
             f"Note: width {arguments.model.width} is no multiple of fsdp × tensor, {fsdp * tensor}: some matrices stay "
             "whole on every device, and less is sent than said here."
         )

@@ -19,7 +19,7 @@ from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import BadRecord, SourceConfig, folder_kind
 from trimask.scripts import cli
-from trimask.scripts.console import console, joined, parse_from_preset, progress_report, table
+from trimask.scripts.console import console, joined, parse_from_preset, progress_report, say, table
 
 _KINDS = ("images", "audio", "media", "text", "prompts", "tfds")
 
@@ -115,7 +115,7 @@ def run(folder: Path, config: PrepareConfig) -> Prepared:
     columns = ["dataset", "records = used + rejected", "examples", "codes", "tokens each"]
     console.print(table(f"Prepared in {folder}", columns, rows))
     if any(dataset.rejected for dataset in prepared.manifest.datasets.values()):
-        console.print(f"What was rejected, and why: {folder / 'rejects.jsonl'}", markup=False, highlight=False)
+        say(f"What was rejected, and why: {folder / 'rejects.jsonl'}")
     return prepared
 
 

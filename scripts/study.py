@@ -22,7 +22,7 @@ from trimask.diffusion.description import load_description
 from trimask.diffusion.run_folder import writing
 from trimask.diffusion.studies.trials import Trials
 from trimask.scripts import cli, prepare
-from trimask.scripts.console import console, option, progress_report
+from trimask.scripts.console import console, option, progress_report, say
 from trimask.scripts.train import with_mixture
 from trimask.tokenizers import configuration
 
@@ -65,7 +65,7 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
     with writing(out):
         configuration.write_text(out / "README.md", text)
     console.print(Markdown(found))
-    console.print(f"Figures, tables and this text: {out}", markup=False, highlight=False)
+    say(f"Figures, tables and this text: {out}")
     return found
 
 
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> None:
     listed = "\n".join(f"  {name:22} {study.summary}" for name, study in STUDIES.items())
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
-        console.print(f"{__doc__}\nusage: trimask study NAME OUT [options]\n\nstudies:\n{listed}", markup=False)
+        say(f"{__doc__}\nusage: trimask study NAME OUT [options]\n\nstudies:\n{listed}")
         return
     if name not in STUDIES:
         raise ValueError(f"no study {name!r}; there are {', '.join(STUDIES)}")

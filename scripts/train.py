@@ -25,7 +25,7 @@ from trimask.diffusion.train import train
 from trimask.diffusion.trained import Loaded
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
-from trimask.scripts.console import console, option, parse_from_preset, table
+from trimask.scripts.console import console, option, parse_from_preset, say, table
 from trimask.scripts.samples import save_training_samples
 from trimask.tokenizers import configuration
 
@@ -55,7 +55,7 @@ def run(folder: Path, data: Path, config: TrainConfig, *, init_from: Path | None
     """Trains and says where the result is."""
     loaded = train(folder, data, config, save_training_samples, announce=_announce, init_from=init_from, resume=resume)
     if is_first():
-        console.print(f"{num_parameters(loaded.parameters):,} parameters, {loaded.step:,} steps: {folder}")
+        say(f"{num_parameters(loaded.parameters):,} parameters, {loaded.step:,} steps: {folder}")
     return loaded
 
 
@@ -76,11 +76,11 @@ def _print_recipe(description: RunDescription) -> None:
     console.print(table(f"Hyperparameters, at κ = {kappa:.4g}", ["", "as tuned", "as used"], rows))
     critical = sde.critical_batch(horizon)
     if critical is None:
-        console.print("How large a batch may be is not known: `trimask study critical-batch` measures it.")
+        say("How large a batch may be is not known: `trimask study critical-batch` measures it.")
     elif batch <= critical:
-        console.print(f"The batch is {critical / batch:.3g} times below the critical one, {critical:,.0f} tokens.")
+        say(f"The batch is {critical / batch:.3g} times below the critical one, {critical:,.0f} tokens.")
     else:
-        console.print(
+        say(
             f"Note: the batch is {batch / critical:.3g} times the critical one, {critical:,.0f} tokens: "
             f"with fewer than {sde.critical_steps:,.0f} steps the loss will be higher."
         )
@@ -94,7 +94,7 @@ def _print_use(config: TrainConfig, use: Sequence[DatasetUse]) -> None:
     often = [d.name for d in use if d.epochs > config.batch.warn_epochs]
     if often:
         limit = f"more than {config.batch.warn_epochs:g} times (batch.warn_epochs)"
-        console.print(f"Note: {' and '.join(often)} will be repeated {limit}, and may be learned by heart.")
+        say(f"Note: {' and '.join(often)} will be repeated {limit}, and may be learned by heart.")
 
 
 def _defaults(experiment: Experiment, arguments: list[str]) -> TrainConfig:

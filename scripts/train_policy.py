@@ -19,7 +19,7 @@ from trimask.diffusion.transformer import num_parameters
 from trimask.sampling_rl.tasks import from_prepared
 from trimask.sampling_rl.train import PolicyTrainConfig, train_policy, trained_on
 from trimask.scripts import cli
-from trimask.scripts.console import console, option, parse
+from trimask.scripts.console import option, parse, say
 from trimask.tokenizers.vocabulary import TEXT
 
 
@@ -66,7 +66,7 @@ def run(arguments: Arguments) -> None:
     about = trained_on(str(arguments.run), loaded.step, problems)
     policy = train_policy(arguments.policy, arguments.config, problems, loaded.denoise, about)
     size = f"{num_parameters(policy.parameters):,} parameters"
-    console.print(f"A policy of {size}: {arguments.policy}", markup=False, highlight=False)
+    say(f"A policy of {size}: {arguments.policy}")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,7 +1,9 @@
 """What commands share on the terminal."""
 
+import ast
 import io
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -82,3 +84,23 @@ def test_a_cell_that_is_too_wide_is_folded_and_not_cut():
     screen = io.StringIO()
     Console(file=screen, width=12, force_terminal=False).print(console.table("", ["name"], [["x" * 30]]))
     assert screen.getvalue().count("x") == 30
+
+
+def test_what_is_said_is_neither_markup_nor_steers_the_terminal(capsys):
+    console.say("[red]a[/red] :smile: \x1b[31mb\x07\nc" + 200 * "d")
+    assert capsys.readouterr().out == f"[red]a[/red] :smile: �[31mb�\nc{200 * 'd'}\n"
+    console.console.print(console.table("[b]t\x1b", ["[i]x\r"], [["[u]y\x9b"]]))
+    shown = capsys.readouterr().out
+    assert "[b]t�" in shown and "[i]x�" in shown and "[u]y�" in shown and not set(shown) & set("\x1b\x9b\r")
+
+
+def test_all_text_on_the_terminal_is_said():
+    """console.print is for tables and the like, which are made of Text."""
+    calls = [
+        (path.name, ast.unparse(node.args[0]))
+        for path in Path(console.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "console.print" and path.name != "console.py"
+    ]
+    assert len(calls) > 10
+    assert [call for call in calls if not call[1].startswith(("table(", "_left(table(", "Markdown(", "clock."))] == []

@@ -9,12 +9,13 @@ import soundfile
 from PIL import Image
 
 from trimask.diffusion.data.folders import Folder
+from trimask.diffusion.data.media_config import LimitConfig
 from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.sources import BadRecord, FieldConfig, OpenConfig
 
 
-def folder_of(path, medium="image"):
-    return Folder(path, medium, OpenConfig(fields=FieldConfig(), media=PrepareConfig().media, folder=path))
+def folder_of(path, medium="image", **changes):
+    return Folder(path, medium, OpenConfig(fields=FieldConfig(), media=PrepareConfig(**changes).media, folder=path))
 
 
 def write_lines(path: Path, *lines):
@@ -112,12 +113,49 @@ def test_a_bad_record_says_file_line_and_reason_and_the_others_are_read(tmp_path
         raise bad
 
 
-def test_a_decompression_bomb_is_a_bad_record(tmp_path, monkeypatch):
+def test_a_picture_that_would_take_too_much_is_a_bad_record_and_not_decoded(tmp_path, monkeypatch):
     Image.new("1", (100, 60)).save(tmp_path / "1.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     write_lines(tmp_path / "metadata.jsonl", {"file_name": "1.png", "text": "x"})
-    (bad,) = outcomes(folder_of(tmp_path))
-    assert "exceeds limit" in str(bad)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)  # beyond it Pillow warns, beyond twice as many it refuses
+    (good,) = outcomes(folder_of(tmp_path, limits=LimitConfig(pixels=6000)))
+    assert good.media["image"].shape == (60, 100, 1)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("decoded"))
+    (bad,) = outcomes(folder_of(tmp_path, limits=LimitConfig(pixels=5999)))
+    assert "100×60 pixels are more than the 5,999 of --limits.pixels" in str(bad)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rate_hz", "samples", "reason"),
+    [
+        ((300, 8), 8000, 2400, None),
+        ((300, 8), 8000, 2399, "8 channels at 8,000 Hz, read at 8,000 Hz, are 2,400 samples, more than the 2,399"),
+        ((3000,), 1, 1 << 20, "3,000.0 s of 1 channels at 1 Hz, read at 8,000 Hz, are 24,000,000 samples"),
+    ],
+)
+def test_a_sound_that_would_take_too_much_is_a_bad_record_and_not_decoded(
+    tmp_path, monkeypatch, shape, rate_hz, samples, reason
+):
+    soundfile.write(tmp_path / "1.flac", np.zeros(shape), rate_hz)
+    write_lines(tmp_path / "metadata.jsonl", {"file_name": "1.flac", "text": "x"})
+    if reason is not None:
+        monkeypatch.setattr(soundfile.SoundFile, "read", lambda *_, **__: pytest.fail("decoded"))
+    (found,) = outcomes(folder_of(tmp_path, "audio", limits=LimitConfig(samples=samples)))
+    assert isinstance(found, BadRecord) == (reason is not None) and (reason or "") in str(found)
+
+
+def test_only_so_much_of_a_long_sound_counts_as_is_read(tmp_path):
+    soundfile.write(tmp_path / "1.wav", np.zeros(8000), 8000)
+    write_lines(tmp_path / "metadata.jsonl", {"file_name": "1.wav", "text": "x"})
+    folder = folder_of(tmp_path, "audio", limits=LimitConfig(samples=2000), seconds=0.1)
+    (found,) = outcomes(folder)
+    assert not isinstance(found, BadRecord)
+
+
+def test_a_format_of_sounds_that_is_not_listed_is_a_bad_record(tmp_path):
+    soundfile.write(tmp_path / "1.wav", np.zeros(800), 8000, format="AU")
+    write_lines(tmp_path / "metadata.jsonl", {"file_name": "1.wav", "text": "x"})
+    (bad,) = outcomes(folder_of(tmp_path, "audio"))
+    assert "its format is AU; WAV, WAVEX, RF64, FLAC" in str(bad)
 
 
 @pytest.mark.parametrize(

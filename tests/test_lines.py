@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimask.diffusion.data import lines
 from trimask.diffusion.data.lines import blocks_of, decoded, records_of
 
 LINES = st.lists(st.sampled_from([b"", b" ", b"a", b"bc\t", "é…".encode(), b"\r"]), max_size=30)
@@ -66,3 +67,19 @@ def test_a_file_that_is_none_is_refused_by_name(tmp_path):
         blocks_of(tmp_path, "line", 1)
     with pytest.raises(FileNotFoundError, match=r"y\.txt: no such file"):
         blocks_of(tmp_path / "y.txt", "line", 1)
+
+
+@pytest.mark.parametrize("unit", ["line", "paragraph", "document"])
+def test_a_record_that_is_too_long_is_read_past_and_refused_where_it_is_used(tmp_path, monkeypatch, unit):
+    monkeypatch.setattr(lines, "MAX_RECORD_BYTES", 8)
+    (tmp_path / "x.txt").write_bytes(b"1234567\n")
+    (block,) = blocks_of(tmp_path / "x.txt", unit, 5)
+    assert [record.text for record in records_of(block, unit)] == ["1234567"]
+    (tmp_path / "x.txt").write_bytes(b"a\n\n" + 100 * b"x" + b"\n\nb" + (b"" if unit != "document" else b"\n"))
+    (block,) = blocks_of(tmp_path / "x.txt", unit, 5)
+    found = list(records_of(block, unit))
+    assert len(found) == (1 if unit == "document" else 3) and all(len(record.content) < 20 for record in found)
+    with pytest.raises(ValueError, match=r"a record of 10\d bytes, 8 are allowed"):
+        _ = found[len(found) // 2].text
+    if unit != "document":
+        assert [found[0].text, found[2].text, found[2].line] == ["a", "b", 5]

@@ -269,6 +269,17 @@ def test_a_folder_is_a_strategy_wherever_one_is_named(folder, suffix, step):
     assert (answer.example.segments[0].codes >= 0).all() and 1 <= answer.nfe <= 4
 
 
+def test_a_damaged_checkpoint_is_left_for_the_one_before_and_that_is_said(folder, capsys):
+    for path in (folder / "checkpoints/2/state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"damaged")
+    chosen = GenerationConfig(strategy=str(folder)).chosen
+    assert jax.tree.all(jax.tree.map(np.array_equal, chosen.parameters, new_parameters(SMALL, jax.random.key(1))))
+    assert "checkpoints/2: damaged" in (said := capsys.readouterr().err) and "going back to step 1" in said
+    with pytest.raises(ValueError, match="checkpoints/2: damaged"):
+        GenerationConfig(strategy=f"{folder}@2").chosen  # noqa: B018
+
+
 def test_what_is_no_policy_is_refused_in_a_sentence(folder, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     early = tmp_path_factory.mktemp("early")

@@ -79,8 +79,8 @@ def whole(files, tmp_path_factory):
 
 
 def bytes_of(folder):
-    """Digest of every file but for the lock and the configuration, whose free fields may differ."""
-    left_out = {folder / ".lock", folder / "config.json"}
+    """Digest of every file but for the lock, times of verification, and the configuration, which has free fields."""
+    left_out = {folder / name for name in (".lock", "config.json", "verified.json")}
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in left_out]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 

@@ -1,5 +1,7 @@
 """Any TFDS dataset as a source, with TFDS's own generator of fake records; no download, no TensorFlow."""
 
+import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -124,3 +126,27 @@ def test_digits_are_pictures_sounds_or_questions_up_to_their_equals_sign(monkeyp
         scale = {"image": 1, "audio": 32768}[medium]
         np.testing.assert_array_equal(example.media[medium], content / scale)
         assert example.media[medium].dtype == {"image": np.uint8, "audio": np.float32}[medium]
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_folder_that_was_sent_imports_nothing(tmp_path, monkeypatch, inner):
+    (tmp_path / "evil.py").write_text("import pathlib; pathlib.Path('ran').touch()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    evil = {"pythonClassName": "evil.Feature", "tensor": {"shape": {}, "dtype": "int64"}}
+    own = {"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict"}
+    features = {**own, "featuresDict": {"features": {"text": evil}}} if inner else evil
+    folder = tmp_path / "sent/1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "features.json").write_text(json.dumps(features))
+    about = {"name": "sent", "version": "1.0.0", "splits": [], "fileFormat": "array_record"}
+    (folder / "dataset_info.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"features\.json names 'evil\.Feature', which is no feature of TFDS itself"):
+        prepare(tmp_path / "out", config_of("sent", tfds_folder=str(tmp_path)))
+    assert not (tmp_path / "ran").exists() and "evil" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["huggingface:x", "../x", "mnist/a=True,b=3", "x.py", ""])
+def test_a_name_that_is_more_than_a_name_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="a dataset of TFDS is NAME, NAME/CONFIG or"):
+        prepare(tmp_path, config_of(name))

@@ -244,7 +244,7 @@ def test_an_unknown_field_in_a_configuration_is_named(run, tmp_path):
 
 def test_a_configuration_that_is_no_object_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(ValueError, match="JSON object; got list"):
+    with pytest.raises(ValueError, match=r"must be an object, got \[1\] @ \$"):
         load(tmp_path)
 
 

@@ -52,9 +52,9 @@ def inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def printable(text: str) -> str:
-    """The text as one line without control characters, so that it cannot steer a terminal; they are shown as �."""
-    return "".join("\ufffd" if unicodedata.category(c) in _UNPRINTABLE else c for c in text)
+def printable(text: str, keep: str = "") -> str:
+    """The text with � for control characters other than those to keep, so that it cannot steer a terminal."""
+    return "".join("\ufffd" if c not in keep and unicodedata.category(c) in _UNPRINTABLE else c for c in text)
 
 
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")

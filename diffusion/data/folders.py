@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trimask.diffusion.data.lines import Block, blocks_of, decoded, records_of
+from trimask.diffusion.data.lines import Block, blocks_of, records_of
 from trimask.diffusion.data.modalities import modality
 from trimask.diffusion.data.sources import BadRecord, Entry, OpenConfig, RawExample
 from trimask.diffusion.data.texts import json_object, split_field, text_field
@@ -40,7 +40,7 @@ class Folder:
     def entries(self, block: Block) -> Iterator[Entry | BadRecord]:
         for record in records_of(block, "line"):
             try:
-                yield self._entry(Path(block.file), record.line, json_object(decoded(record.content)))
+                yield self._entry(Path(block.file), record.line, json_object(record.text))
             except ValueError as error:
                 yield BadRecord(block.file, record.line, str(error))
 

@@ -13,6 +13,9 @@ from typing import BinaryIO, Literal
 
 from trimask.tokenizers.files import require_regular_file
 
+MAX_RECORD_BYTES = 1 << 28
+"""Longest record that is used; a longer one is read past, and refused where it is to be used."""
+
 Unit = Literal["line", "paragraph", "document"]
 
 
@@ -38,6 +41,15 @@ class Record:
     start: int
     line: int
     content: bytes
+    num_bytes: int
+    """Of the whole record; of one that has more than `MAX_RECORD_BYTES` the content is only the beginning."""
+
+    @property
+    def text(self) -> str:
+        """The content as text. Raises ValueError for a record that is too long, or no text."""
+        if self.num_bytes > MAX_RECORD_BYTES:
+            raise ValueError(f"a record of {self.num_bytes:,} bytes, {MAX_RECORD_BYTES:,} are allowed")
+        return decoded(self.content)
 
 
 def blocks_of(path: Path, unit: Unit, records: int) -> list[Block]:
@@ -85,17 +97,27 @@ def _opened(path: Path) -> BinaryIO:
 
 def _records(file: BinaryIO, unit: Unit, line: int) -> Iterator[Record]:
     """Records from the file's place on, which is line `line`."""
-    position, start, first = file.tell(), 0, 0
+    position, start, first, num_bytes = file.tell(), 0, 0, 0
     parts: list[bytes] = []
-    for number, content in enumerate(file, line):
-        is_blank = not content.strip()
+    for number, (content, length) in enumerate(_lines(file), line):
+        is_blank = not content.strip() and length == len(content)
         if not parts:
-            start, first = position, number
+            start, first, num_bytes = position, number, 0
         if not is_blank or (parts and unit == "document"):
-            parts.append(content)
-        position += len(content)
+            parts.append(content if num_bytes <= MAX_RECORD_BYTES else b"")
+            num_bytes += length
+        position += length
         if parts and (unit == "line" or (unit == "paragraph" and is_blank)):
-            yield Record(start, first, b"".join(parts).strip(b"\r\n"))
+            yield Record(start, first, b"".join(parts).strip(b"\r\n"), num_bytes)
             parts = []
     if parts:
-        yield Record(start, first, b"".join(parts).strip(b"\r\n"))
+        yield Record(start, first, b"".join(parts).strip(b"\r\n"), num_bytes)
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Each line, or the beginning of one that is too long, and the number of its bytes."""
+    while content := file.readline(MAX_RECORD_BYTES + 1):
+        length, rest = len(content), content
+        while not rest.endswith(b"\n") and (rest := file.readline(1 << 20)):
+            length += len(rest)
+        yield content, length

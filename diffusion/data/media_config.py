@@ -26,6 +26,20 @@ class PictureConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LimitConfig:
+    """How large a file may be that is decoded; a larger one is refused before any memory is taken for it."""
+
+    pixels: int = 1 << 26
+    """Most pixels of a picture file: height × width."""
+    samples: int = 1 << 26
+    """Most samples that are read of a sound file, all channels together, and most that it has after resampling."""
+
+    def __post_init__(self):
+        if min(self.pixels, self.samples) < 1:
+            raise ValueError(f"limits must be at least 1, got {self.pixels} pixels and {self.samples} samples")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MediaConfig:
     """All that reading and shaping media depends on."""
 
@@ -35,3 +49,5 @@ class MediaConfig:
     """The shape of all pictures."""
     seconds: float | None = None
     """Length of all sounds. None: as they are."""
+    limits: LimitConfig = LimitConfig()
+    """How large a file may be."""

@@ -65,7 +65,7 @@ class Modality:
 MODALITIES: dict[str, Modality] = {
     "image": Modality(
         codec_config=PatchConfig,
-        read=lambda path, _: pictures.read_picture(path),
+        read=pictures.read,
         shapes=pictures.shapes,
         at_shape=pictures.at_shape,
         fit=pictures.fit,

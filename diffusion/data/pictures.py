@@ -10,25 +10,32 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from trimask.diffusion.data.media_config import MediaConfig
-from trimask.tokenizers.files import require_regular_file
+from trimask.diffusion.data.media_config import LimitConfig, MediaConfig
+from trimask.tokenizers.files import printable, require_regular_file
 from trimask.tokenizers.image import PatchCodec, PatchConfig, single_patches
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""Formats of picture files that are read, by Pillow's names."""
 
-def read_picture(path: Path) -> UInt8[np.ndarray, "height width channels"]:
+
+def read_picture(path: Path, max_pixels: int = LimitConfig().pixels) -> UInt8[np.ndarray, "height width channels"]:
     """A picture file, upright, on white, of one channel if it is grey and three if it is not.
 
-    Raises ValueError where it cannot be read.
+    Raises ValueError if it cannot be read, or has more pixels than are allowed, which is seen before it is decoded.
     """
     require_regular_file(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")) as file:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit may be another
+            with Image.open(path, formats=FORMATS) as file:
+                if file.width * file.height > max_pixels:
+                    raise ValueError(
+                        f"{file.width}×{file.height} pixels are more than the {max_pixels:,} of --limits.pixels"
+                    )
                 picture: Image.Image = ImageOps.exif_transpose(file)
                 picture.load()
     except Exception as error:  # a damaged file can make Pillow's readers raise almost anything
-        raise ValueError(f"{path}: not a readable picture: {error}") from error
+        raise ValueError(f"{path}: not a readable picture: {printable(str(error))}") from error
     is_grey = picture.mode in ("1", "L", "LA", "La", "I", "F") or picture.mode.startswith("I;16")
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
@@ -58,6 +65,11 @@ def fit_picture(
     method = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
     image = ImageOps.fit(image, (width, height), method) if is_cropped else image.resize((width, height), method)
     return np.asarray(image, np.uint8).reshape(shape)
+
+
+def read(path: Path, config: MediaConfig) -> UInt8[np.ndarray, "height width channels"]:
+    """A picture file, as `read_picture` reads it."""
+    return read_picture(path, config.limits.pixels)
 
 
 def at_shape(picture: UInt8[np.ndarray, "_ _ _"], shape: tuple[int, ...], config: MediaConfig) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from trimask.diffusion.data.lines import Block
-from trimask.diffusion.data.media_config import MediaConfig, PictureConfig
+from trimask.diffusion.data.media_config import LimitConfig, MediaConfig, PictureConfig
 from trimask.diffusion.data.modalities import MODALITIES, modality
 from trimask.diffusion.data.sources import (
     Entry,
@@ -25,7 +25,7 @@ from trimask.diffusion.data.sources import (
     open_source,
 )
 from trimask.tokenizers import configuration
-from trimask.tokenizers.formats import nearest
+from trimask.tokenizers.formats import added, nearest
 
 TRAIN = "train"
 
@@ -83,6 +83,8 @@ class PrepareConfig:
     seconds: float | None = None
     """Length of all sounds: longer ones are cut, shorter ones end in silence. None: that of the longest seen when
     the tokenizers are fitted."""
+    limits: LimitConfig = added(as_before=LimitConfig(), default=LimitConfig())
+    """How large a file may be that is decoded."""
     tokenizers: str | None = None
     """Folder of a run or of prepared data whose tokenizers are used. None: they are fitted on the training splits."""
     text_tokenizer: str | None = None
@@ -123,7 +125,7 @@ class PrepareConfig:
     @property
     def media(self) -> MediaConfig:
         """All that reading and shaping media depends on."""
-        return MediaConfig(codecs=self.codecs, pictures=self.pictures, seconds=self.seconds)
+        return MediaConfig(codecs=self.codecs, pictures=self.pictures, seconds=self.seconds, limits=self.limits)
 
     def open_source(self, name: str, folder: Path) -> Source:
         """A source by its dataset's name; it may keep what it builds in `folder`."""
@@ -146,6 +148,11 @@ class Plan:
     """Dataset → all its records."""
     media_shapes: dict[str, list[int]]
     """Dataset → shape of its pictures (height, width, channels) or sounds (samples)."""
+
+    def __post_init__(self):
+        for name in self.blocks:
+            if not name.isidentifier():
+                raise ValueError(f"a dataset's name must be a plain word, for it names a folder; got {name!r}")
 
     @property
     def records(self) -> dict[str, int]:

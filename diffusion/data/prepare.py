@@ -12,11 +12,11 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
-import threading
-import time
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from trimask.diffusion.children import end_with
 from trimask.diffusion.data.fitting import fit_sample, fit_tokenizers, given_codecs, shapes_of_media, with_given_codecs
 from trimask.diffusion.data.lines import Block
 from trimask.diffusion.data.plan import TRAIN, Plan, PrepareConfig
@@ -30,12 +30,13 @@ from trimask.diffusion.data.shards import (
     report_path,
 )
 from trimask.diffusion.data.sources import Source
+from trimask.diffusion.data.verification import Damaged, Job, checked_report, jobs_of, verified_report, verify
 from trimask.diffusion.layout import Layout
 from trimask.diffusion.progress import Report, silent
 from trimask.diffusion.run_folder import locked
 from trimask.tokenizers import configuration
 from trimask.tokenizers import media as media_tokenizers
-from trimask.tokenizers.files import write_text
+from trimask.tokenizers.files import printable, write_text
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -57,15 +58,43 @@ def prepare(folder: Path, config: PrepareConfig, report: Report = silent) -> Pre
         blocks = {
             name: config.open_source(name, raw_folder(folder)).blocks(config.shard_records) for name in config.sources
         }
-        _require_same_blocks(folder, configuration.load(folder / "plan.json", Plan), blocks)
+        prepared = Prepared(folder)
+        _require_same_blocks(folder, prepared.plan, blocks)
+        with locked(folder):
+            _mend(prepared, config, report)
     else:
         with locked(folder):
             configuration.save(folder / "config.json", config)
             sources = {name: config.open_source(name, raw_folder(folder)) for name in config.sources}
             plan = _settle_plan(folder, config, sources, report)
-            reports = _encode(folder, config, plan, report)
+            reports = _encode(folder, config, plan, sources, report)
             _finish(folder, config, plan, sources, reports)
     return Prepared(folder)
+
+
+def _mend(prepared: Prepared, config: PrepareConfig, report: Report) -> None:
+    """Makes again the blocks that are not what was written, and says which."""
+    folder, plan = prepared.folder, prepared.plan
+    faults = verify(folder, plan, prepared.whole, report)
+    if not faults:
+        return
+    for _, fault in faults:
+        print(f"{printable(str(fault))}; it is made again", file=sys.stderr)
+    forget_workshops()
+    for done, _ in enumerate(_encoded(folder, [job for job, _ in faults], _num_workers(config, plan))):
+        report("tokenising again", done + 1, len(faults))
+    reports = [checked_report(folder, plan, job, prepared.whole[job.dataset]) for job in jobs_of(plan)]
+    if _content(reports) != prepared.manifest.content:
+        raise ValueError(
+            f"{folder}: what was made again is not what was there; the sources, or the code that reads them, have "
+            "changed since. Remove the folder or choose another"
+        )
+
+
+def _content(reports: Iterable[BlockReport]) -> str:
+    """SHA-256 of the digests of all shards, in order."""
+    digests = [shard.sha256 for block in reports for _, shard in sorted(block.shards.items())]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _require_same(folder: Path, config: PrepareConfig) -> None:
@@ -126,50 +155,42 @@ def _require_same_blocks(folder: Path, plan: Plan, blocks: dict[str, list[Block]
         )
 
 
-def _encode(folder: Path, config: PrepareConfig, plan: Plan, report: Report) -> dict[str, list[BlockReport]]:
+def _encode(
+    folder: Path, config: PrepareConfig, plan: Plan, sources: dict[str, Source], report: Report
+) -> dict[str, list[BlockReport]]:
     """All blocks' reports; those that are not there yet are made."""
     forget_workshops()
-    jobs = [(name, number) for name, blocks in plan.blocks.items() for number in range(len(blocks))]
-    done: dict[tuple[str, int], BlockReport] = {}
+    jobs, done = jobs_of(plan), dict[Job, BlockReport]()
     total, finished = sum(plan.records.values()), 0
-    for name, number in jobs:
-        path = report_path(folder, name, number)
-        if path.exists():
-            done[name, number] = configuration.load(path, BlockReport)
-            finished += done[name, number].block.count
+    for job in jobs:
+        if report_path(folder, *job).exists():
+            try:
+                done[job], _ = verified_report(folder, plan, job, sources[job.dataset].fill != "none")
+                finished += done[job].block.count
+            except Damaged as fault:
+                print(f"{printable(str(fault))}; it is made again", file=sys.stderr)
     report("tokenising", finished, total)
     for job, result in _encoded(folder, [job for job in jobs if job not in done], _num_workers(config, plan)):
         done[job] = result
         finished += result.block.count
         report("tokenising", finished, total)
-    return {name: [done[name, number] for number in range(len(blocks))] for name, blocks in plan.blocks.items()}
+    return {name: [done[Job(name, number)] for number in range(len(blocks))] for name, blocks in plan.blocks.items()}
 
 
-def _encoded(folder: Path, jobs: list[tuple[str, int]], workers: int) -> Iterator[tuple[tuple[str, int], BlockReport]]:
+def _encoded(folder: Path, jobs: list[Job], workers: int) -> Iterator[tuple[Job, BlockReport]]:
     """Reports in the order of the jobs."""
     if workers == 1:
         for job in jobs:
             yield job, encode_block(folder, *job)
         return
     context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _end_with_parent, (os.getpid(),))
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, end_with, (os.getpid(),))
     try:
         futures = [pool.submit(encode_block, folder, *job) for job in jobs]
         for job, future in zip(jobs, futures, strict=True):
             yield job, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent(parent: int) -> None:
-    """Lets a worker end when the process that started it was killed and cannot tell it."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _num_workers(config: PrepareConfig, plan: Plan) -> int:
@@ -202,7 +223,6 @@ def _finish(
     for rule in config.splits.held_out:
         if f"test_{rule.partition('=')[0]}" not in held_out:
             raise ValueError(f"{folder}: no record's metadata say {rule}, so nothing is held out by it")
-    digests = [s.sha256 for blocks in reports.values() for b in blocks for _, s in sorted(b.shards.items())]
     manifest = Manifest(
         trimask=importlib.metadata.version("trimask"),
         tokenizers=tokenizers.fingerprints,
@@ -211,7 +231,7 @@ def _finish(
             name: _dataset_manifest(folder, name, config, plan, sources[name], reports[name], tokenizers)
             for name in sources
         },
-        content=hashlib.sha256("".join(digests).encode()).hexdigest(),
+        content=_content(block for blocks in reports.values() for block in blocks),
     )
     remove_partials(folder, {name: len(of_dataset) for name, of_dataset in reports.items()})
     configuration.save(folder / "manifest.json", manifest)

@@ -21,9 +21,11 @@ from grain.sources import ArrayRecordDataSource
 from jaxtyping import Int
 
 from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted
-from trimask.diffusion.data.shards import BlockReport, raw_folder, report_path, shard_path
+from trimask.diffusion.data.shards import BlockReport, raw_folder, shard_path
 from trimask.diffusion.data.sources import BadRecord, RawExample, SourceConfig
+from trimask.diffusion.data.verification import Damaged, checked_report, jobs_of, verify
 from trimask.diffusion.layout import Layout
+from trimask.diffusion.progress import Report, silent
 from trimask.tokenizers import configuration
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.json_text import read_json
@@ -71,6 +73,12 @@ class Manifest:
     datasets: dict[str, DatasetManifest]
     content: str
     """SHA-256 of all shards' own, in order."""
+
+    def __post_init__(self):
+        for name, dataset in self.datasets.items():
+            for word in (name, *dataset.splits):
+                if not word.isidentifier():
+                    raise ValueError(f"datasets and splits must be plain words, for they name files; got {word!r}")
 
 
 class Examples(Sequence[dict[str, Any]]):
@@ -134,9 +142,6 @@ class Prepared:
         """All examples of a split."""
         numbers = [number for number, report in self._reports(dataset, split)]
         files = [shard_path(self.folder, dataset, split, number) for number in numbers]
-        for file in files:
-            if not file.is_file():
-                raise FileNotFoundError(f"{file}: no such shard, though the manifest lists it")
         examples = Examples(list(map(str, files)), self.dataset(dataset).layout, self.tokenizers.vocabulary)
         expected = self.dataset(dataset).splits[split]
         if len(examples) != expected:
@@ -160,8 +165,7 @@ class Prepared:
     def raw(self, dataset: str, split: str) -> Iterator[RawExample]:
         """What the examples of a split were made of, in the same order, read again from the source."""
         source = self.config.open_source(dataset, raw_folder(self.folder))
-        plan = configuration.load(self.folder / "plan.json", Plan)
-        shape = plan.media_shapes.get(dataset, [])
+        shape = self.plan.media_shapes.get(dataset, [])
         for _, report in self._reports(dataset, split):
             rejected = {reject.line for reject in report.rejects}
             for entry in source.entries(report.block):
@@ -174,15 +178,52 @@ class Prepared:
         splits = self.dataset(dataset).splits
         if split not in splits:
             raise ValueError(f"{self.folder}: {dataset} has no split {split!r}, only {', '.join(splits)}")
-        return [(number, report) for number, report in enumerate(self._all_reports[dataset]) if split in report.shards]
+        return [(number, report) for number, report in enumerate(self.reports[dataset]) if split in report.shards]
 
     @cached_property
-    def _all_reports(self) -> dict[str, list[BlockReport]]:
-        blocks = configuration.load(self.folder / "plan.json", Plan).blocks
-        return {
-            name: [
-                configuration.load(report_path(self.folder, name, number), BlockReport)
-                for number in range(len(of_dataset))
-            ]
-            for name, of_dataset in blocks.items()
-        }
+    def plan(self) -> Plan:
+        """The blocks that the data were cut into."""
+        plan = configuration.load(self.folder / "plan.json", Plan)
+        if plan.blocks.keys() != self.manifest.datasets.keys():
+            raise ValueError(
+                f"{self.folder}: plan.json is of datasets {', '.join(plan.blocks)}, the manifest of "
+                f"{', '.join(self.manifest.datasets)}"
+            )
+        return plan
+
+    @property
+    def whole(self) -> dict[str, bool]:
+        """Dataset → whether a record is one example; a long text is several."""
+        return {name: dataset.layout.fill != "none" for name, dataset in self.manifest.datasets.items()}
+
+    def verify(self, report: Report = silent) -> list[Damaged]:
+        """Compares every shard with its SHA-256, and returns what is not as it was written."""
+        return [fault for _, fault in verify(self.folder, self.plan, self.whole, report)]
+
+    @cached_property
+    def reports(self) -> dict[str, list[BlockReport]]:
+        """Dataset → what became of its blocks."""
+        reports: dict[str, list[BlockReport]] = {name: [] for name in self.plan.blocks}
+        for job in jobs_of(self.plan):
+            reports[job.dataset].append(checked_report(self.folder, self.plan, job, self.whole[job.dataset]))
+        for name, of_dataset in reports.items():
+            _require_counts(self.folder, name, self.dataset(name), of_dataset)
+        return reports
+
+
+def _require_counts(folder: Path, name: str, dataset: DatasetManifest, reports: list[BlockReport]) -> None:
+    """Refuses a manifest whose numbers are not those of the reports."""
+    splits: dict[str, int] = {}
+    for report in reports:
+        for split, shard in report.shards.items():
+            splits[split] = splits.get(split, 0) + len(shard.text_tokens)
+    found = {
+        "records": sum(report.block.count for report in reports),
+        "rejected": sum(len(report.rejects) for report in reports),
+        "splits": splits,
+    }
+    for what, number in found.items():
+        if getattr(dataset, what) != number:
+            raise ValueError(
+                f"{folder}: damaged: the manifest says {what} {getattr(dataset, what)} of {name}, the reports {number}"
+            )

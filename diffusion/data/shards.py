@@ -26,6 +26,7 @@ from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted, stacked
 from trimask.diffusion.data.sources import BadRecord, Entry, RawExample, Source
 from trimask.tokenizers import configuration
 from trimask.tokenizers import media as media_tokenizers
+from trimask.tokenizers.formats import added
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -48,6 +49,8 @@ class ShardReport:
 
     sha256: str
     """Of the file."""
+    num_bytes: int | None = added(as_before=None, default=None)
+    """Size of the file; None in reports of the first versions."""
     text_tokens: list[int] = field(default_factory=list)
     """Text tokens of each, before anything is filled with EOS."""
     given_tokens: list[int] = field(default_factory=list)
@@ -76,8 +79,10 @@ def encode_block(folder: Path, dataset: str, number: int) -> BlockReport:
     rejects.sort(key=lambda reject: reject.line)
     shards = {}
     for split, of_split in records.items():
+        path = shard_path(folder, dataset, split, number)
         shards[split] = ShardReport(
-            sha256=write_records(shard_path(folder, dataset, split, number), of_split),
+            sha256=write_records(path, of_split),
+            num_bytes=path.stat().st_size,
             text_tokens=[len(record[TEXT]) for record in of_split],
             given_tokens=[record["num_given"] for record in of_split],
         )

@@ -10,26 +10,47 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32
 
-from trimask.diffusion.data.media_config import MediaConfig
+from trimask.diffusion.data.media_config import LimitConfig, MediaConfig
 from trimask.tokenizers.audio import MelCodec, MelConfig
-from trimask.tokenizers.files import require_regular_file
+from trimask.tokenizers.files import printable, require_regular_file
+
+FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF")
+"""Formats of sound files that are read, by libsndfile's names."""
 
 
-def read_sound(path: Path, sample_rate_hz: int, max_seconds: float | None = None) -> Float32[np.ndarray, " samples"]:
-    """A sound file, or its beginning, mixed to mono and resampled. Raises ValueError where it cannot be read."""
+def read_sound(
+    path: Path, sample_rate_hz: int, max_seconds: float | None = None, max_samples: int = LimitConfig().samples
+) -> Float32[np.ndarray, " samples"]:
+    """A sound file, or its beginning, mixed to mono and resampled.
+
+    Raises ValueError if it cannot be read, or has more samples than are allowed, which is seen before it is decoded.
+    """
     require_regular_file(path)
     try:
         with soundfile.SoundFile(path) as file:
             # A little more than is kept, so that the resampler does not see the end.
-            wanted = -1 if max_seconds is None else int((max_seconds + 0.1) * file.samplerate)
-            rate, content = file.samplerate, file.read(wanted, "float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path}: not a readable sound file: {error}") from error
+            frames = file.frames if max_seconds is None else int((max_seconds + 0.1) * file.samplerate)
+            frames = min(frames, file.frames)
+            _require_bounded(file, frames, sample_rate_hz, max_samples)
+            rate, content = file.samplerate, file.read(frames, "float32", always_2d=True)
+    except Exception as error:  # a damaged file can make libsndfile's reader raise almost anything
+        raise ValueError(f"{path}: not a readable sound file: {printable(str(error))}") from error
     if not len(content):
         raise ValueError(f"{path}: holds no sound, its length is zero")
     if not np.isfinite(content).all():
         raise ValueError(f"{path}: holds NaN or infinite samples")
     return resampled(content.mean(axis=1), rate, sample_rate_hz)
+
+
+def _require_bounded(file: soundfile.SoundFile, frames: int, sample_rate_hz: int, max_samples: int) -> None:
+    if file.format not in FORMATS:
+        raise ValueError(f"its format is {file.format}; {', '.join(FORMATS)} are read")
+    samples = max(frames * file.channels, frames * sample_rate_hz // max(file.samplerate, 1))
+    if samples > max_samples:
+        raise ValueError(
+            f"{frames / file.samplerate:,.1f} s of {file.channels} channels at {file.samplerate:,} Hz, read at "
+            f"{sample_rate_hz:,} Hz, are {samples:,} samples, more than the {max_samples:,} of --limits.samples"
+        )
 
 
 def faults(path: Path) -> list[str]:
@@ -55,7 +76,7 @@ def fit_sound(waveform: Float32[np.ndarray, " _"], samples: int) -> Float32[np.n
 
 def read(path: Path, config: MediaConfig) -> Float32[np.ndarray, " samples"]:
     """A sound file at the codec's rate, as long as all sounds are to be."""
-    return read_sound(path, config.codecs["audio"].sample_rate_hz, config.seconds)
+    return read_sound(path, config.codecs["audio"].sample_rate_hz, config.seconds, config.limits.samples)
 
 
 def at_shape(waveform: Float32[np.ndarray, " _"], shape: tuple[int, ...], config: MediaConfig) -> np.ndarray:

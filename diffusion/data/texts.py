@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimask.diffusion.data.lines import Block, Unit, blocks_of, decoded, records_of
+from trimask.diffusion.data.lines import Block, Unit, blocks_of, records_of
 from trimask.diffusion.data.sources import BadRecord, Entry, FieldConfig, RawExample
 from trimask.diffusion.layout import Fill
 from trimask.tokenizers.json_text import parse_json
@@ -30,7 +30,7 @@ class Texts:
         is_json = _is_json(Path(block.file))
         for record in records_of(block, self._unit(Path(block.file))):
             try:
-                text, fields = decoded(record.content), {}
+                text, fields = record.text, {}
                 if is_json:
                     fields = json_object(text)
                     text = text_field(fields, self.fields.text)
@@ -57,7 +57,7 @@ class Prompted:
     def entries(self, block: Block) -> Iterator[Entry | BadRecord]:
         for record in records_of(block, "line"):
             try:
-                fields = json_object(decoded(record.content))
+                fields = json_object(record.text)
                 prompt, response = (text_field(fields, name) for name in (self.fields.prompt, self.fields.response))
                 example = RawExample(digest(prompt), {TEXT: prompt + response}, given=len(prompt))
                 yield _entry(block, record.line, prompt, example, fields)

@@ -1,10 +1,17 @@
-"""TFDS datasets as sources: the embedded digits, and any other by its name. TensorFlow is not needed."""
+"""TFDS datasets as sources: the embedded digits, and any other by its name. TensorFlow is not needed.
 
+A folder of TFDS says in features.json of which classes its features are, and TFDS imports the modules that it names.
+Here only TFDS's own features are found, and nothing is imported because a file says so.
+"""
+
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -15,7 +22,10 @@ from trimask.diffusion.data.sounds import resampled
 from trimask.diffusion.data.sources import Entry, OpenConfig, RawExample
 from trimask.diffusion.data.texts import digest
 from trimask.diffusion.layout import Fill
+from trimask.tokenizers.files import printable
 from trimask.tokenizers.vocabulary import TEXT
+
+_FEATURES = "tensorflow_datasets.core.features"
 
 
 @dataclass(frozen=True)
@@ -71,8 +81,13 @@ class TfdsSource:
 
     @cached_property
     def _builder(self) -> tfds.core.DatasetBuilder:
+        if not re.fullmatch(r"[A-Za-z]\w*(/[\w.+-]+)?(:\d+\.\d+\.\d+)?", self.name):
+            raise ValueError(f"a dataset of TFDS is NAME, NAME/CONFIG or NAME:1.0.0, got {printable(repr(self.name))}")
         try:
-            return tfds.builder(self.name, data_dir=self.config.tfds_folder)
+            with _own_features_only():
+                builder = tfds.builder(self.name, data_dir=self.config.tfds_folder)
+                dict(builder.info.features or {})
+                return builder
         except Exception as error:  # TFDS raises a family of its own, and what a dataset's code raises
             raise ValueError(f"TFDS has no dataset {self.name!r}: {str(error).partition(chr(10))[0]}") from error
 
@@ -158,6 +173,20 @@ class TfdsSource:
             mono = mono / 2 ** (8 * min(samples.dtype.itemsize, 2) - 1)
         wanted = self.config.media.codecs["audio"].sample_rate_hz
         return resampled(mono, getattr(self._features[name], "sample_rate", None) or wanted, wanted)
+
+
+@contextmanager
+def _own_features_only() -> Iterator[None]:
+    """Lets TFDS find the classes of its own features by name, and import no module for another name."""
+
+    def listed(cls: type, name: str) -> type:
+        found = cls._registered_features.get(name)  # type: ignore[attr-defined]
+        if found is None or not found.__module__.startswith(f"{_FEATURES}."):
+            raise ValueError(f"its features.json names {printable(repr(name))}, which is no feature of TFDS itself")
+        return found
+
+    with patch.object(tfds.features.FeatureConnector, "cls_from_name", classmethod(listed)):
+        yield
 
 
 def _picture(pixels: np.ndarray, name: str) -> np.ndarray:

@@ -247,10 +247,14 @@ def open_policy(name: str) -> "LearnedStrategy":
         steps = checkpoints.steps()
         if not steps:
             raise FileNotFoundError(f"{path}: has no complete checkpoint yet; `trimask train-policy` continues it")
-        step = checkpoints.best(about.best_metric) if checkpoint == "best" else int(checkpoint or steps[-1])
-        like = jax.eval_shape(partial(new_parameters, about.policy), jax.random.key(0))
-        tree = checkpoints.restore(step, {"parameters": like}, is_part=True).tree
-    return LearnedStrategy(about.policy, tree["parameters"], about.temperature)
+        like = {"parameters": jax.eval_shape(partial(new_parameters, about.policy), jax.random.key(0))}
+        if checkpoint == "":
+            restored = checkpoints.restore_newest(like, set_aside=False, is_part=True)
+            assert restored is not None
+        else:
+            step = checkpoints.best(about.best_metric) if checkpoint == "best" else int(checkpoint)
+            restored = checkpoints.restore(step, like, is_part=True)
+    return LearnedStrategy(about.policy, restored.tree["parameters"], about.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from trimask.diffusion.checkpoint import Checkpoints
+from trimask.diffusion.children import end_with
 from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.description import RunDescription, TrainConfig
 from trimask.diffusion.loop import LoopConfig
@@ -87,7 +88,7 @@ class Child:
     def __init__(self, config: TrainConfig, run: Path, data: Path, cache: Path):
         self.run = run
         self._left, self._boards = self._temporary(), self._num_boards()
-        self.process = get_context("spawn").Process(target=train, args=(run, data, config), daemon=True)
+        self.process = get_context("spawn").Process(target=_train, args=(os.getpid(), run, data, config), daemon=True)
         with _compiled_in(cache):
             self.process.start()
 
@@ -129,6 +130,11 @@ class Child:
         if not folder.is_dir():
             return set()
         return {entry.inode() for entry in os.scandir(folder) if "orbax-checkpoint-tmp" in entry.name}
+
+
+def _train(parent: int, run: Path, data: Path, config: TrainConfig) -> None:
+    end_with(parent)
+    train(run, data, config)
 
 
 @contextmanager

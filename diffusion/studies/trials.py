@@ -32,6 +32,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from trimask.diffusion.children import end_with
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.description import TrainConfig
@@ -94,7 +95,9 @@ class Trials:
         self.fingerprint = Prepared(data).fingerprint
 
     def __enter__(self) -> "Trials":
-        self._pool = ProcessPoolExecutor(self.workers, get_context("spawn")) if self.workers else None
+        self._pool: ProcessPoolExecutor | None = None
+        if self.workers:
+            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), end_with, (os.getpid(),))
         self._compiled = tempfile.TemporaryDirectory(prefix="trimask-compiled-")
         return self
 

@@ -1,0 +1,45 @@
+"""Processes that a command starts end with it, whatever ends it: a signal that cannot be caught, too.
+
+A process of our own Python watches its parent itself (`end_with`). Another program is started by a small process that
+watches for it (`run_watched`).
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+_EVERY_S = 0.2
+
+
+def end_with(parent: int) -> None:
+    """Lets this process end within a second of its parent, the process of that number."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_EVERY_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_watched(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    """Runs a program to its end and returns its status, output and errors as text."""
+    watched = [sys.executable, __file__, str(os.getpid()), *command]
+    return subprocess.run(watched, capture_output=True, text=True, errors="replace", check=False)
+
+
+def _watch(parent: int, command: Sequence[str]) -> int:
+    child = subprocess.Popen(command)
+    while True:
+        try:
+            return child.wait(_EVERY_S)
+        except subprocess.TimeoutExpired:
+            if os.getppid() != parent:
+                child.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(_watch(int(sys.argv[1]), sys.argv[2:]))
