@@ -28,7 +28,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from trimask.diffusion.processes import any_process, is_first, summed, wait_for_all
-from trimask.diffusion.run_folder import shortened, writing
+from trimask.diffusion.run_folder import writing
+from trimask.tokenizers.files import shortened
 from trimask.tokenizers.formats import present_name
 
 _ELEMENTS_AT_A_TIME = 1 << 20

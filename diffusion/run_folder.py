@@ -5,7 +5,6 @@ checkpoints/<step>/    a folder named by a number alone is complete: Orbax gives
 .partial-<name>/       files in the making; .complete/ holds them for the moment in which they move to the folder
 """
 
-import errno
 import json
 import os
 import shutil
@@ -18,14 +17,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from trimask.diffusion.processes import is_first
-from trimask.tokenizers.files import write_text
+from trimask.tokenizers.files import reason_of, write_text
 from trimask.tokenizers.json_text import parse_json
-
-_REASONS = tuple(
-    os.strerror(number)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-)
-
 
 _LISTS = ("index.jsonl", "samples.jsonl")
 """Files that say what a folder holds."""
@@ -126,9 +119,9 @@ def writing(folder: Path, kinds: type[Exception] = OSError) -> Iterator[None]:
         raise
     except kinds as error:
         steps = checkpoint_steps(folder)
-        good = f"the last good checkpoint, of step {steps[-1]}, is untouched" if steps else "it has no checkpoint yet"
+        good = f"; the last good checkpoint, of step {steps[-1]}, is untouched" if steps else ""
         raise NotWritten(
-            f"{folder}: could not be written: {_reason(error)}; {good}. The same command resumes once that is mended"
+            f"{folder}: could not be written: {reason_of(error)}{good}. The same command resumes once that is mended"
         ) from error
 
 
@@ -168,18 +161,3 @@ def keep_lines_until(path: Path, step: int) -> None:
 def line_of(content: dict[str, Any]) -> str:
     """One line of a JSON-lines file."""
     return json.dumps(content, ensure_ascii=False) + "\n"
-
-
-def _reason(error: Exception) -> str:
-    """Why a write failed, in the system's words where they can be found; TensorStore wraps them in many of its own."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
-    text = str(error) or type(error).__name__
-    known = next((reason for reason in _REASONS if reason in text), None)
-    return known or shortened(text)
-
-
-def shortened(text: str) -> str:
-    """The first line, or as much of it as can be read at a glance."""
-    line = text.partition("\n")[0]
-    return line if len(line) <= 200 else f"{line[:199]}…"

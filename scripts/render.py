@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float32, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from trimask.tokenizers.codec import MediaCodec, SoundCodec
+from trimask.tokenizers.files import written_to
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Segment
 
@@ -95,12 +96,14 @@ def spectrogram_image(waveform: Float32[np.ndarray, " samples"], sample_rate_hz:
 
 def write_png(path: Path, image: Image.Image) -> None:
     """Writes a PNG without anything that changes from call to call."""
-    image.save(path, "PNG")
+    with written_to(path):
+        image.save(path, "PNG")
 
 
 def write_wav(path: Path, waveform: Float32[np.ndarray, " samples"], sample_rate_hz: int) -> None:
     """Writes 16-bit PCM; what exceeds [-1, 1] is clipped."""
-    soundfile.write(path, np.clip(waveform, -1, 1), sample_rate_hz, subtype="PCM_16", format="WAV")
+    with written_to(path):
+        soundfile.write(path, np.clip(waveform, -1, 1), sample_rate_hz, subtype="PCM_16", format="WAV")
 
 
 def write_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int) -> None:
@@ -113,11 +116,14 @@ def write_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int
     is_mp4 = path.suffix == ".mp4"
     pages = _pages(frames, multiple=2 if is_mp4 else 1)  # H.264 has colours for two pixels by two
     if is_mp4:
-        _write_mp4(path, [*pages, *pages[-1:] * (_LAST_FRAME - 1)], milliseconds)
+        require_mp4()
+        with written_to(path):
+            _write_mp4(path, [*pages, *pages[-1:] * (_LAST_FRAME - 1)], milliseconds)
         return
     durations = [milliseconds] * (len(pages) - 1) + [_LAST_FRAME * milliseconds]
     first, *rest = [page.quantize(256, dither=Image.Dither.NONE) for page in pages]
-    first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    with written_to(path):
+        first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
 def require_mp4() -> None:
@@ -140,7 +146,6 @@ def _pages(frames: Sequence[Image.Image], multiple: int) -> list[Image.Image]:
 
 
 def _write_mp4(path: Path, pages: Sequence[Image.Image], milliseconds: int) -> None:
-    require_mp4()
     import av
 
     with av.open(str(path), "w") as container:

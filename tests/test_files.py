@@ -10,10 +10,12 @@ from trimask.tokenizers.files import (
     MAX_NAME,
     inside,
     printable,
+    reading,
     replacing,
     require_plain_name,
     require_regular_file,
     write_text,
+    written_to,
 )
 
 
@@ -91,3 +93,17 @@ def test_only_a_regular_file_is_one(tmp_path):
 
 def test_what_could_steer_a_terminal_is_shown_as_one_sign():
     assert printable("a\x1b[31m\x07\u202eb\u2028é漢") == "a�[31m��b�é漢"
+
+
+def test_whatever_a_third_party_raises_is_an_error_that_names_the_file():
+    panic = RuntimeError("INTERNAL: \x1b[1mwrite failed [OS error 28: No space left on device]\nstack")
+    with pytest.raises(ValueError, match=r"^a\.x: no picture: No space left on device$"), reading("a.x", "no picture"):
+        raise panic
+    with pytest.raises(OSError, match=r"^a\.x: could not be written: �x$"), written_to("a.x"):
+        raise RuntimeError("\x1bx\nstack")
+    for kind in (MemoryError, PermissionError):
+        with pytest.raises(kind), reading("a.x", "no picture"):
+            raise kind
+    for kind in (MemoryError, ModuleNotFoundError):
+        with pytest.raises(kind), written_to("a.x"):
+            raise kind

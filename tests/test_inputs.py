@@ -58,10 +58,9 @@ def test_a_photograph_is_turned_upright(tmp_path):
     assert read_image(tmp_path / "x.png", (2, 1, 1)).ravel().tolist() == [0, 255]
 
 
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
-    Image.new("1", (100, 60)).save(tmp_path / "x.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5999)
-    with pytest.raises(ValueError, match=r"x\.png: not a readable picture: .*6000 pixels"):
+def test_a_decompression_bomb_is_refused(tmp_path):
+    Image.new("1", (8193, 8192)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"x\.png: not a readable picture: 8193×8192 pixels are more than"):
         read_image(tmp_path / "x.png", (2, 2, 1))
 
 

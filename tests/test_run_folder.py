@@ -18,7 +18,6 @@ from trimask.diffusion.run_folder import (
     line_of,
     locked,
     read_lines,
-    shortened,
     staged,
     writing,
 )
@@ -123,7 +122,7 @@ def test_a_failed_write_names_folder_reason_and_last_good_checkpoint(error, reas
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    refused = pytest.raises(NotWritten, match=r"file/run: could not be written: .*has no checkpoint yet")
+    refused = pytest.raises(NotWritten, match=r"file/run: could not be written: .*The same command resumes")
     with refused, locked(tmp_path / "file" / "run"):
         pass
 
@@ -134,8 +133,8 @@ def test_what_is_said_of_a_folder_is_not_said_again_of_the_one_around_it(tmp_pat
 
 
 def test_a_long_reason_is_cut_to_its_first_line_and_200_letters():
-    assert shortened("x" * 200 + "\ny") == "x" * 200
-    assert shortened("x" * 199 + "yz") == "x" * 199 + "…"
+    assert files.shortened("x" * 200 + "\ny") == "x" * 200
+    assert files.shortened("x" * 199 + "yz") == "x" * 199 + "…"
 
 
 def test_a_folder_to_work_in_is_made_with_those_around_it(tmp_path):

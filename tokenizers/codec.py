@@ -148,7 +148,7 @@ class StoredTokenizer(ABC):
         about = _read_description(folder)
         if present_name("codec", about.kind) != cls.kind:
             raise ValueError(f"{folder}: holds a tokenizer of kind {about.kind!r}, expected {cls.kind!r}")
-        config = configuration.from_dict(about.config, cls.config_type, f"{folder / 'config.json'}, $.config")
+        config: Any = configuration.from_dict(about.config, cls.config_type, f"{folder / 'config.json'}, $.config")
         said = {"kind": about.kind, "config": about.config}
         content = _read_content(folder, about, cls._files(config))
         found = fingerprint(said, content)

@@ -6,6 +6,7 @@ follows no link, and renamed: a reader, or whoever comes after a crash, sees the
 the place is replaced; what it leads to is left alone.
 """
 
+import errno
 import os
 import re
 import unicodedata
@@ -17,6 +18,10 @@ MAX_NAME = 200
 """Longest plain name in bytes; file systems allow 255, and endings are added."""
 
 _PARTIAL = ".partial"
+_REASONS = tuple(
+    os.strerror(number)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+)
 
 
 def require_regular_file(path: Path) -> None:
@@ -87,3 +92,40 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Writes bytes in the place of whatever was there."""
     with replacing(path) as partial:
         partial.write_bytes(content)
+
+
+@contextmanager
+def reading(path: object, fault: str) -> Iterator[None]:
+    """Turns whatever a third party's reader raises at a damaged file into a ValueError that names the file."""
+    try:
+        yield
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{path}: {fault}: {printable(reason_of(error))}") from error
+
+
+@contextmanager
+def written_to(path: object) -> Iterator[None]:
+    """Turns whatever a third party's writer raises into an OSError that names the file and the reason."""
+    try:
+        yield
+    except (MemoryError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        raise OSError(f"{path}: could not be written: {printable(reason_of(error))}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why reading or writing failed, in the system's words where they can be found among a third party's own."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    text = str(error) or type(error).__name__
+    known = next((reason for reason in _REASONS if reason in text), None)
+    return known or shortened(text)
+
+
+def shortened(text: str) -> str:
+    """The first line, or as much of it as can be read at a glance."""
+    line = text.partition("\n")[0]
+    return line if len(line) <= 200 else f"{line[:199]}…"

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from json.decoder import scanstring
+from json.decoder import scanstring  # type: ignore[attr-defined]
 from json.scanner import NUMBER_RE
 from pathlib import Path
 from typing import Any, NoReturn

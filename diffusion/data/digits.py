@@ -33,6 +33,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics.pairwise import euclidean_distances
 
 from trimask.diffusion.data import speech
+from trimask.tokenizers.files import written_to
 
 # Pillow decodes our pictures well enough for TFDS not to recommend OpenCV in the middle of a progress bar.
 logging.getLogger("absl").addFilter(lambda record: "OpenCV" not in record.getMessage())
@@ -241,7 +242,8 @@ def load(config: str, split: str, data_dir: Path) -> Sequence[Record]:
     if not builder.data_path.exists():
         tfds.disable_progress_bar()  # would garble the caller's
         try:
-            builder.download_and_prepare()
+            with written_to(builder.data_path):
+                builder.download_and_prepare()
         except OSError:
             # Another process was quicker: the finished folder cannot be renamed onto, and is as good as ours.
             if not builder.data_path.exists():

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from trimask.diffusion.data.media_config import LimitConfig, MediaConfig
-from trimask.tokenizers.files import printable, require_regular_file
+from trimask.tokenizers.files import reading, require_regular_file
 from trimask.tokenizers.image import PatchCodec, PatchConfig, single_patches
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -24,18 +24,15 @@ def read_picture(path: Path, max_pixels: int = LimitConfig().pixels) -> UInt8[np
     Raises ValueError if it cannot be read, or has more pixels than are allowed, which is seen before it is decoded.
     """
     require_regular_file(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit may be another
-            with Image.open(path, formats=FORMATS) as file:
-                if file.width * file.height > max_pixels:
-                    raise ValueError(
-                        f"{file.width}×{file.height} pixels are more than the {max_pixels:,} of --limits.pixels"
-                    )
-                picture: Image.Image = ImageOps.exif_transpose(file)
-                picture.load()
-    except Exception as error:  # a damaged file can make Pillow's readers raise almost anything
-        raise ValueError(f"{path}: not a readable picture: {printable(str(error))}") from error
+    with reading(path, "not a readable picture"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit may be another
+        with Image.open(path, formats=FORMATS) as file:
+            if file.width * file.height > max_pixels:
+                raise ValueError(
+                    f"{file.width}×{file.height} pixels are more than the {max_pixels:,} of --limits.pixels"
+                )
+            picture: Image.Image = ImageOps.exif_transpose(file)
+            picture.load()
     is_grey = picture.mode in ("1", "L", "LA", "La", "I", "F") or picture.mode.startswith("I;16")
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))

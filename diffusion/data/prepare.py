@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from trimask.diffusion.children import end_with
@@ -188,7 +189,13 @@ def _encoded(folder: Path, jobs: list[Job], workers: int) -> Iterator[tuple[Job,
     try:
         futures = [pool.submit(encode_block, folder, *job) for job in jobs]
         for job, future in zip(jobs, futures, strict=True):
-            yield job, future.result()
+            try:
+                yield job, future.result()
+            except BrokenProcessPool as error:
+                raise ChildProcessError(
+                    f"a process ended before it was through (memory?); what was finished before is in {folder}, and "
+                    "the same command goes on from there"
+                ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

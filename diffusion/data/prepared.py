@@ -9,7 +9,7 @@ rejects.jsonl             records that were not used, with file, line and reason
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from trimask.diffusion.layout import Layout
 from trimask.diffusion.progress import Report, silent
 from trimask.tokenizers import configuration
 from trimask.tokenizers import media as media_tokenizers
+from trimask.tokenizers.files import reading
 from trimask.tokenizers.json_text import read_json
 from trimask.tokenizers.sequence import fill_text
 from trimask.tokenizers.vocabulary import TEXT, Task, Vocabulary
@@ -86,8 +87,15 @@ class Examples(Sequence[dict[str, Any]]):
 
     def __init__(self, files: list[str], layout: Layout, vocabulary: Vocabulary):
         self.layout, self.vocabulary = layout, vocabulary
-        self._records = ArrayRecordDataSource(files) if files else []
+        self._files, self._records = files, []
+        if files:
+            with reading(files[0], "this shard, or one beside it, cannot be read"):
+                self._records = ArrayRecordDataSource(files)
         self._known: dict[int, dict[str, Any]] = {}
+        self._sizes = {
+            modality: np.array([r.stop - r.start for r in vocabulary.ranges if r.modality == modality])
+            for modality in layout.shapes
+        }
 
     def __len__(self) -> int:
         return len(self._records)
@@ -98,13 +106,33 @@ class Examples(Sequence[dict[str, Any]]):
         index = range(len(self))[index]  # the range raises IndexError, which ends a loop
         example = self._known.get(index)
         if example is None:
-            example = serialization.msgpack_restore(self._records[index])
+            with reading(Path(self._files[0]).parent, f"damaged: example {index} of this split cannot be read"):
+                example = serialization.msgpack_restore(self._records[index])
+                _require_example(example, self.layout, self._sizes)
             if self.layout.fill != "none":
                 length = self.layout.text_length(example["num_given"])
                 example[TEXT] = fill_text(self.vocabulary, example[TEXT], length)
             if len(self._known) < _CACHED_EXAMPLES:
                 self._known[index] = example
         return example
+
+
+def _require_example(example: Any, layout: Layout, sizes: Mapping[str, Int[np.ndarray, " codebooks"]]) -> None:
+    """Refuses a record whose codes are not those of its layout and of codebooks of these sizes."""
+    if not isinstance(example, dict) or example.keys() != {"id", "num_given", *layout.shapes}:
+        raise ValueError(f"its fields must be id, num_given, {', '.join(layout.shapes)}")
+    if not isinstance(example["id"], str) or type(example["num_given"]) is not int:
+        raise ValueError("its id must be text, and num_given a whole number")
+    for modality, shape in layout.shapes.items():
+        codes = example[modality]
+        if not isinstance(codes, np.ndarray) or codes.dtype.kind not in "iu" or codes.ndim != len(shape):
+            raise ValueError(f"its {modality} must be whole numbers on {len(shape)} axes")
+        if codes.shape != tuple(shape) if modality != TEXT else codes.size > shape[0]:
+            raise ValueError(f"its {modality} has the shape {codes.shape}, {tuple(shape)} is allowed")
+        if codes.size and (codes.min() < 0 or (codes >= sizes[modality]).any()):
+            raise ValueError(f"its {modality} has codes that its codebook does not have")
+    if not 0 <= example["num_given"] <= example[TEXT].size:
+        raise ValueError(f"{example['num_given']} of its {example[TEXT].size} text tokens are given")
 
 
 class Prepared:

@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from trimask.diffusion.data.media_config import LimitConfig, MediaConfig
 from trimask.tokenizers.audio import MelCodec, MelConfig
-from trimask.tokenizers.files import printable, require_regular_file
+from trimask.tokenizers.files import reading, require_regular_file
 
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF")
 """Formats of sound files that are read, by libsndfile's names."""
@@ -26,15 +26,12 @@ def read_sound(
     Raises ValueError if it cannot be read, or has more samples than are allowed, which is seen before it is decoded.
     """
     require_regular_file(path)
-    try:
-        with soundfile.SoundFile(path) as file:
-            # A little more than is kept, so that the resampler does not see the end.
-            frames = file.frames if max_seconds is None else int((max_seconds + 0.1) * file.samplerate)
-            frames = min(frames, file.frames)
-            _require_bounded(file, frames, sample_rate_hz, max_samples)
-            rate, content = file.samplerate, file.read(frames, "float32", always_2d=True)
-    except Exception as error:  # a damaged file can make libsndfile's reader raise almost anything
-        raise ValueError(f"{path}: not a readable sound file: {printable(str(error))}") from error
+    with reading(path, "not a readable sound file"), soundfile.SoundFile(path) as file:
+        # A little more than is kept, so that the resampler does not see the end.
+        frames = file.frames if max_seconds is None else int((max_seconds + 0.1) * file.samplerate)
+        frames = min(frames, file.frames)
+        _require_bounded(file, frames, sample_rate_hz, max_samples)
+        rate, content = file.samplerate, file.read(frames, "float32", always_2d=True)
     if not len(content):
         raise ValueError(f"{path}: holds no sound, its length is zero")
     if not np.isfinite(content).all():
@@ -55,7 +52,7 @@ def _require_bounded(file: soundfile.SoundFile, frames: int, sample_rate_hz: int
 
 def faults(path: Path) -> list[str]:
     """What is wrong with a sound file that can be read: its header may promise more than it has."""
-    with soundfile.SoundFile(path) as file:
+    with reading(path, "not a readable sound file"), soundfile.SoundFile(path) as file:
         if "(should be" in file.extra_info:  # libsndfile's words
             return [f"the header promises more sound than the {file.frames / file.samplerate:.2f} s in the file"]
     return []
