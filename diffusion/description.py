@@ -23,11 +23,12 @@ from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers import configuration
 from trimask.tokenizers.media import MediaTokenizers
+from trimask.tokenizers.ranges import Checked, Seed, Size
 from trimask.tokenizers.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """A pretraining run."""
 
     model: TransformerConfig = TransformerConfig()
@@ -44,7 +45,7 @@ class TrainConfig:
     """At which batch and horizon it was tuned."""
     batch: BatchConfig = BatchConfig()
     """What a step trains on."""
-    accumulate: int = 1
+    accumulate: Size = 1
     """Micro-batches that a batch's rows are split into, one after another, to save memory."""
     mesh: MeshConfig = MeshConfig()
     """How the work is shared among devices; a run may go on with other ones."""
@@ -52,12 +53,8 @@ class TrainConfig:
     """How often to log and save."""
     generation: dict[str, GenerationConfig] = field(default_factory=dict)
     """How each modality is sampled, by name, unless asked otherwise."""
-    seed: int = 0
+    seed: Seed = 0
     """Fixes the run."""
-
-    def __post_init__(self):
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
 
 
 @dataclass(frozen=True, kw_only=True)

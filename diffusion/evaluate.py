@@ -27,12 +27,13 @@ from trimask.diffusion.progress import Report, silent
 from trimask.diffusion.results import Bound, Evaluation, Samples
 from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.trained import Loaded, require_same_vocabulary
+from trimask.tokenizers.ranges import Checked, PositiveInt, Seed, Size
 from trimask.tokenizers.sequence import direct
 from trimask.tokenizers.vocabulary import TEXT, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(Checked):
     """What to measure."""
 
     splits: tuple[str, ...] | None = None
@@ -40,21 +41,16 @@ class EvaluateConfig:
     judges: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Task, or "all" → names of judges, in place of the usual ones: exact_match of texts; label of media whose captions
     are labels, else frechet."""
-    max_examples: int | None = None
+    max_examples: PositiveInt | None = None
     """At most so many examples of each split, evenly spread over it. None: all."""
-    bound_samples: int = 16
+    bound_samples: Size = 16
     """Masks per example for the bits per token."""
-    fit_examples: int = 10_000
+    fit_examples: Size = 10_000
     """At most so many training examples, evenly spread, for a judge to be fitted on."""
-    rows: int = 128
+    rows: Size = 128
     """Examples in one batch: a matter of memory."""
-    seed: int = 0
+    seed: Seed = 0
     """Of generation and masks."""
-
-    def __post_init__(self):
-        for name in ("max_examples", "bound_samples", "fit_examples", "rows"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def evaluate(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import grain
 import jax
@@ -27,46 +27,35 @@ from trimask.diffusion.divergence import LossWatch, diverged, not_finite
 from trimask.diffusion.metrics_log import Metrics, MetricsLog
 from trimask.diffusion.processes import any_process, is_first
 from trimask.diffusion.run_folder import locked, writing
+from trimask.tokenizers.ranges import Checked, NonNegativeInt, PositiveInt, Workers, real, whole
 
 State = TypeVar("State")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopConfig:
+class LoopConfig(Checked):
     """How often to log, save and look; nothing here changes what is learned."""
 
-    log_every: int = 10
+    log_every: PositiveInt = 10
     """Steps per line of metrics.jsonl; each line is the mean over them."""
-    checkpoint_every: int = 500
+    checkpoint_every: PositiveInt = 500
     """Steps between checkpoints; the last step is always saved."""
-    keep_last: int = 2
+    keep_last: PositiveInt = 2
     """Checkpoints to keep, the newest; of older ones only those that the next three fields name."""
-    keep_every: int | None = None
+    keep_every: PositiveInt | None = None
     """Also keep the checkpoints of steps that are multiples of this."""
-    keep_best: int = 0
+    keep_best: NonNegativeInt = 0
     """Also keep so many checkpoints with the lowest best_metric."""
     best_metric: str = "loss"
     """Name in metrics.jsonl; lower is better. `--checkpoint best` of other commands goes by it too."""
-    sample_every: int = 0
+    sample_every: NonNegativeInt = 0
     """Steps between samples written to samples/; 0 means none."""
-    spike_factor: float | None = 10.0
+    spike_factor: Annotated[float, real(above=1)] | None = 10.0
     """Stop at a loss above so many times its recent mean. None: only where loss or gradient are not finite."""
-    prefetch: int = 4
+    prefetch: Annotated[int, whole(1, 4096)] = 4
     """Batches prepared ahead of the step."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes that prepare batches. 0: a thread of this process."""
-
-    def __post_init__(self):
-        for name in ("log_every", "checkpoint_every", "keep_last", "prefetch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("keep_best", "sample_every", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.keep_every is not None and self.keep_every < 1:
-            raise ValueError(f"keep_every must be at least 1, got {self.keep_every}")
-        if self.spike_factor is not None and self.spike_factor <= 1:
-            raise ValueError(f"spike_factor must be greater than 1, got {self.spike_factor}")
 
     @property
     def retention(self) -> Retention:

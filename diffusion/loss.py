@@ -18,30 +18,25 @@ from jaxtyping import Array, Float
 
 from trimask.diffusion.cross_entropy import masked_cross_entropy
 from trimask.diffusion.masking import Noised
+from trimask.tokenizers.ranges import Checked, NonNegative, Size
 from trimask.tokenizers.sequence import task_tokens
 from trimask.tokenizers.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
+class LossConfig(Checked):
     """What is minimised."""
 
     weighting: Literal["elbo", "unweighted"] = "elbo"
     """Weight of a masked token: the ELBO's w(t), or 1."""
-    modality_weights: dict[str, float] = field(default_factory=dict)
+    modality_weights: dict[str, NonNegative] = field(default_factory=dict)
     """λ of each modality by name; 1 where none is given."""
-    z_loss: float = 0.0
+    z_loss: NonNegative = 0.0
     """Coefficient of (log Σ exp logits)² at masked positions, which keeps logits from drifting."""
-    tile_positions: int = 512
+    tile_positions: Size = 512
     """Masked positions whose logits are computed at a time."""
-    tile_ids: int = 4096
+    tile_ids: Size = 4096
     """Ids for which they are, about: the largest range is made a whole number of tiles."""
-
-    def __post_init__(self):
-        if self.z_loss < 0 or min(self.modality_weights.values(), default=0) < 0:
-            raise ValueError(f"loss weights must not be negative, got {self}")
-        if min(self.tile_positions, self.tile_ids) < 1:
-            raise ValueError(f"a tile needs positions and ids, got {self.tile_positions} and {self.tile_ids}")
 
     def ids_of_tile(self, vocabulary: Vocabulary) -> int:
         """Ids of a tile: with 4,096 of them, a range of 8,193 would take a third tile for its last id."""

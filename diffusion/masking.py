@@ -18,26 +18,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from trimask.diffusion.schedule import ScheduleConfig, stratified_times
+from trimask.tokenizers.ranges import Checked, Share
 from trimask.tokenizers.sequence import Sequence, example_starts, task_tokens
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskingConfig:
+class MaskingConfig(Checked):
     """How training examples are masked."""
 
     schedule: ScheduleConfig = ScheduleConfig()
     """The noise schedule."""
     complementary: bool = False
     """Each example enters the batch twice, with a mask and its complement (the paper's anti-masking)."""
-    joint_probability: float = 0.2
+    joint_probability: Share = 0.2
     """Share of conditional examples masked on both sides, at independent times."""
-    drop_probability: float = 0.1
+    drop_probability: Share = 0.1
     """Share of conditional examples whose condition is hidden."""
 
     def __post_init__(self):
-        if min(self.joint_probability, self.drop_probability) < 0:
-            raise ValueError(f"probabilities must not be negative, got {self}")
+        super().__post_init__()
         if self.joint_probability + self.drop_probability > 1:
             raise ValueError(
                 "joint_probability + drop_probability must not exceed 1, "

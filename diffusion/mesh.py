@@ -13,12 +13,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from trimask.tokenizers.ranges import Checked, whole
 
 ROWS = ("data", "fsdp")
 """Mesh axes over which rows of a batch are split."""
@@ -45,19 +47,15 @@ _RULES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeshConfig:
+class MeshConfig(Checked):
     """Along which axes work is shared among devices."""
 
-    data: int | None = None
+    data: Annotated[int, whole(1, 1 << 20)] | None = None
     """Parts into which rows are split, beside those of fsdp. None: as many as there are devices for."""
-    fsdp: int = 1
+    fsdp: Annotated[int, whole(1, 1 << 20)] = 1
     """Parts into which rows and the width of every matrix are split."""
-    tensor: int = 1
+    tensor: Annotated[int, whole(1, 1 << 20)] = 1
     """Parts into which heads and hidden units are split."""
-
-    def __post_init__(self):
-        if min(1 if self.data is None else self.data, self.fsdp, self.tensor) < 1:
-            raise ValueError(f"the axes of a mesh must be at least 1, got {self}")
 
     def over(self, devices: AnySequence[Any]) -> Mesh:
         """The mesh of these devices."""

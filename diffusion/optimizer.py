@@ -7,7 +7,7 @@ power of theirs. Horizon and warmup are counted in non-padding tokens, so that a
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from trimask.diffusion.parametrization import Multipliers
+from trimask.tokenizers.ranges import Checked, NonNegative, NonNegativeInt, Positive, PositiveInt, Share, real
 
 
 @jax.tree_util.register_dataclass
@@ -36,56 +37,46 @@ class Knobs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """AdamW, its schedule and the weight average."""
 
-    learning_rate: float = 2e-3
+    learning_rate: Positive = 2e-3
     """Peak learning rate."""
-    beta1: float = 0.9
+    beta1: Annotated[float, real(0, below=1)] = 0.9
     """Decay of the first moment per step."""
-    beta2: float = 0.98
+    beta2: Annotated[float, real(0, below=1)] = 0.98
     """Decay of the second moment per step."""
-    epsilon: float = 1e-8
+    epsilon: Positive = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegative = 0.01
     """Decoupled weight decay λ; a step shrinks weights by learning rate × λ."""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     """Gradients of a larger global norm are scaled down to it."""
-    horizon_tokens: int = 2_000_000
+    horizon_tokens: PositiveInt = 2_000_000
     """Non-padding tokens to train on."""
-    warmup_tokens: int = 50_000
+    warmup_tokens: NonNegativeInt = 50_000
     """The learning rate rises linearly over the first so many tokens."""
     schedule: Literal["cosine", "constant", "warmup_stable_decay"] = "cosine"
     """What follows warmup: a cosine down to the end, a constant, or a constant and a linear decay at the end."""
-    decay_tokens: int | None = None
+    decay_tokens: PositiveInt | None = None
     """Length of the decay of warmup_stable_decay. None: a fifth of the horizon."""
-    final_fraction: float = 0.02
+    final_fraction: Share = 0.02
     """Learning rate at the horizon as a fraction of the peak, unless it is constant."""
-    ema_decay: float = 0.995
+    ema_decay: Annotated[float, real(0, below=1)] = 0.995
     """Decay per step of the weight average that is evaluated and sampled from."""
 
     def __post_init__(self):
-        if not 0 <= self.warmup_tokens < self.horizon_tokens:
+        super().__post_init__()
+        if self.warmup_tokens >= self.horizon_tokens:
             raise ValueError(
                 f"warmup_tokens must lie in [0, horizon_tokens), got {self.warmup_tokens} of {self.horizon_tokens}"
             )
         if self.decay_tokens is not None and self.schedule != "warmup_stable_decay":
             raise ValueError(f"decay_tokens belongs to the schedule warmup_stable_decay, not to {self.schedule}")
-        if not 0 < self.length_of_decay <= self.horizon_tokens - self.warmup_tokens:
+        if self.length_of_decay > self.horizon_tokens - self.warmup_tokens:
             raise ValueError(
                 f"decay_tokens must lie in [1, {self.horizon_tokens - self.warmup_tokens}], after warmup; "
                 f"got {self.length_of_decay}"
-            )
-        for name in ("beta1", "beta2", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        for name in ("learning_rate", "epsilon", "clip_norm"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.weight_decay < 0 or not 0 <= self.final_fraction <= 1:
-            raise ValueError(
-                "weight_decay must not be negative and final_fraction must lie in [0, 1], "
-                f"got {self.weight_decay} and {self.final_fraction}"
             )
 
     @property

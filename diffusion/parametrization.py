@@ -19,13 +19,14 @@ What the paper leaves open, and what is done here:
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import numpy as np
 from flax import nnx
 
 from trimask.tokenizers.formats import present_name
+from trimask.tokenizers.ranges import Checked, NonNegative, Positive, Size, real
 
 ParameterClass = Literal[
     "input_embedding", "hidden_weight", "hidden_bias_or_norm", "qk_norm", "final_norm", "unembedding"
@@ -138,18 +139,17 @@ BRANCHES = {"attention": "out", "mlp": "down"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class Family(Checked):
     """Multipliers of one hyperparameter: ζ = of[module] · depth(place), log-linear between the values of `depth`."""
 
-    of: dict[str, float] = field(default_factory=dict)
+    of: dict[str, NonNegative] = field(default_factory=dict)
     """Module → factor; 1 where none is given."""
-    depth: tuple[float, ...] = ()
+    depth: tuple[Positive, ...] = ()
     """Factors at equal distances over the depth, for modules inside blocks; block k of L is at (k + ½)/L of it."""
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "of", {present_name("parameter", name): value for name, value in self.of.items()})
-        if min([*self.of.values(), *self.depth], default=1.0) < 0 or 0 in self.depth:
-            raise ValueError(f"multipliers must be positive, or 0 for modules without decay; got {self}")
 
     def at(self, module: str, place: float | None) -> float:
         """ζ of a module whose block is at `place` in (0, 1); None outside blocks."""
@@ -189,30 +189,23 @@ class ModuleMultipliers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParametrizationConfig:
+class ParametrizationConfig(Checked):
     """From which shape hyperparameters are transferred, and how."""
 
     kind: Kind = "completed_p"
     """The table."""
-    base_width: int | None = None
+    base_width: Size | None = None
     """Width of the network that was tuned. None: the model's own."""
-    base_layers: int | None = None
+    base_layers: Size | None = None
     """Its blocks. None: as many as the model has."""
-    base_heads: int | None = None
+    base_heads: Size | None = None
     """Its heads, of the model's head size. None: in proportion to the width."""
-    base_mlp_width: int | None = None
+    base_mlp_width: Size | None = None
     """Hidden size of its SwiGLU. None: what its width makes of the model's."""
-    alpha: float = 1.0
+    alpha: Annotated[float, real(0.5, 1)] = 1.0
     """Residual exponent α in [½, 1]."""
     multipliers: ModuleMultipliers = ModuleMultipliers()
     """Per-module multipliers that were tuned at the base shape."""
-
-    def __post_init__(self):
-        if not 0.5 <= self.alpha <= 1:
-            raise ValueError(f"alpha must lie in [0.5, 1], got {self.alpha}")
-        for name in ("base_width", "base_layers", "base_heads", "base_mlp_width"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 AT_BASE = ParametrizationConfig()

@@ -14,12 +14,13 @@ Two schedules are called "cosine" in the literature, so both names say whose the
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from trimask.tokenizers.ranges import Checked, Positive, real
 from trimask.tokenizers.vocabulary import Vocabulary
 
 Share = Callable[[Float[Array, "*shape"], Int[Array, "*shape"]], Float[Array, "*shape"]]
@@ -81,21 +82,18 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
+class ScheduleConfig(Checked):
     """Which α(t)."""
 
     kind: Kind = "linear"
     """linear 1 − t; cosine_md4 1 − cos(π/2·(1 − t)); cosine_mdlm cos(π/2·t); polynomial 1 − t^power."""
-    power: float = 2.0
+    power: Positive = 2.0
     """Exponent of the polynomial schedule."""
-    min_time: float = 1e-3
+    min_time: Annotated[float, real(above=0, below=0.5)] = 1e-3
     """Times are uniform in [min_time, 1 − min_time], which bounds the weights; the bound is the mean over these."""
 
     def __post_init__(self):
-        if self.power <= 0:
-            raise ValueError(f"power must be positive, got {self.power}")
-        if not 0 < self.min_time < 0.5:
-            raise ValueError(f"min_time must lie in (0, 0.5), got {self.min_time}")
+        super().__post_init__()
 
     def of(self, vocabulary: Vocabulary) -> Schedule:
         """The schedule, for tokens of this vocabulary."""

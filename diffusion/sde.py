@@ -18,27 +18,21 @@ What the papers leave open, and what is done here:
 from dataclasses import dataclass, replace
 
 from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.tokenizers.ranges import Checked, Positive, PositiveInt, Share
 
 
 @dataclass(frozen=True, kw_only=True)
-class SDEScaling:
+class SDEScaling(Checked):
     """Where the optimizer's values were tuned."""
 
-    base_batch_tokens: float | None = None
+    base_batch_tokens: Positive | None = None
     """Non-padding tokens of the mean step they were tuned at. None: the run's own."""
-    base_horizon_tokens: int | None = None
+    base_horizon_tokens: PositiveInt | None = None
     """Horizon they were tuned at. None: the run's own."""
-    gamma: float = 0.44
+    gamma: Share = 0.44
     """How much a longer horizon calls for a smaller κ: 0.44 is measured by the tri-modal paper, 1 is the theory."""
-    critical_steps: float | None = None
+    critical_steps: Positive | None = None
     """S_crit: the steps a run needs; `trimask study critical-batch` measures it. None: not known."""
-
-    def __post_init__(self):
-        for name in ("base_batch_tokens", "base_horizon_tokens", "critical_steps"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma must lie in [0, 1], got {self.gamma}")
 
     def kappa(self, batch_tokens: float, horizon_tokens: int) -> float:
         """κ of a run with these mean non-padding tokens per step and this horizon."""

@@ -13,7 +13,7 @@ embedding, rotary base, shifted logits, tied head) cover the architectures of LL
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from trimask.diffusion.denoiser import KeysValues, Output
 from trimask.diffusion.layers import RMSNorm, SinCos, SwiGLU, product, rotary_sin_cos, rotate, sinusoids
 from trimask.diffusion.mesh import ROWS, constrained, embedding_lookup, laid_out
 from trimask.diffusion.parametrization import AT_BASE, ParametrizationConfig, Site
+from trimask.tokenizers.ranges import Checked, Positive, Size, whole
 from trimask.tokenizers.sequence import Sequence, example_starts
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -34,38 +35,38 @@ Segments = tuple[Int[Array, "batch asked"], Int[Array, "batch seq"]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
+class TransformerConfig(Checked):
     """Shape and options of the network."""
 
-    num_layers: int = 4
+    num_layers: Annotated[int, whole(1, 4096)] = 4
     """Blocks."""
-    width: int = 128
+    width: Size = 128
     """Size of the residual stream."""
-    num_heads: int = 4
+    num_heads: Size = 4
     """Query heads."""
-    num_kv_heads: int | None = None
+    num_kv_heads: Size | None = None
     """Key and value heads; fewer than num_heads is grouped-query attention. None: num_heads."""
-    head_size: int | None = None
+    head_size: Size | None = None
     """Size of a head. None: width / num_heads."""
-    mlp_width: int | None = None
+    mlp_width: Size | None = None
     """Hidden size of the SwiGLU. None: 8/3 width, rounded up to a multiple of 32."""
     qk_norm: bool = True
     """RMSNorm on queries and keys."""
     attention_bias: bool = False
     """Biases on queries, keys and values (Dream)."""
-    rotary_base: float | None = 10_000.0
+    rotary_base: Positive | None = 10_000.0
     """Base of the rotary embedding of positions counted within an example. None: no rotary embedding."""
     place_embedding: bool = True
     """Add the embedding of range and place; without it a masked position has only its rotary position (LLaDA)."""
-    place_features: int = 128
+    place_features: Size = 128
     """Sinusoids by which a place is known; they do not grow with the width, or their weights would need its rules."""
     tied_unembedding: bool = False
     """Use the input embedding as the unembedding."""
     shifted_logits: bool = False
     """Read the logits of position i at i − 1 (of 0 at 0), as in models that were autoregressive before (Dream)."""
-    norm_epsilon: float = 1e-6
+    norm_epsilon: Positive = 1e-6
     """Added to the mean square in every RMSNorm."""
-    embedding_scale: float = 0.5
+    embedding_scale: Positive = 0.5
     """Standard deviation of the input embeddings at initialisation; 0.02 learns far more slowly at small sizes."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products; parameters, norms, softmax and logits stay float32."""
@@ -78,10 +79,8 @@ class TransformerConfig:
     """What the backward pass computes again rather than keeps: nothing, or all within a block."""
 
     def __post_init__(self):
-        given = [size for size in (self.num_kv_heads, self.head_size, self.mlp_width) if size is not None]
-        if min(self.num_layers, self.width, self.num_heads, *given) < 1:
-            raise ValueError(f"all sizes of a transformer must be at least 1, got {self}")
-        if self.place_features < 4 or self.place_features % 4:
+        super().__post_init__()
+        if self.place_features % 4:
             raise ValueError(f"place_features must be a multiple of 4, got {self.place_features}")
         if self.head_size is None and self.width % self.num_heads:
             raise ValueError(f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}")

@@ -7,7 +7,7 @@ wherever that is in a row.
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,38 +24,38 @@ from trimask.diffusion.sampling.state import Choice, Observation, Rules, State, 
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.reward import Reward
 from trimask.sampling_rl.rollout import gather_asked, scatter_asked
+from trimask.tokenizers.ranges import Checked, NonNegative, Share, Size, real
 from trimask.tokenizers.sequence import Example, Sequence, assemble, disassemble, empty, stack
 from trimask.tokenizers.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnmaskingConfig:
+class UnmaskingConfig(Checked):
     """How rows are filled, but for what the agent decides. What `GenerationConfig` has too means the same here."""
 
-    block_length: int | None = None
+    block_length: Size | None = None
     """Fill blocks of so many tokens from left to right. None: everything at once (full diffusion)."""
-    num_top: int = 1
+    num_top: Size = 1
     """Largest probabilities of each position that are observed: K."""
-    temperature: float = 0.0
+    temperature: NonNegative = 0.0
     """Of the tokens' draw; 0 takes the most probable, and all randomness is the agent's."""
-    top_k: int | None = None
+    top_k: Size | None = None
     """Draw among so many most probable tokens."""
-    top_p: float | None = None
+    top_p: Annotated[float, real(above=0, most=1)] | None = None
     """Draw among the most probable tokens that together have this probability."""
-    min_p: float | None = None
+    min_p: Share | None = None
     """Draw among the tokens at least so many times as probable as the most probable one."""
-    guidance: float = 0.0
+    guidance: NonNegative = 0.0
     """Classifier-free guidance: 0 is none. A guided step counts two evaluations."""
-    guidance_interval: tuple[float, float] | None = None
+    guidance_interval: tuple[Share, Share] | None = None
     """Guide only while the share of masks lies in (low, high]. None: always."""
     stop_at_eos: bool = True
     """A text is over at its first EOS: what comes after is EOS, at no cost."""
-    steps: int = 16
+    steps: Size = 16
     """Steps planned: agents see nothing of them, but strategies do that reveal an even share."""
 
     def __post_init__(self):
-        if self.num_top < 1:
-            raise ValueError(f"num_top must be at least 1, got {self.num_top}")
+        super().__post_init__()
         _ = self.generation  # which checks the rest
 
     @property

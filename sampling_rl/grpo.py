@@ -21,7 +21,7 @@ Deviations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,44 +32,39 @@ from jaxtyping import Array, Bool, Float
 from trimask.diffusion.loss import Mean
 from trimask.diffusion.sampling.policy import Parameters, PolicyConfig, log_probability, logits_of
 from trimask.sampling_rl.rollout import Step, Trajectories, step_of
+from trimask.tokenizers.ranges import Checked, NonNegative, NonNegativeInt, Positive, Size, real, whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOConfig:
+class GRPOConfig(Checked):
     """The objective and its optimizer."""
 
-    group: int = 8
+    group: Annotated[int, whole(2, 1 << 24)] = 8
     """Episodes of a problem by the policy: G."""
-    clip: float = 0.5
+    clip: Positive = 0.5
     """ε."""
-    updates: int = 2
+    updates: Size = 2
     """Of each batch of episodes."""
     normalise: Literal["step", "token"] = "step"
     """Whether every step of an episode counts the same, or every position that it could reveal."""
-    kl: float = 0.0
+    kl: NonNegative = 0.0
     """β, of the divergence from the start."""
-    entropy: float = 0.0
+    entropy: NonNegative = 0.0
     """η, of the entropy bonus."""
-    learning_rate: float = 3e-5
+    learning_rate: Positive = 3e-5
     """Peak; it follows a cosine to 0."""
-    warmup: int = 100
+    warmup: NonNegativeInt = 100
     """Updates until the peak."""
-    beta1: float = 0.9
+    beta1: Annotated[float, real(0, below=1)] = 0.9
     """Decay of the first moment."""
-    beta2: float = 0.99
+    beta2: Annotated[float, real(0, below=1)] = 0.99
     """Decay of the second moment."""
-    weight_decay: float = 0.1
+    weight_decay: NonNegative = 0.1
     """AdamW's."""
-    clip_norm: float = 0.2
+    clip_norm: Positive = 0.2
     """Largest norm of a gradient."""
-    chunk: int = 128
+    chunk: Size = 128
     """Steps whose gradient is computed at once."""
-
-    def __post_init__(self):
-        if min(self.group, self.updates, self.chunk) < 1 or self.warmup < 0:
-            raise ValueError(f"group, updates and chunk must be at least 1 and warmup not negative, got {self}")
-        if not self.clip > 0 or min(self.kl, self.entropy, self.weight_decay) < 0 or self.learning_rate <= 0:
-            raise ValueError(f"clip and learning_rate must be positive, kl, entropy and decay not negative, got {self}")
 
     def optimizer(self, num_updates: int) -> optax.GradientTransformation:
         """AdamW with its schedule."""

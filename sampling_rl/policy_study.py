@@ -31,13 +31,14 @@ from trimask.sampling_rl import unmasking_study
 from trimask.sampling_rl.tasks import from_prepared
 from trimask.sampling_rl.train import PolicyTrainConfig, train_policy, trained_on
 from trimask.sampling_rl.unmasking_study import UnmaskingStudy
+from trimask.tokenizers.ranges import Checked, NonNegative, PositiveInt, Size
 from trimask.tokenizers.vocabulary import TEXT
 
 Part = Literal["alphas", "scratch", "inputs", "laws", "rewards", "imitation"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyStudy:
+class PolicyStudy(Checked):
     """What is trained, on what, and how it is measured."""
 
     run: str = "runs/cups"
@@ -46,17 +47,17 @@ class PolicyStudy:
     """Dataset with the problems. None: the only one."""
     parts: tuple[Part, ...] = get_args(Part)
     """What is varied."""
-    alphas: tuple[float, ...] = (1.0, 0.3, 3.0)
+    alphas: tuple[NonNegative, ...] = (1.0, 0.3, 3.0)
     """Of the reward; the first is that of all other parts."""
     inputs: tuple[Literal["top", "margin", "entropy", "hidden"], ...] = ("top", "margin", "entropy", "hidden")
     """What a policy sees in place of the confidence, each by itself."""
-    seeds: int = 3
+    seeds: Size = 3
     """Of every training."""
-    imitated: int = 1600
+    imitated: PositiveInt = 1600
     """Problems on which thresholds are imitated."""
-    problems: int = 2000
+    problems: PositiveInt = 2000
     """Problems of a training from there."""
-    scratch: int = 3200
+    scratch: PositiveInt = 3200
     """Problems of a training without a start."""
     blocks: PolicyTrainConfig
     """In blocks."""
@@ -70,8 +71,9 @@ class PolicyStudy:
     """How; run, dataset and policies are those of this study."""
 
     def __post_init__(self):
-        if not self.parts or not self.alphas or min(self.seeds, self.imitated, self.problems, self.scratch) < 1:
-            raise ValueError(f"there must be parts, alphas, and at least 1 seed and problem of each kind; got {self}")
+        super().__post_init__()
+        if not self.parts or not self.alphas:
+            raise ValueError(f"there must be parts and alphas; got {self.parts} and {self.alphas}")
 
     @property
     def imitated_alone(self) -> int:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from trimask.tokenizers.ranges import Checked, NonNegative
+
 Reward = Callable[
     [Float[np.ndarray, " episodes"], Int[np.ndarray, " episodes"], Int[np.ndarray, " episodes"]],
     Float[np.ndarray, " episodes"],
@@ -51,17 +53,13 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardConfig:
+class RewardConfig(Checked):
     """How evaluations count against being right."""
 
     kind: Kind = "multiplicative"
     """right · ((L − min(NFE, L) + 1)/L)^α, or right − α · NFE/L, which collapses: revealing everything at once pays."""
-    alpha: float = 1.0
+    alpha: NonNegative = 1.0
     """α: how much speed is worth. 0: nothing."""
-
-    def __post_init__(self):
-        if not 0 <= self.alpha < float("inf"):
-            raise ValueError(f"alpha must be finite and not negative, got {self.alpha}")
 
     def __call__(
         self,

@@ -42,10 +42,11 @@ from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.reward import RewardConfig
 from trimask.sampling_rl.rollout import Recorder, Trajectories, episodes_of, most_steps, rollout, rows_of
 from trimask.tokenizers import configuration
+from trimask.tokenizers.ranges import Checked, Positive, Seed, Share, Size
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyTrainConfig:
+class PolicyTrainConfig(Checked):
     """Everything a training of a policy is."""
 
     policy: PolicyConfig = PolicyConfig()
@@ -56,32 +57,29 @@ class PolicyTrainConfig:
     """What for."""
     generation: GenerationConfig = GenerationConfig(temperature=0.0, stop_at_eos=False)
     """Blocks, tokens and guidance of its episodes; the strategy is the policy."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """τ of the trained policy by default: 0.5 in blocks of 32, 1 without, in the paper."""
     learns_from: Literal["itself", "experts"] = "itself"
     """Whose episodes it learns from: with itself, experts join its groups; experts alone are imitated."""
-    experts: tuple[float, ...] = ()
+    experts: tuple[Share, ...] = ()
     """Thresholds: for each the strategy threshold makes an episode of every problem."""
-    expert_block: int = 32
+    expert_block: Size = 32
     """Block length of experts of a policy without blocks; else they have the policy's."""
     init_from: str | None = None
     """Policy whose weights are the start: FOLDER, FOLDER@STEP or FOLDER@best."""
-    problems_per_step: int = 16
+    problems_per_step: Size = 16
     """Groups of a batch."""
-    epochs: float = 1.0
+    epochs: Positive = 1.0
     """How often each problem is seen."""
-    seed: int = 0
+    seed: Seed = 0
     """Of everything random."""
     loop: LoopConfig = LoopConfig(checkpoint_every=50, keep_best=1, best_metric="cost", spike_factor=None)
     """Logging and saving; cost is minus the reward or, of experts, minus the log-likelihood of a step, in nats."""
 
     def __post_init__(self):
-        if min(self.problems_per_step, self.expert_block) < 1 or self.epochs <= 0 or self.temperature <= 0:
-            raise ValueError(f"problems_per_step, expert_block, epochs and temperature must be positive, got {self}")
+        super().__post_init__()
         if self.learns_from == "experts" and not self.experts:
             raise ValueError("to learn from experts takes experts: thresholds")
-        if any(not 0 <= threshold <= 1 for threshold in self.experts):
-            raise ValueError(f"experts are thresholds in [0, 1], got {self.experts}")
         if self.generation.temperature != 0:
             raise ValueError(
                 f"all chance is the policy's: the tokens' temperature must be 0, got {self.generation.temperature}"

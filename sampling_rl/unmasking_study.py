@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -42,13 +42,14 @@ from trimask.sampling_rl.unmasking_report import (
     table_of_points,
 )
 from trimask.tokenizers import configuration
+from trimask.tokenizers.ranges import Checked, NonNegative, PositiveInt, Seed, Share, Size, whole
 from trimask.tokenizers.vocabulary import TEXT
 
 _ROWS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnmaskingStudy:
+class UnmaskingStudy(Checked):
     """Which model, which policies, and what they are compared with."""
 
     run: str = "runs/cups"
@@ -63,34 +64,35 @@ class UnmaskingStudy:
     """Who says what is right, as of `trimask evaluate`. None: the task's usual one."""
     split: str = "test"
     """Split with the problems."""
-    length: int | None = None
+    length: Size | None = None
     """Tokens of an answer. None: as many as it was prepared with."""
-    max_examples: int | None = 300
+    max_examples: PositiveInt | None = 300
     """At most so many problems. None: all."""
-    blocks: tuple[int, ...] = (8, 0)
+    blocks: tuple[Annotated[int, whole(0, 1 << 24)], ...] = (8, 0)
     """Block lengths; 0: without blocks (full diffusion)."""
     everywhere: bool = False
     """Whether a policy is measured in all of these, rather than in that alone in which it was trained."""
-    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    steps: tuple[Size, ...] = (1, 2, 4, 8, 16, 32)
     """Of the strategies that reveal an even share."""
     planned: tuple[str, ...] = ("random", "confidence", "margin", "entropy")
     """Those strategies."""
-    thresholds: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+    thresholds: tuple[Share, ...] = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
     """Of threshold and leftmost."""
-    factors: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    factors: tuple[NonNegative, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     """Of factor."""
-    entropy_bounds: tuple[float, ...] = (0.01, 0.1, 0.5, 2.0)
+    entropy_bounds: tuple[NonNegative, ...] = (0.01, 0.1, 0.5, 2.0)
     """Of entropy_bound, in nats."""
-    scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    scales: tuple[NonNegative, ...] = (0.5, 1.0, 2.0, 4.0)
     """β of policies with the law bernoulli."""
-    shown: int = 48
+    shown: Size = 48
     """Problems by which orders are looked at."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the policies' draws."""
 
     def __post_init__(self):
-        if not self.blocks or min(self.blocks) < 0 or self.shown < 1:
-            raise ValueError(f"there must be blocks of at least 0, and at least 1 problem shown; got {self}")
+        super().__post_init__()
+        if not self.blocks:
+            raise ValueError("there must be blocks; 0 is none, everything at once")
         for way in self.heuristics():
             replace(GenerationConfig(), **way)
 

@@ -22,37 +22,38 @@ from trimask.scripts import cli
 from trimask.scripts.benchmark import write
 from trimask.scripts.console import parse, tracked
 from trimask.scripts.timing import Timing, timed
+from trimask.tokenizers.ranges import Checked, Size
 
 _COLUMNS = ["length", "examples", "code", "ms", "GFLOP/s", "MiB beside", "s to compile"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """What is timed."""
 
     out: tyro.conf.Positional[Path]
     """Folder for attention.json and attention.md."""
-    lengths: tuple[int, ...] = (256, 1024, 2048)
+    lengths: tuple[Size, ...] = (256, 1024, 2048)
     """Positions of a row."""
-    examples: tuple[int, ...] = (1, 8)
+    examples: tuple[Size, ...] = (1, 8)
     """Examples that share a row."""
-    tokens: int = 4096
+    tokens: Size = 4096
     """Positions of all rows."""
-    heads: int = 4
+    heads: Size = 4
     """Query heads."""
-    kv_heads: int = 4
+    kv_heads: Size = 4
     """Heads of keys and values."""
-    head_size: int = 64
+    head_size: Size = 64
     """Width of a head."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of queries, keys and values."""
-    repeats: int = 10
+    repeats: Size = 10
     """Timed calls of each case, after a first one; the median counts."""
 
     def __post_init__(self):
-        sizes = (*self.lengths, *self.examples, self.tokens, self.heads, self.kv_heads, self.head_size, self.repeats)
-        if not self.lengths or not self.examples or min(sizes) < 1 or self.heads % self.kv_heads:
-            raise ValueError(f"there must be lengths, examples, numbers of at least 1, and heads for each; got {self}")
+        super().__post_init__()
+        if not self.lengths or not self.examples or self.heads % self.kv_heads:
+            raise ValueError(f"there must be lengths, examples, and heads for each of --kv-heads; got {self}")
 
 
 @dataclass(frozen=True)

@@ -24,27 +24,29 @@ from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
 from trimask.scripts.benchmark import parse_size, write
 from trimask.scripts.console import parse, tracked
+from trimask.tokenizers.ranges import Checked, Size
 from trimask.tokenizers.vocabulary import Vocabulary
 
 _COLUMNS = ["size", "parameters", "state MiB", "on disk MiB", "held up s", "written s", "restored s"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """What is timed."""
 
     out: tyro.conf.Positional[Path]
     """Folder for checkpoint.json and checkpoint.md; the checkpoints are written there too, and removed."""
     sizes: tuple[str, ...] = ("128x4", "384x6", "768x12")
     """Networks, WIDTHxLAYERS, with heads of 64."""
-    vocabulary: int = 16_384
+    vocabulary: Size = 16_384
     """Text tokens of the vocabulary."""
-    repeats: int = 3
+    repeats: Size = 3
     """Saves and restores of each case; the median counts."""
 
     def __post_init__(self):
-        if not self.sizes or min(self.vocabulary, self.repeats) < 1:
-            raise ValueError(f"there must be sizes, and numbers of at least 1; got {self}")
+        super().__post_init__()
+        if not self.sizes:
+            raise ValueError("--sizes takes at least one size")
         for size in self.sizes:
             parse_size(size)
 

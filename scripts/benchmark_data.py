@@ -25,32 +25,32 @@ from trimask.diffusion.loop import LoopConfig, prefetched
 from trimask.scripts import cli
 from trimask.scripts.benchmark import write
 from trimask.scripts.console import parse, tracked
+from trimask.tokenizers.ranges import Checked, Size, Workers
 
 _COLUMNS = ["dataset", "batch", "filled", "way", "ms", "tokens/s"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """What is timed."""
 
     out: tyro.conf.Positional[Path]
     """Folder for data.json and data.md."""
     data: Path
     """Folder of prepared data."""
-    tokens: tuple[int, ...] = (16_384,)
+    tokens: tuple[Size, ...] = (16_384,)
     """Positions of a batch."""
-    packed_length: int = 256
+    packed_length: Size = 256
     """Row length to which examples of text alone are packed."""
-    workers: tuple[int, ...] = (0, 1, 2)
+    workers: tuple[Workers, ...] = (0, 1, 2)
     """Processes that prepare batches; 0: a thread."""
-    batches: int = 20
+    batches: Size = 20
     """Batches of each case, after an epoch that brings the examples into memory, or 100 batches of it."""
 
     def __post_init__(self):
-        if not self.tokens or min(*self.tokens, self.packed_length, self.batches) < 1:
-            raise ValueError(f"there must be batches, of at least 1 token, and numbers of at least 1; got {self}")
-        if not self.workers or min(self.workers) < 0:
-            raise ValueError(f"--workers takes at least one number of processes, each 0 or more; got {self.workers}")
+        super().__post_init__()
+        if not self.tokens or not self.workers:
+            raise ValueError(f"--tokens and --workers take at least one number; got {self.tokens} and {self.workers}")
 
 
 @dataclass(frozen=True)

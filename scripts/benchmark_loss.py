@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,42 +29,40 @@ from trimask.scripts import cli
 from trimask.scripts.benchmark import write
 from trimask.scripts.console import parse, tracked
 from trimask.scripts.timing import Timing, timed
+from trimask.tokenizers.ranges import Checked, Size, real, whole
 
 _COLUMNS = ["ids", "code", "ms", "ours faster", "MiB beside", "ours smaller", "s to compile"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """What is timed."""
 
     out: tyro.conf.Positional[Path]
     """Folder for loss.json and loss.md."""
-    vocabularies: tuple[int, ...] = (1024, 16_384, 65_536)
+    vocabularies: tuple[Annotated[int, whole(3, 1 << 24)], ...] = (1024, 16_384, 65_536)
     """Ids of a vocabulary, all modalities together."""
-    tokens: int = 2048
+    tokens: Size = 2048
     """Positions of the batch."""
-    masked: float = 0.5
+    masked: Annotated[float, real(above=0, most=1)] = 0.5
     """Share of the positions that are masked."""
-    width: int = 128
+    width: Size = 128
     """Width of the hidden states."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the operands of matrix products."""
-    tile_positions: int = LossConfig.tile_positions
+    tile_positions: Size = LossConfig.tile_positions
     """Masked positions of a tile."""
-    tile_ids: int = LossConfig.tile_ids
+    tile_ids: Size = LossConfig.tile_ids
     """Ids of a tile, at most."""
-    repeats: int = 10
+    repeats: Size = 10
     """Timed calls of each case, after a first one; the median counts."""
 
     def __post_init__(self):
-        if min(self.tokens, self.width, self.tile_positions, self.tile_ids, self.repeats) < 1:
-            raise ValueError(f"all numbers must be at least 1, got {self}")
-        if not self.vocabularies or min(self.vocabularies) < 3:
-            raise ValueError(f"--vocabularies takes numbers of at least 3 ids, one a modality; got {self.vocabularies}")
-        if not 0 < self.masked <= 1 or self.num_masked < 1:
-            raise ValueError(
-                f"--masked is a share of at most 1 that masks one or more of {self.tokens} positions; got {self.masked}"
-            )
+        super().__post_init__()
+        if not self.vocabularies:
+            raise ValueError("--vocabularies takes at least one number of ids")
+        if self.num_masked < 1:
+            raise ValueError(f"--masked {self.masked} masks none of {self.tokens} positions")
 
     @property
     def num_masked(self) -> int:

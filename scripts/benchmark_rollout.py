@@ -33,6 +33,7 @@ from trimask.sampling_rl.rollout import Recorder, rollout, rows_of
 from trimask.scripts import cli
 from trimask.scripts.benchmark import denoise_with, parse_size, run_elsewhere, write
 from trimask.scripts.console import parse, tracked
+from trimask.tokenizers.ranges import Checked, Size
 from trimask.tokenizers.sequence import Example, Segment
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -40,29 +41,28 @@ _COLUMNS = ["code", "episodes/s", "evaluations/s", "evaluations per episode", "o
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """What is timed."""
 
     out: tyro.conf.Positional[Path]
     """Folder for rollout.json and rollout.md."""
     size: str = "128x4"
     """Network, WIDTHxLAYERS, with heads of 64."""
-    vocabulary: int = 512
+    vocabulary: Size = 512
     """Text tokens of the vocabulary."""
-    episodes: int = 64
+    episodes: Size = 64
     """Environments, and rows of a rollout."""
-    prompt: int = 16
+    prompt: Size = 16
     """Tokens of a prompt."""
-    length: int = 32
+    length: Size = 32
     """Tokens to reveal."""
-    repeats: int = 3
+    repeats: Size = 3
     """Plays of each case, after one that compiles; the median counts."""
     python: Path | None = None
     """Python with torch, to compare with."""
 
     def __post_init__(self):
-        if min(self.vocabulary, self.episodes, self.prompt, self.length, self.repeats) < 1:
-            raise ValueError(f"all numbers must be at least 1, got {self}")
+        super().__post_init__()
         parse_size(self.size)
 
 

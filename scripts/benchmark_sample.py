@@ -34,35 +34,36 @@ from trimask.diffusion.transformer import Transformer, TransformerConfig, num_pa
 from trimask.scripts import cli
 from trimask.scripts.benchmark import denoise_with, parse_size, run_elsewhere, write
 from trimask.scripts.console import parse, tracked
+from trimask.tokenizers.ranges import Checked, Size
 from trimask.tokenizers.sequence import Sequence as Rows
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """What is timed."""
 
     out: tyro.conf.Positional[Path]
     """Folder for sample.json and sample.md."""
     sizes: tuple[str, ...] = ("256x4", "512x8")
     """Networks, WIDTHxLAYERS, with heads of 64."""
-    vocabulary: int = 32_768
+    vocabulary: Size = 32_768
     """Text tokens of the vocabulary."""
-    rows: tuple[int, ...] = (1, 8)
+    rows: tuple[Size, ...] = (1, 8)
     """Prompts at a time."""
-    prompt: int = 64
+    prompt: Size = 64
     """Tokens of a prompt."""
-    lengths: tuple[int, ...] = (64, 256)
+    lengths: tuple[Size, ...] = (64, 256)
     """Tokens to generate after each prompt."""
-    blocks: tuple[int, ...] = (32, 64)
+    blocks: tuple[Size, ...] = (32, 64)
     """Tokens of a block."""
-    per_evaluation: int = 2
+    per_evaluation: Size = 2
     """Tokens revealed in each evaluation."""
     caches: tuple[Literal["none", "prefix", "dual"], ...] = ("none", "prefix", "dual")
     """What blocks keep between evaluations."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which networks compute, and hold their weights."""
-    repeats: int = 3
+    repeats: Size = 3
     """Generations of each case, after one that compiles; the median counts."""
     llada: Path | None = None
     """Checkout of github.com/ML-GSAI/LLaDA to compare with; needs --fast-dllm, which has the network's code."""
@@ -72,11 +73,9 @@ class Arguments:
     """Python with torch and transformers."""
 
     def __post_init__(self):
-        many = (self.sizes, self.rows, self.lengths, self.blocks, self.caches)
-        numbers = (*self.rows, *self.lengths, *self.blocks)
-        numbers = (*numbers, self.vocabulary, self.prompt, self.per_evaluation, self.repeats)
-        if min(numbers) < 1 or not all(many):
-            raise ValueError(f"there must be one of each, and all numbers at least 1; got {self}")
+        super().__post_init__()
+        if not all((self.sizes, self.rows, self.lengths, self.blocks, self.caches)):
+            raise ValueError(f"there must be one of each; got {self}")
         for length, block in product(self.lengths, self.blocks):
             if length % block or block % self.per_evaluation:
                 raise ValueError(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -29,6 +29,7 @@ from trimask.scripts import cli
 from trimask.scripts.benchmark import parse_size, run_elsewhere, write
 from trimask.scripts.console import parse, tracked
 from trimask.scripts.timing import temporary_bytes
+from trimask.tokenizers.ranges import Checked, Positive, Size, whole
 from trimask.tokenizers.sequence import Sequence as Rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -43,22 +44,22 @@ _COLUMNS = ["network", "code", "ms", "ours faster", "GFLOP/s", "MFU", "MiB", "co
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """What is timed."""
 
     out: tyro.conf.Positional[Path]
     """Folder for train.json and train.md."""
     sizes: tuple[str, ...] = ("128x4", "384x6")
     """Networks, WIDTHxLAYERS, with heads of 64."""
-    vocabularies: tuple[int, ...] = (1024, 16_384, 65_536)
+    vocabularies: tuple[Annotated[int, whole(64, 1 << 24)], ...] = (1024, 16_384, 65_536)
     """Ids of all modalities together."""
-    rows: int = 8
+    rows: Size = 8
     """Rows of a batch."""
-    length: int = 256
+    length: Size = 256
     """Tokens of a row."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and of the operands of matrix products."""
-    repeats: int = 10
+    repeats: Size = 10
     """Timed steps of each case, after two others; the median counts."""
     ways: tuple[Literal["remat", "scanned", "scanned, remat", "kernel"], ...] = ()
     """Ways to compute the blocks that are compared with the plain one."""
@@ -70,19 +71,17 @@ class Arguments:
     """Checkout of github.com/google-deepmind/md4, whose own step is timed as well."""
     md4_python: Path | None = None
     """Python with what MD4 imports: jax, flax, optax, distrax, clu, grain, matplotlib, seaborn."""
-    peak_tflops: float | None = None
+    peak_tflops: Positive | None = None
     """Peak TFLOP/s of the device, for the utilisation (MFU): 989 is an H100's in bfloat16."""
 
     def __post_init__(self):
-        numbers = (*self.vocabularies, self.rows, self.length, self.repeats)
-        if not self.sizes or not self.vocabularies or min(numbers) < 1 or min(self.vocabularies) < 64:
-            raise ValueError(f"there must be sizes, vocabularies of at least 64, and numbers of at least 1; got {self}")
+        super().__post_init__()
+        if not self.sizes or not self.vocabularies:
+            raise ValueError(f"there must be sizes and vocabularies; got {self}")
         if self.length % 4:
             raise ValueError(f"the length of a row must be a multiple of 4, got {self.length}")
         if (self.md4 is None) != (self.md4_python is None):
             raise ValueError(f"--md4 and --md4-python go together; got {self.md4} and {self.md4_python}")
-        if self.peak_tflops is not None and not self.peak_tflops > 0:
-            raise ValueError(f"the peak of a device must be above 0 TFLOP/s, got {self.peak_tflops}")
         for size in self.sizes:
             parse_size(size)
 

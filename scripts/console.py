@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trimask.configs.presets import PRESETS, Experiment, preset
+from trimask.scripts.flags import FLAGS
 from trimask.tokenizers.files import printable
 
 _T = TypeVar("_T")
@@ -31,20 +32,22 @@ console = Console()
 def parse(kind: Any, arguments: list[str], command: str, description: str, default: Any = None) -> Any:
     """The command's arguments as its dataclass; wrong ones end with a usage message and suggestions."""
     given = {} if default is None else {"default": default}
-    return tyro.cli(kind, args=arguments, prog=f"trimask {command}", description=description, **given)
+    with FLAGS:
+        return tyro.cli(kind, args=arguments, prog=f"trimask {command}", description=description, **given)
 
 
 def parse_from_preset(make: Callable[[Experiment], _T], arguments: list[str], command: str, description: str) -> _T:
     """The arguments as a dataclass whose defaults are what `make` takes of the experiment that --preset names."""
     presets = "\n".join(f"  {name:12} {(preset.__doc__ or '').splitlines()[0]}" for name, preset in PRESETS.items())
     experiment = preset(option(arguments, "--preset"))
-    return tyro.cli(
-        type(make(experiment)),
-        args=arguments,
-        prog=f"trimask {command}",
-        description=f"{description}\n\nWhat --preset can name; its values are the defaults shown below:\n{presets}",
-        default=make(experiment),
-    )
+    with FLAGS:
+        return tyro.cli(
+            type(make(experiment)),
+            args=arguments,
+            prog=f"trimask {command}",
+            description=f"{description}\n\nWhat --preset can name; its values are the defaults shown below:\n{presets}",
+            default=make(experiment),
+        )
 
 
 def joined(arguments: list[str], *flags: str) -> list[str]:

@@ -18,17 +18,18 @@ from trimask.diffusion.trained import Loaded, load
 from trimask.scripts import cli, likelihood
 from trimask.scripts.console import console, parse, progress_report, say, table
 from trimask.tokenizers import configuration
+from trimask.tokenizers.ranges import Checked, NonNegativeInt, Size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """Which model on which data, and who judges."""
 
     run: tyro.conf.Positional[Path]
     """Run folder that `trimask train` wrote."""
     data: Path | None = None
     """Prepared folder with held-out splits and the run's tokenizers. None: the one the run was trained on."""
-    checkpoint: int | Literal["best"] | None = None
+    checkpoint: NonNegativeInt | Literal["best"] | None = None
     """Step of the checkpoint, or the best by the run's best_metric. None: the newest."""
     out: Path | None = None
     """File for the results. None: evaluation.json in the run folder."""
@@ -40,7 +41,7 @@ class Arguments:
     """JSON lines to score instead: how likely is each answer, which of several choices is likeliest?"""
     estimator: Estimator = "subsets"
     """Of --likelihood: random times, or random numbers of masks."""
-    draws: int = 16
+    draws: Size = 16
     """Of --likelihood: masks per estimate, of which there are eight."""
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluateConfig)
 

@@ -30,6 +30,7 @@ from trimask.scripts.render import require_mp4
 from trimask.scripts.trajectory import live, trace_lines
 from trimask.tokenizers import configuration
 from trimask.tokenizers.codec import SoundCodec
+from trimask.tokenizers.ranges import Checked, NonNegative, NonNegativeInt, Seed, Size
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -41,7 +42,7 @@ _LISTS = ("--prompt", "--infill", "--image", "--audio", "--given")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """One kind of input: prompts, infills, or files of one modality."""
 
     run: tyro.conf.Positional[Path]
@@ -60,19 +61,19 @@ class Arguments:
     """MODALITY=FILE: files of any modality of the run, to describe."""
     inpaint: Path | None = None
     """With --image and --to image: a picture that is bright where each of them is to be drawn anew."""
-    span: tuple[float, float] | None = None
+    span: tuple[NonNegative, NonNegative] | None = None
     """With --audio and --to audio: from which to which second each of them is to be spoken anew. A --prompt may say
     what a restored picture or sound is of; without one the model finds a description, too."""
     to: str | None = None
     """Modality to make: text, image, audio, or what else the run has. None: text, for all but prompts, which have to
     say."""
-    num: int = 1
+    num: Size = 1
     """Answers to each input."""
-    seed: int = 0
+    seed: Seed = 0
     """The same seed gives the same answers, whatever else is asked."""
     like: str | None = None
     """Dataset whose shapes and buffers the answers have. None: the first that fits."""
-    length: int | None = None
+    length: Size | None = None
     """Tokens to write after a prompt, at most; more than the model's texts have, if you like. None: as many."""
     animate: Literal["gif", "mp4"] | None = None
     """Also write an animation of each answer as it becomes known; MP4 needs the extra `video`."""
@@ -82,7 +83,7 @@ class Arguments:
     """Also write when each token was revealed, and how sure it was, for `trimask inspect` to make a page of."""
     log_probs: bool = False
     """Also put the log-probability of each token when it was revealed, in nats, into the index."""
-    checkpoint: int | Literal["best"] | None = None
+    checkpoint: NonNegativeInt | Literal["best"] | None = None
     """Step of the checkpoint, or the best by the run's best_metric. None: the newest."""
     out: Path | None = None
     """Folder to write to. None: generated/ in the run folder."""
@@ -90,10 +91,7 @@ class Arguments:
     """How. What is not given here is as the run was configured for what is asked, whatever default is shown."""
 
     def __post_init__(self):
-        if self.num < 1:
-            raise ValueError(f"num must be at least 1, got {self.num}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must lie in [0, 2³²), got {self.seed}")
+        super().__post_init__()
         if self.animate == "mp4":
             require_mp4()
         given = [f"--{kind}" for kind in ("prompt", "infill") if getattr(self, kind)]
@@ -116,7 +114,7 @@ class Arguments:
     def _require_a_medium_to_restore(self, given: list[str]) -> None:
         medium, flag = ("image", "--inpaint") if self.inpaint is not None else ("audio", "--span")
         others = set(given) - {f"--{medium}", "--prompt"}
-        is_ordered = self.span is None or 0 <= self.span[0] < self.span[1]
+        is_ordered = self.span is None or self.span[0] < self.span[1]
         if (self.inpaint is None) == (self.span is None) or f"--{medium}" not in given or others or self.prompts:
             raise ValueError(
                 f"{flag} is of --{medium}, with a --prompt or without; got {' and '.join(given) or 'none'}"

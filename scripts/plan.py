@@ -12,7 +12,7 @@ within one.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
 from trimask.scripts.collectives import sent_bytes
 from trimask.scripts.console import console, parse, say, table
+from trimask.tokenizers.ranges import Checked, PositiveInt, Size, real, whole
 from trimask.tokenizers.sequence import Sequence as Rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -57,36 +58,34 @@ DEVICES: dict[Kind, Device] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """What is planned."""
 
     preset: tyro.conf.Positional[str]
     """Named experiment."""
-    devices: int = 8
+    devices: Annotated[int, whole(1, 1 << 20)] = 8
     """Number of accelerators."""
     device_kind: Kind = "h100"
     """Kind of accelerator."""
-    row_length: int = 2048
+    row_length: Size = 2048
     """Tokens of a row."""
-    mfu: float = 0.4
+    mfu: Annotated[float, real(above=0, most=1)] = 0.4
     """Share of the peak that is reached, of what has to be computed."""
     model: TransformerConfig
     """The network; the preset's unless given."""
     mesh: MeshConfig
     """How the devices share the work."""
-    batch_tokens: int
+    batch_tokens: PositiveInt
     """Tokens of a step, on all devices."""
-    accumulate: int
+    accumulate: Size
     """Micro-batches of a step."""
-    horizon_tokens: int
+    horizon_tokens: PositiveInt
     """Tokens of the whole training."""
     check: bool = False
     """Ask XLA, too."""
 
     def __post_init__(self):
-        numbers = (self.devices, self.row_length, self.batch_tokens, self.accumulate, self.horizon_tokens)
-        if min(numbers) < 1 or not 0 < self.mfu <= 1:
-            raise ValueError(f"numbers must be at least 1, and mfu above 0 and at most 1; got {self}")
+        super().__post_init__()
         if self.check and self.model.attention == "kernel":
             raise ValueError(
                 "--check compiles for CPUs, which have no kernel for attention; got --model.attention kernel"

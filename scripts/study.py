@@ -22,13 +22,15 @@ from trimask.diffusion.description import load_description
 from trimask.diffusion.run_folder import writing
 from trimask.diffusion.studies.trials import Trials
 from trimask.scripts import cli, prepare
-from trimask.scripts.console import console, option, progress_report, say
+from trimask.scripts.console import console, option, parse, progress_report, say
 from trimask.scripts.train import with_mixture
 from trimask.tokenizers import configuration
+from trimask.tokenizers.files import write_text
+from trimask.tokenizers.ranges import Checked, Workers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Checked):
     """Where to, on what, and how large."""
 
     out: tyro.conf.Positional[Path]
@@ -38,7 +40,7 @@ class Options:
     embedded digits, prepared in OUT/data."""
     preset: Literal["cpu", "accelerator"] = "cpu"
     """Whose values are the defaults: for two cores and half an hour, or for an accelerator."""
-    workers: int | None = None
+    workers: Workers | None = None
     """Processes. None: one per core on a CPU, none on an accelerator; 0: this process alone."""
 
 
@@ -63,7 +65,7 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
     where = f"{platform.machine()}, {jax.devices()[0].device_kind}, jax {jax.__version__}"
     text = f"# {name}\n\n`{command}`, {datetime.date.today()}, {where}\n\n{found}\n\n{figures}\n"
     with writing(out):
-        configuration.write_text(out / "README.md", text)
+        write_text(out / "README.md", text)
     console.print(Markdown(found))
     say(f"Figures, tables and this text: {out}")
     return found
@@ -106,7 +108,7 @@ def main(arguments: Sequence[str]) -> None:
         kw_only=True,
     )
     description = f"{STUDIES[name].summary}.\n{__doc__}"
-    parsed: Any = tyro.cli(kind, args=rest, prog=f"trimask study {name}", description=description)
+    parsed: Any = parse(kind, rest, f"study {name}", description)
     run(name, parsed, parsed.config, shlex.join(["trimask", "study", *arguments]))
 
 

@@ -20,11 +20,12 @@ from trimask.sampling_rl.tasks import from_prepared
 from trimask.sampling_rl.train import PolicyTrainConfig, train_policy, trained_on
 from trimask.scripts import cli
 from trimask.scripts.console import option, parse, say
+from trimask.tokenizers.ranges import Checked, NonNegativeInt, PositiveInt
 from trimask.tokenizers.vocabulary import TEXT
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """Where to, for which model, on which problems, and how."""
 
     policy: tyro.conf.Positional[Path]
@@ -39,11 +40,11 @@ class Arguments:
     """What is asked, as text (a prompt's response), text_to_image or audio_to_text."""
     split: str = "train"
     """Split with the questions."""
-    max_problems: int | None = None
+    max_problems: PositiveInt | None = None
     """At most so many of them. None: all."""
     judge: str | None = None
     """Who says what is right, as of `trimask evaluate`: final_number, or module:function. None: the task's usual."""
-    checkpoint: int | None = None
+    checkpoint: NonNegativeInt | None = None
     """Step of the model. None: its newest."""
     preset: str | None = None
     """Named settings whose values are the defaults."""

@@ -425,5 +425,5 @@ def test_impossible_options_are_refused(options, message):
 )
 def test_impossible_settings_are_refused(bad):
     ((name, value),) = bad.items()
-    with pytest.raises(ValueError, match=f"{name} must be .*{value}"):
+    with pytest.raises(ValueError, match=f"{name} must .*{value}"):
         UnmaskingConfig(**bad)

@@ -266,6 +266,7 @@ def _without(prepared, split):
         name: dataclasses.replace(d, splits={s: n for s, n in d.splits.items() if s != split})
         for name, d in prepared.manifest.datasets.items()
     }
+    assert other.reports  # which are compared with the manifest when they are read
     other.manifest = dataclasses.replace(other.manifest, datasets=datasets)
     return other
 

@@ -305,7 +305,7 @@ def test_a_task_is_measured_and_what_is_chosen_becomes_the_runs_default(trials, 
     [
         ({"steps": ()}, "there must be"),
         ({"draws": 1}, "draws must be at least 2"),
-        ({"blocks": (0,)}, "blocks at least 1"),
+        ({"blocks": (0,)}, r"blocks\[0\] must be at least 1, got 0"),
         ({"planned": ("best",)}, "no strategy 'best'"),
         ({"thresholds": (2.0,)}, "2.0"),
     ],

@@ -16,7 +16,7 @@ starts from zero phase, so that a clip's waveform depends on nothing but its cod
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import librosa  # loads its parts on first use
 import numpy as np
@@ -24,54 +24,40 @@ from jaxtyping import Float, Float32, Int
 
 from trimask.tokenizers.codebook import check_codes, fit_codebook, nearest_codeword
 from trimask.tokenizers.codec import ArrayFile, Files, StoredTokenizer
+from trimask.tokenizers.ranges import Checked, Positive, Seed, Size, whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class MelConfig:
+class MelConfig(Checked):
     """What a code of sound covers, and how codebooks are fitted."""
 
-    sample_rate_hz: int = 8000
+    sample_rate_hz: Size = 8000
     """Of every waveform this codec sees; nothing is resampled."""
-    window: int = 200
+    window: Size = 200
     """Samples under the Hann window of one spectrum."""
-    hop: int = 80
+    hop: Size = 80
     """Samples from one spectrum to the next."""
-    num_mels: int = 40
+    num_mels: Size = 40
     """Mel bands from 0 Hz to half the sample rate."""
-    spectra_per_frame: int = 5
+    spectra_per_frame: Size = 5
     """Consecutive spectra that one code frame stacks."""
-    floor: float = 0.01
+    floor: Positive = 0.01
     """ε: mel magnitudes well below it are taken for silence."""
-    codebook_size: int = 256
+    codebook_size: Annotated[int, whole(2, 1 << 24)] = 256
     """Codewords per codebook, at most; fewer where the clips have fewer distinct frames."""
-    num_codebooks: int = 2
+    num_codebooks: Annotated[int, whole(1, 999)] = 2
     """Codes per frame."""
-    griffin_lim_iterations: int = 32
+    griffin_lim_iterations: Annotated[int, whole(1, 10_000)] = 32
     """Rounds of phase reconstruction in decoding."""
-    max_frames: int = 30_000
+    max_frames: Size = 30_000
     """Code frames that k-means sees, drawn at random from all."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the draw and of k-means."""
 
     def __post_init__(self):
-        for field in (
-            "sample_rate_hz",
-            "hop",
-            "num_mels",
-            "spectra_per_frame",
-            "num_codebooks",
-            "max_frames",
-        ):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
-        if self.codebook_size < 2:
-            raise ValueError(f"codebook_size must be at least 2, silence and a sound, got {self.codebook_size}")
+        super().__post_init__()
         if self.window < 2 * self.hop or (self.window - self.hop) % 2:
             raise ValueError(f"window must be at least 2·hop and differ from it by an even number, got {self.window}")
-        if not self.floor > 0:
-            raise ValueError(f"floor must be positive, got {self.floor}")
-        if self.griffin_lim_iterations < 1:
-            raise ValueError(f"griffin_lim_iterations must be at least 1, got {self.griffin_lim_iterations}")
 
     @property
     def samples_per_frame(self) -> int:

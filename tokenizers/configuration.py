@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import cattrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
@@ -20,6 +20,7 @@ from cattrs.preconf.json import make_converter
 from trimask.tokenizers.files import write_text
 from trimask.tokenizers.formats import nearest, present_fields, written_fields
 from trimask.tokenizers.json_text import read_json
+from trimask.tokenizers.ranges import range_of
 
 _T = TypeVar("_T")
 _Hook = Callable[[Any, Any], Any]
@@ -43,6 +44,21 @@ _strictly(bool, "true or false")
 _strictly(int, "a whole number")
 _strictly(float, "a number", also=(int,))
 _strictly(str, "text")
+
+
+@_converter.register_structure_hook_factory(lambda kind: get_origin(kind) is Annotated)
+def _ranged(kind: Any) -> _Hook:
+    plain, own = get_args(kind)[0], range_of(kind)
+    hook = _converter.get_structure_hook(plain)
+
+    def read(value: Any, _: Any) -> Any:
+        found = hook(value, plain)
+        fault = None if own is None else own.fault(found)
+        if fault is not None:
+            raise ValueError(fault)
+        return found
+
+    return read
 
 
 @_converter.register_structure_hook

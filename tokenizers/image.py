@@ -9,32 +9,28 @@ Patches and codewords are both bytes, so distances are exact; of equally near co
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from trimask.tokenizers.codebook import check_codes, fit_codebook, nearest_codeword
 from trimask.tokenizers.codec import ArrayFile, Files, StoredTokenizer
+from trimask.tokenizers.ranges import Checked, Seed, Size, whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchConfig:
+class PatchConfig(Checked):
     """How a patch codebook is fitted."""
 
-    patch_side: int = 2
+    patch_side: Annotated[int, whole(1, 4096)] = 2
     """Side of a square patch, in pixels; one code each."""
-    codebook_size: int = 128
+    codebook_size: Size = 128
     """Codewords, at most; fewer where the pictures have fewer distinct patches."""
-    max_patches: int = 30_000
+    max_patches: Size = 30_000
     """Patches that k-means sees, drawn at random from all."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the draw and of k-means."""
-
-    def __post_init__(self):
-        for field in ("patch_side", "codebook_size", "max_patches"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
 
 
 class PatchCodec(StoredTokenizer):

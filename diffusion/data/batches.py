@@ -9,7 +9,7 @@ steps: an iterator's state is one integer.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from trimask.diffusion.data.mixture import Mixture, Span
 from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import Prepared
+from trimask.tokenizers.ranges import Checked, NonNegative, NonNegativeInt, Positive, Share, Size, whole
 from trimask.tokenizers.sequence import Example, Sequence, assemble, direct, stack
 
 # Streams of random numbers that one seed is split into.
@@ -24,39 +25,35 @@ _DATASET, _ORDER, _TASK = range(3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchConfig:
+class BatchConfig(Checked):
     """What a step trains on."""
 
-    tokens: int = 4096
+    tokens: Annotated[int, whole(1, 1 << 40)] = 4096
     """Positions of a batch, padding included; rows are as many as fit."""
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, NonNegative] = field(default_factory=dict)
     """Share of the tokens of each dataset; 1 where none is given."""
-    final_weights: dict[str, float] = field(default_factory=dict)
+    final_weights: dict[str, NonNegative] = field(default_factory=dict)
     """Shares to which the weights move; those of `weights` where none is given."""
-    anneal_tokens: tuple[int, int] | None = None
+    anneal_tokens: tuple[NonNegativeInt, NonNegativeInt] | None = None
     """Training tokens at which the weights begin to move and at which they have arrived."""
-    task_weights: dict[str, float] = field(default_factory=dict)
+    task_weights: dict[str, NonNegative] = field(default_factory=dict)
     """Share of a dataset's examples that each of its tasks gets; 1 where none is given."""
-    open_questions: float = 0.2
+    open_questions: Share = 0.2
     """Share of the embedded sums that are trained as one text, question included, so that holes can be anywhere in
     them; prompts with responses are only ever given."""
-    packed_length: int = 24
+    packed_length: Size = 24
     """Row length to which examples of text alone are packed, if they are shorter."""
-    warn_epochs: float = 16.0
+    warn_epochs: Positive = 16.0
     """A dataset that is repeated more often is pointed out: models begin to learn it by heart (tri-modal paper)."""
 
     def __post_init__(self):
-        for name, weight in {**self.weights, **self.task_weights, **self.final_weights}.items():
-            if weight < 0:
-                raise ValueError(f"the weight of {name} must not be negative, got {weight}")
+        super().__post_init__()
         if bool(self.final_weights) != (self.anneal_tokens is not None):
             raise ValueError(
                 "final_weights and anneal_tokens are given together or not at all, "
                 f"got {self.final_weights} and {self.anneal_tokens}"
             )
-        if not 0 <= self.open_questions <= 1:
-            raise ValueError(f"open_questions must lie in [0, 1], got {self.open_questions}")
-        if self.anneal_tokens is not None and not 0 <= self.anneal_tokens[0] <= self.anneal_tokens[1]:
+        if self.anneal_tokens is not None and self.anneal_tokens[0] > self.anneal_tokens[1]:
             raise ValueError(f"anneal_tokens must be two rising numbers, got {self.anneal_tokens}")
 
 

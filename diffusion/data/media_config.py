@@ -1,16 +1,18 @@
 """To what shape media are brought, and by which codecs they become tokens: what a user can say of each medium."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from trimask.tokenizers.ranges import Checked, PositiveInt, real, whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureConfig:
+class PictureConfig(Checked):
     """The shape of all pictures."""
 
-    height: int | None = None
+    height: Annotated[int, whole(1, 1 << 16)] | None = None
     """Pixels. None: as the pictures are, which must then all be alike."""
-    width: int | None = None
+    width: Annotated[int, whole(1, 1 << 16)] | None = None
     """Pixels, given together with the height."""
     channels: Literal[1, 3] | None = None
     """1: grey. 3: colour. None: colour if any picture is that tokenizers are fitted on."""
@@ -18,36 +20,30 @@ class PictureConfig:
     """Pictures of other proportions lose what sticks out; else they are stretched."""
 
     def __post_init__(self):
+        super().__post_init__()
         if (self.height is None) != (self.width is None):
             raise ValueError(f"height and width are given together or not at all, got {self.height} and {self.width}")
-        for side in (self.height, self.width):
-            if side is not None and side < 1:
-                raise ValueError(f"height and width must be at least 1, got {self.height} and {self.width}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LimitConfig:
+class LimitConfig(Checked):
     """How large a file may be that is decoded; a larger one is refused before any memory is taken for it."""
 
-    pixels: int = 1 << 26
+    pixels: PositiveInt = 1 << 26
     """Most pixels of a picture file: height × width."""
-    samples: int = 1 << 26
+    samples: PositiveInt = 1 << 26
     """Most samples that are read of a sound file, all channels together, and most that it has after resampling."""
-
-    def __post_init__(self):
-        if min(self.pixels, self.samples) < 1:
-            raise ValueError(f"limits must be at least 1, got {self.pixels} pixels and {self.samples} samples")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MediaConfig:
+class MediaConfig(Checked):
     """All that reading and shaping media depends on."""
 
     codecs: dict[str, Any] = field(default_factory=dict)
     """Modality → configuration of its codec."""
     pictures: PictureConfig = PictureConfig()
     """The shape of all pictures."""
-    seconds: float | None = None
+    seconds: Annotated[float, real(above=0, most=86_400)] | None = None
     """Length of all sounds. None: as they are."""
     limits: LimitConfig = LimitConfig()
     """How large a file may be."""

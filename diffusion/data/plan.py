@@ -26,28 +26,29 @@ from trimask.diffusion.data.sources import (
 )
 from trimask.tokenizers import configuration
 from trimask.tokenizers.formats import added, nearest
+from trimask.tokenizers.ranges import Checked, Seed, Size, real, whole
 
 TRAIN = "train"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitConfig:
+class SplitConfig(Checked):
     """Which records are held out. What a source itself says of a record's split stands, but for `held_out`."""
 
-    validation: float = 0.05
+    validation: Annotated[float, real(0, below=1)] = 0.05
     """Share of the records, drawn by id, to choose settings on."""
-    test: float = 0.1
+    test: Annotated[float, real(0, below=1)] = 0.1
     """Share of the records, drawn by id, to report on."""
     held_out: tuple[str, ...] = ()
     """FIELD=VALUE, as in speaker=anna: records whose metadata say so are the split test_FIELD."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the draw."""
 
     def __post_init__(self):
-        if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
+        super().__post_init__()
+        if self.validation + self.test >= 1:
             raise ValueError(
-                f"validation and test must not be negative and leave something to train on, "
-                f"got {self.validation} and {self.test}"
+                f"validation and test must leave something to train on, got {self.validation} and {self.test}"
             )
         for rule in self.held_out:
             name, equals, value = rule.partition("=")
@@ -69,7 +70,7 @@ class SplitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
+class PrepareConfig(Checked):
     """Which sources, and how they become tokens."""
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
@@ -80,7 +81,7 @@ class PrepareConfig:
     """What is held out."""
     pictures: PictureConfig = PictureConfig()
     """To what pictures are resized."""
-    seconds: float | None = None
+    seconds: Annotated[float, real(above=0, most=86_400)] | None = None
     """Length of all sounds: longer ones are cut, shorter ones end in silence. None: that of the longest seen when
     the tokenizers are fitted."""
     limits: LimitConfig = added(as_before=LimitConfig(), default=LimitConfig())
@@ -89,21 +90,21 @@ class PrepareConfig:
     """Folder of a run or of prepared data whose tokenizers are used. None: they are fitted on the training splits."""
     text_tokenizer: str | None = None
     """A tokenizer.json to use for text."""
-    text_vocabulary: int = 320
+    text_vocabulary: Annotated[int, whole(256, 1 << 22)] = 320
     """Tokens of a fitted text tokenizer; 256 of them are the bytes."""
-    max_text_tokens: int = 254
+    max_text_tokens: Size = 254
     """Plain text is cut into pieces of so many tokens; captions, and prompts with their responses, must fit."""
-    response_tokens: int | None = None
+    response_tokens: Size | None = None
     """Tokens to which responses are filled with EOS. None: one more than the longest."""
     codecs: Annotated[dict[str, Any], tyro.conf.arg(name="")] = field(default_factory=dict)
     """Modality → configuration of its codec, where it is fitted; the defaults where none is given."""
-    fit_examples: int = 8192
+    fit_examples: Size = 8192
     """Training examples of each source on which tokenizers are fitted, drawn by id."""
-    shard_records: int = 1024
+    shard_records: Size = 1024
     """Records of a source that one block of shards holds."""
     on_error: Literal["stop", "skip"] = "stop"
     """What a record that cannot be used does: stop, or be written to rejects.jsonl."""
-    workers: int | None = None
+    workers: Annotated[int, whole(1, 4096)] | None = None
     """Processes that tokenise. None: one per core, or this one alone where there is little to do."""
     tfds_folder: str | None = None
     """Where TFDS keeps its datasets. None: TFDS's own choice."""
@@ -111,16 +112,11 @@ class PrepareConfig:
     """Lets TFDS download what is not there; nothing else uses the network."""
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "codecs", _all_codecs(self.codecs))
         for name in self.sources:
             if not name.isidentifier():
                 raise ValueError(f"a dataset's name must be a plain word, for it names a folder; got {name!r}")
-        for name in ("max_text_tokens", "fit_examples", "shard_records"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("seconds", "response_tokens", "workers"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     @property
     def media(self) -> MediaConfig:

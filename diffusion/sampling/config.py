@@ -3,7 +3,7 @@
 import inspect
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
 from jax.tree_util import Partial
 
@@ -12,89 +12,83 @@ from trimask.diffusion.sampling.policy import LearnedStrategy, open_policy
 from trimask.diffusion.sampling.state import Rules, Strategy
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.diffusion.sampling.tokens import Draw
+from trimask.tokenizers.ranges import Checked, NonNegative, NonNegativeInt, Positive, Share, Size, real
 from trimask.tokenizers.vocabulary import Vocabulary
 
 _ANY_POLICY = "policies/…"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
+class GenerationConfig(Checked):
     """How masked positions are filled."""
 
     strategy: str = "confidence"
     """Which positions are revealed first: random, ancestral, first_hitting, confidence, margin, entropy, position,
     entropy_bound, threshold, leftmost, factor, given, remdm_cap, remdm_rescale, remdm_confidence or remdm_loop; or a
     policy, as the path of its folder, such as policies/fast, policies/fast@best or policies/fast@STEP."""
-    steps: int = 16
+    steps: Size = 16
     """Steps in which random, ancestral, confidence, margin, entropy, position, given and remdm_* reveal everything;
     fewer where there are fewer masks. Others take what they need."""
     grid: Literal["linear", "cosine"] = "linear"
     """Share of masks left after the share u of the steps: 1 − u, or cos(π/2·u), which reveals few at first."""
-    threshold: float = 0.9
+    threshold: Share = 0.9
     """Confidence from which threshold and leftmost reveal."""
-    factor: float = 1.0
+    factor: NonNegative = 1.0
     """Of factor: n are revealed if (n + 1)(1 − the n-th confidence) is smaller."""
-    entropy_bound: float = 0.1
+    entropy_bound: NonNegative = 0.1
     """Of entropy_bound, in nats: the entropies revealed at once, but for the largest, sum up to this at most."""
-    position_penalty: float = 0.02
+    position_penalty: NonNegative = 0.02
     """Of position: a place's confidence counts e^−penalty times that of the place before."""
-    order: tuple[int, ...] | None = None
+    order: tuple[NonNegativeInt, ...] | None = None
     """Of given: the places of what is asked, in the order to reveal them. None: from left to right."""
-    remask: float = 0.05
+    remask: Share = 0.05
     """η of remdm_cap, remdm_rescale and remdm_loop: how readily tokens are masked again."""
-    loop_from: float = 0.55
+    loop_from: Share = 0.55
     """Time at which remdm_loop begins to hold what it has."""
-    loop_until: float = 0.05
+    loop_until: Share = 0.05
     """Time from which remdm_loop reveals the rest."""
-    loop_kept: float = 0.9
+    loop_kept: Share = 0.9
     """Share that is known while remdm_loop holds it."""
-    policy_temperature: float | None = None
+    policy_temperature: Positive | None = None
     """Of a policy's draw of positions, not of tokens. None: that of the policy."""
-    policy_scale: float = 1.0
+    policy_scale: NonNegative = 1.0
     """β of a policy: it reveals with β times the probability, so more or fewer positions at a time."""
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     """Of the tokens' draw; 0 takes the most probable."""
-    top_k: int | None = None
+    top_k: Size | None = None
     """Draw among so many most probable tokens."""
-    top_p: float | None = None
+    top_p: Annotated[float, real(above=0, most=1)] | None = None
     """Draw among the most probable tokens that together have this probability."""
-    min_p: float | None = None
+    min_p: Share | None = None
     """Draw among the tokens at least so many times as probable as the most probable one."""
-    guidance: float = 0.0
+    guidance: NonNegative = 0.0
     """Classifier-free guidance: 0 is none."""
-    guidance_interval: tuple[float, float] | None = None
+    guidance_interval: tuple[Share, Share] | None = None
     """Guide only while the share of masks lies in (low, high]. None: always."""
-    block_length: int | None = None
+    block_length: Size | None = None
     """Fill blocks of so many tokens from left to right. None: everything at once."""
     cache: Literal["none", "prefix", "dual"] = "none"
     """What a block keeps of its first pass: nothing; keys and values before it; those after it too. Approximate."""
-    refresh_every: int | None = None
+    refresh_every: Size | None = None
     """Passes after which the cache is computed anew even within a block. None: for every block."""
-    max_nfe: int | None = None
+    max_nfe: Size | None = None
     """Function evaluations of an answer at most, shared out among its blocks; what is left then is revealed at once."""
-    patience: int | None = None
+    patience: Size | None = None
     """Reveal the rest of a block when its proposals were the same in so many evaluations."""
     stop_at_eos: bool = True
     """A text is over at its first EOS: nothing is computed for what comes after."""
 
     def __post_init__(self):
+        super().__post_init__()
         if self.strategy not in STRATEGIES and not is_policy(self.strategy):
             known = ", ".join(STRATEGIES)
             raise ValueError(f"no strategy {self.strategy!r}; there are {known}, and paths of policies, with a /")
-        for name in ("steps", "top_k", "block_length", "refresh_every", "max_nfe", "patience"):
-            _require(name, getattr(self, name), lambda value: value >= 1, "at least 1")
-        for name in ("threshold", "remask", "loop_from", "loop_until", "loop_kept", "min_p"):
-            _require(name, getattr(self, name), lambda value: 0 <= value <= 1, "in [0, 1]")
-        _require("policy_temperature", self.policy_temperature, lambda value: 0 < value < float("inf"), "positive")
-        for name in ("temperature", "guidance", "factor", "entropy_bound", "position_penalty", "policy_scale"):
-            _require(name, getattr(self, name), lambda value: 0 <= value < float("inf"), "finite and not negative")
-        _require("top_p", self.top_p, lambda value: 0 < value <= 1, "in (0, 1]")
         if not 0 < self.loop_until < self.loop_from < 1 or not 0 < self.loop_kept < 1:
             raise ValueError(
                 "remdm_loop needs 0 < loop_until < loop_from < 1 and loop_kept in (0, 1), got "
                 f"{self.loop_until}, {self.loop_from} and {self.loop_kept}"
             )
-        if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1] <= 1:
+        if self.guidance_interval is not None and not self.guidance_interval[0] < self.guidance_interval[1]:
             raise ValueError(f"guidance_interval must be 0 ≤ low < high ≤ 1, got {self.guidance_interval}")
         if self.guidance_interval is not None and self.cache != "none":
             raise ValueError(f"a cache ({self.cache}) needs both passes of guidance always, so no guidance_interval")
@@ -160,8 +154,3 @@ def require_used(config: GenerationConfig, default: GenerationConfig) -> None:
         if getattr(config, name) != getattr(default, name) and chosen not in strategies:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} is of the strategy {' or '.join(strategies)}; this is {config.strategy}")
-
-
-def _require(name, value, holds, what) -> None:
-    if value is not None and not holds(value):
-        raise ValueError(f"{name} must be {what}, got {value}")

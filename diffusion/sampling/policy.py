@@ -33,6 +33,7 @@ from trimask.diffusion.layers import rotary_sin_cos, rotate, sinusoids
 from trimask.diffusion.sampling.state import Choice, Memory, Observation, RowKeys, Rules
 from trimask.diffusion.sampling.strategies import best, uniform
 from trimask.tokenizers import configuration
+from trimask.tokenizers.ranges import Checked, Size
 
 Parameters = Any
 """A tree of arrays."""
@@ -43,35 +44,33 @@ _TIME_UNITS = 256.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyConfig:
+class PolicyConfig(Checked):
     """Inputs, law and shape of a policy."""
 
     inputs: tuple[Literal["confidence", "top", "margin", "entropy", "hidden"], ...] = ("confidence",)
     """What it sees of a position: the proposal's probability, the largest probabilities, the difference of the two
     largest, the entropy in nats, or the denoiser's hidden state."""
-    num_top: int = 8
+    num_top: Size = 8
     """How many probabilities `top` is."""
-    hidden_size: int | None = None
+    hidden_size: Size | None = None
     """Width of the denoiser, for `hidden`."""
     law: Literal["bernoulli", "dpls"] = "bernoulli"
     """How actions are drawn."""
     sees_beyond: bool = True
     """Whether it sees the masked positions of later blocks, too."""
-    width: int = 128
+    width: Size = 128
     """Size of the residual stream."""
-    num_heads: int = 2
+    num_heads: Size = 2
     """Attention heads."""
-    mlp_width: int = 512
+    mlp_width: Size = 512
     """Hidden size of the feed-forward layer."""
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.inputs or len(set(self.inputs)) < len(self.inputs):
             raise ValueError(f"inputs must be some, each once; got {self.inputs}")
         if ("hidden" in self.inputs) != (self.hidden_size is not None):
             raise ValueError(f"hidden_size is of the input hidden; got {self.hidden_size} and inputs {self.inputs}")
-        hidden_size = 1 if self.hidden_size is None else self.hidden_size
-        if min(self.num_top, self.width, self.num_heads, self.mlp_width, hidden_size) < 1:
-            raise ValueError(f"all sizes of a policy must be at least 1, got {self}")
         if self.width % (2 * self.num_heads) or self.width % 4:
             raise ValueError(f"width must be a multiple of 4 and of twice num_heads, got {self.width}/{self.num_heads}")
 

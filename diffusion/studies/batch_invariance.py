@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -38,27 +38,29 @@ from trimask.diffusion.studies.trials import (
     tuned_here,
     tuned_on,
 )
+from trimask.tokenizers.ranges import Checked, Log2, Size, whole
 
 Rule = Literal["nothing", "linear", "root", "sde"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchInvariance:
+class BatchInvariance(Checked):
     """Batches, and how the base is tuned."""
 
     base: TrainConfig
     """Network and recipe; its learning rate is tuned first."""
-    log2_learning_rates: tuple[float, ...] = (-9.0, -8.5, -8.0, -7.5, -7.0, -6.5, -6.0)
+    log2_learning_rates: tuple[Log2, ...] = (-9.0, -8.5, -8.0, -7.5, -7.0, -6.5, -6.0)
     """Grid on which it is tuned."""
-    log2_factors: tuple[int, ...] = (-3, -2, -1, 0, 1, 2, 3)
+    log2_factors: tuple[Annotated[int, whole(-62, 62)], ...] = (-3, -2, -1, 0, 1, 2, 3)
     """Batches, as powers of two of the base's."""
     rules: tuple[Rule, ...] = ("nothing", "linear", "root", "sde")
     """What becomes of the recipe; see RULES."""
-    seeds: int = 3
+    seeds: Size = 3
     """Seeds of every cell."""
 
     def __post_init__(self):
-        require_at_least(1, seeds=self.seeds, rules=len(self.rules), learning_rates=len(self.log2_learning_rates))
+        super().__post_init__()
+        require_at_least(1, rules=len(self.rules), learning_rates=len(self.log2_learning_rates))
         if 0 not in self.log2_factors:
             raise ValueError(f"log2_factors must hold 0, the tuned batch; got {self.log2_factors}")
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -30,28 +30,30 @@ from trimask.diffusion.pretraining import Parameters, Pretraining, training_batc
 from trimask.diffusion.studies.findings import Panel, draw, exponent, markdown_table, write_csv
 from trimask.diffusion.studies.trials import Trials, at_shape, make_room, require_at_least
 from trimask.diffusion.transformer import Transformer
+from trimask.tokenizers.ranges import Checked, Size, real
 from trimask.tokenizers.sequence import Sequence as TokenSequence
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoordinateCheck:
+class CoordinateCheck(Checked):
     """Shapes and parametrizations to compare."""
 
     base: TrainConfig
     """The network and recipe that are scaled; `horizon_tokens` says after how many updates are measured."""
-    widths: tuple[int, ...] = (64, 128, 256, 512)
+    widths: tuple[Size, ...] = (64, 128, 256, 512)
     """At the base's depth."""
-    depths: tuple[int, ...] = (2, 4, 8, 16, 32)
+    depths: tuple[Size, ...] = (2, 4, 8, 16, 32)
     """At the base's width."""
-    kinds: tuple[tuple[Kind, float], ...] = (
+    kinds: tuple[tuple[Kind, Annotated[float, real(0.5, 1)]], ...] = (
         ("completed_p", 0.5), ("completed_p", 1.0), ("completep", 1.0), ("mup", 1.0), ("standard", 1.0)
     )  # fmt: skip
     """Parametrizations, each with its residual exponent α."""
-    seeds: int = 2
+    seeds: Size = 2
     """Initialisations, whose RMS are averaged."""
 
     def __post_init__(self):
-        require_at_least(1, seeds=self.seeds, kinds=len(self.kinds))
+        super().__post_init__()
+        require_at_least(1, kinds=len(self.kinds))
         require_at_least(2, widths=len(self.widths), depths=len(self.depths))
         if len(set(_labels(self))) < len(self.kinds):
             raise ValueError(f"two of the kinds are the same: {', '.join(_labels(self))}")

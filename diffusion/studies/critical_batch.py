@@ -20,6 +20,7 @@ from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.studies.findings import Panel, deviation, draw, markdown_table, mean_and_deviation, write_csv
 from trimask.diffusion.studies.trials import Outcome, Trials, at_batch, require_at_least, tuned_here
+from trimask.tokenizers.ranges import Checked, PositiveInt, Size
 
 EXCESS = 0.01
 """The loss at S_crit above its plateau, as a fraction."""
@@ -32,22 +33,23 @@ Losses = Mapping[tuple[int, int], Sequence[tuple[float, float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CriticalBatch:
+class CriticalBatch(Checked):
     """Horizons and batches."""
 
     base: TrainConfig
     """Network and recipe, taken as tuned at its own batch and horizon."""
-    horizons: tuple[int, ...] = (100_000, 200_000)
+    horizons: tuple[PositiveInt, ...] = (100_000, 200_000)
     """Tokens; S_crit is fitted to these."""
-    predicted_horizon: int = 400_000
+    predicted_horizon: PositiveInt = 400_000
     """Tokens; B_crit of this one is predicted, and then measured."""
-    batches: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
+    batches: tuple[Size, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
     """Positions of a batch."""
-    seeds: int = 3
+    seeds: Size = 3
     """Seeds of every cell."""
 
     def __post_init__(self):
-        require_at_least(1, seeds=self.seeds, horizons=len(self.horizons))
+        super().__post_init__()
+        require_at_least(1, horizons=len(self.horizons))
         require_at_least(3, batches=len(self.batches))
 
 

@@ -34,6 +34,7 @@ from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.train import train
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers import configuration
+from trimask.tokenizers.ranges import Checked, PositiveInt, Seed, Size
 
 CONFIG = TrainConfig(
     model=TransformerConfig(num_layers=1, width=32, num_heads=2, mlp_width=32),
@@ -47,21 +48,20 @@ _TIMINGS = ("tokens_per_second", "data_wait")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KillAndResume:
+class KillAndResume(Checked):
     """How often, and when."""
 
-    kills: int = 20
+    kills: Size = 20
     """How often to kill."""
-    seed: int = 0
+    seed: Seed = 0
     """Fixes when, up to the machine's own timing."""
-    steps: int = 150
+    steps: PositiveInt = 150
     """Of the run."""
 
     def __post_init__(self):
-        if not 1 <= self.kills < self.steps * 3 // 4:
-            raise ValueError(
-                f"kills must be at least 1 and less than three quarters of the steps, got {self.kills} of {self.steps}"
-            )
+        super().__post_init__()
+        if self.kills >= self.steps * 3 // 4:
+            raise ValueError(f"kills must be less than three quarters of the steps, got {self.kills} of {self.steps}")
 
     @property
     def training(self) -> TrainConfig:

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
@@ -16,27 +17,29 @@ from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.parametrization import Kind
 from trimask.diffusion.studies.findings import Panel, draw, markdown_table, write_csv
 from trimask.diffusion.studies.trials import Outcome, Trials, at_shape, require_at_least, with_learning_rate
+from trimask.tokenizers.ranges import Checked, Size, whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearningRateTransfer:
+class LearningRateTransfer(Checked):
     """Shapes, learning rates and parametrizations to compare."""
 
     base: TrainConfig
     """The network and recipe that are scaled."""
-    widths: tuple[int, ...] = (64, 128, 256)
+    widths: tuple[Size, ...] = (64, 128, 256)
     """At the base's depth."""
-    depths: tuple[int, ...] = (2, 4, 8, 16)
+    depths: tuple[Size, ...] = (2, 4, 8, 16)
     """At the base's width."""
-    log2_learning_rates: tuple[int, ...] = (-11, -10, -9, -8, -7)
+    log2_learning_rates: tuple[Annotated[int, whole(-100, 100)], ...] = (-11, -10, -9, -8, -7)
     """The grid."""
     kinds: tuple[Kind, ...] = ("completed_p", "standard")
     """Parametrizations."""
-    seeds: int = 1
+    seeds: Size = 1
     """Seeds, whose losses are averaged."""
 
     def __post_init__(self):
-        require_at_least(1, seeds=self.seeds, kinds=len(self.kinds), learning_rates=len(self.log2_learning_rates))
+        super().__post_init__()
+        require_at_least(1, kinds=len(self.kinds), learning_rates=len(self.log2_learning_rates))
 
 
 Shape = tuple[int, int]

@@ -7,6 +7,7 @@ independent examples, and with n/2 examples that enter with a mask and its compl
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -22,22 +23,19 @@ from trimask.diffusion.schedule import Kind, ScheduleConfig
 from trimask.diffusion.studies.findings import markdown_table, write_csv
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.trained import Loaded, load
+from trimask.tokenizers.ranges import Checked, whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskVariance:
+class MaskVariance(Checked):
     """Which model, and how precisely."""
 
     run: str = "runs/tiny"
     """Run folder of a trained model."""
     schedules: tuple[Kind, ...] = ("linear", "cosine_md4", "cosine_mdlm", "polynomial")
     """Noise schedules to compare."""
-    draws: int = 200
+    draws: Annotated[int, whole(2, 1 << 24)] = 200
     """Batches per schedule and kind of mask."""
-
-    def __post_init__(self):
-        if self.draws < 2:
-            raise ValueError(f"a variance needs at least 2 draws, got {self.draws}")
 
 
 def study(config: MaskVariance, trials: Trials) -> str:

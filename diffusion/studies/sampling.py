@@ -20,7 +20,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -36,6 +36,8 @@ from trimask.diffusion.studies.findings import Panel, draw, markdown_table, writ
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.trained import Loaded, load
 from trimask.tokenizers import configuration
+from trimask.tokenizers.files import write_text
+from trimask.tokenizers.ranges import Checked, NonNegative, PositiveInt, Seed, Share, Size, whole
 from trimask.tokenizers.vocabulary import TEXT
 
 _FIT_EXAMPLES, _ROWS = 10_000, 128
@@ -43,7 +45,7 @@ _CACHES = ("none", "prefix", "dual")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingStudy:
+class SamplingStudy(Checked):
     """Which model, and what is tried."""
 
     run: str = "runs/tiny"
@@ -52,38 +54,37 @@ class SamplingStudy:
     """Of what is made. None: all that can be judged."""
     split: str = "validation"
     """Held-out split on which is chosen; what is chosen is then measured by `trimask evaluate` on another."""
-    guidances: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
+    guidances: tuple[NonNegative, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
     """Scales of guidance, for tasks with a condition."""
-    temperatures: tuple[float, ...] = (0.0, 0.6, 1.0)
+    temperatures: tuple[NonNegative, ...] = (0.0, 0.6, 1.0)
     """Of the tokens' draw."""
-    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 24)
+    steps: tuple[Size, ...] = (1, 2, 4, 8, 16, 24)
     """Of strategies that reveal an even share."""
     planned: tuple[str, ...] = ("random", "confidence", "margin", "entropy")
     """Strategies that are tried over the steps."""
-    thresholds: tuple[float, ...] = (0.5, 0.7, 0.9, 0.97)
+    thresholds: tuple[Share, ...] = (0.5, 0.7, 0.9, 0.97)
     """Of the strategy threshold."""
-    factors: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    factors: tuple[NonNegative, ...] = (0.5, 1.0, 2.0, 4.0)
     """Of the strategy factor."""
-    entropy_bounds: tuple[float, ...] = (0.05, 0.2, 1.0, 4.0)
+    entropy_bounds: tuple[NonNegative, ...] = (0.05, 0.2, 1.0, 4.0)
     """Of the strategy entropy_bound, in nats."""
-    blocks: tuple[int, ...] = (4, 8, 16)
+    blocks: tuple[Size, ...] = (4, 8, 16)
     """Lengths of blocks in which caches are tried; those that leave one block are left out."""
-    alike: float = 0.05
+    alike: Share = 0.05
     """Share of answers that may be equal to others, beyond that of real media."""
-    draws: int = 3
+    draws: Annotated[int, whole(2, 1 << 24)] = 3
     """Draws of the run's own way, for the error of distances."""
-    max_examples: int | None = None
+    max_examples: PositiveInt | None = None
     """At most so many questions of each task. None: all."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the draws."""
     apply: bool = False
     """Make what is chosen the run's default, in its config.json."""
 
     def __post_init__(self):
+        super().__post_init__()
         if not (self.guidances and self.temperatures and self.steps and self.planned):
             raise ValueError(f"there must be guidances, temperatures, steps and planned strategies to try; got {self}")
-        if self.draws < 2 or min(self.blocks, default=1) < 1:
-            raise ValueError(f"draws must be at least 2 and blocks at least 1, got {self.draws} and {self.blocks}")
         for options in self.ways():
             dataclasses.replace(GenerationConfig(), **options)
 
@@ -148,7 +149,7 @@ def study(config: SamplingStudy, trials: Trials) -> str:
         write_csv(trials.folder / "points.csv", [row for point in points for row in _rows(point)])
     _draw(trials.folder, points)
     found = {modality: configuration.to_dict(way) for modality, way in chosen.items()}
-    configuration.write_text(trials.folder / "generation.json", json.dumps(found, indent=2) + "\n")
+    write_text(trials.folder / "generation.json", json.dumps(found, indent=2) + "\n")
     if config.apply:
         train = dataclasses.replace(loaded.description.train, generation=loaded.description.train.generation | chosen)
         configuration.save(loaded.folder / "config.json", dataclasses.replace(loaded.description, train=train))

@@ -13,6 +13,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float
@@ -20,8 +21,9 @@ from jaxtyping import Float
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers
 from trimask.diffusion.studies.findings import Panel, deviation, draw, markdown_table, write_csv
-from trimask.diffusion.studies.trials import AT_EDGE, Outcome, Trials, at_shape, require_at_least, tuned_on
+from trimask.diffusion.studies.trials import AT_EDGE, Outcome, Trials, at_shape, tuned_on
 from trimask.tokenizers import configuration
+from trimask.tokenizers.ranges import Checked, Log2, NonNegative, Positive, PositiveInt, Size, real
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "embeddings": ("embedding", "place_range", "place_scale", "place_map"),
@@ -37,35 +39,29 @@ _DEPTHS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class Search(Checked):
     """Budget and trust region."""
 
     base: TrainConfig
     """Network and recipe; its learning rate is tuned first."""
-    log2_learning_rates: tuple[float, ...] = (-9.0, -8.5, -8.0, -7.5, -7.0, -6.5, -6.0, -5.5)
+    log2_learning_rates: tuple[Log2, ...] = (-9.0, -8.5, -8.0, -7.5, -7.0, -6.5, -6.0, -5.5)
     """Grid on which it is tuned."""
-    runs: int = 193
+    runs: PositiveInt = 193
     """Trials of the search: the centre, and rounds of `per_round`."""
-    hours: float | None = None
+    hours: NonNegative | None = None
     """Time after which this call begins no further round. None: only `runs` ends it."""
-    per_round: int = 12
+    per_round: Size = 12
     """Random points of a round."""
-    radius: float = 0.4
+    radius: Positive = 0.4
     """Standard deviation of a coordinate in octaves, at first."""
-    changed: float = 0.3
+    changed: Annotated[float, real(above=0, most=1)] = 0.3
     """Share of the coordinates that a point changes."""
-    width_factor: int = 4
+    width_factor: Size = 4
     """How much wider the network is on which the result is tried."""
-    depth_factor: int = 2
+    depth_factor: Size = 2
     """How much deeper."""
-    seeds: int = 3
+    seeds: Size = 3
     """Seeds of the comparison at the end."""
-
-    def __post_init__(self):
-        require_at_least(1, per_round=self.per_round, runs=self.runs, seeds=self.seeds)
-        require_at_least(1, width_factor=self.width_factor, depth_factor=self.depth_factor)
-        if self.radius <= 0 or not 0 < self.changed <= 1:
-            raise ValueError(f"radius must be positive and changed in (0, 1], got {self.radius} and {self.changed}")
 
 
 Point = Float[np.ndarray, " coordinates"]

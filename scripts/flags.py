@@ -1,0 +1,75 @@
+"""How the command line reads numbers of a range, so that an error names the flag, what came and what is allowed."""
+
+import dataclasses
+from collections.abc import Callable
+from itertools import cycle
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from trimask.tokenizers.ranges import ranged
+
+FLAGS = ConstructorRegistry()
+
+
+@FLAGS.primitive_rule
+def _numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Reads optional numbers, tuples and mappings of them as a whole, so that an error has the reason."""
+    origin, kinds = info.type_origin, get_args(info.type)
+    present = [kind for kind in kinds if kind is not type(None)]
+    if origin in (Union, UnionType) and len(present) == 1:
+        inner = _spec_of(present[0])
+        if inner is None or len(kinds) == 1:
+            return None
+        return dataclasses.replace(
+            inner,
+            metavar=f"{{None}}|{inner.metavar}",
+            nargs=inner.nargs if inner.nargs in (1, "*") else "*",
+            instance_from_str=lambda words: None if words == ["None"] else inner.instance_from_str(words),
+            is_instance=lambda value: value is None or inner.is_instance(value),
+            str_from_instance=lambda value: ["None"] if value is None else inner.str_from_instance(value),
+        )
+    return _spec_of(info.type)
+
+
+def _spec_of(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
+    """How a number of a range, a tuple of them, or a mapping from names to them is read."""
+    origin, kinds = get_origin(kind), get_args(kind)
+    own = ranged(kind)
+    if own is not None:
+        return own
+    parts = [ranged(part) for part in kinds if part is not ...]
+    if origin is tuple and all(parts):
+        each = [part for part in parts if part is not None]
+        is_any = kinds[-1] is ...
+        metavar = f"[{each[0].metavar} ...]" if is_any else " ".join(part.metavar for part in each)
+
+        def items(words: list[str]) -> tuple[Any, ...]:
+            if not is_any and len(words) != len(each):
+                raise ValueError(f"takes {len(each)} numbers, got {len(words)}")
+            return tuple(part.read(word) for part, word in zip(cycle(each), words, strict=False))
+
+        return _spec("*" if is_any else len(each), metavar, items, lambda value: [*map(str, value)])
+    if origin is dict and kinds[0] is str and parts[1] is not None:
+        number = parts[1]
+
+        def entries(words: list[str]) -> dict[str, Any]:
+            if len(words) % 2:
+                raise ValueError(f"takes pairs of a name and a number, got {len(words)} words")
+            return {name: number.read(word) for name, word in zip(words[::2], words[1::2], strict=True)}
+
+        return _spec(
+            "*", f"[STR {number.metavar} ...]", entries, lambda v: [str(w) for pair in v.items() for w in pair]
+        )
+    return None
+
+
+def _spec(nargs: Any, metavar: str, read: Callable[[list[str]], Any], write: Callable[[Any], list[str]]) -> Any:
+    return PrimitiveConstructorSpec(
+        nargs=nargs,
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda value: value is not None,
+        str_from_instance=write,
+    )

@@ -1,0 +1,224 @@
+"""Numbers whose type says their range: in one place for construction, command line, files and tests.
+
+    width: Size = 128        where        Size = Annotated[int, whole(1, 1 << 24)]
+
+The command line refuses another number with the flag's name and shows the range in `--help`; a file is refused with the
+path of the field; a dataclass that is `Checked` refuses it when it is made. NaN and infinity are in no range.
+"""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+_MOST = 10**15
+"""Largest whole number where none is said: tokens of the longest training are a hundredth of it."""
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def _shown(end: float | int) -> str:
+    return f"{end:g}" if isinstance(end, float) else f"{end:,}"
+
+
+def _cut(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 30 else f"{text[:29]}…"
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """An interval of whole or real numbers; its ends belong to it unless they are open."""
+
+    is_whole: bool
+    least: float | int
+    most: float | int
+    is_open_below: bool = False
+    is_open_above: bool = False
+
+    def fault(self, value: Any) -> str | None:
+        """Why the value is not in the range, as the end of a sentence; None: it is."""
+        kind = numbers.Integral if self.is_whole else numbers.Real
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"must be {'a whole number' if self.is_whole else 'a number'}, got {value!r}"
+        if not self.is_whole and not _is_finite(value):
+            return f"must be finite, got {value}"
+        number: Any = value
+        is_below = number <= self.least if self.is_open_below else number < self.least
+        is_above = number >= self.most if self.is_open_above else number > self.most
+        if not is_below and not is_above:
+            return None
+        if not self.is_whole and math.isfinite(self.most):
+            return f"must lie in {self}, got {_cut(value)}"
+        if is_above:
+            return f"must be at most {_shown(self.most)}, got {_cut(value)}"
+        if self.least:
+            return f"must be at least {_shown(self.least)}, got {_cut(value)}"
+        return f"must {'be positive' if self.is_open_below else 'not be negative'}, got {_cut(value)}"
+
+    @property
+    def _usual_most(self) -> float | int:
+        return _MOST if self.is_whole else math.inf
+
+    def __str__(self) -> str:
+        ends = "(" if self.is_open_below else "[", ")" if self.is_open_above else "]"
+        return f"{ends[0]}{_shown(self.least)}, {_shown(self.most)}{ends[1]}"
+
+    @property
+    def metavar(self) -> str:
+        """The kind of number and its range as `--help` shows them."""
+        kind = "INT" if self.is_whole else "FLOAT"
+        if self.most < self._usual_most:
+            return f"{kind} {self}"
+        if self.least == -math.inf:
+            return kind
+        return f"{kind}{'>' if self.is_open_below else '≥'}{_shown(self.least)}"
+
+
+class Ranged(PrimitiveConstructorSpec[Any]):
+    """Metadata of a type: a range, and how tyro reads a number of it."""
+
+    range: Range
+
+    def __init__(self, range: Range):
+        object.__setattr__(self, "range", range)
+        super().__init__(
+            nargs=1,
+            metavar=range.metavar,
+            instance_from_str=lambda words: self.read(words[0]),
+            is_instance=lambda value: isinstance(value, int if range.is_whole else int | float),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    def read(self, word: str) -> Any:
+        """The number that a word of the command line says. Raises ValueError, in words."""
+        value: Any = word
+        with suppress(ValueError):  # the range refuses what is no number
+            value = int(word) if self.range.is_whole else float(word)
+        fault = self.range.fault(value)
+        if fault is not None:
+            raise ValueError(fault)
+        return value
+
+    def __repr__(self) -> str:
+        return self.metavar
+
+
+def whole(least: int, most: int = _MOST) -> Ranged:
+    """A range of whole numbers, ends included."""
+    return Ranged(Range(True, least, most))
+
+
+def real(
+    least: float | int = -math.inf,
+    most: float | int = math.inf,
+    *,
+    above: float | int | None = None,
+    below: float | int | None = None,
+) -> Ranged:
+    """A range of finite numbers, ends included; `above` and `below` are ends that are not."""
+    return Ranged(
+        Range(
+            False,
+            least if above is None else above,
+            most if below is None else below,
+            is_open_below=above is not None,
+            is_open_above=below is not None,
+        )
+    )
+
+
+PositiveInt = Annotated[int, whole(1)]
+NonNegativeInt = Annotated[int, whole(0)]
+Size = Annotated[int, whole(1, 1 << 24)]
+"""Of an axis of an array, or of as many things that are held at a time."""
+Workers = Annotated[int, whole(0, 4096)]
+"""Processes beside this one."""
+Seed = Annotated[int, whole(0, 2**32 - 1)]
+Finite = Annotated[float, real()]
+Positive = Annotated[float, real(above=0)]
+NonNegative = Annotated[float, real(0)]
+Share = Annotated[float, real(0, 1)]
+Log2 = Annotated[float, real(-100, 100)]
+"""Logarithm to base 2 of a learning rate."""
+
+
+class Checked:
+    """A dataclass whose numbers are compared with the ranges of their types when it is made."""
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)
+        for name, check in _checks(kind):
+            for path, fault in check(getattr(self, name)):
+                raise ValueError(f"{name}{path} {fault}")
+
+
+_Check = Callable[[Any], Iterator[tuple[str, str]]]
+"""Yields the place within a value, and what is wrong there."""
+
+
+@cache
+def _checks(kind: Any) -> list[tuple[str, _Check]]:
+    """Fields of a dataclass whose type has a range, each with its check."""
+    hints = get_type_hints(kind, include_extras=True)
+    checks = ((field.name, _check_of(hints[field.name])) for field in dataclasses.fields(kind))
+    return [(name, check) for name, check in checks if check is not None]
+
+
+def ranged(kind: Any) -> Ranged | None:
+    """What an annotated type declares of its range."""
+    parts = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
+    return next((part for part in parts if isinstance(part, Ranged)), None)
+
+
+def range_of(kind: Any) -> Range | None:
+    """The range that an annotated type declares itself."""
+    found = ranged(kind)
+    return None if found is None else found.range
+
+
+def _check_of(kind: Any) -> _Check | None:
+    own = range_of(kind)
+    if own is not None:
+
+        def check(value: Any) -> Iterator[tuple[str, str]]:
+            fault = own.fault(value)
+            if fault is not None:
+                yield "", fault
+
+        return check
+    parts = [_check_of(part) for part in get_args(kind) if part is not ...]
+    if not any(parts):
+        return None
+    if get_origin(kind) in (tuple, list):
+        return lambda value: _of_items(value, parts)
+    if get_origin(kind) is dict:
+        return lambda value: _of_entries(value, parts[1])
+    return lambda value: iter(()) if value is None or isinstance(value, str) else _first(parts)(value)
+
+
+def _first(parts: list[_Check | None]) -> _Check:
+    return next(part for part in parts if part is not None)
+
+
+def _of_items(value: Any, parts: list[_Check | None]) -> Iterator[tuple[str, str]]:
+    for place, item in enumerate(value):
+        check = parts[min(place, len(parts) - 1)]
+        for path, fault in check(item) if check is not None else ():
+            yield f"[{place}]{path}", fault
+
+
+def _of_entries(value: Any, check: _Check | None) -> Iterator[tuple[str, str]]:
+    for key, item in value.items():
+        for path, fault in check(item) if check is not None else ():
+            yield f"[{key!r}]{path}", fault
