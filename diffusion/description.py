@@ -123,10 +123,10 @@ def continued(folder: Path, description: RunDescription, resume: bool) -> RunDes
     steps = checkpoint_steps(folder)
     if steps and not resume:
         raise ValueError(f"{folder} holds a run at step {steps[-1]}; --no-resume needs a folder without one")
+    if not steps:
+        return description  # nothing was finished, so nothing is lost
     if not (folder / "config.json").exists():
-        if steps:
-            raise ValueError(f"{folder} holds checkpoints and no config.json to say of what; choose another folder")
-        return description
+        raise ValueError(f"{folder} holds checkpoints and no config.json to say of what; choose another folder")
     old = configuration.load(folder / "config.json", RunDescription)
     batch = dataclasses.replace(description.train.batch, warn_epochs=old.train.batch.warn_epochs)
     free = {name: getattr(old.train, name) for name in ("loop", "generation", "mesh")}
@@ -148,7 +148,8 @@ def continued(folder: Path, description: RunDescription, resume: bool) -> RunDes
 def write_description(folder: Path, description: RunDescription, tokenizers: MediaTokenizers) -> None:
     """Writes config.json and, before it, tokenizers/."""
     path = folder / "config.json"
-    if not path.exists():
+    if not checkpoint_steps(folder):
         tokenizers.save(folder / "tokenizers")
-    if not path.exists() or configuration.load(path, RunDescription) != description:
+        configuration.save(path, description)
+    elif configuration.load(path, RunDescription) != description:
         configuration.save(path, description)

@@ -1,6 +1,5 @@
 """How the command line reads numbers of a range, so that an error names the flag, what came and what is allowed."""
 
-import dataclasses
 from collections.abc import Callable
 from itertools import cycle
 from types import UnionType
@@ -22,13 +21,12 @@ def _numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         inner = _spec_of(present[0])
         if inner is None or len(kinds) == 1:
             return None
-        return dataclasses.replace(
-            inner,
-            metavar=f"{{None}}|{inner.metavar}",
-            nargs=inner.nargs if inner.nargs in (1, "*") else "*",
-            instance_from_str=lambda words: None if words == ["None"] else inner.instance_from_str(words),
-            is_instance=lambda value: value is None or inner.is_instance(value),
-            str_from_instance=lambda value: ["None"] if value is None else inner.str_from_instance(value),
+        return _spec(
+            inner.nargs if inner.nargs == 1 else "*",
+            f"{{None}}|{inner.metavar}",
+            lambda words: None if words == ["None"] else inner.instance_from_str(words),
+            lambda value: ["None"] if value is None else inner.str_from_instance(value),
+            is_optional=True,
         )
     return _spec_of(info.type)
 
@@ -65,11 +63,17 @@ def _spec_of(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
     return None
 
 
-def _spec(nargs: Any, metavar: str, read: Callable[[list[str]], Any], write: Callable[[Any], list[str]]) -> Any:
+def _spec(
+    nargs: Any,
+    metavar: str,
+    read: Callable[[list[str]], Any],
+    write: Callable[[Any], list[str]],
+    is_optional: bool = False,
+) -> PrimitiveConstructorSpec[Any]:
     return PrimitiveConstructorSpec(
         nargs=nargs,
         metavar=metavar,
         instance_from_str=read,
-        is_instance=lambda value: value is not None,
+        is_instance=lambda value: is_optional or value is not None,
         str_from_instance=write,
     )

@@ -382,7 +382,7 @@ def test_a_source_without_records_is_refused(tmp_path):
         (lambda: SplitConfig(test=0.6, validation=0.4), "leave something to train on"),
         (lambda: SplitConfig(held_out=("anna",)), "FIELD=VALUE"),
         (lambda: PictureConfig(height=3), "given together"),
-        (lambda: PrepareConfig(seconds=0.0), "seconds must be positive"),
+        (lambda: PrepareConfig(seconds=0.0), "seconds must lie in"),
         (lambda: PrepareConfig(sources={"a b": SourceConfig(kind="text", where=())}), "a plain word"),
     ],
 )
@@ -479,3 +479,27 @@ def test_a_medium_that_cannot_have_the_shape_is_refused_with_the_example():
     assert fitted(example, None, [], PrepareConfig()) is example
     with pytest.raises(ValueError, match=r"codecs of an unknown modality 'imag'; .*image"):
         PrepareConfig(codecs={"imag": PatchConfig()})
+
+
+def test_a_mistake_leaves_nothing_and_a_folder_without_a_plan_takes_another_configuration(files, tmp_path, monkeypatch):
+    folder = tmp_path / "new"
+    with pytest.raises(FileNotFoundError, match=r"prse\.txt: no such file"):
+        prepare(folder, PrepareConfig(sources={"prose": SourceConfig(kind="text", where=(str(files / "prse.txt"),))}))
+    assert not folder.exists()
+    prose = {"prose": SourceConfig(kind="text", where=(str(files / "prose.txt"),))}
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing.configuration, "save", _killed_at_plan)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(folder, config_of(files, text_vocabulary=258))
+    assert (folder / "config.json").exists() and (folder / "tokenizers/image").is_dir()
+    prepared = prepare(folder, PrepareConfig(sources=prose, text_vocabulary=257))
+    assert prepared.tokenizers.text.size == 257 and not (folder / "tokenizers/image").exists()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock", "config.json", "manifest.json", "plan.json", "prose", "tokenizers"
+    ]  # fmt: skip
+
+
+def _killed_at_plan(path, content):
+    if path.name == "plan.json":
+        raise KeyboardInterrupt
+    configuration.write_json(path, configuration.to_dict(content))

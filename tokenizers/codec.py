@@ -207,6 +207,13 @@ def write_folder(folder: str | Path, said: Mapping[str, Any], content: Content) 
     write_text(folder / "config.json", json.dumps(description, indent=2) + "\n")
 
 
+def remove_folder(folder: Path) -> None:
+    """Removes a folder that `write_folder` wrote, and nothing that it did not write."""
+    for name in [*_read_description(folder).files, "config.json"]:
+        (folder / name).unlink(missing_ok=True)
+    folder.rmdir()
+
+
 def _read_description(folder: Path) -> _Description:
     path = folder / "config.json"
     if not path.is_file():

@@ -62,7 +62,10 @@ class MediaTokenizers:
         return list(self.codec(modality).decode(np.stack(codes)))
 
     def save(self, folder: Path) -> None:
-        """One folder per modality."""
+        """One folder per modality; those of other modalities that were saved here before are removed."""
+        for left in folder.iterdir() if folder.is_dir() else ():
+            if left.is_dir() and left.name not in self.fingerprints:
+                codec.remove_folder(left)
         self.text.save(folder / TEXT)
         for name, media_codec in self.codecs.items():
             media_codec.save(folder / name)

@@ -1,6 +1,7 @@
 """Raw examples → tokenizers and tokenised shards, with a manifest that describes them.
 
-config.json, tokenizers/ and plan.json are settled first, each written at once; then the blocks of all sources are
+Nothing is written before the sources were read and tokenizers fitted. tokenizers/, config.json and plan.json come
+first, each written at once; a folder without a plan takes another configuration. Then the blocks of all sources are
 tokenised, by several processes where there are many; the manifest comes last. So a folder that was left at any moment
 is continued by the same command, ends with the same bytes, and nothing is tokenised twice.
 """
@@ -53,21 +54,18 @@ def prepare(folder: Path, config: PrepareConfig, report: Report = silent) -> Pre
     A folder made with another configuration, or of files that have changed since, is refused.
     """
     config = with_given_codecs(config)
-    is_complete = (folder / "manifest.json").exists()
     _require_same(folder, config)
-    if is_complete:
-        blocks = {
-            name: config.open_source(name, raw_folder(folder)).blocks(config.shard_records) for name in config.sources
-        }
+    sources = {name: config.open_source(name, raw_folder(folder)) for name in config.sources}
+    blocks = _listed(config, sources, report)
+    if (folder / "manifest.json").exists():
         prepared = Prepared(folder)
         _require_same_blocks(folder, prepared.plan, blocks)
         with locked(folder):
             _mend(prepared, config, report)
     else:
         with locked(folder):
-            configuration.save(folder / "config.json", config)
-            sources = {name: config.open_source(name, raw_folder(folder)) for name in config.sources}
-            plan = _settle_plan(folder, config, sources, report)
+            _require_same(folder, config)  # another process may have worked here meanwhile
+            plan = _settle_plan(folder, config, sources, blocks, report)
             reports = _encode(folder, config, plan, sources, report)
             _finish(folder, config, plan, sources, reports)
     return Prepared(folder)
@@ -100,9 +98,8 @@ def _content(reports: Iterable[BlockReport]) -> str:
 
 def _require_same(folder: Path, config: PrepareConfig) -> None:
     """Refuses a configuration that is not that of the folder, or has nothing to prepare."""
-    path = folder / "config.json"
-    if path.exists():
-        old = configuration.load(path, PrepareConfig)
+    if (folder / "plan.json").exists():
+        old = configuration.load(folder / "config.json", PrepareConfig)
         free = {name: getattr(config, name) for name in _FREE}
         changed = configuration.differences(dataclasses.replace(old, **free), config)
         if changed:
@@ -117,8 +114,8 @@ def _require_same(folder: Path, config: PrepareConfig) -> None:
         )
 
 
-def _settle_plan(folder: Path, config: PrepareConfig, sources: dict[str, Source], report: Report) -> Plan:
-    """The plan and the tokenizers, made once."""
+def _listed(config: PrepareConfig, sources: dict[str, Source], report: Report) -> dict[str, list[Block]]:
+    """The blocks of every source; one without records is refused."""
     blocks = {}
     for number, (name, source) in enumerate(sources.items()):
         report("reading sources", number, len(sources))
@@ -126,6 +123,17 @@ def _settle_plan(folder: Path, config: PrepareConfig, sources: dict[str, Source]
         if not blocks[name]:
             raise ValueError(f"{name}: {', '.join(config.sources[name].where)} holds no records")
     report("reading sources", len(sources), len(sources))
+    return blocks
+
+
+def _settle_plan(
+    folder: Path,
+    config: PrepareConfig,
+    sources: dict[str, Source],
+    blocks: dict[str, list[Block]],
+    report: Report,
+) -> Plan:
+    """The plan, the tokenizers and the configuration, made once; the plan comes last."""
     path = folder / "plan.json"
     if path.exists():
         plan = configuration.load(path, Plan)
@@ -142,7 +150,9 @@ def _settle_plan(folder: Path, config: PrepareConfig, sources: dict[str, Source]
             raise ValueError(f"{name}: there is no usable record in {of}, so nothing can be made of it")
     report("reading what tokenizers are fitted on", len(sources), len(sources))
     plan = Plan(blocks=blocks, media_shapes=shapes_of_media(config, sources, samples))
-    fit_tokenizers(config, sources, samples, plan.media_shapes, report).save(folder / "tokenizers")
+    tokenizers = fit_tokenizers(config, sources, samples, plan.media_shapes, report)
+    tokenizers.save(folder / "tokenizers")
+    configuration.save(folder / "config.json", config)
     configuration.save(path, plan)
     return plan
 
