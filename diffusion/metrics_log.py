@@ -16,7 +16,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from trimask.diffusion.processes import is_first
-from trimask.diffusion.run_folder import keep_lines_until, line_of, read_lines, writing
+from trimask.diffusion.run_folder import keep_lines_until, line_of, read_steps, writing
+from trimask.tokenizers.files import append_text
 from trimask.tokenizers.formats import present_name
 
 Metrics = Mapping[str, Any]
@@ -28,7 +29,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; `trimask train` writes it")
-    return [{present_name("metric", name): value for name, value in line.items()} for line in read_lines(path)]
+    return [
+        {present_name("metric", name): value for name, value in line.items() if type(value) in (int, float)}
+        for line in read_steps(path)
+    ]
 
 
 class MetricsLog:
@@ -77,8 +81,7 @@ class MetricsLog:
         if self._board is None:
             return values
         with writing(self._folder):
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line_of({"step": step, **values}))
+            append_text(self._path, line_of({"step": step, **values}))
             for name, value in values.items():
                 self._board.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
         return values

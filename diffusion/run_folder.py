@@ -148,11 +148,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return objects
 
 
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file that say their step, as a whole number; others are left out, as torn ones are."""
+    return [line for line in read_lines(path) if type(line.get("step")) is int]
+
+
 def keep_lines_until(path: Path, step: int) -> None:
     """Drops the lines of later steps, and torn ones, all at once: killed on the way, the old file stands."""
     if not path.exists():
         return
-    kept = [line for line in read_lines(path) if line.get("step", step + 1) <= step]
+    kept = [line for line in read_steps(path) if line["step"] <= step]
     text = "".join(line_of(content) for content in kept)
     if path.read_bytes() != text.encode("utf-8"):
         write_text(path, text)

@@ -18,7 +18,7 @@ from trimask.diffusion.run_folder import staged
 from trimask.scripts.outputs import ending_of, output
 from trimask.scripts.render import file_stem, write_animation
 from trimask.tokenizers import configuration
-from trimask.tokenizers.files import require_plain_name
+from trimask.tokenizers.files import require_plain_name, write_text
 from trimask.tokenizers.json_text import read_json_lines
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.vocabulary import TEXT
@@ -100,15 +100,15 @@ def write_answers(out: Path, outputs: Sequence[Answered], tokenizers: MediaToken
                 write_animation(stage / entry["animation"], answer.frames, _FRAME_MILLISECONDS)
             if answer.trace is not None:
                 entry["trace"] = Path(name).with_suffix(_TRACE).name
-                (stage / entry["trace"]).write_text(answer.trace, encoding="utf-8")
+                write_text(stage / entry["trace"], answer.trace)
             lines[name] = entry
         text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in lines.values())
-        (stage / _INDEX).write_text(text, encoding="utf-8")
+        write_text(stage / _INDEX, text)
 
 
 def _write_media(path: Path, modality: str, media: Any, tokenizers: MediaTokenizers) -> None:
     if modality == TEXT:
-        path.write_text(media + "\n", encoding="utf-8")
+        write_text(path, media + "\n")
     else:
         output(modality).write(path, media, tokenizers.codec(modality))
 

@@ -28,6 +28,7 @@ from trimask.diffusion.run_folder import writing
 from trimask.diffusion.studies.findings import markdown_table
 from trimask.scripts import cli
 from trimask.scripts.console import console, say, table
+from trimask.tokenizers.files import write_text
 from trimask.tokenizers.json_text import parse_json
 
 BENCHMARKS = {
@@ -58,7 +59,7 @@ def run_elsewhere(
     It is called as SCRIPT SPEC.json, and WEIGHTS.npz if there are any.
     """
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+        write_text(Path(folder) / "spec.json", json.dumps(spec))
         command = [str(python), str(Path(__file__).with_name(script)), f"{folder}/spec.json"]
         if weights is not None:
             command.append(f"{folder}/weights.npz")
@@ -78,8 +79,8 @@ def write(
     content["cases"] = [asdict(case) for case in cases]
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        (out / f"{name}.md").write_text(f"{machine}\n\n{markdown_table(columns, cells)}\n", encoding="utf-8")
+        write_text(out / f"{name}.json", json.dumps(content, indent=1) + "\n")
+        write_text(out / f"{name}.md", f"{machine}\n\n{markdown_table(columns, cells)}\n")
     console.print(table(name, columns, cells))
 
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trimask.diffusion.results import Score
+from trimask.diffusion.studies.findings import save_figure
 
 Metrics = list[dict[str, Any]]
 """Lines of metrics.jsonl."""
@@ -49,7 +50,7 @@ def plot_loss(path: Path, metrics: Metrics) -> None:
         axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
         axes.set_ylim(bottom=0)
         _tidy(axes)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def plot_accuracy(path: Path, scores: Sequence[Score]) -> None:
@@ -76,7 +77,7 @@ def plot_accuracy(path: Path, scores: Sequence[Score]) -> None:
     axes.invert_yaxis()
     _tidy(axes)
     axes.grid(axis="y", visible=False)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _tidy(axes: Axes) -> None:

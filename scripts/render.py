@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float32, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from trimask.tokenizers.codec import MediaCodec, SoundCodec
-from trimask.tokenizers.files import written_to
+from trimask.tokenizers.files import replacing, written_to
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Segment
 
@@ -96,14 +96,14 @@ def spectrogram_image(waveform: Float32[np.ndarray, " samples"], sample_rate_hz:
 
 def write_png(path: Path, image: Image.Image) -> None:
     """Writes a PNG without anything that changes from call to call."""
-    with written_to(path):
-        image.save(path, "PNG")
+    with written_to(path), replacing(path) as partial:
+        image.save(partial, "PNG")
 
 
 def write_wav(path: Path, waveform: Float32[np.ndarray, " samples"], sample_rate_hz: int) -> None:
     """Writes 16-bit PCM; what exceeds [-1, 1] is clipped."""
-    with written_to(path):
-        soundfile.write(path, np.clip(waveform, -1, 1), sample_rate_hz, subtype="PCM_16", format="WAV")
+    with written_to(path), replacing(path) as partial:
+        soundfile.write(partial, np.clip(waveform, -1, 1), sample_rate_hz, subtype="PCM_16", format="WAV")
 
 
 def write_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int) -> None:
@@ -117,13 +117,13 @@ def write_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int
     pages = _pages(frames, multiple=2 if is_mp4 else 1)  # H.264 has colours for two pixels by two
     if is_mp4:
         require_mp4()
-        with written_to(path):
-            _write_mp4(path, [*pages, *pages[-1:] * (_LAST_FRAME - 1)], milliseconds)
+        with written_to(path), replacing(path) as partial:
+            _write_mp4(partial, [*pages, *pages[-1:] * (_LAST_FRAME - 1)], milliseconds)
         return
     durations = [milliseconds] * (len(pages) - 1) + [_LAST_FRAME * milliseconds]
     first, *rest = [page.quantize(256, dither=Image.Dither.NONE) for page in pages]
-    with written_to(path):
-        first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    with written_to(path), replacing(path) as partial:
+        first.save(partial, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
 def require_mp4() -> None:
@@ -145,10 +145,10 @@ def _pages(frames: Sequence[Image.Image], multiple: int) -> list[Image.Image]:
     return pages
 
 
-def _write_mp4(path: Path, pages: Sequence[Image.Image], milliseconds: int) -> None:
+def _write_mp4(partial: Path, pages: Sequence[Image.Image], milliseconds: int) -> None:
     import av
 
-    with av.open(str(path), "w") as container:
+    with av.open(str(partial), "w", format="mp4") as container:
         # One thread: the same frames make nearly always the same bytes.
         stream = container.add_stream("libx264", rate=Fraction(1000, milliseconds), options={"threads": "1"})
         stream.width, stream.height = pages[0].size

@@ -35,6 +35,7 @@ from trimask.scripts.render import (
     write_png,
 )
 from trimask.tokenizers import configuration
+from trimask.tokenizers.files import write_text
 from trimask.tokenizers.vocabulary import TEXT
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -81,7 +82,7 @@ def write_report(
     written = [_written(sample, prepared) for sample in samples if target[sample.task] == TEXT]
     _write_drawings(run, drawn, loaded)
     words = _write_words(run / "words", spoken, loaded)
-    (run / "text.txt").write_text("\n".join(map(_as_text, written)), encoding="utf-8")
+    write_text(run / "text.txt", "\n".join(map(_as_text, written)))
     plot_loss(run / "loss.png", metrics)
     plot_accuracy(run / "accuracy.png", evaluation.scores)
     page = _page(
@@ -102,7 +103,7 @@ def write_report(
         picture_uri=_png_uri,
     )
     path = run / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.run_folder import line_of, read_lines, staged
+from trimask.diffusion.run_folder import line_of, read_steps, staged
 from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.trained import Loaded
 from trimask.scripts.outputs import output
+from trimask.tokenizers.files import write_text
 from trimask.tokenizers.sequence import Example, direct, until_eos
 from trimask.tokenizers.vocabulary import TEXT, Task
 
@@ -44,7 +45,7 @@ def save_training_samples(loaded: Loaded, step: int) -> None:
     folder = loaded.folder / "samples"
     with staged(folder) as stage:
         # Lines of this and later steps come again after a resumed run.
-        lines = [line for line in read_lines(folder / "samples.jsonl") if line["step"] < step]
+        lines = [line for line in read_steps(folder / "samples.jsonl") if line["step"] < step]
         for (dataset, task), asked in questions.items():
             requests = [question.example for question in asked]
             answers = generator.generate(requests, loaded.generation(task.target), seed=0)
@@ -55,7 +56,7 @@ def save_training_samples(loaded: Loaded, step: int) -> None:
                 lines += _lines(step, task, references, media)
             else:
                 _write_media(stage / f"step-{step:06}-{dataset}", task.target, media, references, loaded)
-        (stage / "samples.jsonl").write_text("".join(map(line_of, lines)), encoding="utf-8")
+        write_text(stage / "samples.jsonl", "".join(map(line_of, lines)))
 
 
 @lru_cache(maxsize=1)

@@ -211,3 +211,11 @@ def test_a_sample_that_is_no_number_is_refused(fitted):
 def test_nonsensical_settings_are_refused(settings_, message):
     with pytest.raises(ValueError, match=message):
         MelConfig(**settings_)
+
+
+def test_bands_that_hear_nothing_are_refused():
+    waveforms = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 2000)).astype(np.float32)
+    with pytest.raises(
+        ValueError, match=r"\d+ of num_mels 120 bands hold no frequency of a window of 200 samples at 8000"
+    ):
+        MelCodec.fit(waveforms, MelConfig(num_mels=120))

@@ -1,6 +1,7 @@
 """What a run's config.json holds the run to, and what may change when it goes on."""
 
 import dataclasses
+import shutil
 
 import fakes
 import pytest
@@ -76,6 +77,12 @@ def test_a_run_goes_on_with_other_ways_to_compute_save_and_show_and_is_else_what
 def test_another_run_is_refused_by_what_differs(folder, description, said):
     with pytest.raises(ValueError, match=f"holds a run of another configuration; .* There → asked for: {said}$"):
         continued(folder, description, resume=True)
+
+
+def test_a_folder_without_a_checkpoint_takes_another_run(folder):
+    shutil.rmtree(folder / "checkpoints")
+    other = asked(seed=1)
+    assert continued(folder, other, resume=True) == continued(folder, other, resume=False) == other
 
 
 def test_a_run_that_is_there_is_not_begun_anew(folder):

@@ -104,6 +104,6 @@ def test_whatever_a_third_party_raises_is_an_error_that_names_the_file():
     for kind in (MemoryError, PermissionError):
         with pytest.raises(kind), reading("a.x", "no picture"):
             raise kind
-    for kind in (MemoryError, ModuleNotFoundError):
+    for kind in (MemoryError, ModuleNotFoundError, TypeError):
         with pytest.raises(kind), written_to("a.x"):
             raise kind

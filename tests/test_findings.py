@@ -45,11 +45,11 @@ def axes_of(tmp_path, monkeypatch):
 
     def drawn(panels, columns=4):
         saved = []
-        monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, path: saved.append((figure, path)))
+        monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, path, **_: saved.append((figure, path)))
         with matplotlib.rc_context(matplotlib.rcParamsDefault):
             draw(tmp_path / "a.png", panels, columns)
         ((figure, path),) = saved
-        assert path == tmp_path / "a.png"
+        assert path == tmp_path / "a.png.partial" and (tmp_path / "a.png").is_file()
         return figure.axes
 
     return drawn

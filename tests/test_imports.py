@@ -177,3 +177,31 @@ def test_every_text_file_is_opened_by_its_encoding():
     ]
     found = {str(path.relative_to(ROOT)): without_encoding(path.read_text(encoding="utf-8")) for path in MODULES}
     assert not {path: lines for path, lines in found.items() if lines}
+
+
+def test_files_are_written_in_one_place_which_follows_no_links():
+    """`tokenizers/files.py`; others get the name of a partial file from it, or a folder of their own."""
+    found = []
+    for path in MODULES:
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+            words = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+            writes = name == "open" and any(isinstance(word, str) and set(word) & set("wax+") for word in words)
+            if name in ("write_text", "write_bytes", "savefig") or writes:
+                receiver = ast.unparse(call.func.value) + "".join(map(ast.unparse, call.args))
+                if "partial" not in receiver and "os.devnull" not in receiver:
+                    found.append(f"{path.name}: {ast.unparse(call)[:60]}")
+    assert found == []
+
+
+def test_json_is_read_in_one_place():
+    """But for scripts that run in Pythons of their own."""
+    readers = {
+        path.name
+        for path in MODULES
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Attribute) and ast.unparse(call) in ("json.loads", "json.load")
+    }
+    elsewhere = {"torch_train.py", "torch_rollout.py", "md4_train.py", "llada_generate.py"}
+    own = {"benchmark.py", "speech.py"}  # what they wrote themselves a moment before
+    assert readers == {"json_text.py", *elsewhere, *own}

@@ -196,7 +196,7 @@ def test_a_child_runs_until_it_has_a_status(status, is_running):
         child.finish()
 
 
-@pytest.mark.parametrize(("kills", "steps"), [(0, 150), (15, 20), (16, 20)])
+@pytest.mark.parametrize(("kills", "steps"), [(15, 20), (16, 20)])
 def test_more_kills_than_a_run_has_room_for_are_refused(kills, steps):
     assert KillAndResume(kills=14, steps=20).training.optimizer.horizon_tokens == 240 * 20
     with pytest.raises(ValueError, match=f"less than three quarters of the steps, got {kills} of {steps}"):

@@ -83,5 +83,5 @@ def test_all_that_is_written(tmp_path, monkeypatch):
 
 
 def test_one_draw_has_no_variance():
-    with pytest.raises(ValueError, match="at least 2 draws, got 1"):
+    with pytest.raises(ValueError, match="draws must be at least 2, got 1"):
         MaskVariance(draws=1)

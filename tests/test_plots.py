@@ -15,16 +15,16 @@ def drawn(monkeypatch, tmp_path):
     kept = []
 
     class Kept(Figure):
-        def savefig(self, path):
+        def savefig(self, path, **options):
             kept.append(path)
-            super().savefig(path)
+            super().savefig(path, **options)
             kept.append(self)
 
     def call(plot, content) -> Figure:
         with matplotlib.rc_context(matplotlib.rcParamsDefault):
             plot(tmp_path / "figure.png", content)
         path, figure = kept
-        assert path == tmp_path / "figure.png" and path.stat().st_size
+        assert path == tmp_path / "figure.png.partial" and (tmp_path / "figure.png").stat().st_size
         return figure
 
     monkeypatch.setattr(plots, "Figure", Kept)

@@ -18,6 +18,7 @@ from trimask.diffusion.run_folder import (
     line_of,
     locked,
     read_lines,
+    read_steps,
     staged,
     writing,
 )
@@ -150,6 +151,16 @@ def test_files_say_letters_as_they_are_and_come_all_at_once(tmp_path, monkeypatc
     monkeypatch.setattr(os, "fsync", lambda _: on_disk.append((tmp_path / "a.json.partial").read_text()))
     files.write_text(tmp_path / "a.json", "new")
     assert on_disk == ["new"] and [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_lines_that_say_no_step_are_left_out_as_torn_ones_are(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 1, "loss": 2}\n{"step": "two"}\n{"loss": 3}\n{"step": true}\n{"step": 2.0}\n[3]\n{"step": 9}\n'
+    )
+    assert read_steps(path) == [{"step": 1, "loss": 2}, {"step": 9}]
+    keep_lines_until(path, 5)
+    assert path.read_text() == '{"step": 1, "loss": 2}\n'
 
 
 def in_a_process(act):

@@ -14,6 +14,7 @@ codebook never makes a frame worse. Griffin–Lim (Griffin & Lim 1984; with mome
 starts from zero phase, so that a clip's waveform depends on nothing but its codes.
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
@@ -82,6 +83,12 @@ class MelCodec(StoredTokenizer):
         """Fits the codebooks one after another, each by k-means on what the ones before leave over."""
         if not len(waveforms):
             raise ValueError("no clips to fit codebooks on")
+        empty = int((cls(config, ())._filters <= 0).all(axis=1).sum())
+        if empty:
+            raise ValueError(
+                f"{empty} of num_mels {config.num_mels} bands hold no frequency of a window of {config.window} samples "
+                f"at {config.sample_rate_hz} Hz; give fewer bands or a longer window"
+            )
         features = cls(config, ())._features(waveforms)
         residual = features.reshape(1, -1, features.shape[-1])
         codebooks = []
@@ -172,7 +179,8 @@ class MelCodec(StoredTokenizer):
     @cached_property
     def _filters(self) -> Float32[np.ndarray, "mels frequencies"]:
         config = self.config
-        return librosa.filters.mel(sr=config.sample_rate_hz, n_fft=config.window, n_mels=config.num_mels, norm=None)
+        with warnings.catch_warnings(action="ignore"):  # of empty filters, which fitting refuses
+            return librosa.filters.mel(sr=config.sample_rate_hz, n_fft=config.window, n_mels=config.num_mels, norm=None)
 
     @cached_property
     def _inverse_filters(self) -> Float[np.ndarray, "frequencies mels"]:

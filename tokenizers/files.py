@@ -88,6 +88,13 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def append_text(path: Path, text: str) -> None:
+    """Adds UTF-8 text at the end of a file, which is made if need be. Raises OSError if the path is a link."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
+        file.write(text.encode())
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes bytes in the place of whatever was there."""
     with replacing(path) as partial:
@@ -107,12 +114,10 @@ def reading(path: object, fault: str) -> Iterator[None]:
 
 @contextmanager
 def written_to(path: object) -> Iterator[None]:
-    """Turns whatever a third party's writer raises into an OSError that names the file and the reason."""
+    """Turns what a third party's writer raises into an OSError that names the file and the reason."""
     try:
         yield
-    except (MemoryError, ModuleNotFoundError):
-        raise
-    except Exception as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise OSError(f"{path}: could not be written: {printable(reason_of(error))}") from error
 
 

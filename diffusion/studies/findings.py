@@ -1,6 +1,7 @@
 """What studies leave behind: a table as CSV, figures as PNG, and a short text in Markdown."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
+
+from trimask.tokenizers.files import replacing, write_text, written_to
 
 _COLORS = matplotlib.color_sequences["tab10"]
 
@@ -47,10 +50,11 @@ class Panel:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """A table with the keys of the first row as its header."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, file.getvalue())
 
 
 def draw(path: Path, panels: Sequence[Panel], columns: int = 4) -> None:
@@ -91,7 +95,13 @@ def draw(path: Path, panels: Sequence[Panel], columns: int = 4) -> None:
         axes.legend(fontsize=7, frameon=False, **below)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    figure.savefig(path)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG."""
+    with written_to(path), replacing(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -46,7 +46,7 @@ from trimask.diffusion.run_folder import line_of, locked, read_lines, writing
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.transformer import num_parameters
 from trimask.tokenizers import configuration
-from trimask.tokenizers.files import write_text
+from trimask.tokenizers.files import append_text, write_text
 
 _Measured = TypeVar("_Measured")
 
@@ -140,8 +140,8 @@ class Trials:
                 said = configuration.to_dict(left[name])
                 key = self._key(measure.__name__, said, type(left[name]))
                 line = {"key": key, "outcome": configuration.to_dict(outcome), "config": said}
-                with writing(self.folder), path.open("a", encoding="utf-8") as file:
-                    file.write(line_of(line))
+                with writing(self.folder):
+                    append_text(path, line_of(line))
                 done += 1
                 self.report(what, done, total)
         return [known[name] for name in asked]
