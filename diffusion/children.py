@@ -12,14 +12,17 @@ import time
 from collections.abc import Sequence
 
 _EVERY_S = 0.2
+_GRACE_S = 1.0
+"""For a child that tidies up after a parent that ended in the usual way."""
 
 
 def end_with(parent: int) -> None:
-    """Lets this process end within a second of its parent, the process of that number."""
+    """Lets this process end within two seconds of its parent, the process of that number, if not by itself."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_EVERY_S)
+        time.sleep(_GRACE_S)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -146,11 +146,19 @@ def prefetched(batch: Callable[[int], Any], start: int, stop: int, config: LoopC
         flags.FLAGS.mark_as_parsed()  # or Grain's workers would want a command line of absl's
     ahead = -(-config.prefetch // config.workers)
     options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=ahead)
-    shared = numbered.to_iter_dataset(grain.ReadOptions(num_threads=1)).mp_prefetch(
-        options, partial(_end_with, os.getpid())
-    )
-    # Copied out of the memory that Grain shares between processes, which it takes back when it likes.
-    return ((step, jax.tree.map(np.array, content)) for step, content in shared)
+    shared = numbered.to_iter_dataset(grain.ReadOptions(num_threads=1))
+    shared = shared.mp_prefetch(options, partial(_end_with, os.getpid()))
+    return _copied(shared)
+
+
+def _copied(shared: grain.IterDataset) -> Iterator[tuple[int, Any]]:
+    """Copies batches out of the memory that Grain shares between processes, and ends these when it is through."""
+    iterator = iter(shared)
+    try:
+        for step, content in iterator:
+            yield step, jax.tree.map(np.array, content)
+    finally:
+        iterator.close()
 
 
 def _end_with(parent: int, *_: int) -> None:

@@ -93,6 +93,7 @@ def test_only_a_regular_file_is_one(tmp_path):
 
 def test_what_could_steer_a_terminal_is_shown_as_one_sign():
     assert printable("a\x1b[31m\x07\u202eb\u2028é漢") == "a�[31m��b�é漢"
+    assert printable("می\u200cخواهم\n", keep="\n") == "می\u200cخواهم\n"
 
 
 def test_whatever_a_third_party_raises_is_an_error_that_names_the_file():

@@ -11,6 +11,7 @@ from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.tfds_records import EmbeddedDigits
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.evaluate import EvaluateConfig
+from trimask.diffusion.layout import Layout
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig
@@ -176,6 +177,11 @@ LIMITS = [
     *((PolicyConfig, {}, {name: 1}, {name: 0}) for name in ("num_top", "num_heads", "mlp_width")),
     (PolicyConfig, {"num_heads": 3}, {"width": 12}, {"width": 16}),
     (PolicyConfig, {"num_heads": 1}, {"width": 4}, {"width": 6}),
+    (Layout, {"fill": "whole"}, {"shapes": {"text": [2**24 - 2]}}, {"shapes": {"text": [2**24 - 1]}}),
+    (Layout, {"fill": "whole"}, {"shapes": {"text": [1]}}, {"shapes": {"text": [1], "image": [2**24, 2**24, 2**24]}}),
+    (Layout, {"fill": "whole"}, {"shapes": {"text": [1]}}, {"shapes": {"image": [1, 1]}}),
+    (Layout, {"fill": "whole"}, {"shapes": {"text": [1]}}, {"shapes": {"text": [0]}}),
+    (Layout, {"fill": "answer", "shapes": {"text": [9]}}, {"answer_length": 1}, {"answer_length": 0}),
     (SDEScaling, {}, {"base_batch_tokens": 0.1}, {"base_batch_tokens": 0.0}),
     (SDEScaling, {}, {"base_horizon_tokens": 1}, {"base_horizon_tokens": 0}),
     (SDEScaling, {}, {"gamma": 0.0}, {"gamma": -0.1}),

@@ -99,6 +99,8 @@ def _sequence(kind: Any) -> _Hook:
             raise ValueError(f"must be a list, got {shown(value)}")
         if length is not None and len(value) != length:
             raise ValueError(f"must be a list of {length}, got {shown(value)}")
+        if length is None and kinds[0] in (int, str) and all(type(part) is kinds[0] for part in value):
+            return origin(value)  # reports of prepared data hold thousands of numbers
         each = kinds if length is not None else (kinds[0],) * len(value)
         return origin(part for _, part in _structured(zip(range(len(value)), value, each, strict=True)))
 

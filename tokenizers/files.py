@@ -58,11 +58,14 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with � for control characters other than those to keep, so that it cannot steer a terminal."""
+    """The text with � for characters that could steer a terminal or turn text around, other than those to keep."""
+    keep += _JOINERS
     return "".join("\ufffd" if c not in keep and unicodedata.category(c) in _UNPRINTABLE else c for c in text)
 
 
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+_JOINERS = "\u00ad\u200c\u200d"
+"""Soft hyphen, and what some scripts and emoji are spelled with."""
 
 
 @contextmanager

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from trimask.tokenizers.ranges import Checked, Size
+
 SPECIAL = "special"
 TEXT = "text"
 
@@ -43,22 +45,21 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vocabulary:
+class Vocabulary(Checked):
     """The ids of all modalities; a new modality is one more entry of `codebook_sizes`."""
 
-    text_size: int
+    text_size: Size
     """Number of ids of the text tokenizer, EOS not counted."""
-    codebook_sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    codebook_sizes: dict[str, tuple[Size, ...]] = field(default_factory=dict)
     """Sizes of the residual codebooks of each media codec, by modality."""
 
     def __post_init__(self):
-        if self.text_size < 1:
-            raise ValueError(f"text_size must be at least 1, got {self.text_size}")
+        super().__post_init__()
         for modality, sizes in self.codebook_sizes.items():
             if modality in (SPECIAL, TEXT) or not modality.isidentifier():
                 raise ValueError(f"a media modality needs a name of its own, got {modality!r}")
-            if not sizes or min(sizes) < 1:
-                raise ValueError(f"{modality} needs codebooks of at least one code, got {sizes}")
+            if not sizes:
+                raise ValueError(f"{modality} needs at least one codebook")
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
