@@ -5,6 +5,7 @@
 #   EXTRAS       of pyproject.toml to install: "speech,video,test,cuda" for GPUs, "tpu" for TPUs
 #   UPGRADE      --upgrade lets `make constraints` move pins that could stay
 #   N, SEED      number of mutants of `make mutate`, and the seed by which it draws them
+#   ONLY         one case of `make break`, as kills:12; BREAK_ARGS are more of its flags, such as "--calls 100 --keep"
 
 PYTHON ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
@@ -12,13 +13,15 @@ EXTRAS ?= speech,video,test
 UPGRADE ?=
 N ?= 100
 SEED ?=
+ONLY ?=
+BREAK_ARGS ?=
 
 SHELL := /bin/sh
 bin := .venv/bin
 candidates := $(or $(PYTHON),python3 python python3.14 python3.13 python3.12 python3.11)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutate lint types setup constraints clean other_extras
+.PHONY: help demo test mutate break lint types setup constraints clean other_extras
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -33,6 +36,10 @@ test: .venv/.ready  ## set up, then run the tests
 mutate: .venv/.ready  ## change N statements drawn by SEED, one at a time, and show which changes the tests catch
 	@test -n "$(SEED)" || { echo "make mutate needs the seed of its draw: make mutate N=$(N) SEED=7" >&2; exit 2; }
 	@PYTHONPATH=tests $(bin)/python -m mutation --number $(N) --seed $(SEED)
+
+break: .venv/.ready  ## bad calls, damaged files, kills, full disks and commands run twice, drawn by SEED
+	@test -n "$(SEED)" || { echo "make break needs the seed of its draw: make break SEED=7" >&2; exit 2; }
+	@PYTHONPATH=tests $(bin)/python -m breaking --seed $(SEED) $(if $(ONLY),--only $(ONLY)) $(BREAK_ARGS)
 
 lint: .venv/.ready  ## ruff: rules and format
 	@$(bin)/ruff check .

@@ -12,6 +12,7 @@ other names, shapes or dtypes is not damaged, but another model's.
 
 import json
 import logging
+import stat
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +32,11 @@ from trimask.diffusion.processes import any_process, is_first, summed, wait_for_
 from trimask.diffusion.run_folder import writing
 from trimask.tokenizers.files import shortened
 from trimask.tokenizers.formats import present_name
+from trimask.tokenizers.json_text import parse_json
 
 _ELEMENTS_AT_A_TIME = 1 << 20
+_JSON, _JSON_FOLDER = ("_CHECKPOINT_METADATA", "_METADATA", "_sharding", "metadata"), "array_metadatas"
+"""What Orbax reads as JSON."""
 
 
 class DamagedCheckpoint(ValueError):
@@ -181,6 +185,7 @@ class Checkpoints:
         return Restored(step, tree, about["notes"])
 
     def _about(self, step: int) -> dict[str, Any]:
+        _require_plain(self.folder / str(step))
         about = self._read(step, "about", ocp.args.JsonRestore())
         if not isinstance(about, dict) or _signed(about) != about:
             raise DamagedCheckpoint(f"{self.folder / str(step)}: damaged: about/ is not what was saved")
@@ -233,6 +238,19 @@ class Checkpoints:
         wait_for_all(f"the damaged checkpoint of step {step} is set aside")
         self._manager.reload()
         return target
+
+
+def _require_plain(checkpoint: Path) -> None:
+    """Refuses, before Orbax opens it, a checkpoint with anything but files and folders, or JSON out of bounds."""
+    for path in checkpoint.rglob("*"):
+        mode, name = path.lstat().st_mode, path.relative_to(checkpoint)
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise DamagedCheckpoint(f"{checkpoint}: damaged: {name} is neither a file nor a folder")
+        if stat.S_ISREG(mode) and (path.name in _JSON or path.parent.name == _JSON_FOLDER):
+            try:
+                parse_json(path.read_bytes(), str(name), allows_infinity=True)
+            except ValueError as error:
+                raise DamagedCheckpoint(f"{checkpoint}: damaged: {shortened(str(error))}") from error
 
 
 @contextmanager

@@ -5,11 +5,13 @@ watches for it (`run_watched`).
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 _EVERY_S = 0.2
 _GRACE_S = 1.0
@@ -32,6 +34,12 @@ def run_watched(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
     """Runs a program to its end and returns its status, output and errors as text."""
     watched = [sys.executable, __file__, str(os.getpid()), *command]
     return subprocess.run(watched, capture_output=True, text=True, errors="replace", check=False)
+
+
+def require_program(path: Path, flag: str) -> None:
+    """Raises ValueError, with the flag's name, where a path is not that of a program that can be run."""
+    if shutil.which(path) is None:
+        raise ValueError(f"{flag} must be a program; got {str(path)!r}, which is none that can be run")
 
 
 def _watch(parent: int, command: Sequence[str]) -> int:

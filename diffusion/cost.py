@@ -97,6 +97,14 @@ def flops_per_token(
     return 3 * (matrices + attention + 2 * model.width * masked * ids)
 
 
+def evaluation_bytes(model: TransformerConfig, vocabulary: Vocabulary, rows: int, length: int) -> float:
+    """Memory in which a network is evaluated: parameters, a layer's activations in float32, and all logits twice."""
+    tokens = rows * length
+    layer = tokens * (7.3 * model.width + 8.6 * model.size_of_mlp)
+    scores = 1.2 * tokens * length * model.num_heads if model.attention == "plain" else 0.0
+    return 4 * (parameters(model, vocabulary).total + layer + scores + 2 * tokens * vocabulary.size)
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of a device during a step."""
@@ -153,6 +161,11 @@ class StepOnMesh:
         """With so many rows on each device; `abstract` are the parameters' shapes."""
         own, blocks = (self.own_parameters(tree) for tree in (abstract, abstract["blocks"]))
         return self._memory(own, blocks, rows)
+
+    def estimate(self, rows: int) -> Memory:
+        """`memory` without the shapes of parameters: as if each were split over fsdp and tensor axes."""
+        count, parts = parameters(self.model, self.vocabulary), self.fsdp * self.tensor
+        return self._memory(count.total // parts, count.blocks // parts, rows)
 
     def largest_rows(self, abstract: Any, bytes_of_device: float) -> int:
         """Rows that a device has room for; 0 if not one."""

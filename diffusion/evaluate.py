@@ -23,6 +23,7 @@ from trimask.diffusion.held_out import HeldOut, Real
 from trimask.diffusion.intervals import ratio
 from trimask.diffusion.judges import NamedJudge
 from trimask.diffusion.likelihood import num_asked, target_bits
+from trimask.diffusion.limits import WorkLimits
 from trimask.diffusion.progress import Report, silent
 from trimask.diffusion.results import Bound, Evaluation, Samples
 from trimask.diffusion.sampling.requests import Generator
@@ -51,6 +52,8 @@ class EvaluateConfig(Checked):
     """Examples in one batch: a matter of memory."""
     seed: Seed = 0
     """Of generation and masks."""
+    limits: WorkLimits = WorkLimits()
+    """What it may take."""
 
 
 def evaluate(
@@ -68,6 +71,8 @@ def evaluate(
         asked: dict[str, set[bytes]] = {}
         real = Real(prepared, name, config.fit_examples)
         held_out = [HeldOut(prepared, name, split, config.max_examples) for split in splits if split in manifest.splits]
+        rows = min(config.rows, max((len(part.numbers) for part in held_out), default=1))
+        loaded.require_room(config.limits, rows, manifest.layout.example_length())
         judges: dict[str, list[NamedJudge]] = {}
         is_trained_on = prepared.fingerprint == loaded.description.data_fingerprint
         for task in manifest.tasks(loaded.vocabulary):

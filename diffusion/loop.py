@@ -24,9 +24,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from trimask.diffusion.checkpoint import Checkpoints, Retention
 from trimask.diffusion.children import end_with
 from trimask.diffusion.divergence import LossWatch, diverged, not_finite
+from trimask.diffusion.limits import WorkLimits
 from trimask.diffusion.metrics_log import Metrics, MetricsLog
 from trimask.diffusion.processes import any_process, is_first
 from trimask.diffusion.run_folder import locked, writing
+from trimask.tokenizers.formats import added
 from trimask.tokenizers.ranges import Checked, NonNegativeInt, PositiveInt, Workers, real, whole
 
 State = TypeVar("State")
@@ -56,6 +58,8 @@ class LoopConfig(Checked):
     """Batches prepared ahead of the step."""
     workers: Workers = 0
     """Processes that prepare batches. 0: a thread of this process."""
+    limits: WorkLimits = added(as_before=WorkLimits(), default=WorkLimits())
+    """What the training may take."""
 
     @property
     def retention(self) -> Retention:

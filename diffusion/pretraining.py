@@ -11,13 +11,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from trimask.diffusion.cost import StepOnMesh, flops_per_token, parameters
 from trimask.diffusion.data.batches import Batches
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.denoiser import Output
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.loss import Mean, loss_and_metrics, target_counts
 from trimask.diffusion.masking import Noised, forward_process
-from trimask.diffusion.mesh import laid_out, own_rows, shardings, use_mesh
+from trimask.diffusion.mesh import AXES, laid_out, own_rows, shardings, use_mesh
 from trimask.diffusion.optimizer import Knobs, adamw, averaged
 from trimask.diffusion.parametrization import parameter_multipliers, without_multipliers
 from trimask.diffusion.sde import rescaled
@@ -27,6 +28,8 @@ from trimask.tokenizers.sequence import Sequence
 from trimask.tokenizers.vocabulary import Vocabulary
 
 _MANY = 1 << 20
+_BYTES_OF_WORKER = 250e6
+"""Memory of a process that prepares batches."""
 
 Parameters = Any
 """A tree of arrays."""
@@ -203,4 +206,39 @@ def training_batches(prepared: Prepared, config: TrainConfig, mesh: Mesh | None 
     """What a configuration is trained on; of each batch all rows, or those that this process takes on the mesh."""
     copies = 2 if config.masking.complementary else 1
     own = None if mesh is None else partial(own_rows, mesh=mesh, parts=config.accumulate)
-    return Batches(prepared, config.batch, config.seed, copies, config.accumulate, own_rows=own)
+    limits = config.loop.limits
+    batches = Batches(prepared, config.batch, config.seed, copies, config.accumulate, own_rows=own, limits=limits)
+    _require_room(batches, config, prepared.tokenizers.vocabulary, copies, mesh)
+    return batches
+
+
+def _require_room(
+    batches: Batches, config: TrainConfig, vocabulary: Vocabulary, copies: int, mesh: Mesh | None
+) -> None:
+    """Refuses a training that does not fit the devices, or the time, by the estimates of `cost.py`."""
+    devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
+    data, fsdp, tensor = (1, 1, 1) if mesh is None else (mesh.shape[axis] for axis in AXES)
+    model, horizon, limits = config.model, config.optimizer.horizon_tokens, config.loop.limits
+    for dataset in batches.datasets:
+        step = StepOnMesh(
+            model,
+            vocabulary,
+            data,
+            fsdp,
+            tensor,
+            dataset.row_length,
+            config.accumulate,
+            devices[0].platform,
+            config.loss,
+        )
+        rows = -(-copies * dataset.num_rows // (data * fsdp * config.accumulate))
+        what = (
+            f"a step of {parameters(model, vocabulary).total:,} parameters on {rows:,} rows of {dataset.name}, of "
+            f"{dataset.row_length:,} tokens each,"
+        )
+        limits.require_memory(step.estimate(rows).total, what, devices)
+    shortest = min(dataset.row_length for dataset in batches.datasets)
+    flops = horizon * flops_per_token(model, vocabulary, shortest)
+    everyone = devices if mesh is None else list(mesh.devices.flat)
+    limits.require_memory(_BYTES_OF_WORKER * config.loop.workers, f"loop.workers {config.loop.workers}")
+    limits.require_time(flops, f"training on {horizon:,} tokens", everyone)

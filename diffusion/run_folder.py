@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,49 @@ class NotWritten(OSError):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps every other process out of a run folder, which is made if need be; those of this run share its lock."""
+    """Keeps every other process out of a run folder, which is made if need be; those of this run share its lock.
+
+    A folder that was made for a block that fails before anything is written goes again.
+    """
     if not is_first():
         yield
         return
+    made = _missing(folder)
     with writing(folder):
         lock = _acquired(folder, 0.0)
     try:
         yield
+    except BaseException:
+        _undo(folder, made, ".lock")
+        raise
     finally:
         lock.release()
+
+
+@contextmanager
+def undone_if_empty(folder: Path, *names: str) -> Iterator[None]:
+    """Removes a folder that the block makes if it fails and leaves nothing there but the lock and files so named."""
+    made = _missing(folder)
+    try:
+        yield
+    except BaseException:
+        _undo(folder, made, ".lock", *names)
+        raise
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folder and its parents that do not exist, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _undo(folder: Path, made: list[Path], *names: str) -> None:
+    """Removes folders that were made, if the first holds nothing but files of these names."""
+    if made and folder.is_dir() and {path.name for path in folder.iterdir()} <= set(names):
+        with suppress(OSError):  # where another process has come since
+            for path in folder.iterdir():
+                path.unlink()
+            for path in made:
+                path.rmdir()
 
 
 @contextmanager

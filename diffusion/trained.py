@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import jax
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from trimask.diffusion.checkpoint import Checkpoints
+from trimask.diffusion.cost import evaluation_bytes
 from trimask.diffusion.description import RunDescription, load_description
+from trimask.diffusion.limits import WorkLimits
 from trimask.diffusion.pretraining import Parameters, Pretraining
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.tokenizers import configuration
@@ -38,6 +41,12 @@ class Loaded:
     def generation(self, modality: str) -> GenerationConfig:
         """How a modality is sampled by default."""
         return self.description.train.generation.get(modality, GenerationConfig())
+
+    def require_room(self, limits: WorkLimits, rows: int, length: int) -> None:
+        """Refuses batches of so many rows of so many tokens that do not fit the memory of one device."""
+        what = f"evaluating the model on {rows:,} rows of {length:,} tokens"
+        needed = evaluation_bytes(self.description.train.model, self.vocabulary, rows, length)
+        limits.require_memory(needed, what, jax.local_devices()[:1])
 
     @property
     def denoise(self) -> Partial:

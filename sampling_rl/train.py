@@ -124,6 +124,18 @@ class PolicyTraining:
         expert = dataclasses.replace(config.generation, strategy="threshold", block_length=block_length)
         self.experts = [dataclasses.replace(expert, threshold=threshold) for threshold in config.experts]
         self.most_steps = max(most_steps(self.rules, problems.length), problems.length)
+        self._require_memory()
+
+    def _require_memory(self) -> None:
+        """Refuses what does not fit the memory: parameters with moments and gradients, and the episodes of a step."""
+        config, length = self.config, self.problems.length
+        width, hidden = config.policy.width, config.policy.mlp_width
+        weights = width * (12 * width + 2 * hidden + config.policy.num_features)
+        episodes = config.problems_per_step * config.episodes_of_group
+        numbers = episodes * self.most_steps * length * (config.policy.num_features + 4)
+        activations = config.grpo.chunk * length * (12 * width + 2 * hidden)
+        what = f"a policy of {weights:,} weights with {episodes:,} episodes of {self.most_steps:,} steps"
+        config.loop.limits.require_memory(4 * (5 * weights + numbers + 2 * activations), what, jax.local_devices()[:1])
 
     def init(self, takes_over: bool = True) -> PolicyState:
         """The state before the first step, of random parameters or of those that are to be taken over."""

@@ -66,7 +66,7 @@ def run_elsewhere(
             np.savez(command[-1], **weights)
         done = run_watched(command)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command[:2])} failed:\n{done.stderr.strip()[-2000:]}")
+        raise ValueError(f"{' '.join(command[:2])} failed:\n{done.stderr.strip()[-2000:]}")
     return [parse_json(line, script) for line in done.stdout.splitlines() if line.startswith('{"')]
 
 

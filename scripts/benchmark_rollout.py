@@ -23,6 +23,7 @@ import tyro
 from flax import nnx
 from jax.tree_util import Partial
 
+from trimask.diffusion.children import require_program
 from trimask.diffusion.sampling.policy import LearnedStrategy, PolicyConfig, drawn, logits_of, new_parameters
 from trimask.diffusion.sampling.state import Rules
 from trimask.diffusion.transformer import Transformer, TransformerConfig
@@ -63,6 +64,8 @@ class Arguments(Checked):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.python is not None:
+            require_program(self.python, "--python")
         parse_size(self.size)
 
 

@@ -26,6 +26,7 @@ from flax import nnx
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from trimask.diffusion.children import require_program
 from trimask.diffusion.denoiser import Cache
 from trimask.diffusion.sampling import loop
 from trimask.diffusion.sampling.config import GenerationConfig
@@ -74,6 +75,7 @@ class Arguments(Checked):
 
     def __post_init__(self):
         super().__post_init__()
+        require_program(self.python, "--python")
         if not all((self.sizes, self.rows, self.lengths, self.blocks, self.caches)):
             raise ValueError(f"there must be one of each; got {self}")
         for length, block in product(self.lengths, self.blocks):

@@ -21,6 +21,7 @@ import numpy as np
 import tyro
 
 from trimask.diffusion.attention import kernel_for
+from trimask.diffusion.children import require_program
 from trimask.diffusion.cost import flops_per_token, parameters
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.pretraining import Pretraining
@@ -76,6 +77,10 @@ class Arguments(Checked):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.python is not None:
+            require_program(self.python, "--python")
+        if self.md4_python is not None:
+            require_program(self.md4_python, "--md4-python")
         if not self.sizes or not self.vocabularies:
             raise ValueError(f"there must be sizes and vocabularies; got {self}")
         if self.length % 4:

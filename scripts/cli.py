@@ -77,15 +77,37 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status: 2 for the user's mistakes, 130 after Ctrl-C, 143 after SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
     try:
         try:
-            return _dispatch(arguments)
-        finally:
-            sys.stdout.flush()
+            status = _dispatch(arguments)
+        except SystemExit as stop:
+            if isinstance(stop.__context__, BrokenPipeError):  # so Rich ends
+                raise stop.__context__ from None
+            raise
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:
-        # The reader, `| head`, has seen enough. Python would complain again about what is still buffered.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader, `| head`, has seen enough.
+        _discard_output()
         return 141
+    except OSError as error:
+        _discard_output()
+        _report(f"trimask: error: the output could not be written: {_message(error)}")
+        return 1
+
+
+def _open_closed_streams() -> None:
+    """Standard streams that are closed read and write nothing, and no file that is opened later takes their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # The lowest number that is free, which is the stream's own: those before it are open by now.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _discard_output() -> None:
+    """Lets go of what is still buffered: Python would complain about it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -111,12 +133,20 @@ def _dispatch(arguments: list[str]) -> int:
         return getattr(stop, "exit_status", 130)
     except BrokenPipeError:
         raise
+    except MemoryError as error:
+        _report(f"trimask {name}: error: not enough memory: {error}")
+        return 1
     except (ValueError, OSError, ModuleNotFoundError) as error:
         # That is how our boundaries refuse what they were given; all else is a bug and keeps its traceback.
         if os.environ.get("TRIMASK_DEBUG", "0") != "0":
             raise
         _report(f"trimask {name}: error: {_message(error)}")
         return 2
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # so XLA says that an array does not fit
+            raise
+        _report(f"trimask {name}: error: not enough memory: {str(error).splitlines()[0]}")
+        return 1
     return 0
 
 

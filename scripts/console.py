@@ -1,8 +1,10 @@
 """What commands share on the terminal: parsing by preset, progress bars, tables."""
 
 import argparse
+import io
+import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TypeVar
 
 import tyro
@@ -32,7 +34,7 @@ console = Console()
 def parse(kind: Any, arguments: list[str], command: str, description: str, default: Any = None) -> Any:
     """The command's arguments as its dataclass; wrong ones end with a usage message and suggestions."""
     given = {} if default is None else {"default": default}
-    with FLAGS:
+    with FLAGS, _plain_errors(arguments):
         return tyro.cli(kind, args=arguments, prog=f"trimask {command}", description=description, **given)
 
 
@@ -40,7 +42,7 @@ def parse_from_preset(make: Callable[[Experiment], _T], arguments: list[str], co
     """The arguments as a dataclass whose defaults are what `make` takes of the experiment that --preset names."""
     presets = "\n".join(f"  {name:12} {(preset.__doc__ or '').splitlines()[0]}" for name, preset in PRESETS.items())
     experiment = preset(option(arguments, "--preset"))
-    with FLAGS:
+    with FLAGS, _plain_errors(arguments):
         return tyro.cli(
             type(make(experiment)),
             args=arguments,
@@ -48,6 +50,21 @@ def parse_from_preset(make: Callable[[Experiment], _T], arguments: list[str], co
             description=f"{description}\n\nWhat --preset can name; its values are the defaults shown below:\n{presets}",
             default=make(experiment),
         )
+
+
+@contextmanager
+def _plain_errors(arguments: list[str]) -> Iterator[None]:
+    """What is said of arguments with characters that steer a terminal is said without them, and without colours."""
+    if all(printable(word, keep="\n\t") == word for word in arguments):
+        yield
+        return
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            yield
+    except SystemExit:
+        print(printable(said.getvalue(), keep="\n\t"), end="", file=sys.stderr)
+        raise
 
 
 def joined(arguments: list[str], *flags: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import cycle
+from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -37,6 +38,8 @@ def _spec_of(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
     own = ranged(kind)
     if own is not None:
         return own
+    if kind is Path:
+        return _spec(1, "PATH", lambda words: _path(words[0]), lambda value: [str(value)])
     parts = [ranged(part) for part in kinds if part is not ...]
     if origin is tuple and all(parts):
         each = [part for part in parts if part is not None]
@@ -61,6 +64,12 @@ def _spec_of(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
             "*", f"[STR {number.metavar} ...]", entries, lambda v: [str(w) for pair in v.items() for w in pair]
         )
     return None
+
+
+def _path(word: str) -> Path:
+    if not word:
+        raise ValueError("must be a path, got an empty word")
+    return Path(word)
 
 
 def _spec(

@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 from rich.live import Live
 
+from trimask.diffusion.limits import WorkLimits
 from trimask.diffusion.sampling.config import GenerationConfig, is_policy, require_used
 from trimask.diffusion.sampling.policy import describe_policy
 from trimask.diffusion.sampling.prompts import Prompts
@@ -87,6 +88,8 @@ class Arguments(Checked):
     """Step of the checkpoint, or the best by the run's best_metric. None: the newest."""
     out: Path | None = None
     """Folder to write to. None: generated/ in the run folder."""
+    limits: WorkLimits = WorkLimits()
+    """What it may take."""
     sampling: tyro.conf.OmitArgPrefixes[GenerationConfig] = GenerationConfig()
     """How. What is not given here is as the run was configured for what is asked, whatever default is shown."""
 
@@ -164,6 +167,7 @@ def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
     config = settings(arguments, loaded, questions[0].example)
     requests = [question.example for question in questions]
     generator = Generator(loaded.denoise, loaded.vocabulary)
+    loaded.require_room(arguments.limits, *generator.largest_batch(requests))
     if arguments.watch or arguments.trace or arguments.animate:
         paths = _watched(generator, loaded, questions, config, arguments)
     else:

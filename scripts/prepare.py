@@ -80,6 +80,8 @@ def _named(kind: str, given: Sequence[str]) -> dict[str, tuple[str, ...]]:
         name, equals, where = source.partition("=")
         if not equals or not name.isidentifier():
             name, where = "", source
+        if not where:
+            raise ValueError(f"--{kind} must say where the data are, got {source!r}")
         if kind != "tfds":
             where = str(Path(where).absolute())
         if not name:

@@ -19,7 +19,7 @@ from rich.markdown import Markdown
 
 from trimask.configs.studies import DATA, STUDIES
 from trimask.diffusion.description import load_description
-from trimask.diffusion.run_folder import writing
+from trimask.diffusion.run_folder import undone_if_empty, writing
 from trimask.diffusion.studies.trials import Trials
 from trimask.scripts import cli, prepare
 from trimask.scripts.console import console, option, parse, progress_report, say
@@ -56,11 +56,12 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
     if _trains(config):
         usual = study.presets[options.preset]().base.batch
         config = dataclasses.replace(config, base=with_mixture(config.base, usual, data))
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        configuration.save(out / "config.json", config)
-    with progress_report() as report, Trials(out, data, options.workers, report) as trials:
-        found = study.run(config, trials)
+    with undone_if_empty(out, "config.json"):
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            configuration.save(out / "config.json", config)
+        with progress_report() as report, Trials(out, data, options.workers, report) as trials:
+            found = study.run(config, trials)
     figures = "\n".join(f"![{path.stem}]({path.name})" for path in sorted(out.glob("*.png")))
     where = f"{platform.machine()}, {jax.devices()[0].device_kind}, jax {jax.__version__}"
     text = f"# {name}\n\n`{command}`, {datetime.date.today()}, {where}\n\n{found}\n\n{figures}\n"

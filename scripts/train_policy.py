@@ -64,6 +64,9 @@ def run(arguments: Arguments) -> None:
         max_examples=arguments.max_problems,
         judge=arguments.judge,
     )
+    config = arguments.config
+    longest = max(problem.request.length for problem in problems.problems)
+    loaded.require_room(config.loop.limits, config.problems_per_step * config.episodes_of_group, longest)
     about = trained_on(str(arguments.run), loaded.step, problems)
     policy = train_policy(arguments.policy, arguments.config, problems, loaded.denoise, about)
     size = f"{num_parameters(policy.parameters):,} parameters"

@@ -1,6 +1,7 @@
 """Checkpoints: what is damaged is noticed and kept, what is another model's is refused, what is old goes or stays."""
 
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -238,3 +239,34 @@ def test_logging_is_as_before_afterwards(saved):
     with Checkpoints(saved):
         assert logging.getLogger("absl").level == logging.CRITICAL
     assert logging.getLogger("absl").level == before
+
+
+def _as_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _as_link(path):
+    path.rename(path.with_name("moved"))
+    path.symlink_to("moved")
+
+
+def _as_deep_json(path):
+    path.write_text(100_000 * "[")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "reason"),
+    [
+        ("state/manifest.ocdbt", _as_pipe, "state/manifest.ocdbt is neither a file nor a folder"),
+        ("state/manifest.ocdbt", _as_link, "state/manifest.ocdbt is neither a file nor a folder"),
+        ("_CHECKPOINT_METADATA", _as_pipe, "_CHECKPOINT_METADATA is neither a file nor a folder"),
+        ("state/_METADATA", _as_deep_json, "state/_METADATA, line 1"),
+        ("about/metadata", _as_deep_json, "about/metadata, line 1"),
+    ],
+)
+def test_what_orbax_would_wait_for_or_follow_is_damage(copy, capfd, file, change, reason):
+    change(copy / "checkpoints" / "6" / file)
+    with Checkpoints(copy) as checkpoints:
+        assert checkpoints.restore_newest(tree(0), set_aside=False).step == 3
+    assert f"checkpoints/6: damaged: {reason}" in capfd.readouterr().err

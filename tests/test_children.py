@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from trimask.diffusion.children import run_watched
+from trimask.diffusion.children import require_program, run_watched
 
 
 def is_running(process):
@@ -74,3 +75,11 @@ def test_another_program_ends_with_the_command_that_runs_it(tmp_path):
 def test_a_program_that_ends_has_its_status_and_what_it_said():
     done = run_watched([sys.executable, "-c", "import sys; print('out'); print('no', file=sys.stderr); sys.exit(3)"])
     assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "no\n")
+
+
+def test_a_program_that_cannot_be_run_is_refused_with_its_flag(tmp_path):
+    (tmp_path / "text").write_text("no program")
+    for path in (tmp_path / "none", tmp_path / "text", tmp_path, Path("\x1b[31m")):
+        with pytest.raises(ValueError, match=r"--python must be a program; got .*, which is none that can be run"):
+            require_program(path, "--python")
+    require_program(Path(sys.executable), "--python")

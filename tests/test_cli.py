@@ -223,3 +223,60 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path):
     with pytest.raises(FileExistsError) as error:
         (tmp_path / "out").mkdir()
     assert cli._message(error.value) == f"{tmp_path / 'out'}: exists and is not a folder"
+
+
+@pytest.mark.parametrize(
+    ("words", "redirected", "status", "said"),
+    [
+        ("--help", ">&-", 0, ""),
+        ("plan tiny", "<&- >&- 2>&-", 0, ""),
+        ("plan tiny --mfu 2", "2>&-", 2, ""),
+        ("--version", ">/dev/full", 1, "trimask: error: the output could not be written: "),
+        ("plan tiny", ">/dev/full", 2, "trimask plan: error: "),
+    ],
+)
+def test_closed_and_full_streams_are_no_traceback(words, redirected, status, said):
+    call = f"{shlex.join(TRIMASK)} {words} {redirected}"
+    process = subprocess.run(["sh", "-c", call], capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (
+        status,
+        f"{said}[Errno 28] No space left on device\n" if said else "",
+    )
+
+
+def test_a_reader_of_rich_output_that_leaves_early_is_no_error(command, monkeypatch):
+    def body(_):
+        try:
+            raise BrokenPipeError
+        except BrokenPipeError:
+            raise SystemExit(1)  # noqa: B904 - as Rich does
+
+    kept = []
+    command(body)
+    monkeypatch.setattr(cli, "_discard_output", lambda: kept.append("discarded"))
+    assert (cli.main(["train"]), kept) == (141, ["discarded"])
+    command(lambda _: sys.exit(3))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train"])
+    assert stop.value.code == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            MemoryError("Unable to allocate 1 TiB"),
+            "trimask train: error: not enough memory: Unable to allocate 1 TiB\n",
+        ),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: out of it\nat"),
+            "trimask train: error: not enough memory: RESOURCE_EXHAUSTED: out of it\n",
+        ),
+    ],
+)
+def test_memory_that_does_not_suffice_is_one_line_with_status_1(error, said, command, capsys):
+    def body(_):
+        raise error
+
+    command(body)
+    assert (cli.main(["train"]), capsys.readouterr().err) == (1, said)

@@ -3,6 +3,7 @@
 import ast
 import io
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,19 @@ from rich.progress import Progress
 
 from trimask.scripts import console
 from trimask.scripts.console import joined, option, tracked
+from trimask.tokenizers.ranges import Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    n: Size = 1
+    """Number."""
+    word: str = ""
+    """Word."""
+    path: Path = Path("here")
+    """Path."""
+    maybe: Path | None = None
+    """Path or none."""
 
 
 @pytest.mark.parametrize(
@@ -104,3 +118,20 @@ def test_all_text_on_the_terminal_is_said():
     ]
     assert len(calls) > 10
     assert [call for call in calls if not call[1].startswith(("table(", "_left(table(", "Markdown(", "clock."))] == []
+
+
+def test_an_error_about_a_word_that_steers_the_terminal_does_not_steer_it(capsys):
+    with pytest.raises(SystemExit):
+        console.parse(Words, ["--n", "\x1b[31mred\x07"], "x", "")
+    said = capsys.readouterr()
+    assert "[31mred" in said.err and "must be a whole number" in said.err
+    assert not any(ord(letter) < 32 and letter != "\n" for letter in said.err + said.out)
+    assert console.parse(Words, ["--word", "\x1bx"], "x", "").word == "\x1bx"
+
+
+def test_an_empty_word_is_no_path(capsys):
+    assert console.parse(Words, ["--path", "a", "--maybe", "None"], "x", "") == Words(path=Path("a"))
+    for flag in ("--path", "--maybe"):
+        with pytest.raises(SystemExit):
+            console.parse(Words, [flag, ""], "x", "")
+        assert f"Error parsing {flag}: must be a path, got an empty word" in capsys.readouterr().err

@@ -69,3 +69,14 @@ def test_visits_count_the_steps_before():
 def test_the_steps_of_few_tokens_are_those_that_come_nearest_to_them():
     mixture = Mixture(constant([1.0]), np.array([10.0]), [0])
     assert [mixture.num_steps(tokens) for tokens in (1, 10, 14, 15, 16, 20, 24, 26)] == [1, 1, 1, 2, 2, 2, 2, 3]
+
+
+@given(st.lists(st.floats(0.1, 5), min_size=3, max_size=3), st.integers(0, 99), st.integers(1, 1000))
+def test_fixed_weights_are_planned_at_once_as_step_by_step(weights, seed, steps):
+    batch_tokens = np.array([50.0, 70.5, 333.0])
+    never = Span(np.array(weights), np.array(weights), 1e300, 1e300)
+    at_once, one_by_one = (Mixture(span, batch_tokens, [seed]) for span in (constant(weights), never))
+    np.testing.assert_array_equal(at_once.choices(steps), one_by_one.choices(steps))
+    np.testing.assert_array_equal(at_once.visits(steps), one_by_one.visits(steps))
+    assert at_once.num_steps(90_000) == one_by_one.num_steps(90_000)
+    np.testing.assert_array_equal(at_once._tokens, one_by_one._tokens)

@@ -503,3 +503,18 @@ def _killed_at_plan(path, content):
     if path.name == "plan.json":
         raise KeyboardInterrupt
     configuration.write_json(path, configuration.to_dict(content))
+
+
+def test_a_vocabulary_larger_than_its_text_is_refused(files, tmp_path):
+    size = len((files / "prose.txt").read_bytes())
+    prose = {"prose": config_of(files).sources["prose"]}
+    with pytest.raises(ValueError, match=r"text_vocabulary must be at most .*; got 4,194,304") as refused:
+        prepare(tmp_path / "new", PrepareConfig(sources=prose, text_vocabulary=1 << 22))
+    most = int(str(refused.value).partition("at most ")[2].partition(" for")[0].replace(",", ""))
+    assert 256 < most <= 256 + size and not (tmp_path / "new").exists()
+    sums = {"sums": config_of(files).sources["sums"]}
+    little = config_of(files, sources=sums, text_vocabulary=320, splits=SplitConfig())
+    assert prepare(tmp_path / "little", little).tokenizers.text.size <= 320
+    with pytest.raises(ValueError, match="response_tokens must be at most one more than max_text_tokens, 9; got 10"):
+        PrepareConfig(response_tokens=10, max_text_tokens=8)
+    PrepareConfig(response_tokens=9, max_text_tokens=8)

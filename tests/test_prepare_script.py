@@ -61,3 +61,10 @@ def test_the_table_adds_up_and_names_the_rejects(tmp_path, capsys, monkeypatch):
 def test_an_unknown_preset_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match="no preset 'tyni'; there are tiny, small"):
         main([str(tmp_path), "--preset", "tyni"])
+
+
+@pytest.mark.parametrize("word", ["", "prose="])
+def test_a_source_that_is_nowhere_is_refused(word, tmp_path):
+    with pytest.raises(ValueError, match=f"--text must say where the data are, got '{word}'"):
+        main([str(tmp_path / "new"), "--text", word])
+    assert not (tmp_path / "new").exists()

@@ -1,5 +1,6 @@
 """The limits of every configuration: the last value that is allowed, and the first that is refused, in words."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -220,7 +221,7 @@ LIMITS = [
     (benchmark_train.Arguments, {"out": OUT}, {"vocabularies": (64,)}, {"vocabularies": (63,)}),
     (benchmark_train.Arguments, {"out": OUT}, {"length": 4}, {"length": 6}),
     (benchmark_train.Arguments, {"out": OUT}, {"peak_tflops": 0.1}, {"peak_tflops": 0.0}),
-    (benchmark_train.Arguments, {"out": OUT, "md4": OUT}, {"md4_python": OUT}, {"md4_python": None}),
+    (benchmark_train.Arguments, {"out": OUT, "md4": OUT}, {"md4_python": Path(sys.executable)}, {"md4_python": None}),
     *(
         (benchmark_data.Arguments, {"out": OUT, "data": OUT}, {name: 1}, {name: 0})
         for name in ("packed_length", "batches")

@@ -20,6 +20,7 @@ from trimask.diffusion.run_folder import (
     read_lines,
     read_steps,
     staged,
+    undone_if_empty,
     writing,
 )
 from trimask.tokenizers import configuration, files
@@ -276,3 +277,27 @@ def test_of_two_processes_the_second_waits_and_sees_what_the_first_wrote(tmp_pat
     with staged(tmp_path):
         assert (tmp_path / "a.txt").read_text() == "first"
     os.waitpid(child, 0)
+
+
+def test_a_folder_made_for_work_that_fails_before_it_writes_goes_again(tmp_path):
+    inner = tmp_path / "new" / "run"
+    with pytest.raises(ValueError, match="refused"), locked(inner):
+        raise ValueError("refused")
+    assert not inner.parent.exists()
+    with pytest.raises(ValueError, match="refused"), undone_if_empty(inner, "config.json"):
+        inner.mkdir(parents=True)
+        (inner / "config.json").write_text("{}")
+        raise ValueError("refused")
+    assert not inner.parent.exists()
+
+
+def test_a_folder_that_was_there_or_holds_work_stays_when_the_work_fails(tmp_path):
+    there, begun = tmp_path / "there", tmp_path / "begun"
+    there.mkdir()
+    for folder in (there, begun):
+        with pytest.raises(ValueError, match="refused"), undone_if_empty(folder, "config.json"), locked(folder):
+            (folder / "config.json").write_text("{}")
+            if folder is begun:
+                (folder / "trials.jsonl").write_text("")
+            raise ValueError("refused")
+    assert (there / "config.json").exists() and (begun / "trials.jsonl").exists() and (begun / "config.json").exists()

@@ -17,11 +17,16 @@ from jaxtyping import Bool, Float, Int
 from trimask.diffusion.data.mixture import Mixture, Span
 from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.limits import WorkLimits
 from trimask.tokenizers.ranges import Checked, NonNegative, NonNegativeInt, Positive, Share, Size, whole
 from trimask.tokenizers.sequence import Example, Sequence, assemble, direct, stack
 
 # Streams of random numbers that one seed is split into.
 _DATASET, _ORDER, _TASK = range(3)
+_BYTES_OF_TOKEN, _BYTES_OF_STEP = 60, 60
+"""Of the host's memory: random numbers and arrays of a batch, and what `Mixture` plans."""
+_MOST_STEPS = 1 << 31
+"""Beyond which an int32 counts no steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +86,13 @@ class Batches:
         parts: int = 1,
         split: str = TRAIN,
         own_rows: Callable[[int], Bool[np.ndarray, " rows"]] | None = None,
+        limits: WorkLimits | None = None,
     ):
         """`copies` is how often each row enters the model's batch: 2 with complementary masks.
 
         Rows are a multiple of `parts`, the micro-batches that a batch is split into. Those that are not `own_rows` of
-        so many are left empty, for other processes prepare them. None: all are.
+        so many are left empty, for other processes prepare them. None: all are. Raises ValueError where a batch, or the
+        plan of all steps, does not fit the host's memory.
         """
         names = list(prepared.manifest.datasets)
         _require_known(prepared, config)
@@ -96,6 +103,10 @@ class Batches:
             raise ValueError("all datasets have weight 0")
         self.seed = seed
         self.datasets = [_Dataset(prepared, name, config, copies, parts, split) for name in used]
+        self.limits = limits or WorkLimits()
+        for dataset in self.datasets:
+            batch = f"a batch of {dataset.num_rows:,} rows of {dataset.name}, of {dataset.row_length:,} tokens each,"
+            self.limits.require_memory(_BYTES_OF_TOKEN * dataset.num_rows * dataset.row_length, batch)
         own_rows = own_rows or partial(np.ones, dtype=bool)
         self.own_rows = [own_rows(dataset.num_rows) for dataset in self.datasets]
         start, stop = map(float, config.anneal_tokens or ("inf", "inf"))
@@ -123,6 +134,11 @@ class Batches:
 
     def num_steps(self, tokens: int) -> int:
         """Steps that come nearest to so many non-padding tokens."""
+        most = tokens / min(self.mixture.batch_tokens)
+        what = f"a training of {tokens:,} tokens, with {most:,.3g} steps to plan,"
+        if most >= _MOST_STEPS:
+            raise ValueError(f"{what} takes more than the {_MOST_STEPS - 1:,} that are counted; use larger batches")
+        self.limits.require_memory(_BYTES_OF_STEP * most, what)
         return self.mixture.num_steps(tokens)
 
     def mean_tokens(self, steps: int) -> float:

@@ -41,6 +41,13 @@ def fit_tokenizers(
     else:
         texts = [example.media[TEXT] for sample in samples.values() for example in sample]
         report("fitting the text tokenizer", 0, 1)
+        size = sum(len(text.encode()) for text in texts)
+        most = max(256 + size, PrepareConfig.text_vocabulary)  # the default is for texts however short
+        if config.text_vocabulary > most:
+            raise ValueError(
+                f"text_vocabulary must be at most {most:,} for {size:,} bytes of text to fit it on: 256 bytes, and one "
+                f"token more for each; got {config.text_vocabulary:,}"
+            )
         text = TextTokenizer.fit(texts, config.text_vocabulary)
         report("fitting the text tokenizer", 1, 1)
     codecs = dict(given.codecs) if given is not None else {}

@@ -34,6 +34,9 @@ class Span:
         return first * (1 - progress) + last * progress
 
 
+_Planned = tuple[Float[np.ndarray, " steps"], Int[np.ndarray, " steps"]]
+
+
 class Mixture:
     """The dataset of every step."""
 
@@ -76,16 +79,29 @@ class Mixture:
         if steps <= known:
             return
         total = max(steps, 2 * known, 64)
-        tokens, choices = np.empty(total - known), np.empty(total - known, np.int64)
-        golden, now = (5**0.5 - 1) / 2, self._tokens[-1]
-        draws = (self._offset + np.arange(known, total) * golden) % 1
+        draws = (self._offset + np.arange(known, total) * (5**0.5 - 1) / 2) % 1
+        plan = self._with_moving_weights if self.weights.start < np.inf else self._with_fixed_weights
+        tokens, choices = plan(draws)
+        visits = self._visits[-1] + np.cumsum(choices[:, None] == np.arange(len(self.batch_tokens)), axis=0)
+        self._tokens = np.concatenate([self._tokens, tokens])
+        self._choices = np.concatenate([self._choices, choices])
+        self._visits = np.concatenate([self._visits, visits])
+
+    def _with_fixed_weights(self, draws: Float[np.ndarray, " steps"]) -> _Planned:
+        """Tokens after each of the next steps, and their datasets, where weights never move."""
+        rates = self.weights.first / self.weights.first.sum() / self.batch_tokens
+        bounds = np.cumsum(rates / rates.sum())[:-1]
+        tokens = np.full(len(draws), 1 / rates.sum())
+        tokens[0] += self._tokens[-1]
+        return np.cumsum(tokens), np.searchsorted(bounds, draws, side="right")
+
+    def _with_moving_weights(self, draws: Float[np.ndarray, " steps"]) -> _Planned:
+        """The same where they move."""
+        tokens, choices, now = np.empty(len(draws)), np.empty(len(draws), np.int64), self._tokens[-1]
         for index, draw in enumerate(draws):
             if index == 0 or self.weights.start <= now:
                 rates = self.weights.at(now) / self.batch_tokens
                 bounds = np.cumsum(rates / rates.sum())[:-1]
             now += 1 / rates.sum()
             tokens[index], choices[index] = now, np.searchsorted(bounds, draw, side="right")
-        visits = self._visits[-1] + np.cumsum(choices[:, None] == np.arange(len(self.batch_tokens)), axis=0)
-        self._tokens = np.concatenate([self._tokens, tokens])
-        self._choices = np.concatenate([self._choices, choices])
-        self._visits = np.concatenate([self._visits, visits])
+        return tokens, choices

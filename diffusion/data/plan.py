@@ -117,6 +117,11 @@ class PrepareConfig(Checked):
         for name in self.sources:
             if not name.isidentifier():
                 raise ValueError(f"a dataset's name must be a plain word, for it names a folder; got {name!r}")
+        if self.response_tokens is not None and self.response_tokens > self.max_text_tokens + 1:
+            raise ValueError(
+                f"response_tokens must be at most one more than max_text_tokens, {self.max_text_tokens + 1}; "
+                f"got {self.response_tokens}"
+            )
 
     @property
     def media(self) -> MediaConfig:

@@ -73,6 +73,11 @@ class Generator:
                     state, memory = _rows((state, memory), np.array(_filled(left, _batch_size(len(left), self.rows))))
         return [answers[number] for number in range(len(requests))]
 
+    def largest_batch(self, requests: AnySequence[Example]) -> tuple[int, int]:
+        """Rows of the largest batch that `generate` may make of requests, and tokens of the longest row."""
+        longest = max(request.length for request in requests)
+        return _batch_size(len(requests), self.rows), -(-longest // self.bucket) * self.bucket
+
     def watch(
         self, requests: AnySequence[Example], config: GenerationConfig, seed: int
     ) -> Iterator[tuple[int, Answer]]:

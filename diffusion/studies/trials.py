@@ -129,8 +129,9 @@ class Trials:
         path = self.folder / "trials.jsonl"
         with locked(self.folder):
             lines = read_lines(path)
-            with writing(self.folder):
-                write_text(path, "".join(map(line_of, lines)))  # without what a crash tore
+            if path.exists():
+                with writing(self.folder):
+                    write_text(path, "".join(map(line_of, lines)))  # without what a crash tore
             known = self._known(lines, measure.__name__, type(configs[0]), kind)
             left = {name: config for name, config in zip(asked, configs, strict=True) if name not in known}
             done, total = len(set(asked)) - len(left), len(set(asked))

@@ -1,0 +1,167 @@
+"""`make break SEED=7`: draws bad calls, damaged files, kills, full disks and commands that run twice at once.
+
+Every verdict is kept in .breaking/ as it falls, so that the same command goes on where it was stopped. A fault is one
+line with the command that repeats it; with --keep it becomes a case of tests/breaking/cases.jsonl, which `make test`
+tries again.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from breaking.running import prepare_to_fork
+from breaking.suite import KINDS, Kind, Suite, to_json
+from breaking.world import make_world
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+CASES = Path(__file__).with_name("cases.jsonl")
+console = Console()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Draw cases by a seed, and say what is wrong with what becomes of them."""
+
+    seed: int
+    """Seed of the draw. Larger numbers of cases with the same seed draw the same cases and more."""
+    calls: int = 1000
+    """Number of calls with a bad value."""
+    files: int = 1000
+    """Number of damaged files."""
+    kills: int = 100
+    """Number of commands that are killed."""
+    disks: int = 50
+    """Number of commands whose disk runs full."""
+    twice: int = 30
+    """Number of commands that run twice at once."""
+    only: str | None = None
+    """One case, as KIND:NUMBER."""
+    jobs: int = 2
+    """Number of cases to try at once."""
+    keep: bool = False
+    """Add cases with a fault to tests/breaking/cases.jsonl."""
+
+
+def main(arguments: Arguments, root: Path) -> int:
+    """Exit status: 0 without any fault."""
+    settle()
+    prepare_to_fork()
+    folder = root / ".breaking" / f"seed-{arguments.seed}"
+    scratch = Path(tempfile.mkdtemp(prefix="trimask-breaking-"))
+    try:
+        with console.status("making a world to break") as status:
+            folders = make_world(scratch / "world", lambda name: status.update(f"making a world to break: {name}"))
+        wanted = _wanted(arguments)
+        if arguments.only is not None:
+            kind, _, number = arguments.only.partition(":")
+            wanted, folder = {kind: range(int(number), int(number) + 1)}, scratch
+        folder.mkdir(parents=True, exist_ok=True)
+        _judge(arguments, folders, scratch, folder, wanted)
+        return _summary(arguments, folder, wanted)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def settle() -> None:
+    """Compiles quickly, and each program once for all commands."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="trimask-breaking-compiled-"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
+def _wanted(arguments: Arguments) -> dict[Kind, range]:
+    return {kind: range(getattr(arguments, kind)) for kind in KINDS}
+
+
+def _judge(
+    arguments: Arguments, folders: dict[str, Path], scratch: Path, folder: Path, wanted: dict[Kind, range]
+) -> None:
+    """Tries what is not known yet, in some processes, and shows faults and progress."""
+    known = {(line["kind"], line["number"]) for line in _verdicts(folder)}
+    total = sum(map(len, wanted.values()))
+    workers = []
+    for job in range(arguments.jobs):
+        number = os.fork()
+        if not number:
+            _work(arguments, folders, scratch / f"job-{job}", folder, wanted, known, job)
+        workers.append(number)
+    columns = (TextColumn("cases"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
+    seen = len(known)
+    with Progress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=600) as progress:
+        task = progress.add_task("cases", total=total, completed=len(known))
+        while workers:
+            workers = [number for number in workers if os.waitpid(number, os.WNOHANG) == (0, 0)]
+            time.sleep(1)
+            verdicts = _verdicts(folder)
+            for line in verdicts[seen:]:
+                if line["faults"]:
+                    console.print(_described(arguments, line), markup=False, highlight=False, soft_wrap=True)
+            seen = len(verdicts)
+            progress.update(task, completed=seen)
+
+
+def _work(
+    arguments: Arguments,
+    folders: dict[str, Path],
+    scratch: Path,
+    folder: Path,
+    wanted: dict[Kind, range],
+    known: set[tuple[str, int]],
+    job: int,
+) -> None:
+    """A process that tries every so manieth case, and ends."""
+    suite = Suite(folders, scratch)
+    for kind, numbers in wanted.items():
+        stream = enumerate(suite.cases(kind, arguments.seed))
+        for number, case in stream:
+            if number >= numbers.stop:
+                break
+            if number not in numbers or number % arguments.jobs != job or (kind, number) in known:
+                continue
+            began = time.monotonic()
+            try:
+                faults = suite.faults(kind, case)
+            except Exception as error:
+                faults = [f"the harness fails: {error!r}"]
+            line = {"kind": kind, "number": number, "case": to_json(case), "faults": faults}
+            line |= {"described": str(case), "seconds": round(time.monotonic() - began, 1)}
+            with (folder / "verdicts.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+    os._exit(0)
+
+
+def _verdicts(folder: Path) -> list[dict]:
+    path = folder / "verdicts.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _described(arguments: Arguments, line: dict) -> str:
+    again = f"make break SEED={arguments.seed} ONLY={line['kind']}:{line['number']}"
+    return f"{line['kind']} {line['described']}: {'; '.join(line['faults'])} [{again}]"
+
+
+def _summary(arguments: Arguments, folder: Path, wanted: dict[Kind, range]) -> int:
+    """A line for each kind; keeps cases with a fault where that is asked for."""
+    lines = [line for line in _verdicts(folder) if line["number"] in wanted.get(line["kind"], ())]
+    for kind in wanted:
+        own = [line for line in lines if line["kind"] == kind]
+        faulty = sum(bool(line["faults"]) for line in own)
+        console.print(f"{kind}: {len(own):,} cases, {faulty:,} with a fault, seed {arguments.seed}")
+    faults = [line for line in lines if line["faults"]]
+    if arguments.keep and faults:
+        with CASES.open("a") as file:
+            for line in faults:
+                file.write(json.dumps({name: line[name] for name in ("kind", "case", "faults")}) + "\n")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments), Path.cwd()))

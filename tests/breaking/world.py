@@ -1,0 +1,103 @@
+"""A small world to break: sources of every kind, and a folder of every kind made from them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from breaking.running import call
+from PIL import Image
+
+_WORDS = ("one", "two", "three")
+_DATA = """prepare {data} --images drawn={sources}/drawn --audio spoken={sources}/spoken
+    --text prose={sources}/prose.txt --prompts asked={sources}/asked.jsonl
+    --text-vocabulary 264 --max-text-tokens 24 --splits.validation 0.2
+    --image.codebook-size 8 --audio.codebook-size 6 --audio.num-mels 8 --shard-records 8 --workers 1"""
+_MODEL = """--model.num-layers 1 --model.width 16 --model.num-heads 2 --model.mlp-width 16 --batch.tokens 64
+    --batch.weights prose 0 spoken 0"""
+_TRAIN = f"""train {{run}} --data {{data}} {_MODEL} --optimizer.horizon-tokens 240 --optimizer.warmup-tokens 60
+    --loop.log-every 1 --loop.checkpoint-every 2 --loop.keep-last 3"""
+_POLICY = """train-policy {policy} --run {run} --dataset asked --max-problems 4 --problems-per-step 2
+    --grpo.updates 1 --grpo.group 2"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A call that works, in words with the names of folders in braces."""
+
+    words: str
+    writes: tuple[str, ...] = ()
+    """Folders that it writes."""
+    reads: tuple[str, ...] = ()
+    """Folders whose files it reads."""
+
+    def argv(self, folders: dict[str, Path]) -> list[str]:
+        """Its arguments, with these folders."""
+        return [word.format(**folders) for word in self.words.split()]
+
+
+COMMANDS = {
+    "prepare": Command(_DATA, ("data",), ("sources",)),
+    "train": Command(_TRAIN, ("run",), ("data",)),
+    "train-policy": Command(_POLICY, ("policy",), ("run", "data")),
+    "generate text": Command("generate {run} --prompt one --to text --num 2", ("run",), ("run",)),
+    "generate image": Command("generate {run} --prompt one --to image --trace --steps 3", ("run",), ("run",)),
+    "evaluate": Command("evaluate {run} --max-examples 3 --bound-samples 2", ("run",), ("run", "data", "sources")),
+    "study": Command("study mask-variance {study} --run {run} --draws 2 --workers 0", ("study",), ("run", "data")),
+}
+"""Name → the command that makes a folder of the world, in the order in which they are made."""
+
+
+def folders_in(root: Path) -> dict[str, Path]:
+    """Folders of a world by name."""
+    return {name: root / name for name in ("sources", "data", "run", "half", "policy", "study")}
+
+
+def make_sources(folder: Path) -> None:
+    """Twelve pictures, twelve sounds, prose, and questions with answers."""
+    rng = np.random.default_rng(0)
+    for name, end in (("drawn", "png"), ("spoken", "wav")):
+        (folder / name).mkdir(parents=True)
+        lines = []
+        for number in range(12):
+            path = folder / name / f"{number}.{end}"
+            if end == "png":
+                Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8)).save(path)
+            else:
+                soundfile.write(path, rng.uniform(-0.5, 0.5, 1200), 8000)
+            lines.append(json.dumps({"file_name": path.name, "text": _WORDS[number % 3], "label": number % 3}))
+        (folder / name / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    prose = (f"once {word}, then {word} again: {n}" for n, word in enumerate(_WORDS * 8))
+    (folder / "prose.txt").write_text("\n\n".join(prose) + "\n")
+    asked = ({"prompt": f"{n} + {n} = ", "response": f"{2 * n}"} for n in range(12))
+    (folder / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+
+
+def make_world(root: Path, report: Callable[[str], None] = lambda _: None) -> dict[str, Path]:
+    """Makes all folders; a command that fails raises with what it said."""
+    folders = folders_in(root)
+    make_sources(folders["sources"])
+    for name, command in COMMANDS.items():
+        report(name)
+        done = call(command.argv(folders), root)
+        if done.status:
+            raise RuntimeError(f"{name} fails without any damage:\n{done.out}\n{done.err}")
+    _make_half(folders["run"], folders["half"])
+    return folders
+
+
+def _make_half(run: Path, half: Path) -> None:
+    """A run that stopped at its first checkpoint but one, as a killed one would."""
+    shutil.copytree(run, half)
+    shutil.rmtree(max((half / "checkpoints").iterdir(), key=lambda path: int(path.name)))
+
+
+def copied(folders: dict[str, Path], root: Path, *names: str) -> dict[str, Path]:
+    """The world with these folders copied into another, where they may be harmed."""
+    fresh = folders_in(root)
+    for name in names:
+        shutil.copytree(folders[name], fresh[name], symlinks=True)
+    return {**folders, **{name: fresh[name] for name in names}}
