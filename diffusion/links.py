@@ -7,8 +7,9 @@ it learns of the end of any other process by heartbeats alone. So it speaks thro
        127.0.0.1                    the given address                   127.0.0.1
 
 Each process k > 0 has one link, a TCP connection to process 0, which the kernel closes however a process ends. A link
-carries frames: the length in 4 bytes, then so many of JAX's bytes. A frame of length 0 is a sign of life; two lengths
-that no frame has are notices. Process 0 ends when any other process is gone, and all others when it is.
+carries frames: the length in 4 bytes, then so many of JAX's bytes. A frame of length 0 is a sign of life; three lengths
+that no frame has are notices. Process 0 ends when any other process is gone, and all others when it is. JAX is asked
+when all have come: of who does not come, too, its client knows no other end than an abort.
 """
 
 import atexit
@@ -22,7 +23,7 @@ from contextlib import suppress
 _HELLO = struct.Struct(">8sII")  # "trimask1", the number of processes, and which of them this is
 _LENGTH = struct.Struct(">I")
 _MOST = 1 << 16
-_LEAVING, _FAILED = (1 << 32) - 1, (1 << 32) - 2
+_NOTICES = _READY, _LEAVING, _FAILED = [(1 << 32) - n for n in (1, 2, 3)]
 _BEAT_S = 5.0
 SILENCE_S = 60.0
 """How long a process may give no sign of life, as on a host that is lost or stopped."""
@@ -39,21 +40,33 @@ class Links:
         self.count, self.number = count, number
         self._lost = lost
         self._links: dict[int, _Link] = {}
-        self._left = threading.Event()
+        self._ready, self._left = threading.Event(), threading.Event()
         atexit.register(self._leave)  # before JAX's own good-bye, which was registered earlier
         _start(self._beat)
 
-    def serve(self, server: socket.socket, service: tuple[str, int]) -> None:
-        """Accepts the link of every other process, by process 0, and connects each to JAX's service."""
+    def serve(self, server: socket.socket, service: tuple[str, int], patience_s: float) -> None:
+        """Waits for the link of every other process, by process 0, which JAX's service has to follow at once.
+
+        Raises TimeoutError if one does not come.
+        """
         _start(self._accept, server, service)
+        end = time.monotonic() + patience_s
+        while missing := [str(n) for n in range(1, self.count) if n not in self._links]:
+            if time.monotonic() > end:
+                raise TimeoutError(f"process {', '.join(missing)} did not come within {patience_s:g} s")
+            time.sleep(_RETRY_S)
+        self._send_all(_READY)
 
     def dial(self, address: tuple[str, int], patience_s: float) -> tuple[str, int]:
-        """Connects to process 0, by another process, and returns the address at which JAX's client finds it.
+        """Connects to process 0, by another process, waits for all, and returns where JAX's client finds its service.
 
         Raises OSError if process 0 is not there in time.
         """
-        connection = _retried(lambda: self._greeted(address), patience_s)
-        self._links[0] = link = _Link(connection, 0)
+        link = _Link(_retried(lambda: self._greeted(address), patience_s), 0)
+        self._links[0] = link
+        _start(self._follow, link)
+        if not self._ready.wait(patience_s):
+            raise TimeoutError(f"it still waits for others after {patience_s:g} s")
         server = socket.create_server(("127.0.0.1", 0))
         _start(self._wait_for_client, server, link)
         host, port = server.getsockname()
@@ -93,31 +106,32 @@ class Links:
             return
         with suppress(OSError):  # `_follow` notices
             link.send(0)
-        self._relay(link, _retried(lambda: socket.create_connection(service), SILENCE_S))
+        self._follow(link, service)
 
     def _wait_for_client(self, server: socket.socket, link: "_Link") -> None:
         with server:
-            client, _ = server.accept()
-        self._relay(link, client)
+            link.local, _ = server.accept()
+        _pump(link.local, link)
 
-    def _relay(self, link: "_Link", local: socket.socket) -> None:
-        local.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _start(_pump, local, link)
-        self._follow(link, local)
-
-    def _follow(self, link: "_Link", local: socket.socket) -> None:
-        """Hands JAX's bytes on until the other process is gone. `local` stays open: JAX is not to notice."""
+    def _follow(self, link: "_Link", service: tuple[str, int] | None = None) -> None:
+        """Hands JAX's bytes on until the other process is gone; JAX's side is not closed then, and does not notice."""
         is_leaving = False
         try:
             for frame in link.frames():
-                if frame == _LEAVING:
+                if frame == _READY:
+                    self._ready.set()
+                elif frame == _LEAVING:
                     is_leaving = True
                 elif frame == _FAILED:
                     time.sleep(_GRACE_S)
                     raise ConnectionError(f"process {link.peer} failed")
-                else:
-                    with suppress(OSError):  # JAX's side may have said good-bye
-                        local.sendall(frame)
+                elif isinstance(frame, bytes):
+                    if link.local is None and service is not None:
+                        link.local = _retried(lambda: socket.create_connection(service), SILENCE_S)
+                        _start(_pump, link.local, link)
+                    assert link.local is not None  # JAX's client speaks first
+                    with suppress(OSError):  # it may have said good-bye
+                        link.local.sendall(frame)
         except OSError as error:
             if not (is_leaving and self._left.wait(_GRACE_S)):
                 self._lost(str(error))
@@ -144,6 +158,7 @@ class _Link:
         connection.settimeout(SILENCE_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.peer = peer
+        self.local: socket.socket | None = None  # to JAX's client or service
         self._connection = connection
         self._lock = threading.Lock()
 
@@ -160,7 +175,7 @@ class _Link:
                 while True:
                     head = file.read(_LENGTH.size)
                     (length,) = _LENGTH.unpack(head) if len(head) == _LENGTH.size else (None,)
-                    if length in (_LEAVING, _FAILED):
+                    if length in _NOTICES:
                         yield length
                     elif length is None or length > _MOST:
                         raise gone
@@ -174,6 +189,7 @@ class _Link:
 
 def _pump(local: socket.socket, link: _Link) -> None:
     """Hands on what JAX's side says, until it closes or the other process is gone, which `_follow` notices."""
+    local.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with suppress(OSError):
         while content := local.recv(_MOST):
             link.send(len(content), content)

@@ -107,7 +107,10 @@ def _linked(links: Links, address: str) -> tuple[str, str | None]:
     server = _listening(bound[0].strip("[]"), int(bound[2]))
     with socket.create_server(("127.0.0.1", 0)) as free:
         service = free.getsockname()
-    links.serve(server, service)
+    try:
+        links.serve(server, service, float(_START_S))
+    except TimeoutError as error:
+        raise ValueError(f"process 0 waited at {address} in vain: {error}") from error
     bind = "{}:{}".format(*service)
     return bind, bind
 

@@ -21,7 +21,8 @@ class Ends:
         server = socket.create_server(("127.0.0.1", 0))
         self.address = server.getsockname()
         self.links = [Links(2, n, lambda reason, n=n: self.reasons.setdefault(n, reason)) for n in range(2)]
-        self.links[0].serve(server, self.service.getsockname())
+        serve = self.links[0].serve
+        threading.Thread(target=serve, args=(server, self.service.getsockname(), 5.0), daemon=True).start()
 
     def _echo(self):
         with suppress(OSError):
@@ -115,3 +116,8 @@ def test_strangers_are_turned_away_and_not_missed():
         assert client.recv(4) == b"here" and ends.reasons == {}
     with pytest.raises(ConnectionError, match="does not accept this process"):
         Links(3, 2, print).dial(ends.address, 0.0)
+
+
+def test_a_process_that_does_not_come_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(TimeoutError, match=r"process 1, 2 did not"):
+        Links(3, 0, print).serve(server, ("127.0.0.1", 1), 0.0)
