@@ -7,6 +7,7 @@ resume bit for bit is the state, one integer, and what the watch over the loss r
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,8 @@ from trimask.tokenizers.formats import added
 from trimask.tokenizers.ranges import Checked, NonNegativeInt, PositiveInt, Workers, real, whole
 
 State = TypeVar("State")
+_UNSAID = "ignore:resource_tracker:UserWarning"
+"""What Python's tracker, which tidies up after a process with workers that was ended at once, need not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +151,8 @@ def prefetched(batch: Callable[[int], Any], start: int, stop: int, config: LoopC
         return iter(numbered.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch)))
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # or Grain's workers would want a command line of absl's
+    if _UNSAID not in sys.warnoptions:
+        sys.warnoptions.append(_UNSAID)
     ahead = -(-config.prefetch // config.workers)
     options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=ahead)
     shared = numbered.to_iter_dataset(grain.ReadOptions(num_threads=1))

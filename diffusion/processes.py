@@ -13,63 +13,114 @@ import os
 import re
 import socket
 import sys
+import threading
 import traceback
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax._src import clusters
 from jax.experimental import multihost_utils
 
+from trimask.diffusion.links import SILENCE_S, Links
+
 _GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-_HEARTBEAT_S, _SHUTDOWN_S = 60, 30
+# JAX ends its processes less kindly than links do, which are to be first to miss one.
+_HEARTBEAT_S, _SHUTDOWN_S, _START_S = 3 * int(SILENCE_S), 30, 300
+_FLUSH_S = 2.0
 # In what JAX raises, as one kind of error or another, where an exchange with another process fails.
 _LOST = re.compile(
     "Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat|[Cc]oordination service|Connection (reset|closed)"
 )
+_links: Links | None = None
+"""Of a process that is one of several."""
+_speaks = threading.Lock()
+"""Held by the thread that ends the process, so that one line says why."""
 
 
 def join() -> None:
     """Finds the other processes of this run, if there are any; nothing may have asked JAX for a device before.
 
-    Raises ValueError where the environment names some of them and does not say enough, or a port that is taken.
+    Raises ValueError where the environment names some of them and does not say enough, or a port that is taken, and
+    where the first process cannot be reached.
     """
+    global _links
     if jax.distributed.is_initialized():
         return
     given = {name: os.environ.get(name, "") for name in _GIVEN}
     missing = [name for name, value in given.items() if not value]
     if len(missing) == len(_GIVEN):
-        if _is_one_of_several():
-            jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_S, shutdown_timeout_seconds=_SHUTDOWN_S)
+        if not _is_one_of_several():
+            return
+        address, count, number, devices = _detected()
+        if address is None or count is None or number is None:
+            raise ValueError("a launcher started this process, but does not say which of how many it is, and where")
+    else:
+        address, *numbers = given.values()
+        port = address.rpartition(":")[2]
+        numeric = all(text.isdecimal() for text in (*numbers, port)) and 0 < int(port) < 1 << 16
+        if missing or not numeric or ":" not in address or int(numbers[1]) >= int(numbers[0]):
+            said = " ".join(f"{name}={value!r}" for name, value in given.items())
+            raise ValueError(
+                f"host:port, number of processes and number of this one, from 0, are all needed; got {said}"
+            )
+        (count, number), devices = map(int, numbers), None
+        print(f"process {number} of {count} waits for the others at {address}", file=sys.stderr, flush=True)
+    if count == 1:
         return
-    address, *numbers = given.values()
-    port = address.rpartition(":")[2]
-    numeric = all(number.isdecimal() for number in (*numbers, port)) and 0 < int(port) < 1 << 16
-    if missing or not numeric or ":" not in address or int(numbers[1]) >= int(numbers[0]):
-        said = " ".join(f"{name}={value!r}" for name, value in given.items())
-        raise ValueError(f"host:port, number of processes and number of this one, from 0, are all needed; got {said}")
-    if int(numbers[1]) == 0:
-        _require_free(int(port))
-    print(f"process {numbers[1]} of {numbers[0]} waits for the others at {address}", file=sys.stderr, flush=True)
+    _links = Links(count, number, _end_without)
+    ours, service = _linked(_links, address)
     jax.distributed.initialize(
-        address,
-        int(numbers[0]),
-        int(numbers[1]),
+        ours,
+        count,
+        number,
+        devices,
         cluster_detection_method="deactivate",
+        coordinator_bind_address=service,
+        initialization_timeout=_START_S,
         heartbeat_timeout_seconds=_HEARTBEAT_S,
         shutdown_timeout_seconds=_SHUTDOWN_S,
     )
 
 
-def _require_free(port: int) -> None:
-    """Refuses a port of this host at which the others could not find the first process."""
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
+def _detected() -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
+    """Address, number of processes, number of this one, and its devices, as JAX finds them under a launcher it knows.
+
+    JAX has no public name for this; 0.10 to 0.12 have this one.
+    """
+    return clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, _START_S)
+
+
+def _linked(links: Links, address: str) -> tuple[str, str | None]:
+    """Where JAX's client finds its service once this process has its links; by process 0, where the service binds."""
+    host, _, port = address.rpartition(":")
+    if links.number:
+        try:
+            return "{}:{}".format(*links.dial((host.strip("[]"), int(port)), float(_START_S))), None
+        except OSError as error:
+            raise ValueError(f"process {links.number} cannot reach process 0 at {address}: {error}") from error
+    bound = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", f":{port}").rpartition(":")
+    server = _listening(bound[0].strip("[]"), int(bound[2]))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        service = free.getsockname()
     try:
-        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+        links.serve(server, service, float(_START_S))
+    except TimeoutError as error:
+        raise ValueError(f"process 0 waited at {address} in vain: {error}") from error
+    bind = "{}:{}".format(*service)
+    return bind, bind
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket at which the others find the first process."""
+    everywhere = host in ("", "::") and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if everywhere or ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, dualstack_ipv6=everywhere)
     except OSError as error:
         raise ValueError(f"process 0 cannot listen at port {port} of JAX_COORDINATOR_ADDRESS: {error}") from error
 
@@ -82,12 +133,12 @@ def _is_one_of_several() -> bool:
 
 
 def _are_several() -> bool:
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+    return _links is not None
 
 
 def is_first() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return not jax.distributed.is_initialized() or jax.process_index() == 0
+    return _links is None or _links.number == 0
 
 
 def any_process(flag: bool) -> bool:
@@ -131,24 +182,42 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _are_several():
+        if _links is None:
             raise
-        _end(error)
+        _end(_links, error)
 
 
-def _end(error: Exception) -> None:
+def _end(links: Links, error: Exception) -> None:
     """Ends the process: status 2 for what was refused, 1 for a lost peer, or for a bug, which shows its traceback."""
     line = str(error).partition("\n")[0]
-    is_lost = _LOST.search(line) is not None
-    is_refused = isinstance(error, ValueError | OSError) and not is_lost
-    if is_lost:
-        line = (
-            f"another process is gone, or does not answer ({line}); it may have said why, and the same command on all "
-            "of them resumes from the newest checkpoint"
-        )
-    elif is_refused:
-        line = f"error: {error}"
-    if not (is_lost or is_refused) or os.environ.get("TRIMASK_DEBUG", "0") != "0":
+    if _LOST.search(line):
+        _end_without(line)
+    _speaks.acquire()
+    links.fail()
+    is_refused = isinstance(error, ValueError | OSError)
+    if not is_refused or os.environ.get("TRIMASK_DEBUG", "0") != "0":
         traceback.print_exc()
-    print(f"process {jax.process_index()} of {jax.process_count()}: {line}", file=sys.stderr, flush=True)
-    os._exit(2 if is_refused else 1)
+    _leave(f"error: {error}" if is_refused else line, 2 if is_refused else 1)
+
+
+def _end_without(reason: str) -> None:
+    """Ends the process as another one is gone: its links notice that, or the exchange that it was in."""
+    _speaks.acquire()
+    if sys.exc_info()[0] is not None and os.environ.get("TRIMASK_DEBUG", "0") != "0":
+        traceback.print_exc()
+    _leave(
+        f"another process is gone, or does not answer ({reason}); it may have said why, and the same command on all of "
+        "them resumes from the newest checkpoint",
+        1,
+    )
+
+
+def _leave(line: str, status: int) -> None:
+    assert _links is not None
+    flush = threading.Thread(
+        target=sys.stdout.flush, daemon=True
+    )  # another thread may be writing, to who does not read
+    flush.start()
+    flush.join(_FLUSH_S)
+    print(f"process {_links.number} of {_links.count}: {line}", file=sys.stderr, flush=True)
+    os._exit(status)

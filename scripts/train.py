@@ -139,12 +139,12 @@ def _usual(arguments: list[str], preset_name: str | None) -> BatchConfig:
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point of the command."""
-    join()
 
     def default(experiment: Experiment) -> Arguments:
         return Arguments(run=tyro.MISSING, data=tyro.MISSING, config=_defaults(experiment, list(arguments)))
 
     with ending_together():
+        join()
         parsed = parse_from_preset(default, list(arguments), "train", __doc__ or "")
         config = with_mixture(parsed.config, _usual(list(arguments), parsed.preset), parsed.data)
         run(parsed.run, parsed.data, config, init_from=parsed.init_from, resume=parsed.resume)

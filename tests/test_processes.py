@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 import zlib
 from pathlib import Path
 
@@ -22,14 +23,13 @@ from trimask.diffusion.checkpoint import Checkpoints, Retention
 from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.divergence import not_finite
+from trimask.diffusion.links import SILENCE_S
 from trimask.diffusion.loop import Interrupted, LoopConfig
 from trimask.diffusion.mesh import MeshConfig, own_rows
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.processes import (
     _GIVEN,
-    _HEARTBEAT_S,
-    _SHUTDOWN_S,
     ending_together,
     join,
     require_agreement,
@@ -43,8 +43,10 @@ CONFIG = TrainConfig(
     model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16),
     optimizer=OptimizerConfig(horizon_tokens=1500, warmup_tokens=100),
     batch=BatchConfig(tokens=112, weights={"spoken": 0.0, "sums": 0.0}),
-    loop=LoopConfig(log_every=1, checkpoint_every=100, sample_every=1),
+    loop=LoopConfig(log_every=1, checkpoint_every=4, sample_every=1),
 )
+SOON_S = 15.0
+"""Within which all processes end of which one was killed; a second, unless the machine has much else to do."""
 SCRIPT = """
     import sys
     from trimask.diffusion.processes import join
@@ -52,17 +54,29 @@ SCRIPT = """
     from tests import test_processes
     getattr(test_processes, sys.argv[1])(*sys.argv[2:])
 """
+KILLED = """
+    import os, signal, sys, time
+    from trimask.diffusion.processes import join
+    join()
+    print("here")  # stays in a buffer
+    if os.environ["JAX_PROCESS_ID"] == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+"""
+LOST = r"process {} of {}: another process is gone, or does not answer \(.*\); .* resumes from the newest checkpoint"
 
 
 def train_as_told(folder: str, data: str, stop: str, fsdp: str, init_from: str | None = None) -> None:
-    """Trains, and when a step is over sends the last of the processes a signal."""
+    """Trains, and at a step sends a process a signal: "SIGTERM@8" the last one, "SIGTERM@8@0" the first."""
     own = own_rows(10, MeshConfig(fsdp=2).over(jax.devices()))  # filled up to 12
     if jax.process_count() == 2:
         assert np.flatnonzero(own).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]][jax.process_index()]
     config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=int(fsdp)))
-    name, _, step = stop.partition("@")
+    name, step, who = [*stop.split("@"), "", ""][:3]
     try:
-        loaded = recorded_training(Path(folder), Path(data), config, name, int(step or 0), init_from)
+        loaded = recorded_training(
+            Path(folder), Path(data), config, name, int(step or 0), init_from, int(who or jax.process_count() - 1)
+        )
     except Interrupted as stopped:
         print("stopped at", stopped.step, flush=True)
         raise
@@ -80,7 +94,7 @@ def train_until_stopped(*told: str) -> None:
 
 
 def train_and_meet_faults(folder: str, data: str, alone: str) -> None:
-    """In a process of its own, one of two: goes on with a run, takes another from its start, and then ends by a fault.
+    """In a process of its own, one of two: goes on with a run, then with another, and then ends by a fault.
 
     All by the same processes, as to start them is most of what it takes.
     """
@@ -91,7 +105,7 @@ def train_and_meet_faults(folder: str, data: str, alone: str) -> None:
         meet_faults(f"{folder}/faults")
 
 
-def recorded_training(folder: Path, data: Path, config: TrainConfig, name="", stop=0, init_from=None):
+def recorded_training(folder: Path, data: Path, config: TrainConfig, name="", stop=0, init_from=None, who=0):
     """Trains, writes down which rows the devices of this process were given, and stops where told."""
     plain = Pretraining.step
 
@@ -100,7 +114,9 @@ def recorded_training(folder: Path, data: Path, config: TrainConfig, name="", st
         rows = {zlib.crc32(row.tobytes()) for s in batch.tokens.addressable_shards for row in np.asarray(s.data)}
         with (folder.parent / f"{folder.name}.seen").open("a") as file:
             file.write(f"{json.dumps([number, jax.process_index(), sorted(rows)])}\n")
-        if name and number + 1 == stop and jax.process_index() == jax.process_count() - 1:
+        if name and number + 1 == stop and jax.process_index() == who:
+            while name == "SIGKILL" and not checkpoint_steps(folder):
+                time.sleep(0.01)  # it is saved meanwhile, by both
             os.kill(os.getpid(), getattr(signal, name))
         return plain(self, state, batch)
 
@@ -109,18 +125,21 @@ def recorded_training(folder: Path, data: Path, config: TrainConfig, name="", st
         return train(folder, data, config, init_from=init_from and Path(init_from))
 
 
-def processes(number: int, devices: int, *words: str, do: str) -> list[tuple[int, str, str]]:
-    """Status, output and errors of so many processes, of so many devices each, that call a function of this file."""
+def processes(number: int, devices: int, *words: str, script: str = SCRIPT) -> list[tuple[int, str, str]]:
+    """Status, output and errors of so many processes, of so many devices each, that call a function of this file.
+
+    Where one of them is killed the others end soon.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    shared = {**os.environ, "XLA_FLAGS": flags}
+    shared = {**os.environ, "XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "2"}
     if number > 1:
         shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(SCRIPT), do, *words],
+            [sys.executable, "-c", textwrap.dedent(script), *words],
             cwd=Path(__file__).parents[1],
             env=shared | ({"JAX_PROCESS_ID": str(n)} if number > 1 else {}),
             stdout=subprocess.PIPE,
@@ -129,7 +148,22 @@ def processes(number: int, devices: int, *words: str, do: str) -> list[tuple[int
         )
         for n in range(number)
     ]
-    return [(process.wait(120), *process.communicate()) for process in started]
+    end = time.monotonic() + 120
+    while any(process.poll() is None for process in started):
+        if any(process.returncode == -signal.SIGKILL for process in started):
+            end = min(end, time.monotonic() + SOON_S)
+        if time.monotonic() > end:
+            for process in started:
+                process.kill()
+            raise AssertionError([process.communicate() for process in started])
+        time.sleep(0.02)
+    return [(process.returncode, *process.communicate()) for process in started]
+
+
+def told_the_loss(errors: str, number: int, count: int) -> bool:
+    """Whether a process said that another one is gone, in one line, and nothing else."""
+    _, *lines = errors.splitlines()  # it waited for the others
+    return len(lines) == 1 and re.fullmatch(LOST.format(number, count), lines[0]) is not None
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
@@ -161,15 +195,24 @@ def run(prepared, alone) -> Path:
     with pytest.raises(Interrupted):
         recorded_training(folder, prepared.folder, CONFIG, "SIGTERM", 2)
     told = str(folder), str(prepared.folder), "SIGTERM@5", "4"
-    ((status, output, errors),) = processes(1, 8, *told, do="train_until_stopped")
+    ((status, output, errors),) = processes(1, 8, "train_until_stopped", *told)
     assert status == 143 and output.endswith("stopped at 5\n"), errors
     return folder
 
 
 @pytest.fixture(scope="module")
-def two(prepared, alone, run) -> list[tuple[int, str, str]]:
-    """Two processes of 2 devices each, which go on with the run until step 8, train another, and meet faults."""
-    return processes(2, 2, str(run.parent), str(prepared.folder), str(alone), do="train_and_meet_faults")
+def killed(prepared, alone) -> list[tuple[int, str, str]]:
+    """Two processes of 2 devices each, of which the first is killed in step 6; a checkpoint is of step 4."""
+    folder = alone.parent / "both"
+    ends = processes(2, 2, "train_until_stopped", str(folder), str(prepared.folder), "SIGKILL@6@0", "2", str(alone))
+    assert checkpoint_steps(folder) == [4], ends
+    return ends
+
+
+@pytest.fixture(scope="module")
+def two(prepared, alone, run, killed) -> list[tuple[int, str, str]]:
+    """Two processes of 2 devices each, which go on with the run until step 8, then with `both`, and meet faults."""
+    return processes(2, 2, "train_and_meet_faults", str(run.parent), str(prepared.folder), str(alone))
 
 
 def test_a_run_goes_over_devices_and_processes_with_nothing_twice_and_nothing_skipped(prepared, alone, run, two):
@@ -183,7 +226,22 @@ def test_a_run_goes_over_devices_and_processes_with_nothing_twice_and_nothing_sk
     assert rows_seen(run) == rows_seen(alone)
 
 
+def test_the_first_process_is_killed_while_both_train(killed):
+    (status, *_), (second, _, errors) = killed
+    assert (status, second) == (-signal.SIGKILL, 1) and told_the_loss(errors, 1, 2), errors
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_is_killed_while_the_others_wait_for_nothing(victim):
+    """No exchange fails: what the others notice is that its link ended."""
+    count = 2 + victim
+    for number, (status, output, errors) in enumerate(processes(count, 1, str(victim), script=KILLED)):
+        if number != victim:
+            assert (status, output) == (1, "here\n") and told_the_loss(errors, number, count), errors
+
+
 def test_processes_start_from_the_weights_of_a_run_and_end_with_the_same_bits(prepared, alone, two):
+    """Killed in between, they go on from their checkpoint."""
     one, both = alone.parent / "one", alone.parent / "both"
     first, second = (re.findall("ended with .*", output) for _, output, _ in two)
     assert first == second and len(first) == 1
@@ -256,22 +314,37 @@ def test_a_taken_port_is_refused(host, monkeypatch):
             join()
 
 
+SLURM = {
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[3-4]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+MPI = {
+    "OMPI_MCA_orte_hnp_uri": "4096.0;tcp://10.0.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "3",
+    "OMPI_COMM_WORLD_RANK": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+GIVEN = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "1"}
+
+
 @pytest.mark.parametrize(
-    ("environment", "asked"),
+    ("environment", "found"),
     [
-        ({}, []),
-        ({"SLURM_STEP_NUM_TASKS": "1"}, []),
-        ({"SLURM_STEP_NUM_TASKS": "2"}, [()]),
-        ({"OMPI_COMM_WORLD_SIZE": "3"}, [()]),
-        ({"on a TPU VM": "with the driver of TPUs"}, [()]),
-        (
-            {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "1"},
-            [("host:1234", 4, 1)],
-        ),
+        ({}, None),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+        (GIVEN | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, None),
+        (SLURM, ("node3:61447", 2, 1, [0])),
+        (MPI, ("10.0.0.1:61441", 3, 2, [1])),
+        ({"on a TPU VM": "with the driver of TPUs"}, ("tpu:8476", 4, 3, None)),
+        (GIVEN, ("host:1234", 4, 1, None)),
     ],
 )
-def test_other_processes_are_looked_for_where_there_are_some(environment, asked, monkeypatch, capsys):
-    for name in (*_GIVEN, "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+def test_other_processes_are_looked_for_where_there_are_some(environment, found, monkeypatch, capsys):
+    for name in (*_GIVEN, *SLURM, *MPI):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -279,12 +352,29 @@ def test_other_processes_are_looked_for_where_there_are_some(environment, asked,
     monkeypatch.setattr(our_processes, "find_spec", lambda name: name if is_tpu_vm and name == "libtpu" else None)
     if is_tpu_vm:
         monkeypatch.setattr(Path, "exists", lambda path: str(path) == "/dev/vfio")
-    called = []
+        monkeypatch.setattr(our_processes, "_detected", lambda: found)
+    linked, called = [], []
+    monkeypatch.setattr(our_processes, "_links", None)
+    monkeypatch.setattr(our_processes, "Links", lambda count, number, lost: (count, number))
+    monkeypatch.setattr(our_processes, "_linked", lambda *where: linked.append(where) or ("ours", "bound"))
     monkeypatch.setattr(jax.distributed, "initialize", lambda *where, **how: called.append((where, how)))
     join()
-    assert [where for where, _ in called] == asked
-    for where, how in called:
-        limits = {"heartbeat_timeout_seconds": _HEARTBEAT_S, "shutdown_timeout_seconds": _SHUTDOWN_S}
-        assert how == (limits | {"cluster_detection_method": "deactivate"} if where else limits)
-        said = "process 1 of 4 waits for the others at host:1234\n" if where else ""
-        assert capsys.readouterr().err == said
+    if found is None:
+        assert linked == called == []
+        return
+    address, *numbers, devices = found
+    assert linked == [(tuple(numbers), address)]
+    ((where, how),) = called
+    assert where == ("ours", *numbers, devices)
+    assert how["coordinator_bind_address"] == "bound" and how["cluster_detection_method"] == "deactivate"
+    assert how["heartbeat_timeout_seconds"] >= 3 * SILENCE_S  # links are first to miss a process
+    said = "process 1 of 4 waits for the others at host:1234\n" if environment is GIVEN else ""
+    assert capsys.readouterr().err == said
+
+
+def test_a_launcher_that_does_not_say_who_is_there_is_refused(monkeypatch):
+    for name in (*_GIVEN, *SLURM, *MPI):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(ValueError, match="a launcher started this process, but does not say"):
+        join()
