@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.verification import BackgroundVerification
 from trimask.diffusion.evaluate import EvaluateConfig, evaluate
 from trimask.diffusion.exam import ALL_TASKS
 from trimask.diffusion.likelihood import Estimator
@@ -65,8 +66,12 @@ def run(
             f"{data}: no prepared data here; `trimask prepare {data} --tokenizers {loaded.folder}` and the folder or "
             "files, as in --images FOLDER, makes it"
         )
+    prepared = Prepared(data)
+    verification = BackgroundVerification(data, prepared.plan, prepared.whole)
+    verification.start()
     with progress_report() as report:
-        result, samples = evaluate(loaded, Prepared(data), config, report)
+        result, samples = evaluate(loaded, prepared, config, report)
+    verification.require(wait=True)
     configuration.save(out or loaded.folder / "evaluation.json", result)
     print_evaluation(result)
     return result, samples

@@ -18,6 +18,7 @@ import tyro
 from rich.markdown import Markdown
 
 from trimask.configs.studies import DATA, STUDIES
+from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.description import load_description
 from trimask.diffusion.run_folder import undone_if_empty, writing
 from trimask.diffusion.studies.trials import Trials
@@ -61,6 +62,7 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
             out.mkdir(parents=True, exist_ok=True)
             configuration.save(out / "config.json", config)
         with progress_report() as report, Trials(out, data, options.workers, report) as trials:
+            Prepared(data).require_verified(report)
             found = study.run(config, trials)
     figures = "\n".join(f"![{path.stem}]({path.name})" for path in sorted(out.glob("*.png")))
     where = f"{platform.machine()}, {jax.devices()[0].device_kind}, jax {jax.__version__}"

@@ -19,7 +19,7 @@ from trimask.diffusion.transformer import num_parameters
 from trimask.sampling_rl.tasks import from_prepared
 from trimask.sampling_rl.train import PolicyTrainConfig, train_policy, trained_on
 from trimask.scripts import cli
-from trimask.scripts.console import option, parse, say
+from trimask.scripts.console import option, parse, progress_report, say
 from trimask.tokenizers.ranges import Checked, NonNegativeInt, PositiveInt
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -56,6 +56,8 @@ def run(arguments: Arguments) -> None:
     loaded = load(arguments.run, arguments.checkpoint)
     prepared = Prepared(arguments.data or Path(loaded.description.data))
     require_same_tokenizers(loaded, prepared)
+    with progress_report() as report:
+        prepared.require_verified(report)
     problems = from_prepared(
         prepared,
         arguments.dataset,

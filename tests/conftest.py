@@ -7,49 +7,27 @@ needs several starts a process of its own with XLA_FLAGS=--xla_force_host_platfo
 """
 
 import gc
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from functools import partial
 from pathlib import Path
 
+import compiling
 import pytest
 
 pytest_plugins = ["cpu_budget"]
 
-_COMPILED = "JAX_COMPILATION_CACHE_DIR"
-_QUICK = "--xla_cpu_use_fusion_emitters=false"
-"""Loops by LLVM alone, without a pass through MLIR: half of the time to compile."""
-
 
 def pytest_configure(config):
-    """Compiling is most of the tests' time: in a quarter of it with little optimisation, and once for all processes.
+    """Compiling is most of the tests' time: in a quarter of it with little optimisation (`compiling.py`).
 
-    Programs stay for the next run if JAX_COMPILATION_CACHE_DIR names a folder. JAX takes this from the environment, so
-    nothing may have imported it before; the commands that tests start inherit it. Tracing makes so many objects that
-    are there to stay that to look for garbage after each 700 of them, as Python does, takes an eighth of what is left.
-    A process that only hands tests to others does without the fixtures, whose imports these would wait for.
+    Tracing makes so many objects that are there to stay that to look for garbage after each 700 of them, as Python
+    does, takes an eighth of what is left. A process that only hands tests to others does without the fixtures, whose
+    imports these would wait for.
     """
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
     if not hasattr(config, "workerinput"):
-        os.environ["XLA_FLAGS"] = _understood(f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip())
-        if _COMPILED not in os.environ:
-            os.environ[_COMPILED] = tempfile.mkdtemp(prefix="trimask-tests-compiled-")
-            config.add_cleanup(partial(shutil.rmtree, os.environ[_COMPILED], ignore_errors=True))
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        compiling.settle(config.add_cleanup)
     if config.getoption("dist", "no") == "no":
         config.pluginmanager.import_plugin("synthetic")
-
-
-def _understood(flags: str) -> str:
-    """The flags, if this XLA knows them all: one that it does not know ends the process."""
-    command = [sys.executable, "-c", "import jax; jax.devices()"]
-    known = subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, check=False)
-    return flags if known.returncode == 0 else os.environ.get("XLA_FLAGS", "")
 
 
 @pytest.fixture(scope="module", autouse=True)

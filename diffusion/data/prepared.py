@@ -23,7 +23,7 @@ from jaxtyping import Int
 from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted
 from trimask.diffusion.data.shards import BlockReport, raw_folder, shard_path
 from trimask.diffusion.data.sources import BadRecord, RawExample, SourceConfig
-from trimask.diffusion.data.verification import Damaged, checked_report, jobs_of, verify
+from trimask.diffusion.data.verification import Damaged, checked_report, is_verified, jobs_of, require_none, verify
 from trimask.diffusion.layout import Layout
 from trimask.diffusion.progress import Report, silent
 from trimask.tokenizers import configuration
@@ -227,6 +227,11 @@ class Prepared:
     def verify(self, report: Report = silent) -> list[Damaged]:
         """Compares every shard with its SHA-256, and returns what is not as it was written."""
         return [fault for _, fault in verify(self.folder, self.plan, self.whole, report)]
+
+    def require_verified(self, report: Report = silent) -> None:
+        """Raises Damaged if a shard is not as it was written; digests that were right before are not computed again."""
+        if not is_verified(self.folder, self.plan, self.whole):
+            require_none(self.folder, self.verify(report))
 
     @cached_property
     def reports(self) -> dict[str, list[BlockReport]]:

@@ -5,6 +5,7 @@ line with the command that repeats it; with --keep it becomes a case of tests/br
 tries again.
 """
 
+import atexit
 import json
 import os
 import shutil
@@ -13,14 +14,17 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import compiling
 import tyro
 from breaking.running import prepare_to_fork
-from breaking.suite import KINDS, Kind, Suite, to_json
-from breaking.world import make_world
+from breaking.suite import KINDS, Kind, Suite, kept, to_json
+from breaking.world import COMMANDS, make_world
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+_QUICK = ("prepare", "train", "generate image")
 CASES = Path(__file__).with_name("cases.jsonl")
 console = Console()
 
@@ -41,6 +45,10 @@ class Arguments:
     """Number of commands whose disk runs full."""
     twice: int = 30
     """Number of commands that run twice at once."""
+    seconds: float | None = None
+    """Seconds after which no other case is begun. None: all are."""
+    quick: bool = False
+    """Only with the commands that make data, a run and answers, so that the world is made in seconds."""
     only: str | None = None
     """One case, as KIND:NUMBER."""
     jobs: int = 2
@@ -51,13 +59,16 @@ class Arguments:
 
 def main(arguments: Arguments, root: Path) -> int:
     """Exit status: 0 without any fault."""
-    settle()
+    compiling.settle(atexit.register)
     prepare_to_fork()
     folder = root / ".breaking" / f"seed-{arguments.seed}"
     scratch = Path(tempfile.mkdtemp(prefix="trimask-breaking-"))
     try:
         with console.status("making a world to break") as status:
-            folders = make_world(scratch / "world", lambda name: status.update(f"making a world to break: {name}"))
+            names = _QUICK if arguments.quick else tuple(COMMANDS)
+            folders = make_world(
+                scratch / "world", names, lambda name: status.update(f"making a world to break: {name}")
+            )
         wanted = _wanted(arguments)
         if arguments.only is not None:
             kind, _, number = arguments.only.partition(":")
@@ -67,13 +78,6 @@ def main(arguments: Arguments, root: Path) -> int:
         return _summary(arguments, folder, wanted)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def settle() -> None:
-    """Compiles quickly, and each program once for all commands."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="trimask-breaking-compiled-"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def _wanted(arguments: Arguments) -> dict[Kind, range]:
@@ -117,24 +121,33 @@ def _work(
     job: int,
 ) -> None:
     """A process that tries every so manieth case, and ends."""
-    suite = Suite(folders, scratch)
-    for kind, numbers in wanted.items():
-        stream = enumerate(suite.cases(kind, arguments.seed))
-        for number, case in stream:
-            if number >= numbers.stop:
-                break
-            if number not in numbers or number % arguments.jobs != job or (kind, number) in known:
-                continue
-            began = time.monotonic()
-            try:
-                faults = suite.faults(kind, case)
-            except Exception as error:
-                faults = [f"the harness fails: {error!r}"]
-            line = {"kind": kind, "number": number, "case": to_json(case), "faults": faults}
-            line |= {"described": str(case), "seconds": round(time.monotonic() - began, 1)}
-            with (folder / "verdicts.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+    suite, began = Suite(folders, scratch, arguments.quick), time.monotonic()
+    for number, (kind, case) in enumerate(kept(CASES)):
+        is_ours = number % arguments.jobs == job and ("kept", number) not in known
+        if arguments.only is None and is_ours and suite.is_possible(kind, case):
+            _note(folder, "kept", number, kind, case, suite)
+    streams = {kind: suite.cases(kind, arguments.seed) for kind, numbers in wanted.items() if numbers}
+    for number in range(max(numbers.stop for numbers in wanted.values())):
+        for kind, stream in streams.items():
+            case = next(stream)
+            is_ours = number in wanted[kind] and number % arguments.jobs == job and (kind, number) not in known
+            is_over = arguments.seconds is not None and time.monotonic() - began > arguments.seconds
+            if is_ours and not is_over and suite.is_possible(kind, case):
+                _note(folder, kind, number, kind, case, suite)
     os._exit(0)
+
+
+def _note(folder: Path, label: str, number: int, kind: Kind, case: Any, suite: Suite) -> None:
+    """Tries a case, and adds the verdict to those that are known."""
+    began = time.monotonic()
+    try:
+        faults = suite.faults(kind, case)
+    except Exception as error:
+        faults = [f"the harness fails: {error!r}"]
+    line = {"kind": label, "number": number, "case": to_json(case), "faults": faults, "described": str(case)}
+    line["seconds"] = round(time.monotonic() - began, 1)
+    with (folder / "verdicts.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def _verdicts(folder: Path) -> list[dict]:
@@ -144,22 +157,25 @@ def _verdicts(folder: Path) -> list[dict]:
 
 
 def _described(arguments: Arguments, line: dict) -> str:
-    again = f"make break SEED={arguments.seed} ONLY={line['kind']}:{line['number']}"
+    only = "" if line["kind"] == "kept" else f" ONLY={line['kind']}:{line['number']}"
+    again = f"make break SEED={arguments.seed}{only}"
     return f"{line['kind']} {line['described']}: {'; '.join(line['faults'])} [{again}]"
 
 
 def _summary(arguments: Arguments, folder: Path, wanted: dict[Kind, range]) -> int:
     """A line for each kind; keeps cases with a fault where that is asked for."""
+    wanted = {**wanted, "kept": range(10**9)}
     lines = [line for line in _verdicts(folder) if line["number"] in wanted.get(line["kind"], ())]
     for kind in wanted:
         own = [line for line in lines if line["kind"] == kind]
         faulty = sum(bool(line["faults"]) for line in own)
         console.print(f"{kind}: {len(own):,} cases, {faulty:,} with a fault, seed {arguments.seed}")
     faults = [line for line in lines if line["faults"]]
-    if arguments.keep and faults:
+    if arguments.keep:
         with CASES.open("a") as file:
             for line in faults:
-                file.write(json.dumps({name: line[name] for name in ("kind", "case", "faults")}) + "\n")
+                if line["kind"] != "kept":
+                    file.write(json.dumps({name: line[name] for name in ("kind", "case", "faults")}) + "\n")
     return 1 if faults else 0
 
 

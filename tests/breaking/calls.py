@@ -13,7 +13,7 @@ from pathlib import Path
 
 from breaking.judging import faults_of, listing
 from breaking.running import call
-from breaking.world import COMMANDS
+from breaking.world import COMMANDS, can_run
 
 LIMIT_S = 30.0
 """Seconds after which a call is asked to end."""
@@ -149,6 +149,11 @@ class Call:
 
     def __str__(self) -> str:
         return f"{self.base}: {' '.join(word if len(word) < 40 else word[:20] + '…' for word in self.words)!r}"
+
+
+def bases(folders: dict[str, Path]) -> list[str]:
+    """Bases that can run in a world."""
+    return [base for base, words in BASES.items() if base in _NEW or can_run(words, folders)]
 
 
 def flags_of(base: str, root: Path) -> list[Flag]:

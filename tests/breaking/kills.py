@@ -17,7 +17,7 @@ from pathlib import Path
 from breaking.damage import result_of
 from breaking.judging import faults_of
 from breaking.running import Child, Outcome, forked, start
-from breaking.world import COMMANDS, copied
+from breaking.world import COMMANDS, can_run, copied
 
 DISKS = (0.02, 0.2, 0.4, 0.7, 0.95)
 """Sizes of disks, as shares of what a command writes."""
@@ -81,10 +81,11 @@ class Reference:
     names: set[str]
 
 
-def draw(rng: random.Random, kind: str) -> Iterator[Trouble]:
+def draw(folders: dict[str, Path], rng: random.Random, kind: str) -> Iterator[Trouble]:
     """Cases without end."""
+    possible = [name for name, writer in WRITERS.items() if can_run(writer.words, folders)]
     while True:
-        writer = rng.choice(list(WRITERS))
+        writer = rng.choice(possible)
         if kind == "disk":
             yield Trouble(writer, kind, rng.choice(DISKS))
         else:
@@ -256,5 +257,5 @@ def _bytes(folder: Path) -> int:
 
 def _names(folder: Path) -> set[str]:
     """Names of all that is in a folder, without what another run names otherwise."""
-    names = (str(path.relative_to(folder)) for path in folder.rglob("*"))
+    names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != "verified.json")
     return {re.sub(r"events\.out\..*|[0-9a-f]{32}", "", name) for name in names}

@@ -1,20 +1,22 @@
 """The five kinds of cases, each a stream that a seed fixes, and what their verdicts need: helps and references."""
 
 import dataclasses
+import json
 import random
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from breaking import calls, damage, kills
+from breaking.world import can_run
 
 Kind = Literal["calls", "files", "kills", "disks", "twice"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _CASES = {"calls": calls.Call, "files": damage.Damage, "kills": kills.Trouble, "disks": kills.Trouble}
 _CASES["twice"] = kills.Trouble
+_SLOW = ("train", "evaluate", "study", "benchmark")
 _TROUBLE = {"kills": "killed", "disks": "disk", "twice": "twice"}
 
 
@@ -24,6 +26,7 @@ class Suite:
 
     folders: dict[str, Path]
     scratch: Path
+    is_quick: bool = False
     flags: dict[str, list[calls.Flag]] = field(default_factory=dict)
     references: dict[tuple[str, str], Any] = field(default_factory=dict)
 
@@ -34,11 +37,7 @@ class Suite:
             return calls.draw(self._flags(), rng)
         if kind == "files":
             return damage.draw(self.folders, rng)
-        return kills.draw(rng, _TROUBLE[kind])
-
-    def case(self, kind: Kind, seed: int, number: int) -> Any:
-        """One of them."""
-        return next(islice(self.cases(kind, seed), number, None))
+        return kills.draw(self.folders, rng, _TROUBLE[kind])
 
     def faults(self, kind: Kind, case: Any) -> list[str]:
         """What is wrong with what becomes of a case."""
@@ -55,8 +54,26 @@ class Suite:
 
     def _flags(self) -> dict[str, list[calls.Flag]]:
         if not self.flags:
-            self.flags |= {base: calls.flags_of(base, self.folders["sources"].parent) for base in calls.BASES}
+            self.flags |= {
+                base: calls.flags_of(base, self.folders["sources"].parent) for base in calls.bases(self.folders)
+            }
         return self.flags
+
+    def is_possible(self, kind: Kind, case: Any) -> bool:
+        """Whether the world has what the case needs, and where time is short, whether it takes little of it."""
+        if kind == "calls":
+            is_short = case.must_refuse or not case.base.startswith(_SLOW)
+            return case.base in calls.bases(self.folders) and (is_short or not self.is_quick)
+        table: Any = damage.READERS if kind == "files" else kills.WRITERS
+        name = case.reader if kind == "files" else case.writer
+        return can_run(table[name].words, self.folders) and not (self.is_quick and name.startswith(_SLOW))
+
+
+def kept(path: Path) -> list[tuple[Kind, Any]]:
+    """Cases of a file: those that had a fault once."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    contents = map(json.loads, lines)
+    return [(content["kind"], from_json(content["kind"], content["case"])) for content in contents]
 
 
 def to_json(case: Any) -> dict[str, Any]:

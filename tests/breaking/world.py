@@ -1,8 +1,9 @@
 """A small world to break: sources of every kind, and a folder of every kind made from them."""
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,17 +77,21 @@ def make_sources(folder: Path) -> None:
     (folder / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
 
 
-def make_world(root: Path, report: Callable[[str], None] = lambda _: None) -> dict[str, Path]:
-    """Makes all folders; a command that fails raises with what it said."""
+def make_world(
+    root: Path, names: Iterable[str] = tuple(COMMANDS), report: Callable[[str], None] = lambda _: None
+) -> dict[str, Path]:
+    """Makes the folders of these commands, and returns those that are there; one that fails raises with its words."""
     folders = folders_in(root)
     make_sources(folders["sources"])
-    for name, command in COMMANDS.items():
+    for name in names:
+        command = COMMANDS[name]
         report(name)
         done = call(command.argv(folders), root)
         if done.status:
             raise RuntimeError(f"{name} fails without any damage:\n{done.out}\n{done.err}")
-    _make_half(folders["run"], folders["half"])
-    return folders
+    if folders["run"].exists():
+        _make_half(folders["run"], folders["half"])
+    return {name: folder for name, folder in folders.items() if folder.exists()}
 
 
 def _make_half(run: Path, half: Path) -> None:
@@ -101,3 +106,8 @@ def copied(folders: dict[str, Path], root: Path, *names: str) -> dict[str, Path]
     for name in names:
         shutil.copytree(folders[name], fresh[name], symlinks=True)
     return {**folders, **{name: fresh[name] for name in names}}
+
+
+def can_run(words: str, folders: Iterable[str]) -> bool:
+    """Whether all folders that a command's words name are there, or are new."""
+    return set(re.findall(r"{(\w+)}", words)) <= {*folders, "new", "out"}
