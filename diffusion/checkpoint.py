@@ -17,7 +17,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -88,18 +88,16 @@ class Checkpoints:
             preservation_policy=None if keep is None else self._policy(keep),
             lightweight_initialize=True,
         )
-        with ExitStack() as quiet:
-            quiet.enter_context(_orbax_quiet())
-            with writing(run, Exception):
-                self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
-            self._metrics |= self._read_metrics()
-            self._quiet = quiet.pop_all()
+        _quiet_orbax()
+        with writing(run, Exception):
+            self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+        self._metrics |= self._read_metrics()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
-        with self._quiet, writing(self.run, Exception):
+        with writing(self.run, Exception):
             self._manager.close()
 
     def steps(self) -> list[int]:
@@ -253,22 +251,14 @@ def _require_plain(checkpoint: Path) -> None:
                 raise DamagedCheckpoint(f"{checkpoint}: damaged: {shortened(str(error))}") from error
 
 
-@contextmanager
-def _orbax_quiet() -> Iterator[None]:
-    """Keeps Orbax's log off the terminal: what it raises reaches us, and what it logs is that once more."""
-    _ignore_late_answers()
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 @cache
-def _ignore_late_answers() -> None:
-    """After one failed read or write TensorStore answers for the others to an event loop that is gone, at any time."""
+def _quiet_orbax() -> None:
+    """Keeps Orbax's log off the terminal: what it raises reaches us, and what it logs, at any time, is that once more.
+
+    After one failed read or write its threads log, and TensorStore answers for the others to an event loop that is
+    gone, long after the error has reached us.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
     hook = sys.unraisablehook
 
     def unraisable(failure: Any) -> None:

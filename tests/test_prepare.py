@@ -505,7 +505,7 @@ def _killed_at_plan(path, content):
     configuration.write_json(path, configuration.to_dict(content))
 
 
-def test_a_vocabulary_larger_than_its_text_is_refused(files, tmp_path):
+def test_what_can_only_be_a_mistake_is_refused(files, tmp_path):
     size = len((files / "prose.txt").read_bytes())
     prose = {"prose": config_of(files).sources["prose"]}
     with pytest.raises(ValueError, match=r"text_vocabulary must be at most .*; got 4,194,304") as refused:
@@ -515,6 +515,12 @@ def test_a_vocabulary_larger_than_its_text_is_refused(files, tmp_path):
     sums = {"sums": config_of(files).sources["sums"]}
     little = config_of(files, sources=sums, text_vocabulary=320, splits=SplitConfig())
     assert prepare(tmp_path / "little", little).tokenizers.text.size <= 320
+    with pytest.raises(
+        ValueError, match=r"pictures of 9000 × 8000 pixels are more than the 67,108,864 of limits.pixels"
+    ):
+        PrepareConfig(pictures=PictureConfig(height=9000, width=8000))
+    with pytest.raises(ValueError, match=r"80000 seconds at 8,000 Hz are more than the 67,108,864 samples of limits"):
+        PrepareConfig(seconds=80_000.0)
     with pytest.raises(ValueError, match="response_tokens must be at most one more than max_text_tokens, 9; got 10"):
         PrepareConfig(response_tokens=10, max_text_tokens=8)
     PrepareConfig(response_tokens=9, max_text_tokens=8)

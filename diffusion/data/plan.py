@@ -117,6 +117,17 @@ class PrepareConfig(Checked):
         for name in self.sources:
             if not name.isidentifier():
                 raise ValueError(f"a dataset's name must be a plain word, for it names a folder; got {name!r}")
+        height, width = self.pictures.height, self.pictures.width
+        if height is not None and width is not None and height * width > self.limits.pixels:
+            raise ValueError(
+                f"pictures of {height} × {width} pixels are more than the {self.limits.pixels:,} of limits.pixels"
+            )
+        rate_hz = self.codecs["audio"].sample_rate_hz
+        if self.seconds is not None and self.seconds * rate_hz > self.limits.samples:
+            raise ValueError(
+                f"{self.seconds:g} seconds at {rate_hz:,} Hz are more than the {self.limits.samples:,} samples of "
+                "limits.samples"
+            )
         if self.response_tokens is not None and self.response_tokens > self.max_text_tokens + 1:
             raise ValueError(
                 f"response_tokens must be at most one more than max_text_tokens, {self.max_text_tokens + 1}; "

@@ -136,6 +136,8 @@ READERS = {
     "study again": Reader(COMMANDS["study"].words, "study", (), "none"),
 }
 """Name → a command with the folder that is damaged."""
+_SLOW = tuple(name for name in READERS if name.startswith(("train", "evaluate")))
+"""Readers that are drawn less often, for they take long."""
 _CONTENT = ("bit", "NUL", "swapped", "link", "deep", "appended", "cut")
 """Ways that may leave another valid file where that is text, and no digest of it is kept anywhere."""
 _FREE = re.compile(
@@ -163,7 +165,7 @@ def draw(folders: dict[str, Path], rng: random.Random) -> Iterator[Damage]:
     possible = [name for name, reader in READERS.items() if can_run(reader.words, folders)]
     kinds = {name: _kinds(folders[READERS[name].damaged]) for name in possible}
     while True:
-        reader = rng.choice(possible)
+        (reader,) = rng.choices(possible, [1 if name in _SLOW else 4 for name in possible])
         file = rng.choice(rng.choice(kinds[reader]))
         yield Damage(reader, file, rng.choice(list(WAYS)), rng.randrange(1 << 30))
 
@@ -252,9 +254,8 @@ def result_of(what: str, here: dict[str, Path], done: Outcome) -> object:
         files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
         skipped = {".lock", "verified.json"}
         if kind == "added":
-            skipped |= {
-                str(path.relative_to(here[f"{first} before"] / rest)) for path in here[f"{first} before"].rglob("*")
-            }
+            before = here[f"{first} before"] / rest
+            skipped |= {str(path.relative_to(before)) for path in before.rglob("*")}
         return {name: digest(path) for name, path in files.items() if name not in skipped}
     if kind == "losses":
         return dict(_LOSSES.findall((folder / "metrics.jsonl").read_text()))

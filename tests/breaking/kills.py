@@ -34,6 +34,8 @@ class Writer:
     copies: tuple[str, ...] = ()
     """Folders that are copied before, since it adds to them."""
     processes: int = 1
+    share: int = 1
+    """How often it is drawn: those that take little time, more often."""
 
 
 def _new(name: str, folder: str, more: str = "") -> str:
@@ -41,18 +43,20 @@ def _new(name: str, folder: str, more: str = "") -> str:
 
 
 WRITERS = {
-    "prepare": Writer(_new("prepare", "data"), "new", "files:new"),
+    "prepare": Writer(_new("prepare", "data"), "new", "files:new", share=3),
     "prepare, 2 workers": Writer(_new("prepare", "data").replace("--workers 1", "--workers 2"), "new", "files:new"),
-    "train": Writer(_new("train", "run"), "new", "state:new"),
+    "train": Writer(_new("train", "run"), "new", "state:new", share=2),
     "train, 2 workers": Writer(_new("train", "run", "--loop.workers 2"), "new", "state:new"),
     "train, 2 processes": Writer(_new("train", "run"), "new", "state:new", processes=2),
     "train-policy": Writer(_new("train-policy", "policy"), "new", "state:new"),
     "generate": Writer(
-        "generate {run} --prompt two --to image --num 3 --trace", "run", "files:run/generated", ("run",)
+        "generate {run} --prompt two --to image --num 3 --trace", "run", "files:run/generated", ("run",), share=4
     ),
-    "evaluate": Writer("evaluate {run} --max-examples 3 --bound-samples 2", "run", "evaluation:run", ("run",)),
-    "study": Writer(_new("study", "study"), "new", "trials:new"),
-    "inspect trace": Writer("inspect {run}/generated/one-3.trace.jsonl", "run", "files:run/generated", ("run",)),
+    "evaluate": Writer(COMMANDS["evaluate"].words, "run", "evaluation:run", ("run",)),
+    "study": Writer(_new("study", "study"), "new", "files:new", share=2),
+    "inspect trace": Writer(
+        "inspect {run}/generated/one-3.trace.jsonl", "run", "files:run/generated", ("run",), share=2
+    ),
 }
 """Name → a command that writes."""
 
@@ -85,7 +89,7 @@ def draw(folders: dict[str, Path], rng: random.Random, kind: str) -> Iterator[Tr
     """Cases without end."""
     possible = [name for name, writer in WRITERS.items() if can_run(writer.words, folders)]
     while True:
-        writer = rng.choice(possible)
+        (writer,) = rng.choices(possible, [WRITERS[name].share for name in possible])
         if kind == "disk":
             yield Trouble(writer, kind, rng.choice(DISKS))
         else:
@@ -223,8 +227,6 @@ def _result(name: str, here: dict[str, Path], done: Outcome) -> object:
         return result_of(f"losses:{folder}", here, done), _state(here[folder])
     if kind == "evaluation":
         return (here[folder] / "evaluation.json").read_text()
-    if kind == "trials":
-        return re.sub(r'"seconds": [\d.e-]+', "", (here[folder] / "trials.jsonl").read_text())
     return result_of(WRITERS[name].result, here, done)
 
 

@@ -37,6 +37,8 @@ _MODULES = (
     "scripts.report",
     "scripts.benchmark_sample",
 )
+_LIBRARIES = ("sklearn.cluster", "sklearn.linear_model", "scipy.stats", "matplotlib.pyplot", "rich.markdown")
+"""What trimask imports where it is needed, and takes long."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ def prepare_to_fork() -> None:
 
     for name in _MODULES:
         importlib.import_module(f"trimask.{name}")
+    for name in _LIBRARIES:
+        importlib.import_module(name)
 
 
 def call(

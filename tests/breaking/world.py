@@ -19,7 +19,7 @@ _DATA = """prepare {data} --images drawn={sources}/drawn --audio spoken={sources
     --image.codebook-size 8 --audio.codebook-size 6 --audio.num-mels 8 --shard-records 8 --workers 1"""
 _MODEL = """--model.num-layers 1 --model.width 16 --model.num-heads 2 --model.mlp-width 16 --batch.tokens 64
     --batch.weights prose 0 spoken 0"""
-_TRAIN = f"""train {{run}} --data {{data}} {_MODEL} --optimizer.horizon-tokens 240 --optimizer.warmup-tokens 60
+_TRAIN = f"""train {{run}} --data {{data}} {_MODEL} --optimizer.horizon-tokens 200 --optimizer.warmup-tokens 60
     --loop.log-every 1 --loop.checkpoint-every 2 --loop.keep-last 3"""
 _POLICY = """train-policy {policy} --run {run} --dataset asked --max-problems 4 --problems-per-step 2
     --grpo.updates 1 --grpo.group 2"""
@@ -46,7 +46,7 @@ COMMANDS = {
     "train-policy": Command(_POLICY, ("policy",), ("run", "data")),
     "generate text": Command("generate {run} --prompt one --to text --num 2", ("run",), ("run",)),
     "generate image": Command("generate {run} --prompt one --to image --trace --steps 3", ("run",), ("run",)),
-    "evaluate": Command("evaluate {run} --max-examples 3 --bound-samples 2", ("run",), ("run", "data", "sources")),
+    "evaluate": Command("evaluate {run} --max-examples 2 --bound-samples 1", ("run",), ("run", "data", "sources")),
     "study": Command("study mask-variance {study} --run {run} --draws 2 --workers 0", ("study",), ("run", "data")),
 }
 """Name → the command that makes a folder of the world, in the order in which they are made."""
