@@ -75,7 +75,7 @@ def write_report(
     run: Path, evaluation: Evaluation, samples: Sequence[Samples], loaded: Loaded, prepared: Prepared
 ) -> Path:
     """Writes all files into the run folder and returns the page."""
-    metrics = read_metrics(run)
+    metrics = _whole_lines(run)
     target = {name: task.target for name, task in loaded.vocabulary.tasks.items()}
     drawn = [sample for sample in samples if target[sample.task] == "image"]
     spoken = [sample for sample in samples if target[sample.task] not in (TEXT, "image")]
@@ -105,6 +105,18 @@ def write_report(
     path = run / "report.html"
     write_text(path, page)
     return path
+
+
+def _whole_lines(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that say what every line of a training says; at least one must."""
+    lines = read_metrics(run)
+    whole = [line for line in lines if {"loss", "tokens"} <= line.keys() and line.get("tokens_per_second", 0) > 0]
+    if not whole:
+        raise ValueError(
+            f"{run / 'metrics.jsonl'}: none of its {len(lines)} lines says step, loss, tokens and tokens_per_second of "
+            "a training, so there is nothing to report"
+        )
+    return whole
 
 
 def data_uri(path: Path) -> str:

@@ -270,3 +270,19 @@ def test_training_time_is_tokens_over_rate():
         {"step": 5, "tokens": 40.0, "tokens_per_second": 15.0},
     ]
     assert training_seconds(lines) == pytest.approx(4 + 2)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "",
+        '{"step": "one", "loss": 1.0, "tokens": 5.0, "tokens_per_second": 9.0}\n',
+        '{"step": 1, "loss": 1.0, "tokens": "many", "tokens_per_second": 9.0}\n',
+        '{"step": 1, "loss": 1.0, "tokens": 5.0, "tokens_per_second": 0.0}\n',
+    ],
+)
+def test_metrics_that_say_nothing_are_no_report(story, tmp_path, lines):
+    _, evaluation, samples, loaded, prepared = story
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    with pytest.raises(ValueError, match=r"metrics.jsonl: none of its [01] lines says step, loss, tokens and"):
+        report.write_report(tmp_path, evaluation, samples, loaded, prepared)

@@ -9,10 +9,14 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ from breaking.world import COMMANDS, make_world
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_QUICK = ("prepare", "train", "generate image")
+_QUICK = ("prepare",)
 CASES = Path(__file__).with_name("cases.jsonl")
 console = Console()
 
@@ -48,7 +52,7 @@ class Arguments:
     seconds: float | None = None
     """Seconds after which no other case is begun. None: all are."""
     quick: bool = False
-    """Only with the commands that make data, a run and answers, so that the world is made in seconds."""
+    """Only with prepared data, so that the world is made in seconds, and with what takes little time."""
     only: str | None = None
     """One case, as KIND:NUMBER."""
     jobs: int = 2
@@ -59,7 +63,7 @@ class Arguments:
 
 def main(arguments: Arguments, root: Path) -> int:
     """Exit status: 0 without any fault."""
-    compiling.settle(atexit.register)
+    compiling.settle(_at_end_of_this_process)
     prepare_to_fork()
     folder = root / ".breaking" / f"seed-{arguments.seed}"
     scratch = Path(tempfile.mkdtemp(prefix="trimask-breaking-"))
@@ -98,10 +102,11 @@ def _judge(
         workers.append(number)
     columns = (TextColumn("cases"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
     seen = len(known)
+    _at_end_of_this_process(partial(_stop, workers))
     with Progress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=600) as progress:
         task = progress.add_task("cases", total=total, completed=len(known))
         while workers:
-            workers = [number for number in workers if os.waitpid(number, os.WNOHANG) == (0, 0)]
+            workers[:] = [number for number in workers if os.waitpid(number, os.WNOHANG) == (0, 0)]
             time.sleep(1)
             verdicts = _verdicts(folder)
             for line in verdicts[seen:]:
@@ -109,6 +114,19 @@ def _judge(
                     console.print(_described(arguments, line), markup=False, highlight=False, soft_wrap=True)
             seen = len(verdicts)
             progress.update(task, completed=seen)
+
+
+def _at_end_of_this_process(function: Callable[[], Any]) -> None:
+    """As `atexit`, but not in processes that are forked from this one."""
+    here = os.getpid()
+    atexit.register(lambda: function() if os.getpid() == here else None)
+
+
+def _stop(workers: list[int]) -> None:
+    """Ends the processes that try cases; a case that runs ends by its own limit of time."""
+    for number in workers:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
 
 
 def _work(
@@ -180,4 +198,5 @@ def _summary(arguments: Arguments, folder: Path, wanted: dict[Kind, range]) -> i
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main(tyro.cli(Arguments), Path.cwd()))

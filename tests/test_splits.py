@@ -1,0 +1,59 @@
+"""Which split a record belongs to: a property of the record alone, whatever else there is."""
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimask.diffusion.data.plan import TRAIN, SplitConfig
+from trimask.diffusion.data.sources import Entry
+
+IDS = st.lists(st.text(max_size=12), min_size=1, max_size=60)
+SHARES = st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)).filter(lambda pair: sum(pair) < 1)
+DRAWN = {TRAIN, "validation", "test"}
+
+
+def entry(id, split=None, **fields):
+    return Entry(id, "file", 1, lambda: None, split, fields)
+
+
+def config(shares=(0.2, 0.3), seed=0, held_out=()):
+    return SplitConfig(validation=float(shares[0]), test=float(shares[1]), seed=seed, held_out=held_out)
+
+
+@given(IDS, SHARES, st.integers(0, 2**32 - 1))
+def test_every_record_has_one_of_three_splits_and_keeps_it(ids, shares, seed):
+    splits = [config(shares, seed).of(entry(id)) for id in ids]
+    assert set(splits) <= DRAWN
+    assert splits == [config(shares, seed).of(entry(id, other="field")) for id in ids]
+
+
+@given(IDS, SHARES, st.integers(0, 2**32 - 1))
+def test_a_share_of_nothing_holds_nothing_out(ids, shares, seed):
+    assert {config((0, 0), seed).of(entry(id)) for id in ids} == {TRAIN}
+    assert "validation" not in {config((0, shares[1]), seed).of(entry(id)) for id in ids}
+    assert "test" not in {config((shares[0], 0), seed).of(entry(id)) for id in ids}
+
+
+@given(IDS, SHARES, st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_a_larger_share_for_the_test_takes_no_record_away_from_it(ids, shares, part, seed):
+    smaller, larger = config((0, shares[1] * part), seed), config((0, shares[1]), seed)
+    for id in ids:
+        assert smaller.of(entry(id)) != "test" or larger.of(entry(id)) == "test"
+
+
+@given(st.text(max_size=12), st.text(min_size=1, max_size=12), SHARES)
+def test_what_a_source_says_stands_but_for_what_is_held_out(id, split, shares):
+    assert config(shares).of(entry(id, split)) == split
+    held = config(shares, held_out=("speaker=anna", "age=7"))
+    assert held.of(entry(id, split, speaker="anna")) == "test_speaker"
+    assert held.of(entry(id, split, age=7)) == "test_age"
+    assert held.of(entry(id, split, speaker="anna", age=7)) == "test_speaker"
+    assert held.of(entry(id, split, speaker="ben")) == split
+
+
+def test_shares_are_those_of_many_records():
+    splits = [config((0.2, 0.3)).of(entry(f"{Path('folder')}/{number}")) for number in range(20_000)]
+    # Five standard deviations are 0.014 and 0.016.
+    assert abs(splits.count("validation") / 20_000 - 0.2) < 0.014
+    assert abs(splits.count("test") / 20_000 - 0.3) < 0.016
