@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from trimask.diffusion.data import digits
+from trimask.diffusion.data import digits, tfds_records
 from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.sources import FieldConfig, SourceConfig
@@ -144,6 +144,19 @@ def test_a_folder_that_was_sent_imports_nothing(tmp_path, monkeypatch, inner):
     with pytest.raises(ValueError, match=r"features\.json names 'evil\.Feature', which is no feature of TFDS itself"):
         prepare(tmp_path / "out", config_of("sent", tfds_folder=str(tmp_path)))
     assert not (tmp_path / "ran").exists() and "evil" not in sys.modules
+
+
+def test_a_feature_that_another_module_has_registered_is_refused_too(monkeypatch):
+    other = type("Feature", (tfds.features.Text,), {"__module__": "evil"})
+    known = tfds.features.FeatureConnector._registered_features
+    monkeypatch.setitem(known, "evil.Feature", other)
+    with tfds_records._own_features_only():
+        with pytest.raises(
+            ValueError, match=r"features\.json names 'evil\.Feature', which is no feature of TFDS itself"
+        ):
+            tfds.features.FeatureConnector.cls_from_name("evil.Feature")
+        name = "tensorflow_datasets.core.features.text_feature.Text"
+        assert tfds.features.FeatureConnector.cls_from_name(name) is tfds.features.Text
 
 
 @pytest.mark.parametrize("name", ["huggingface:x", "../x", "mnist/a=True,b=3", "x.py", ""])

@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,9 @@ from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.verification import BackgroundVerification, Damaged, is_verified
+from trimask.diffusion.results import Evaluation
+from trimask.diffusion.studies.mask_variance import MaskVariance
+from trimask.scripts import evaluate, study, train_policy
 from trimask.scripts.inspection import main as inspect
 
 CONFIG = PrepareConfig(
@@ -191,6 +195,32 @@ def test_what_was_verified_is_not_verified_again_until_it_changes(folder):
     for record in ("[]", "{", json.dumps({"shards": {SHARD: {"num_bytes": True, "changed_ns": 1}}})):
         (folder / "verified.json").write_text(record)
         assert not is_verified(*arguments)
+
+
+def _evaluates(data, monkeypatch):
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: (Evaluation(step=1), []))
+    evaluate.run(SimpleNamespace(folder=data.parent), data, None)
+
+
+def _trains_a_policy(data, monkeypatch):
+    monkeypatch.setattr(train_policy, "load", lambda *_: None)
+    monkeypatch.setattr(train_policy, "require_same_tokenizers", lambda *_: None)
+    monkeypatch.setattr(train_policy, "from_prepared", lambda *_: pytest.fail("began"))
+    train_policy.run(SimpleNamespace(run=data.parent, checkpoint=None, data=data))
+
+
+def _studies(data, monkeypatch):
+    monkeypatch.setitem(study.STUDIES, "any", SimpleNamespace(run=lambda *_: pytest.fail("began")))
+    options = SimpleNamespace(out=data.parent / "out", data=data, workers=0)
+    study.run("any", options, MaskVariance(run="none"), "trimask study any")
+
+
+@pytest.mark.parametrize("reads", [_evaluates, _trains_a_policy, _studies])
+def test_whoever_reads_data_names_what_only_a_digest_shows(folder, monkeypatch, reads):
+    flipped(folder / SHARD)
+    with pytest.raises(Damaged, match=f"{SHARD}: damaged: its SHA-256 begins with"):
+        reads(folder, monkeypatch)
+    assert not (folder.parent / "evaluation.json").exists() and not (folder.parent / "out").exists()
 
 
 def test_a_folder_that_may_only_be_read_is_verified(folder, monkeypatch):
