@@ -258,7 +258,10 @@ def _quiet_orbax() -> None:
     After one failed read or write its threads log, and TensorStore answers for the others to an event loop that is
     gone, long after the error has reached us.
     """
-    logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(
+            lambda record: "orbax" not in Path(record.pathname).parts and "/orbax/" not in record.getMessage()
+        )
     hook = sys.unraisablehook
 
     def unraisable(failure: Any) -> None:

@@ -23,7 +23,7 @@ from contextlib import suppress
 _HELLO = struct.Struct(">8sII")  # "trimask1", the number of processes, and which of them this is
 _LENGTH = struct.Struct(">I")
 _MOST = 1 << 16
-_NOTICES = _READY, _LEAVING, _FAILED = [(1 << 32) - n for n in (1, 2, 3)]
+_NOTICES = _READY, _LEAVING, _FAILED = ((1 << 32) - 1, (1 << 32) - 2, (1 << 32) - 3)
 _BEAT_S = 5.0
 SILENCE_S = 60.0
 """How long a process may give no sign of life, as on a host that is lost or stopped."""

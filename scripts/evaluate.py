@@ -19,6 +19,7 @@ from trimask.diffusion.trained import Loaded, load
 from trimask.scripts import cli, likelihood
 from trimask.scripts.console import console, parse, progress_report, say, table
 from trimask.tokenizers import configuration
+from trimask.tokenizers.files import require_replaceable
 from trimask.tokenizers.ranges import Checked, NonNegativeInt, Size
 
 
@@ -66,13 +67,15 @@ def run(
             f"{data}: no prepared data here; `trimask prepare {data} --tokenizers {loaded.folder}` and the folder or "
             "files, as in --images FOLDER, makes it"
         )
+    out = out or loaded.folder / "evaluation.json"
+    require_replaceable(out)
     prepared = Prepared(data)
     verification = BackgroundVerification(data, prepared.plan, prepared.whole)
     verification.start()
     with progress_report() as report:
         result, samples = evaluate(loaded, prepared, config, report)
     verification.require(wait=True)
-    configuration.save(out or loaded.folder / "evaluation.json", result)
+    configuration.save(out, result)
     print_evaluation(result)
     return result, samples
 

@@ -275,7 +275,7 @@ def test_an_unknown_benchmark_is_refused():
 
 def test_an_error_of_the_other_python_is_shown(tmp_path):
     python = python_that_runs("raise ImportError('no torch here')", tmp_path)
-    with pytest.raises(RuntimeError, match=r"python .*llada_generate.py failed:[\s\S]*no torch here"):
+    with pytest.raises(ValueError, match=r"python .*llada_generate.py failed:[\s\S]*no torch here"):
         main(["sample", str(tmp_path / "out"), *QUICK, "--fast-dllm", "b", "--python", python])
 
 

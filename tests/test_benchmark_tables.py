@@ -1,5 +1,7 @@
 """What each benchmark writes of times that are made up, and that the ways it times compute the same."""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -145,7 +147,7 @@ def test_the_table_of_rollouts(tmp_path, monkeypatch):
 
     monkeypatch.setattr(benchmark_rollout, "_timed", timed)
     monkeypatch.setattr(benchmark_rollout, "_Setting", Setting)
-    benchmark_rollout.run(benchmark_rollout.Arguments(out=tmp_path, repeats=3, python=tmp_path))
+    benchmark_rollout.run(benchmark_rollout.Arguments(out=tmp_path, repeats=3, python=Path(sys.executable)))
     assert (tmp_path / "rollout.md").read_text().split("\n\n")[1].strip() == written(
         """
         | code | episodes/s | evaluations/s | evaluations per episode | ours faster |

@@ -1,6 +1,7 @@
 """Names stay in their folder, and what is written follows no link and is whole or not there."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -108,3 +109,13 @@ def test_whatever_a_third_party_raises_is_an_error_that_names_the_file():
     for kind in (MemoryError, ModuleNotFoundError, TypeError):
         with pytest.raises(kind), written_to("a.x"):
             raise kind
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path, make):
+    make(tmp_path / "it")
+    with pytest.raises(OSError, match=r"it: (a folder, not a file|not a regular file)"):
+        write_text(tmp_path / "it", "text")
+    with pytest.raises(OSError, match=r"null: not a regular file"):
+        write_text(Path(os.devnull), "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["it"] and not (tmp_path / "it").is_file()

@@ -68,12 +68,20 @@ _JOINERS = "\u00ad\u200c\u200d"
 """Soft hyphen, and what some scripts and emoji are spelled with."""
 
 
+def require_replaceable(path: Path) -> None:
+    """Raises OSError where something is that a file may not take the place of: a device, a pipe, a folder."""
+    if os.path.lexists(path) and not path.is_symlink():
+        require_regular_file(path)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A new file beside `path` to write to, that takes its place; where writing fails it is removed.
 
-    The file exists, is empty and no link, and belongs to this call: what stood under its name was a left-over.
+    The file exists, is empty and no link, and belongs to this call: what stood under its name was a left-over. Raises
+    OSError where the path is neither a file nor a link: /dev/null is no place for one.
     """
+    require_replaceable(path)
     partial = path.with_name(path.name + _PARTIAL)
     partial.unlink(missing_ok=True)
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666))

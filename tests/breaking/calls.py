@@ -153,7 +153,7 @@ class Call:
 
 def bases(folders: dict[str, Path]) -> list[str]:
     """Bases that can run in a world."""
-    return [base for base, words in BASES.items() if base in _NEW or can_run(words, folders)]
+    return [base for base, words in BASES.items() if can_run(words, {*folders, _NEW.get(base, "new")})]
 
 
 def flags_of(base: str, root: Path) -> list[Flag]:
