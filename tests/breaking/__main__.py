@@ -139,12 +139,13 @@ def _work(
     job: int,
 ) -> None:
     """A process that tries every so manieth case, and ends."""
-    suite, began = Suite(folders, scratch, arguments.quick), time.monotonic()
+    suite = Suite(folders, scratch, arguments.quick)
     for number, (kind, case) in enumerate(kept(CASES)):
         is_ours = number % arguments.jobs == job and ("kept", number) not in known
         if arguments.only is None and is_ours and suite.is_possible(kind, case):
             _note(folder, "kept", number, kind, case, suite)
     streams = {kind: suite.cases(kind, arguments.seed) for kind, numbers in wanted.items() if numbers}
+    began = time.monotonic()
     for number in range(max(numbers.stop for numbers in wanted.values())):
         for kind, stream in streams.items():
             case = next(stream)

@@ -66,7 +66,9 @@ class Suite:
             return case.base in calls.bases(self.folders) and (is_short or not self.is_quick)
         table: Any = damage.READERS if kind == "files" else kills.WRITERS
         name = case.reader if kind == "files" else case.writer
-        return can_run(table[name].words, self.folders) and not (self.is_quick and name.startswith(_SLOW))
+        return can_run(table[name].words, self.folders) and not (
+            self.is_quick and (name.startswith(_SLOW) or "workers" in name)
+        )
 
 
 def kept(path: Path) -> list[tuple[Kind, Any]]:
