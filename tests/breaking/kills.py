@@ -16,7 +16,7 @@ from pathlib import Path
 
 from breaking.damage import result_of
 from breaking.judging import faults_of
-from breaking.running import Child, Outcome, forked, start
+from breaking.running import Child, Outcome, start
 from breaking.world import COMMANDS, can_run, copied
 
 DISKS = (0.02, 0.2, 0.4, 0.7, 0.95)
@@ -247,7 +247,7 @@ def _state(folder: Path) -> str:
         print(hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(parameters))).hexdigest())
         return 0
 
-    done = forked(run, folder.parent)
+    done = start(run, folder.parent).wait()
     if done.status:
         raise RuntimeError(f"{folder}: no state: {done.err}")
     return done.out.strip()

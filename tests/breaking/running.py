@@ -46,7 +46,7 @@ class Outcome:
     """What became of a command."""
 
     status: int
-    """Exit status; −n after signal n; None is never: a command that hangs is ended by SIGKILL."""
+    """Exit status; −n after signal n."""
     out: str
     err: str
     seconds: float
@@ -73,36 +73,12 @@ def call(
     folder: Path,
     *,
     environment: dict[str, str] | None = None,
-    file_bytes: int | None = None,
-    kill_after_s: float | None = None,
     limit_s: float = LIMIT_S,
-    closed: Sequence[int] = (),
 ) -> Outcome:
-    """Runs `trimask ARGUMENTS` in a folder; files may be limited, and the process killed after some seconds."""
+    """Runs `trimask ARGUMENTS` in a folder to its end."""
     from trimask.scripts import cli
 
-    def run() -> int:
-        return cli.main(list(arguments))
-
-    return forked(
-        run, folder, environment=environment, file_bytes=file_bytes, kill_after_s=kill_after_s, limit_s=limit_s,
-        closed=closed,
-    )  # fmt: skip
-
-
-def forked(
-    run: Callable[[], int],
-    folder: Path,
-    *,
-    environment: dict[str, str] | None = None,
-    file_bytes: int | None = None,
-    kill_after_s: float | None = None,
-    limit_s: float = LIMIT_S,
-    closed: Sequence[int] = (),
-) -> Outcome:
-    """Runs a function in a child; see `call`."""
-    child = start(run, folder, environment=environment, file_bytes=file_bytes, closed=closed)
-    return child.wait(limit_s, kill_after_s)
+    return start(lambda: cli.main(list(arguments)), folder, environment=environment).wait(limit_s)
 
 
 @dataclass
@@ -155,9 +131,8 @@ def start(
     *,
     environment: dict[str, str] | None = None,
     file_bytes: int | None = None,
-    closed: Sequence[int] = (),
 ) -> Child:
-    """Forks a child that runs a function and ends with its status."""
+    """Forks a child that runs a function and ends with its status; its files may have a largest size."""
     global _started
     _started += 1
     logs = folder / ".logs"
@@ -180,9 +155,7 @@ def start(
         for target, descriptor in enumerate(descriptors):
             os.dup2(descriptor, target)
             os.close(descriptor)
-        for target in closed:
-            os.close(target)
-        _renew_streams(closed)
+        _renew_streams()
         if file_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
         status = run()
@@ -198,12 +171,12 @@ def start(
         os._exit(status)
 
 
-def _renew_streams(closed: Sequence[int]) -> None:
-    """Python's own streams on the new descriptors; None where one is closed, as Python has it at its start."""
+def _renew_streams() -> None:
+    """Python's own streams on the new descriptors."""
     from trimask.scripts import console
 
     for target, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        stream = None if target in closed else os.fdopen(target, mode, closefd=False)
+        stream = os.fdopen(target, mode, closefd=False)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     console.console._live_stack.clear()
@@ -215,8 +188,7 @@ def _finish(status: int) -> int:
         threading._shutdown()
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
+            stream.flush()
     except BrokenPipeError:
         return status
     except BaseException:
