@@ -113,8 +113,9 @@ def fit(
                 state, step_metrics = step(state, place(host_batch))
                 done = index + 1
                 metrics = log.add(step_metrics, items(index))
-                if config.keep_best and config.best_metric not in metrics:
-                    raise ValueError(f"best_metric must be one of {', '.join(metrics)}; got {config.best_metric}")
+                if config.best_metric not in metrics:
+                    names = ", ".join(metrics)
+                    raise ValueError(f"--loop.best-metric must be one of {names}; got {config.best_metric}")
                 fault = watch.fault(metrics)
                 if fault is None and sample is not None and config.sample_every and done % config.sample_every == 0:
                     # Before saving: killed in between, the step comes again and its samples with it.

@@ -20,6 +20,8 @@ from trimask.diffusion.processes import is_first
 from trimask.tokenizers.files import reason_of, write_text
 from trimask.tokenizers.json_text import parse_json
 
+WRITTEN_FIRST = ("config.json", "tokenizers", "checkpoints", "metrics.jsonl", "tensorboard")
+"""What a training has in its folder before its first checkpoint is finished."""
 _LISTS = ("index.jsonl", "samples.jsonl")
 """Files that say what a folder holds."""
 _PATIENCE_S = 60.0
@@ -53,7 +55,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def undone_if_empty(folder: Path, *names: str) -> Iterator[None]:
-    """Removes a folder that the block makes if it fails and leaves nothing there but the lock and files so named."""
+    """Removes a folder that the block makes if it fails and leaves nothing there but the lock and what is so named.
+
+    A folder with a finished checkpoint stays.
+    """
+    if not is_first():
+        yield
+        return
     made = _missing(folder)
     try:
         yield
@@ -68,11 +76,13 @@ def _missing(folder: Path) -> list[Path]:
 
 
 def _undo(folder: Path, made: list[Path], *names: str) -> None:
-    """Removes folders that were made, if the first holds nothing but files of these names."""
-    if made and folder.is_dir() and {path.name for path in folder.iterdir()} <= set(names):
+    """Removes folders that were made, if the first holds nothing but what has these names, and no checkpoint."""
+    if not made or not folder.is_dir() or checkpoint_steps(folder):
+        return
+    if {path.name for path in folder.iterdir()} <= set(names):
         with suppress(OSError):  # where another process has come since
             for path in folder.iterdir():
-                path.unlink()
+                _remove(path)
             for path in made:
                 path.rmdir()
 

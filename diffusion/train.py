@@ -24,7 +24,7 @@ from trimask.diffusion.mesh import gathered, place_rows
 from trimask.diffusion.metrics_log import Metrics
 from trimask.diffusion.pretraining import Pretraining, TrainState, training_batches
 from trimask.diffusion.processes import is_first, require_agreement, wait_for_all
-from trimask.diffusion.run_folder import checkpoint_steps, locked, writing
+from trimask.diffusion.run_folder import WRITTEN_FIRST, checkpoint_steps, locked, undone_if_empty, writing
 from trimask.diffusion.sde import rescaled
 from trimask.diffusion.trained import Loaded, load
 from trimask.diffusion.warm_start import require_grown, require_same_model
@@ -59,7 +59,7 @@ def train(
             f"checkpoints in {folder}": ", ".join(map(str, checkpoint_steps(folder))) or "none",
         }
     )
-    with locked(folder):
+    with undone_if_empty(folder, *WRITTEN_FIRST), locked(folder):
         description = continued(folder, description, resume)
         pretraining = Pretraining(config, vocabulary, description.kappa, mesh)
         if init_from is None or checkpoint_steps(folder):

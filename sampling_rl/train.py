@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from trimask.diffusion.loop import LoopConfig, fit
 from trimask.diffusion.loss import Mean
 from trimask.diffusion.mesh import copied_to_all_devices, rows_on_all_devices
-from trimask.diffusion.run_folder import checkpoint_steps, locked, writing
+from trimask.diffusion.run_folder import WRITTEN_FIRST, checkpoint_steps, locked, undone_if_empty, writing
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.policy import (
     LearnedStrategy,
@@ -278,7 +278,7 @@ def train_policy(
         best_metric=config.loop.best_metric,
         trained_on=trained_on,
     )
-    with locked(folder):
+    with undone_if_empty(folder, "policy.json", *WRITTEN_FIRST), locked(folder):
         _require_same(folder, config, about)
         with writing(folder):
             configuration.save(folder / "config.json", config)

@@ -241,9 +241,10 @@ def test_a_spike_stops_a_resumed_run_where_it_stops_an_uninterrupted_one(tmp_pat
     assert float(run(folder, 80, LoopConfig(spike_factor=None), batch=batch)["x"]) == 80
 
 
-def test_a_metric_to_keep_the_best_by_has_to_exist(tmp_path):
-    with pytest.raises(ValueError, match="best_metric must be one of loss; got bits"):
-        run(tmp_path, 3, LoopConfig(keep_best=1, best_metric="bits"))
+@pytest.mark.parametrize("keep_best", [0, 1])
+def test_a_metric_to_find_the_best_by_has_to_exist(tmp_path, keep_best):
+    with pytest.raises(ValueError, match="best-metric must be one of loss; got bits"):
+        run(tmp_path, 3, LoopConfig(keep_best=keep_best, best_metric="bits"))
 
 
 @pytest.mark.parametrize(

@@ -472,6 +472,24 @@ def test_what_a_killed_process_left_half_written_is_gone_at_the_end_and_nothing_
     assert not any((tmp_path / name).exists() for name in ours) and all((tmp_path / name).is_file() for name in others)
 
 
+def test_a_folder_in_the_place_of_a_shard_is_refused_and_nothing_half_written_is_left(files, tmp_path):
+    config = PrepareConfig(
+        sources={"prose": SourceConfig(kind="text", where=(str(files / "prose.txt"),))}, text_vocabulary=258
+    )
+    prepare(tmp_path, config)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    shard = tmp_path / "prose" / "train-00000.array_record"
+    shard.unlink()
+    shard.mkdir()
+    with pytest.raises(OSError, match=f"{shard.name}: a folder, not a file"):
+        prepare(tmp_path, config)
+    shard.rmdir()
+    shard.write_bytes(before[shard])
+    (tmp_path / "prose" / "train-00000.array_record.123.partial").write_text("half")  # of a mending that was killed
+    prepare(tmp_path, config)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} - {tmp_path / "verified.json"} == set(before)
+
+
 def test_a_medium_that_cannot_have_the_shape_is_refused_with_the_example():
     example = RawExample("some/7", {"text": "x", "image": np.zeros((2, 2, 3), np.uint8)})
     with pytest.raises(ValueError, match=r"^some/7: .*pictures have 2 channels; files have 1 or 3"):

@@ -13,6 +13,7 @@ import pytest
 
 from trimask.diffusion import run_folder
 from trimask.diffusion.run_folder import (
+    WRITTEN_FIRST,
     NotWritten,
     keep_lines_until,
     line_of,
@@ -301,3 +302,13 @@ def test_a_folder_that_was_there_or_holds_work_stays_when_the_work_fails(tmp_pat
                 (folder / "trials.jsonl").write_text("")
             raise ValueError("refused")
     assert (there / "config.json").exists() and (begun / "trials.jsonl").exists() and (begun / "config.json").exists()
+
+
+@pytest.mark.parametrize("checkpoint", ["7.partial", "7"])
+def test_a_training_that_is_refused_leaves_a_folder_only_with_a_finished_checkpoint(tmp_path, checkpoint):
+    folder = tmp_path / "new" / "run"
+    with pytest.raises(ValueError, match="refused"), undone_if_empty(folder, *WRITTEN_FIRST), locked(folder):
+        (folder / "checkpoints" / checkpoint).mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        raise ValueError("refused")
+    assert folder.parent.exists() == (folder / "config.json").exists() == (checkpoint == "7")

@@ -203,6 +203,13 @@ def test_of_a_damaged_newest_checkpoint_the_one_before_is_opened_and_named(run, 
     assert (folder / "checkpoints" / "8").is_dir()
 
 
+def test_a_training_that_its_first_step_shows_to_be_impossible_leaves_nothing(prepared, tmp_path):
+    changed = dataclasses.replace(CONFIG, loop=dataclasses.replace(CONFIG.loop, best_metric="bits"))
+    with pytest.raises(ValueError, match=r"--loop\.best-metric must be one of .*loss.*; got bits"):
+        train(tmp_path / "new", prepared.folder, changed)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_changed_configuration_is_refused_with_the_difference(prepared, run):
     changed = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, learning_rate=0.5))
     with pytest.raises(ValueError, match=r"optimizer\.learning_rate: 0\.01 → 0\.5"):

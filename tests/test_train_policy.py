@@ -98,6 +98,13 @@ def test_interrupted_and_gone_on_it_is_the_same(trained, tmp_path, monkeypatch):
     assert jax.tree.all(jax.tree.map(jnp.array_equal, one, other))
 
 
+def test_a_training_that_its_first_step_shows_to_be_impossible_leaves_nothing(tmp_path):
+    config = dataclasses.replace(CONFIG, loop=dataclasses.replace(CONFIG.loop, best_metric="bits"))
+    with pytest.raises(ValueError, match=r"--loop\.best-metric must be one of .*cost.*; got bits"):
+        train_policy(tmp_path / "new", config, PROBLEMS, knowing(), "ones, of a model that knows")
+    assert not (tmp_path / "new").exists()
+
+
 def test_another_training_is_refused_in_a_folder_that_holds_one(trained):
     other = dataclasses.replace(CONFIG, reward=RewardConfig(alpha=1.0))
     with pytest.raises(ValueError, match=r"another configuration.*reward.alpha: 2.0 → 1.0"):

@@ -74,6 +74,7 @@ def prepare(folder: Path, config: PrepareConfig, report: Report = silent) -> Pre
 def _mend(prepared: Prepared, config: PrepareConfig, report: Report) -> None:
     """Makes again the blocks that are not what was written, and says which."""
     folder, plan = prepared.folder, prepared.plan
+    remove_partials(folder, {name: len(blocks) for name, blocks in plan.blocks.items()})
     faults = verify(folder, plan, prepared.whole, report)
     if not faults:
         return

@@ -26,7 +26,7 @@ from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted, stacked
 from trimask.diffusion.data.sources import BadRecord, Entry, RawExample, Source
 from trimask.tokenizers import configuration
 from trimask.tokenizers import media as media_tokenizers
-from trimask.tokenizers.files import written_to
+from trimask.tokenizers.files import require_replaceable, written_to
 from trimask.tokenizers.formats import added
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.vocabulary import TEXT
@@ -106,17 +106,21 @@ def report_path(folder: Path, dataset: str, number: int) -> Path:
 
 def write_records(path: Path, records: list[dict[str, Any]]) -> str:
     """One shard, visible only when whole; returns its SHA-256."""
+    require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)  # of a process that had this number, or a link
-    with written_to(path):
-        writer = ArrayRecordWriter(str(partial), "group_size:1")
-        for record in records:
-            writer.write(serialization.msgpack_serialize(record))
-        writer.close()
-    with partial.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    partial.replace(path)
+    try:
+        with written_to(path):
+            writer = ArrayRecordWriter(str(partial), "group_size:1")
+            for record in records:
+                writer.write(serialization.msgpack_serialize(record))
+            writer.close()
+        with partial.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return digest
 
 

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from breaking.judging import digest, faults_of
 from breaking.running import Outcome, call
@@ -166,8 +167,13 @@ def draw(folders: dict[str, Path], rng: random.Random) -> Iterator[Damage]:
     kinds = {name: _kinds(folders[READERS[name].damaged]) for name in possible}
     while True:
         (reader,) = rng.choices(possible, [1 if name in _SLOW else 4 for name in possible])
-        file = rng.choice(rng.choice(kinds[reader]))
+        file = _one_of(_one_of(kinds[reader], rng), rng)
         yield Damage(reader, file, rng.choice(list(WAYS)), rng.randrange(1 << 30))
+
+
+def _one_of(items: list, rng: random.Random) -> Any:
+    """As `choice`, of one draw however many there are: of some kinds of files two worlds have not the same number."""
+    return items[int(rng.random() * len(items))]
 
 
 def _kinds(folder: Path) -> list[list[str]]:

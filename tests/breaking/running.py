@@ -146,6 +146,7 @@ def start(
     status = 70
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # or it would have this process's own way to end
         os.chdir(folder)
         os.environ.update(environment or {})
         descriptors = (
