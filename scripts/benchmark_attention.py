@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 
 from trimask.diffusion.attention import attend, kernel_for
+from trimask.diffusion.limits import WorkLimits
 from trimask.scripts import cli
 from trimask.scripts.benchmark import write
 from trimask.scripts.console import parse, tracked
@@ -49,6 +50,8 @@ class Arguments(Checked):
     """Type of queries, keys and values."""
     repeats: Size = 10
     """Timed calls of each case, after a first one; the median counts."""
+    limits: WorkLimits = WorkLimits()
+    """What it may take."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -71,6 +74,12 @@ def run(arguments: Arguments) -> list[Case]:
     """Times all cases, writes and prints them."""
     cases: list[Case] = []
     asked = list(product(arguments.lengths, arguments.examples))
+    for length in arguments.lengths:
+        rows = max(1, arguments.tokens // length)
+        # Scores and their gradient; queries, keys and values with theirs.
+        heads = 2 * arguments.heads * length + 2 * (arguments.heads + 2 * arguments.kv_heads) * arguments.head_size
+        what = f"attention of {rows:,} rows of {length:,} positions"
+        arguments.limits.require_memory(4 * rows * length * heads, what, jax.local_devices()[:1])
     for length, examples in tracked(asked, "lengths and examples"):
         cases += _cases(arguments, length, examples)
     cells = []

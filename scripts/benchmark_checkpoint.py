@@ -17,7 +17,9 @@ import jax
 import tyro
 
 from trimask.diffusion.checkpoint import Checkpoints, Retention
+from trimask.diffusion.cost import parameters
 from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.limits import WorkLimits
 from trimask.diffusion.pretraining import Pretraining, TrainState
 from trimask.diffusion.run_folder import writing
 from trimask.diffusion.transformer import TransformerConfig
@@ -42,6 +44,8 @@ class Arguments(Checked):
     """Text tokens of the vocabulary."""
     repeats: Size = 3
     """Saves and restores of each case; the median counts."""
+    limits: WorkLimits = WorkLimits()
+    """What it may take."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,6 +71,10 @@ class Case:
 
 def run(arguments: Arguments) -> list[Case]:
     """Times all cases, writes and prints them."""
+    for size in arguments.sizes:
+        count = parameters(_network(size), _vocabulary(arguments)).total
+        needed = 2 * 16 * count  # in float32 with average and moments, once more as restored
+        arguments.limits.require_memory(needed, f"a state of {count:,} parameters, twice,", jax.local_devices()[:1])
     cases = [_case(arguments, size) for size in tracked(arguments.sizes, "sizes")]
     cells = [
         [
@@ -82,9 +90,7 @@ def run(arguments: Arguments) -> list[Case]:
 
 
 def _case(arguments: Arguments, size: str) -> Case:
-    width, layers = parse_size(size)
-    model = TransformerConfig(width=width, num_layers=layers, num_heads=width // 64)
-    pretraining = Pretraining(TrainConfig(model=model), Vocabulary(text_size=arguments.vocabulary, codebook_sizes={}))
+    pretraining = Pretraining(TrainConfig(model=_network(size)), _vocabulary(arguments))
     state = jax.block_until_ready(pretraining.init())
     with writing(arguments.out):
         arguments.out.mkdir(parents=True, exist_ok=True)
@@ -96,6 +102,15 @@ def _case(arguments: Arguments, size: str) -> Case:
     leaves = jax.tree.leaves(state)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
     return Case(size, count, sum(leaf.nbytes for leaf in leaves), disk, *(median(t) for t in zip(*times, strict=True)))
+
+
+def _network(size: str) -> TransformerConfig:
+    width, layers = parse_size(size)
+    return TransformerConfig(width=width, num_layers=layers, num_heads=width // 64)
+
+
+def _vocabulary(arguments: Arguments) -> Vocabulary:
+    return Vocabulary(text_size=arguments.vocabulary, codebook_sizes={})
 
 
 def _seconds(run: Path, state: TrainState) -> tuple[float, float, float]:

@@ -21,6 +21,7 @@ import tyro
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.limits import WorkLimits
 from trimask.diffusion.loop import LoopConfig, prefetched
 from trimask.scripts import cli
 from trimask.scripts.benchmark import write
@@ -46,6 +47,8 @@ class Arguments(Checked):
     """Processes that prepare batches; 0: a thread."""
     batches: Size = 20
     """Batches of each case, after an epoch that brings the examples into memory, or 100 batches of it."""
+    limits: WorkLimits = WorkLimits()
+    """What it may take."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -92,7 +95,7 @@ def run(arguments: Arguments) -> list[Case]:
 def _cases(arguments: Arguments, prepared: Prepared, name: str, tokens: int) -> list[Case]:
     weights = {other: float(other == name) for other in prepared.manifest.datasets}
     config = BatchConfig(tokens=tokens, packed_length=arguments.packed_length, weights=weights)
-    batches = Batches(prepared, config, seed=0)
+    batches = Batches(prepared, config, seed=0, limits=arguments.limits)
     (dataset,) = batches.datasets
     filled = float(dataset.row_tokens.sum() / len(dataset.rows) / dataset.row_length)
     for step in range(min(-(-len(dataset.rows) // dataset.num_rows), 100)):

@@ -24,6 +24,7 @@ import numpy as np
 import tyro
 
 from trimask.diffusion.cross_entropy import cross_entropy, masked_cross_entropy, restrict
+from trimask.diffusion.limits import WorkLimits
 from trimask.diffusion.loss import LossConfig
 from trimask.scripts import cli
 from trimask.scripts.benchmark import write
@@ -56,6 +57,8 @@ class Arguments(Checked):
     """Ids of a tile, at most."""
     repeats: Size = 10
     """Timed calls of each case, after a first one; the median counts."""
+    limits: WorkLimits = WorkLimits()
+    """What it may take."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -86,6 +89,11 @@ class Case:
 def run(arguments: Arguments) -> list[Case]:
     """Times all cases, writes and prints them."""
     cases: list[Case] = []
+    for vocabulary in arguments.vocabularies:
+        # Logits and their gradient, and the hidden states and the matrix with theirs.
+        numbers = 2 * (arguments.tokens * vocabulary + arguments.width * (arguments.tokens + vocabulary))
+        what = f"logits of {arguments.tokens:,} tokens and {vocabulary:,} ids"
+        arguments.limits.require_memory(4 * numbers, what, jax.local_devices()[:1])
     for vocabulary in tracked(arguments.vocabularies, "vocabularies"):
         cases += _cases(arguments, vocabulary)
     cells = []

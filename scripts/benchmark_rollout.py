@@ -24,6 +24,8 @@ from flax import nnx
 from jax.tree_util import Partial
 
 from trimask.diffusion.children import require_program
+from trimask.diffusion.cost import evaluation_bytes
+from trimask.diffusion.limits import WorkLimits
 from trimask.diffusion.sampling.policy import LearnedStrategy, PolicyConfig, drawn, logits_of, new_parameters
 from trimask.diffusion.sampling.state import Rules
 from trimask.diffusion.transformer import Transformer, TransformerConfig
@@ -61,6 +63,8 @@ class Arguments(Checked):
     """Plays of each case, after one that compiles; the median counts."""
     python: Path | None = None
     """Python with torch, to compare with."""
+    limits: WorkLimits = WorkLimits()
+    """What it may take."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -126,6 +130,11 @@ class _Setting:
         width, layers = parse_size(arguments.size)
         self.vocabulary = Vocabulary(text_size=arguments.vocabulary)
         self.network = TransformerConfig(width=width, num_layers=layers, num_heads=width // 64)
+        length = arguments.prompt + arguments.length
+        needed = evaluation_bytes(self.network, self.vocabulary, arguments.episodes, length)
+        needed += 16 * arguments.episodes * arguments.length**2  # what is kept of every step
+        what = f"{arguments.episodes:,} episodes of {length:,} tokens, of {arguments.vocabulary:,} ids,"
+        arguments.limits.require_memory(needed, what, jax.local_devices()[:1])
         graph, parameters = nnx.split(Transformer(self.network, self.vocabulary, key=jax.random.key(0)))
         self.denoise = Partial(partial(denoise_with, graph), parameters)
         self.policy = PolicyConfig()

@@ -27,7 +27,9 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from trimask.diffusion.children import require_program
+from trimask.diffusion.cost import evaluation_bytes
 from trimask.diffusion.denoiser import Cache
+from trimask.diffusion.limits import WorkLimits
 from trimask.diffusion.sampling import loop
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.state import Rules, State, Strategy, start
@@ -72,6 +74,8 @@ class Arguments(Checked):
     """Checkout of github.com/NVlabs/Fast-dLLM to compare with."""
     python: Path = Path(sys.executable)
     """Python with torch and transformers."""
+    limits: WorkLimits = WorkLimits()
+    """What it may take."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -126,6 +130,11 @@ Key = tuple[int, int, int, str]
 def run(arguments: Arguments) -> list[Case]:
     """Times all cases, one network after the other, writes and prints them."""
     cases: list[Case] = []
+    rows, length = max(arguments.rows), arguments.prompt + max(arguments.lengths)
+    for size in arguments.sizes:
+        needed = evaluation_bytes(_config(arguments, size), Vocabulary(text_size=arguments.vocabulary), rows, length)
+        what = f"{size} on {rows:,} rows of {length:,} tokens, of {arguments.vocabulary:,} ids,"
+        arguments.limits.require_memory(needed, what, jax.local_devices()[:1])
     for size in tracked(arguments.sizes, "networks"):
         cases += _network(arguments, size)
     write(arguments.out, "sample", arguments, cases, _COLUMNS, _cells(cases))
@@ -133,20 +142,10 @@ def run(arguments: Arguments) -> list[Case]:
 
 
 def _network(arguments: Arguments, size: str) -> list[Case]:
-    width, layers = parse_size(size)
-    vocabulary = Vocabulary(text_size=arguments.vocabulary)
-    config = TransformerConfig(
-        width=width,
-        num_layers=layers,
-        num_heads=width // 64,
-        qk_norm=False,
-        place_embedding=False,
-        norm_epsilon=1e-5,
-        compute_dtype=arguments.dtype,
-    )
+    vocabulary, config = Vocabulary(text_size=arguments.vocabulary), _config(arguments, size)
     model = Transformer(config, vocabulary, key=jax.random.key(0))
     # Logits that differ much, so that rounding does not decide which token is the most confident.
-    model.unembedding[...] = model.unembedding[...] * width**0.5
+    model.unembedding[...] = model.unembedding[...] * config.width**0.5
     graph, parameters = nnx.split(model)
     parameters = jax.tree.map(lambda x: x.astype(arguments.dtype), parameters)
     denoise = Partial(partial(denoise_with, graph), parameters)
@@ -167,6 +166,20 @@ def _network(arguments: Arguments, size: str) -> list[Case]:
         ours[key] = Ours(denoise, how.chosen, how.rules(vocabulary), state, np.asarray(final.sequence.tokens))
     others = [] if arguments.fast_dllm is None else _others(arguments, config, vocabulary, model, prompts, cases, ours)
     return [*cases.values(), *others]
+
+
+def _config(arguments: Arguments, size: str) -> TransformerConfig:
+    """LLaDA's network of a size."""
+    width, layers = parse_size(size)
+    return TransformerConfig(
+        width=width,
+        num_layers=layers,
+        num_heads=width // 64,
+        qk_norm=False,
+        place_embedding=False,
+        norm_epsilon=1e-5,
+        compute_dtype=arguments.dtype,
+    )
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ import tyro
 
 from trimask.diffusion.attention import kernel_for
 from trimask.diffusion.children import require_program
-from trimask.diffusion.cost import flops_per_token, parameters
+from trimask.diffusion.cost import StepOnMesh, flops_per_token, parameters
 from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.limits import WorkLimits
 from trimask.diffusion.pretraining import Pretraining
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
@@ -74,6 +75,8 @@ class Arguments(Checked):
     """Python with what MD4 imports: jax, flax, optax, distrax, clu, grain, matplotlib, seaborn."""
     peak_tflops: Positive | None = None
     """Peak TFLOP/s of the device, for the utilisation (MFU): 989 is an H100's in bfloat16."""
+    limits: WorkLimits = WorkLimits()
+    """What it may take."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -121,6 +124,10 @@ def run(arguments: Arguments) -> list[Case]:
         )
     cases: list[Case] = []
     asked = list(product(arguments.sizes, arguments.vocabularies))
+    for size, ids in asked:
+        step = StepOnMesh(_network(arguments, size), _vocabulary(ids), 1, 1, 1, arguments.length)
+        what = f"a step of {size} with {ids:,} ids on {arguments.rows:,} rows of {arguments.length:,} tokens"
+        arguments.limits.require_memory(step.estimate(arguments.rows).total, what, jax.local_devices()[:1])
     for size, vocabulary in tracked(asked, "sizes and vocabularies"):
         cases += _cases(arguments, size, vocabulary)
     write(arguments.out, "train", arguments, cases, _COLUMNS, [_cells(arguments, case) for case in cases])
@@ -142,9 +149,7 @@ def _cells(arguments: Arguments, case: Case) -> list[str]:
 
 
 def _cases(arguments: Arguments, size: str, ids: int) -> list[Case]:
-    width, layers = parse_size(size)
-    vocabulary = Vocabulary(text_size=ids // 2, codebook_sizes={"image": (ids // 4,), "audio": (ids // 8, ids // 8)})
-    model = TransformerConfig(width=width, num_layers=layers, num_heads=width // 64, compute_dtype=arguments.dtype)
+    vocabulary, model = _vocabulary(ids), _network(arguments, size)
     tokens = arguments.rows * arguments.length
     # Ids that a position may take, the mean over the tokens of a row.
     mean_ids = (vocabulary.text_size + 1) / 2 + ids // 4 / 4 + ids // 8 / 4
@@ -168,6 +173,15 @@ def _cases(arguments: Arguments, size: str, ids: int) -> list[Case]:
     measured = [(f"trimask, {way}", of(replace(model, **_WAYS[way]))) for way in arguments.ways]
     measured += [(code, {"seconds": median(s)}) for code, s in _theirs(arguments, model, vocabulary, batch)]
     return [ours, *(case(code, speedup=one["seconds"] / ours.seconds, **one) for code, one in measured)]
+
+
+def _network(arguments: Arguments, size: str) -> TransformerConfig:
+    width, layers = parse_size(size)
+    return TransformerConfig(width=width, num_layers=layers, num_heads=width // 64, compute_dtype=arguments.dtype)
+
+
+def _vocabulary(ids: int) -> Vocabulary:
+    return Vocabulary(text_size=ids // 2, codebook_sizes={"image": (ids // 4,), "audio": (ids // 8, ids // 8)})
 
 
 def _batch(vocabulary: Vocabulary, arguments: Arguments) -> Rows:

@@ -17,6 +17,7 @@ from trimask.diffusion.checkpoint import Retention
 from trimask.diffusion.cost import flops_per_token, parameters
 from trimask.diffusion.data.batches import Batches
 from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.limits import WorkLimits
 from trimask.diffusion.pretraining import TrainState
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.policy import PolicyConfig
@@ -348,9 +349,9 @@ def test_batches_are_timed_in_every_way(prepared, tmp_path, monkeypatch):
     asked, made = [], []
 
     class Seen(Batches):
-        def __init__(self, *data, seed):
-            super().__init__(*data, seed=seed)
-            assert seed == 0
+        def __init__(self, *data, seed, limits):
+            super().__init__(*data, seed=seed, limits=limits)
+            assert seed == 0 and limits == WorkLimits()
 
         def __call__(self, step):
             made.append(step)

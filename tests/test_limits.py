@@ -16,6 +16,7 @@ from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining import Pretraining, training_batches
 from trimask.diffusion.transformer import TransformerConfig
+from trimask.scripts.benchmark import BENCHMARKS, main
 
 TINY = TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16)
 
@@ -52,6 +53,13 @@ def test_a_training_that_does_not_fit_is_refused_with_the_estimate(prepared, mon
     with pytest.raises(ValueError, match=reason):
         batches = training_batches(prepared, asked)
         batches.num_steps(asked.optimizer.horizon_tokens)
+
+
+@pytest.mark.parametrize("name", sorted(set(BENCHMARKS) - {"data"}))
+def test_a_benchmark_that_does_not_fit_is_refused_before_it_writes(tmp_path, name):
+    with pytest.raises(ValueError, match=r".* takes about .* GB of memory, and limits.memory-gb allows 1e-09"):
+        main([name, str(tmp_path / "out"), "--limits.memory-gb", "1e-9"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_training_that_fits_by_its_flag_alone_is_allowed(prepared, monkeypatch):
