@@ -4,6 +4,7 @@ Each step stands in metrics.jsonl once, however often the run was stopped: on re
 are dropped, for they come again.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from tensorboardX.summary import scalar
 
 from trimask.diffusion.processes import is_first
 from trimask.diffusion.run_folder import keep_lines_until, line_of, read_steps, writing
-from trimask.tokenizers.files import append_text
+from trimask.tokenizers.files import append_text, require_regular_file
 from trimask.tokenizers.formats import present_name
 
 Metrics = Mapping[str, Any]
@@ -27,8 +28,9 @@ Metrics = Mapping[str, Any]
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, by the present names of metrics."""
     path = folder / "metrics.jsonl"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise FileNotFoundError(f"{path}: no such file; `trimask train` writes it")
+    require_regular_file(path)
     return [
         {present_name("metric", name): value for name, value in line.items() if type(value) in (int, float)}
         for line in read_steps(path)

@@ -7,6 +7,7 @@ trace, which `trimask generate --trace` writes: a page that goes through it step
 Not called inspect.py: a script run by its path would find it before the standard library's.
 """
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -160,10 +161,10 @@ def inspect_run(loaded: Loaded) -> None:
     rows = [[name.replace("_", " "), f"{count:,}"] for name, count in parameters_per_class(loaded).items()]
     console.print(table("Parameters", ["class", "scalars"], rows))
     _print_vocabulary(loaded.vocabulary)
-    if (loaded.folder / "metrics.jsonl").is_file():
+    if os.path.lexists(loaded.folder / "metrics.jsonl"):
         rows = [[name, f"{value:,.6g}"] for line in read_metrics(loaded.folder)[-1:] for name, value in line.items()]
         console.print(table("Newest metrics", ["metric", "value"], rows))
-    if (loaded.folder / "evaluation.json").is_file():
+    if os.path.lexists(loaded.folder / "evaluation.json"):
         print_evaluation(configuration.load(loaded.folder / "evaluation.json", Evaluation))
 
 

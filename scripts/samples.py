@@ -36,7 +36,7 @@ class _Question(NamedTuple):
 
 def save_training_samples(loaded: Loaded, step: int) -> None:
     """Asks each task a few held-out questions and writes the answers; without the prepared data, nothing."""
-    if not (Path(loaded.description.data) / "manifest.json").is_file():
+    if not os.path.lexists(Path(loaded.description.data) / "manifest.json"):
         return
     questions = _questions(Path(loaded.description.data))
     # One row length for all tasks: what is compiled once per length is compiled once.

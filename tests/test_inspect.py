@@ -99,6 +99,13 @@ def test_a_run_that_was_evaluated_shows_the_table(loaded, printed, tmp_path):
     assert "43.2%" in printed(inspection.inspect_run, replace(loaded, folder=tmp_path))
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluation.json"])
+def test_a_folder_in_the_place_of_a_file_that_may_be_missing_is_refused(loaded, tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(IsADirectoryError, match=f"{name}: a folder, not a file"):
+        inspection.inspect_run(replace(loaded, folder=tmp_path))
+
+
 def test_what_is_no_folder_of_ours_is_refused(tmp_path):
     with pytest.raises(ValueError, match="neither prepared data"):
         inspection.run(tmp_path)

@@ -539,6 +539,8 @@ def test_what_can_only_be_a_mistake_is_refused(files, tmp_path):
         PrepareConfig(pictures=PictureConfig(height=9000, width=8000))
     with pytest.raises(ValueError, match=r"80000 seconds at 8,000 Hz are more than the 67,108,864 samples of limits"):
         PrepareConfig(seconds=80_000.0)
+    with pytest.raises(ValueError, match=r"frames of 80,000,000 samples .* than the 67,108,864 of limits.samples"):
+        PrepareConfig(codecs={"audio": MelConfig(spectra_per_frame=1_000_000)})
     with pytest.raises(ValueError, match="response_tokens must be at most one more than max_text_tokens, 9; got 10"):
         PrepareConfig(response_tokens=10, max_text_tokens=8)
     PrepareConfig(response_tokens=9, max_text_tokens=8)

@@ -17,6 +17,7 @@ starts from zero phase, so that a clip's waveform depends on nothing but its cod
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Annotated, Any, ClassVar
 
 import librosa  # loads its parts on first use
@@ -27,6 +28,9 @@ from trimask.tokenizers.codebook import check_codes, fit_codebook, nearest_codew
 from trimask.tokenizers.codec import ArrayFile, Files, StoredTokenizer
 from trimask.tokenizers.ranges import Checked, Positive, Seed, Size, whole
 
+_MOST_NUMBERS = 1 << 24
+"""Of spectra that are held at a time: 128 MiB."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MelConfig(Checked):
@@ -34,7 +38,7 @@ class MelConfig(Checked):
 
     sample_rate_hz: Size = 8000
     """Of every waveform this codec sees; nothing is resampled."""
-    window: Size = 200
+    window: Annotated[int, whole(2, 1 << 15)] = 200
     """Samples under the Hann window of one spectrum."""
     hop: Size = 80
     """Samples from one spectrum to the next."""
@@ -59,6 +63,11 @@ class MelConfig(Checked):
         super().__post_init__()
         if self.window < 2 * self.hop or (self.window - self.hop) % 2:
             raise ValueError(f"window must be at least 2·hop and differ from it by an even number, got {self.window}")
+        if self.num_mels > self.window // 2 + 1:
+            raise ValueError(
+                f"num_mels must be at most {self.window // 2 + 1}, the frequencies of a window of {self.window} "
+                f"samples, got {self.num_mels}"
+            )
 
     @property
     def samples_per_frame(self) -> int:
@@ -157,9 +166,18 @@ class MelCodec(StoredTokenizer):
         side = (config.window - config.hop) // 2
         silence_to_the_end = frames * config.samples_per_frame - samples
         padded = np.pad(waveforms, ((0, 0), (side, side + silence_to_the_end)))
-        spectra = librosa.stft(padded, n_fft=config.window, hop_length=config.hop, center=False)
-        mels = np.matmul(self._filters, np.abs(spectra))
-        return np.log1p(mels / config.floor).swapaxes(1, 2).reshape(batch, frames, -1).astype(np.float32)
+        # Some clips at a time, or of a long one some frames, so that spectra take little memory.
+        each = config.spectra_per_frame * len(self._filters[0])
+        clips, some = max(1, _MOST_NUMBERS // (frames * each)), max(1, min(frames, _MOST_NUMBERS // each))
+        features = np.empty((batch, frames, config.spectra_per_frame * config.num_mels), np.float32)
+        for clip, frame in product(range(0, batch, clips), range(0, frames, some)):
+            here = slice(clip, clip + clips), slice(frame, frame + some)
+            stop = min(frame + some, frames) * config.samples_per_frame - config.hop + config.window
+            heard = padded[here[0], frame * config.samples_per_frame : stop]
+            spectra = librosa.stft(heard, n_fft=config.window, hop_length=config.hop, center=False)
+            logs = np.log1p(np.matmul(self._filters, np.abs(spectra)) / config.floor).swapaxes(1, 2)
+            features[here] = logs.reshape(len(heard), -1, features.shape[-1])
+        return features
 
     def _waveforms(self, features: Float32[np.ndarray, "batch frames dim"]) -> Float32[np.ndarray, "batch samples"]:
         config = self.config

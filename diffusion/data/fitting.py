@@ -4,6 +4,7 @@ A sample of each source's training split is drawn by id, so it is the same whate
 """
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def with_given_codecs(config: PrepareConfig) -> PrepareConfig:
 
 def _layouts_of(folder: Path) -> list[Layout]:
     """Those of a run or of prepared data; none of a folder of tokenizers alone."""
-    if (folder / "manifest.json").is_file():
+    if os.path.lexists(folder / "manifest.json"):
         datasets = read_json(folder / "manifest.json").get("datasets", {}).values()
         found = [dataset["layout"] for dataset in datasets]
     elif (folder / "tokenizers").is_dir() and (folder / "config.json").is_file():

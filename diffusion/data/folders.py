@@ -7,6 +7,7 @@
 sub-folders train/, validation/ and test/, each with a metadata.jsonl of its own.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -48,7 +49,7 @@ class Folder:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"{self.folder}: no such folder of {self.medium} files")
         candidates = [self.folder / METADATA, *(self.folder / split / METADATA for split in SPLIT_FOLDERS)]
-        found = [path for path in candidates if path.is_file()]
+        found = [path for path in candidates if os.path.lexists(path)]
         if not found:
             raise FileNotFoundError(
                 f"{self.folder}: no {METADATA} in it, nor in train/, validation/ or test/ of it; each of its lines is "

@@ -122,7 +122,12 @@ class PrepareConfig(Checked):
             raise ValueError(
                 f"pictures of {height} × {width} pixels are more than the {self.limits.pixels:,} of limits.pixels"
             )
-        rate_hz = self.codecs["audio"].sample_rate_hz
+        rate_hz, frame = self.codecs["audio"].sample_rate_hz, self.codecs["audio"].samples_per_frame
+        if frame > self.limits.samples:
+            raise ValueError(
+                f"frames of {frame:,} samples (audio.hop × audio.spectra-per-frame) are longer than the "
+                f"{self.limits.samples:,} of limits.samples"
+            )
         if self.seconds is not None and self.seconds * rate_hz > self.limits.samples:
             raise ValueError(
                 f"{self.seconds:g} seconds at {rate_hz:,} Hz are more than the {self.limits.samples:,} samples of "
