@@ -319,6 +319,17 @@ def test_with_the_tokenizers_of_prepared_data_media_have_its_shapes_and_no_train
     assert more.dataset("more").layout.shapes["image"] == whole.dataset("photos").layout.shapes["image"]
 
 
+@pytest.mark.parametrize("missing", [("manifest.json",), ("manifest.json", "config.json")])
+def test_tokenizers_are_not_taken_from_a_folder_that_is_not_finished(whole, tmp_path, missing):
+    shutil.copytree(whole.folder, tmp_path / "data")
+    for name in missing:
+        (tmp_path / "data" / name).unlink()
+    sources = {"prose": SourceConfig(kind="text", where=("x.txt",))}
+    with pytest.raises(ValueError, match="neither a run nor prepared data that is finished"):
+        prepare(tmp_path / "new", PrepareConfig(sources=sources, tokenizers=str(tmp_path / "data")))
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_rule_that_holds_nothing_out_is_refused(files, tmp_path):
     with pytest.raises(ValueError, match="no record's metadata say whoo=anna"):
         prepare(tmp_path / "x", config_of(files, splits=SplitConfig(held_out=("whoo=anna",))))

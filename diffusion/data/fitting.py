@@ -157,8 +157,14 @@ def _layouts_of(folder: Path) -> list[Layout]:
     if os.path.lexists(folder / "manifest.json"):
         datasets = read_json(folder / "manifest.json").get("datasets", {}).values()
         found = [dataset["layout"] for dataset in datasets]
-    elif (folder / "tokenizers").is_dir() and (folder / "config.json").is_file():
-        found = list(read_json(folder / "config.json").get("layouts", {}).values())
+    elif (folder / "tokenizers").is_dir():
+        config = read_json(folder / "config.json") if os.path.lexists(folder / "config.json") else {}
+        if "layouts" not in config:
+            raise ValueError(
+                f"{folder}: is neither a run nor prepared data that is finished; the `trimask prepare` that began it "
+                f"completes it, and {folder / 'tokenizers'} names its tokenizers alone"
+            )
+        found = list(config["layouts"].values())
     else:
         return []
     return [configuration.from_dict(layout, Layout, str(folder)) for layout in found]

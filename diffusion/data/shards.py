@@ -26,7 +26,7 @@ from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted, stacked
 from trimask.diffusion.data.sources import BadRecord, Entry, RawExample, Source
 from trimask.tokenizers import configuration
 from trimask.tokenizers import media as media_tokenizers
-from trimask.tokenizers.files import require_replaceable, written_to
+from trimask.tokenizers.files import require_regular_file, written_to
 from trimask.tokenizers.formats import added
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.vocabulary import TEXT
@@ -106,7 +106,8 @@ def report_path(folder: Path, dataset: str, number: int) -> Path:
 
 def write_records(path: Path, records: list[dict[str, Any]]) -> str:
     """One shard, visible only when whole; returns its SHA-256."""
-    require_replaceable(path)
+    if path.is_dir() and not path.is_symlink():
+        require_regular_file(path)  # which it is not; anything else is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)  # of a process that had this number, or a link
