@@ -7,6 +7,7 @@
 The questions are of held-out examples of the prepared data; of a text alone the question is given, or its first half.
 """
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
