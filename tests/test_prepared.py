@@ -65,3 +65,17 @@ def test_texts_and_media_are_encoded_by_the_tokenizer_of_their_modality(prepared
     picture = np.zeros((4, 6, 1), np.uint8)
     (codes,) = tokenizers.encode("image", [picture])
     assert np.array_equal(codes, tokenizers.codec("image").encode(picture[None])[0])
+
+
+@pytest.mark.parametrize("shape", [None, [], [4, 6], [4, 6, 1, 1], [4, 8, 1], [4, 6, 3], [-4, 6, 1], [4, 7, 1]])
+def test_a_plan_whose_media_have_not_these_codes_is_refused(copy, shape):
+    content = json.loads((copy / "plan.json").read_text())
+    assert content["media_shapes"]["drawn"] == [4, 6, 1]
+    content["media_shapes"] = {"spoken": content["media_shapes"]["spoken"]}
+    if shape is not None:
+        content["media_shapes"]["drawn"] = shape
+    (copy / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"plan\.json: damaged: image of shape .* of drawn have no codes of shape \(2, 3\)"
+    ):
+        _ = Prepared(copy).plan

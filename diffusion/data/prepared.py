@@ -217,7 +217,24 @@ class Prepared:
                 f"{self.folder}: plan.json is of datasets {', '.join(plan.blocks)}, the manifest of "
                 f"{', '.join(self.manifest.datasets)}"
             )
+        for name, dataset in self.manifest.datasets.items():
+            if dataset.medium is not None:
+                self._require_shape(plan, name, dataset.medium)
         return plan
+
+    def _require_shape(self, plan: Plan, name: str, medium: str) -> None:
+        """Refuses a plan whose media are not those of which the codes of a dataset are."""
+        codec, codes = self.tokenizers.codec(medium), tuple(self.dataset(name).layout.shapes[medium])
+        shape = tuple(plan.media_shapes.get(name, ()))
+        try:
+            is_right = len(shape) == len(codec.media_shape(codes)) and codec.code_shape(shape) == codes
+        except ValueError:
+            is_right = False
+        if not is_right:
+            raise ValueError(
+                f"{self.folder / 'plan.json'}: damaged: {medium} of shape {shape} of {name} have no codes of shape "
+                f"{codes}"
+            )
 
     @property
     def whole(self) -> dict[str, bool]:
