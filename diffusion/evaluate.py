@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.splits import is_test
 from trimask.diffusion.exam import ALL_TASKS, Exam, is_asked, judges_of, num_given, why_unjudged
 from trimask.diffusion.held_out import HeldOut, Real
 from trimask.diffusion.intervals import ratio
@@ -122,7 +123,7 @@ def _splits(prepared: Prepared, config: EvaluateConfig) -> list[str]:
     """What to evaluate on, in the data's order."""
     there = list(dict.fromkeys(split for d in prepared.manifest.datasets.values() for split in d.splits))
     if config.splits is None:
-        found = [split for split in there if split.startswith("test")]
+        found = [split for split in there if is_test(split)]
         if not found:
             raise ValueError(
                 f"{prepared.folder}: no split's name begins with test; --splits names others: {', '.join(there)}"

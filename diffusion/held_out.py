@@ -5,9 +5,9 @@ from collections.abc import Sequence as AnySequence
 from functools import cached_property
 from typing import Any, TypeVar
 
-from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import Examples, Prepared
 from trimask.diffusion.data.sources import RawExample
+from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.judges import Training
 from trimask.tokenizers.vocabulary import TEXT
 

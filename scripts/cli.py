@@ -3,12 +3,29 @@
 Nothing heavy is imported here: a command's module is imported when it is called, so that help is instant.
 """
 
+import codecs
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
+
+_ASCII = {
+    "→": "->",
+    "−": "-",
+    "×": "x",
+    "·": "-",
+    "…": "...",
+    "≤": "<=",
+    "≥": ">=",
+    "–": "-",
+    "±": "+-",
+    "█": "#",
+    "░": ".",
+}
+"""How characters of our own are written where a terminal has none of them."""
 
 
 class Command(NamedTuple):
@@ -78,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status: 2 for the user's mistakes, 130 after Ctrl-C, 143 after SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
+    _let_every_terminal_read()
     try:
         try:
             status = _dispatch(arguments)
@@ -103,6 +121,21 @@ def _open_closed_streams() -> None:
         if getattr(sys, name) is None:
             # The lowest number that is free, which is the stream's own: those before it are open by now.
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _let_every_terminal_read() -> None:
+    """What a terminal's encoding lacks is written in ASCII, so that output never fails after the work."""
+    codecs.register_error("trimask", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="trimask")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(_ASCII.get(c) or c.encode("ascii", "backslashreplace").decode() for c in missing), error.end
 
 
 def _discard_output() -> None:

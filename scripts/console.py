@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trimask.configs.presets import PRESETS, Experiment, preset
-from trimask.scripts.flags import FLAGS
+from trimask.scripts.flags import ESCAPE, FLAGS, escaped
 from trimask.tokenizers.files import printable
 
 _T = TypeVar("_T")
@@ -63,22 +63,25 @@ def _plain_errors(arguments: list[str]) -> Iterator[None]:
         with redirect_stdout(said), redirect_stderr(said):
             yield
     except SystemExit:
-        print(printable(said.getvalue(), keep="\n\t"), end="", file=sys.stderr)
+        print(printable(said.getvalue().replace(ESCAPE, ""), keep="\n\t"), end="", file=sys.stderr)
         raise
 
 
 def joined(arguments: list[str], *flags: str) -> list[str]:
-    """Flags of several values may be given several times: --infill A --infill B is --infill A B."""
+    """Flags of several values may be given several times: --infill A --infill B is --infill A B.
+
+    After = a value may begin with dashes: --prompt=--x. The values are `escaped`, which parsing takes back.
+    """
     values: dict[str, list[str]] = {}
     rest: list[str] = []
     current: str | None = None
     for word in arguments:
         name, equals, value = word.partition("=")
         if name in flags:
-            values.setdefault(name, []).extend([value] if equals else [])
+            values.setdefault(name, []).extend([escaped(value)] if equals else [])
             current = None if equals else name
         elif current is not None and not word.startswith("--"):
-            values[current].append(word)
+            values[current].append(escaped(word))
         else:
             rest, current = [*rest, word], None
     return [*rest, *(word for name, given in values.items() for word in (name, *given))]

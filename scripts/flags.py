@@ -6,11 +6,14 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
+import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from trimask.tokenizers.ranges import ranged
 
 FLAGS = ConstructorRegistry()
+ESCAPE = "\ue000"
+"""A character of private use, before values of lists that would be taken for flags."""
 
 
 @FLAGS.primitive_rule
@@ -29,6 +32,8 @@ def _numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
             lambda value: ["None"] if value is None else inner.str_from_instance(value),
             is_optional=True,
         )
+    if tyro.conf.UseAppendAction in info.markers:  # which takes a value at a time
+        return None
     return _spec_of(info.type)
 
 
@@ -40,6 +45,12 @@ def _spec_of(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
         return own
     if kind is Path:
         return _spec(1, "PATH", lambda words: _path(words[0]), lambda value: [str(value)])
+    if origin is tuple and kinds in ((str, ...), (Path, ...)):
+        read = str if kinds[0] is str else _path
+        metavar = f"[{'STR' if kinds[0] is str else 'PATH'} ...]"
+        return _spec(
+            "*", metavar, lambda words: tuple(read(unescaped(word)) for word in words), lambda v: [*map(str, v)]
+        )
     parts = [ranged(part) for part in kinds if part is not ...]
     if origin is tuple and all(parts):
         each = [part for part in parts if part is not None]
@@ -64,6 +75,16 @@ def _spec_of(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
             "*", f"[STR {number.metavar} ...]", entries, lambda v: [str(w) for pair in v.items() for w in pair]
         )
     return None
+
+
+def escaped(word: str) -> str:
+    """A value of a list that argparse does not take for a flag, whatever it begins with."""
+    return ESCAPE + word if word.startswith(("-", ESCAPE)) else word
+
+
+def unescaped(word: str) -> str:
+    """The value as it was given."""
+    return word.removeprefix(ESCAPE)
 
 
 def _path(word: str) -> Path:

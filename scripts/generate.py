@@ -25,7 +25,7 @@ from trimask.diffusion.trained import Loaded, load
 from trimask.scripts import cli
 from trimask.scripts.answers import Answered, read_index, write_answers
 from trimask.scripts.console import console, joined, parse, progress_report, say
-from trimask.scripts.inputs import medium_reader, read_lines, read_mask, spliced
+from trimask.scripts.inputs import medium_reader, read_mask, read_prompts, spliced
 from trimask.scripts.outputs import frame_of
 from trimask.scripts.render import require_mp4
 from trimask.scripts.trajectory import live, trace_lines
@@ -199,7 +199,7 @@ def ask(arguments: Arguments, prompts: Prompts) -> list[Question]:
         read = medium_reader(medium, prompts)
         return [Question(str(path), prompts.from_medium(medium, read(path)), path.stem) for path in paths]
     assert arguments.to is not None
-    texts = [*arguments.prompt, *(() if arguments.prompts is None else read_lines(arguments.prompts))]
+    texts = [*arguments.prompt, *(() if arguments.prompts is None else read_prompts(arguments.prompts))]
     if arguments.to == TEXT:
         return [Question(text, prompts.complete(text, arguments.length), text) for text in texts]
     return [Question(text, prompts.from_text(text, arguments.to), text) for text in texts]

@@ -1,6 +1,5 @@
 """Files that a user gives → media of the shape a model reads; what is changed on the way is said."""
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from trimask.diffusion.data.modalities import modality
 from trimask.diffusion.data.pictures import fit_picture, read_picture
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.scripts.console import say
+from trimask.tokenizers.text_files import read_lines
 from trimask.tokenizers.vocabulary import TEXT
 
 
@@ -50,13 +50,9 @@ def spliced(content: np.ndarray, is_hole: Bool[np.ndarray, "*where"], made: np.n
     return share * made[: len(content)] + (1 - share) * content
 
 
-def read_lines(source: str) -> list[str]:
-    """The prompts of a file or of standard input."""
-    try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source}: not UTF-8 text: {error}") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
+def read_prompts(source: str) -> list[str]:
+    """The lines of a file, or of standard input where it is called -, that are not blank."""
+    prompts = [line for _, line in read_lines(source)]
+    if not prompts:
         raise ValueError(f"{'standard input' if source == '-' else source}: holds no prompts")
-    return lines
+    return prompts

@@ -19,9 +19,9 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import DatasetManifest, Prepared
 from trimask.diffusion.data.sources import SourceConfig
+from trimask.diffusion.data.splits import TRAIN, is_test
 from trimask.diffusion.data.verification import require_none
 from trimask.diffusion.evaluate import EvaluateConfig
 from trimask.diffusion.exam import label_judge, score_of
@@ -123,7 +123,7 @@ def codec_qualities(prepared: Prepared, dataset: str) -> list[CodecQuality]:
         return []
     judge = label_judge(prepared, dataset, EvaluateConfig().fit_examples)
     codec, measure, result = prepared.tokenizers.codec(medium), output(medium).quality, list[CodecQuality]()
-    for split in [split for split in manifest.splits if split.startswith("test")]:
+    for split in filter(is_test, manifest.splits):
         raw = list(prepared.raw(dataset, split))
         references = [example.media for example in raw]
         real = np.stack([example.media[medium] for example in raw])
@@ -195,7 +195,7 @@ def _print_encodings(prepared: Prepared) -> None:
     """A few held-out texts of each dataset, token by token."""
     text, rows = prepared.tokenizers.text, []
     for name, dataset in prepared.manifest.datasets.items():
-        split = next((split for split in dataset.splits if split.startswith("test")), TRAIN)
+        split = next(filter(is_test, dataset.splits), TRAIN)
         texts = dict.fromkeys(example.media[TEXT] for example in prepared.raw(name, split))
         rows += [[sample, _pieces(text, sample)] for sample in list(texts)[:_SAMPLE_TEXTS]]
     console.print(_left(table(f"Text tokenizer of {text.size:,} tokens", ["text", "tokens"], rows), 2))

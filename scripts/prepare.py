@@ -4,23 +4,29 @@ Called again after it was stopped, it goes on where it was.
 """
 
 import dataclasses
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 from trimask.configs.presets import Experiment
-from trimask.diffusion.data.modalities import MODALITIES
+from trimask.diffusion.data.modalities import MODALITIES, modality
 from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import BadRecord, SourceConfig, folder_kind
+from trimask.diffusion.data.splits import is_used
+from trimask.diffusion.data.texts import look_like_json
 from trimask.scripts import cli
 from trimask.scripts.console import console, joined, parse_from_preset, progress_report, say, table
 
+_STRETCHED = 2
+"""By how much the longest text exceeds nearly all others, to be worth a word."""
 _KINDS = ("images", "audio", "media", "text", "prompts", "tfds")
 
 
@@ -78,7 +84,7 @@ def _named(kind: str, given: Sequence[str]) -> dict[str, tuple[str, ...]]:
     named: dict[str, tuple[str, ...]] = {}
     for source in given:
         name, equals, where = source.partition("=")
-        if not equals or not name.isidentifier():
+        if not equals or not name.isidentifier() or (kind != "tfds" and os.path.lexists(source)):
             name, where = "", source
         if not where:
             raise ValueError(f"--{kind} must say where the data are, got {source!r}")
@@ -109,16 +115,62 @@ def run(folder: Path, config: PrepareConfig) -> Prepared:
     rows = []
     for name, dataset in prepared.manifest.datasets.items():
         splits = " · ".join(f"{split} {examples:,}" for split, examples in dataset.splits.items())
-        layout = dataset.layout
-        shapes = ", ".join(f"{modality} {'×'.join(map(str, shape))}" for modality, shape in layout.shapes.items())
+        layout, media = dataset.layout, ""
+        shapes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in layout.shapes.items())
+        if dataset.medium is not None:
+            media = modality(dataset.medium).shown(tuple(prepared.plan.media_shapes[name]), prepared.config.media)
         accepted = dataset.records - dataset.rejected
         counts = f"{dataset.records:,} = {accepted:,} + {dataset.rejected:,}"
-        rows.append([name, counts, splits, shapes, f"{'' if layout.is_uniform else '≤ '}{layout.example_length()}"])
-    columns = ["dataset", "records = used + rejected", "examples", "codes", "tokens each"]
+        length = f"{'' if layout.is_uniform else '≤ '}{layout.example_length()}"
+        rows.append([name, counts, splits, media, shapes, length])
+    columns = ["dataset", "records = used + rejected", "examples", "media", "codes", "tokens each"]
     console.print(table(f"Prepared in {folder}", columns, rows))
     if any(dataset.rejected for dataset in prepared.manifest.datasets.values()):
         say(f"What was rejected, and why: {folder / 'rejects.jsonl'}")
+    for remark in remarks(prepared):
+        say(remark)
     return prepared
+
+
+def remarks(prepared: Prepared) -> Iterator[str]:
+    """What the table does not show, and what its reader should know."""
+    for name, dataset in prepared.manifest.datasets.items():
+        unused = [split for split in dataset.splits if not is_used(split)]
+        if unused:
+            yield f"{name}: no command uses {_listed(unused)} by itself; `trimask evaluate --splits` does"
+        if dataset.unread:
+            files = [f"{count:,} in {place}" for place, count in dataset.unread.items()]
+            yield f"{name}: files that no record names, and that nothing reads: {_listed(files)}"
+        for split, others in dataset.shared.items():
+            for other, count in others.items():
+                yield (
+                    f"{name}: {count:,} of the {dataset.splits[split]:,} examples of {split} are of a content that is "
+                    f"in {other}, too; --splits.by content keeps equal contents together"
+                )
+        if dataset.source.kind == "text":
+            for path in look_like_json(dataset.source.where):
+                yield f"{name}: {path} looks like JSON lines and is read as plain text; name it .jsonl to read a field"
+        yield from _outliers(name, prepared)
+
+
+def _outliers(name: str, prepared: Prepared) -> Iterator[str]:
+    """What to do about a few texts that make every row longer than nearly all need."""
+    layout = prepared.dataset(name).layout
+    shards = [shard for report in prepared.reports[name] for shard in report.shards.values()]
+    text, given = (np.concatenate([getattr(s, f"{what}_tokens") for s in shards]) for what in ("text", "given"))
+    lengths, what, flag = text, "text", "--max-text-tokens"
+    if layout.fill == "answer":
+        lengths, what, flag = text - given + 1, "response, with its end,", "--response-tokens"
+    most = int(np.quantile(lengths, 0.99, method="higher"))
+    if layout.fill != "none" and lengths.max() >= _STRETCHED * most:
+        yield (
+            f"{name}: the longest {what} has {lengths.max():,} tokens, 99 % have at most {most:,}, and every row is as "
+            f"long as the longest; {flag} {most} --on-error skip leaves {int((lengths > most).sum()):,} out"
+        )
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def main(arguments: Sequence[str]) -> None:

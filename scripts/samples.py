@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.splits import TEST, TRAIN, VALIDATION
 from trimask.diffusion.run_folder import line_of, read_steps, staged
 from trimask.diffusion.sampling.requests import Generator
 from trimask.diffusion.trained import Loaded
@@ -66,7 +66,7 @@ def _questions(data: Path) -> dict[tuple[str, Task], list[_Question]]:
     prepared = Prepared(data)
     result = {}
     for name, manifest in prepared.manifest.datasets.items():
-        split = next((split for split in ("validation", "test", TRAIN) if split in manifest.splits), None)
+        split = next((split for split in (VALIDATION, TEST, TRAIN) if split in manifest.splits), None)
         if split is None:
             continue
         records = prepared.examples(name, split)[:_LOOKED_AT]

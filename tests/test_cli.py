@@ -1,6 +1,7 @@
 """The command line: help, suggestions, and errors as one block."""
 
 import importlib
+import io
 import os
 import shlex
 import subprocess
@@ -49,6 +50,19 @@ def trimask_train(body: str, **streams) -> subprocess.Popen:
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, **streams)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"), [("ascii", r"\u4e03 -> x-..."), ("cp1252", r"\u4e03 -> ×·…"), ("utf-8", "七 → ×·…")]
+)
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_terminal_that_lacks_a_character_gets_it_in_ascii(command, monkeypatch, encoding, expected, stream):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, stream, io.TextIOWrapper(written, encoding=encoding))
+    command(lambda argv: print("七 → ×·…", file=getattr(sys, stream)))
+    assert cli.main(["train"]) == 0
+    getattr(sys, stream).flush()
+    assert written.getvalue().decode(encoding) == f"{expected}\n"
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])

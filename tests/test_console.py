@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from trimask.scripts import console
-from trimask.scripts.console import joined, option, tracked
+from trimask.scripts.console import joined, option, parse, tracked
+from trimask.scripts.flags import unescaped
 from trimask.tokenizers.ranges import Size
 
 
@@ -41,7 +42,24 @@ class Words:
     ],
 )
 def test_values_of_a_flag_that_is_given_twice_are_all_kept(given, expected):
-    assert joined(given, "--a", "--b") == expected
+    assert [unescaped(word) for word in joined(given, "--a", "--b")] == expected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lists:
+    """Lists of words and paths."""
+
+    words: tuple[str, ...] = ()
+    """Words."""
+    files: tuple[Path, ...] = ()
+    """Paths."""
+
+
+@pytest.mark.parametrize("word", ["--x", "-", "-5", "--words", "\ue000x", "a=b", "--"])
+def test_a_value_after_the_equals_sign_may_begin_with_anything(word):
+    given = joined([f"--words={word}", "--words", "b", f"--files={word}"], "--words", "--files")
+    parsed = parse(Lists, given, "test", "")
+    assert parsed == Lists(words=(word, "b"), files=(Path(word),))
 
 
 def test_an_option_is_found_ahead_of_parsing():

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from trimask.diffusion import evaluate as evaluation
-from trimask.diffusion.data.plan import PrepareConfig, SplitConfig
+from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
+from trimask.diffusion.data.splits import SplitConfig
 from trimask.diffusion.evaluate import EvaluateConfig, evaluate
 from trimask.diffusion.exam import Exam
 from trimask.diffusion.held_out import HeldOut, Real, spread

@@ -1,12 +1,14 @@
 """Folders of captioned files: what is read, and what is refused with file, line and reason."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from test_tables import write_parquet
 
 from trimask.diffusion.data.folders import Folder
 from trimask.diffusion.data.media_config import LimitConfig
@@ -182,7 +184,109 @@ def test_a_truncated_recording_is_a_bad_record(tmp_path):
 
 
 def test_a_folder_without_metadata_is_told_the_format(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'no metadata\.jsonl in it.*"file_name": "1\.png"'):
+    with pytest.raises(FileNotFoundError, match=r'no metadata\.jsonl .*in it.*"file_name": "1\.png"'):
         folder_of(tmp_path).blocks(1)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         folder_of(tmp_path / "x").blocks(1)
+
+
+def entries_of(folder):
+    return [entry for block in folder.blocks(9) for entry in folder.entries(block)]
+
+
+def test_a_file_in_the_folder_of_a_split_is_of_that_split_whatever_list_names_it(tmp_path):
+    folders = {"train": "train", "Valid": "validation", "dev": "validation", "test": "test", "testing": "test"}
+    for name in (*folders, "contest", "test1"):
+        (tmp_path / name).mkdir()
+        picture(tmp_path / name / "1.png")
+    picture(tmp_path / "test.png")
+    names = [*(f"{name}/1.png" for name in folders), "contest/1.png", "test1/1.png", "test.png", "./train//1.png"]
+    write_lines(tmp_path / "metadata.jsonl", *({"file_name": name, "text": "x"} for name in names))
+    found = [(entry.id, entry.split) for entry in entries_of(folder_of(tmp_path))]
+    assert found[:5] == [(f"{name}/1.png", split) for name, split in folders.items()]
+    assert found[5:] == [("contest/1.png", None), ("test1/1.png", None), ("test.png", None), ("train/1.png", "train")]
+
+
+def test_folders_of_splits_by_other_names_may_have_lists_of_their_own(tmp_path):
+    for name in ("val", "train", "other"):
+        (tmp_path / name).mkdir()
+        write_lines(tmp_path / name / "metadata.jsonl", {"file_name": "1.png", "text": "x", "split": "dev"})
+    found = [(entry.id, entry.split) for entry in entries_of(folder_of(tmp_path))]
+    assert found == [("train/1.png", "validation"), ("val/1.png", "validation")]
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.parquet"])
+def test_a_list_may_be_a_table(tmp_path, name):
+    rows = [{"file_name": "1.png", "text": "one"}, {"file_name": "2.png", "text": "2"}]
+    if name.endswith(".csv"):
+        (tmp_path / name).write_text("file_name,text\n" + "".join(f"{r['file_name']},{r['text']}\n" for r in rows))
+    else:
+        write_parquet(tmp_path / name, rows)
+    picture(tmp_path / "1.png")
+    good, bad = outcomes(folder_of(tmp_path))
+    assert (good.id, good.media["text"]) == ("1.png", "one")
+    assert isinstance(bad, BadRecord) and "2.png: no such file" in bad.reason and bad.line == 2 + name.endswith(".csv")
+    write_lines(tmp_path / "metadata.jsonl", *rows)
+    with pytest.raises(ValueError, match=rf"has several lists, metadata\.jsonl, {name}; keep one"):
+        folder_of(tmp_path).blocks(1)
+
+
+def test_numbers_of_labels_become_their_names(tmp_path):
+    def captions(*labels, names=(), list="metadata.jsonl"):
+        if list == "metadata.csv":
+            rows = "".join(f"1.png,{label}\n" for label in labels)
+            (tmp_path / list).write_text(f"file_name,label\n{rows}")
+        else:
+            write_lines(tmp_path / list, *({"file_name": "1.png", "label": label} for label in labels))
+        media = PrepareConfig().media
+        fields = FieldConfig(text="label", labels=names)
+        found = outcomes(Folder(tmp_path, "image", OpenConfig(fields=fields, media=media, folder=tmp_path)))
+        found = [entry.reason if isinstance(entry, BadRecord) else entry.media["text"] for entry in found]
+        (tmp_path / list).unlink()
+        return found
+
+    picture(tmp_path / "1.png")
+    (unnamed,) = captions(1)
+    assert 'needs a "label", which is text, got 1; its fields are file_name, label; --fields.labels names' in unnamed
+    named = ("cat", "dog")
+    beyond = '"label" is 2, and names are known of 0 to 1: cat, dog'
+    assert captions(1, 0, 2, "frog", names=named) == ["dog", "cat", beyond, "frog"]
+    assert captions(1, "frog", names=named, list="metadata.csv") == ["dog", "frog"]
+    assert captions(7, list="metadata.csv") == ["7"]
+    (tmp_path / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n        names:\n"
+        "          '0': ape\n          '1': bee\n---\n"
+    )
+    assert captions(1) == ["bee"]
+
+
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+def test_a_name_is_found_in_whatever_normal_form_the_disk_has_it(tmp_path, listed):
+    on_disk = unicodedata.normalize("NFD" if listed == "NFC" else "NFC", "Ä/grün.png")
+    (tmp_path / on_disk).parent.mkdir()
+    picture(tmp_path / on_disk)
+    name = unicodedata.normalize(listed, "Ä/grün.png")
+    write_lines(tmp_path / "metadata.jsonl", {"file_name": name, "text": "x"})
+    folder = folder_of(tmp_path)
+    (example,) = outcomes(folder)
+    assert example.id == unicodedata.normalize("NFC", name) and list(folder.unread()) == [example.id]
+
+
+def test_a_name_found_by_its_normal_form_must_not_lead_out_of_the_folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    picture(tmp_path / "secret.png")
+    (tmp_path / "in" / unicodedata.normalize("NFD", "grün.png")).symlink_to(tmp_path / "secret.png")
+    write_lines(
+        tmp_path / "in" / "metadata.jsonl", {"file_name": unicodedata.normalize("NFC", "grün.png"), "text": "x"}
+    )
+    (bad,) = outcomes(folder_of(tmp_path / "in"))
+    assert isinstance(bad, BadRecord) and "stays inside the folder" in bad.reason
+
+
+def test_what_no_list_names_is_told_but_for_what_says_something_of_the_data(tmp_path):
+    for name in ("a", "train", ".hidden"):
+        (tmp_path / name).mkdir()
+    names = ("1.png", "a/2.txt", "a/metadata.jsonl", "train/metadata.jsonl", "train/3.png")
+    for name in (*names, "README.md", "LICENSE", ".DS_Store", ".hidden/4.png", "metadata.jsonl"):
+        (tmp_path / name).write_text("")
+    assert set(folder_of(tmp_path).unread()) == {"1.png", "a/2.txt", "a/metadata.jsonl", "train/3.png"}

@@ -8,7 +8,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from trimask.scripts.inputs import read_lines, read_medium
+from trimask.diffusion.data.lines import blocks_of, records_of
+from trimask.scripts.inputs import read_medium, read_prompts
 from trimask.scripts.render import enlarged
 from trimask.tokenizers.audio import MelConfig
 
@@ -138,15 +139,19 @@ def test_an_unreadable_sound_is_refused_by_name(tmp_path):
         read_audio(tmp_path / "x.wav", 8000, 9)
 
 
-def test_prompts_are_lines_without_the_empty_ones(tmp_path, monkeypatch):
-    (tmp_path / "x").write_bytes("\ufeffone\r\n\n  zwölf \n".encode())
-    assert read_lines(str(tmp_path / "x")) == ["one", "zwölf"]
-    monkeypatch.setattr("sys.stdin", io.StringIO("a\nb"))
-    assert read_lines("-") == ["a", "b"]
+@pytest.mark.parametrize("from_pipe", [False, True])
+def test_prompts_are_the_lines_that_prepare_sees(tmp_path, monkeypatch, from_pipe):
+    content = "\ufeffone\r\n\n  zwölf \n1+1=\u20282\x0c\rlast".encode()
+    (tmp_path / "x").write_bytes(content)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    seen = ["one", "  zwölf ", "1+1=\u20282\x0c", "last"]
+    assert read_prompts("-" if from_pipe else str(tmp_path / "x")) == seen
+    (block,) = blocks_of(tmp_path / "x", "line", 9)
+    assert [record.text for record in records_of(block, "line")] == seen
 
 
 @pytest.mark.parametrize(("content", "reason"), [(b"\n \n", "holds no prompts"), (b"\xff\xfe", "not UTF-8")])
 def test_a_file_without_prompts_is_refused(tmp_path, content, reason):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(ValueError, match=reason):
-        read_lines(str(tmp_path / "x"))
+        read_prompts(str(tmp_path / "x"))

@@ -1,20 +1,24 @@
 """Text files as blocks of records."""
 
+import io
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimask.diffusion.data import lines
-from trimask.diffusion.data.lines import blocks_of, decoded, records_of
+from trimask.diffusion.data.lines import blocks_of, records_of
+from trimask.tokenizers import text_files
+from trimask.tokenizers.text_files import byte_lines, decoded
 
 LINES = st.lists(st.sampled_from([b"", b" ", b"a", b"bc\t", "é…".encode(), b"\r"]), max_size=30)
 
 
 def expected(content, unit):
     """The obvious way, the whole file at once."""
-    lines = content.splitlines(keepends=True) if b"\r" not in content else content.split(b"\n")
+    lines = re.split(rb"\r\n|\r|\n", content)
     records, run = [], []
-    for line in [*(line.rstrip(b"\r\n") for line in lines), b""]:
+    for line in [*lines, b""]:
         if line.strip() and unit != "line":
             run.append(line)
         elif line.strip():
@@ -33,11 +37,10 @@ def test_blocks_hold_every_record_once_and_in_order(tmp_path_factory, lines, uni
     blocks = blocks_of(path, unit, size)
     assert all(block.count == size for block in blocks[:-1])
     records = [record for block in blocks for record in records_of(block, unit)]
-    tidy = [b"\n".join(part.rstrip(b"\r") for part in record.content.split(b"\n")) for record in records]
-    assert tidy == expected(content, unit)
+    assert [re.sub(rb"\r\n?", b"\n", record.content) for record in records] == expected(content, unit)
     for record in records:
         assert content[record.start :].startswith(record.content)
-        assert content[: record.start].count(b"\n") == record.line - 1
+        assert len(re.findall(rb"\r\n|\r|\n", content[: record.start])) == record.line - 1
 
 
 def test_a_document_is_one_record(tmp_path):
@@ -53,7 +56,16 @@ def test_an_empty_file_has_no_blocks(tmp_path):
 
 
 def test_text_loses_its_byte_order_mark_and_carriage_returns():
-    assert decoded("\ufeffa\r\nb".encode()) == "a\nb"
+    assert decoded("\ufeffa\r\nb\rc\u2028d".encode()) == "a\nb\nc\u2028d"
+
+
+def test_lines_are_the_same_wherever_the_file_is_cut_for_reading(monkeypatch):
+    content = b"a\r\n\r\r\r\nbc\n\n\rd"
+    for size in range(1, 12):
+        monkeypatch.setattr(text_files, "_CHUNK_BYTES", size)
+        found = list(byte_lines(io.BytesIO(content)))
+        assert [line for line, _ in found] == [b"a\r\n", b"\r", b"\r", b"\r\n", b"bc\n", b"\n", b"\r", b"d"]
+        assert all(length == len(line) for line, length in found)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfea\0", "ü".encode("latin-1"), b"a\0b"])
@@ -70,16 +82,15 @@ def test_a_file_that_is_none_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("unit", ["line", "paragraph", "document"])
-def test_a_record_that_is_too_long_is_read_past_and_refused_where_it_is_used(tmp_path, monkeypatch, unit):
-    monkeypatch.setattr(lines, "MAX_RECORD_BYTES", 8)
+def test_a_record_that_is_too_long_is_read_past_and_refused_where_it_is_used(tmp_path, unit):
     (tmp_path / "x.txt").write_bytes(b"1234567\n")
-    (block,) = blocks_of(tmp_path / "x.txt", unit, 5)
-    assert [record.text for record in records_of(block, unit)] == ["1234567"]
+    (block,) = blocks_of(tmp_path / "x.txt", unit, 5, 8)
+    assert [record.text for record in records_of(block, unit, 8)] == ["1234567"]
     (tmp_path / "x.txt").write_bytes(b"a\n\n" + 100 * b"x" + b"\n\nb" + (b"" if unit != "document" else b"\n"))
-    (block,) = blocks_of(tmp_path / "x.txt", unit, 5)
-    found = list(records_of(block, unit))
+    (block,) = blocks_of(tmp_path / "x.txt", unit, 5, 8)
+    found = list(records_of(block, unit, 8))
     assert len(found) == (1 if unit == "document" else 3) and all(len(record.content) < 20 for record in found)
-    with pytest.raises(ValueError, match=r"a record of 10\d bytes, 8 are allowed"):
+    with pytest.raises(ValueError, match=r"a record of 10\d bytes; --limits.record-bytes allows 8"):
         _ = found[len(found) // 2].text
     if unit != "document":
         assert [found[0].text, found[2].text, found[2].line] == ["a", "b", 5]

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,11 +17,14 @@ from PIL import Image
 
 from trimask.diffusion.data import fitting, sounds, sources
 from trimask.diffusion.data import prepare as preparing
+from trimask.diffusion.data import survey as surveying
 from trimask.diffusion.data.lines import Block
 from trimask.diffusion.data.media_config import PictureConfig
-from trimask.diffusion.data.plan import Plan, PrepareConfig, SplitConfig, fitted
+from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.sources import BadRecord, FieldConfig, RawExample, SourceConfig
+from trimask.diffusion.data.splits import SplitConfig
+from trimask.diffusion.progress import silent
 from trimask.tokenizers import configuration
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
@@ -149,7 +153,8 @@ def test_progress_tells_what_is_done_and_how_much_of_it(tmp_path):
     kinds, reports = ("drawn", "sums"), []
     config = PrepareConfig(sources={kind: SourceConfig(kind="synthetic", where=(kind,)) for kind in kinds})
     prepare(tmp_path, config, lambda *report: reports.append(report))
-    reading = [(what, n, 2) for what in ("reading sources", "reading what tokenizers are fitted on") for n in range(3)]
+    reading = [("reading sources", n, 2) for n in range(3)]
+    reading += [(f"reading records of {name}", n, 44) for name in kinds for n in (0, 44)]
     fitting = [(f"fitting the {name} tokenizer", n, 1) for name in ("text", "image") for n in range(2)]
     records = (0, 20, 32, 44, 64, 76, 88)  # of three blocks of each
     assert reports == [*reading, *fitting, *(("tokenising", done, 88) for done in records)]
@@ -277,9 +282,9 @@ def test_pictures_of_several_sizes_are_refused_until_a_size_is_given(files, tmp_
 def test_a_text_that_does_not_fit_is_a_bad_record(files, tmp_path):
     sums = {"sums": config_of(files).sources["sums"]}
     with pytest.raises(BadRecord, match="--response-tokens 2 keeps one for EOS"):
-        prepare(tmp_path / "x", config_of(files, sources=sums, response_tokens=2))
+        prepare(tmp_path / "x", config_of(files, sources=sums, splits=SplitConfig(), response_tokens=2))
     with pytest.raises(BadRecord, match="--max-text-tokens allows 5"):
-        prepare(tmp_path / "y", config_of(files, sources=sums, max_text_tokens=5))
+        prepare(tmp_path / "y", config_of(files, sources=sums, splits=SplitConfig(), max_text_tokens=5))
 
 
 def test_sources_that_changed_since_are_refused(files, tmp_path):
@@ -331,8 +336,11 @@ def test_tokenizers_are_not_taken_from_a_folder_that_is_not_finished(whole, tmp_
 
 
 def test_a_rule_that_holds_nothing_out_is_refused(files, tmp_path):
-    with pytest.raises(ValueError, match="no record's metadata say whoo=anna"):
+    with pytest.raises(ValueError, match=r"no record's metadata say whoo=anna, .*; no record has a field whoo"):
         prepare(tmp_path / "x", config_of(files, splits=SplitConfig(held_out=("whoo=anna",))))
+    with pytest.raises(ValueError, match=r"no record's metadata say who=ann, .*; who is ben \(36\), anna \(12\)"):
+        prepare(tmp_path / "x", config_of(files, splits=SplitConfig(held_out=("who=ann",))))
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_captions_file_that_changed_is_noticed_after_all_is_done(files, tmp_path):
@@ -342,6 +350,119 @@ def test_a_captions_file_that_changed_is_noticed_after_all_is_done(files, tmp_pa
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "bc", "split": "train"}\n')
     with pytest.raises(ValueError, match="x has changed since"):
         prepare(tmp_path / "out", config)
+
+
+def test_a_caption_corrected_to_the_same_length_is_noticed(files, tmp_path):
+    config = photos_of(shutil.copytree(files / "photos", tmp_path / "photos"))
+    prepare(tmp_path / "out", config)
+    lines = (tmp_path / "photos" / "metadata.jsonl").read_text()
+    (tmp_path / "photos" / "metadata.jsonl").write_text(lines.replace("three", "seven"))
+    with pytest.raises(
+        ValueError, match=r"photos has changed .*: .*metadata\.jsonl, from line 1 on, is not what it was"
+    ):
+        prepare(tmp_path / "out", config)
+
+
+def test_a_medium_of_another_time_or_size_is_noticed(files, tmp_path):
+    config = photos_of(shutil.copytree(files / "photos", tmp_path / "photos"))
+    prepare(tmp_path / "out", config)
+    picture = tmp_path / "photos" / "9.png"
+    about = picture.stat()
+    os.utime(picture, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+    with pytest.raises(ValueError, match=r"a file that .*metadata\.jsonl names from line 8 on is not what it was"):
+        prepare(tmp_path / "out", config)
+    os.utime(picture, ns=(about.st_atime_ns, about.st_mtime_ns))
+    prepare(tmp_path / "out", config)
+
+
+def photos_of(folder, **changes):
+    source = {"photos": SourceConfig(kind="images", where=(str(folder),))}
+    defaults = {"pictures": PictureConfig(height=4, width=6), "shard_records": 7, "workers": 1}
+    return PrepareConfig(sources=source, **{**defaults, **changes})
+
+
+@pytest.fixture
+def twins(tmp_path):
+    """Twelve pictures, each under two names and as two formats; some in folders of splits."""
+    rng, lines = np.random.default_rng(0), []
+    for number in range(12):
+        pixels = rng.integers(0, 256, (4, 6, 3), np.uint8)
+        folders = {0: ("train", "test"), 1: ("validation", "test"), 2: ("train", "validation")}.get(number, (".", "."))
+        for folder, ending in zip(folders, ("png", "bmp"), strict=True):
+            (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
+            name = f"{folder}/{number}.{ending}"
+            Image.fromarray(pixels).save(tmp_path / "photos" / name)
+            lines.append({"file_name": name, "text": "x", "picture": number})
+    (tmp_path / "photos" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "photos"
+
+
+def test_equal_contents_are_counted_across_splits(twins, tmp_path):
+    prepared = prepare(tmp_path / "out", photos_of(twins, splits=SplitConfig(validation=0.3, test=0.3)))
+    contents = {}
+    for split in prepared.dataset("photos").splits:
+        for example in prepared.raw("photos", split):
+            contents.setdefault(split, []).append(example.media["image"].tobytes())
+    order = ("train", "validation", "test")
+    expected = {
+        later: {
+            earlier: count
+            for earlier in order[:number]
+            if (count := sum(content in contents[earlier] for content in contents[later]))
+        }
+        for number, later in enumerate(order)
+        if number
+    }
+    assert prepared.dataset("photos").shared == expected and expected["test"]["train"] > 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_by_content_equal_pictures_are_in_one_split_the_most_held_out(twins, tmp_path, workers):
+    splits = SplitConfig(validation=0.3, test=0.3, by="content")
+    prepared = prepare(tmp_path / "out", photos_of(twins, splits=splits, workers=workers))
+    assert prepared.dataset("photos").shared == {} and sum(prepared.dataset("photos").splits.values()) == 24
+    split_of = {}
+    for split in prepared.dataset("photos").splits:
+        examples = list(prepared.raw("photos", split))
+        assert [example.id for example in examples] == [e["id"] for e in prepared.examples("photos", split)]
+        for example in examples:
+            split_of.setdefault(int(example.id.rpartition("/")[2].partition(".")[0]), set()).add(split)
+    assert [split_of[number] for number in range(3)] == [{"test"}, {"test"}, {"validation"}]
+    assert all(len(splits) == 1 for splits in split_of.values())
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        (
+            {"photos/train/metadata.jsonl": {"file_name": "0.png", "text": "y"}},
+            "train/0.png is in two lists: .* line 1",
+        ),
+        (
+            {"photos/metadata.jsonl": {"file_name": "3.png", "text": "y", "split": "dev"}},
+            "3.png is in two splits: .* 25",
+        ),
+    ],
+)
+def test_a_file_that_is_listed_in_two_ways_is_refused_with_both_places(twins, tmp_path, extra, reason):
+    for name, line in extra.items():
+        with (tmp_path / name).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=reason):
+        prepare(tmp_path / "out", photos_of(twins))
+
+
+def test_several_captions_of_a_file_are_examples_of_one_split(twins, tmp_path):
+    with (twins / "metadata.jsonl").open("a") as file:
+        file.write(json.dumps({"file_name": "3.png", "text": "another caption"}) + "\n")
+    assert prepare(tmp_path / "out", photos_of(twins)).dataset("photos").records == 25
+
+
+def test_files_that_nothing_names_are_counted(twins, tmp_path):
+    for name in ("extra/1.png", "extra/2.png", "train/a/3.png", "4.txt"):
+        (twins / name).parent.mkdir(parents=True, exist_ok=True)
+        (twins / name).write_text("")
+    assert prepare(tmp_path / "out", photos_of(twins)).dataset("photos").unread == {"./": 1, "extra/": 2, "train/": 1}
 
 
 def test_when_nothing_can_be_used_that_is_said(tmp_path):
@@ -358,10 +479,10 @@ def test_when_nothing_can_be_used_that_is_said(tmp_path):
 @pytest.mark.parametrize(("limit", "count"), [(1 << 30, 20), (60, 3), (72, 4), (0, 1)])
 def test_a_codec_is_fitted_on_no_more_bytes_than_there_is_room_for(monkeypatch, limit, count):
     """Pictures of 24 bytes, of which the one that exceeds the limit is the last."""
-    monkeypatch.setattr(fitting, "_FIT_BYTES", limit)
+    monkeypatch.setattr(surveying, "_FIT_BYTES", limit)
     source = sources.KINDS["synthetic"](("drawn",), None)
     config = PrepareConfig(sources={"drawn": SourceConfig(kind="synthetic", where=("drawn",))})
-    sample = fitting.fit_sample(source, source.blocks(20), config, "train")
+    sample = surveying.survey("drawn", source, source.blocks(20), config, True, silent).sample
     assert [example.media["image"].nbytes for example in sample] == [24] * count
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from trimask.diffusion.data.plan import PrepareConfig
@@ -39,6 +40,12 @@ def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
     assert name == "b_c"
 
 
+def test_what_is_there_under_the_whole_word_is_no_name_and_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b").mkdir()
+    assert where(images=("a=b",)) == {"a_b": ("images", (f"{tmp_path}/a=b",))}
+
+
 def test_two_sources_of_one_name_are_refused_with_the_way_out():
     with pytest.raises(ValueError, match="two sources are called sea; name one with --audio NAME="):
         where(images=("a/sea",), audio=("b/sea",))
@@ -56,6 +63,59 @@ def test_the_table_adds_up_and_names_the_rejects(tmp_path, capsys, monkeypatch):
     main([str(tmp_path / "out"), "--prompts", str(tmp_path / "a.jsonl"), "--on-error", "skip"])
     out = " ".join(capsys.readouterr().out.split())
     assert "30 = 29 + 1" in out and "rejects.jsonl" in out
+
+
+def printed(tmp_path, capsys, *words):
+    main([str(tmp_path / "out"), *map(str, words)])
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_what_is_there_and_not_used_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prepare, "console", Console(width=200))
+    (tmp_path / "photos" / "test").mkdir(parents=True)
+    lines = []
+    for number in range(12):
+        name = f"{'test/' if number > 7 else ''}{number}.png"
+        Image.new("RGB", (4, 4), (min(number, 8), 0, 0)).save(tmp_path / "photos" / name)
+        lines.append({"file_name": name, "text": "x", "split": "extra" if number == 6 else None})
+        lines[-1] = {key: value for key, value in lines[-1].items() if value is not None}
+    (tmp_path / "photos" / "more.png").write_bytes((tmp_path / "photos" / "0.png").read_bytes())
+    (tmp_path / "photos" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "T.txt").write_text('{"text": "a"}\n{"text": "b"}\n')
+    shares = ("--splits.validation", "0", "--splits.test", "0")
+    words = ("--images", tmp_path / "photos", "--text", f"T={tmp_path / 'T.txt'}", *shares)
+    out = printed(tmp_path, capsys, *words)
+    assert "4×4 colour" in out and "train 7 · extra 1 · test 4" in out.replace("│", "")
+    for remark in (
+        "photos: no command uses extra by itself; `trimask evaluate --splits` does",
+        "photos: files that no record names, and that nothing reads: 1 in ./",
+        "T.txt looks like JSON lines and is read as plain text; name it .jsonl to read a field",
+    ):
+        assert remark in out
+    assert "is of a content" not in out and out == out.replace("of a content that is in train", "")
+    Image.new("RGB", (4, 4), (3, 0, 0)).save(tmp_path / "photos" / "test" / "9.png")
+    out = printed(tmp_path / "again", capsys, *words)
+    assert "photos: 1 of the 4 examples of test are of a content that is in train, too; --splits.by content" in out
+
+
+@pytest.mark.parametrize(("kind", "flag"), [("prompts", "--response-tokens 3"), ("photos", "--max-text-tokens 2")])
+def test_a_few_long_texts_are_said_to_stretch_every_row(tmp_path, capsys, monkeypatch, kind, flag):
+    monkeypatch.setattr(prepare, "console", Console(width=200))
+    texts = [*["zz"] * 199, "abcdefghijklmnop"]
+    if kind == "prompts":
+        lines = [{"prompt": f"{number}=", "response": text} for number, text in enumerate(texts)]
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        words = ("--prompts", tmp_path / "a.jsonl")
+    else:
+        (tmp_path / "photos").mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / "photos" / "1.png")
+        lines = [{"file_name": "1.png", "text": text} for text in texts]
+        (tmp_path / "photos" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        words = ("--images", tmp_path / "photos", "--splits.test", "0", "--splits.validation", "0")
+    out = printed(tmp_path, capsys, *words, "--text-vocabulary", "256")
+    assert "99 % have at most" in out and f"{flag} --on-error skip leaves 1 out" in out
+    again = printed(tmp_path / "again", capsys, *words, "--text-vocabulary", "256", *flag.split(), "--on-error", "skip")
+    assert "200 = 199 + 1" in again and "99 % have at most" not in again
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones(tmp_path):

@@ -7,8 +7,9 @@ import pytest
 
 from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.data.media_config import PictureConfig
-from trimask.diffusion.data.plan import PrepareConfig, SplitConfig
+from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.sources import SourceConfig
+from trimask.diffusion.data.splits import SplitConfig
 from trimask.diffusion.data.tfds_records import EmbeddedDigits
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.evaluate import EvaluateConfig

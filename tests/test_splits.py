@@ -1,12 +1,15 @@
 """Which split a record belongs to: a property of the record alone, whatever else there is."""
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimask.diffusion.data.plan import TRAIN, SplitConfig
 from trimask.diffusion.data.sources import Entry
+from trimask.diffusion.data.splits import TRAIN, SplitConfig, in_order, is_test, split_of_folder, usual_split
 
 IDS = st.lists(st.text(max_size=12), min_size=1, max_size=60)
 SHARES = st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)).filter(lambda pair: sum(pair) < 1)
@@ -50,6 +53,52 @@ def test_what_a_source_says_stands_but_for_what_is_held_out(id, split, shares):
     assert held.of(entry(id, split, age=7)) == "test_age"
     assert held.of(entry(id, split, speaker="anna", age=7)) == "test_speaker"
     assert held.of(entry(id, split, speaker="ben")) == split
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "is_held"),
+    [
+        ("a=true", True, True),
+        ("a=True", True, False),
+        ("a=true", "true", True),
+        ("a=1", True, False),
+        ("a=true", 1, False),
+        ("a=7", 7, True),
+        ("a=7", np.int64(7), True),
+        ("a=7", "7", True),
+        ("a=7.0", 7, True),
+        ("a=null", None, True),
+        ("a=[1, 2]", [1, 2], True),
+        ('a={"b": 1}', {"b": 1}, True),
+        ("a=b=c", "b=c", True),
+        ("a=anna", "Anna", False),
+    ],
+)
+def test_values_of_rules_compare_as_json_or_as_text(rule, value, is_held):
+    assert (config(held_out=(rule,)).rule_of({"a": value}) == rule) == is_held
+
+
+def test_by_content_the_draw_is_of_the_content_alone():
+    by_content = dataclasses.replace(config((0.3, 0.3)), by="content")
+    drawn = [by_content.of(entry(id), content) for content in "abcdefghij" for id in ("1", "2")]
+    assert drawn[::2] == drawn[1::2] and set(drawn) == DRAWN
+    assert drawn[::2] == [config((0.3, 0.3)).of(entry(content)) for content in "abcdefghij"]
+
+
+def test_usual_names_mean_the_three_splits():
+    assert [usual_split(name) for name in ("val", "valid", "dev", "training", "extra")] == [
+        *["validation"] * 3,
+        "train",
+        "extra",
+    ]
+    assert [split_of_folder(name) for name in ("Train", "DEV", "test", "extra")] == [
+        "train",
+        "validation",
+        "test",
+        None,
+    ]
+    assert in_order(["test_b", "x", "test", "validation", "train"]) == ["train", "validation", "test", "test_b", "x"]
+    assert [is_test(split) for split in ("test", "test_who", "tests", "train")] == [True, True, False, False]
 
 
 def test_shares_are_those_of_many_records():

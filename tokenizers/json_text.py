@@ -57,7 +57,7 @@ def read_json(path: Path) -> Any:
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Yields the number and the value of every line of a JSON-lines file that is not blank."""
-    for number, line in enumerate(_bytes_of(path).split(b"\n"), 1):
+    for number, line in enumerate(_bytes_of(path).splitlines(), 1):
         if line.strip():
             yield number, parse_json(line, str(path), number)
 

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from trimask.diffusion.data.mixture import Mixture, Span
-from trimask.diffusion.data.plan import TRAIN
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.limits import WorkLimits
 from trimask.tokenizers.ranges import Checked, NonNegative, NonNegativeInt, Positive, Share, Size, whole
 from trimask.tokenizers.sequence import Example, Sequence, assemble, direct, stack

@@ -1,17 +1,13 @@
-"""On what tokenizers are fitted, the shapes of media, and the tokenizers themselves: given, or fitted.
-
-A sample of each source's training split is drawn by id, so it is the same whatever else there is.
-"""
+"""The shapes of media, and the tokenizers: given, or fitted on samples of the sources (`survey.py`)."""
 
 import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
-from trimask.diffusion.data.lines import Block
 from trimask.diffusion.data.modalities import MODALITIES, modality
-from trimask.diffusion.data.plan import PrepareConfig, fitted, id_draw, stacked
-from trimask.diffusion.data.sources import BadRecord, Entry, RawExample, Source
+from trimask.diffusion.data.plan import PrepareConfig, fitted, stacked
+from trimask.diffusion.data.sources import RawExample, Source
 from trimask.diffusion.layout import Layout
 from trimask.diffusion.progress import Report
 from trimask.tokenizers import configuration
@@ -21,9 +17,6 @@ from trimask.tokenizers.json_text import read_json
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.text import TextTokenizer
 from trimask.tokenizers.vocabulary import TEXT
-
-_FIT_BYTES = 512 << 20
-"""Of media, on which tokenizers are fitted."""
 
 
 def fit_tokenizers(
@@ -81,45 +74,6 @@ def _fitted_codec(
         for name, sample in samples.items()
     ]
     return modality(medium).fit(batches, config.codecs[medium])
-
-
-def fit_sample(source: Source, blocks: list[Block], config: PrepareConfig, split: str | None) -> list[RawExample]:
-    """Some examples of a split (None: of any), the same whatever else there is; bad ones are passed over, or stop.
-
-    All media together are at most `_FIT_BYTES`.
-    """
-    share = config.fit_examples / max(1, sum(block.count for block in blocks))
-    sample: list[RawExample] = []
-    size = 0
-    for entry in (entry for block in blocks for entry in source.entries(block)):
-        try:
-            if isinstance(entry, BadRecord):
-                raise entry
-            if split not in (None, config.splits.of(entry)) or id_draw(entry.id, "fit") >= share:
-                continue
-            example = _sampled(entry, sample, source.medium, config)
-        except BadRecord:
-            if config.on_error == "stop":
-                raise
-            continue
-        sample.append(example)
-        size += 0 if source.medium is None else example.media[source.medium].nbytes
-        if size > _FIT_BYTES:
-            break
-    return sample
-
-
-def _sampled(entry: Entry, sample: list[RawExample], medium: str | None, config: PrepareConfig) -> RawExample:
-    """The example, its medium as it is kept for fitting."""
-    example = entry.example()
-    if medium is None:
-        return example
-    first = sample[0].media[medium] if sample else example.media[medium]
-    try:
-        content = modality(medium).sampled(example.media[medium], first, config.media)
-    except ValueError as error:
-        raise BadRecord(entry.file, entry.line, f"{example.id}: {error}") from error
-    return RawExample(example.id, {**example.media, medium: content}, example.given)
 
 
 def shapes_of_media(

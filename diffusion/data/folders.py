@@ -1,29 +1,37 @@
-"""Folders of files of one modality with a metadata.jsonl beside them, as in Hugging Face's imagefolder and audiofolder.
+"""Folders of files of one modality with a list of them, as in Hugging Face's imagefolder and audiofolder.
 
     photos/metadata.jsonl       {"file_name": "sea/1.jpg", "text": "a grey sea"}, one such line for each file
     photos/sea/1.jpg
 
-`file_name` is relative to the folder and must not lead out of it. A line may say its `split`; a folder may instead have
-sub-folders train/, validation/ and test/, each with a metadata.jsonl of its own.
+The list may also be metadata.csv or metadata.parquet, with these names for columns. `file_name` is relative to the
+list's folder and must not lead out of it. A file in a sub-folder train/, validation/ (val/, valid/, dev/) or test/ is
+of that split, whatever list names it, unless its line says another `split`; each such sub-folder may have a list of its
+own. No file is named by two lists, and lines that name the same file say the same split.
 """
 
+import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from trimask.diffusion.data.lines import Block, blocks_of, records_of
 from trimask.diffusion.data.modalities import modality
 from trimask.diffusion.data.sources import BadRecord, Entry, OpenConfig, RawExample
+from trimask.diffusion.data.splits import split_of_folder
+from trimask.diffusion.data.tables import TABLES, blocks_of_table, label_names, rows_of_block
 from trimask.diffusion.data.texts import json_object, split_field, text_field
 from trimask.diffusion.layout import Fill
 from trimask.tokenizers.files import inside
 from trimask.tokenizers.vocabulary import TEXT
 
 METADATA = "metadata.jsonl"
-SPLIT_FOLDERS = ("train", "validation", "test")
+_LISTS = (METADATA, *(f"metadata{ending}" for ending in TABLES))
+_NOT_MEDIA = ("readme", "license", "licence", "citation", "dataset_infos", "dataset_info")
+"""Names, without their endings, of files that say something of a dataset."""
 
 
 @dataclass(frozen=True)
@@ -36,38 +44,109 @@ class Folder:
     fill: Fill = "whole"
 
     def blocks(self, records: int) -> list[Block]:
-        return [block for path in self._metadata_files() for block in blocks_of(path, "line", records)]
+        return [self._with_media(block) for path in self._lists() for block in self._blocks_of(path, records)]
 
     def entries(self, block: Block) -> Iterator[Entry | BadRecord]:
-        for record in records_of(block, "line"):
+        for line, read in self._records(block):
             try:
-                yield self._entry(Path(block.file), record.line, json_object(record.text))
+                yield self._entry(Path(block.file), line, read())
             except ValueError as error:
-                yield BadRecord(block.file, record.line, str(error))
+                yield BadRecord(block.file, line, str(error))
 
-    def _metadata_files(self) -> list[Path]:
+    def unread(self) -> Iterator[str]:
+        """Ids of all files that may be media, and lists that are not read: what no record names is used by nothing."""
+        for folder, names, files in os.walk(self.folder):
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            for name in sorted(files):
+                is_read = name in _LISTS and Path(folder) in self._folders
+                if not (is_read or name.startswith(".") or name.partition(".")[0].lower() in _NOT_MEDIA):
+                    yield _id_of(os.path.relpath(os.path.join(folder, name), self.folder))
+
+    def _lists(self) -> list[Path]:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"{self.folder}: no such folder of {self.medium} files")
-        candidates = [self.folder / METADATA, *(self.folder / split / METADATA for split in SPLIT_FOLDERS)]
-        found = [path for path in candidates if os.path.lexists(path)]
+        found = []
+        for folder in self._folders:
+            own = [folder / name for name in _LISTS if os.path.lexists(folder / name)]
+            if len(own) > 1:
+                raise ValueError(f"{folder}: has several lists, {', '.join(path.name for path in own)}; keep one")
+            found += own
         if not found:
             raise FileNotFoundError(
-                f"{self.folder}: no {METADATA} in it, nor in train/, validation/ or test/ of it; each of its lines is "
-                f'like {{"file_name": "1.png", "text": "a caption"}}'
+                f"{self.folder}: no {METADATA} (nor .csv, nor .parquet) in it, nor in train/, validation/ or test/ of "
+                'it; each of its lines is like {"file_name": "1.png", "text": "a caption"}'
             )
         return found
+
+    @cached_property
+    def _folders(self) -> list[Path]:
+        """The folder, and those in it that are a split's."""
+        own = sorted(path for path in self.folder.iterdir() if path.is_dir() and split_of_folder(path.name))
+        order = ("train", "validation", "test")
+        return [self.folder, *sorted(own, key=lambda path: order.index(split_of_folder(path.name) or ""))]
+
+    def _blocks_of(self, path: Path, records: int) -> list[Block]:
+        if path.suffix in TABLES:
+            return blocks_of_table(path, records)
+        return blocks_of(path, "line", records, self._most)
+
+    def _records(self, block: Block) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
+        """Line of every record of a block, and what reads its fields."""
+        if Path(block.file).suffix in TABLES:
+            for row in rows_of_block(block):
+                yield row.line, partial(_cells, row.fields)
+        else:
+            for record in records_of(block, "line", self._most):
+                yield record.line, lambda record=record: json_object(record.text)
+
+    def _with_media(self, block: Block) -> Block:
+        """The block with a digest of the names, sizes and times of its media, where they can be looked at."""
+        digest = hashlib.sha256()
+        for entry in self.entries(block):
+            path = None if isinstance(entry, BadRecord) else entry.path
+            if path is not None and path.is_file():
+                about = path.stat()
+                digest.update(f"{entry.id}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
+        return replace(block, media_sha256=digest.hexdigest())
+
+    @property
+    def _most(self) -> int:
+        return self.config.media.limits.record_bytes
 
     def _entry(self, metadata: Path, line: int, fields: dict[str, Any]) -> Entry:
         name = fields.get("file_name")
         if not isinstance(name, str) or not name:
-            raise ValueError(f'needs a "file_name", which is a path in the folder, got {name!r}')
-        text = text_field(fields, self.config.fields.text)
-        path = inside(metadata.parent.resolve(), name)
-        in_split_folder = metadata.parent.name if metadata.parent != self.folder else None
-        split = split_field(fields, default=in_split_folder)
-        prefix = f"{in_split_folder}/" if in_split_folder else ""
-        load = partial(self._load, f"{prefix}{name}", path, text)
-        return Entry(f"{prefix}{name}", str(metadata), line, load, split, fields)
+            raise ValueError(
+                f'needs a "file_name", which is a path in the folder, got {name!r}; its fields are '
+                f"{', '.join(fields) or 'none'}"
+            )
+        text = self._text(metadata, fields)
+        path = _found(metadata.parent.resolve(), name)
+        id = _id_of(os.path.join(os.path.relpath(metadata.parent, self.folder), name))
+        first, slash, _ = id.partition("/")
+        split = split_field(fields, default=split_of_folder(first) if slash else None)
+        return Entry(id, str(metadata), line, partial(self._load, id, path, text), split, fields, path)
+
+    def _text(self, metadata: Path, fields: dict[str, Any]) -> str:
+        """The caption; of a number the name that the data have for it."""
+        name = self.config.fields.text
+        value = fields.get(name)
+        is_number = type(value) is int or (metadata.suffix == ".csv" and isinstance(value, str) and value.isdecimal())
+        names = self.config.fields.labels or (self._names_of_labels(metadata) if is_number else ())
+        if not is_number or not names:
+            return text_field(fields, name, "; --fields.labels names the numbers from 0 on" if is_number else "")
+        if int(value) >= len(names) or int(value) < 0:
+            raise ValueError(f'"{name}" is {value}, and names are known of 0 to {len(names) - 1}: {", ".join(names)}')
+        return names[int(value)]
+
+    def _names_of_labels(self, metadata: Path) -> tuple[str, ...]:
+        if metadata not in self._known_labels:
+            self._known_labels[metadata] = label_names(metadata, self.config.fields.text)
+        return self._known_labels[metadata]
+
+    @cached_property
+    def _known_labels(self) -> dict[Path, tuple[str, ...]]:
+        return {}
 
     def _load(self, id: str, path: Path, text: str) -> RawExample:
         kind = modality(self.medium)
@@ -75,3 +154,35 @@ class Folder:
         for fault in kind.faults(path):
             raise ValueError(f"{path}: {fault}")
         return example
+
+
+def _cells(fields: dict[str, Any] | str) -> dict[str, Any]:
+    if isinstance(fields, str):
+        raise ValueError(fields)
+    return fields
+
+
+def _id_of(name: str) -> str:
+    """The id of a file: its path in the folder, written in one way."""
+    return unicodedata.normalize("NFC", os.path.normpath(name)).replace(os.sep, "/")
+
+
+def _found(folder: Path, name: str) -> Path:
+    """A file in a folder, also where the disk has its name in another normal form of Unicode than the list."""
+    path = inside(folder, name)
+    if name.isascii() or path.exists():
+        return path
+    found = folder
+    for part in path.relative_to(folder).parts:
+        changed_ns = found.stat().st_mtime_ns if found.is_dir() else 0
+        found = found / _names_in(found, changed_ns).get(unicodedata.normalize("NFC", part), part)
+    return inside(folder, str(found.relative_to(folder)))
+
+
+@lru_cache(maxsize=64)
+def _names_in(folder: Path, changed_ns: int) -> dict[str, str]:
+    """Normal form → name of everything in a folder."""
+    try:
+        return {unicodedata.normalize("NFC", name): name for name in os.listdir(folder)}
+    except OSError:
+        return {}

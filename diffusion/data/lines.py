@@ -5,16 +5,17 @@ which it begins, and its line. A block is a run of records of one file; reading 
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from trimask.tokenizers.files import require_regular_file
-
-MAX_RECORD_BYTES = 1 << 28
-"""Longest record that is used; a longer one is read past, and refused where it is to be used."""
+from trimask.tokenizers.formats import added
+from trimask.tokenizers.text_files import MAX_LINE_BYTES, byte_lines, decoded
 
 Unit = Literal["line", "paragraph", "document"]
 
@@ -32,6 +33,10 @@ class Block:
     """Records."""
     file_bytes: int = 0
     """Size of the whole file, by which a change of it is noticed."""
+    sha256: str = added(as_before="", default="")
+    """Of the records, by which a change of them is noticed. Empty: of what is no file."""
+    media_sha256: str = added(as_before="", default="")
+    """Of the names, sizes and times of last change of the files of media that the records name."""
 
 
 @dataclass(frozen=True)
@@ -42,25 +47,33 @@ class Record:
     line: int
     content: bytes
     num_bytes: int
-    """Of the whole record; of one that has more than `MAX_RECORD_BYTES` the content is only the beginning."""
+    """Of the whole record; of one that has more than `most` the content is only the beginning."""
+    most: int
+    """Bytes that a record may have."""
 
     @property
     def text(self) -> str:
         """The content as text. Raises ValueError for a record that is too long, or no text."""
-        if self.num_bytes > MAX_RECORD_BYTES:
-            raise ValueError(f"a record of {self.num_bytes:,} bytes, {MAX_RECORD_BYTES:,} are allowed")
+        if self.num_bytes > self.most:
+            raise ValueError(f"a record of {self.num_bytes:,} bytes; --limits.record-bytes allows {self.most:,}")
         return decoded(self.content)
 
 
-def blocks_of(path: Path, unit: Unit, records: int) -> list[Block]:
-    """The file cut into blocks of so many records; the last may have fewer."""
-    blocks = []
+def blocks_of(path: Path, unit: Unit, records: int, most: int = MAX_LINE_BYTES) -> list[Block]:
+    """The file cut into blocks of so many records; the last may have fewer.
+
+    A record of more than `most` bytes counts as any; it is refused where it is to be used.
+    """
+    blocks: list[Block] = []
+    digest = hashlib.sha256()
     with _opened(path) as file:
-        for number, record in enumerate(_records(file, unit, 1)):
+        size = path.stat().st_size
+        for number, record in enumerate(_records(file, unit, 1, most)):
             if number % records == 0:
-                size = path.stat().st_size
+                digest = hashlib.sha256()
                 blocks.append(Block(file=str(path), start=record.start, line=record.line, count=0, file_bytes=size))
-            blocks[-1] = dataclasses.replace(blocks[-1], count=number % records + 1)
+            digest.update(b"%d\n%b" % (record.num_bytes, record.content))
+            blocks[-1] = dataclasses.replace(blocks[-1], count=number % records + 1, sha256=digest.hexdigest())
     return blocks
 
 
@@ -72,52 +85,32 @@ def blocks_of_split(split: str, count: int, records: int) -> list[Block]:
     ]
 
 
-def records_of(block: Block, unit: Unit) -> Iterator[Record]:
+def records_of(block: Block, unit: Unit, most: int = MAX_LINE_BYTES) -> Iterator[Record]:
     """The records of a block."""
     with _opened(Path(block.file)) as file:
         file.seek(block.start)
-        yield from islice(_records(file, unit, block.line), block.count)
+        yield from islice(_records(file, unit, block.line, most), block.count)
 
 
-def decoded(content: bytes) -> str:
-    """UTF-8 text with line ends as LF and without a byte order mark; what is no text is refused."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text: {error.reason} at byte {error.start} of the record") from error
-    if "\0" in text:
-        raise ValueError("not UTF-8 text: it holds NUL bytes")
-    return text.replace("\r\n", "\n")
-
-
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> BufferedReader:
     require_regular_file(path)
     return path.open("rb")
 
 
-def _records(file: BinaryIO, unit: Unit, line: int) -> Iterator[Record]:
+def _records(file: BufferedReader, unit: Unit, line: int, most: int) -> Iterator[Record]:
     """Records from the file's place on, which is line `line`."""
     position, start, first, num_bytes = file.tell(), 0, 0, 0
     parts: list[bytes] = []
-    for number, (content, length) in enumerate(_lines(file), line):
+    for number, (content, length) in enumerate(byte_lines(file, most), line):
         is_blank = not content.strip() and length == len(content)
         if not parts:
             start, first, num_bytes = position, number, 0
         if not is_blank or (parts and unit == "document"):
-            parts.append(content if num_bytes <= MAX_RECORD_BYTES else b"")
+            parts.append(content if num_bytes <= most else b"")
             num_bytes += length
         position += length
         if parts and (unit == "line" or (unit == "paragraph" and is_blank)):
-            yield Record(start, first, b"".join(parts).strip(b"\r\n"), num_bytes)
+            yield Record(start, first, b"".join(parts).strip(b"\r\n"), num_bytes, most)
             parts = []
     if parts:
-        yield Record(start, first, b"".join(parts).strip(b"\r\n"), num_bytes)
-
-
-def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Each line, or the beginning of one that is too long, and the number of its bytes."""
-    while content := file.readline(MAX_RECORD_BYTES + 1):
-        length, rest = len(content), content
-        while not rest.endswith(b"\n") and (rest := file.readline(1 << 20)):
-            length += len(rest)
-        yield content, length
+        yield Record(start, first, b"".join(parts).strip(b"\r\n"), num_bytes, most)

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from trimask.tokenizers.formats import added
 from trimask.tokenizers.ranges import Checked, PositiveInt, real, whole
+from trimask.tokenizers.text_files import MAX_LINE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class LimitConfig(Checked):
     """Most pixels of a picture file: height × width."""
     samples: PositiveInt = 1 << 26
     """Most samples that are read of a sound file, all channels together, and most that it has after resampling."""
+    record_bytes: PositiveInt = added(as_before=MAX_LINE_BYTES, default=MAX_LINE_BYTES)
+    """Most bytes of a record of a text file or a list."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,10 @@ def _none(*_: Any) -> list[str]:
     return []
 
 
+def _sizes(shape: tuple[int, ...], config: MediaConfig) -> str:
+    return "×".join(map(str, shape))
+
+
 def _as_it_is(config: MediaConfig, shape: tuple[int, ...], codec: Any) -> MediaConfig:
     return config
 
@@ -56,6 +60,8 @@ class Modality:
     """What is wrong with a file that can be read. As training data it is refused; as a prompt it is used."""
     notes: Callable[[Path, Medium, tuple[int, ...], MediaConfig], list[str]] = _none
     """What is changed when a user's file is brought to a model's shape."""
+    shown: Callable[[tuple[int, ...], MediaConfig], str] = _sizes
+    """The shape of a dataset's media in words."""
     features: Features | None = None
     """What the judges label and frechet see. None: they cannot say anything of it."""
     judges: tuple[str, ...] = ()
@@ -72,6 +78,7 @@ MODALITIES: dict[str, Modality] = {
         sampled=pictures.sampled,
         as_given=pictures.as_given,
         notes=pictures.notes,
+        shown=pictures.shown,
         features=Features(lambda media, _: image_features(media), is_scaled=False),
     ),
     "audio": Modality(
@@ -83,6 +90,7 @@ MODALITIES: dict[str, Modality] = {
         as_given=sounds.as_given,
         faults=sounds.faults,
         notes=sounds.notes,
+        shown=sounds.shown,
         features=Features(lambda media, codec: audio_features(media, codec.sample_rate_hz), is_scaled=True),
     ),
 }

@@ -116,3 +116,8 @@ def notes(path: Path, picture: np.ndarray, shape: tuple[int, ...], config: Media
         return []
     loses = config.pictures.crop and height * came_width != width * came_height
     return [f"{came_width}×{came_height} pixels become {width}×{height}{', cropped' if loses else ''}"]
+
+
+def shown(shape: tuple[int, ...], config: MediaConfig) -> str:
+    """Height, width and channels in words."""
+    return f"{shape[0]}×{shape[1]} {'grey' if shape[2] == 1 else 'colour'}"

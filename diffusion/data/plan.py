@@ -1,10 +1,9 @@
-"""What to prepare: the configuration, the splits, and the plan made of them before anything is tokenised.
+"""What to prepare: the configuration, and the plan made of it before anything is tokenised.
 
 A plan lists every source's blocks and fixes the shape of its media; from then on a block is tokenised without looking
 at any other, by any process, at any time, with the same result.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,49 +23,10 @@ from trimask.diffusion.data.sources import (
     SourceConfig,
     open_source,
 )
+from trimask.diffusion.data.splits import SplitConfig
 from trimask.tokenizers import configuration
 from trimask.tokenizers.formats import added, nearest
-from trimask.tokenizers.ranges import Checked, Seed, Size, real, whole
-
-TRAIN = "train"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitConfig(Checked):
-    """Which records are held out. What a source itself says of a record's split stands, but for `held_out`."""
-
-    validation: Annotated[float, real(0, below=1)] = 0.05
-    """Share of the records, drawn by id, to choose settings on."""
-    test: Annotated[float, real(0, below=1)] = 0.1
-    """Share of the records, drawn by id, to report on."""
-    held_out: tuple[str, ...] = ()
-    """FIELD=VALUE, as in speaker=anna: records whose metadata say so are the split test_FIELD."""
-    seed: Seed = 0
-    """Of the draw."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.validation + self.test >= 1:
-            raise ValueError(
-                f"validation and test must leave something to train on, got {self.validation} and {self.test}"
-            )
-        for rule in self.held_out:
-            name, equals, value = rule.partition("=")
-            if not (name.isidentifier() and equals and value):
-                raise ValueError(f"what is held out is written FIELD=VALUE, as in speaker=anna, got {rule!r}")
-
-    def of(self, entry: Entry) -> str:
-        """The split of a record."""
-        for rule in self.held_out:
-            name, _, value = rule.partition("=")
-            if name in entry.fields and str(entry.fields[name]) == value:
-                return f"test_{name}"
-        if entry.split is not None:
-            return entry.split
-        draw = id_draw(entry.id, f"split {self.seed}")
-        if draw < self.test:
-            return "test"
-        return "validation" if draw < self.test + self.validation else TRAIN
+from trimask.tokenizers.ranges import Checked, Size, real, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +125,11 @@ class Plan:
     """Dataset → all its records."""
     media_shapes: dict[str, list[int]]
     """Dataset → shape of its pictures (height, width, channels) or sounds (samples)."""
+    contents: dict[str, dict[str, str]] = added(as_before={}, default_factory=dict)
+    """Dataset → digest of a content that its source puts in several splits → the one it is in, where that is asked
+    for."""
+    unread: dict[str, dict[str, int]] = added(as_before={}, default_factory=dict)
+    """Dataset → folder of it → number of files there that no record names."""
 
     def __post_init__(self):
         for name in self.blocks:
@@ -177,9 +142,10 @@ class Plan:
         return {name: sum(block.count for block in blocks) for name, blocks in self.blocks.items()}
 
 
-def id_draw(id: str, stream: str) -> float:
-    """A number in [0, 1) that belongs to an id."""
-    return int.from_bytes(hashlib.sha256(f"{stream}\0{id}".encode()).digest()[:7], "big") / 2**56
+def split_of(name: str, entry: Entry, content: str | None, config: PrepareConfig, plan: Plan) -> str:
+    """The split of a record of a dataset; its content's digest is needed where splits go by it."""
+    own = plan.contents.get(name, {}).get(content) if content is not None else None
+    return own or config.splits.of(entry, content)
 
 
 def fitted(example: RawExample, medium: str | None, shape: list[int], config: PrepareConfig) -> RawExample:

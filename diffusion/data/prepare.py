@@ -14,15 +14,17 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from itertools import zip_longest
 from pathlib import Path
 
 from trimask.diffusion.children import end_with
-from trimask.diffusion.data.fitting import fit_sample, fit_tokenizers, given_codecs, shapes_of_media, with_given_codecs
+from trimask.diffusion.data.fitting import fit_tokenizers, given_codecs, shapes_of_media, with_given_codecs
 from trimask.diffusion.data.lines import Block
-from trimask.diffusion.data.plan import TRAIN, Plan, PrepareConfig
+from trimask.diffusion.data.plan import Plan, PrepareConfig
 from trimask.diffusion.data.prepared import DatasetManifest, Manifest, Prepared
+from trimask.diffusion.data.seen import Seen
 from trimask.diffusion.data.shards import (
     BlockReport,
     encode_block,
@@ -32,6 +34,8 @@ from trimask.diffusion.data.shards import (
     report_path,
 )
 from trimask.diffusion.data.sources import Source
+from trimask.diffusion.data.splits import in_order
+from trimask.diffusion.data.survey import Survey, require_held_out, survey
 from trimask.diffusion.data.verification import Damaged, Job, checked_report, jobs_of, verified_report, verify
 from trimask.diffusion.layout import Layout
 from trimask.diffusion.progress import Report, silent
@@ -44,6 +48,7 @@ from trimask.tokenizers.vocabulary import TEXT
 
 _FREE = ("workers", "on_error", "download")
 """Fields of the configuration that may change between two calls: they do not alter what is made."""
+_DIGESTS = ("sha256", "media_sha256")
 _FEW_RECORDS = 2048
 """Up to so many, starting processes takes longer than they save."""
 
@@ -141,16 +146,21 @@ def _settle_plan(
         _require_same_blocks(folder, plan, blocks)
         return plan
     given = {TEXT, *given_codecs(config)} if config.tokenizers is not None else set()
-    samples = {}
-    for number, (name, source) in enumerate(sources.items()):
-        report("reading what tokenizers are fitted on", number, len(sources))
+    surveys: dict[str, Survey] = {}
+    for name, source in sources.items():
         is_fitted = not {TEXT, source.medium or TEXT} <= given
-        samples[name] = fit_sample(source, blocks[name], config, TRAIN if is_fitted else None)
-        if not samples[name]:
+        surveys[name] = survey(name, source, blocks[name], config, is_fitted, report)
+        if not surveys[name].sample:
             of = "its training split" if is_fitted else "it"
             raise ValueError(f"{name}: there is no usable record in {of}, so nothing can be made of it")
-    report("reading what tokenizers are fitted on", len(sources), len(sources))
-    plan = Plan(blocks=blocks, media_shapes=shapes_of_media(config, sources, samples))
+    require_held_out(config, surveys)
+    samples = {name: seen.sample for name, seen in surveys.items()}
+    plan = Plan(
+        blocks=blocks,
+        media_shapes=shapes_of_media(config, sources, samples),
+        contents={name: seen.contents for name, seen in surveys.items() if seen.contents},
+        unread={name: seen.unread for name, seen in surveys.items() if seen.unread},
+    )
     tokenizers = fit_tokenizers(config, sources, samples, plan.media_shapes, report)
     tokenizers.save(folder / "tokenizers")
     configuration.save(folder / "config.json", config)
@@ -159,12 +169,28 @@ def _settle_plan(
 
 
 def _require_same_blocks(folder: Path, plan: Plan, blocks: dict[str, list[Block]]) -> None:
-    """Refuses sources that are not what the folder was made of; media are not compared, only what lists them."""
-    changed = [name for name in blocks if blocks[name] != plan.blocks.get(name)]
-    if changed:
-        raise ValueError(
-            f"{folder}: {', '.join(changed)} has changed since it was prepared; remove the folder or choose another"
-        )
+    """Refuses sources that are not what the folder was made of: lists and texts by digest, media by size and time."""
+    for name, own in blocks.items():
+        old = plan.blocks.get(name, [])
+        for now, before in zip_longest(own, old):
+            if now is not None and before is not None:
+                # What the plan of an older version does not say is not compared.
+                now = dataclasses.replace(now, **{f: "" for f in _DIGESTS if not getattr(before, f)})
+            if now == before:
+                continue
+            what = name
+            if (
+                now is not None
+                and before is not None
+                and dataclasses.replace(now, media_sha256="") == (dataclasses.replace(before, media_sha256=""))
+            ):
+                what = f"a file that {now.file} names from line {now.line} on"
+            elif now is not None:
+                what = f"{now.file}, from line {now.line} on,"
+            raise ValueError(
+                f"{folder}: {name} has changed since it was prepared: {what} is not what it was; remove the folder or "
+                "choose another"
+            )
 
 
 def _encode(
@@ -237,10 +263,6 @@ def _finish(
     (folder / "rejects.jsonl").unlink(missing_ok=True)
     if lines:
         write_text(folder / "rejects.jsonl", "".join(lines))
-    held_out = {split for of_dataset in reports.values() for block in of_dataset for split in block.shards}
-    for rule in config.splits.held_out:
-        if f"test_{rule.partition('=')[0]}" not in held_out:
-            raise ValueError(f"{folder}: no record's metadata say {rule}, so nothing is held out by it")
     manifest = Manifest(
         trimask=importlib.metadata.version("trimask"),
         tokenizers=tokenizers.fingerprints,
@@ -288,5 +310,19 @@ def _dataset_manifest(
         layout=Layout(shapes=shapes, fill=source.fill, answer_length=answer_length, is_cropped=config.pictures.crop),
         records=sum(block.block.count for block in reports),
         rejected=sum(len(block.rejects) for block in reports),
-        splits=dict(sorted(splits.items(), key=lambda item: (item[0] != "train", item[0] != "validation", item[0]))),
+        splits={split: splits[split] for split in in_order(splits)},
+        shared=_shared(reports, splits),
+        unread=plan.unread.get(name, {}),
     )
+
+
+def _shared(reports: list[BlockReport], splits: Collection[str]) -> dict[str, dict[str, int]]:
+    """Split → earlier split → how many of its examples are of a content that is there, too."""
+    seen, shared = Seen(), dict[str, dict[str, int]]()
+    for block in reports:
+        for split, shard in block.shards.items():
+            for content in shard.contents:
+                seen.add(content, split)
+    for (earlier, later), count in seen.shared(in_order(splits)).items():
+        shared.setdefault(later, {})[earlier] = count
+    return shared

@@ -20,7 +20,7 @@ from flax import serialization
 from grain.sources import ArrayRecordDataSource
 from jaxtyping import Int
 
-from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted
+from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted, split_of
 from trimask.diffusion.data.shards import BlockReport, raw_folder, shard_path
 from trimask.diffusion.data.sources import BadRecord, RawExample, SourceConfig
 from trimask.diffusion.data.verification import Damaged, checked_report, is_verified, jobs_of, require_none, verify
@@ -29,6 +29,7 @@ from trimask.diffusion.progress import Report, silent
 from trimask.tokenizers import configuration
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.files import reading
+from trimask.tokenizers.formats import added
 from trimask.tokenizers.json_text import read_json
 from trimask.tokenizers.sequence import fill_text
 from trimask.tokenizers.vocabulary import TEXT, Task, Vocabulary
@@ -51,6 +52,10 @@ class DatasetManifest:
     """Of them, those that were not used."""
     splits: dict[str, int]
     """Split → examples. A long text is several."""
+    shared: dict[str, dict[str, int]] = added(as_before={}, default_factory=dict)
+    """Split → earlier split → how many of its examples are of a content that is there, too."""
+    unread: dict[str, int] = added(as_before={}, default_factory=dict)
+    """Folder of the source → number of files there that no record names."""
 
     @property
     def medium(self) -> str | None:
@@ -197,9 +202,12 @@ class Prepared:
         for _, report in self._reports(dataset, split):
             rejected = {reject.line for reject in report.rejects}
             for entry in source.entries(report.block):
-                if isinstance(entry, BadRecord) or entry.line in rejected or self.config.splits.of(entry) != split:
+                if isinstance(entry, BadRecord) or entry.line in rejected:
                     continue
-                yield fitted(entry.example(), source.medium, shape, self.config)
+                is_needed = self.config.splits.by == "content"
+                content = entry.example().content(source.medium) if is_needed else None
+                if split_of(dataset, entry, content, self.config, self.plan) == split:
+                    yield fitted(entry.example(), source.medium, shape, self.config)
 
     def _reports(self, dataset: str, split: str) -> list[tuple[int, BlockReport]]:
         """Number and report of every block that has examples of a split."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -22,7 +22,7 @@ from flax import serialization
 from jaxtyping import Int
 
 from trimask.diffusion.data.lines import Block
-from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted, stacked
+from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted, split_of, stacked
 from trimask.diffusion.data.sources import BadRecord, Entry, RawExample, Source
 from trimask.tokenizers import configuration
 from trimask.tokenizers import media as media_tokenizers
@@ -56,6 +56,8 @@ class ShardReport:
     """Text tokens of each, before anything is filled with EOS."""
     given_tokens: list[int] = field(default_factory=list)
     """How many of them are given."""
+    contents: list[str] = added(as_before=[], default_factory=list)
+    """Digest of the content of each record, in order; a long text is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +76,11 @@ def encode_block(folder: Path, dataset: str, number: int) -> BlockReport:
     block = workshop.plan.blocks[dataset][number]
     rejects: list[Reject] = []
     records: dict[str, list[dict[str, Any]]] = {}
+    contents: dict[str, list[str]] = {}
     for chunk in _chunks(workshop, dataset, block, rejects):
-        for split, record in workshop.encoded(dataset, chunk, rejects):
-            records.setdefault(split, []).append(record)
+        for split, content, pieces in workshop.encoded(dataset, chunk, rejects):
+            records.setdefault(split, []).extend(pieces)
+            contents.setdefault(split, []).append(content)
     rejects.sort(key=lambda reject: reject.line)
     shards = {}
     for split, of_split in records.items():
@@ -86,6 +90,7 @@ def encode_block(folder: Path, dataset: str, number: int) -> BlockReport:
             num_bytes=path.stat().st_size,
             text_tokens=[len(record[TEXT]) for record in of_split],
             given_tokens=[record["num_given"] for record in of_split],
+            contents=contents[split],
         )
     report = BlockReport(block=block, rejects=rejects, shards=shards)
     path = report_path(folder, dataset, number)
@@ -139,6 +144,16 @@ def raw_folder(folder: Path) -> Path:
     return folder / "raw"
 
 
+class _Loaded(NamedTuple):
+    """A record that was read."""
+
+    entry: Entry
+    example: RawExample
+    """With its medium at the dataset's shape."""
+    content: str
+    """Digest of what was decoded."""
+
+
 @dataclass(frozen=True)
 class _Workshop:
     """A folder that is being prepared, as one process sees it."""
@@ -149,28 +164,29 @@ class _Workshop:
     sources: dict[str, Source]
 
     def encoded(
-        self, dataset: str, chunk: list[tuple[Entry, RawExample]], rejects: list[Reject]
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Split and record of every example of a chunk that fits."""
+        self, dataset: str, chunk: list[_Loaded], rejects: list[Reject]
+    ) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+        """Split, digest of the content, and examples of every record of a chunk that fits."""
         source, text = self.sources[dataset], self.tokenizers.text
         # What is given and what is asked for are tokenised apart, as a question without its answer will be.
-        given = text.encode_batch([example.media[TEXT][: example.given] for _, example in chunk])
-        asked = text.encode_batch([example.media[TEXT][example.given :] for _, example in chunk])
+        given = text.encode_batch([example.media[TEXT][: example.given] for _, example, _ in chunk])
+        asked = text.encode_batch([example.media[TEXT][example.given :] for _, example, _ in chunk])
         codes: list[Any] = [None] * len(chunk)
         if source.medium is not None:
-            codes = self.tokenizers.encode(source.medium, list(stacked([e for _, e in chunk], source.medium)))
-        for (entry, example), head, tail, medium_codes in zip(chunk, given, asked, codes, strict=True):
+            codes = self.tokenizers.encode(source.medium, list(stacked([e for _, e, _ in chunk], source.medium)))
+        for (entry, example, content), head, tail, medium_codes in zip(chunk, given, asked, codes, strict=True):
             try:
                 pieces = self._pieces(source, head, tail)
             except ValueError as error:
                 self.reject(BadRecord(entry.file, entry.line, str(error)), rejects)
                 continue
+            records: list[dict[str, Any]] = []
             for number, piece in enumerate(pieces):
                 id = example.id if len(pieces) == 1 else f"{example.id}-{number}"
-                record: dict[str, Any] = {"id": id, "num_given": len(head), TEXT: piece}
+                records.append({"id": id, "num_given": len(head), TEXT: piece})
                 if source.medium is not None:
-                    record[source.medium] = medium_codes
-                yield self.config.splits.of(entry), record
+                    records[-1][source.medium] = medium_codes
+            yield split_of(dataset, entry, content, self.config, self.plan), content, records
 
     def _pieces(
         self, source: Source, given: Int[np.ndarray, " n"], asked: Int[np.ndarray, " m"]
@@ -194,18 +210,17 @@ class _Workshop:
         rejects.append(Reject(file=error.file, line=error.line, reason=error.reason))
 
 
-def _chunks(
-    workshop: _Workshop, dataset: str, block: Block, rejects: list[Reject]
-) -> Iterator[list[tuple[Entry, RawExample]]]:
+def _chunks(workshop: _Workshop, dataset: str, block: Block, rejects: list[Reject]) -> Iterator[list[_Loaded]]:
     """The usable records of a block, some at a time, with media of one shape."""
     source, shape = workshop.sources[dataset], workshop.plan.media_shapes.get(dataset, [])
-    chunk: list[tuple[Entry, RawExample]] = []
+    chunk: list[_Loaded] = []
     for entry in source.entries(block):
         try:
             if isinstance(entry, BadRecord):
                 raise entry
             try:
-                example = fitted(entry.example(), source.medium, shape, workshop.config)
+                decoded = entry.example()
+                example = fitted(decoded, source.medium, shape, workshop.config)
             except BadRecord:
                 raise
             except ValueError as error:
@@ -213,7 +228,7 @@ def _chunks(
         except BadRecord as error:
             workshop.reject(error, rejects)
             continue
-        chunk.append((entry, example))
+        chunk.append(_Loaded(entry, example, decoded.content(source.medium)))
         if len(chunk) == _CHUNK:
             yield chunk
             chunk = []

@@ -112,3 +112,8 @@ def notes(path: Path, waveform: np.ndarray, shape: tuple[int, ...], config: Medi
     if round(seconds * rate) <= shape[0]:
         return []
     return [f"only the first {shape[0] / rate:.2f} of {seconds:.2f} s are heard"]
+
+
+def shown(shape: tuple[int, ...], config: MediaConfig) -> str:
+    """A length in words."""
+    return f"{shape[0] / config.codecs['audio'].sample_rate_hz:.2f} s"

@@ -2,7 +2,7 @@
 
     kind      where                       records
     digits    a config of digits.py       the embedded dataset
-    images    a folder                    lines of metadata.jsonl: file_name, text, and what else you like
+    images    a folder                    lines of metadata.jsonl (.csv, .parquet): file_name, text, what else you like
     audio     a folder                    the same; the kind of every further modality is its name
     text      files (globs are expanded)  paragraphs, lines or whole files; of .jsonl, a field of each line
     prompts   .jsonl files                two fields of each line: what is asked, and the answer
@@ -13,16 +13,21 @@ A source lists its blocks without reading media; a block is a list of entries; a
 its split, and loads its media when told to. A record that cannot be used is a `BadRecord`, which says why.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from trimask.diffusion.data.lines import Block, Unit
 from trimask.diffusion.data.media_config import MediaConfig
 from trimask.diffusion.data.modalities import MODALITIES
 from trimask.diffusion.layout import Fill
+from trimask.tokenizers.formats import added
+from trimask.tokenizers.vocabulary import TEXT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,9 @@ class FieldConfig:
     """Field of .jsonl files of prompts that is given."""
     response: str = "response"
     """Field of .jsonl files of prompts that is asked for."""
+    labels: tuple[str, ...] = added(as_before=(), default=())
+    """Names of the numbers 0, 1, … where the text of a picture or a sound is a number. None given: those that a dataset
+    of Hugging Face says."""
     text_unit: Unit = "paragraph"
     """What one example of a plain text file is."""
 
@@ -77,6 +85,19 @@ class RawExample:
     given: int = 0
     """Characters of the text that are given when the example is asked as a question."""
 
+    def content(self, medium: str | None) -> str:
+        """Digest by which examples of equal content are known: of the medium; of text alone what is given, or all."""
+        if medium is None:
+            text = self.media[TEXT]
+            return digest(text[: self.given] or text)
+        array = np.ascontiguousarray(self.media[medium])
+        return hashlib.sha256(f"{array.shape} {array.dtype}\0".encode() + array.tobytes()).hexdigest()[:16]
+
+
+def digest(text: str) -> str:
+    """Names a text by its content, so that equal texts are in one split."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
 
 class BadRecord(ValueError):
     """A record that cannot be used."""
@@ -102,6 +123,8 @@ class Entry:
     """Where the source says it; None: drawn by id."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """What else the source says of it."""
+    path: Path | None = None
+    """File of its medium, where it has one."""
 
     def example(self) -> RawExample:
         """The loaded example; a BadRecord where that fails."""
@@ -170,13 +193,13 @@ def _folder(medium: str, where: tuple[str, ...], config: OpenConfig) -> Source:
 def _text(where: tuple[str, ...], config: OpenConfig) -> Source:
     from trimask.diffusion.data.texts import Texts
 
-    return Texts(where, config.fields)
+    return Texts(where, config.fields, config.media.limits.record_bytes)
 
 
 def _prompts(where: tuple[str, ...], config: OpenConfig) -> Source:
     from trimask.diffusion.data.texts import Prompted
 
-    return Prompted(where, config.fields)
+    return Prompted(where, config.fields, config.media.limits.record_bytes)
 
 
 def _puzzles(where: tuple[str, ...], config: OpenConfig) -> Source:

@@ -1,17 +1,22 @@
 """Text files: plain text, JSON lines, and JSON lines of prompts with their responses."""
 
 import glob
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from trimask.diffusion.data.lines import Block, Unit, blocks_of, records_of
-from trimask.diffusion.data.sources import BadRecord, Entry, FieldConfig, RawExample
+from trimask.diffusion.data.sources import BadRecord, Entry, FieldConfig, RawExample, digest
+from trimask.diffusion.data.splits import usual_split
 from trimask.diffusion.layout import Fill
 from trimask.tokenizers.json_text import parse_json
+from trimask.tokenizers.text_files import MAX_LINE_BYTES, byte_lines
 from trimask.tokenizers.vocabulary import TEXT
+
+_LOOKED_AT = 16
+"""Lines of a file by which it is judged."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +25,19 @@ class Texts:
 
     where: tuple[str, ...]
     fields: FieldConfig
+    most: int = MAX_LINE_BYTES
+    """Bytes that a record may have."""
     medium: None = None
     fill: Fill = "none"
 
     def blocks(self, records: int) -> list[Block]:
-        return [block for path in files_of(self.where) for block in blocks_of(path, self._unit(path), records)]
+        return [
+            block for path in files_of(self.where) for block in blocks_of(path, self._unit(path), records, self.most)
+        ]
 
     def entries(self, block: Block) -> Iterator[Entry | BadRecord]:
         is_json = _is_json(Path(block.file))
-        for record in records_of(block, self._unit(Path(block.file))):
+        for record in records_of(block, self._unit(Path(block.file)), self.most):
             try:
                 text, fields = record.text, {}
                 if is_json:
@@ -48,14 +57,16 @@ class Prompted:
 
     where: tuple[str, ...]
     fields: FieldConfig
+    most: int = MAX_LINE_BYTES
+    """Bytes that a record may have."""
     medium: None = None
     fill: Fill = "answer"
 
     def blocks(self, records: int) -> list[Block]:
-        return [block for path in files_of(self.where) for block in blocks_of(path, "line", records)]
+        return [block for path in files_of(self.where) for block in blocks_of(path, "line", records, self.most)]
 
     def entries(self, block: Block) -> Iterator[Entry | BadRecord]:
-        for record in records_of(block, "line"):
+        for record in records_of(block, "line", self.most):
             try:
                 fields = json_object(record.text)
                 prompt, response = (text_field(fields, name) for name in (self.fields.prompt, self.fields.response))
@@ -69,11 +80,29 @@ def files_of(patterns: tuple[str, ...]) -> list[Path]:
     """The files that the patterns name, each pattern's in the order of their names."""
     files: list[Path] = []
     for pattern in patterns:
-        found = [Path(pattern)] if Path(pattern).exists() else [Path(name) for name in sorted(glob.glob(pattern))]
+        found = (
+            [Path(pattern)]
+            if Path(pattern).exists()
+            else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+        )
         if not found:
             raise FileNotFoundError(f"{pattern}: no such file")
         files += [path for path in found if path not in files]
     return files
+
+
+def look_like_json(patterns: tuple[str, ...]) -> list[Path]:
+    """Those of the files that are read as plain text, though each of their first lines is a JSON object."""
+    return [path for path in files_of(patterns) if not _is_json(path) and _is_all_json(path)]
+
+
+def _is_all_json(path: Path) -> bool:
+    with path.open("rb") as file:
+        lines = [line for line, _ in islice(byte_lines(file), _LOOKED_AT) if line.strip()]
+    try:
+        return bool(lines) and all(isinstance(parse_json(line, None), dict) for line in lines)
+    except ValueError:
+        return False
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -84,12 +113,12 @@ def json_object(text: str) -> dict[str, Any]:
     return content
 
 
-def text_field(fields: dict[str, Any], name: str) -> str:
-    """A field that must hold text which is not empty."""
+def text_field(fields: dict[str, Any], name: str, hint: str = "") -> str:
+    """A field that must hold text which is not empty; `hint` ends the error where it is no text."""
     value = fields.get(name)
     if not isinstance(value, str):
         raise ValueError(
-            f'needs a "{name}", which is text, got {value!r}; its fields are {", ".join(fields) or "none"}'
+            f'needs a "{name}", which is text, got {value!r}; its fields are {", ".join(fields) or "none"}{hint}'
         )
     if not value.strip():
         raise ValueError(f'"{name}" is empty')
@@ -97,16 +126,11 @@ def text_field(fields: dict[str, Any], name: str) -> str:
 
 
 def split_field(fields: dict[str, Any], default: str | None = None) -> str | None:
-    """The split that a line names."""
+    """The split that a line names, by its usual name."""
     split = fields.get("split", default)
     if split is not None and (not isinstance(split, str) or not split.isidentifier()):
         raise ValueError(f"a split must be a plain word, such as train or test, got {split!r}")
-    return split
-
-
-def digest(text: str) -> str:
-    """Names a text by its content, so that equal texts are in one split."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return None if split is None else usual_split(split)
 
 
 def _entry(block: Block, line: int, key: str, example: RawExample, fields: dict[str, Any]) -> Entry:
@@ -114,4 +138,4 @@ def _entry(block: Block, line: int, key: str, example: RawExample, fields: dict[
 
 
 def _is_json(path: Path) -> bool:
-    return path.suffix in (".jsonl", ".json", ".ndjson")
+    return path.suffix.lower() in (".jsonl", ".json", ".ndjson")

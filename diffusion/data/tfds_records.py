@@ -19,8 +19,8 @@ import tensorflow_datasets as tfds
 from trimask.diffusion.data import digits
 from trimask.diffusion.data.lines import Block, blocks_of_split
 from trimask.diffusion.data.sounds import resampled
-from trimask.diffusion.data.sources import Entry, OpenConfig, RawExample
-from trimask.diffusion.data.texts import digest
+from trimask.diffusion.data.sources import Entry, OpenConfig, RawExample, digest
+from trimask.diffusion.data.splits import usual_split
 from trimask.diffusion.layout import Fill
 from trimask.tokenizers.files import printable
 from trimask.tokenizers.vocabulary import TEXT
@@ -127,7 +127,7 @@ class TfdsSource:
             id = f"{block.file}-{number}"
             load = partial(self._load, id, records, number)
             # A dataset that is all one split is cut by id like any other source.
-            split = block.file if len(self._builder.info.splits) > 1 else None
+            split = usual_split(block.file) if len(self._builder.info.splits) > 1 else None
             yield Entry(id, f"{self.name} {block.file}", number + 1, load, split, {"tfds_split": block.file})
 
     def _records(self, split: str) -> Any:

@@ -87,6 +87,8 @@ def _require_consistent(report: BlockReport, block: Block, is_whole: bool) -> No
             raise ValueError(f"a split must be a plain word, got {split!r}")
         if not re.fullmatch("[0-9a-f]{64}", shard.sha256):
             raise ValueError(f"{shard.sha256!r} is no SHA-256")
+        if not all(re.fullmatch("[0-9a-f]{16}", content) for content in shard.contents):
+            raise ValueError(f"its digests of contents of {split} are none")
         pairs = list(zip(shard.text_tokens, shard.given_tokens, strict=False))
         if len(shard.text_tokens) != len(shard.given_tokens) or not all(0 <= given <= text for text, given in pairs):
             raise ValueError(f"its numbers of tokens of {split} are none")

@@ -30,10 +30,11 @@ import soundfile
 from PIL import Image
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.data.plan import PrepareConfig, SplitConfig
+from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
+from trimask.diffusion.data.splits import SplitConfig
 from trimask.diffusion.description import RunDescription, TrainConfig, load_description
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process

@@ -1,0 +1,142 @@
+"""metadata.csv and metadata.parquet: the rows of a table as the objects that lines of metadata.jsonl are.
+
+A table is read whole, once in a process. Of a CSV file every value is text; a line of its header names a column, and a
+row with more or fewer cells is refused. A dataset of Hugging Face says the names of numeric labels in the schema of its
+Parquet files, or in the head of its README.md (dataset_info: features: … class_label: names); so they are found.
+"""
+
+import csv
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trimask.diffusion.data.lines import Block
+from trimask.tokenizers.files import reading, require_regular_file
+from trimask.tokenizers.json_text import parse_json
+from trimask.tokenizers.text_files import decoded
+
+TABLES = (".csv", ".parquet")
+"""Endings of tables."""
+MAX_BYTES = 1 << 28
+"""Of a table."""
+_MAX_CELLS = 1 << 26
+"""Of a Parquet file, which may be small on the disk."""
+_MAX_CARD_BYTES = 1 << 20
+"""Of a README.md that is looked into."""
+
+
+class Row(NamedTuple):
+    """A row of a table."""
+
+    line: int
+    """Of a CSV file the line on which the row ends; of Parquet its number, from 1."""
+    fields: dict[str, Any] | str
+    """The cells by column; or in words, why there are none."""
+
+
+def blocks_of_table(path: Path, records: int) -> list[Block]:
+    """The table cut into blocks of so many rows."""
+    rows, size, blocks = rows_of(path), path.stat().st_size, list[Block]()
+    for start in range(0, len(rows), records):
+        own = rows[start : start + records]
+        digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
+        blocks.append(
+            Block(file=str(path), start=start, line=own[0].line, count=len(own), file_bytes=size, sha256=digest)
+        )
+    return blocks
+
+
+def rows_of_block(block: Block) -> tuple[Row, ...]:
+    """The rows of a block."""
+    return rows_of(Path(block.file))[block.start : block.start + block.count]
+
+
+def rows_of(path: Path) -> tuple[Row, ...]:
+    """All rows. Raises OSError or ValueError where the file is no such table."""
+    require_regular_file(path)
+    about = path.stat()
+    if about.st_size > MAX_BYTES:
+        raise ValueError(f"{path}: {about.st_size:,} bytes, {MAX_BYTES:,} are allowed of a table; use metadata.jsonl")
+    return _rows(path, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=4)
+def _rows(path: Path, changed_ns: int, size: int) -> tuple[Row, ...]:
+    return tuple(_parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path))
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    try:
+        text = decoded(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    csv.field_size_limit(min(sys.maxsize, MAX_BYTES))
+    rows = csv.reader((f"{line}\n" for line in text.split("\n")), strict=True)
+    try:
+        names = next(rows, [])
+        if len(set(names)) < len(names) or not all(names):
+            raise ValueError(f"{path}, line 1: columns must have different names, got {', '.join(names) or 'none'}")
+        for cells in rows:
+            if len(cells) == len(names):
+                yield Row(rows.line_num, dict(zip(names, cells, strict=True)))
+            elif cells:
+                yield Row(rows.line_num, f"a row of {len(cells)} cells under {len(names)} columns")
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {rows.line_num}: not CSV: {error}") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    from pyarrow import parquet  # takes a third of a second to load
+
+    with reading(path, "not a readable Parquet file"):
+        about = parquet.read_metadata(path)
+        unpacked = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
+        if unpacked > MAX_BYTES or about.num_rows * about.num_columns > _MAX_CELLS:
+            raise ValueError(
+                f"{about.num_rows:,} rows of {about.num_columns:,} columns, {unpacked:,} bytes unpacked; of a table "
+                f"{MAX_BYTES:,} bytes and {_MAX_CELLS:,} cells are allowed"
+            )
+        rows = parquet.read_table(path).to_pylist()
+    for number, fields in enumerate(rows, 1):
+        yield Row(number, {str(name): value for name, value in fields.items() if value is not None})
+
+
+def label_names(path: Path, column: str) -> tuple[str, ...]:
+    """Names of the values 0, 1, … of a column, where the list's schema or the README.md of its folder has them."""
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        with reading(path, "not a readable Parquet file"):
+            said = (parquet.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
+        with reading(path, "the schema's description for Hugging Face cannot be read"):
+            feature = parse_json(said, str(path)).get("info", {}).get("features", {}).get(column, {})
+        names = feature.get("names", ()) if isinstance(feature, dict) else ()
+    else:
+        names = _names_of_card(path.with_name("README.md"), column)
+    if isinstance(names, Mapping):  # number → name
+        names = [names[number] for number in sorted(names, key=lambda number: int(number))]
+    return tuple(map(str, names))
+
+
+def _names_of_card(card: Path, column: str) -> Any:
+    """`names` of the class label of a column in the YAML at the head of a dataset's card."""
+    if not card.is_file() or card.stat().st_size > _MAX_CARD_BYTES:
+        return ()
+    parts = card.read_bytes().decode(errors="replace").split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return ()
+    import yaml
+
+    with reading(card, "its head is not YAML"):
+        head = yaml.safe_load(parts[1])
+    infos = head.get("dataset_info") if isinstance(head, dict) else None
+    for info in infos if isinstance(infos, list) else [infos]:
+        for feature in (info or {}).get("features", ()) if isinstance(info, dict | None) else ():
+            kind = feature.get("dtype") if isinstance(feature, dict) and feature.get("name") == column else None
+            if isinstance(kind, dict) and "class_label" in kind:
+                return (kind["class_label"] or {}).get("names", ())
+    return ()

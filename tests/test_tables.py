@@ -1,0 +1,83 @@
+"""metadata.csv and metadata.parquet beside the lines of metadata.jsonl."""
+
+import json
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from trimask.diffusion.data import tables
+from trimask.diffusion.data.tables import blocks_of_table, label_names, rows_of, rows_of_block
+
+CSV = 'file_name,text\n1.png,"a ""small"", grey\nsea"\n\n2.png,z\u2028w\n3.png\n'
+
+
+def write_parquet(path, rows, features=None):
+    table = pa.Table.from_pylist(rows)
+    if features is not None:
+        table = table.replace_schema_metadata({b"huggingface": json.dumps({"info": {"features": features}}).encode()})
+    parquet.write_table(table, path)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_rows_of_csv_have_quotes_and_the_same_ends_of_lines_as_all_text(tmp_path, end):
+    (tmp_path / "metadata.csv").write_bytes(("\ufeff" + CSV.replace("\n", end)).encode())
+    first, second, short = rows_of(tmp_path / "metadata.csv")
+    assert first == (3, {"file_name": "1.png", "text": 'a "small", grey\nsea'})
+    assert second == (5, {"file_name": "2.png", "text": "z\u2028w"})
+    assert short == (6, "a row of 1 cells under 2 columns")
+
+
+def test_rows_of_parquet_keep_their_types(tmp_path):
+    write_parquet(tmp_path / "metadata.parquet", [{"file_name": "a", "label": 3}, {"file_name": "b", "label": None}])
+    assert rows_of(tmp_path / "metadata.parquet") == ((1, {"file_name": "a", "label": 3}), (2, {"file_name": "b"}))
+
+
+def test_blocks_hold_every_row_and_notice_a_change_of_one(tmp_path):
+    path = tmp_path / "metadata.csv"
+    path.write_text(CSV)
+    before = blocks_of_table(path, 2)
+    assert [row for block in before for row in rows_of_block(block)] == list(rows_of(path))
+    path.write_text(CSV.replace("2.png,z", "2.png,x"))
+    assert [a == b for a, b in zip(before, blocks_of_table(path, 2), strict=True)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("metadata.csv", b"a,a\n1,2\n", "line 1: columns must have different names, got a, a"),
+        ("metadata.csv", b'a,b\n1,"2\n', "line 3: not CSV: unexpected end of data"),
+        ("metadata.csv", b"a\n\xff\n", "not UTF-8 text"),
+        ("metadata.parquet", b"PAR1 and no more", "not a readable Parquet file"),
+    ],
+)
+def test_what_is_no_table_is_refused_by_name(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}.*{reason}"):
+        rows_of(tmp_path / name)
+
+
+def test_a_table_that_would_take_too_much_is_not_read(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "metadata.parquet", [{"file_name": "a"}] * 100)
+    monkeypatch.setattr(tables, "_MAX_CELLS", 99)
+    with pytest.raises(ValueError, match="100 rows of 1 columns"):
+        rows_of(tmp_path / "metadata.parquet")
+    monkeypatch.setattr(tables, "MAX_BYTES", 10)
+    with pytest.raises(ValueError, match=r"bytes, 10 are allowed of a table; use metadata\.jsonl"):
+        rows_of(tmp_path / "metadata.parquet")
+
+
+def test_names_of_labels_are_those_of_the_schema_or_of_the_card(tmp_path):
+    write_parquet(tmp_path / "metadata.parquet", [{"label": 0}], {"label": {"names": ["cat", "dog"]}})
+    assert label_names(tmp_path / "metadata.parquet", "label") == ("cat", "dog")
+    assert label_names(tmp_path / "metadata.parquet", "text") == ()
+    card = "---\ndataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n        names:\n"
+    card += "          '0': cat\n          '10': owl\n          '2': dog\n---\n# Animals\n"
+    (tmp_path / "README.md").write_text(card)
+    assert label_names(tmp_path / "metadata.csv", "label") == ("cat", "dog", "owl")
+    assert label_names(tmp_path / "metadata.csv", "other") == ()
+    (tmp_path / "README.md").write_text("# no head\n")
+    assert label_names(tmp_path / "metadata.csv", "label") == ()
+    (tmp_path / "README.md").write_text("---\na: [\n---\n")
+    with pytest.raises(ValueError, match=r"README\.md: its head is not YAML"):
+        label_names(tmp_path / "metadata.csv", "label")
