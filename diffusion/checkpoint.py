@@ -87,6 +87,7 @@ class Checkpoints:
             cleanup_tmp_directories=keep is not None,
             preservation_policy=None if keep is None else self._policy(keep),
             lightweight_initialize=True,
+            async_options=ocp.AsyncOptions(barrier_sync_fn=_meet),
         )
         _quiet_orbax()
         with writing(run, Exception):
@@ -252,6 +253,17 @@ def _require_plain(checkpoint: Path) -> None:
 
 
 @cache
+def _meet(*, key: str, timeout_ms: int) -> None:
+    """Orbax's barrier. Raises the failure of a write that this thread is about to report, rather than to wait.
+
+    After a failed write Orbax waits for the others to be through, while they wait for the write: until the time is up.
+    """
+    failure = sys.exc_info()[1]
+    if failure is not None:
+        raise failure
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+
 def _quiet_orbax() -> None:
     """Keeps Orbax's log off the terminal: what it raises reaches us, and what it logs, at any time, is that once more.
 

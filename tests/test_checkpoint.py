@@ -276,3 +276,17 @@ def test_what_orbax_would_wait_for_or_follow_is_damage(copy, capfd, file, change
     with Checkpoints(copy) as checkpoints:
         assert checkpoints.restore_newest(tree(0), set_aside=False).step == 3
     assert f"checkpoints/6: damaged: {reason}" in capfd.readouterr().err
+
+
+def test_a_thread_whose_write_failed_does_not_wait_for_the_others(monkeypatch):
+    waited = []
+    barrier = SimpleNamespace(get_barrier_sync_fn=lambda: lambda key, timeout_ms: waited.append((key, timeout_ms)))
+    monkeypatch.setattr(checkpoint.ocp, "multihost", barrier)
+    checkpoint._meet(key="a", timeout_ms=7)
+    assert waited == [("a", 7)]
+    with pytest.raises(OSError, match="disk is full"):
+        try:
+            raise OSError("disk is full")
+        finally:
+            checkpoint._meet(key="b", timeout_ms=7)
+    assert waited == [("a", 7)]
