@@ -61,7 +61,8 @@ class Arguments(Checked):
     given: tuple[str, ...] = ()
     """MODALITY=FILE: files of any modality of the run, to describe."""
     inpaint: Path | None = None
-    """With --image and --to image: a picture that is bright where each of them is to be drawn anew."""
+    """With --image and --to image: a mask, a picture of the same size that is bright where each of them is to be drawn
+    anew: white, or any colour whose grey is 128 or more; what is darker or transparent stays as it is."""
     span: tuple[NonNegative, NonNegative] | None = None
     """With --audio and --to audio: from which to which second each of them is to be spoken anew. A --prompt may say
     what a restored picture or sound is of; without one the model finds a description, too."""
@@ -210,9 +211,7 @@ def _to_restore(arguments: Arguments, prompts: Prompts) -> list[Question]:
     prompt = arguments.prompt[0] if arguments.prompt else None
     shape = prompts.media_shape(arguments.target)
     read = medium_reader(arguments.target, prompts)
-    is_hole = np.zeros(shape[:2] if arguments.inpaint is not None else shape, bool)
-    if arguments.inpaint is not None:
-        is_hole |= read_mask(arguments.inpaint, shape[:2])
+    is_hole, layout = np.zeros(shape, bool), prompts.layout(prompts.task(arguments.target, TEXT))
     if arguments.span is not None:
         codec = prompts.tokenizers.codec("audio")
         if not isinstance(codec, SoundCodec):
@@ -222,6 +221,8 @@ def _to_restore(arguments: Arguments, prompts: Prompts) -> list[Question]:
     questions = []
     for path in arguments.files[arguments.target]:
         content = read(path)
+        if arguments.inpaint is not None:
+            is_hole = read_mask(arguments.inpaint, path, shape[:2], layout.is_cropped)
         example = prompts.restored(arguments.target, content, is_hole, prompt)
         questions.append(Question(str(path), example, path.stem, partial(spliced, content, is_hole)))
     return questions

@@ -34,10 +34,24 @@ def read_medium(medium: str, codec: Any, shape: tuple[int, ...], is_cropped: boo
     return kind.at_shape(content, shape, config)
 
 
-def read_mask(path: Path, shape: tuple[int, ...]) -> Bool[np.ndarray, "height width"]:
-    """True where a picture file is bright, at this height and width."""
-    picture = fit_picture(read_picture(path), (*shape, 1), False)
-    return picture[..., 0] >= 128
+def read_mask(path: Path, picture: Path, shape: tuple[int, ...], is_cropped: bool) -> Bool[np.ndarray, "height width"]:
+    """True where a picture file is bright and opaque, brought to this height and width as the picture is that it masks.
+
+    Raises ValueError if the two are not of one size.
+    """
+    mask, masked = read_picture(path, background="black"), read_picture(picture)
+    if mask.shape[:2] != masked.shape[:2]:
+        sizes = [f"{width}×{height}" for height, width in (mask.shape[:2], masked.shape[:2])]
+        raise ValueError(
+            f"{path}: the mask is {sizes[0]}, and the picture {picture} is {sizes[1]}; make them of one size"
+        )
+    is_bright = (fit_picture(mask, (*mask.shape[:2], 1), is_cropped) >= 128).astype(np.uint8)
+    # Of a smaller picture whatever a bright pixel is part of; of a larger one what is nearest to one.
+    shrinks = mask.shape[0] >= shape[0] and mask.shape[1] >= shape[1]
+    is_hole = fit_picture(255 * is_bright, (*shape, 1), is_cropped)[..., 0] >= (1 if shrinks else 128)
+    if is_hole.all() or not is_hole.any():
+        say(f"{path}: {'all' if is_hole.all() else 'nothing'} of {picture} is bright in the mask")
+    return is_hole
 
 
 def spliced(content: np.ndarray, is_hole: Bool[np.ndarray, "*where"], made: np.ndarray) -> np.ndarray:

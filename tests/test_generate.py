@@ -99,7 +99,7 @@ def test_a_span_of_sounds_without_a_sample_rate_is_refused(generate, tmp_path, m
 def test_a_region_is_drawn_anew_and_the_rest_stays(generate, tmp_path, prompt):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "noise.png")
-    halves((8, 12)).save(tmp_path / "mask.png")
+    halves((4, 6)).save(tmp_path / "mask.png")
     words = ("--image", tmp_path / "noise.png", "--inpaint", tmp_path / "mask.png", "--to", "image", "--log-probs")
     (entry,) = generate(*words, *prompt, "--trace", "--temperature", "3")
     made = np.asarray(Image.open(tmp_path / "out/noise.png").convert("L"))[::26, ::26]
@@ -109,6 +109,18 @@ def test_a_region_is_drawn_anew_and_the_rest_stays(generate, tmp_path, prompt):
     head = json.loads((tmp_path / "out" / entry["trace"]).read_text().splitlines()[0])
     assert [code is None for code in head["start"]] == [False, True, True] * 2
     assert (len(entry["log_probs"]) > 4) == (not prompt)
+
+
+@pytest.mark.parametrize(("grey", "said"), [(0, "nothing of"), (255, "all of")])
+def test_a_mask_of_one_colour_is_said(generate, tmp_path, capsys, grey, said):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    Image.new("L", (6, 4), grey).save(tmp_path / "mask.png")
+    words = ("--image", tmp_path / "noise.png", "--inpaint", tmp_path / "mask.png", "--to", "image", "--prompt", "one")
+    (entry,) = generate(*words)
+    made = np.asarray(Image.open(tmp_path / "out/noise.png").convert("L"))[::26, ::26]
+    assert (made == pixels).all() == (grey == 0) == (entry["nfe"] == 0)
+    assert f"{said} {tmp_path / 'noise.png'} is bright in the mask" in capsys.readouterr().out
 
 
 def test_a_span_is_spoken_anew_and_the_rest_stays(generate, tmp_path):
@@ -210,14 +222,17 @@ def test_an_animation_stops_when_its_own_answer_is_full(loaded):
         (["--prompt", "1+", "--to", "text", "--guidance", "1"], "guidance needs a condition"),
         (["--prompt", "one", "--to", "image", "--threshold", "0.5"], "of the strategy threshold"),
         (["--prompt", "one", "--to", "image", "--cache", "dual"], "needs a block_length"),
-        (["--image", "grey.png", "--inpaint", "black.png", "--to", "image"], "nothing of the image is to be made anew"),
+        (
+            ["--image", "grey.png", "--inpaint", "large.png", "--to", "image"],
+            "the mask is 12×8, and .* grey.png is 6×4",
+        ),
         (["--prompt", "one", "--to", "image", "--max-nfe", "1", "--block-length", "4"], "2 blocks take 2"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_written(generate, tmp_path, monkeypatch, arguments, reason):
     monkeypatch.chdir(tmp_path)
-    for name, grey in (("grey", 90), ("black", 0)):
-        Image.new("L", (6, 4), grey).save(f"{name}.png")
+    Image.new("L", (6, 4), 90).save("grey.png")
+    Image.new("L", (12, 8), 90).save("large.png")
     with pytest.raises(ValueError, match=reason):
         generate(*arguments)
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,8 @@ import soundfile
 from PIL import Image
 
 from trimask.diffusion.data.lines import blocks_of, records_of
-from trimask.scripts.inputs import read_medium, read_prompts
+from trimask.diffusion.data.pictures import fit_picture, read_picture
+from trimask.scripts.inputs import read_mask, read_medium, read_prompts
 from trimask.scripts.render import enlarged
 from trimask.tokenizers.audio import MelConfig
 
@@ -57,6 +58,79 @@ def test_a_photograph_is_turned_upright(tmp_path):
     exif[0x0112] = 6  # the camera lay on its side
     Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / "x.png", exif=exif)
     assert read_image(tmp_path / "x.png", (2, 1, 1)).ravel().tolist() == [0, 255]
+
+
+def mask_of(tmp_path, mask, shape, is_cropped=True, mode=None):
+    Image.fromarray(mask, mode).save(tmp_path / "mask.png")
+    Image.new("L", mask.shape[1::-1]).save(tmp_path / "picture.png")
+    return read_mask(tmp_path / "mask.png", tmp_path / "picture.png", shape, is_cropped)
+
+
+@pytest.mark.parametrize("is_cropped", [False, True])
+@pytest.mark.parametrize("shape", [(16, 16), (32, 32), (8, 16)])
+def test_a_mask_goes_the_way_of_its_picture(tmp_path, is_cropped, shape):
+    """A white bar is the hole, whatever becomes of the picture that it stands in."""
+    bar = np.zeros((32, 64), np.uint8)
+    bar[8:24, 20:28] = 255
+    hole = mask_of(tmp_path, bar, shape, is_cropped)
+    assert (hole == (fit_picture(bar[..., None], (*shape, 1), is_cropped)[..., 0] > 0)).all() and 0 < hole.mean() < 1
+
+
+def test_a_thin_line_stays_in_a_smaller_mask_and_does_not_grow_in_a_larger_one(tmp_path):
+    line = np.zeros((32, 32), np.uint8)
+    line[5] = 200
+    assert np.flatnonzero(mask_of(tmp_path, line, (8, 8)).all(axis=1)).tolist() == [1]
+    assert mask_of(tmp_path, line, (64, 64)).sum() == 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("colour", "is_hole"),
+    [((255, 255, 255, 255), True), ((255, 255, 255, 0), False), ((0, 0, 0, 0), False), ((0, 0, 0, 255), False)],
+)
+def test_what_is_transparent_in_a_mask_stays(tmp_path, colour, is_hole):
+    mask = np.full((4, 6, 4), colour, np.uint8)
+    assert (mask_of(tmp_path, mask, (4, 6)) == is_hole).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 0x8000, 0xFFFF]], np.uint16), [0, 128, 255]),
+        (np.array([[0, 100, 255]], np.int32), [0, 100, 255]),
+        (np.array([[0, 256, 65535]], np.int32), [0, 1, 255]),
+        (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
+        (np.array([[0, 0.5, 200]], np.float32), [0, 0, 200]),
+        (np.array([[0, 512, 65535]], np.float32), [0, 2, 255]),
+        (np.zeros((1, 3), np.uint16), [0, 0, 0]),
+        (
+            np.array([[0, 100, 255]], np.uint16),
+            "its values are 0 to 255, of which 8 bits keep 0 steps",
+        ),
+        (np.array([[0, 9, 70000]], np.int32), "its values are 0 to 70000; 0 to 1, to 255 or to 65535 are read"),
+        (np.array([[-1, 0, 1]], np.float32), "its values are -1 to 1"),
+        (np.array([[0, 1, np.nan]], np.float32), "its values are nan to nan"),
+    ],
+)
+def test_grey_of_many_bits_is_scaled_or_refused_and_never_clipped(tmp_path, values, expected):
+    Image.fromarray(values).save(tmp_path / "x.tiff")
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=f"x.tiff: {expected}"):
+            read_picture(tmp_path / "x.tiff")
+    else:
+        assert read_picture(tmp_path / "x.tiff").ravel().tolist() == expected
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "LA", "1", "CMYK"])
+@pytest.mark.parametrize("is_grey", [True, False])
+def test_a_picture_is_grey_if_all_of_it_is_whatever_its_mode(tmp_path, mode, is_grey):
+    if not is_grey and mode in ("L", "LA", "1"):
+        return
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[1:] = 255 if is_grey else (255, 0, 0)
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "x.tiff")
+    read = read_picture(tmp_path / "x.tiff")
+    assert read.shape == (4, 6, 1 if is_grey else 3)
+    np.testing.assert_array_equal(read, pixels[..., : read.shape[-1]])
 
 
 def test_a_decompression_bomb_is_refused(tmp_path):
@@ -118,6 +192,38 @@ def test_a_sound_of_nothing_or_of_nan_is_refused(tmp_path, samples, reason):
     soundfile.write(tmp_path / "x.wav", np.array(samples, np.float32), 8000, subtype="FLOAT")
     with pytest.raises(ValueError, match=reason):
         read_audio(tmp_path / "x.wav", 8000, 9)
+
+
+@pytest.mark.parametrize(
+    ("samples", "reason"),
+    [
+        (12_000 * tone(8000, 0.5), r"\d+% of its samples are beyond ±1, up to 4,800, and clipped"),
+        (np.stack([tone(8000, 0.5), -tone(8000, 0.5)], axis=1), "its 2 channels cancel each other when they are mixed"),
+        (np.where(np.arange(4000) < 39, 1.5, tone(8000, 0.5)), None),
+        (np.where(np.arange(4000) < 41, 1.5, tone(8000, 0.5)), "1% of its samples are beyond ±1, up to 1.5"),
+        (np.stack([tone(8000, 0.5), np.zeros(4000)], axis=1), None),
+        (np.zeros((4000, 2)), None),
+    ],
+)
+@pytest.mark.parametrize("rate", [8000, 11025])
+def test_a_sound_that_would_become_another_is_refused(tmp_path, samples, reason, rate):
+    soundfile.write(tmp_path / "x.wav", samples, rate, subtype="FLOAT")
+    if reason is None:
+        assert len(read_audio(tmp_path / "x.wav", 8000, 4000)) == 4000
+    else:
+        with pytest.raises(ValueError, match=f"x.wav: {reason}"):
+            read_audio(tmp_path / "x.wav", 8000, 4000)
+
+
+@pytest.mark.parametrize("length", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000])
+def test_a_length_that_a_pipe_left_open_is_that_of_the_file(tmp_path, capsys, length):
+    soundfile.write(tmp_path / "x.wav", tone(8000, 0.5), 8000)
+    content = bytearray((tmp_path / "x.wav").read_bytes())
+    start = content.index(b"data") + 4
+    content[4:8] = content[start : start + 4] = length.to_bytes(4, "little")
+    (tmp_path / "x.wav").write_bytes(content)
+    np.testing.assert_allclose(read_audio(tmp_path / "x.wav", 8000, 4000), tone(8000, 0.5), atol=1e-4)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_sound_that_is_cut_short_is_heard_and_that_is_said(tmp_path, capsys):

@@ -7,21 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 from PIL import Image, ImageOps
 
 from trimask.diffusion.data.media_config import LimitConfig, MediaConfig
 from trimask.tokenizers.files import reading, require_regular_file
 from trimask.tokenizers.image import PatchCodec, PatchConfig, single_patches
 
+_FEWEST_STEPS = 8
+"""Of grey that has at least as many, if it is to be told from one grey."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats of picture files that are read, by Pillow's names."""
 
 
-def read_picture(path: Path, max_pixels: int = LimitConfig().pixels) -> UInt8[np.ndarray, "height width channels"]:
-    """A picture file, upright, on white, of one channel if it is grey and three if it is not.
+def read_picture(
+    path: Path, max_pixels: int = LimitConfig().pixels, background: str = "white"
+) -> UInt8[np.ndarray, "height width channels"]:
+    """A picture file, upright, what is transparent on the background; of one channel if it is all grey, else of three.
 
-    Raises ValueError if it cannot be read, or has more pixels than are allowed, which is seen before it is decoded.
+    Of several frames it is the first. Grey values of 16 bits, and of 32 where they exceed 255, lose their lower bits;
+    fractions in [0, 1] become 0 to 255. Raises ValueError if it cannot be read, has more pixels than are allowed, which
+    is seen before it is decoded, or values that no conversion keeps.
     """
     require_regular_file(path)
     with reading(path, "not a readable picture"), warnings.catch_warnings():
@@ -33,15 +39,34 @@ def read_picture(path: Path, max_pixels: int = LimitConfig().pixels) -> UInt8[np
                 )
             picture: Image.Image = ImageOps.exif_transpose(file)
             picture.load()
-    is_grey = picture.mode in ("1", "L", "LA", "La", "I", "F") or picture.mode.startswith("I;16")
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        try:
+            return _in_bytes(np.asarray(picture))[..., None]
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     if picture.has_transparency_data:
-        white = Image.new("RGBA", picture.size, "white")
-        white.alpha_composite(picture.convert("RGBA"))
-        picture = white
-    pixels = np.asarray(picture.convert("L" if is_grey else "RGB"), np.uint8)
-    return pixels.reshape(*pixels.shape[:2], -1)
+        behind = Image.new("RGBA", picture.size, background)
+        behind.alpha_composite(picture.convert("RGBA"))
+        picture = behind
+    with reading(path, "not a readable picture"):
+        pixels = np.asarray(picture.convert("RGB"), np.uint8)
+    is_grey = (pixels[..., :1] == pixels).all()
+    return np.ascontiguousarray(pixels[..., :1]) if is_grey else pixels
+
+
+def _in_bytes(values: Num[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
+    """Grey values of more than 8 bits, or fractions, as bytes."""
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if not (np.isfinite(values).all() and low >= 0 and high < 1 << 16):
+        raise ValueError(f"its values are {low:g} to {high:g}; 0 to 1, to 255 or to 65535 are read")
+    if values.dtype.kind == "f" and high <= 1:
+        made = np.round(255 * values)
+    else:
+        made = np.floor(values / 256) if high > 255 or values.dtype == np.uint16 else values
+    steps = int(np.ptp(made)) if made.size else 0
+    if steps < _FEWEST_STEPS <= high - low:
+        raise ValueError(f"its values are {low:g} to {high:g}, of which 8 bits keep {steps} steps; scale them first")
+    return made.astype(np.uint8)
 
 
 def fit_picture(

@@ -1,5 +1,6 @@
 """Sound files → waveforms of one rate and length, and what they say to the codec that is fitted on them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,12 @@ from trimask.diffusion.data.media_config import LimitConfig, MediaConfig
 from trimask.tokenizers.audio import MelCodec, MelConfig
 from trimask.tokenizers.files import reading, require_regular_file
 
+_MOST_CLIPPED = 0.01
+"""Share of samples beyond ±1 that are clipped: decoders of lossy formats make some of loud music."""
+_MOST_CANCELLED = 0.03
+"""Loudness of the mean of channels, of theirs: −30 dB."""
+_LEFT_OPEN = 0x7FFF0000
+"""Bytes from here on are what programs write to a pipe where they cannot know the length."""
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF")
 """Formats of sound files that are read, by libsndfile's names."""
 
@@ -23,7 +30,8 @@ def read_sound(
 ) -> Float32[np.ndarray, " samples"]:
     """A sound file, or its beginning, mixed to mono and resampled.
 
-    Raises ValueError if it cannot be read, or has more samples than are allowed, which is seen before it is decoded.
+    Raises ValueError if it cannot be read, or has more samples than are allowed, which is seen before it is decoded;
+    and if mixing or the limits of [-1, 1] would leave another sound.
     """
     require_regular_file(path)
     with reading(path, "not a readable sound file"), soundfile.SoundFile(path) as file:
@@ -36,7 +44,18 @@ def read_sound(
         raise ValueError(f"{path}: holds no sound, its length is zero")
     if not np.isfinite(content).all():
         raise ValueError(f"{path}: holds NaN or infinite samples")
-    return resampled(content.mean(axis=1), rate, sample_rate_hz)
+    try:
+        return resampled(_mixed(content), rate, sample_rate_hz)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _mixed(content: Float32[np.ndarray, "samples channels"]) -> Float32[np.ndarray, " samples"]:
+    """The mean of the channels. Raises ValueError where they cancel each other."""
+    mono = content.mean(axis=1)
+    if np.sqrt(np.mean(mono**2)) < _MOST_CANCELLED * np.sqrt(np.mean(content**2)):
+        raise ValueError(f"its {content.shape[1]} channels cancel each other when they are mixed; give one of them")
+    return mono
 
 
 def _require_bounded(file: soundfile.SoundFile, frames: int, sample_rate_hz: int, max_samples: int) -> None:
@@ -53,13 +72,19 @@ def _require_bounded(file: soundfile.SoundFile, frames: int, sample_rate_hz: int
 def faults(path: Path) -> list[str]:
     """What is wrong with a sound file that can be read: its header may promise more than it has."""
     with reading(path, "not a readable sound file"), soundfile.SoundFile(path) as file:
-        if "(should be" in file.extra_info:  # libsndfile's words
+        promised = re.search(r"(\d+) \(should be", file.extra_info)  # libsndfile's words
+        if promised is not None and int(promised[1]) < _LEFT_OPEN:
             return [f"the header promises more sound than the {file.frames / file.samplerate:.2f} s in the file"]
     return []
 
 
 def resampled(mono: np.ndarray, rate_hz: int, sample_rate_hz: int) -> Float32[np.ndarray, " samples"]:
-    """A waveform at another rate, kept in [-1, 1]."""
+    """A waveform at another rate, kept in [-1, 1]. Raises ValueError where more than a few samples lie outside."""
+    outside = float(np.mean(np.abs(mono) > 1)) if len(mono) else 0.0
+    if outside > _MOST_CLIPPED:
+        raise ValueError(
+            f"{outside:.0%} of its samples are beyond ±1, up to {np.abs(mono).max():,.4g}, and clipped; scale it"
+        )
     mono = np.clip(mono, -1, 1).astype(np.float32)
     if rate_hz != sample_rate_hz:
         mono = librosa.resample(mono, orig_sr=rate_hz, target_sr=sample_rate_hz, res_type="soxr_hq")

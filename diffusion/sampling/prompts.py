@@ -104,8 +104,6 @@ class Prompts:
         Every code that a hole touches is. Without a prompt the description is to be found, too.
         """
         task, codes = self.task(TEXT, medium), self._codes(medium, content)
-        if not is_hole.any():
-            raise ValueError(f"nothing of the {medium} is to be made anew")
         touched = np.where(_over_codes(is_hole, codes.shape), -1, codes).astype(np.int32)
         if prompt is not None:
             return direct(task, {TEXT: self._caption(task, prompt), medium: touched})
