@@ -9,6 +9,7 @@ Everything follows from the seed: the same call gives the same numbers, bit for 
 """
 
 import zlib
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,7 @@ from trimask.diffusion.exam import ALL_TASKS, Exam, is_asked, judges_of, num_giv
 from trimask.diffusion.held_out import HeldOut, Real
 from trimask.diffusion.intervals import ratio
 from trimask.diffusion.judges import NamedJudge
+from trimask.diffusion.layout import Layout
 from trimask.diffusion.likelihood import num_asked, target_bits
 from trimask.diffusion.limits import WorkLimits
 from trimask.diffusion.progress import Report, silent
@@ -74,6 +76,7 @@ def evaluate(
         held_out = [HeldOut(prepared, name, split, config.max_examples) for split in splits if split in manifest.splits]
         rows = min(config.rows, max((len(part.numbers) for part in held_out), default=1))
         loaded.require_room(config.limits, rows, manifest.layout.example_length())
+        result.notes.extend(_unseen(name, manifest.layout, loaded.description.layouts.values()))
         judges: dict[str, list[NamedJudge]] = {}
         is_trained_on = prepared.fingerprint == loaded.description.data_fingerprint
         for task in manifest.tasks(loaded.vocabulary):
@@ -135,6 +138,16 @@ def _splits(prepared: Prepared, config: EvaluateConfig) -> list[str]:
     return list(config.splits)
 
 
+def _unseen(name: str, layout: Layout, trained: Iterable[Layout]) -> Iterator[str]:
+    """What of a dataset is larger than anything the model was trained on."""
+    for modality, shape in layout.shapes.items():
+        known = [other.shapes[modality] for other in trained if modality in other.shapes]
+        most = [max(sizes) for sizes in zip(*known, strict=True)]
+        if known and any(size > limit for size, limit in zip(shape, most, strict=True)):
+            here, there = ("×".join(map(str, sizes)) for sizes in (shape, most))
+            yield f"{name} has {modality} of {here} codes, and the model was trained on {there} at most"
+
+
 @dataclass(frozen=True)
 class _Measured:
     """Bits of the examples of one direction."""
@@ -166,7 +179,8 @@ def _measured(loaded: Loaded, task: Task, part: HeldOut, config: EvaluateConfig,
     if task.target == TEXT:
         asked = [record[TEXT][num_given(task, record) :] for record in part.records]
         characters = sum(map(len, loaded.tokenizers.decode(TEXT, asked)))
-    return _Measured(task, part.split, bits, np.array([num_asked(e) for e in examples], float), characters)
+    tokens = np.array([num_asked(example, loaded.vocabulary) for example in examples], float)
+    return _Measured(task, part.split, bits, tokens, characters)
 
 
 def _bound(measured: AnySequence[_Measured], dataset: str | None, task: str | None) -> Bound:

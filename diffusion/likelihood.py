@@ -7,9 +7,11 @@
               and with a smaller variance (LLaDA, arXiv 2502.09992)
 
 Both are unbiased but for `min_time` of the first, and an upper bound of −log₂ p. An example's u and masks follow from
-the seed and its number alone: not from the row it stands in, the rows beside it, or the padding after it.
+the seed and its content alone: not from its number, the row it stands in, the rows beside it, or the padding after it.
+Examples that are to be compared may share them, by their `draws`.
 """
 
+import hashlib
 from collections.abc import Callable
 from collections.abc import Sequence as AnySequence
 from functools import partial
@@ -18,23 +20,38 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from trimask.diffusion.cross_entropy import cross_entropy, restrict
 from trimask.diffusion.denoiser import Denoiser
 from trimask.diffusion.masking import draw_is_masked
 from trimask.diffusion.schedule import ScheduleConfig, stratified_times
-from trimask.tokenizers.sequence import Example, Sequence, assemble, stack
-from trimask.tokenizers.vocabulary import Vocabulary
+from trimask.tokenizers.sequence import Example, Segment, Sequence, assemble, stack, until_eos
+from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 Estimator = Literal["times", "subsets"]
 _MAX_LOGITS = 2**25
 """Of one batch: 128 MiB in float32."""
 
 
-def num_asked(example: Example) -> int:
-    """Tokens that are not given."""
-    return sum(segment.codes.size - segment.num_given for segment in example.segments)
+def num_asked(example: Example, vocabulary: Vocabulary) -> int:
+    """Tokens that are asked for: of a text up to its first EOS, which counts; those after it are known for nothing."""
+    asked = 0
+    for segment in example.segments:
+        codes = segment.codes.reshape(-1)[segment.num_given :]
+        if segment.modality == TEXT:
+            codes = codes[: len(until_eos(vocabulary, codes)) + 1]
+        asked += codes.size
+    return asked
+
+
+def draws_of(segments: AnySequence[Segment]) -> int:
+    """The number of the draws of a content: equal ones have equal draws, whatever else is asked."""
+    digest = hashlib.sha256()
+    for segment in segments:
+        digest.update(f"{segment.modality} {segment.codes.shape} {segment.num_given}\0".encode())
+        digest.update(np.ascontiguousarray(segment.codes, "<i4").tobytes())
+    return int.from_bytes(digest.digest()[:4], "big")
 
 
 def target_bits(
@@ -47,10 +64,15 @@ def target_bits(
     num_draws: int,
     estimator: Estimator = "times",
     rows: int = 128,
+    draws: AnySequence[int] | None = None,
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> Float[np.ndarray, " examples"]:
-    """Bits of all that each example asks for, given its condition; at most `rows` examples at a time."""
+    """Bits of all that each example asks for, given its condition; at most `rows` examples at a time.
+
+    `draws` has a number for each example, by which its u and masks are drawn; None: that of its content.
+    """
     bits, done = np.zeros(len(examples)), 0
+    streams = np.array([draws_of(e.segments) for e in examples] if draws is None else draws, np.uint32)
     for length, numbers in _by_length(examples).items():
         size = max(1, min(rows, _MAX_LOGITS // (length * vocabulary.size)))
         for first in range(0, len(numbers), size):
@@ -59,24 +81,22 @@ def target_bits(
             batch = stack([assemble(vocabulary, [examples[number]], length) for number in filled])
             for draw in range(num_draws):
                 place = np.int32(draw), np.int32(num_draws)
-                drawn = _bits(key, filled, *place, denoise, batch, vocabulary, schedule, estimator)
+                drawn = _bits(key, streams[filled], *place, denoise, batch, vocabulary, schedule, estimator)
                 bits[chunk] += np.asarray(drawn, np.float64)[: len(chunk)] / num_draws
             done += len(chunk)
             report(done, len(examples))
     return bits
 
 
-def estimated_bits(
+def estimates_of_bits(
     key: PRNGKeyArray,
     examples: AnySequence[Example],
     *args: Any,
     repeats: int = 8,
     report: Callable[[int, int], None] = lambda *_: None,
     **options: Any,
-) -> tuple[Float[np.ndarray, " examples"], Float[np.ndarray, " examples"]]:
-    """`target_bits`, and half the width of its 95 % interval: from so many independent estimates of each example."""
-    from scipy.special import stdtrit  # takes a third of a second to load
-
+) -> Float[np.ndarray, "repeats examples"]:
+    """So many independent estimates of `target_bits`."""
     if repeats < 2:
         raise ValueError(f"an interval needs at least 2 estimates, got {repeats}")
     total, estimates = repeats * len(examples), []
@@ -84,8 +104,18 @@ def estimated_bits(
         before = number * len(examples)
         counted = partial(lambda before, done, _: report(before + done, total), before)
         estimates.append(target_bits(own, examples, *args, report=counted, **options))
+    return np.stack(estimates)
+
+
+def mean_of(
+    estimates: Float[np.ndarray, "repeats *rest"],
+) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
+    """Mean of independent estimates, and half the width of its 95 % interval (Student's t)."""
+    from scipy.special import stdtrit  # takes a third of a second to load
+
+    repeats = len(estimates)
     error = np.std(estimates, axis=0, ddof=1) / repeats**0.5
-    return np.mean(estimates, axis=0), float(stdtrit(repeats - 1, 0.975)) * error
+    return np.mean(estimates, axis=0), float(stdtrit(repeats - 1, 0.975)) * np.asarray(error)
 
 
 def _by_length(examples: AnySequence[Example]) -> dict[int, list[int]]:
@@ -101,7 +131,7 @@ def _by_length(examples: AnySequence[Example]) -> dict[int, list[int]]:
 @partial(jax.jit, static_argnames=("vocabulary", "schedule", "estimator"))
 def _bits(
     key: PRNGKeyArray,
-    numbers: Int[Array, " batch"],
+    streams: UInt32[Array, " batch"],
     draw: Int[Array, ""],
     num_draws: Int[Array, ""],
     denoise: Denoiser,
@@ -114,8 +144,8 @@ def _bits(
 
     chosen = schedule.of(vocabulary)
 
-    def mask(number, is_target, modality):
-        key_time, key_mask = jax.random.split(jax.random.fold_in(key, number))
+    def mask(stream, is_target, modality):
+        key_time, key_mask = jax.random.split(jax.random.fold_in(key, stream))
         offset, key_mask = jax.random.uniform(key_time), jax.random.fold_in(key_mask, draw)
         # The first values of a row are the same however long it is (tested), so padding changes no mask.
         if estimator == "subsets":
@@ -127,7 +157,7 @@ def _bits(
         is_masked = draw_is_masked(key_mask, is_target[None], chosen.kept(times, modality)[None])[0]
         return is_masked, chosen.weight(times, modality)
 
-    is_masked, weight = jax.vmap(mask)(numbers, sequence.is_target, sequence.modality)
+    is_masked, weight = jax.vmap(mask)(streams, sequence.is_target, sequence.modality)
     noised = sequence.replace(tokens=jnp.where(is_masked, vocabulary.mask_id, sequence.tokens))
     allowed = vocabulary.allowed_ids(sequence.modality, sequence.place)
     nll, _ = cross_entropy(restrict(denoise(noised).logits, allowed), jnp.asarray(sequence.tokens))

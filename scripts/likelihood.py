@@ -9,10 +9,11 @@ Each line of FILE is an example as JSON: one answer or several choices, and at m
     {"prompt": "47+38=", "choices": ["85", "75"], "answer": 0}     which of several; `answer` may be missing
 
 Media are paths inside the folder of FILE. A line with a medium, and with text or choices, asks for the text. The
-answer's end (EOS) is part of it where the model's texts have one.
+answer's end (EOS) is part of it where the model's texts have one. Bits follow from the seed and the line alone, and
+choices are compared by the same draws: `is_close` marks a choice whose lead may be chance.
 """
 
-from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from trimask.diffusion.intervals import ratio, wilson_interval
-from trimask.diffusion.likelihood import Estimator, estimated_bits, num_asked
+from trimask.diffusion.likelihood import Estimator, draws_of, estimates_of_bits, mean_of, num_asked
 from trimask.diffusion.run_folder import line_of
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.trained import Loaded
@@ -45,6 +47,14 @@ class Line:
     examples: list[Example]
     """One per choice."""
 
+    @property
+    def draws(self) -> int:
+        """By what is drawn: of choices by what they share, so that they differ by themselves alone."""
+        (*given, asked) = self.examples[0].segments
+        if "choices" in self.entry:
+            asked = dataclasses.replace(asked, codes=asked.codes[: asked.num_given])
+        return draws_of([*given, asked])
+
 
 class How(NamedTuple):
     """How precisely, and how many rows at a time."""
@@ -60,7 +70,7 @@ def run(loaded: Loaded, path: Path, out: Path, how: How) -> None:
     lines = read(path, Prompts(loaded.tokenizers, loaded.description.layouts))
     examples = [example for line in lines for example in line.examples]
     with progress_report() as report:
-        bits, half_widths = estimated_bits(
+        estimates = estimates_of_bits(
             jax.random.key(how.seed),
             examples,
             loaded.denoise,
@@ -69,13 +79,15 @@ def run(loaded: Loaded, path: Path, out: Path, how: How) -> None:
             num_draws=how.draws,
             estimator=how.estimator,
             rows=how.rows,
+            draws=[line.draws for line in lines for _ in line.examples],
             report=partial(report, "likelihood"),
         )
-    scored = list(zip(examples, bits.tolist(), half_widths.tolist(), strict=True))
-    entries = []
+    entries, done = [], 0
     for line in lines:
-        own, scored = scored[: len(line.examples)], scored[len(line.examples) :]
-        entries.append(line.entry | _scores(own, "choices" in line.entry))
+        own = estimates[:, done : done + len(line.examples)]
+        done += len(line.examples)
+        tokens = [num_asked(example, loaded.vocabulary) for example in line.examples]
+        entries.append(line.entry | _scores(own, tokens, "choices" in line.entry))
     write_text(out, "".join(map(line_of, entries)))
     _print(entries, out)
 
@@ -116,16 +128,19 @@ def _line(entry: Any, folder: Path, prompts: Prompts) -> Line:
     return Line(entry, [prompts.scored(given | contents, TEXT, choice) for choice in choices])
 
 
-def _scores(own: Sequence[tuple[Example, float, float]], is_choice: bool) -> dict[str, Any]:
-    """What a line gets: bits, half of their 95 % interval and tokens; of choices one per choice, and the likeliest."""
-    names = ("bits", "half_width", "tokens")
-    values = [(bits, half, num_asked(example)) for example, bits, half in own]
+def _scores(estimates: Float[np.ndarray, "repeats choices"], tokens: list[int], is_choice: bool) -> dict[str, Any]:
+    """What a line gets: bits, half of their 95 % interval and tokens; of choices one per choice, and the likeliest.
+
+    `is_close` says of the likeliest that its lead over the next is within the 95 % interval of their difference, which
+    is that of estimates by the same draws.
+    """
+    bits, half_widths = mean_of(estimates)
+    columns = {"bits": bits.tolist(), "half_width": half_widths.tolist(), "tokens": tokens}
     if not is_choice:
-        return dict(zip(names, values[0], strict=True))
-    chosen = int(np.argmin([bits for bits, _, _ in values]))
-    return {name: list(column) for name, column in zip(names, zip(*values, strict=True), strict=True)} | {
-        "chosen": chosen
-    }
+        return {name: column[0] for name, column in columns.items()}
+    first, *others = np.argsort(bits, kind="stable")
+    lead, half = mean_of(estimates[:, others] - estimates[:, [first]])
+    return columns | {"chosen": int(first), "is_close": bool((lead <= half).any())}
 
 
 def _print(entries: list[dict[str, Any]], out: Path) -> None:
@@ -141,6 +156,9 @@ def _print(entries: list[dict[str, Any]], out: Path) -> None:
     if chosen:
         low, high = wilson_interval(sum(chosen), len(chosen))
         rows.append(["right choices", f"{np.mean(chosen):.1%} ({low:.1%} – {high:.1%})", str(len(chosen))])
+    close = [entry["is_close"] for entry in entries if "choices" in entry]
+    if any(close):
+        rows.append(["choices too close to tell; more --draws", f"{sum(close)}", str(len(close))])
     if rows:
         console.print(table("Likelihood (bound)", ["", "95 %", "examples"], rows))
     say(f"{len(entries)} lines in {out}")

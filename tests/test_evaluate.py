@@ -15,7 +15,7 @@ from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.splits import SplitConfig
-from trimask.diffusion.evaluate import EvaluateConfig, evaluate
+from trimask.diffusion.evaluate import EvaluateConfig, _unseen, evaluate
 from trimask.diffusion.exam import Exam
 from trimask.diffusion.held_out import HeldOut, Real, spread
 from trimask.diffusion.likelihood import num_asked, target_bits
@@ -114,14 +114,14 @@ def test_bits_of_a_model_that_knows_nothing_are_those_of_the_ids_a_token_may_be(
     bits = target_bits(
         jax.random.key(0), examples, jax.tree_util.Partial(ignorant), vocabulary, ScheduleConfig(), num_draws=2000
     )
-    assert [num_asked(example) for example in examples] == [3, 2]
+    assert [num_asked(example, vocabulary) for example in examples] == [3, 2]
     # 2,000 draws: the standard error of a token's weight is below 3 %.
     np.testing.assert_allclose(bits, np.log2(8) * np.array([3, 2]), rtol=0.08)
 
 
 def test_bits_per_token_and_character_are_quotients_of_sums(loaded, texts, monkeypatch):
     def counted(key, examples, *_, **__):
-        return np.array([2.0 + num_asked(example) ** 2 for example in examples])
+        return np.array([2.0 + num_asked(example, loaded.vocabulary) ** 2 for example in examples])
 
     monkeypatch.setattr(evaluation, "target_bits", counted)
     result, _ = evaluate(loaded, texts, dataclasses.replace(CONFIG, max_examples=None))
@@ -298,6 +298,23 @@ def test_a_folder_that_was_not_prepared_is_told_how(loaded, tmp_path):
         FileNotFoundError, match=rf"no prepared data here; `trimask prepare .* --tokenizers {loaded.folder}"
     ):
         command.run(loaded, tmp_path, CONFIG)
+
+
+def test_what_is_larger_than_anything_trained_on_is_noted(loaded, prepared):
+    layouts = loaded.description.layouts
+    assert evaluate(loaded, prepared, CONFIG)[0].notes == []
+    small = {
+        name: dataclasses.replace(layout, shapes={m: [1] * len(s) for m, s in layout.shapes.items()})
+        for name, layout in layouts.items()
+    }
+    other = dataclasses.replace(loaded, description=dataclasses.replace(loaded.description, layouts=small))
+    notes = evaluate(other, prepared, CONFIG)[0].notes
+    assert "drawn has image of 2×3 codes, and the model was trained on 1×1 at most" in notes
+    wide = {
+        "drawn": dataclasses.replace(layouts["drawn"], shapes={"text": [99], "image": [1, 9]}),
+        "tall": dataclasses.replace(layouts["drawn"], shapes={"text": [99], "image": [9, 1]}),
+    }
+    assert list(_unseen("drawn", layouts["drawn"], wide.values())) == []
 
 
 def test_judges_are_given_on_the_command_line():

@@ -12,7 +12,7 @@ from fakes import VOCABULARY
 from jax.tree_util import Partial
 from PIL import Image
 
-from trimask.diffusion.likelihood import estimated_bits, target_bits
+from trimask.diffusion.likelihood import draws_of, estimates_of_bits, mean_of, num_asked, target_bits
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.scripts.evaluate import main
 from trimask.tokenizers.sequence import direct
@@ -20,6 +20,10 @@ from trimask.tokenizers.sequence import direct
 CORRELATED = np.array([[[0.02, 0.10], [0.20, 0.03]], [[0.25, 0.05], [0.05, 0.30]]])
 DENOISE = Partial(fakes.joint(CORRELATED))
 CODES = [(0, 1, 0), (1, 1, 1), (0, 0, 0)]
+
+
+def estimated_bits(*args, **options):
+    return mean_of(estimates_of_bits(*args, **options))
 
 
 def example(codes, given=0):
@@ -42,7 +46,7 @@ def test_the_bound_of_an_exact_denoiser_is_the_likelihood(estimator):
 @pytest.mark.parametrize("name", fakes.SCHEDULES)
 def test_under_every_schedule_the_bound_is_unbiased(name):
     schedule = fakes.SCHEDULES[name]
-    options = {"num_draws": 16, "rows": 256}
+    options = {"num_draws": 16, "rows": 256, "draws": range(256)}
     bits = target_bits(jax.random.key(2), [example(CODES[0])] * 256, DENOISE, VOCABULARY, schedule, **options)
     exact, standard_error = -math.log2(CORRELATED[CODES[0]]), bits.std(ddof=1) / len(bits) ** 0.5
     assert abs(bits.mean() - exact) < 4 * standard_error + 2 * schedule.min_time * exact
@@ -84,10 +88,27 @@ def test_intervals_hold_the_value_as_often_as_they_say():
         ScheduleConfig(min_time=1e-4),
         num_draws=8,
         estimator="subsets",
+        draws=range(200),
         repeats=6,
     )
     held = np.abs(bits + math.log2(CORRELATED[CODES[0]])) < half
     assert 0.88 < held.mean() < 0.99
+
+
+def test_bits_do_not_depend_on_the_place_among_others():
+    options = {"num_draws": 3}
+    examples = [example(c, given) for c in CODES for given in (0, 1)]
+    bits = target_bits(jax.random.key(3), examples, DENOISE, VOCABULARY, ScheduleConfig(), **options)
+    again = target_bits(jax.random.key(3), examples[::-1] * 2, DENOISE, VOCABULARY, ScheduleConfig(), **options)
+    np.testing.assert_array_equal(again, [*bits[::-1], *bits[::-1]])
+    assert len({draws_of(e.segments) for e in examples}) == len(examples)
+
+
+def test_tokens_are_those_of_a_text_and_one_end():
+    eos = VOCABULARY.eos_code
+    asked = {(0, 1, eos, eos, eos): 3, (0, 1, 1): 3, (eos, eos): 1, (0, eos): 2}
+    assert {codes: num_asked(example(codes), VOCABULARY) for codes in asked} == asked
+    assert num_asked(example((0, 1, eos, eos), 1), VOCABULARY) == 2
 
 
 def test_an_interval_needs_several_estimates():
@@ -129,19 +150,30 @@ def test_every_kind_of_line_gets_its_bits(score, tmp_path, capsys):
     scores = score(*lines, draws=2)
     assert [{k: v for k, v in s.items() if k in line} for s, line in zip(scores, lines, strict=True)] == lines
     whole, rest, described, chosen, drawn = scores
-    assert rest["bits"] < whole["bits"] and rest["tokens"] == whole["tokens"] - 6
+    assert rest["bits"] < whole["bits"] and rest["tokens"] == 2 and whole["tokens"] == 8
     assert drawn["tokens"] == 6 and len(chosen["bits"]) == 2 and chosen["chosen"] == int(np.argmin(chosen["bits"]))
     assert described["half_width"] > 0 and described["tokens"] == chosen["tokens"][0]
     shown = capsys.readouterr().out
     assert "bits per token" in shown and "right choices" in shown
 
 
-def test_the_first_line_has_the_same_score_whatever_follows(score):
+def test_a_line_has_the_same_score_whatever_else_there_is(score):
     lines = [{"prompt": "01+01=", "text": "2"}, {"prompt": "12+12=", "text": "24"}]
     both, alone = score(*lines, draws=2)[0], score(lines[0], draws=2)[0]
+    for other in score(*lines[::-1], lines[0], draws=2)[1:]:
+        assert [other[name] for name in ("bits", "half_width")] == pytest.approx([both["bits"], both["half_width"]])
     # The last bits of a product may depend on how many rows it has.
     numbers = {name: pytest.approx(value, rel=1e-6) for name, value in alone.items() if isinstance(value, float)}
     assert both == alone | numbers
+
+
+def test_choices_are_drawn_alike_and_a_lead_by_chance_is_marked(score, capsys):
+    choices = {"prompt": "01+01=", "choices": ["2", "2", "3"]}
+    (scored,) = score(choices, draws=1)
+    assert scored["bits"][0] == scored["bits"][1] and scored["is_close"]
+    assert "choices too close to tell; more --draws" in capsys.readouterr().out
+    (other,) = score(choices | {"choices": ["2", "7"]}, draws=1)
+    assert other["bits"][0] == pytest.approx(scored["bits"][0], rel=1e-6)
 
 
 @pytest.mark.parametrize(

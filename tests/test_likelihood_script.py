@@ -7,31 +7,32 @@ import numpy as np
 import pytest
 
 from trimask.scripts import evaluate, likelihood
-from trimask.tokenizers.sequence import Example, Segment
 
 
-def example(asked, given=1):
-    return Example("text", (Segment("text", np.array([3] * given + [-1] * asked)),))
+def test_of_choices_the_likeliest_is_chosen_and_each_has_its_numbers():
+    estimates = np.array([[4.0, 2.0, 9.0], [5.0, 3.0, 9.5], [3.0, 1.0, 8.5]])
+    scores = likelihood._scores(estimates, [2, 3, 4], True)
+    # Student's t of two degrees of freedom is 4.303; the deviations are 1, 1 and ½.
+    assert scores.pop("half_width") == pytest.approx([4.303 / 3**0.5, 4.303 / 3**0.5, 4.303 / 12**0.5], rel=1e-3)
+    assert scores == {"bits": [4.0, 2.0, 9.0], "tokens": [2, 3, 4], "chosen": 1, "is_close": False}
+    single = likelihood._scores(estimates[:, :1], [2], False)
+    assert (single["bits"], single["tokens"]) == (4.0, 2) and "chosen" not in single
 
 
-def test_of_choices_the_likeliest_is_chosen_and_each_has_its_numbers(monkeypatch):
-    monkeypatch.setattr(likelihood, "num_asked", lambda example: int((example.segments[0].codes < 0).sum()))
-    own = [(example(2), 4.0, 0.5), (example(3), 2.5, 0.25), (example(4), 9.0, 0.125)]
-    assert likelihood._scores(own, True) == {
-        "bits": [4.0, 2.5, 9.0],
-        "half_width": [0.5, 0.25, 0.125],
-        "tokens": [2, 3, 4],
-        "chosen": 1,
-    }
-    assert likelihood._scores(own[:1], False) == {"bits": 4.0, "half_width": 0.5, "tokens": 2}
+def test_a_lead_within_the_interval_of_the_paired_difference_is_close():
+    """By themselves the two differ less than each estimate varies; what counts is how their difference does."""
+    first = np.array([[4.0], [40.0], [400.0]])
+    assert not likelihood._scores(np.concatenate([first, first + 1], axis=1), [1, 1], True)["is_close"]
+    assert likelihood._scores(np.concatenate([first, 2 * first], axis=1), [1, 1], True)["is_close"]
+    assert not likelihood._scores(first, [1], True)["is_close"]
 
 
 ANSWERS = [{"text": "x", "bits": 6.0, "tokens": 4}, {"text": "y", "bits": 10.0, "tokens": 4}]
 CHOICES = [
-    {"choices": ["a", "b"], "answer": 1, "chosen": 1},
-    {"choices": ["a", "b"], "answer": 0, "chosen": 0},
-    {"choices": ["a", "b"], "answer": 0, "chosen": 1},
-    {"choices": ["a", "b"], "chosen": 1},  # nobody says which is right
+    {"choices": ["a", "b"], "answer": 1, "chosen": 1, "is_close": False},
+    {"choices": ["a", "b"], "answer": 0, "chosen": 0, "is_close": False},
+    {"choices": ["a", "b"], "answer": 0, "chosen": 1, "is_close": False},
+    {"choices": ["a", "b"], "chosen": 1, "is_close": False},  # nobody says which is right
 ]
 
 
@@ -43,8 +44,9 @@ CHOICES = [
         (ANSWERS[:1], [["bits per token", "1.500", "1"], ["bits per answer", "6.000", "1"]]),
         (CHOICES, [["right choices", "66.7% (20.8% – 93.9%)", "3"]]),
         (CHOICES[3:], None),
+        ([CHOICES[3] | {"is_close": True}], [["choices too close to tell; more --draws", "1", "1"]]),
     ],
-    ids=["answers", "one answer", "choices", "choices without answers"],
+    ids=["answers", "one answer", "choices", "choices without answers", "close choices"],
 )
 def test_what_is_printed_is_bits_of_answers_and_the_share_of_right_choices(monkeypatch, capsys, entries, rows):
     tables = []
