@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 import unicodedata
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
+from trimask.tokenizers import text
 from trimask.tokenizers.text import TextTokenizer
 
 SUMS = [f"{a}+{b}={a + b}" for a in range(0, 100, 7) for b in range(0, 100, 3)]
@@ -43,8 +45,8 @@ def test_every_unicode_string_round_trips(text):
 def test_a_batch_is_its_texts_one_by_one(texts):
     batch = TOKENIZER.encode_batch(texts)
     assert len(batch) == len(texts)
-    for ids, text in zip(batch, texts, strict=True):
-        np.testing.assert_array_equal(ids, TOKENIZER.encode(text))
+    for ids, each in zip(batch, texts, strict=True):
+        np.testing.assert_array_equal(ids, TOKENIZER.encode(each))
     assert TOKENIZER.decode_batch(batch) == texts
 
 
@@ -145,3 +147,14 @@ def test_a_tokenizer_file_that_is_none_is_refused_with_its_path(tmp_path):
     path.write_text(json.dumps({"model": 3}))
     with pytest.raises(ValueError, match=r"other\.json: not a tokenizer\.json"):
         TextTokenizer.from_file(path)
+
+
+def test_fitting_takes_a_text_without_blanks_in_pieces_that_lose_nothing():
+    words = "ab" * 1700 + " and " + "c" * 999
+    pieces = [piece for piece in text._LONG_WORD.split(words) if piece]
+    assert "".join(pieces) == words and [len(piece) for piece in pieces] == [1000, 1000, 1000, 1404]
+    letters = "".join(np.random.default_rng(0).choice(list("abcdefgh"), 300_000))
+    begin = time.process_time()
+    fitted = TextTokenizer.fit([letters], 300)
+    assert fitted.decode(fitted.encode(letters)) == letters
+    assert time.process_time() - begin < 5  # a third of it in one piece took 1.4 s, and the time grows with the square

@@ -6,6 +6,7 @@ pairs are merged, so "47" is always the two tokens "4", "7". Text is only ever t
 token in it is spelled out.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from trimask.tokenizers.codec import Files, StoredTokenizer
 from trimask.tokenizers.files import printable, require_regular_file
 from trimask.tokenizers.json_text import MAX_BYTES
 
+_LONG_WORD = re.compile(r"(\S{1000})")
+"""Where text without blanks is cut for fitting, whose time grows with the square of the longest word."""
 MAX_TOKENS = 1 << 22
 """Most ids of a text tokenizer that is read."""
 
@@ -65,7 +68,8 @@ class TextTokenizer(StoredTokenizer):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(map(_checked, texts), trainer)
+        pieces = (piece for text in texts for piece in _LONG_WORD.split(_checked(text)) if piece)
+        tokenizer.train_from_iterator(pieces, trainer)
         return cls(tokenizer.to_str())
 
     @classmethod
