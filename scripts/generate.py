@@ -35,6 +35,8 @@ from trimask.tokenizers.ranges import Checked, NonNegative, NonNegativeInt, Seed
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT
 
+_ANYTHING = "unconditional"
+"""What answers to an empty prompt are called."""
 _WATCHED = 4
 """Answers shown at a time."""
 _SHORT = ("image", "audio")
@@ -49,7 +51,8 @@ class Arguments(Checked):
     run: tyro.conf.Positional[Path]
     """Run folder that `trimask train` wrote."""
     prompt: tuple[str, ...] = ()
-    """Texts: what to draw or say, or with --to text how the text begins."""
+    """Texts: what to draw or say, or with --to text how the text begins. An empty one draws or says anything, as
+    guidance imagines it."""
     prompts: str | None = None
     """File of more prompts, one per line; - reads them from standard input."""
     infill: tuple[str, ...] = ()
@@ -164,7 +167,7 @@ def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
         raise ValueError(f"--out {out} is a file; it must be a folder, or a name for a new one")
     read_index(out)  # what cannot be added to is refused before anything is computed
     prompts = prompts_of(loaded, arguments.like)
-    questions = [q for q in ask(arguments, prompts) for _ in range(arguments.num)]
+    questions = [q for q in ask(arguments, prompts, loaded) for _ in range(arguments.num)]
     config = settings(arguments, loaded, questions[0].example)
     requests = [question.example for question in questions]
     generator = Generator(loaded.denoise, loaded.vocabulary)
@@ -189,7 +192,7 @@ def prompts_of(loaded: Loaded, like: str | None = None) -> Prompts:
     return Prompts(loaded.tokenizers, loaded.description.layouts, like)
 
 
-def ask(arguments: Arguments, prompts: Prompts) -> list[Question]:
+def ask(arguments: Arguments, prompts: Prompts, loaded: Loaded) -> list[Question]:
     """The questions, in the order of the input; files are read here."""
     if arguments.infill:
         return [Question(pattern, prompts.infill(pattern), pattern) for pattern in arguments.infill]
@@ -201,9 +204,11 @@ def ask(arguments: Arguments, prompts: Prompts) -> list[Question]:
         return [Question(str(path), prompts.from_medium(medium, read(path)), path.stem) for path in paths]
     assert arguments.to is not None
     texts = [*arguments.prompt, *(() if arguments.prompts is None else read_prompts(arguments.prompts))]
+    if arguments.to != TEXT and "" in texts and not loaded.description.train.masking.drop_probability:
+        raise ValueError("an empty prompt needs a run that was trained to go without: its drop_probability is 0")
     if arguments.to == TEXT:
         return [Question(text, prompts.complete(text, arguments.length), text) for text in texts]
-    return [Question(text, prompts.from_text(text, arguments.to), text) for text in texts]
+    return [Question(text, prompts.from_text(text, arguments.to), text or _ANYTHING) for text in texts]
 
 
 def _to_restore(arguments: Arguments, prompts: Prompts) -> list[Question]:
@@ -232,9 +237,9 @@ def settings(arguments: Arguments, loaded: Loaded, example: Example) -> Generati
     """The arguments' way to sample, refused where a part of it cannot have an effect."""
     default, config = loaded.generation(arguments.target), arguments.sampling
     require_used(config, default)
-    if not any(segment.is_condition for segment in example.segments):
+    if not any(segment.is_condition and (segment.codes >= 0).any() for segment in example.segments):
         if config.guidance not in (0.0, default.guidance):
-            raise ValueError("guidance needs a condition to follow, and a text alone has none")
+            raise ValueError("guidance needs a condition to follow; a text alone, or an empty prompt, has none")
         config = dataclasses.replace(config, guidance=0.0)
     return config
 

@@ -28,6 +28,8 @@ _MARGIN = 8
 _FONT_SIZE = 14
 _FRAME_WIDTH = 320
 _STEM_LENGTH = 60
+_STEM_BYTES = 120
+_ACCENTS = re.compile("([a-z])[\u0300-\u036f]+")
 _LAST_FRAME = 10
 """How many times as long the last frame of an animation stays."""
 
@@ -159,10 +161,16 @@ def _write_mp4(partial: Path, pages: Sequence[Image.Image], milliseconds: int) -
 
 
 def file_stem(prompt: str, is_taken: Callable[[str], bool] = lambda _: False) -> str:
-    """A file name without its ending: the prompt's ASCII letters and digits, numbered if it is taken."""
-    ascii_only = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
-    words = re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-")
-    stem = words[:_STEM_LENGTH].strip("-") or "untitled"
+    """A file name without its ending: the prompt's letters and digits, numbered if it is taken.
+
+    Latin letters lose their accents; those of other scripts stay as they are.
+    """
+    plain = _ACCENTS.sub(r"\1", unicodedata.normalize("NFKD", prompt).casefold())
+    kept = "".join(c if unicodedata.category(c)[0] in "LMN" else "-" for c in unicodedata.normalize("NFC", plain))
+    words = re.sub("-+", "-", kept).strip("-")[:_STEM_LENGTH]
+    while len(words.encode()) > _STEM_BYTES:
+        words = words[:-1]
+    stem = words.strip("-") or "untitled"
     if not is_taken(stem):
         return stem
     number = 2

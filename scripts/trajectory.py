@@ -88,7 +88,8 @@ def _events(tokenizers: MediaTokenizers, path: Sequence[Answer]) -> Iterator[dic
 
 def confidences(asked: Example, answer: Answer) -> np.ndarray:
     """Of every code of what is made: its probability when it was revealed, 1 where it was given, 0 where masked."""
-    holes = [segment.codes.reshape(-1) < 0 for segment in asked.segments]
+    # A hidden condition is not asked for.
+    holes = [(segment.codes.reshape(-1) < 0) & (not segment.is_condition) for segment in asked.segments]
     own = answer.log_probs[sum(hole.sum() for hole in holes[:-1]) :]
     result = np.ones(len(holes[-1]))
     result[holes[-1]] = np.exp(own)

@@ -11,11 +11,13 @@ from PIL import Image
 from test_policy import save_policy
 
 from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.sampling.requests import Generator
 from trimask.scripts import samples
-from trimask.scripts.generate import main, prompts_of
+from trimask.scripts.generate import Arguments, ask, main, prompts_of
 from trimask.scripts.samples import save_training_samples
 from trimask.tokenizers import configuration
+from trimask.tokenizers.sequence import assemble, stack
 
 STEP = 7
 WORDS = ("one", "two", "three")
@@ -121,6 +123,28 @@ def test_a_mask_of_one_colour_is_said(generate, tmp_path, capsys, grey, said):
     made = np.asarray(Image.open(tmp_path / "out/noise.png").convert("L"))[::26, ::26]
     assert (made == pixels).all() == (grey == 0) == (entry["nfe"] == 0)
     assert f"{said} {tmp_path / 'noise.png'} is bright in the mask" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("to", ["image", "audio"])
+def test_an_empty_prompt_is_the_hidden_condition_that_guidance_imagines(generate, loaded, to):
+    (entry,) = generate("--prompt", "", "--to", to, "--trace", "--temperature", "0")
+    assert entry["file"].startswith("unconditional.") and entry["prompt"] == "" and entry["nfe"] > 0
+    example = Prompts(loaded.tokenizers, loaded.description.layouts).from_text("", to)
+    row = stack([assemble(loaded.vocabulary, [example], example.length)])
+    assert (row.tokens[row.is_condition & (row.modality != 0)] == loaded.vocabulary.mask_id).all()
+    (answer,) = Generator(loaded.denoise, loaded.vocabulary).generate([example], loaded.generation(to), 0)
+    assert (answer.example.segments[0].codes == -1).all() and (answer.example.segments[1].codes >= 0).all()
+    with pytest.raises(ValueError, match="guidance needs a condition to follow; a text alone, or an empty prompt"):
+        generate("--prompt", "", "--to", to, "--guidance", "1")
+
+
+def test_an_empty_prompt_is_refused_by_a_run_that_never_went_without(generate, loaded, monkeypatch):
+    masking = replace(loaded.description.train.masking, drop_probability=0.0)
+    train = replace(loaded.description.train, masking=masking)
+    other = replace(loaded, description=replace(loaded.description, train=train))
+    arguments = Arguments(run=loaded.folder, prompt=("",), to="image")
+    with pytest.raises(ValueError, match="was trained to go without: its drop_probability is 0"):
+        ask(arguments, prompts_of(other), other)
 
 
 def test_a_span_is_spoken_anew_and_the_rest_stays(generate, tmp_path):

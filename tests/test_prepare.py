@@ -488,7 +488,7 @@ def test_a_codec_is_fitted_on_no_more_bytes_than_there_is_room_for(monkeypatch, 
 
 def test_colour_is_kept_if_any_picture_has_it(tmp_path):
     for number, mode in enumerate(("L", "RGB", "L")):
-        Image.new(mode, (4, 4)).save(tmp_path / f"{number}.png")
+        Image.new(mode, (4, 4), "red").save(tmp_path / f"{number}.png")
     lines = [{"file_name": f"{n}.png", "text": "x", "split": "train"} for n in range(3)]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = PrepareConfig(sources={"some": SourceConfig(kind="images", where=(str(tmp_path),))})

@@ -60,6 +60,7 @@ KILLED = """
     join()
     print("here")  # stays in a buffer
     if os.environ["JAX_PROCESS_ID"] == sys.argv[1]:
+        time.sleep(2)  # until the others are here, too
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
 """

@@ -22,6 +22,7 @@ from trimask.scripts.render import (
     write_wav,
 )
 from trimask.tokenizers.audio import MelCodec, MelConfig
+from trimask.tokenizers.files import require_plain_name
 from trimask.tokenizers.image import PatchCodec, PatchConfig
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Example, Segment
@@ -231,16 +232,23 @@ def test_without_its_library_an_mp4_is_refused_with_what_to_install(tmp_path, mo
     ("prompt", "stem"),
     [
         ("a handwritten seven", "a-handwritten-seven"),
-        ("Größe: 3/4 \\ ..", "groe-3-4"),
+        ("Größe: 3/4 \\ ..", "grosse-3-4"),
+        ("Þórr é̂ ½", "þorr-e-1-2"),
         ("../../etc/passwd", "etc-passwd"),
         ("47+__=85", "47-85"),
-        ("数字\n", "untitled"),
+        ("数字\n", "数字"),
+        ("а́дрес/Й", "а́дрес-й"),
+        ("हिन्दी में", "हिन्दी-में"),
+        ("\u202egnp.exe", "gnp-exe"),
+        ("🎉", "untitled"),
+        ("七" * 300, "七" * 40),
         ("", "untitled"),
         ("x" * 300, "x" * 60),
     ],
 )
 def test_file_stems_are_short_plain_and_never_empty(prompt, stem):
     assert file_stem(prompt) == stem
+    assert require_plain_name(f"{stem}.png", "test", ".png") == f"{stem}.png"
 
 
 def test_colliding_file_stems_are_numbered():

@@ -8,7 +8,6 @@ the place is replaced; what it leads to is left alone.
 
 import errno
 import os
-import re
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ def require_regular_file(path: Path) -> None:
 
 def require_plain_name(name: object, origin: str, *endings: str) -> str:
     """Returns the name. Raises ValueError, naming the origin, unless it is plain and has one of the endings, if any."""
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+    if not isinstance(name, str) or not _is_plain(name):
         raise ValueError(f"{origin}: a name of a file must be letters, digits, _, . and -, got {printable(repr(name))}")
     if len(name.encode()) > MAX_NAME:
         raise ValueError(f"{origin}: a name of {len(name.encode())} bytes, {MAX_NAME} are allowed: {name[:50]}…")
@@ -55,6 +54,16 @@ def inside(folder: Path, name: str) -> Path:
     if not is_relative or not (folder / name).resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{printable(repr(name))} must be a path that stays inside the folder {folder}")
     return folder / name
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it has letters of any script, with their marks, digits, and _ . - but at the beginning no . - or mark."""
+    kinds = [unicodedata.category(c)[0] for c in name]
+    return (
+        bool(name)
+        and all(c in "_.-" or kind in "LMN" for c, kind in zip(name, kinds, strict=True))
+        and (name[0] == "_" or kinds[0] in "LN")
+    )
 
 
 def printable(text: str, keep: str = "") -> str:

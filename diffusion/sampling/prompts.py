@@ -87,8 +87,11 @@ class Prompts:
         return direct(task, {TEXT: fill_text(self.tokenizers.vocabulary, np.concatenate(parts), length)})
 
     def from_text(self, prompt: str, target: str) -> Example:
-        """A medium asked for by its description."""
+        """A medium asked for by its description; an empty one is hidden, as some are in training."""
         task = self.task(TEXT, target)
+        if not prompt:
+            layout = self.layout(task)
+            return direct(task, {name: _masked(tuple(layout.shapes[name])) for name in (TEXT, target)})
         shape = tuple(self._fitting(task, len(self._encode(prompt)), prompt).shapes[target])
         return direct(task, {TEXT: self._caption(task, prompt), target: _masked(shape)})
 

@@ -184,8 +184,8 @@ effect, and their memory it must leave as it is."""
 
 @partial(jax.jit, static_argnums=2)
 def start(sequence: Sequence, keys: RowKeys, mask_id: int) -> State:
-    """The state before the first step: every position that holds MASK is to be filled."""
-    is_masked = sequence.tokens == mask_id
+    """The state before the first step: every position that holds MASK is to be filled, but for a hidden condition."""
+    is_masked = (sequence.tokens == mask_id) & ~sequence.is_condition
     zero = jnp.zeros(is_masked.shape[:1], jnp.int32)
     return State(
         sequence=sequence,
