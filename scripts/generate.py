@@ -165,9 +165,11 @@ def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
     """Asks, writes and prints."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; it must be a folder, or a name for a new one")
+    if arguments.to != TEXT and "" in arguments.prompt and not loaded.description.train.masking.drop_probability:
+        raise ValueError("an empty prompt needs a run that was trained to go without: its drop_probability is 0")
     read_index(out)  # what cannot be added to is refused before anything is computed
     prompts = prompts_of(loaded, arguments.like)
-    questions = [q for q in ask(arguments, prompts, loaded) for _ in range(arguments.num)]
+    questions = [q for q in ask(arguments, prompts) for _ in range(arguments.num)]
     config = settings(arguments, loaded, questions[0].example)
     requests = [question.example for question in questions]
     generator = Generator(loaded.denoise, loaded.vocabulary)
@@ -192,7 +194,7 @@ def prompts_of(loaded: Loaded, like: str | None = None) -> Prompts:
     return Prompts(loaded.tokenizers, loaded.description.layouts, like)
 
 
-def ask(arguments: Arguments, prompts: Prompts, loaded: Loaded) -> list[Question]:
+def ask(arguments: Arguments, prompts: Prompts) -> list[Question]:
     """The questions, in the order of the input; files are read here."""
     if arguments.infill:
         return [Question(pattern, prompts.infill(pattern), pattern) for pattern in arguments.infill]
@@ -204,8 +206,6 @@ def ask(arguments: Arguments, prompts: Prompts, loaded: Loaded) -> list[Question
         return [Question(str(path), prompts.from_medium(medium, read(path)), path.stem) for path in paths]
     assert arguments.to is not None
     texts = [*arguments.prompt, *(() if arguments.prompts is None else read_prompts(arguments.prompts))]
-    if arguments.to != TEXT and "" in texts and not loaded.description.train.masking.drop_probability:
-        raise ValueError("an empty prompt needs a run that was trained to go without: its drop_probability is 0")
     if arguments.to == TEXT:
         return [Question(text, prompts.complete(text, arguments.length), text) for text in texts]
     return [Question(text, prompts.from_text(text, arguments.to), text or _ANYTHING) for text in texts]

@@ -14,7 +14,7 @@ from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.sampling.requests import Generator
 from trimask.scripts import samples
-from trimask.scripts.generate import Arguments, ask, main, prompts_of
+from trimask.scripts.generate import Arguments, main, prompts_of, run
 from trimask.scripts.samples import save_training_samples
 from trimask.tokenizers import configuration
 from trimask.tokenizers.sequence import assemble, stack
@@ -143,8 +143,10 @@ def test_an_empty_prompt_is_refused_by_a_run_that_never_went_without(generate, l
     train = replace(loaded.description.train, masking=masking)
     other = replace(loaded, description=replace(loaded.description, train=train))
     arguments = Arguments(run=loaded.folder, prompt=("",), to="image")
+    out = loaded.folder / "nowhere"
     with pytest.raises(ValueError, match="was trained to go without: its drop_probability is 0"):
-        ask(arguments, prompts_of(other), other)
+        run(other, arguments, out)
+    assert not out.exists()
 
 
 def test_a_span_is_spoken_anew_and_the_rest_stays(generate, tmp_path):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
+from typing import cast
 
 MAX_LINE_BYTES = 1 << 24
 """Longest line, or record of lines, that is used, if nothing else is said."""
@@ -50,7 +51,7 @@ def read_lines(source: str) -> list[tuple[int, str]]:
     Raises OSError where it cannot be opened, ValueError, with the line, where one is no text or too long.
     """
     if source == "-":
-        return list(_numbered(sys.stdin.buffer, "standard input"))
+        return list(_numbered(cast(BufferedIOBase, sys.stdin.buffer), "standard input"))
     with Path(source).open("rb") as file:
         return list(_numbered(file, source))
 

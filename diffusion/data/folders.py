@@ -18,7 +18,7 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from trimask.diffusion.data.lines import Block, blocks_of, records_of
+from trimask.diffusion.data.lines import Block, Record, blocks_of, records_of
 from trimask.diffusion.data.modalities import modality
 from trimask.diffusion.data.sources import BadRecord, Entry, OpenConfig, RawExample
 from trimask.diffusion.data.splits import split_of_folder
@@ -97,15 +97,14 @@ class Folder:
                 yield row.line, partial(_cells, row.fields)
         else:
             for record in records_of(block, "line", self._most):
-                yield record.line, lambda record=record: json_object(record.text)
+                yield record.line, partial(_object_of, record)
 
     def _with_media(self, block: Block) -> Block:
         """The block with a digest of the names, sizes and times of its media, where they can be looked at."""
         digest = hashlib.sha256()
         for entry in self.entries(block):
-            path = None if isinstance(entry, BadRecord) else entry.path
-            if path is not None and path.is_file():
-                about = path.stat()
+            if not isinstance(entry, BadRecord) and entry.path is not None and entry.path.is_file():
+                about = entry.path.stat()
                 digest.update(f"{entry.id}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
         return replace(block, media_sha256=digest.hexdigest())
 
@@ -131,13 +130,14 @@ class Folder:
         """The caption; of a number the name that the data have for it."""
         name = self.config.fields.text
         value = fields.get(name)
-        is_number = type(value) is int or (metadata.suffix == ".csv" and isinstance(value, str) and value.isdecimal())
-        names = self.config.fields.labels or (self._names_of_labels(metadata) if is_number else ())
-        if not is_number or not names:
-            return text_field(fields, name, "; --fields.labels names the numbers from 0 on" if is_number else "")
-        if int(value) >= len(names) or int(value) < 0:
+        if not (type(value) is int or (metadata.suffix == ".csv" and isinstance(value, str) and value.isdecimal())):
+            return text_field(fields, name)
+        names, number = self.config.fields.labels or self._names_of_labels(metadata), int(value)
+        if not names:
+            return text_field(fields, name, "; --fields.labels names the numbers from 0 on")
+        if not 0 <= number < len(names):
             raise ValueError(f'"{name}" is {value}, and names are known of 0 to {len(names) - 1}: {", ".join(names)}')
-        return names[int(value)]
+        return names[number]
 
     def _names_of_labels(self, metadata: Path) -> tuple[str, ...]:
         if metadata not in self._known_labels:
@@ -154,6 +154,10 @@ class Folder:
         for fault in kind.faults(path):
             raise ValueError(f"{path}: {fault}")
         return example
+
+
+def _object_of(record: Record) -> dict[str, Any]:
+    return json_object(record.text)
 
 
 def _cells(fields: dict[str, Any] | str) -> dict[str, Any]:
