@@ -57,6 +57,8 @@ class Retention:
 
     last: int = 2
     every: int | None = None
+    step: int | None = None
+    """One that always stays."""
     best: int = 0
     metric: str = "loss"
 
@@ -223,8 +225,9 @@ class Checkpoints:
 
     def _policy(self, keep: Retention) -> policies.AnyPreservationPolicy:
         every = [] if keep.every is None else [policies.EveryNSteps(keep.every)]
+        one = [] if keep.step is None else [policies.CustomSteps([keep.step])]
         return policies.AnyPreservationPolicy(
-            [policies.LatestN(keep.last), *every, _KeepBest(keep.best, keep.metric, self._metrics)]
+            [policies.LatestN(keep.last), *every, *one, _KeepBest(keep.best, keep.metric, self._metrics)]
         )
 
     def _set_aside(self, step: int) -> Path:

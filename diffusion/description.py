@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.layout import Layout
+from trimask.diffusion.longer import require_longer
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig
@@ -19,9 +20,10 @@ from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import ParametrizationConfig
 from trimask.diffusion.run_folder import checkpoint_steps
 from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.sde import SDEScaling
+from trimask.diffusion.sde import SDEScaling, rescaled
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers import configuration
+from trimask.tokenizers.formats import added
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.ranges import Checked, Seed, Size
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -84,6 +86,13 @@ class RunDescription:
     """Run folder whose weight average this run started from."""
     init_step: int | None = None
     """The step of that weight average."""
+    first_horizon_tokens: int | None = added(as_before=None, default=None)
+    """Horizon of the run before it was made longer: that of `kappa` and `batch_tokens`. None: it was not."""
+
+    @property
+    def tuned_horizon(self) -> int:
+        """The horizon in tokens that κ is of."""
+        return self.first_horizon_tokens or self.train.optimizer.horizon_tokens
 
 
 def load_description(folder: Path) -> RunDescription:
@@ -113,7 +122,7 @@ def transferred(tuned: RunDescription, width: int | None = None) -> TrainConfig:
         sde=dataclasses.replace(
             sde,
             base_batch_tokens=sde.base_batch_tokens or tuned.batch_tokens,
-            base_horizon_tokens=sde.base_horizon_tokens or config.optimizer.horizon_tokens,
+            base_horizon_tokens=sde.base_horizon_tokens or tuned.tuned_horizon,
         ),
     )
 
@@ -137,12 +146,28 @@ def continued(folder: Path, description: RunDescription, resume: bool) -> RunDes
     for name in ("data_fingerprint", "init_from"):
         if getattr(old, name) != getattr(description, name):
             changed.append(f"{name}: {getattr(old, name)} → {getattr(description, name)}")
+    if [line.partition(":")[0] for line in changed] == ["optimizer.horizon_tokens"]:
+        require_longer(folder, old.train.optimizer, description.train.optimizer)
+        return _lengthened(old, description)
     if changed:
         raise ValueError(
             f"{folder} holds a run of another configuration; choose another folder. "
             f"There → asked for: {'; '.join(changed)}"
         )
     return dataclasses.replace(old, train=description.train, data=description.data)
+
+
+def _lengthened(old: RunDescription, asked: RunDescription) -> RunDescription:
+    """The run `old` with the horizon that is asked for."""
+    return dataclasses.replace(
+        old,
+        train=asked.train,
+        data=asked.data,
+        num_steps=asked.num_steps,
+        optimizer=rescaled(asked.train.optimizer, old.kappa),
+        epochs=asked.epochs,
+        first_horizon_tokens=old.tuned_horizon,
+    )
 
 
 def write_description(folder: Path, description: RunDescription, tokenizers: MediaTokenizers) -> None:

@@ -5,6 +5,7 @@ all use it. Because both are pure and the randomness of a step is folded in from
 resume bit for bit is the state, one integer, and what the watch over the loss remembers.
 """
 
+import dataclasses
 import os
 import signal
 import sys
@@ -90,16 +91,19 @@ def fit(
     items: Callable[[int], int],
     sample: Callable[[State, int], None] | None = None,
     describe: Callable[[int], Any] | None = None,
+    milestone: int | None = None,
     place: Callable[[Any], Any] = jax.device_put,
 ) -> State:
     """Takes `num_steps` steps in all, from the newest good checkpoint in `folder` if there is one.
 
     `items` counts what the rate is quoted in (tokens) of a step; `describe` says what its batch holds, as plain JSON
-    types; `place` copies a batch to the devices. SIGTERM and Ctrl-C save and raise `Interrupted`; a loss
-    that is not finite, or spikes, raises `Diverged` and saves nothing. No other process may train in the folder at the
-    same time, but for those of the same run: all of them call this, and a signal to one stops all at the same step.
+    types; after the step `milestone` the state is saved to stay; `place` copies a batch to the devices. SIGTERM and
+    Ctrl-C save and raise `Interrupted`; a loss that is not finite, or spikes, raises `Diverged` and saves nothing. No
+    other process may train in the folder at the same time, but for those of the same run: all of them call this, and a
+    signal to one stops all at the same step.
     """
-    with locked(folder), _StopRequest() as stop, Checkpoints(folder, config.retention) as checkpoints:
+    retention = dataclasses.replace(config.retention, step=milestone)
+    with locked(folder), _StopRequest() as stop, Checkpoints(folder, retention) as checkpoints:
         start, watch = 0, LossWatch(config.spike_factor)
         restored = checkpoints.restore_newest(state, set_aside=True)
         if restored is not None:
@@ -122,7 +126,7 @@ def fit(
                     with writing(folder):
                         sample(state, done)
                 is_stopping = any_process(stop.signal is not None)
-                is_save = is_stopping or done == num_steps or done % config.checkpoint_every == 0
+                is_save = is_stopping or done in (num_steps, milestone) or done % config.checkpoint_every == 0
                 if is_save:
                     # The loss is the same for all processes; of the state each sees its own part.
                     fault = fault or not_finite(state)

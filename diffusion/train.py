@@ -18,7 +18,8 @@ import jax
 from trimask.diffusion.data.batches import Batches, DatasetUse
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.verification import BackgroundVerification
-from trimask.diffusion.description import RunDescription, TrainConfig, continued, write_description
+from trimask.diffusion.description import RunDescription, TrainConfig, continued, load_description, write_description
+from trimask.diffusion.longer import last_step_before_decay, set_aside, steps_of_decay
 from trimask.diffusion.loop import fit
 from trimask.diffusion.mesh import gathered, place_rows
 from trimask.diffusion.metrics_log import Metrics
@@ -44,7 +45,7 @@ def train(
 
     `announce` is told before the first step what is trained how, and how often each dataset will be seen.
     With `init_from` a run that is new starts from the weight average of that run; without `resume` a folder that holds
-    checkpoints is refused.
+    checkpoints is refused. A longer horizon than that of the run in the folder makes it longer (`longer.py`).
     """
     prepared = Prepared(data)
     vocabulary = prepared.tokenizers.vocabulary
@@ -61,6 +62,7 @@ def train(
     )
     with undone_if_empty(folder, *WRITTEN_FIRST), locked(folder):
         description = continued(folder, description, resume)
+        decayed = _decayed(folder, description, batches)
         pretraining = Pretraining(config, vocabulary, description.kappa, mesh)
         if init_from is None or checkpoint_steps(folder):
             state = pretraining.init()
@@ -73,8 +75,11 @@ def train(
         wait_for_all("all know what the folder holds")
         if is_first():
             announce(description, use)
+            if decayed:
+                set_aside(folder, decayed)
             with writing(folder):
                 write_description(folder, description, prepared.tokenizers)
+        wait_for_all("the folder holds the beginning of what is trained")
 
         alone = Pretraining(config, vocabulary, description.kappa)  # to sample with: on one device, whatever the mesh
 
@@ -104,6 +109,7 @@ def train(
             items=batches.num_tokens,
             sample=sample_now if sample else None,
             describe=batches.describe,
+            milestone=last_step_before_decay(config.optimizer, batches),
             place=partial(place_rows, mesh=mesh, parts=config.accumulate),
         )
         verification.require(wait=True)
@@ -134,6 +140,16 @@ def _described(
         init_from=None if init_from is None else str(init_from.absolute()),
     )
     return description, use
+
+
+def _decayed(folder: Path, description: RunDescription, batches: Batches) -> list[int]:
+    """Steps of the checkpoints in the folder that are none of the longer run that is described."""
+    if description.first_horizon_tokens is None:
+        return []
+    before = load_description(folder).train.optimizer
+    last_stable = last_step_before_decay(before, batches)
+    is_longer = before.horizon_tokens < description.train.optimizer.horizon_tokens
+    return steps_of_decay(folder, last_stable) if is_longer and last_stable is not None else []
 
 
 def _git_commit() -> str | None:

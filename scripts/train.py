@@ -69,11 +69,14 @@ def _print_recipe(description: RunDescription) -> None:
     """The values that the SDE rule makes of those that were tuned, and the distance from the critical batch."""
     tuned, used, sde = description.train.optimizer, description.optimizer, description.train.sde
     batch, horizon, kappa = description.batch_tokens, tuned.horizon_tokens, description.kappa
-    base_batch, base_horizon = sde.base_batch_tokens or batch, sde.base_horizon_tokens or horizon
+    base_batch = sde.base_batch_tokens or batch
+    base_horizon = sde.base_horizon_tokens or description.tuned_horizon
     rows = [["batch in tokens", f"{base_batch:,.0f}", f"{batch:,.0f}"]]
     rows += [["horizon in tokens", f"{base_horizon:,.0f}", f"{horizon:,}"], ["steps", "", f"{description.num_steps:,}"]]
     rows += [[f.name.replace("_", " "), *(f"{getattr(o, f.name):.5g}" for o in (tuned, used))] for f in fields(Knobs)]
     console.print(table(f"Hyperparameters, at κ = {kappa:.4g}", ["", "as tuned", "as used"], rows))
+    if description.first_horizon_tokens is not None:
+        say(f"The run is made longer: κ stays that of its first horizon, {description.tuned_horizon:,} tokens.")
     critical = sde.critical_batch(horizon)
     if critical is None:
         say("How large a batch may be is not known: `trimask study critical-batch` measures it.")

@@ -10,6 +10,7 @@ from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.description import RunDescription, TrainConfig, continued, load_description
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.mesh import MeshConfig
+from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers import configuration
@@ -64,6 +65,10 @@ def test_a_run_goes_on_with_other_ways_to_compute_save_and_show_and_is_else_what
     ("description", "said"),
     [
         (asked(seed=1), "seed: 0 → 1"),
+        (
+            asked(seed=1, optimizer=OptimizerConfig(horizon_tokens=3_000_000)),
+            "optimizer.horizon_tokens: 2000000 → 3000000; seed: 0 → 1",
+        ),
         (asked(batch=BatchConfig(tokens=5)), "batch.tokens: 4096 → 5"),
         (asked(model=dataclasses.replace(TRAIN.model, width=32)), "model.width: 16 → 32"),
         (dataclasses.replace(DESCRIPTION, data_fingerprint="2b"), "data_fingerprint: 1a → 2b"),
@@ -77,6 +82,24 @@ def test_a_run_goes_on_with_other_ways_to_compute_save_and_show_and_is_else_what
 def test_another_run_is_refused_by_what_differs(folder, description, said):
     with pytest.raises(ValueError, match=f"holds a run of another configuration; .* There → asked for: {said}$"):
         continued(folder, description, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "horizon", "said"),
+    [
+        ("cosine", 3_000_000, r"cosine ends at 2,000,000 tokens.* --init-from .* --optimizer.schedule warmup_stable"),
+        ("cosine", 1_000_000, "run of 2,000,000 tokens, which can be made longer and not shorter; got 1,000,000"),
+        ("constant", 1_999_999, "can be made longer and not shorter; got 1,999,999"),
+        ("warmup_stable_decay", 1_999_999, "can be made longer and not shorter; got 1,999,999"),
+    ],
+)
+def test_a_horizon_that_a_run_cannot_get_is_refused(folder, schedule, horizon, said):
+    there = asked(optimizer=OptimizerConfig(schedule=schedule))
+    configuration.save(folder / "config.json", there)
+    longer = asked(optimizer=OptimizerConfig(schedule=schedule, horizon_tokens=horizon))
+    with pytest.raises(ValueError, match=said):
+        continued(folder, longer, resume=True)
+    assert load_description(folder) == there
 
 
 def test_a_folder_without_a_checkpoint_takes_another_run(folder):

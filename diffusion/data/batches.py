@@ -6,6 +6,7 @@ dataset; each epoch visits all rows in an order of its own; each example draws i
 steps: an iterator's state is one integer.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -120,10 +121,10 @@ class Batches:
         return self.datasets[number].batch(visit, (self.seed, number), self.own_rows[number])
 
     def num_tokens(self, step: int) -> int:
-        """Non-padding tokens of the batch of a step, of all processes."""
+        """Non-padding tokens of a step, of all processes and in all copies."""
         number, visit = self.mixture.choice(step)
         dataset = self.datasets[number]
-        return int(dataset.row_tokens[dataset.row_numbers(visit, (self.seed, number))].sum())
+        return dataset.copies * int(dataset.row_tokens[dataset.row_numbers(visit, (self.seed, number))].sum())
 
     def describe(self, step: int) -> dict[str, Any]:
         """What the batch of a step is made of: the dataset, and the ids of each row's examples."""
@@ -140,6 +141,19 @@ class Batches:
             raise ValueError(f"{what} takes more than the {_MOST_STEPS - 1:,} that are counted; use larger batches")
         self.limits.require_memory(_BYTES_OF_STEP * most, what)
         return self.mixture.num_steps(tokens)
+
+    def steps_within(self, tokens: int) -> int:
+        """How many of the first steps together have at most so many non-padding tokens, counted and not expected."""
+        most = 1
+        while self._tokens_of(most) <= tokens:
+            most *= 2
+        return bisect_right(range(most), tokens, key=self._tokens_of) - 1
+
+    def _tokens_of(self, steps: int) -> int:
+        """Non-padding tokens of the first steps."""
+        visits = self.mixture.visits(steps).tolist()
+        visited = enumerate(zip(self.datasets, visits, strict=True))
+        return sum(dataset.tokens_of(visit, (self.seed, number)) for number, (dataset, visit) in visited)
 
     def mean_tokens(self, steps: int) -> float:
         """Non-padding tokens of the mean of the first steps."""
@@ -159,7 +173,7 @@ class _Dataset:
 
     def __init__(self, prepared: Prepared, name: str, config: BatchConfig, copies: int, parts: int, split: str):
         manifest = prepared.dataset(name)
-        self.name, self.vocabulary = name, prepared.tokenizers.vocabulary
+        self.name, self.vocabulary, self.copies = name, prepared.tokenizers.vocabulary, copies
         self.tasks = manifest.tasks(self.vocabulary)
         weights = np.array([config.task_weights.get(task.name, 1.0) for task in self.tasks])
         if not weights.sum():
@@ -192,6 +206,12 @@ class _Dataset:
             examples = [self._example(e, two) for e, two in zip(numbers, row_draws, strict=False)]
             rows.append(assemble(self.vocabulary, examples, self.row_length))
         return stack(rows)
+
+    def tokens_of(self, batches: int, seed: tuple[int, int]) -> int:
+        """Non-padding tokens of the first batches."""
+        epochs, rest = divmod(batches * self.num_rows, len(self.rows))
+        begun = self.row_tokens[_order(seed, epochs, len(self.rows))[:rest]].sum()
+        return self.copies * int(epochs * self.row_tokens.sum() + begun)
 
     def row_numbers(self, number: int, seed: tuple[int, int]) -> Int[np.ndarray, " rows"]:
         """The rows of a batch."""
