@@ -11,8 +11,8 @@ import pytest
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.description import TrainConfig, load_description
-from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.longer import last_step_before_decay
+from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.masking import MaskingConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.run_folder import checkpoint_steps
@@ -140,7 +140,9 @@ def test_a_run_without_a_checkpoint_from_before_its_decay_is_left_as_it_is(prepa
     stable, *decayed = checkpoint_steps(copy)
     shutil.rmtree(copy / "checkpoints" / str(stable))
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"}
-    said = f"no checkpoint from before its decay, which begins after step {stable}; there are those of steps {decayed[0]}"
+    said = (
+        f"no checkpoint from before its decay, which begins after step {stable}; there are those of steps {decayed[0]}"
+    )
     with pytest.raises(ValueError, match=f"{said}.* --init-from"):
         train(copy, prepared.folder, config("warmup_stable_decay", 900))
     assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"}

@@ -30,6 +30,7 @@ from trimask.diffusion.data.shards import (
     encode_block,
     forget_workshops,
     raw_folder,
+    remove_block,
     remove_partials,
     report_path,
 )
@@ -64,7 +65,9 @@ def prepare(folder: Path, config: PrepareConfig, report: Report = silent) -> Pre
     blocks = _listed(config, sources, report)
     if (folder / "manifest.json").exists():
         prepared = Prepared(folder)
-        _require_same_blocks(folder, prepared.plan, blocks)
+        change = _change(prepared.plan, blocks)
+        if change is not None:
+            raise ValueError(f"{folder}: {change}; remove the folder or choose another")
         with locked(folder):
             _mend(prepared, config, report)
     else:
@@ -139,12 +142,17 @@ def _settle_plan(
     blocks: dict[str, list[Block]],
     report: Report,
 ) -> Plan:
-    """The plan, the tokenizers and the configuration, made once; the plan comes last."""
+    """The plan, the tokenizers and the configuration, made once; the plan comes last.
+
+    They are made again where the sources have changed, as where a bad file was mended.
+    """
     path = folder / "plan.json"
-    if path.exists():
-        plan = configuration.load(path, Plan)
-        _require_same_blocks(folder, plan, blocks)
-        return plan
+    old = configuration.load(path, Plan) if path.exists() else None
+    if old is not None:
+        change = _change(old, blocks)
+        if change is None:
+            return old
+        print(f"{printable(change)}; what was made of it is made again", file=sys.stderr)
     given = {TEXT, *given_codecs(config)} if config.tokenizers is not None else set()
     surveys: dict[str, Survey] = {}
     for name, source in sources.items():
@@ -162,14 +170,16 @@ def _settle_plan(
         unread={name: seen.unread for name, seen in surveys.items() if seen.unread},
     )
     tokenizers = fit_tokenizers(config, sources, samples, plan.media_shapes, report)
+    if old is not None:
+        _forget(folder, old, plan, tokenizers)
     tokenizers.save(folder / "tokenizers")
     configuration.save(folder / "config.json", config)
     configuration.save(path, plan)
     return plan
 
 
-def _require_same_blocks(folder: Path, plan: Plan, blocks: dict[str, list[Block]]) -> None:
-    """Refuses sources that are not what the folder was made of: lists and texts by digest, media by size and time."""
+def _change(plan: Plan, blocks: dict[str, list[Block]]) -> str | None:
+    """What of the sources is not what was planned, if anything: lists and texts by digest, media by size and time."""
     for name, own in blocks.items():
         old = plan.blocks.get(name, [])
         for now, before in zip_longest(own, old):
@@ -178,19 +188,26 @@ def _require_same_blocks(folder: Path, plan: Plan, blocks: dict[str, list[Block]
                 now = dataclasses.replace(now, **{f: "" for f in _DIGESTS if not getattr(before, f)})
             if now == before:
                 continue
-            what = name
-            if (
-                now is not None
-                and before is not None
-                and dataclasses.replace(now, media_sha256="") == (dataclasses.replace(before, media_sha256=""))
-            ):
-                what = f"a file that {now.file} names from line {now.line} on"
-            elif now is not None:
-                what = f"{now.file}, from line {now.line} on,"
-            raise ValueError(
-                f"{folder}: {name} has changed since it was prepared: {what} is not what it was; remove the folder or "
-                "choose another"
-            )
+            if now is None:
+                return f"{name} has changed since: it has fewer records"
+            where = f"{now.file}, from line {now.line} on,"
+            if before is not None and dataclasses.replace(now, media_sha256=before.media_sha256) == before:
+                where = f"a file that {now.file} names from line {now.line} on"
+            return f"{name} has changed since: {where} is not what it was"
+    return None
+
+
+def _forget(folder: Path, old: Plan, plan: Plan, tokenizers: MediaTokenizers) -> None:
+    """Removes what was made of blocks that are not as they were, or of all if tokens do not mean what they did."""
+    same_tokens = media_tokenizers.load(folder / "tokenizers").fingerprints == tokenizers.fingerprints
+    for job in jobs_of(old):
+        name, number = job
+        before, now = (
+            [of.blocks[name][number : number + 1], of.media_shapes.get(name), of.contents.get(name)]
+            for of in (old, plan)
+        )
+        if not same_tokens or before != now:
+            remove_block(folder, name, number)
 
 
 def _encode(

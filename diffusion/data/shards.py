@@ -139,6 +139,14 @@ def remove_partials(folder: Path, blocks: Mapping[str, int]) -> None:
                 path.unlink()
 
 
+def remove_block(folder: Path, dataset: str, number: int) -> None:
+    """Removes what was made of a block: its report, then its shards."""
+    shards = (folder / dataset).glob(f"*-{number:05}.array_record")
+    for path in (report_path(folder, dataset, number), *shards):
+        if not path.is_dir() or path.is_symlink():
+            path.unlink(missing_ok=True)
+
+
 def raw_folder(folder: Path) -> Path:
     """Where sources keep what they build."""
     return folder / "raw"
