@@ -303,8 +303,14 @@ def test_half_of_an_address_is_refused(given, monkeypatch):
         join()
 
 
+@pytest.fixture
+def unlinked(monkeypatch):
+    """What joins others here does so for one test: a process that has joined ends itself at the next error."""
+    monkeypatch.setattr(our_processes, "_links", None)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", *(["::1"] if socket.has_dualstack_ipv6() else [])])
-def test_a_taken_port_is_refused(host, monkeypatch):
+def test_a_taken_port_is_refused(host, unlinked, monkeypatch):
     family = socket.AF_INET6 if host == "::1" else socket.AF_INET
     with socket.create_server((host, 0), family=family) as taken:
         port = taken.getsockname()[1]
@@ -344,7 +350,7 @@ GIVEN = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_
         (GIVEN, ("host:1234", 4, 1, None)),
     ],
 )
-def test_other_processes_are_looked_for_where_there_are_some(environment, found, monkeypatch, capsys):
+def test_other_processes_are_looked_for_where_there_are_some(environment, found, unlinked, monkeypatch, capsys):
     for name in (*_GIVEN, *SLURM, *MPI):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -355,7 +361,6 @@ def test_other_processes_are_looked_for_where_there_are_some(environment, found,
         monkeypatch.setattr(Path, "exists", lambda path: str(path) == "/dev/vfio")
         monkeypatch.setattr(our_processes, "_detected", lambda: found)
     linked, called = [], []
-    monkeypatch.setattr(our_processes, "_links", None)
     monkeypatch.setattr(our_processes, "Links", lambda count, number, lost: (count, number))
     monkeypatch.setattr(our_processes, "_linked", lambda *where: linked.append(where) or ("ours", "bound"))
     monkeypatch.setattr(jax.distributed, "initialize", lambda *where, **how: called.append((where, how)))
@@ -373,7 +378,7 @@ def test_other_processes_are_looked_for_where_there_are_some(environment, found,
     assert capsys.readouterr().err == said
 
 
-def test_a_launcher_that_does_not_say_who_is_there_is_refused(monkeypatch):
+def test_a_launcher_that_does_not_say_who_is_there_is_refused(unlinked, monkeypatch):
     for name in (*_GIVEN, *SLURM, *MPI):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
