@@ -8,7 +8,7 @@
 #   ONLY         one case of `make break`, as kills:12; BREAK_ARGS are more of its flags, such as "--calls 100 --keep"
 
 PYTHON ?=
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --max-worker-restart 0
 EXTRAS ?= speech,video,test
 UPGRADE ?=
 N ?= 100

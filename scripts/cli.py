@@ -88,6 +88,11 @@ COMMANDS = {
         "what prepared data or a run holds: reconstruction quality, codebook use, parameters",
         "trimask inspect data/tiny",
     ),
+    "completion": Command(
+        "trimask.scripts.completion",
+        "what the Tab key adds, in bash, zsh or fish: commands, flags, presets, and folders of your own",
+        "trimask completion bash",
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 import argparse
 import io
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TypeVar
@@ -29,27 +30,44 @@ from trimask.tokenizers.files import printable
 _T = TypeVar("_T")
 
 console = Console()
+_only_flags = False
 
 
 def parse(kind: Any, arguments: list[str], command: str, description: str, default: Any = None) -> Any:
     """The command's arguments as its dataclass; wrong ones end with a usage message and suggestions."""
     given = {} if default is None else {"default": default}
     with FLAGS, _plain_errors(arguments):
+        if _only_flags:
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # it has no other name so far
+                raise AskedForFlags(tyro.extras.get_parser(kind, prog=f"trimask {command}", **given))
         return tyro.cli(kind, args=arguments, prog=f"trimask {command}", description=description, **given)
+
+
+class AskedForFlags(Exception):
+    """What a command ends with that was only asked for its flags."""
+
+    def __init__(self, parser: Any):
+        super().__init__(parser.prog)
+        self.parser = parser  # like argparse's: tyro has a copy of that
+
+
+@contextmanager
+def only_flags() -> Iterator[None]:
+    """Lets commands that parse their arguments here go no further, and raise `AskedForFlags`."""
+    global _only_flags
+    _only_flags = True
+    try:
+        yield
+    finally:
+        _only_flags = False
 
 
 def parse_from_preset(make: Callable[[Experiment], _T], arguments: list[str], command: str, description: str) -> _T:
     """The arguments as a dataclass whose defaults are what `make` takes of the experiment that --preset names."""
     presets = "\n".join(f"  {name:12} {(preset.__doc__ or '').splitlines()[0]}" for name, preset in PRESETS.items())
-    experiment = preset(option(arguments, "--preset"))
-    with FLAGS, _plain_errors(arguments):
-        return tyro.cli(
-            type(make(experiment)),
-            args=arguments,
-            prog=f"trimask {command}",
-            description=f"{description}\n\nWhat --preset can name; its values are the defaults shown below:\n{presets}",
-            default=make(experiment),
-        )
+    default = make(preset(option(arguments, "--preset")))
+    description = f"{description}\n\nWhat --preset can name; its values are the defaults shown below:\n{presets}"
+    return parse(type(default), arguments, command, description, default)
 
 
 @contextmanager
