@@ -2,9 +2,7 @@
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +10,7 @@ import textwrap
 
 import numpy as np
 import pytest
-import soundfile
+from own_files import bytes_of, config_of, make_files
 from PIL import Image
 
 from trimask.diffusion.data import fitting, sounds, sources
@@ -30,63 +28,15 @@ from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
 from trimask.tokenizers.sequence import until_eos
 
-WORDS = ("one", "two", "three")
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Two dozen pictures and recordings with captions, a text, and prompts."""
-    root, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
-    for folder in ("photos", "voices"):
-        (root / folder).mkdir()
-        lines = []
-        for number in range(24):
-            name = f"{number}.png" if folder == "photos" else f"{number}.wav"
-            if folder == "photos":
-                size = (4, 6, 3) if number % 2 else (8, 12, 3)
-                Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(root / folder / name)
-            else:
-                soundfile.write(root / folder / name, rng.uniform(-1, 1, 900 + 10 * number), 8000)
-            who = "anna" if number % 4 == 0 else "ben"
-            lines.append({"file_name": name, "text": WORDS[number % 3], "who": who})
-        (root / folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    paragraphs = [" ".join(rng.choice(WORDS, rng.integers(2, 30))) for _ in range(40)]
-    (root / "prose.txt").write_text("\n\n".join(paragraphs))
-    prompts = [{"prompt": f"{a}+{a}=", "response": str(2 * a)} for a in range(40)]
-    (root / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts))
-    return root
-
-
-def config_of(root, **changes) -> PrepareConfig:
-    sources = {
-        "photos": SourceConfig(kind="images", where=(str(root / "photos"),)),
-        "voices": SourceConfig(kind="audio", where=(str(root / "voices"),)),
-        "prose": SourceConfig(kind="text", where=(str(root / "prose.txt"),)),
-        "sums": SourceConfig(kind="prompts", where=(str(root / "sums.jsonl"),)),
-    }
-    config = PrepareConfig(
-        sources=sources,
-        text_vocabulary=270,
-        max_text_tokens=40,
-        pictures=PictureConfig(height=4, width=6),
-        codecs={"image": PatchConfig(codebook_size=12), "audio": MelConfig(codebook_size=9)},
-        splits=SplitConfig(held_out=("who=anna",)),
-        shard_records=7,
-        workers=1,
-    )
-    return dataclasses.replace(config, **changes)
+    return make_files(tmp_path_factory.mktemp("files"))
 
 
 @pytest.fixture(scope="module")
 def whole(files, tmp_path_factory):
     return prepare(tmp_path_factory.mktemp("whole"), config_of(files))
-
-
-def bytes_of(folder):
-    """Digest of every file but for the lock, times of verification, and the configuration, which has free fields."""
-    left_out = {folder / name for name in (".lock", "config.json", "verified.json")}
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in left_out]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_every_record_is_an_example_of_one_split_and_can_be_read_again(files, whole):
@@ -287,17 +237,6 @@ def test_a_text_that_does_not_fit_is_a_bad_record(files, tmp_path):
         prepare(tmp_path / "y", config_of(files, sources=sums, splits=SplitConfig(), max_text_tokens=5))
 
 
-def test_sources_that_changed_since_are_refused(files, tmp_path):
-    (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree")
-    config = PrepareConfig(
-        sources={"text": SourceConfig(kind="text", where=(str(tmp_path / "a.txt"),))}, splits=SplitConfig(test=0.0)
-    )
-    prepare(tmp_path / "x", config)
-    (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree\n\nfour")
-    with pytest.raises(ValueError, match="text has changed since"):
-        prepare(tmp_path / "x", config)
-
-
 def test_tokenizers_of_another_folder_are_used_and_missing_ones_fitted(files, whole, tmp_path):
     sources = {"more": config_of(files).sources["photos"], "voices": config_of(files).sources["voices"]}
     small = PrepareConfig(sources={"prose": config_of(files).sources["prose"]}, text_vocabulary=265)
@@ -332,177 +271,6 @@ def test_tokenizers_are_not_taken_from_a_folder_that_is_not_finished(whole, tmp_
     with pytest.raises(ValueError, match="neither a run nor prepared data that is finished"):
         prepare(tmp_path / "new", PrepareConfig(sources=sources, tokenizers=str(tmp_path / "data")))
     assert not (tmp_path / "new").exists()
-
-
-def test_a_rule_that_holds_nothing_out_is_refused(files, tmp_path):
-    with pytest.raises(ValueError, match=r"no record's metadata say whoo=anna, .*; no record has a field whoo"):
-        prepare(tmp_path / "x", config_of(files, splits=SplitConfig(held_out=("whoo=anna",))))
-    with pytest.raises(ValueError, match=r"no record's metadata say who=ann, .*; who is ben \(36\), anna \(12\)"):
-        prepare(tmp_path / "x", config_of(files, splits=SplitConfig(held_out=("who=ann",))))
-    assert not (tmp_path / "x").exists()
-
-
-def test_a_captions_file_that_changed_is_noticed_after_all_is_done(files, tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "b", "split": "train"}\n')
-    config = PrepareConfig(sources={"x": SourceConfig(kind="prompts", where=(str(tmp_path / "a.jsonl"),))})
-    prepare(tmp_path / "out", config)
-    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "bc", "split": "train"}\n')
-    with pytest.raises(ValueError, match="x has changed since"):
-        prepare(tmp_path / "out", config)
-
-
-def test_a_caption_corrected_to_the_same_length_is_noticed(files, tmp_path):
-    config = photos_of(shutil.copytree(files / "photos", tmp_path / "photos"))
-    prepare(tmp_path / "out", config)
-    lines = (tmp_path / "photos" / "metadata.jsonl").read_text()
-    (tmp_path / "photos" / "metadata.jsonl").write_text(lines.replace("three", "seven"))
-    with pytest.raises(
-        ValueError, match=r"photos has changed .*: .*metadata\.jsonl, from line 1 on, is not what it was"
-    ):
-        prepare(tmp_path / "out", config)
-
-
-def test_a_medium_of_another_time_or_size_is_noticed(files, tmp_path):
-    config = photos_of(shutil.copytree(files / "photos", tmp_path / "photos"))
-    prepare(tmp_path / "out", config)
-    picture = tmp_path / "photos" / "9.png"
-    about = picture.stat()
-    os.utime(picture, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
-    with pytest.raises(ValueError, match=r"a file that .*metadata\.jsonl names from line 8 on is not what it was"):
-        prepare(tmp_path / "out", config)
-    os.utime(picture, ns=(about.st_atime_ns, about.st_mtime_ns))
-    prepare(tmp_path / "out", config)
-
-
-@pytest.mark.parametrize("what", ["a picture", "a caption", "a split", "fewer", "a bad picture"])
-@pytest.mark.parametrize("is_given", [False, True], ids=["fitted", "given"])
-def test_unfinished_data_take_files_as_they_are_by_now(files, whole, tmp_path, monkeypatch, capsys, what, is_given):
-    photos, original, made = shutil.copytree(files / "photos", tmp_path / "photos"), preparing.encode_block, []
-    config = photos_of(photos, tokenizers=str(whole.folder) if is_given else None)
-    other = (photos / "20.png").read_bytes()
-
-    def until_the_third(folder, dataset, number):
-        if number == 2:
-            raise KeyboardInterrupt
-        return original(folder, dataset, number)
-
-    if what == "a bad picture":
-        (photos / "9.png").write_bytes(other[:50])
-        with pytest.raises(BadRecord, match=r"9\.png"):
-            prepare(tmp_path / "out", config)
-    else:
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(preparing, "encode_block", until_the_third)
-            prepare(tmp_path / "out", config)
-    lines = (photos / "metadata.jsonl").read_text().splitlines()
-    if what in ("a picture", "a bad picture"):
-        (photos / "9.png").write_bytes(other)
-    elif what == "a caption":
-        lines[8] = lines[8].replace(WORDS[2], WORDS[0])
-    elif what == "a split":
-        lines[8] = lines[8].replace("{", '{"split": "test", ')
-    else:
-        lines = lines[:10]
-    (photos / "metadata.jsonl").write_text("".join(line + "\n" for line in lines))
-    is_planned = (tmp_path / "out" / "plan.json").exists()
-    monkeypatch.setattr(preparing, "encode_block", lambda *job: made.append(job[2]) or original(*job))
-    prepare(tmp_path / "out", config)
-    assert ("photos has changed since: " in capsys.readouterr().err) == is_planned
-    if is_given and what == "a picture":
-        assert made == [1, 2, 3]  # not the first, which is what it was
-    monkeypatch.undo()
-    prepare(tmp_path / "fresh", config)
-    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "fresh")
-
-
-def photos_of(folder, **changes):
-    source = {"photos": SourceConfig(kind="images", where=(str(folder),))}
-    defaults = {"pictures": PictureConfig(height=4, width=6), "shard_records": 7, "workers": 1}
-    return PrepareConfig(sources=source, **{**defaults, **changes})
-
-
-@pytest.fixture
-def twins(tmp_path):
-    """Twelve pictures, each under two names and as two formats; some in folders of splits."""
-    rng, lines = np.random.default_rng(0), []
-    for number in range(12):
-        pixels = rng.integers(0, 256, (4, 6, 3), np.uint8)
-        folders = {0: ("train", "test"), 1: ("validation", "test"), 2: ("train", "validation")}.get(number, (".", "."))
-        for folder, ending in zip(folders, ("png", "bmp"), strict=True):
-            (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
-            name = f"{folder}/{number}.{ending}"
-            Image.fromarray(pixels).save(tmp_path / "photos" / name)
-            lines.append({"file_name": name, "text": "x", "picture": number})
-    (tmp_path / "photos" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return tmp_path / "photos"
-
-
-def test_equal_contents_are_counted_across_splits(twins, tmp_path):
-    prepared = prepare(tmp_path / "out", photos_of(twins, splits=SplitConfig(validation=0.3, test=0.3)))
-    contents = {}
-    for split in prepared.dataset("photos").splits:
-        for example in prepared.raw("photos", split):
-            contents.setdefault(split, []).append(example.media["image"].tobytes())
-    order = ("train", "validation", "test")
-    expected = {
-        later: {
-            earlier: count
-            for earlier in order[:number]
-            if (count := sum(content in contents[earlier] for content in contents[later]))
-        }
-        for number, later in enumerate(order)
-        if number
-    }
-    assert prepared.dataset("photos").shared == expected and expected["test"]["train"] > 1
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_by_content_equal_pictures_are_in_one_split_the_most_held_out(twins, tmp_path, workers):
-    splits = SplitConfig(validation=0.3, test=0.3, by="content")
-    prepared = prepare(tmp_path / "out", photos_of(twins, splits=splits, workers=workers))
-    assert prepared.dataset("photos").shared == {} and sum(prepared.dataset("photos").splits.values()) == 24
-    split_of = {}
-    for split in prepared.dataset("photos").splits:
-        examples = list(prepared.raw("photos", split))
-        assert [example.id for example in examples] == [e["id"] for e in prepared.examples("photos", split)]
-        for example in examples:
-            split_of.setdefault(int(example.id.rpartition("/")[2].partition(".")[0]), set()).add(split)
-    assert [split_of[number] for number in range(3)] == [{"test"}, {"test"}, {"validation"}]
-    assert all(len(splits) == 1 for splits in split_of.values())
-
-
-@pytest.mark.parametrize(
-    ("extra", "reason"),
-    [
-        (
-            {"photos/train/metadata.jsonl": {"file_name": "0.png", "text": "y"}},
-            "train/0.png is in two lists: .* line 1",
-        ),
-        (
-            {"photos/metadata.jsonl": {"file_name": "3.png", "text": "y", "split": "dev"}},
-            "3.png is in two splits: .* 25",
-        ),
-    ],
-)
-def test_a_file_that_is_listed_in_two_ways_is_refused_with_both_places(twins, tmp_path, extra, reason):
-    for name, line in extra.items():
-        with (tmp_path / name).open("a") as file:
-            file.write(json.dumps(line) + "\n")
-    with pytest.raises(ValueError, match=reason):
-        prepare(tmp_path / "out", photos_of(twins))
-
-
-def test_several_captions_of_a_file_are_examples_of_one_split(twins, tmp_path):
-    with (twins / "metadata.jsonl").open("a") as file:
-        file.write(json.dumps({"file_name": "3.png", "text": "another caption"}) + "\n")
-    assert prepare(tmp_path / "out", photos_of(twins)).dataset("photos").records == 25
-
-
-def test_files_that_nothing_names_are_counted(twins, tmp_path):
-    for name in ("extra/1.png", "extra/2.png", "train/a/3.png", "4.txt"):
-        (twins / name).parent.mkdir(parents=True, exist_ok=True)
-        (twins / name).write_text("")
-    assert prepare(tmp_path / "out", photos_of(twins)).dataset("photos").unread == {"./": 1, "extra/": 2, "train/": 1}
 
 
 def test_when_nothing_can_be_used_that_is_said(tmp_path):

@@ -1,0 +1,107 @@
+"""Files that change after they were prepared, or while they are."""
+
+import os
+import shutil
+
+import pytest
+from own_files import WORDS, bytes_of, config_of, make_files, photos_of
+
+from trimask.diffusion.data import prepare as preparing
+from trimask.diffusion.data.plan import PrepareConfig
+from trimask.diffusion.data.prepare import prepare
+from trimask.diffusion.data.sources import BadRecord, SourceConfig
+from trimask.diffusion.data.splits import SplitConfig
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return make_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def whole(files, tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("whole"), config_of(files))
+
+
+def test_sources_that_changed_since_are_refused(files, tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree")
+    config = PrepareConfig(
+        sources={"text": SourceConfig(kind="text", where=(str(tmp_path / "a.txt"),))}, splits=SplitConfig(test=0.0)
+    )
+    prepare(tmp_path / "x", config)
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree\n\nfour")
+    with pytest.raises(ValueError, match="text has changed since"):
+        prepare(tmp_path / "x", config)
+
+
+def test_a_captions_file_that_changed_is_noticed_after_all_is_done(files, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "b", "split": "train"}\n')
+    config = PrepareConfig(sources={"x": SourceConfig(kind="prompts", where=(str(tmp_path / "a.jsonl"),))})
+    prepare(tmp_path / "out", config)
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "bc", "split": "train"}\n')
+    with pytest.raises(ValueError, match="x has changed since"):
+        prepare(tmp_path / "out", config)
+
+
+def test_a_caption_corrected_to_the_same_length_is_noticed(files, tmp_path):
+    config = photos_of(shutil.copytree(files / "photos", tmp_path / "photos"))
+    prepare(tmp_path / "out", config)
+    lines = (tmp_path / "photos" / "metadata.jsonl").read_text()
+    (tmp_path / "photos" / "metadata.jsonl").write_text(lines.replace("three", "seven"))
+    with pytest.raises(
+        ValueError, match=r"photos has changed .*: .*metadata\.jsonl, from line 1 on, is not what it was"
+    ):
+        prepare(tmp_path / "out", config)
+
+
+def test_a_medium_of_another_time_or_size_is_noticed(files, tmp_path):
+    config = photos_of(shutil.copytree(files / "photos", tmp_path / "photos"))
+    prepare(tmp_path / "out", config)
+    picture = tmp_path / "photos" / "9.png"
+    about = picture.stat()
+    os.utime(picture, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+    with pytest.raises(ValueError, match=r"a file that .*metadata\.jsonl names from line 8 on is not what it was"):
+        prepare(tmp_path / "out", config)
+    os.utime(picture, ns=(about.st_atime_ns, about.st_mtime_ns))
+    prepare(tmp_path / "out", config)
+
+
+@pytest.mark.parametrize("what", ["a picture", "a caption", "a split", "fewer", "a bad picture"])
+@pytest.mark.parametrize("is_given", [False, True], ids=["fitted", "given"])
+def test_unfinished_data_take_files_as_they_are_by_now(files, whole, tmp_path, monkeypatch, capsys, what, is_given):
+    photos, original, made = shutil.copytree(files / "photos", tmp_path / "photos"), preparing.encode_block, []
+    config = photos_of(photos, tokenizers=str(whole.folder) if is_given else None)
+    other = (photos / "20.png").read_bytes()
+
+    def until_the_third(folder, dataset, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return original(folder, dataset, number)
+
+    if what == "a bad picture":
+        (photos / "9.png").write_bytes(other[:50])
+        with pytest.raises(BadRecord, match=r"9\.png"):
+            prepare(tmp_path / "out", config)
+    else:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(preparing, "encode_block", until_the_third)
+            prepare(tmp_path / "out", config)
+    lines = (photos / "metadata.jsonl").read_text().splitlines()
+    if what in ("a picture", "a bad picture"):
+        (photos / "9.png").write_bytes(other)
+    elif what == "a caption":
+        lines[8] = lines[8].replace(WORDS[2], WORDS[0])
+    elif what == "a split":
+        lines[8] = lines[8].replace("{", '{"split": "test", ')
+    else:
+        lines = lines[:10]
+    (photos / "metadata.jsonl").write_text("".join(line + "\n" for line in lines))
+    is_planned = (tmp_path / "out" / "plan.json").exists()
+    monkeypatch.setattr(preparing, "encode_block", lambda *job: made.append(job[2]) or original(*job))
+    prepare(tmp_path / "out", config)
+    assert ("photos has changed since: " in capsys.readouterr().err) == is_planned
+    if is_given and what == "a picture":
+        assert made == [1, 2, 3]  # not the first, which is what it was
+    monkeypatch.undo()
+    prepare(tmp_path / "fresh", config)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "fresh")

@@ -1,0 +1,108 @@
+"""What is seen before anything is tokenised: rules without effect, equal contents, lists that contradict each other."""
+
+import json
+
+import numpy as np
+import pytest
+from own_files import config_of, make_files, photos_of
+from PIL import Image
+
+from trimask.diffusion.data.prepare import prepare
+from trimask.diffusion.data.splits import SplitConfig
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return make_files(tmp_path_factory.mktemp("files"))
+
+
+def test_a_rule_that_holds_nothing_out_is_refused(files, tmp_path):
+    with pytest.raises(ValueError, match=r"no record's metadata say whoo=anna, .*; no record has a field whoo"):
+        prepare(tmp_path / "x", config_of(files, splits=SplitConfig(held_out=("whoo=anna",))))
+    with pytest.raises(ValueError, match=r"no record's metadata say who=ann, .*; who is ben \(36\), anna \(12\)"):
+        prepare(tmp_path / "x", config_of(files, splits=SplitConfig(held_out=("who=ann",))))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture
+def twins(tmp_path):
+    """Twelve pictures, each under two names and as two formats; some in folders of splits."""
+    rng, lines = np.random.default_rng(0), []
+    for number in range(12):
+        pixels = rng.integers(0, 256, (4, 6, 3), np.uint8)
+        folders = {0: ("train", "test"), 1: ("validation", "test"), 2: ("train", "validation")}.get(number, (".", "."))
+        for folder, ending in zip(folders, ("png", "bmp"), strict=True):
+            (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
+            name = f"{folder}/{number}.{ending}"
+            Image.fromarray(pixels).save(tmp_path / "photos" / name)
+            lines.append({"file_name": name, "text": "x", "picture": number})
+    (tmp_path / "photos" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "photos"
+
+
+def test_equal_contents_are_counted_across_splits(twins, tmp_path):
+    prepared = prepare(tmp_path / "out", photos_of(twins, splits=SplitConfig(validation=0.3, test=0.3)))
+    contents = {}
+    for split in prepared.dataset("photos").splits:
+        for example in prepared.raw("photos", split):
+            contents.setdefault(split, []).append(example.media["image"].tobytes())
+    order = ("train", "validation", "test")
+    expected = {
+        later: {
+            earlier: count
+            for earlier in order[:number]
+            if (count := sum(content in contents[earlier] for content in contents[later]))
+        }
+        for number, later in enumerate(order)
+        if number
+    }
+    assert prepared.dataset("photos").shared == expected and expected["test"]["train"] > 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_by_content_equal_pictures_are_in_one_split_the_most_held_out(twins, tmp_path, workers):
+    splits = SplitConfig(validation=0.3, test=0.3, by="content")
+    prepared = prepare(tmp_path / "out", photos_of(twins, splits=splits, workers=workers))
+    assert prepared.dataset("photos").shared == {} and sum(prepared.dataset("photos").splits.values()) == 24
+    split_of = {}
+    for split in prepared.dataset("photos").splits:
+        examples = list(prepared.raw("photos", split))
+        assert [example.id for example in examples] == [e["id"] for e in prepared.examples("photos", split)]
+        for example in examples:
+            split_of.setdefault(int(example.id.rpartition("/")[2].partition(".")[0]), set()).add(split)
+    assert [split_of[number] for number in range(3)] == [{"test"}, {"test"}, {"validation"}]
+    assert all(len(splits) == 1 for splits in split_of.values())
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        (
+            {"photos/train/metadata.jsonl": {"file_name": "0.png", "text": "y"}},
+            "train/0.png is in two lists: .* line 1",
+        ),
+        (
+            {"photos/metadata.jsonl": {"file_name": "3.png", "text": "y", "split": "dev"}},
+            "3.png is in two splits: .* 25",
+        ),
+    ],
+)
+def test_a_file_that_is_listed_in_two_ways_is_refused_with_both_places(twins, tmp_path, extra, reason):
+    for name, line in extra.items():
+        with (tmp_path / name).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=reason):
+        prepare(tmp_path / "out", photos_of(twins))
+
+
+def test_several_captions_of_a_file_are_examples_of_one_split(twins, tmp_path):
+    with (twins / "metadata.jsonl").open("a") as file:
+        file.write(json.dumps({"file_name": "3.png", "text": "another caption"}) + "\n")
+    assert prepare(tmp_path / "out", photos_of(twins)).dataset("photos").records == 25
+
+
+def test_files_that_nothing_names_are_counted(twins, tmp_path):
+    for name in ("extra/1.png", "extra/2.png", "train/a/3.png", "4.txt"):
+        (twins / name).parent.mkdir(parents=True, exist_ok=True)
+        (twins / name).write_text("")
+    assert prepare(tmp_path / "out", photos_of(twins)).dataset("photos").unread == {"./": 1, "extra/": 2, "train/": 1}
