@@ -47,7 +47,6 @@ class AskedForFlags(Exception):
     """What a command ends with that was only asked for its flags."""
 
     def __init__(self, parser: Any):
-        super().__init__(parser.prog)
         self.parser = parser  # like argparse's: tyro has a copy of that
 
 

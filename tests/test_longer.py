@@ -11,7 +11,7 @@ import pytest
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.description import TrainConfig, load_description
-from trimask.diffusion.longer import last_step_before_decay
+from trimask.diffusion.longer import last_step_before_decay, set_aside
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.masking import MaskingConfig
 from trimask.diffusion.optimizer import OptimizerConfig
@@ -134,6 +134,16 @@ def test_killed_while_the_decay_moves_it_goes_on(prepared, whole, shorter, copy,
     assert equal(train(copy, prepared.folder, longer).parameters, whole["warmup_stable_decay"][1].parameters)
     assert [path.name for path in copy.glob("decayed-*")] == [f"decayed-{shorter[1].step}"]
     assert equal(load(copy / f"decayed-{shorter[1].step}").parameters, shorter[1].parameters)
+
+
+def test_links_in_a_run_are_set_aside_as_links(copy, tmp_path):
+    (tmp_path / "outside").write_text("secret")
+    for name in ("metrics.jsonl", "samples/step.png"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).unlink(missing_ok=True)
+        (copy / name).symlink_to(tmp_path / "outside")
+    target = set_aside(copy, checkpoint_steps(copy)[-1:])
+    assert (target / "metrics.jsonl").is_symlink() and (target / "samples/step.png").is_symlink()
 
 
 def test_a_run_without_a_checkpoint_from_before_its_decay_is_left_as_it_is(prepared, copy):

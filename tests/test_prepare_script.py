@@ -82,8 +82,9 @@ def test_what_is_there_and_not_used_is_said(tmp_path, capsys, monkeypatch):
     (tmp_path / "photos" / "more.png").write_bytes((tmp_path / "photos" / "0.png").read_bytes())
     (tmp_path / "photos" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "T.txt").write_text('{"text": "a"}\n{"text": "b"}\n')
+    (tmp_path / "P.txt").write_text('{"text": "a"}\nsaid the parser\n')
     shares = ("--splits.validation", "0", "--splits.test", "0")
-    words = ("--images", tmp_path / "photos", "--text", f"T={tmp_path / 'T.txt'}", *shares)
+    words = ("--images", tmp_path / "photos", "--text", f"T={tmp_path / 'T.txt'}", f"P={tmp_path / 'P.txt'}", *shares)
     out = printed(tmp_path, capsys, *words)
     assert "4×4 colour" in out and "train 7 · extra 1 · test 4" in out.replace("│", "")
     for remark in (
@@ -92,6 +93,7 @@ def test_what_is_there_and_not_used_is_said(tmp_path, capsys, monkeypatch):
         "T.txt looks like JSON lines and is read as plain text; name it .jsonl to read a field",
     ):
         assert remark in out
+    assert "P.txt looks like JSON" not in out
     assert "is of a content" not in out and out == out.replace("of a content that is in train", "")
     Image.new("RGB", (4, 4), (3, 0, 0)).save(tmp_path / "photos" / "test" / "9.png")
     out = printed(tmp_path / "again", capsys, *words)

@@ -74,6 +74,13 @@ def test_by_content_equal_pictures_are_in_one_split_the_most_held_out(twins, tmp
     assert all(len(splits) == 1 for splits in split_of.values())
 
 
+def test_contents_are_compared_before_the_eyes_of_the_user(twins, tmp_path):
+    reports = []
+    prepare(tmp_path / "out", photos_of(twins, splits=SplitConfig(by="content")), lambda *said: reports.append(said))
+    compared = [said for said in reports if said[0] == "comparing contents"]
+    assert compared == [("comparing contents", 0, 24), ("comparing contents", 24, 24)]
+
+
 @pytest.mark.parametrize(
     ("extra", "reason"),
     [

@@ -19,6 +19,12 @@ def write_parquet(path, rows, features=None):
     parquet.write_table(table, path)
 
 
+def test_a_cell_may_be_as_long_as_the_table(tmp_path):
+    (tmp_path / "metadata.csv").write_text(f"file_name,text\n1.png,{'x' * 200_000}\n")
+    (row,) = rows_of(tmp_path / "metadata.csv")
+    assert row.fields == {"file_name": "1.png", "text": "x" * 200_000}
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_rows_of_csv_have_quotes_and_the_same_ends_of_lines_as_all_text(tmp_path, end):
     (tmp_path / "metadata.csv").write_bytes(("\ufeff" + CSV.replace("\n", end)).encode())
