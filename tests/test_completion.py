@@ -129,7 +129,11 @@ def test_a_folder_is_found_from_home_and_from_the_root(here, monkeypatch):
 def test_fish_offers(scripts, here):
     script = f"source {scripts / 'fish'}; cd {here}; complete -C 'trimask train runs/'; complete -C 'trimask stu'"
     done = subprocess.run(["fish", "-c", script], capture_output=True, text=True, check=True)
-    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["runs/my own", "runs/tiny", "study"]
+    assert done.stdout.splitlines() == [
+        "runs/my own\tRun folder to write",
+        "runs/tiny\tRun folder to write",
+        f"study\t{cli.COMMANDS['study'].summary}",
+    ]
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
@@ -141,6 +145,13 @@ def test_zsh_reads_its_script_and_finds_folders(scripts, here):
     )
     done = subprocess.run(["zsh", "-f", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["runs/my own", "runs/tiny", "_shtab_trimask"]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_flags_are_explained_by_the_first_sentence_of_their_help(scripts, shell):
+    written = (scripts / shell).read_text()
+    assert "What follows warmup" in written and "a cosine down to the end" not in written
+    assert "(default" not in written and "(required" not in written
 
 
 @pytest.mark.parametrize("shell", ["tcsh", ""])

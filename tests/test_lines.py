@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from trimask.diffusion.data.lines import blocks_of, records_of
 from trimask.tokenizers import text_files
-from trimask.tokenizers.text_files import byte_lines, decoded
+from trimask.tokenizers.text_files import byte_lines, decoded, read_lines
 
 LINES = st.lists(st.sampled_from([b"", b" ", b"a", b"bc\t", "é…".encode(), b"\r"]), max_size=30)
 
@@ -94,3 +94,11 @@ def test_a_record_that_is_too_long_is_read_past_and_refused_where_it_is_used(tmp
         _ = found[len(found) // 2].text
     if unit != "document":
         assert [found[0].text, found[2].text, found[2].line] == ["a", "b", 5]
+
+
+def test_lines_are_numbered_from_one_and_a_bad_one_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffa\n\n b \r\nc\u2028d".encode())
+    assert read_lines(str(tmp_path / "a.txt")) == [(1, "a"), (3, " b "), (4, "c\u2028d")]
+    (tmp_path / "b.txt").write_bytes(b"a\nb\xff\n")
+    with pytest.raises(ValueError, match=r"b\.txt, line 2: not UTF-8 text"):
+        read_lines(str(tmp_path / "b.txt"))

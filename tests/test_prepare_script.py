@@ -79,7 +79,9 @@ def test_what_is_there_and_not_used_is_said(tmp_path, capsys, monkeypatch):
         Image.new("RGB", (4, 4), (min(number, 8), 0, 0)).save(tmp_path / "photos" / name)
         lines.append({"file_name": name, "text": "x", "split": "extra" if number == 6 else None})
         lines[-1] = {key: value for key, value in lines[-1].items() if value is not None}
-    (tmp_path / "photos" / "more.png").write_bytes((tmp_path / "photos" / "0.png").read_bytes())
+    for name in ("more.png", "a/1.png", "b/1.png"):
+        (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes((tmp_path / "photos" / "0.png").read_bytes())
     (tmp_path / "photos" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "T.txt").write_text('{"text": "a"}\n{"text": "b"}\n')
     (tmp_path / "P.txt").write_text('{"text": "a"}\nsaid the parser\n')
@@ -89,7 +91,7 @@ def test_what_is_there_and_not_used_is_said(tmp_path, capsys, monkeypatch):
     assert "4×4 colour" in out and "train 7 · extra 1 · test 4" in out.replace("│", "")
     for remark in (
         "photos: no command uses extra by itself; `trimask evaluate --splits` does",
-        "photos: files that no record names, and that nothing reads: 1 in ./",
+        "photos: files that no record names, and that nothing reads: 1 in ./, 1 in a/ and 1 in b/",
         "T.txt looks like JSON lines and is read as plain text; name it .jsonl to read a field",
     ):
         assert remark in out

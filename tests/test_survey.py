@@ -8,6 +8,7 @@ from own_files import config_of, make_files, photos_of
 from PIL import Image
 
 from trimask.diffusion.data.prepare import prepare
+from trimask.diffusion.data.sources import BadRecord
 from trimask.diffusion.data.splits import SplitConfig
 
 
@@ -72,6 +73,17 @@ def test_by_content_equal_pictures_are_in_one_split_the_most_held_out(twins, tmp
             split_of.setdefault(int(example.id.rpartition("/")[2].partition(".")[0]), set()).add(split)
     assert [split_of[number] for number in range(3)] == [{"test"}, {"test"}, {"validation"}]
     assert all(len(splits) == 1 for splits in split_of.values())
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_by_content_a_bad_record_stops_or_is_passed_over(twins, tmp_path, on_error):
+    (twins / "5.png").write_bytes(b"no picture")
+    config = photos_of(twins, splits=SplitConfig(by="content"), on_error=on_error)
+    if on_error == "stop":
+        with pytest.raises(BadRecord, match=r"5\.png: not a readable picture"):
+            prepare(tmp_path / "out", config)
+    else:
+        assert prepare(tmp_path / "out", config).dataset("photos").rejected == 1
 
 
 def test_contents_are_compared_before_the_eyes_of_the_user(twins, tmp_path):
