@@ -13,6 +13,7 @@ from trimask.diffusion.data.modalities import modality
 from trimask.diffusion.data.pictures import fit_picture, read_picture
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.scripts.console import say
+from trimask.tokenizers.files import on_disk
 from trimask.tokenizers.text_files import read_lines
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -25,7 +26,7 @@ def medium_reader(medium: str, prompts: Prompts) -> Callable[[Path], np.ndarray]
 
 def read_medium(medium: str, codec: Any, shape: tuple[int, ...], is_cropped: bool, path: Path) -> np.ndarray:
     """A file of a modality, as its codec reads it and at this shape; what is changed on the way is said."""
-    kind = modality(medium)
+    kind, path = modality(medium), on_disk(path)
     as_trained = MediaConfig(codecs={medium: codec.config}, pictures=PictureConfig(crop=is_cropped))
     config = kind.as_given(as_trained, shape, codec)
     content = kind.read(path, config)
@@ -39,7 +40,7 @@ def read_mask(path: Path, picture: Path, shape: tuple[int, ...], is_cropped: boo
 
     Raises ValueError if the two are not of one size.
     """
-    mask, masked = read_picture(path, background="black"), read_picture(picture)
+    mask, masked = (read_picture(on_disk(file), background=b) for file, b in ((path, "black"), (picture, "white")))
     if mask.shape[:2] != masked.shape[:2]:
         sizes = [f"{width}×{height}" for height, width in (mask.shape[:2], masked.shape[:2])]
         raise ValueError(
@@ -47,8 +48,10 @@ def read_mask(path: Path, picture: Path, shape: tuple[int, ...], is_cropped: boo
         )
     is_bright = (fit_picture(mask, (*mask.shape[:2], 1), is_cropped) >= 128).astype(np.uint8)
     # Of a smaller picture whatever a bright pixel is part of; of a larger one what is nearest to one.
-    shrinks = mask.shape[0] >= shape[0] and mask.shape[1] >= shape[1]
-    is_hole = fit_picture(255 * is_bright, (*shape, 1), is_cropped)[..., 0] >= (1 if shrinks else 128)
+    smaller = tuple(np.minimum(mask.shape[:2], shape))
+    if smaller == shape or not is_cropped:  # cropped, both sides shrink or none does
+        is_bright = (fit_picture(255 * is_bright, (*smaller, 1), is_cropped) >= 1).astype(np.uint8)
+    is_hole = fit_picture(255 * is_bright, (*shape, 1), is_cropped)[..., 0] >= 128
     if is_hole.all() or not is_hole.any():
         say(f"{path}: {'all' if is_hole.all() else 'nothing'} of {picture} is bright in the mask")
     return is_hole

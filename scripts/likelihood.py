@@ -31,7 +31,7 @@ from trimask.diffusion.trained import Loaded
 from trimask.scripts.console import console, progress_report, say, table
 from trimask.scripts.inputs import medium_reader
 from trimask.tokenizers import configuration
-from trimask.tokenizers.files import inside, write_text
+from trimask.tokenizers.files import found_inside, write_text
 from trimask.tokenizers.json_text import read_json_lines
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT
@@ -115,7 +115,7 @@ def _line(entry: Any, folder: Path, prompts: Prompts) -> Line:
     for name in {"prompt", "text", *media} & set(entry):
         if not isinstance(entry[name], str):
             raise ValueError(f"{name} must be a string, got {entry[name]!r}")
-    contents = {medium: medium_reader(medium, prompts)(inside(folder, entry[medium])) for medium in media}
+    contents = {medium: medium_reader(medium, prompts)(found_inside(folder, entry[medium])) for medium in media}
     given = {TEXT: entry["prompt"]} if "prompt" in entry else {}
     if media and given:
         return Line(entry, [prompts.scored(given, media[0], contents[media[0]])])

@@ -4,6 +4,7 @@ Called again after it was stopped, it goes on where it was.
 """
 
 import dataclasses
+import glob
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,8 @@ from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import BadRecord, SourceConfig, folder_kind
-from trimask.diffusion.data.splits import is_used
-from trimask.diffusion.data.texts import look_like_json
+from trimask.diffusion.data.splits import is_used, split_of_folder
+from trimask.diffusion.data.texts import look_like_json, other_cases
 from trimask.scripts import cli
 from trimask.scripts.console import console, joined, parse_from_preset, progress_report, say, table
 
@@ -84,7 +85,8 @@ def _named(kind: str, given: Sequence[str]) -> dict[str, tuple[str, ...]]:
     named: dict[str, tuple[str, ...]] = {}
     for source in given:
         name, equals, where = source.partition("=")
-        if not equals or not name.isidentifier() or (kind != "tfds" and os.path.lexists(source)):
+        is_path = kind != "tfds" and (os.path.lexists(source) or bool(glob.glob(source, recursive=True)))
+        if not equals or not name.isidentifier() or is_path:
             name, where = "", source
         if not where:
             raise ValueError(f"--{kind} must say where the data are, got {source!r}")
@@ -92,6 +94,11 @@ def _named(kind: str, given: Sequence[str]) -> dict[str, tuple[str, ...]]:
             where = str(Path(where).absolute())
         if not name:
             name = kind if kind in ("text", "prompts") else _as_name(where)
+            if split_of_folder(name) is not None:
+                raise ValueError(
+                    f"--{kind} {source}: {name} is what a split is called. Give the folder above, whose {name}/ is that"
+                    f" split then, or call a dataset otherwise, NAME={source}"
+                )
         if name in named and kind not in ("text", "prompts"):
             raise ValueError(f"two sources are called {name}; name one with --{kind} NAME={source}")
         named[name] = (*named.get(name, ()), where)
@@ -147,10 +154,21 @@ def remarks(prepared: Prepared) -> Iterator[str]:
                     f"{name}: {count:,} of the {dataset.splits[split]:,} examples of {split} are of a content that is "
                     f"in {other}, too; --splits.by content keeps equal contents together"
                 )
+        if dataset.source.kind in ("text", "prompts"):
+            for path in other_cases(dataset.source.where):
+                yield f"{name}: {path} differs from what is named in the case of its letters, and is not read"
         if dataset.source.kind == "text":
             for path in look_like_json(dataset.source.where):
                 yield f"{name}: {path} looks like JSON lines and is read as plain text; name it .jsonl to read a field"
         yield from _outliers(name, prepared)
+    for held_out, others in prepared.manifest.shared.items():
+        name, _, split = held_out.partition("/")
+        for other, count in others.items():
+            yield (
+                f"{name}: {count:,} of the {prepared.dataset(name).splits[split]:,} examples of {split} are of a "
+                f"content that is in train of {other.partition('/')[0]}, too; --splits.by content keeps equal contents "
+                "together"
+            )
 
 
 def _outliers(name: str, prepared: Prepared) -> Iterator[str]:

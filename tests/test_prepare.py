@@ -290,7 +290,7 @@ def test_a_codec_is_fitted_on_no_more_bytes_than_there_is_room_for(monkeypatch, 
     monkeypatch.setattr(surveying, "_FIT_BYTES", limit)
     source = sources.KINDS["synthetic"](("drawn",), None)
     config = PrepareConfig(sources={"drawn": SourceConfig(kind="synthetic", where=("drawn",))})
-    sample = surveying.survey("drawn", source, source.blocks(20), config, True, silent).sample
+    sample = surveying.survey("drawn", source, source.blocks(20), config, {}, True, silent).sample
     assert [example.media["image"].nbytes for example in sample] == [24] * count
 
 

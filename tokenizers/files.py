@@ -11,6 +11,7 @@ import os
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 MAX_NAME = 200
@@ -54,6 +55,31 @@ def inside(folder: Path, name: str) -> Path:
     if not is_relative or not (folder / name).resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{printable(repr(name))} must be a path that stays inside the folder {folder}")
     return folder / name
+
+
+def found_inside(folder: Path, name: str) -> Path:
+    """The path that `inside` gives, as `on_disk` finds it."""
+    return inside(folder, str(on_disk(inside(folder, name)).relative_to(folder)))
+
+
+def on_disk(path: Path) -> Path:
+    """The path as the disk has it, perhaps in another normal form of Unicode; as it is if nothing is there."""
+    if str(path).isascii() or path.exists():
+        return path
+    found = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        changed_ns = found.stat().st_mtime_ns if found.is_dir() else 0
+        found = found / _names_in(found, changed_ns).get(unicodedata.normalize("NFC", part), part)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _names_in(folder: Path, changed_ns: int) -> dict[str, str]:
+    """Normal form → name of everything in a folder."""
+    try:
+        return {unicodedata.normalize("NFC", name): name for name in os.listdir(folder)}
+    except OSError:
+        return {}
 
 
 def _is_plain(name: str) -> bool:

@@ -22,8 +22,8 @@ from trimask.tokenizers.codec import Files, StoredTokenizer
 from trimask.tokenizers.files import printable, require_regular_file
 from trimask.tokenizers.json_text import MAX_BYTES
 
-_LONG_WORD = re.compile(r"(\S{1000})")
-"""Where text without blanks is cut for fitting, whose time grows with the square of the longest word."""
+_LONG_WORD = re.compile(r"(\S{1000}|\s{1000})")
+"""Where text without blanks, or of blanks alone, is cut for fitting: its time grows with the square of a word."""
 MAX_TOKENS = 1 << 22
 """Most ids of a text tokenizer that is read."""
 

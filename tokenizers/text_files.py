@@ -4,6 +4,7 @@ A byte order mark at the beginning is skipped. A line loses its end and nothing 
 Unicode (U+2028, form feed, …) are characters as any. What holds NUL bytes, or is not UTF-8, is no text.
 """
 
+import codecs
 import sys
 from collections.abc import Iterator
 from io import BufferedIOBase
@@ -24,6 +25,11 @@ def decoded(content: bytes) -> str:
     if "\0" in text:
         raise ValueError("not UTF-8 text: it holds NUL bytes")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line holds nothing but blanks, tabs and its end; other separators are characters, a mark is none."""
+    return not line.removeprefix(codecs.BOM_UTF8).strip()
 
 
 def byte_lines(file: BufferedIOBase, most: int = MAX_LINE_BYTES) -> Iterator[tuple[bytes, int]]:
@@ -64,5 +70,5 @@ def _numbered(file: BufferedIOBase, name: str) -> Iterator[tuple[int, str]]:
             line = decoded(content).removesuffix("\n")
         except ValueError as error:
             raise ValueError(f"{name}, line {number}: {error}") from error
-        if line.strip():
+        if not is_blank(content):
             yield number, line

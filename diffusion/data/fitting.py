@@ -1,6 +1,7 @@
 """The shapes of media, and the tokenizers: given, or fitted on samples of the sources (`survey.py`)."""
 
 import dataclasses
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from trimask.diffusion.progress import Report
 from trimask.tokenizers import configuration
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.codec import MediaCodec
+from trimask.tokenizers.files import require_regular_file
 from trimask.tokenizers.json_text import read_json
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.text import TextTokenizer
@@ -63,6 +65,18 @@ def tokenizer_folder(folder: str) -> Path:
 def given_codecs(config: PrepareConfig) -> dict[str, Any]:
     """Modality → codec of the folder that the configuration names; none without one."""
     return {} if config.tokenizers is None else dict(media_tokenizers.load(tokenizer_folder(config.tokenizers)).codecs)
+
+
+def digests_of_given(config: PrepareConfig) -> dict[str, str]:
+    """What `Plan.given` says of the tokenizers that the configuration names."""
+    found: dict[str, str] = {}
+    if config.text_tokenizer is not None:
+        require_regular_file(Path(config.text_tokenizer))
+        found["text_tokenizer"] = hashlib.sha256(Path(config.text_tokenizer).read_bytes()).hexdigest()
+    if config.tokenizers is not None:
+        fingerprints = media_tokenizers.load(tokenizer_folder(config.tokenizers)).fingerprints
+        found["tokenizers"] = hashlib.sha256(repr(sorted(fingerprints.items())).encode()).hexdigest()
+    return found
 
 
 def _fitted_codec(

@@ -4,34 +4,35 @@
     photos/sea/1.jpg
 
 The list may also be metadata.csv or metadata.parquet, with these names for columns. `file_name` is relative to the
-list's folder and must not lead out of it. A file in a sub-folder train/, validation/ (val/, valid/, dev/) or test/ is
-of that split, whatever list names it, unless its line says another `split`; each such sub-folder may have a list of its
-own. No file is named by two lists, and lines that name the same file say the same split.
+list's folder and must not lead out of it. A file below a folder train/, validation/ (val/, valid/, dev/) or test/ (or
+test_…/) is of that split, whatever list names it, unless its line says another `split`; such a sub-folder may have a
+list of its own. No file is named by two lists, and lines that name the same file say the same split.
 """
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from trimask.diffusion.data.lines import Block, Record, blocks_of, records_of
 from trimask.diffusion.data.modalities import modality
 from trimask.diffusion.data.sources import BadRecord, Entry, OpenConfig, RawExample
-from trimask.diffusion.data.splits import split_of_folder
+from trimask.diffusion.data.splits import in_order, split_of_folder
 from trimask.diffusion.data.tables import TABLES, blocks_of_table, label_names, rows_of_block
 from trimask.diffusion.data.texts import json_object, split_field, text_field
 from trimask.diffusion.layout import Fill
-from trimask.tokenizers.files import inside
+from trimask.tokenizers.files import found_inside
 from trimask.tokenizers.vocabulary import TEXT
 
 METADATA = "metadata.jsonl"
 _LISTS = (METADATA, *(f"metadata{ending}" for ending in TABLES))
-_NOT_MEDIA = ("readme", "license", "licence", "citation", "dataset_infos", "dataset_info")
-"""Names, without their endings, of files that say something of a dataset."""
+_NOT_MEDIA = re.compile(r"(readme|licen[sc]e|citation|dataset_infos?)(\.(md|txt|rst|cff|bib|json|ya?ml))?", re.I)
+"""Names of files that say something of a dataset."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Folder:
             names[:] = sorted(name for name in names if not name.startswith("."))
             for name in sorted(files):
                 is_read = name in _LISTS and Path(folder) in self._folders
-                if not (is_read or name.startswith(".") or name.partition(".")[0].lower() in _NOT_MEDIA):
+                if not (is_read or name.startswith(".") or _NOT_MEDIA.fullmatch(name)):
                     yield _id_of(os.path.relpath(os.path.join(folder, name), self.folder))
 
     def _lists(self) -> list[Path]:
@@ -82,7 +83,7 @@ class Folder:
     def _folders(self) -> list[Path]:
         """The folder, and those in it that are a split's."""
         own = sorted(path for path in self.folder.iterdir() if path.is_dir() and split_of_folder(path.name))
-        order = ("train", "validation", "test")
+        order = in_order({split_of_folder(path.name) or "" for path in own})
         return [self.folder, *sorted(own, key=lambda path: order.index(split_of_folder(path.name) or ""))]
 
     def _blocks_of(self, path: Path, records: int) -> list[Block]:
@@ -120,10 +121,10 @@ class Folder:
                 f"{', '.join(fields) or 'none'}"
             )
         text = self._text(metadata, fields)
-        path = _found(metadata.parent.resolve(), name)
+        path = found_inside(metadata.parent.resolve(), name)
         id = _id_of(os.path.join(os.path.relpath(metadata.parent, self.folder), name))
-        first, slash, _ = id.partition("/")
-        split = split_field(fields, default=split_of_folder(first) if slash else None)
+        named = next(filter(None, map(split_of_folder, id.split("/")[:-1])), None)
+        split = split_field(fields, default=named)
         return Entry(id, str(metadata), line, partial(self._load, id, path, text), split, fields, path)
 
     def _text(self, metadata: Path, fields: dict[str, Any]) -> str:
@@ -169,24 +170,3 @@ def _cells(fields: dict[str, Any] | str) -> dict[str, Any]:
 def _id_of(name: str) -> str:
     """The id of a file: its path in the folder, written in one way."""
     return unicodedata.normalize("NFC", os.path.normpath(name)).replace(os.sep, "/")
-
-
-def _found(folder: Path, name: str) -> Path:
-    """A file in a folder, also where the disk has its name in another normal form of Unicode than the list."""
-    path = inside(folder, name)
-    if name.isascii() or path.exists():
-        return path
-    found = folder
-    for part in path.relative_to(folder).parts:
-        changed_ns = found.stat().st_mtime_ns if found.is_dir() else 0
-        found = found / _names_in(found, changed_ns).get(unicodedata.normalize("NFC", part), part)
-    return inside(folder, str(found.relative_to(folder)))
-
-
-@lru_cache(maxsize=64)
-def _names_in(folder: Path, changed_ns: int) -> dict[str, str]:
-    """Normal form → name of everything in a folder."""
-    try:
-        return {unicodedata.normalize("NFC", name): name for name in os.listdir(folder)}
-    except OSError:
-        return {}

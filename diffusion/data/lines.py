@@ -15,7 +15,7 @@ from typing import Literal
 
 from trimask.tokenizers.files import require_regular_file
 from trimask.tokenizers.formats import added
-from trimask.tokenizers.text_files import MAX_LINE_BYTES, byte_lines, decoded
+from trimask.tokenizers.text_files import MAX_LINE_BYTES, byte_lines, decoded, is_blank
 
 Unit = Literal["line", "paragraph", "document"]
 
@@ -102,14 +102,14 @@ def _records(file: BufferedReader, unit: Unit, line: int, most: int) -> Iterator
     position, start, first, num_bytes = file.tell(), 0, 0, 0
     parts: list[bytes] = []
     for number, (content, length) in enumerate(byte_lines(file, most), line):
-        is_blank = not content.strip() and length == len(content)
+        is_empty = is_blank(content) and length == len(content)
         if not parts:
             start, first, num_bytes = position, number, 0
-        if not is_blank or (parts and unit == "document"):
+        if not is_empty or (parts and unit == "document"):
             parts.append(content if num_bytes <= most else b"")
             num_bytes += length
         position += length
-        if parts and (unit == "line" or (unit == "paragraph" and is_blank)):
+        if parts and (unit == "line" or (unit == "paragraph" and is_empty)):
             yield Record(start, first, b"".join(parts).strip(b"\r\n"), num_bytes, most)
             parts = []
     if parts:

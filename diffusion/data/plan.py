@@ -130,6 +130,8 @@ class Plan:
     for."""
     unread: dict[str, dict[str, int]] = added(as_before={}, default_factory=dict)
     """Dataset → folder of it → number of files there that no record names."""
+    given: dict[str, str] = added(as_before={}, default_factory=dict)
+    """text_tokenizer and tokenizers, where the configuration names them → digest of what they were."""
 
     def __post_init__(self):
         for name in self.blocks:

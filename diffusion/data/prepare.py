@@ -20,7 +20,13 @@ from itertools import zip_longest
 from pathlib import Path
 
 from trimask.diffusion.children import end_with
-from trimask.diffusion.data.fitting import fit_tokenizers, given_codecs, shapes_of_media, with_given_codecs
+from trimask.diffusion.data.fitting import (
+    digests_of_given,
+    fit_tokenizers,
+    given_codecs,
+    shapes_of_media,
+    with_given_codecs,
+)
 from trimask.diffusion.data.lines import Block
 from trimask.diffusion.data.plan import Plan, PrepareConfig
 from trimask.diffusion.data.prepared import DatasetManifest, Manifest, Prepared
@@ -35,8 +41,8 @@ from trimask.diffusion.data.shards import (
     report_path,
 )
 from trimask.diffusion.data.sources import Source
-from trimask.diffusion.data.splits import in_order
-from trimask.diffusion.data.survey import Survey, require_held_out, survey
+from trimask.diffusion.data.splits import TRAIN, in_order
+from trimask.diffusion.data.survey import Survey, contents_in_several, require_held_out, survey
 from trimask.diffusion.data.verification import Damaged, Job, checked_report, jobs_of, verified_report, verify
 from trimask.diffusion.layout import Layout
 from trimask.diffusion.progress import Report, silent
@@ -65,7 +71,7 @@ def prepare(folder: Path, config: PrepareConfig, report: Report = silent) -> Pre
     blocks = _listed(config, sources, report)
     if (folder / "manifest.json").exists():
         prepared = Prepared(folder)
-        change = _change(prepared.plan, blocks)
+        change = _change(prepared.plan, blocks, digests_of_given(config))
         if change is not None:
             raise ValueError(f"{folder}: {change}; remove the folder or choose another")
         with locked(folder):
@@ -147,17 +153,19 @@ def _settle_plan(
     They are made again where the sources have changed, as where a bad file was mended.
     """
     path = folder / "plan.json"
-    old = configuration.load(path, Plan) if path.exists() else None
+    old, digests = configuration.load(path, Plan) if path.exists() else None, digests_of_given(config)
     if old is not None:
-        change = _change(old, blocks)
+        change = _change(old, blocks, digests)
         if change is None:
+            configuration.save(folder / "config.json", config)  # whose free fields may be others by now
             return old
         print(f"{printable(change)}; what was made of it is made again", file=sys.stderr)
     given = {TEXT, *given_codecs(config)} if config.tokenizers is not None else set()
+    contents = contents_in_several(sources, blocks, config, report) if config.splits.by == "content" else {}
     surveys: dict[str, Survey] = {}
     for name, source in sources.items():
         is_fitted = not {TEXT, source.medium or TEXT} <= given
-        surveys[name] = survey(name, source, blocks[name], config, is_fitted, report)
+        surveys[name] = survey(name, source, blocks[name], config, contents.get(name, {}), is_fitted, report)
         if not surveys[name].sample:
             of = "its training split" if is_fitted else "it"
             raise ValueError(f"{name}: there is no usable record in {of}, so nothing can be made of it")
@@ -166,8 +174,9 @@ def _settle_plan(
     plan = Plan(
         blocks=blocks,
         media_shapes=shapes_of_media(config, sources, samples),
-        contents={name: seen.contents for name, seen in surveys.items() if seen.contents},
+        contents={name: several for name, several in contents.items() if several},
         unread={name: seen.unread for name, seen in surveys.items() if seen.unread},
+        given=digests,
     )
     tokenizers = fit_tokenizers(config, sources, samples, plan.media_shapes, report)
     if old is not None:
@@ -178,8 +187,11 @@ def _settle_plan(
     return plan
 
 
-def _change(plan: Plan, blocks: dict[str, list[Block]]) -> str | None:
+def _change(plan: Plan, blocks: dict[str, list[Block]], given: dict[str, str]) -> str | None:
     """What of the sources is not what was planned, if anything: lists and texts by digest, media by size and time."""
+    for name, digest in given.items():
+        if plan.given.get(name, digest) != digest:
+            return f"what {name} names has changed since: it is not what it was"
     for name, own in blocks.items():
         old = plan.blocks.get(name, [])
         for now, before in zip_longest(own, old):
@@ -198,7 +210,10 @@ def _change(plan: Plan, blocks: dict[str, list[Block]]) -> str | None:
 
 
 def _forget(folder: Path, old: Plan, plan: Plan, tokenizers: MediaTokenizers) -> None:
-    """Removes what was made of blocks that are not as they were, or of all if tokens do not mean what they did."""
+    """Removes what was made of blocks that are not as they were, or of all if tokens do not mean what they did.
+
+    Then the old plan goes, too, before tokenizers come that are none of it.
+    """
     same_tokens = media_tokenizers.load(folder / "tokenizers").fingerprints == tokenizers.fingerprints
     for job in jobs_of(old):
         name, number = job
@@ -208,6 +223,8 @@ def _forget(folder: Path, old: Plan, plan: Plan, tokenizers: MediaTokenizers) ->
         )
         if not same_tokens or before != now:
             remove_block(folder, name, number)
+    if not same_tokens:
+        (folder / "plan.json").unlink()
 
 
 def _encode(
@@ -220,8 +237,11 @@ def _encode(
     for job in jobs:
         if report_path(folder, *job).exists():
             try:
-                done[job], _ = verified_report(folder, plan, job, sources[job.dataset].fill != "none")
-                finished += done[job].block.count
+                made, _ = verified_report(folder, plan, job, sources[job.dataset].fill != "none")
+                if made.rejects and config.on_error == "stop":
+                    continue  # to stop there
+                done[job] = made
+                finished += made.block.count
             except Damaged as fault:
                 print(f"{printable(str(fault))}; it is made again", file=sys.stderr)
     report("tokenising", finished, total)
@@ -281,6 +301,7 @@ def _finish(
     if lines:
         write_text(folder / "rejects.jsonl", "".join(lines))
     manifest = Manifest(
+        shared=_shared_by_datasets(reports),
         trimask=importlib.metadata.version("trimask"),
         tokenizers=tokenizers.fingerprints,
         vocabulary=tokenizers.vocabulary,
@@ -331,6 +352,24 @@ def _dataset_manifest(
         shared=_shared(reports, splits),
         unread=plan.unread.get(name, {}),
     )
+
+
+def _shared_by_datasets(reports: dict[str, list[BlockReport]]) -> dict[str, dict[str, int]]:
+    """Dataset/split that is held out → dataset/train of another → how many of its examples are of a content of that."""
+    seen, places = Seen(), list[str]()
+    for name, of_dataset in reports.items():
+        for block in of_dataset:
+            for split, shard in block.shards.items():
+                places.append(f"{name}/{split}")
+                for content in shard.contents:
+                    seen.add(content, places[-1])
+    places = sorted(set(places), key=lambda place: (not place.endswith(f"/{TRAIN}"), place))
+    shared: dict[str, dict[str, int]] = {}
+    for (earlier, later), count in seen.shared(places).items():
+        is_other = earlier.partition("/")[0] != later.partition("/")[0]
+        if is_other and earlier.endswith(f"/{TRAIN}") and not later.endswith(f"/{TRAIN}"):
+            shared.setdefault(later, {})[earlier] = count
+    return shared
 
 
 def _shared(reports: list[BlockReport], splits: Collection[str]) -> dict[str, dict[str, int]]:

@@ -79,6 +79,8 @@ class Manifest:
     datasets: dict[str, DatasetManifest]
     content: str
     """SHA-256 of all shards' own, in order."""
+    shared: dict[str, dict[str, int]] = added(as_before={}, default_factory=dict)
+    """DATASET/split that is held out → DATASET/train of another → how many of its examples are of a content of that."""
 
     def __post_init__(self):
         for name, dataset in self.datasets.items():

@@ -9,8 +9,11 @@ Any other word is a split as well; no command uses it by itself.
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -68,7 +71,11 @@ class SplitConfig(Checked):
 
     def rule_of(self, fields: Mapping[str, Any]) -> str | None:
         """The first rule that holds a record with these fields out."""
-        return next((rule for rule in self.held_out if _is_held_out(rule, fields)), None)
+        return next(iter(self.rules_of(fields)), None)
+
+    def rules_of(self, fields: Mapping[str, Any]) -> list[str]:
+        """All rules that hold for a record with these fields."""
+        return [rule for rule in self.held_out if _is_held_out(rule, fields)]
 
 
 def usual_split(name: str) -> str:
@@ -79,7 +86,7 @@ def usual_split(name: str) -> str:
 def split_of_folder(name: str) -> str | None:
     """The split of which a folder of this name holds the files; None: it is a folder as any."""
     split = usual_split(name.lower())
-    return split if split in (TRAIN, VALIDATION, TEST) else None
+    return split if is_used(split) and split.isidentifier() else None
 
 
 def is_test(split: str) -> bool:
@@ -90,6 +97,17 @@ def is_test(split: str) -> bool:
 def is_used(split: str) -> bool:
     """Whether some command uses the split without being told to."""
     return split in (TRAIN, VALIDATION) or is_test(split)
+
+
+def splits_of_files(files: Iterable[Path]) -> dict[Path, str]:
+    """The splits that names of files say: their own, as train-0001.jsonl, or that of the folder they lie in.
+
+    Where fewer than two splits are named, they are words as any, and nothing is said.
+    """
+    words = {path: [re.split(r"[-_. \d]", path.name)[0], path.parent.name] for path in files}
+    found = {path: next(filter(None, map(split_of_folder, names)), None) for path, names in words.items()}
+    named = {path: split for path, split in found.items() if split is not None}
+    return named if len(set(named.values())) > 1 else {}
 
 
 def in_order(splits: Iterable[str]) -> list[str]:
@@ -118,7 +136,7 @@ def _is_held_out(rule: str, fields: Mapping[str, Any]) -> bool:
         return False
     value = _plain(fields[name])
     if isinstance(value, str):
-        return value == word
+        return unicodedata.normalize("NFC", value) == unicodedata.normalize("NFC", word)
     try:
         wanted = parse_json(word, None)
     except ValueError:

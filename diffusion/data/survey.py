@@ -8,6 +8,7 @@ are read of the sample alone; of all records where splits go by their content.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 
 from trimask.diffusion.data.folders import Folder
@@ -33,39 +34,46 @@ class Survey:
 
     sample: list[RawExample]
     """Training examples on which tokenizers are fitted; media as they are kept for that."""
-    contents: dict[str, str]
-    """Digest of a content that the source puts in several splits → the split it belongs to."""
     unread: dict[str, int]
     """Folder → number of its files that no record names."""
     values: dict[str, Counter[str]] = field(default_factory=dict)
     """Field of a rule of `splits.held_out` → how often it has which value."""
     held_out: frozenset[str] = frozenset()
     """Rules that hold something out."""
+    shadowed: frozenset[str] = frozenset()
+    """Rules that hold for something that an earlier rule holds out."""
 
 
 def survey(
-    name: str, source: Source, blocks: list[Block], config: PrepareConfig, is_fitted: bool, report: Report
+    name: str,
+    source: Source,
+    blocks: list[Block],
+    config: PrepareConfig,
+    contents: dict[str, str],
+    is_fitted: bool,
+    report: Report,
 ) -> Survey:
     """Looks at all records; bad ones are passed over, or stop. The sample is of the training split if `is_fitted`.
 
-    Raises ValueError where two lists name a file, or one file is in two splits.
+    `contents` are those of the dataset that `contents_in_several` found. Raises ValueError where two lists name a file,
+    or one file is in two splits.
     """
-    contents = _contents(source, blocks, config, report) if config.splits.by == "content" else {}
     total = sum(block.count for block in blocks)
     share = config.fit_examples / max(1, total)
-    sample, size, held_out = list[RawExample](), 0, set[str]()
+    sample, size, held_out, shadowed = list[RawExample](), 0, set[str](), set[str]()
     values = {rule.partition("=")[0]: Counter[str]() for rule in config.splits.held_out}
     splits, lists = Seen(), Seen()
     for done, entry in enumerate(_entries(source, blocks, config)):
         if done % _EVERY == 0:
             report(f"reading records of {name}", done, total)
-        rule = config.splits.rule_of(entry.fields)
-        held_out |= {rule} if rule is not None else set()
+        rules = config.splits.rules_of(entry.fields)
+        held_out |= {*rules[:1]}
+        shadowed |= {*rules[1:]}
         for word, counts in values.items():
             if word in entry.fields and (len(counts) < _SHOWN_VALUES or shown(entry.fields[word]) in counts):
                 counts[shown(entry.fields[word])] += 1
         if source.medium is not None:
-            splits.add(digest(entry.id), rule or entry.split or "")
+            splits.add(digest(entry.id), rules[0] if rules else entry.split or "")
             lists.add(digest(entry.id), entry.file)
         if id_draw(entry.id, "fit") >= share or size > _FIT_BYTES:
             continue
@@ -81,7 +89,7 @@ def survey(
     report(f"reading records of {name}", total, total)
     _require_one_place(source, blocks, config, splits, lists)
     unread = _unread(source, lists) if isinstance(source, Folder) else {}
-    return Survey(sample, contents, unread, values, frozenset(held_out))
+    return Survey(sample, unread, values, frozenset(held_out), frozenset(shadowed))
 
 
 def require_held_out(config: PrepareConfig, surveys: dict[str, Survey]) -> None:
@@ -89,6 +97,8 @@ def require_held_out(config: PrepareConfig, surveys: dict[str, Survey]) -> None:
     for rule in config.splits.held_out:
         if any(rule in survey.held_out for survey in surveys.values()):
             continue
+        if any(rule in survey.shadowed for survey in surveys.values()):
+            raise ValueError(f"splits.held-out: all that {rule} holds out is held out by rules before it; leave it out")
         name = rule.partition("=")[0]
         counts = sum((survey.values[name] for survey in surveys.values()), Counter[str]())
         known = ", ".join(f"{value} ({count:,})" for value, count in counts.most_common(10))
@@ -106,21 +116,28 @@ def _entries(source: Source, blocks: list[Block], config: PrepareConfig) -> Iter
             yield entry
 
 
-def _contents(source: Source, blocks: list[Block], config: PrepareConfig, report: Report) -> dict[str, str]:
-    """Contents that would be in several splits, and the one they belong to."""
-    seen, total = Seen(), sum(block.count for block in blocks)
-    for done, entry in enumerate(_entries(source, blocks, config)):
-        if done % _EVERY == 0:
-            report("comparing contents", done, total)
-        try:
-            content = entry.example().content(source.medium)
-        except BadRecord:
-            if config.on_error == "stop":
-                raise
-            continue
-        seen.add(content, config.splits.of(entry, content))
+def contents_in_several(
+    sources: dict[str, Source], blocks: dict[str, list[Block]], config: PrepareConfig, report: Report
+) -> dict[str, dict[str, str]]:
+    """Dataset → digest of a content of it that sources put in several splits → the split that it belongs to."""
+    everywhere, own = Seen(), {name: Seen() for name in sources}
+    total, done = sum(block.count for of_source in blocks.values() for block in of_source), 0
+    for name, source in sources.items():
+        for entry in _entries(source, blocks[name], config):
+            if done % _EVERY == 0:
+                report("comparing contents", done, total)
+            done += 1
+            try:
+                content = entry.example().content(source.medium)
+            except BadRecord:
+                if config.on_error == "stop":
+                    raise
+                continue
+            everywhere.add(content, config.splits.of(entry, content))
+            own[name].add(content, "")
     report("comparing contents", total, total)
-    return {content: most_held_out(splits) for content, splits in seen.in_several().items()}
+    several = {content: most_held_out(splits) for content, splits in everywhere.in_several().items()}
+    return {name: dict(compress(several.items(), ~seen.missing(several))) for name, seen in own.items()}
 
 
 def _split(source: Source, entry: Entry, contents: dict[str, str], config: PrepareConfig) -> str:

@@ -1,18 +1,21 @@
 """Text files: plain text, JSON lines, and JSON lines of prompts with their responses."""
 
+import fnmatch
 import glob
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from trimask.diffusion.data.lines import Block, Unit, blocks_of, records_of
 from trimask.diffusion.data.sources import BadRecord, Entry, FieldConfig, RawExample, digest
-from trimask.diffusion.data.splits import usual_split
+from trimask.diffusion.data.splits import splits_of_files, usual_split
 from trimask.diffusion.layout import Fill
 from trimask.tokenizers.json_text import parse_json
-from trimask.tokenizers.text_files import MAX_LINE_BYTES, byte_lines
+from trimask.tokenizers.text_files import MAX_LINE_BYTES, byte_lines, is_blank
 from trimask.tokenizers.vocabulary import TEXT
 
 _LOOKED_AT = 16
@@ -43,9 +46,14 @@ class Texts:
                 if is_json:
                     fields = json_object(text)
                     text = text_field(fields, self.fields.text)
-                yield _entry(block, record.line, text, RawExample(digest(text), {TEXT: text}), fields)
+                example = RawExample(digest(text), {TEXT: text})
+                yield _entry(block, record.line, text, example, fields, self._splits.get(Path(block.file)))
             except ValueError as error:
                 yield BadRecord(block.file, record.line, str(error))
+
+    @cached_property
+    def _splits(self) -> dict[Path, str]:
+        return splits_of_files(files_of(self.where))
 
     def _unit(self, path: Path) -> Unit:
         return "line" if _is_json(path) else self.fields.text_unit
@@ -71,9 +79,13 @@ class Prompted:
                 fields = json_object(record.text)
                 prompt, response = (text_field(fields, name) for name in (self.fields.prompt, self.fields.response))
                 example = RawExample(digest(prompt), {TEXT: prompt + response}, given=len(prompt))
-                yield _entry(block, record.line, prompt, example, fields)
+                yield _entry(block, record.line, prompt, example, fields, self._splits.get(Path(block.file)))
             except ValueError as error:
                 yield BadRecord(block.file, record.line, str(error))
+
+    @cached_property
+    def _splits(self) -> dict[Path, str]:
+        return splits_of_files(files_of(self.where))
 
 
 def files_of(patterns: tuple[str, ...]) -> list[Path]:
@@ -91,6 +103,16 @@ def files_of(patterns: tuple[str, ...]) -> list[Path]:
     return files
 
 
+def other_cases(patterns: tuple[str, ...]) -> list[Path]:
+    """Files that the patterns would name, were small and large letters the same."""
+    found = set[Path]()
+    for pattern in (Path(pattern) for pattern in patterns if not Path(pattern).exists()):
+        is_alike = re.compile(fnmatch.translate(pattern.name), re.IGNORECASE).match
+        beside = map(Path, glob.glob(str(pattern.with_name("*")), recursive=True))
+        found |= {path for path in beside if path.is_file() and is_alike(path.name)}
+    return sorted(found - set(files_of(patterns)))
+
+
 def look_like_json(patterns: tuple[str, ...]) -> list[Path]:
     """Those of the files that are read as plain text, though each of their first lines is a JSON object."""
     return [path for path in files_of(patterns) if not _is_json(path) and _is_all_json(path)]
@@ -98,7 +120,7 @@ def look_like_json(patterns: tuple[str, ...]) -> list[Path]:
 
 def _is_all_json(path: Path) -> bool:
     with path.open("rb") as file:
-        lines = [line for line, _ in islice(byte_lines(file), _LOOKED_AT) if line.strip()]
+        lines = [line for line, _ in islice(byte_lines(file), _LOOKED_AT) if not is_blank(line)]
     try:
         return bool(lines) and all(isinstance(parse_json(line, None), dict) for line in lines)
     except ValueError:
@@ -133,8 +155,8 @@ def split_field(fields: dict[str, Any], default: str | None = None) -> str | Non
     return None if split is None else usual_split(split)
 
 
-def _entry(block: Block, line: int, key: str, example: RawExample, fields: dict[str, Any]) -> Entry:
-    return Entry(digest(key), block.file, line, lambda: example, split_field(fields), fields)
+def _entry(block: Block, line: int, key: str, example: RawExample, fields: dict[str, Any], split: str | None) -> Entry:
+    return Entry(digest(key), block.file, line, lambda: example, split_field(fields, split), fields)
 
 
 def _is_json(path: Path) -> bool:
