@@ -48,7 +48,7 @@ def read_mask(path: Path, picture: Path, shape: tuple[int, ...], is_cropped: boo
         )
     is_bright = (fit_picture(mask, (*mask.shape[:2], 1), is_cropped) >= 128).astype(np.uint8)
     # Of a smaller picture whatever a bright pixel is part of; of a larger one what is nearest to one.
-    smaller = tuple(np.minimum(mask.shape[:2], shape))
+    smaller = (min(mask.shape[0], shape[0]), min(mask.shape[1], shape[1]))
     if smaller == shape or not is_cropped:  # cropped, both sides shrink or none does
         is_bright = (fit_picture(255 * is_bright, (*smaller, 1), is_cropped) >= 1).astype(np.uint8)
     is_hole = fit_picture(255 * is_bright, (*shape, 1), is_cropped)[..., 0] >= 128

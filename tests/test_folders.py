@@ -207,6 +207,18 @@ def test_a_file_in_the_folder_of_a_split_is_of_that_split_whatever_list_names_it
     assert found[5:] == [("contest/1.png", None), ("test1/1.png", None), ("test.png", None), ("train/1.png", "train")]
 
 
+def test_the_folder_of_a_split_may_lie_below_another(tmp_path):
+    names = {"images/train/1.png": "train", "a/b/val/c/1.png": "validation", "test_anna/1.png": "test_anna"}
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True)
+        picture(tmp_path / name)
+    write_lines(tmp_path / "metadata.jsonl", *({"file_name": name, "text": "x"} for name in names))
+    assert {entry.id: entry.split for entry in entries_of(folder_of(tmp_path))} == names
+    (tmp_path / "metadata.jsonl").rename(tmp_path / "test_anna/metadata.jsonl")
+    write_lines(tmp_path / "test_anna/metadata.jsonl", {"file_name": "1.png", "text": "x"})
+    assert [(entry.id, entry.split) for entry in entries_of(folder_of(tmp_path))] == [("test_anna/1.png", "test_anna")]
+
+
 def test_folders_of_splits_by_other_names_may_have_lists_of_their_own(tmp_path):
     for name in ("val", "train", "other"):
         (tmp_path / name).mkdir()
@@ -287,6 +299,15 @@ def test_what_no_list_names_is_told_but_for_what_says_something_of_the_data(tmp_
     for name in ("a", "train", ".hidden"):
         (tmp_path / name).mkdir()
     names = ("1.png", "a/2.txt", "a/metadata.jsonl", "train/metadata.jsonl", "train/3.png")
-    for name in (*names, "README.md", "LICENSE", ".DS_Store", ".hidden/4.png", "metadata.jsonl"):
+    for name in (
+        *names,
+        "README.md",
+        "LICENSE",
+        "Licence.TXT",
+        ".DS_Store",
+        ".hidden/4.png",
+        "metadata.jsonl",
+        "license.png",
+    ):
         (tmp_path / name).write_text("")
-    assert set(folder_of(tmp_path).unread()) == {"1.png", "a/2.txt", "a/metadata.jsonl", "train/3.png"}
+    assert set(folder_of(tmp_path).unread()) == {*names, "license.png"} - {"train/metadata.jsonl"}

@@ -13,6 +13,7 @@ from trimask.diffusion.data.pictures import fit_picture, read_picture
 from trimask.scripts.inputs import read_mask, read_medium, read_prompts
 from trimask.scripts.render import enlarged
 from trimask.tokenizers.audio import MelConfig
+from trimask.tokenizers.image import PatchCodec, PatchConfig
 
 RNG = np.random.default_rng(0)
 
@@ -261,3 +262,31 @@ def test_a_file_without_prompts_is_refused(tmp_path, content, reason):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(ValueError, match=reason):
         read_prompts(str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize(
+    ("size", "bars"), [((64, 8), [(30, 32)]), ((200, 15), [(90, 95)]), ((64, 8), [(4, 16), (40, 42)])]
+)
+def test_a_thin_bar_stays_where_one_side_shrinks_and_the_other_grows(tmp_path, size, bars):
+    width, height = size
+    content = np.zeros((height, width), np.uint8)
+    for start, stop in bars:
+        content[:, start:stop] = 255
+    Image.fromarray(content).save(tmp_path / "mask.png")
+    Image.new("L", size).save(tmp_path / "picture.png")
+    is_hole = read_mask(tmp_path / "mask.png", tmp_path / "picture.png", (16, 16), False)
+    expected = np.zeros(16, bool)
+    for start, stop in bars:
+        expected[start * 16 // width : -(-stop * 16 // width)] = True
+    assert (is_hole == expected).all()
+
+
+def test_a_file_is_found_in_whatever_normal_form_the_disk_has_it(tmp_path):
+    Image.new("L", (4, 4), 7).save(tmp_path / "e\u0301.png")
+    Image.new("L", (4, 4), 255).save(tmp_path / "a\u0308.png")
+    named = tmp_path / "\u00e9.png"
+    if named.exists():
+        pytest.skip("this disk does not tell normal forms apart")
+    codec = PatchCodec.fit(np.zeros((1, 4, 4, 1), np.uint8), PatchConfig(patch_side=2, codebook_size=4))
+    assert (read_medium("image", codec, (4, 4, 1), False, named) == 7).all()
+    assert read_mask(tmp_path / "\u00e4.png", named, (4, 4), False).all()

@@ -102,3 +102,13 @@ def test_lines_are_numbered_from_one_and_a_bad_one_is_named(tmp_path):
     (tmp_path / "b.txt").write_bytes(b"a\nb\xff\n")
     with pytest.raises(ValueError, match=r"b\.txt, line 2: not UTF-8 text"):
         read_lines(str(tmp_path / "b.txt"))
+
+
+def test_blank_is_the_same_line_for_every_reader(tmp_path):
+    """A no-break space and a separator are characters; a mark of the byte order is nothing."""
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf\na\n\xc2\xa0\n \t\nb\n\x1c\n")
+    (block,) = blocks_of(tmp_path / "a.txt", "line", 9)
+    found = [(record.line, record.text) for record in records_of(block, "line")]
+    assert found == read_lines(str(tmp_path / "a.txt")) == [(2, "a"), (3, "\xa0"), (5, "b"), (6, "\x1c")]
+    (block,) = blocks_of(tmp_path / "a.txt", "paragraph", 9)
+    assert [record.text for record in records_of(block, "paragraph")] == ["a\n\xa0", "b\n\x1c"]

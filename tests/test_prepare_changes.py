@@ -1,5 +1,6 @@
 """Files that change after they were prepared, or while they are."""
 
+import dataclasses
 import os
 import shutil
 
@@ -11,6 +12,8 @@ from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.sources import BadRecord, SourceConfig
 from trimask.diffusion.data.splits import SplitConfig
+from trimask.tokenizers import configuration
+from trimask.tokenizers.text import TextTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,87 @@ def test_a_medium_of_another_time_or_size_is_noticed(files, tmp_path):
         prepare(tmp_path / "out", config)
     os.utime(picture, ns=(about.st_atime_ns, about.st_mtime_ns))
     prepare(tmp_path / "out", config)
+
+
+def test_a_text_tokenizer_that_changed_is_noticed(files, whole, tmp_path, monkeypatch):
+    given = tmp_path / "tokenizer.json"
+    shutil.copy(whole.folder / "tokenizers/text/tokenizer.json", given)
+    config = config_of(files, text_tokenizer=str(given), splits=SplitConfig())
+    prepare(tmp_path / "out", config)
+    prepare(tmp_path / "half", config)
+    TextTokenizer.fit(["abc abd"], 260).save(tmp_path / "other")
+    shutil.copy(tmp_path / "other/tokenizer.json", given)
+    with pytest.raises(ValueError, match="what text_tokenizer names has changed since"):
+        prepare(tmp_path / "out", config)
+    (tmp_path / "half/manifest.json").unlink()
+    prepare(tmp_path / "half", config)
+    prepare(tmp_path / "fresh", config)
+    assert bytes_of(tmp_path / "half") == bytes_of(tmp_path / "fresh")
+
+
+def test_tokenizers_of_a_folder_that_changed_are_noticed(files, tmp_path):
+    sources = {"photos": config_of(files).sources["photos"]}
+    first = config_of(files, sources=sources, splits=SplitConfig())
+    prepare(tmp_path / "first", first)
+    config = dataclasses.replace(first, tokenizers=str(tmp_path / "first"))
+    prepare(tmp_path / "out", config)
+    shutil.rmtree(tmp_path / "first")
+    prepare(tmp_path / "first", dataclasses.replace(first, text_vocabulary=262))
+    with pytest.raises(ValueError, match="what tokenizers names has changed since"):
+        prepare(tmp_path / "out", config)
+
+
+def test_what_a_bad_record_does_may_change_until_the_data_are_finished(files, tmp_path, monkeypatch):
+    photos = shutil.copytree(files / "photos", tmp_path / "photos")
+    (photos / "20.png").write_bytes(b"no picture")
+    (photos / "3.png").write_bytes(b"no picture")
+    stop, skip = (photos_of(photos, on_error=way, tokenizers=None, fit_examples=1) for way in ("stop", "skip"))
+    with pytest.raises(BadRecord, match=r"3\.png"):
+        prepare(tmp_path / "out", stop)
+    original = preparing.encode_block
+
+    def until_the_last(folder, dataset, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return original(folder, dataset, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preparing, "encode_block", until_the_last)
+        prepare(tmp_path / "out", skip)
+    with pytest.raises(BadRecord, match=r"3\.png"):  # of a block that was finished without it
+        prepare(tmp_path / "out", stop)
+    prepare(tmp_path / "out", skip)
+    prepare(tmp_path / "fresh", skip)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "fresh")
+
+
+def test_killed_while_another_plan_is_made_the_first_files_give_the_first_bytes(files, tmp_path, monkeypatch):
+    """Sources A, left half done; B, killed between the tokenizers and the plan; then A again."""
+    folder, original = shutil.copytree(files / "photos", tmp_path / "photos"), preparing.encode_block
+    config, before = photos_of(folder), (folder / "metadata.jsonl").read_text()
+
+    def stopped(*job):
+        if job[2] == 2:
+            raise KeyboardInterrupt
+        return original(*job)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preparing, "encode_block", stopped)
+        prepare(tmp_path / "out", config)
+    (folder / "metadata.jsonl").write_text(before.replace("two", "another"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(configuration, "save", killed_at_plan)
+        prepare(tmp_path / "out", config)
+    (folder / "metadata.jsonl").write_text(before)
+    prepare(tmp_path / "out", config)
+    prepare(tmp_path / "fresh", config)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "fresh")
+
+
+def killed_at_plan(path, content):
+    if path.name == "plan.json":
+        raise KeyboardInterrupt
+    configuration.write_json(path, configuration.to_dict(content))
 
 
 @pytest.mark.parametrize("what", ["a picture", "a caption", "a split", "fewer", "a bad picture"])

@@ -46,6 +46,22 @@ def test_what_is_there_under_the_whole_word_is_no_name_and_path(tmp_path, monkey
     assert where(images=("a=b",)) == {"a_b": ("images", (f"{tmp_path}/a=b",))}
 
 
+def test_a_pattern_with_an_equals_sign_that_names_files_is_a_pattern(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lang=en").mkdir()
+    (tmp_path / "lang=en/a.txt").write_text("a")
+    assert where(text=("lang=en/*.txt",)) == {"text": ("text", (f"{tmp_path}/lang=en/*.txt",))}
+
+
+@pytest.mark.parametrize("name", ["train", "Test", "dev"])
+def test_a_dataset_is_not_called_like_a_split_by_its_folder(name):
+    with pytest.raises(
+        ValueError, match=rf"--images a/{name}: {name} is what a split is called. Give the folder above"
+    ):
+        where(images=(f"a/{name}",))
+    assert where(images=(f"pets=a/{name}",))["pets"][0] == "images"
+
+
 def test_two_sources_of_one_name_are_refused_with_the_way_out():
     with pytest.raises(ValueError, match="two sources are called sea; name one with --audio NAME="):
         where(images=("a/sea",), audio=("b/sea",))

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimask.diffusion.data.sources import Entry
-from trimask.diffusion.data.splits import TRAIN, SplitConfig, in_order, is_test, split_of_folder, usual_split
+from trimask.diffusion.data.splits import (
+    TRAIN,
+    SplitConfig,
+    in_order,
+    is_test,
+    split_of_folder,
+    splits_of_files,
+    usual_split,
+)
 
 IDS = st.lists(st.text(max_size=12), min_size=1, max_size=60)
 SHARES = st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)).filter(lambda pair: sum(pair) < 1)
@@ -106,3 +114,24 @@ def test_shares_are_those_of_many_records():
     # Five standard deviations are 0.014 and 0.016.
     assert abs(splits.count("validation") / 20_000 - 0.2) < 0.014
     assert abs(splits.count("test") / 20_000 - 0.3) < 0.016
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["q/train.jsonl", "q/test.jsonl"], ["train", "test"]),
+        (["q/train-00000-of-00002.jsonl", "q/Dev_1.jsonl", "q/notes.txt"], ["train", "validation", None]),
+        (["b/train/a.txt", "b/test/a.txt", "b/c.txt"], ["train", "test", None]),
+        (["b/train/test.txt", "b/train/a.txt"], ["test", "train"]),
+        (["test/a.txt", "test/b.txt", "c.txt"], [None, None, None]),  # where all are of one split it is a word as any
+        (["trainer.txt", "testament.txt"], [None, None]),
+    ],
+)
+def test_names_of_files_say_their_splits_where_they_name_several(files, expected):
+    found = splits_of_files([Path(file) for file in files])
+    assert [found.get(Path(file)) for file in files] == expected
+
+
+def test_text_is_held_out_in_whatever_normal_form_it_is_written():
+    for rule, value in (("who=Zo\u00eb", "Zoe\u0308"), ("who=Zoe\u0308", "Zo\u00eb")):
+        assert config(held_out=(rule,)).of(entry("a", who=value)) == "test_who"

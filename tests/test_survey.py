@@ -1,5 +1,6 @@
 """What is seen before anything is tokenised: rules without effect, equal contents, lists that contradict each other."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 from own_files import config_of, make_files, photos_of
 from PIL import Image
 
+from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
-from trimask.diffusion.data.sources import BadRecord
+from trimask.diffusion.data.sources import BadRecord, SourceConfig
 from trimask.diffusion.data.splits import SplitConfig
 
 
@@ -23,6 +25,46 @@ def test_a_rule_that_holds_nothing_out_is_refused(files, tmp_path):
     with pytest.raises(ValueError, match=r"no record's metadata say who=ann, .*; who is ben \(36\), anna \(12\)"):
         prepare(tmp_path / "x", config_of(files, splits=SplitConfig(held_out=("who=ann",))))
     assert not (tmp_path / "x").exists()
+
+
+def test_a_rule_that_others_leave_nothing_to_is_refused_for_that(files, tmp_path):
+    rules = SplitConfig(held_out=("who=anna", "file_name=0.png"))
+    with pytest.raises(ValueError, match="all that file_name=0.png holds out is held out by rules before it"):
+        prepare(tmp_path / "x", config_of(files, splits=rules))
+
+
+@pytest.fixture
+def two_folders(tmp_path):
+    """Thirty pictures that are all to be trained on, and the same by other names, twenty of them to be tested on."""
+    rng = np.random.default_rng(0)
+    for folder in ("x1", "x2"):
+        (tmp_path / folder).mkdir()
+    lines = {"x1": [], "x2": []}
+    for number in range(30):
+        pixels = Image.fromarray(rng.integers(0, 256, (4, 6, 3), np.uint8))
+        for folder, name, split in (
+            ("x1", f"a{number}.png", "train"),
+            ("x2", f"b{number}.bmp", ("test", "train")[number > 19]),
+        ):
+            pixels.save(tmp_path / folder / name)
+            lines[folder].append({"file_name": name, "text": "x", "split": split})
+    for folder, own in lines.items():
+        (tmp_path / folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in own))
+    source = {folder: SourceConfig(kind="images", where=(str(tmp_path / folder),)) for folder in lines}
+    return PrepareConfig(sources=source, shard_records=7, workers=1)
+
+
+def test_equal_contents_are_counted_across_datasets(two_folders, tmp_path):
+    manifest = prepare(tmp_path / "out", two_folders).manifest
+    assert manifest.shared == {"x2/test": {"x1/train": 20}}
+    assert [dataset.shared for dataset in manifest.datasets.values()] == [{}, {}]
+
+
+def test_by_content_equal_pictures_of_two_datasets_are_in_one_split(two_folders, tmp_path):
+    config = dataclasses.replace(two_folders, splits=SplitConfig(by="content"))
+    manifest = prepare(tmp_path / "out", config).manifest
+    assert manifest.shared == {}
+    assert [dataset.splits for dataset in manifest.datasets.values()] == [{"train": 10, "test": 20}] * 2
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 """Plain text, JSON lines, prompts with responses."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from trimask.diffusion.data.sources import BadRecord, FieldConfig
-from trimask.diffusion.data.texts import Prompted, Texts, files_of
+from trimask.diffusion.data.texts import Prompted, Texts, files_of, other_cases
 
 
 def entries(source):
@@ -73,3 +74,20 @@ def test_equal_texts_have_equal_ids(tmp_path):
 def test_a_pattern_that_names_nothing_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"\*\.txt: no such file"):
         files_of((str(tmp_path / "*.txt"),))
+
+
+def test_files_that_a_pattern_misses_by_the_case_of_letters_are_known(tmp_path):
+    for name in ("a.txt", "B.TXT", "c.md", "[d].Txt"):
+        (tmp_path / name).write_text("x")
+    assert other_cases((str(tmp_path / "*.txt"),)) == [tmp_path / "B.TXT", tmp_path / "[d].Txt"]
+    assert other_cases((str(tmp_path / "*.txt"), str(tmp_path / "*.T*"))) == []
+    assert other_cases((str(tmp_path / "a.txt"),)) == []
+    assert other_cases((str(tmp_path / "[ab].*"),)) == [tmp_path / "B.TXT"]
+
+
+@pytest.mark.parametrize("kind", [Texts, Prompted])
+def test_files_called_like_splits_are_of_them(tmp_path, kind):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": split, "prompt": split, "response": "x"}) + "\n")
+    found = entries(kind((str(tmp_path / "*.jsonl"),), FieldConfig()))
+    assert [(Path(entry.file).stem, entry.split) for entry in found] == [("test", "test"), ("train", "train")]
