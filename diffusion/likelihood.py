@@ -8,6 +8,7 @@
 
 Both are unbiased but for `min_time` of the first, and an upper bound of −log₂ p. An example's u and masks follow from
 the seed and its content alone: not from its number, the row it stands in, the rows beside it, or the padding after it.
+What else is asked changes the shapes of batches, and so at most the last bits of float32 sums.
 Examples that are to be compared may share them, by their `draws`.
 """
 
@@ -47,11 +48,15 @@ def num_asked(example: Example, vocabulary: Vocabulary) -> int:
 
 def draws_of(segments: AnySequence[Segment]) -> int:
     """The number of the draws of a content: equal ones have equal draws, whatever else is asked."""
+    return int.from_bytes(_digest(segments)[:4], "big")
+
+
+def _digest(segments: AnySequence[Segment]) -> bytes:
     digest = hashlib.sha256()
     for segment in segments:
         digest.update(f"{segment.modality} {segment.codes.shape} {segment.num_given}\0".encode())
         digest.update(np.ascontiguousarray(segment.codes, "<i4").tobytes())
-    return int.from_bytes(digest.digest()[:4], "big")
+    return digest.digest()
 
 
 def target_bits(
@@ -69,11 +74,16 @@ def target_bits(
 ) -> Float[np.ndarray, " examples"]:
     """Bits of all that each example asks for, given its condition; at most `rows` examples at a time.
 
-    `draws` has a number for each example, by which its u and masks are drawn; None: that of its content.
+    `draws` has a number for each example, by which its u and masks are drawn; None: that of its content. Equal examples
+    with equal draws are computed once.
     """
     bits, done = np.zeros(len(examples)), 0
     streams = np.array([draws_of(e.segments) for e in examples] if draws is None else draws, np.uint32)
-    for length, numbers in _by_length(examples).items():
+    first_of: dict[Any, int] = {}
+    keys = ((e.task, int(stream), _digest(e.segments)) for e, stream in zip(examples, streams, strict=True))
+    same = np.array([first_of.setdefault(key, number) for number, key in enumerate(keys)], int)
+    for length, all_numbers in _by_length(examples).items():
+        numbers = [number for number in all_numbers if same[number] == number]
         size = max(1, min(rows, _MAX_LOGITS // (length * vocabulary.size)))
         for first in range(0, len(numbers), size):
             chunk = numbers[first : first + size]
@@ -83,9 +93,9 @@ def target_bits(
                 place = np.int32(draw), np.int32(num_draws)
                 drawn = _bits(key, streams[filled], *place, denoise, batch, vocabulary, schedule, estimator)
                 bits[chunk] += np.asarray(drawn, np.float64)[: len(chunk)] / num_draws
-            done += len(chunk)
+            done += int(np.isin(same, chunk).sum())
             report(done, len(examples))
-    return bits
+    return bits[same]
 
 
 def estimates_of_bits(

@@ -8,15 +8,22 @@ folder of its own. A cosine bends from the first step to the last, so no step of
 annealing of the weights of datasets are given in tokens, and N_m of the loss is each batch's own: they stay anyway.
 """
 
+import os
+import re
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
+from trimask.diffusion.checkpoint import Checkpoints, DamagedCheckpoint
 from trimask.diffusion.data.batches import Batches
 from trimask.diffusion.optimizer import OptimizerConfig
-from trimask.diffusion.run_folder import checkpoint_steps, writing
+from trimask.diffusion.run_folder import checkpoint_steps, keep_lines_until, writing
 
 _COPIED = ("config.json", "metrics.jsonl", "tokenizers", "samples")
 """What a run folder has beside its checkpoints, of the steps that both runs have and of those that move."""
+_MOVED = ("generated", "evaluation.json", "likelihood.jsonl")
+"""What other commands made of the newest checkpoint."""
 
 
 def require_longer(folder: Path, old: OptimizerConfig, new: OptimizerConfig) -> None:
@@ -41,22 +48,30 @@ def last_step_before_decay(optimizer: OptimizerConfig, batches: Batches) -> int 
     return batches.steps_within(optimizer.horizon_tokens - optimizer.length_of_decay)
 
 
-def steps_of_decay(folder: Path, last_stable: int) -> list[int]:
-    """Steps of the checkpoints after that one; raises ValueError where none is left to go on from."""
+def steps_of_decay(folder: Path, last_stable: int, like: Any) -> list[int]:
+    """Steps of the checkpoints after that one; raises ValueError where no good one is left to go on from.
+
+    `like` is a state of the run.
+    """
     steps = checkpoint_steps(folder)
-    decayed = [step for step in steps if step > last_stable]
-    if decayed == steps:
-        raise ValueError(
-            f"{folder} has no checkpoint from before its decay, which begins after step {last_stable}; there are those "
-            f"of steps {', '.join(map(str, steps))}. Start a new run from its weights with --init-from {folder}"
-        )
-    return decayed
+    kept = [step for step in steps if step <= last_stable]
+    with Checkpoints(folder) as checkpoints:
+        while kept:
+            try:
+                checkpoints.restore(kept.pop(), like)
+                return [step for step in steps if step > last_stable]
+            except DamagedCheckpoint as damage:
+                print(damage, file=sys.stderr)
+    raise ValueError(
+        f"{folder} has no good checkpoint from before its decay, which begins after step {last_stable}; it has "
+        f"those of {', '.join(map(str, steps))}. Start a new run from its weights with --init-from {folder}"
+    )
 
 
 def set_aside(folder: Path, steps: list[int]) -> Path:
-    """Moves checkpoints into a run folder of their own, RUN/decayed-<the last step>/. Killed, it goes on the next time.
+    """Moves checkpoints, and what was made of them, into a run folder of their own, RUN/decayed-<the last step>/.
 
-    The newest moves last, so that what is not done yet has the same name then.
+    Killed, it goes on the next time. The newest moves last, so that what is not done yet has the same name then.
     """
     name = f"decayed-{steps[-1]}"
     names = (f"{name}{suffix}" for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
@@ -65,9 +80,32 @@ def set_aside(folder: Path, steps: list[int]) -> Path:
         (target / "checkpoints").mkdir(parents=True, exist_ok=True)
         for part in _COPIED:
             if (folder / part).is_dir():
-                shutil.copytree(folder / part, target / part, symlinks=True, dirs_exist_ok=True)
+                _copy_folder(folder / part, target / part)
             elif (folder / part).exists():
                 shutil.copy2(folder / part, target / part, follow_symlinks=False)
+        for part in _MOVED:
+            if os.path.lexists(folder / part) and not os.path.lexists(target / part):
+                (folder / part).rename(target / part)
+        _drop_samples(folder / "samples", steps[0])
         for step in steps:
             (folder / "checkpoints" / str(step)).rename(target / "checkpoints" / str(step))
     return target
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    """Copies a folder once, all at once, and links as links."""
+    partial = target.with_name(f".{target.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    if not target.exists():
+        shutil.copytree(source, partial, symlinks=True)
+        partial.rename(target)
+
+
+def _drop_samples(folder: Path, first: int) -> None:
+    """Removes samples of that step and later ones."""
+    for path in folder.glob("step-*"):
+        found = re.match(r"step-(\d+)-", path.name)
+        if found is not None and int(found[1]) >= first and (path.is_symlink() or path.is_file()):
+            path.unlink()
+    keep_lines_until(folder / "samples.jsonl", first - 1)

@@ -62,7 +62,6 @@ def train(
     )
     with undone_if_empty(folder, *WRITTEN_FIRST), locked(folder):
         description = continued(folder, description, resume)
-        decayed = _decayed(folder, description, batches)
         pretraining = Pretraining(config, vocabulary, description.kappa, mesh)
         if init_from is None or checkpoint_steps(folder):
             state = pretraining.init()
@@ -72,6 +71,7 @@ def train(
             require_grown(init_from / "tokenizers", prepared.folder / "tokenizers")
             description = dataclasses.replace(description, init_step=source.step)
             state = pretraining.init(source.parameters, source.vocabulary)
+        decayed = _decayed(folder, description, batches, state)
         wait_for_all("all know what the folder holds")
         if is_first():
             announce(description, use)
@@ -142,14 +142,14 @@ def _described(
     return description, use
 
 
-def _decayed(folder: Path, description: RunDescription, batches: Batches) -> list[int]:
+def _decayed(folder: Path, description: RunDescription, batches: Batches, state: TrainState) -> list[int]:
     """Steps of the checkpoints in the folder that are none of the longer run that is described."""
     if description.first_horizon_tokens is None:
         return []
     before = load_description(folder).train.optimizer
     last_stable = last_step_before_decay(before, batches)
     is_longer = before.horizon_tokens < description.train.optimizer.horizon_tokens
-    return steps_of_decay(folder, last_stable) if is_longer and last_stable is not None else []
+    return steps_of_decay(folder, last_stable, state) if is_longer and last_stable is not None else []
 
 
 def _git_commit() -> str | None:

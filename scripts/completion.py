@@ -39,8 +39,13 @@ _NAMED = {
     "data": "data",
     "policy": "policy",
     "folder": "made",
+    "tokenizers": "made",
+    "strategy": "policy",
+    "init-from of train-policy": "policy",
 }
 """Last part of an argument's name, which is a path → what kind of folder it names."""
+_FILES = ("images", "audio", "text", "prompts", "text-tokenizer")
+"""Arguments that are text, and name files."""
 _DEPTH = 2
 """How far below a folder those of a kind are looked for, to offer the way to them."""
 _MOST = 2_000
@@ -112,15 +117,23 @@ def _add_flags(parser: ArgumentParser, command: str, theirs: Any) -> None:
             continue
         added = parser.add_argument(*words, **options, nargs=None if takes == 1 else takes, metavar=name, help=about)
         choices = [*_choices(action, command)]
-        is_path = "PATH" in str(action.metavar) or name == "run"
-        if choices:
+        completes = _completes(action, command, choices)
+        if completes is not None:
+            added.complete = completes  # type: ignore[attr-defined]  # what shtab goes by, and argparse does not know
+        elif choices:
             added.choices = choices
-        elif is_path:
-            import shtab
 
-            kind = _NAMED.get(name) if "." not in action.dest or name == "run" else None
-            # What shtab goes by, an attribute that argparse does not know.
-            added.complete = shtab.FILE if kind is None else _completer(kind)  # type: ignore[attr-defined]
+
+def _completes(action: Any, command: str, choices: list[str]) -> Any:
+    """What completes a path, as shtab takes it; None for what is none."""
+    import shtab
+
+    flag = (action.option_strings or [action.dest])[0].removeprefix("--")
+    name = flag if flag.rpartition(".")[2] not in ("run", "strategy") else flag.rpartition(".")[2]
+    kind = _NAMED.get(f"{name} of {command}", _NAMED.get(name))
+    if kind is not None and command != "inspect":  # which also takes a trace
+        return _completer(kind, choices)
+    return shtab.FILE if "PATH" in str(action.metavar) or flag in _FILES or kind is not None else None
 
 
 def _about(action: Any) -> str:
@@ -145,10 +158,12 @@ def _choices(action: Any, command: str) -> Iterable[str]:
     return (word for group in braces for word in group.split(",") if word != "None")
 
 
-def _completer(kind: str) -> dict[str, str | dict[str, str]]:
-    """How each shell completes a folder of a kind, as shtab takes it: a function that asks this module."""
-    ask = f"{shlex.quote(sys.executable)} -m trimask.scripts.cli completion folders {kind}"
-    name = f"_trimask_{kind}_dirs"  # a name by which shtab lets bash know that these are files
+def _completer(kind: str, words: Sequence[str] = ()) -> dict[str, str | dict[str, str]]:
+    """How each shell completes a folder of a kind, or a word, as shtab takes it: a function that asks this module."""
+    # -P: what lies in the folder where Tab is pressed is not imported.
+    ask = f"{shlex.quote(sys.executable)} -P -m trimask.scripts.cli completion folders {shlex.join([kind, *words])}"
+    # A name by which shtab lets bash know that these are files.
+    name = f"_trimask_{kind}{'_or_word' if words else ''}_dirs"
     return {
         "bash": name,
         "zsh": name,
@@ -164,15 +179,20 @@ def _completer(kind: str) -> dict[str, str | dict[str, str]]:
 
 
 def folders(kind: str, beginning: str) -> list[str]:
-    """Folders of a kind that a beginning may become, or those on the way to one; of any kind where there is none."""
+    """Folders of a kind that a beginning may become, or those on the way to one; of any kind where there is none.
+
+    The beginning is as it was typed: after an opening quote, or with backslashes, and with variables.
+    """
+    beginning = beginning[1:] if beginning[:1] in "'\"" else re.sub(r"\\(.)", r"\1", beginning)
+    beginning = os.path.expandvars(beginning)
     parent, slash, start = beginning.rpartition("/")
     here = Path(os.path.expanduser(parent + slash) or ".")
-    if _FOLDERS[kind](here):
-        return []
     names = sorted(path.name for path in _children(here, is_hidden=start.startswith(".")))
     names = [name for name in names if name.startswith(start) and name.isprintable()]
     found = [name for name in names if _leads_to(here / name, _FOLDERS[kind], _DEPTH)]
-    return [f"{parent}{slash}{name}" for name in found or names]
+    if not found and not _FOLDERS[kind](here):
+        found = names
+    return [f"{parent}{slash}{name}" for name in found]
 
 
 def _leads_to(path: Path, is_kind: Callable[[Path], bool], depth: int) -> bool:
@@ -196,8 +216,10 @@ def _is_data(path: Path) -> bool:
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point of the command."""
-    if arguments[:1] == ["folders"] and len(arguments) == 3 and arguments[1] in _FOLDERS:
-        print("\n".join(folders(arguments[1], arguments[2])))
+    if arguments[:1] == ["folders"] and len(arguments) >= 3 and arguments[1] in _FOLDERS:
+        _, kind, *words, beginning = arguments
+        for found in [*(word for word in words if word.startswith(beginning)), *folders(kind, beginning)]:
+            print(found)
         return
     from trimask.scripts.console import parse
 

@@ -163,10 +163,12 @@ def _write_mp4(partial: Path, pages: Sequence[Image.Image], milliseconds: int) -
 def file_stem(prompt: str, is_taken: Callable[[str], bool] = lambda _: False) -> str:
     """A file name without its ending: the prompt's letters and digits, numbered if it is taken.
 
-    Latin letters lose their accents; those of other scripts stay as they are.
+    Latin letters lose their accents; those of other scripts stay as they are. Of signs alone it is their names.
     """
     plain = _ACCENTS.sub(r"\1", unicodedata.normalize("NFKD", prompt).casefold())
     kept = "".join(c if unicodedata.category(c)[0] in "LMN" else "-" for c in unicodedata.normalize("NFC", plain))
+    if not re.sub("-", "", kept):  # emoji and signs
+        kept = "-".join(unicodedata.name(c, "").casefold().replace(" ", "-") for c in prompt if not c.isspace())
     words = re.sub("-+", "-", kept).strip("-")[:_STEM_LENGTH]
     while len(words.encode()) > _STEM_BYTES:
         words = words[:-1]

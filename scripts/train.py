@@ -20,6 +20,7 @@ from trimask.diffusion.description import RunDescription, TrainConfig, load_desc
 from trimask.diffusion.optimizer import Knobs
 from trimask.diffusion.parametrization import ModuleMultipliers
 from trimask.diffusion.processes import ending_together, is_first, join
+from trimask.diffusion.run_folder import checkpoint_steps
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.train import train
 from trimask.diffusion.trained import Loaded
@@ -140,6 +141,23 @@ def _usual(arguments: list[str], preset_name: str | None) -> BatchConfig:
     return (preset(preset_name) if tuned is None else load_description(Path(tuned))).train.batch
 
 
+def _as_it_is(config: TrainConfig, parsed: Arguments, arguments: list[str]) -> TrainConfig:
+    """With what a run that is there has and the command does not say.
+
+    The horizon of another run, whose configuration is taken over, may have grown since; how answers are sampled may
+    have been chosen by `trimask study sampling --apply`.
+    """
+    if not checkpoint_steps(parsed.run) or not (parsed.run / "config.json").is_file():
+        return config
+    there = load_description(parsed.run).train
+    if parsed.preset is None and option(arguments, "--optimizer.horizon-tokens", "--optimizer.horizon_tokens") is None:
+        optimizer = dataclasses.replace(config.optimizer, horizon_tokens=there.optimizer.horizon_tokens)
+        config = dataclasses.replace(config, optimizer=optimizer)
+    if not any(word.startswith("--generation") for word in arguments):
+        config = dataclasses.replace(config, generation=there.generation)
+    return config
+
+
 def main(arguments: Sequence[str]) -> None:
     """Entry point of the command."""
 
@@ -150,6 +168,7 @@ def main(arguments: Sequence[str]) -> None:
         join()
         parsed = parse_from_preset(default, list(arguments), "train", __doc__ or "")
         config = with_mixture(parsed.config, _usual(list(arguments), parsed.preset), parsed.data)
+        config = _as_it_is(config, parsed, list(arguments))
         run(parsed.run, parsed.data, config, init_from=parsed.init_from, resume=parsed.resume)
 
 

@@ -23,12 +23,12 @@ COMMANDS = [[name, *part] for name in cli.COMMANDS for part in ([[p] for p in PA
 def here(tmp_path_factory):
     """A folder with runs, policies and prepared data, one of which has a blank in its name."""
     root = tmp_path_factory.mktemp("here")
-    for run in ("runs/tiny", "runs/my own", ".runs/x"):
+    for run in ("runs/tiny", "runs/tiny/decayed-9", "runs/my own", ".runs/x"):
         (root / run / "checkpoints").mkdir(parents=True)
+        (root / run / "config.json").touch()
     for folder in ("runs/empty", "other/far"):
         (root / folder).mkdir(parents=True)
-    for file in ("runs/tiny/config.json", "runs/my own/config.json", ".runs/x/config.json", "note.txt"):
-        (root / file).touch()
+    (root / "note.txt").touch()
     for file in ("data/digits/manifest.json", "data/digits/config.json", "policies/fast/policy.json"):
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).touch()
@@ -80,7 +80,7 @@ def test_every_command_has_the_flags_of_its_help(scripts, here, capsys, monkeypa
         (["plan", "trimodal"], [name for name in PRESETS if name.startswith("trimodal")]),
         (["train-policy", "policies/new", "--preset", ""], list(POLICIES)),
         (["study", "sampling", "out", "--preset", ""], ["cpu", "accelerator"]),
-        (["generate", "runs/tiny", "--strategy", ""], list(STRATEGIES)),
+        (["generate", "runs/tiny", "--strategy", ""], [*STRATEGIES, "policies"]),
         (["train", "runs/tiny", "--optimizer.schedule", "c"], ["cosine", "constant"]),
         (["evaluate", "runs/tiny", "--checkpoint", ""], ["best"]),
         (["train", "runs/tiny", "--no-"], ["--no-resume"]),
@@ -91,7 +91,14 @@ def test_every_command_has_the_flags_of_its_help(scripts, here, capsys, monkeypa
         (["study", "unmasking", "out", "--run", "ru"], ["runs"]),
         (["train", "runs/tiny", "--data", "data/"], ["data/digits"]),
         (["train-policy", "policies/"], ["policies/fast"]),
-        (["inspect", ""], ["data", "runs"]),
+        (["inspect", "n"], ["note.txt"]),
+        (["prepare", "new", "--images", "da"], ["data"]),
+        (["prepare", "new", "--tokenizers", "runs/m"], ["runs/my own"]),
+        (["prepare", "new", "--fields.text", "n"], []),
+        (["generate", "runs/tiny", "--strategy", "pol"], ["policies"]),
+        (["generate", "runs/tiny", "--strategy", "thr"], ["threshold"]),
+        (["train-policy", "p", "--init-from", "policies/"], ["policies/fast"]),
+        (["evaluate", "nosuch"], []),
         (["generate", "runs/tiny", "--image", "n"], ["note.txt"]),
         (["generate", "runs/tiny", "--image", "note.txt", "no"], ["note.txt"]),
     ],
@@ -107,7 +114,10 @@ def test_bash_offers(scripts, here, line, expected):
         ("run", "./runs/t", ["./runs/tiny"]),
         ("run", ".", [".runs"]),
         ("run", "other/", ["other/far"]),  # none of the kind, so any
-        ("run", "runs/tiny/", []),  # it is one
+        ("run", "runs/tiny/", ["runs/tiny/decayed-9"]),  # it is one itself
+        ("run", "runs/my own/", []),
+        ("run", '"runs/m', ["runs/my own"]),
+        ("run", r"runs/my\ o", ["runs/my own"]),
         ("run", "no/such/", []),
         ("data", "", ["data"]),
         ("made", "", ["data", "runs"]),
@@ -122,6 +132,7 @@ def test_folders_of_a_kind_and_the_way_to_them(here, monkeypatch, kind, beginnin
 def test_a_folder_is_found_from_home_and_from_the_root(here, monkeypatch):
     monkeypatch.setenv("HOME", str(here))
     assert completion.folders("run", "~/runs/t") == ["~/runs/tiny"]
+    assert completion.folders("run", f"{here}/runs/t") == completion.folders("run", "$HOME/runs/t")
     assert completion.folders("run", f"{here}/runs/t") == [f"{here}/runs/tiny"]
 
 
@@ -159,6 +170,16 @@ def test_another_shell_is_refused(shell, capsys):
     with pytest.raises(SystemExit):
         cli.main(["completion", shell])
     assert "bash" in capsys.readouterr().err
+
+
+def test_nothing_of_the_folder_where_tab_is_pressed_is_imported(scripts, here, tmp_path):
+    for name in ("tyro.py", "json.py", "shtab.py"):
+        (tmp_path / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "trimask").mkdir()
+    (tmp_path / "trimask/__init__.py").touch()
+    assert offered(scripts, tmp_path, ["evaluate", "ru"]) == [["runs"]]
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_folder_is_offered_at_once(here):

@@ -104,6 +104,17 @@ def test_bits_do_not_depend_on_the_place_among_others():
     assert len({draws_of(e.segments) for e in examples}) == len(examples)
 
 
+def test_equal_examples_are_computed_once_and_have_equal_bits():
+    reports, asked = [], [example(code) for code in (CODES[0], CODES[1], CODES[0])] * 3
+    options = {"num_draws": 2, "rows": 1, "report": lambda *counts: reports.append(counts)}
+    bits = target_bits(jax.random.key(0), asked, DENOISE, VOCABULARY, ScheduleConfig(), **options)
+    assert len(set(bits.tolist())) == 2 and (bits.reshape(3, 3) == bits[:3]).all() and bits[0] == bits[2]
+    assert reports == [(6, 9), (9, 9)]
+    given = [example(CODES[0]), example(CODES[0], 1)]
+    both = target_bits(jax.random.key(0), given, DENOISE, VOCABULARY, ScheduleConfig(), num_draws=4, draws=[1, 1])
+    assert both[0] != both[1]
+
+
 def test_tokens_are_those_of_a_text_and_one_end():
     eos = VOCABULARY.eos_code
     asked = {(0, 1, eos, eos, eos): 3, (0, 1, 1): 3, (eos, eos): 1, (0, eos): 2}

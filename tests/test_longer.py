@@ -136,6 +136,32 @@ def test_killed_while_the_decay_moves_it_goes_on(prepared, whole, shorter, copy,
     assert equal(load(copy / f"decayed-{shorter[1].step}").parameters, shorter[1].parameters)
 
 
+def test_with_the_last_step_before_the_decay_damaged_nothing_moves(prepared, copy, capsys):
+    stable, *decayed = checkpoint_steps(copy)
+    for path in (copy / "checkpoints" / str(stable) / "state").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(bytes(len(path.read_bytes())))
+    with pytest.raises(ValueError, match="no good checkpoint from before its decay"):
+        train(copy, prepared.folder, config("warmup_stable_decay", 900))
+    assert f"checkpoints/{stable}: damaged" in capsys.readouterr().err
+    assert checkpoint_steps(copy) == [stable, *decayed] and not list(copy.glob("decayed-*"))
+
+
+def test_what_was_made_of_the_decayed_run_goes_with_it(copy):
+    first = checkpoint_steps(copy)[-1]
+    made = ("generated/index.jsonl", "evaluation.json", "likelihood.jsonl")
+    for name in (*made, "samples/step-000003-words.wav", f"samples/step-{first:06}-words.wav"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text("x")
+    (copy / "samples/samples.jsonl").write_text(f'{{"step": 3}}\n{{"step": {first}}}\n')
+    target = set_aside(copy, [first])
+    assert all((target / name).exists() and not (copy / name).exists() for name in made)
+    assert sorted(path.name for path in (copy / "samples").iterdir()) == ["samples.jsonl", "step-000003-words.wav"]
+    assert (copy / "samples/samples.jsonl").read_text() == '{"step": 3}\n'
+    assert len(list((target / "samples").iterdir())) == 3
+    assert len((target / "samples/samples.jsonl").read_text().splitlines()) == 2
+
+
 def test_links_in_a_run_are_set_aside_as_links(copy, tmp_path):
     (tmp_path / "outside").write_text("secret")
     for name in ("metrics.jsonl", "samples/step.png"):
@@ -150,9 +176,7 @@ def test_a_run_without_a_checkpoint_from_before_its_decay_is_left_as_it_is(prepa
     stable, *decayed = checkpoint_steps(copy)
     shutil.rmtree(copy / "checkpoints" / str(stable))
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"}
-    said = (
-        f"no checkpoint from before its decay, which begins after step {stable}; there are those of steps {decayed[0]}"
-    )
+    said = f"no good checkpoint from before its decay, which begins after step {stable}; it has those of {decayed[0]}"
     with pytest.raises(ValueError, match=f"{said}.* --init-from"):
         train(copy, prepared.folder, config("warmup_stable_decay", 900))
     assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"}

@@ -29,7 +29,7 @@ def test_a_rule_that_holds_nothing_out_is_refused(files, tmp_path):
 
 def test_a_rule_that_others_leave_nothing_to_is_refused_for_that(files, tmp_path):
     rules = SplitConfig(held_out=("who=anna", "file_name=0.png"))
-    with pytest.raises(ValueError, match="all that file_name=0.png holds out is held out by rules before it"):
+    with pytest.raises(ValueError, match=r"all that file_name=0\.png holds out is held out by rules before it"):
         prepare(tmp_path / "x", config_of(files, splits=rules))
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -11,6 +13,7 @@ from trimask.diffusion.data.batches import BatchConfig, DatasetUse
 from trimask.diffusion.description import TrainConfig, load_description, transferred
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers
+from trimask.diffusion.sampling.config import GenerationConfig
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.train import train
 from trimask.diffusion.trained import load
@@ -154,3 +157,37 @@ def test_what_goes_on_from_weights_has_no_base(tuned, prepared, tmp_path):
         ]
     )
     assert load_description(tmp_path).kappa == 1.0
+
+
+def test_the_same_command_resumes_though_the_run_it_was_made_after_is_longer_by_now(prepared, tuned, tmp_path):
+    """Of --tuned-at and --init-from; only what is asked for makes a run longer."""
+    source = shutil.copytree(tuned, tmp_path / "source")
+    commands = [
+        [str(tmp_path / flag.strip("-")), "--data", str(prepared.folder), flag, str(source)]
+        for flag in ("--tuned-at", "--init-from")
+    ]
+    for command in commands:
+        train_script.main(command)
+    before = [load_description(Path(folder)) for folder, *_ in commands]
+    longer = load_description(source)
+    optimizer = dataclasses.replace(longer.train.optimizer, horizon_tokens=2 * longer.train.optimizer.horizon_tokens)
+    train = dataclasses.replace(longer.train, optimizer=optimizer)
+    first = longer.train.optimizer.horizon_tokens
+    longer = dataclasses.replace(longer, train=train, first_horizon_tokens=first)
+    configuration.save(source / "config.json", longer)
+    for command in commands:
+        train_script.main(command)
+    assert [load_description(Path(folder)) for folder, *_ in commands] == before
+
+
+def test_how_answers_are_sampled_stays_unless_it_is_said(prepared, tuned, tmp_path):
+    run, command = tmp_path, [str(tmp_path), "--data", str(prepared.folder), "--tuned-at", str(tuned)]
+    train_script.main(command)
+    description = load_description(run)
+    chosen = {"text": GenerationConfig(strategy="margin", steps=3)}
+    train = dataclasses.replace(description.train, generation=chosen)
+    configuration.save(run / "config.json", dataclasses.replace(description, train=train))
+    train_script.main(command)
+    assert load_description(run).train.generation == chosen
+    train_script.main([*command, "--loop.log-every", "3"])
+    assert load_description(run).train.generation == chosen
