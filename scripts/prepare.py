@@ -7,6 +7,7 @@ import dataclasses
 import glob
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +155,8 @@ def remarks(prepared: Prepared) -> Iterator[str]:
                     f"{name}: {count:,} of the {dataset.splits[split]:,} examples of {split} are of a content that is "
                     f"in {other}, too; --splits.by content keeps equal contents together"
                 )
+        for what, count in sum((Counter(report.lost) for report in prepared.reports[name]), Counter[str]()).items():
+            yield f"{name}: {count:,} examples lose their {what}; what the tokenizer was fitted on has none"
         if dataset.source.kind in ("text", "prompts"):
             for path in other_cases(dataset.source.where):
                 yield f"{name}: {path} differs from what is named in the case of its letters, and is not read"

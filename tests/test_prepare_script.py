@@ -148,3 +148,19 @@ def test_a_source_that_is_nowhere_is_refused(word, tmp_path):
     with pytest.raises(ValueError, match=f"--text must say where the data are, got '{word}'"):
         main([str(tmp_path / "new"), "--text", word])
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("channels", [None, 1])
+def test_colour_that_is_lost_is_counted_unless_grey_was_asked_for(tmp_path, capsys, monkeypatch, channels):
+    """What is trained on is grey; two to be tested on are not."""
+    monkeypatch.setattr(prepare, "console", Console(width=200))
+    (tmp_path / "photos").mkdir()
+    lines = []
+    for number in range(8):
+        colour = (0, 0, 255) if number > 5 else (number, number, number)
+        Image.new("RGB", (4, 4), colour).save(tmp_path / f"photos/{number}.png")
+        lines.append({"file_name": f"{number}.png", "text": "x", "split": "test" if number > 5 else "train"})
+    (tmp_path / "photos/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = () if channels is None else ("--pictures.channels", str(channels))
+    out = printed(tmp_path, capsys, "--images", tmp_path / "photos", *asked)
+    assert ("photos: 2 examples lose their colour; what the tokenizer was fitted on has none" in out) == (channels is None)

@@ -60,6 +60,8 @@ class Modality:
     """What is wrong with a file that can be read. As training data it is refused; as a prompt it is used."""
     notes: Callable[[Path, Medium, tuple[int, ...], MediaConfig], list[str]] = _none
     """What is changed when a user's file is brought to a model's shape."""
+    lost: Callable[[Medium, tuple[int, ...], MediaConfig], list[str]] = _none
+    """What a medium loses at its dataset's shape though nobody asked for it, in a word each."""
     shown: Callable[[tuple[int, ...], MediaConfig], str] = _sizes
     """The shape of a dataset's media in words."""
     features: Features | None = None
@@ -78,6 +80,7 @@ MODALITIES: dict[str, Modality] = {
         sampled=pictures.sampled,
         as_given=pictures.as_given,
         notes=pictures.notes,
+        lost=pictures.lost,
         shown=pictures.shown,
         features=Features(lambda media, _: image_features(media), is_scaled=False),
     ),

@@ -146,3 +146,8 @@ def notes(path: Path, picture: np.ndarray, shape: tuple[int, ...], config: Media
 def shown(shape: tuple[int, ...], config: MediaConfig) -> str:
     """Height, width and channels in words."""
     return f"{shape[0]}×{shape[1]} {'grey' if shape[2] == 1 else 'colour'}"
+
+
+def lost(picture: np.ndarray, shape: tuple[int, ...], config: MediaConfig) -> list[str]:
+    """Colour, where the model's pictures are grey and no one asked for that."""
+    return ["colour"] if picture.shape[2] > shape[2] and config.pictures.channels is None else []

@@ -10,6 +10,7 @@ many text tokens are a question that is only ever given. Nothing in a shard depe
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,6 +23,7 @@ from flax import serialization
 from jaxtyping import Int
 
 from trimask.diffusion.data.lines import Block
+from trimask.diffusion.data.modalities import modality
 from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted, split_of, stacked
 from trimask.diffusion.data.sources import BadRecord, Entry, RawExample, Source
 from trimask.tokenizers import configuration
@@ -68,6 +70,8 @@ class BlockReport:
     rejects: list[Reject]
     shards: dict[str, ShardReport]
     """Split → its shard; a split without examples is absent."""
+    lost: dict[str, int] = added(as_before={}, default_factory=dict)
+    """What media lost at the dataset's shape → how many."""
 
 
 def encode_block(folder: Path, dataset: str, number: int) -> BlockReport:
@@ -77,7 +81,8 @@ def encode_block(folder: Path, dataset: str, number: int) -> BlockReport:
     rejects: list[Reject] = []
     records: dict[str, list[dict[str, Any]]] = {}
     contents: dict[str, list[str]] = {}
-    for chunk in _chunks(workshop, dataset, block, rejects):
+    lost = Counter[str]()
+    for chunk in _chunks(workshop, dataset, block, rejects, lost):
         for split, content, pieces in workshop.encoded(dataset, chunk, rejects):
             records.setdefault(split, []).extend(pieces)
             contents.setdefault(split, []).append(content)
@@ -92,7 +97,7 @@ def encode_block(folder: Path, dataset: str, number: int) -> BlockReport:
             given_tokens=[record["num_given"] for record in of_split],
             contents=contents[split],
         )
-    report = BlockReport(block=block, rejects=rejects, shards=shards)
+    report = BlockReport(block=block, rejects=rejects, shards=shards, lost=dict(lost))
     path = report_path(folder, dataset, number)
     path.parent.mkdir(parents=True, exist_ok=True)
     configuration.save(path, report)
@@ -218,8 +223,10 @@ class _Workshop:
         rejects.append(Reject(file=error.file, line=error.line, reason=error.reason))
 
 
-def _chunks(workshop: _Workshop, dataset: str, block: Block, rejects: list[Reject]) -> Iterator[list[_Loaded]]:
-    """The usable records of a block, some at a time, with media of one shape."""
+def _chunks(
+    workshop: _Workshop, dataset: str, block: Block, rejects: list[Reject], lost: Counter[str]
+) -> Iterator[list[_Loaded]]:
+    """The usable records of a block, some at a time, with media of one shape; `lost` counts what they lose by that."""
     source, shape = workshop.sources[dataset], workshop.plan.media_shapes.get(dataset, [])
     chunk: list[_Loaded] = []
     for entry in source.entries(block):
@@ -236,6 +243,8 @@ def _chunks(workshop: _Workshop, dataset: str, block: Block, rejects: list[Rejec
         except BadRecord as error:
             workshop.reject(error, rejects)
             continue
+        if source.medium is not None:
+            lost.update(modality(source.medium).lost(decoded.media[source.medium], tuple(shape), workshop.config.media))
         chunk.append(_Loaded(entry, example, decoded.content(source.medium)))
         if len(chunk) == _CHUNK:
             yield chunk
