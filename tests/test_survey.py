@@ -1,6 +1,7 @@
 """What is seen before anything is tokenised: rules without effect, equal contents, lists that contradict each other."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from own_files import config_of, make_files, photos_of
 from PIL import Image
 
 from trimask.diffusion.data.prepare import prepare
-from trimask.diffusion.data.sources import BadRecord
+from trimask.diffusion.data.sources import BadRecord, FieldConfig
 from trimask.diffusion.data.splits import SplitConfig
 
 
@@ -23,6 +24,18 @@ def test_a_rule_that_holds_nothing_out_is_refused(files, tmp_path):
     with pytest.raises(ValueError, match=r"no record's metadata say who=ann, .*; who is ben \(36\), anna \(12\)"):
         prepare(tmp_path / "x", config_of(files, splits=SplitConfig(held_out=("who=ann",))))
     assert not (tmp_path / "x").exists()
+
+
+def test_names_of_labels_without_a_number_to_name_are_refused(files, tmp_path):
+    config = config_of(files, fields=FieldConfig(labels=("cat", "dog")))
+    with pytest.raises(ValueError, match=r"fields\.labels: no caption .* is a number, so cat, dog name nothing"):
+        prepare(tmp_path / "x", config)
+    assert not (tmp_path / "x").exists()
+    photos = shutil.copytree(files / "photos", tmp_path / "photos")
+    lines = (photos / "metadata.jsonl").read_text().replace('"two"', "1")
+    (photos / "metadata.jsonl").write_text(lines)
+    prepared = prepare(tmp_path / "x", photos_of(photos, fields=config.fields))
+    assert "dog" in {example.media["text"] for example in prepared.raw("photos", "train")}
 
 
 @pytest.fixture

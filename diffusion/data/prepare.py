@@ -192,7 +192,7 @@ def _change(plan: Plan, blocks: dict[str, list[Block]]) -> str | None:
                 return f"{name} has changed since: it has fewer records"
             where = f"{now.file}, from line {now.line} on,"
             if before is not None and dataclasses.replace(now, media_sha256=before.media_sha256) == before:
-                where = f"a file that {now.file} names from line {now.line} on"
+                where = f"a file or a label that {now.file} names from line {now.line} on"
             return f"{name} has changed since: {where} is not what it was"
     return None
 
