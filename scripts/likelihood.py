@@ -112,6 +112,8 @@ def _line(entry: Any, folder: Path, prompts: Prompts) -> Line:
     media = [medium for medium in prompts.tokenizers.codecs if medium in entry]
     if len(media) > 1 or ("text" in entry) + ("choices" in entry) + bool(media and "prompt" in entry) != 1:
         raise ValueError("an example has one answer: text, choices, or a medium for a prompt")
+    if "answer" in entry and "choices" not in entry:
+        raise ValueError("answer is the number of a choice, and the example has no choices")
     for name in {"prompt", "text", *media} & set(entry):
         if not isinstance(entry[name], str):
             raise ValueError(f"{name} must be a string, got {entry[name]!r}")

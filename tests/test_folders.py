@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from test_label_names import card_of
 from test_tables import write_parquet
 
+from trimask.diffusion.data import folders
 from trimask.diffusion.data.folders import Folder
+from trimask.diffusion.data.label_names import label_names
 from trimask.diffusion.data.media_config import LimitConfig
 from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.sources import BadRecord, FieldConfig, OpenConfig
@@ -212,7 +215,7 @@ def test_the_folder_of_a_split_may_lie_below_another(tmp_path):
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True)
         picture(tmp_path / name)
-    write_lines(tmp_path / "metadata.jsonl", *({"file_name": name, "text": "x"} for name in names))
+    write_lines(tmp_path / "metadata.jsonl", *({"file_name": name, "text": "x", "split": None} for name in names))
     assert {entry.id: entry.split for entry in entries_of(folder_of(tmp_path))} == names
     (tmp_path / "metadata.jsonl").rename(tmp_path / "test_anna/metadata.jsonl")
     write_lines(tmp_path / "test_anna/metadata.jsonl", {"file_name": "1.png", "text": "x"})
@@ -243,33 +246,87 @@ def test_a_list_may_be_a_table(tmp_path, name):
         folder_of(tmp_path).blocks(1)
 
 
-def test_numbers_of_labels_become_their_names(tmp_path):
-    def captions(*labels, names=(), list="metadata.jsonl"):
-        if list == "metadata.csv":
-            rows = "".join(f"1.png,{label}\n" for label in labels)
-            (tmp_path / list).write_text(f"file_name,label\n{rows}")
-        else:
-            write_lines(tmp_path / list, *({"file_name": "1.png", "label": label} for label in labels))
-        media = PrepareConfig().media
-        fields = FieldConfig(text="label", labels=names)
-        found = outcomes(Folder(tmp_path, "image", OpenConfig(fields=fields, media=media, folder=tmp_path)))
-        found = [entry.reason if isinstance(entry, BadRecord) else entry.media["text"] for entry in found]
-        (tmp_path / list).unlink()
-        return found
+def captions(folder, *labels, names=(), list="metadata.jsonl"):
+    """Captions that labels in a list become, or why there are none."""
+    picture(folder / "1.png")
+    rows = [{"file_name": "1.png", "label": label} for label in labels]
+    if list == "metadata.csv":
+        (folder / list).write_text("file_name,label\n" + "".join(f"1.png,{label}\n" for label in labels))
+    elif list == "metadata.parquet":
+        write_parquet(folder / list, rows, {"label": {"names": ["cat", "dog"]}})
+    else:
+        write_lines(folder / list, *rows)
+    config = OpenConfig(fields=FieldConfig(text="label", labels=names), media=PrepareConfig().media, folder=folder)
+    found = outcomes(Folder(folder, "image", config))
+    found = [entry.reason if isinstance(entry, BadRecord) else entry.media["text"] for entry in found]
+    (folder / list).unlink()
+    return found
 
-    picture(tmp_path / "1.png")
-    (unnamed,) = captions(1)
+
+def beyond(value):
+    return f'"label" is {value}, and names are known of 0 to 1: cat, dog'
+
+
+def test_numbers_of_labels_become_their_names(tmp_path):
+    (unnamed,) = captions(tmp_path, 1)
     assert 'needs a "label", which is text, got 1; its fields are file_name, label; --fields.labels names' in unnamed
     named = ("cat", "dog")
-    beyond = '"label" is 2, and names are known of 0 to 1: cat, dog'
-    assert captions(1, 0, 2, "frog", names=named) == ["dog", "cat", beyond, "frog"]
-    assert captions(1, "frog", names=named, list="metadata.csv") == ["dog", "frog"]
-    assert captions(7, list="metadata.csv") == ["7"]
-    (tmp_path / "README.md").write_text(
-        "---\ndataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n        names:\n"
-        "          '0': ape\n          '1': bee\n---\n"
-    )
-    assert captions(1) == ["bee"]
+    assert captions(tmp_path, 1, 0, 2, "frog", names=named) == ["dog", "cat", beyond(2), "frog"]
+    assert captions(tmp_path, 1, "frog", names=named, list="metadata.csv") == ["dog", "frog"]
+    (tmp_path / "README.md").write_text(card_of("label", "{'0': ape, '1': bee}"))
+    assert captions(tmp_path, 1) == ["bee"]
+
+
+WHOLE = ["0", "1.0", "+1", " 1", "-0", "-1", "2.0", "1.5", "1 dog", "9" * 5000]
+NAMED = ["cat", "dog", "dog", "dog", "cat", beyond("-1"), beyond("2.0"), "1.5", "1 dog", beyond("9" * 5000)]
+
+
+@pytest.mark.parametrize("list", ["metadata.csv", "metadata.jsonl"])
+@pytest.mark.parametrize("by", ["flag", "card"])
+def test_text_that_is_a_whole_number_is_a_label_where_names_are_known(tmp_path, list, by):
+    assert captions(tmp_path, *WHOLE, list=list) == WHOLE
+    if by == "card":
+        (tmp_path / "README.md").write_text(card_of("label", "[cat, dog]"))
+    assert captions(tmp_path, *WHOLE, names=("cat", "dog") * (by == "flag"), list=list) == NAMED
+
+
+def test_labels_that_a_missing_value_made_fractions_are_labels(tmp_path):
+    found = captions(tmp_path, 0.0, 1.0, -1.0, None, 1.5, list="metadata.parquet")
+    assert found[:3] == ["cat", "dog", beyond("-1.0")]
+    assert [text.partition(";")[0] for text in found[3:]] == [
+        f'needs a "label", which is text, got {value}' for value in (None, 1.5)
+    ]
+
+
+def test_true_is_no_label(tmp_path):
+    (reason,) = captions(tmp_path, True, names=("cat", "dog"))
+    assert 'needs a "label", which is text, got True' in reason
+
+
+def test_names_of_labels_are_not_empty():
+    with pytest.raises(ValueError, match="names of labels must not be empty, got 'cat', ' '"):
+        FieldConfig(labels=("cat", " "))
+
+
+def test_a_card_that_is_refused_is_read_once_and_every_label_says_why(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text(card_of("label", "[]"))
+    read = []
+    monkeypatch.setattr(folders, "label_names", lambda *asked: read.append(asked) or label_names(*asked))
+    found = captions(tmp_path, 0, 1, "frog", 0)
+    assert found == [*2 * [f"{tmp_path}/README.md: names of 'label' are empty"], "frog", found[0]] and len(read) == 1
+
+
+def test_a_card_at_the_root_names_labels_of_lists_of_splits_and_one_beside_a_list_goes_first(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        picture(tmp_path / name / "1.png")
+        (tmp_path / name / "metadata.csv").write_text("file_name,label,split\n1.png,1,\n")
+    (tmp_path / "README.md").write_text(card_of("label", "[cat, dog]"))
+    (tmp_path / "test" / "README.md").write_text(card_of("label", "[ape, bee]"))
+    config = OpenConfig(fields=FieldConfig(text="label"), media=PrepareConfig().media, folder=tmp_path)
+    folder = Folder(tmp_path, "image", config)
+    assert [example.media["text"] for example in outcomes(folder)] == ["dog", "bee"]
+    assert [entry.split for entry in entries_of(folder)] == ["train", "test"]  # the empty cells say none
 
 
 @pytest.mark.parametrize("listed", ["NFC", "NFD"])

@@ -62,6 +62,14 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
         likelihood.read(tmp_path / "lines.jsonl", None)
 
 
+@pytest.mark.parametrize("asked", ['"text": "x"', '"prompt": "x", "image": "a.png"'])
+def test_an_answer_without_choices_is_refused_by_its_line(tmp_path, asked):
+    (tmp_path / "lines.jsonl").write_text(f'\n{{{asked}, "answer": 0}}\n')
+    prompts = SimpleNamespace(tokenizers=SimpleNamespace(codecs={"image": None}))
+    with pytest.raises(ValueError, match=r"lines.jsonl, line 2: answer is the number of a choice, .* no choices"):
+        likelihood.read(tmp_path / "lines.jsonl", prompts)
+
+
 @pytest.mark.parametrize(("given", "out"), [([], "likelihood.jsonl"), (["--out", "there"], "there")])
 def test_the_estimate_is_made_as_was_asked_for(monkeypatch, tmp_path, given, out):
     asked, run = [], SimpleNamespace(folder=tmp_path)

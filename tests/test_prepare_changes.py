@@ -6,11 +6,13 @@ import shutil
 
 import pytest
 from own_files import WORDS, bytes_of, config_of, make_files, photos_of
+from test_label_names import card_of
+from test_tables import write_parquet
 
 from trimask.diffusion.data import prepare as preparing
 from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
-from trimask.diffusion.data.sources import BadRecord, SourceConfig
+from trimask.diffusion.data.sources import BadRecord, FieldConfig, SourceConfig
 from trimask.diffusion.data.splits import SplitConfig
 from trimask.tokenizers import configuration
 from trimask.tokenizers.text import TextTokenizer
@@ -63,7 +65,9 @@ def test_a_medium_of_another_time_or_size_is_noticed(files, tmp_path):
     picture = tmp_path / "photos" / "9.png"
     about = picture.stat()
     os.utime(picture, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
-    with pytest.raises(ValueError, match=r"a file that .*metadata\.jsonl names from line 8 on is not what it was"):
+    with pytest.raises(
+        ValueError, match=r"a file or a label that .*metadata\.jsonl names from line 8 on is not what it was"
+    ):
         prepare(tmp_path / "out", config)
     os.utime(picture, ns=(about.st_atime_ns, about.st_mtime_ns))
     prepare(tmp_path / "out", config)
@@ -189,3 +193,73 @@ def test_unfinished_data_take_files_as_they_are_by_now(files, whole, tmp_path, m
     monkeypatch.undo()
     prepare(tmp_path / "fresh", config)
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "fresh")
+
+
+def labelled(files, photos, kind):
+    """Photos whose captions are numbers, and what gives these numbers names."""
+    shutil.copytree(files / "photos", photos)
+    (photos / "metadata.jsonl").unlink()
+    rows = [{"file_name": f"{number}.png", "label": number % 2} for number in range(24)]
+    if kind == "csv":
+        lines = "".join(f"{row['file_name']},{row['label']}\n" for row in rows)
+        (photos / "metadata.csv").write_text(f"file_name,label\n{lines}")
+
+    def name(*names):
+        if kind == "csv":
+            (photos / "README.md").write_text(card_of("label", f"[{', '.join(names)}]"))
+        else:
+            write_parquet(photos / "metadata.parquet", rows, {"label": {"names": names}})
+
+    return photos_of(photos, fields=FieldConfig(text="label")), name
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_names_of_labels_that_changed_to_the_same_length_are_noticed(files, tmp_path, kind):
+    config, name = labelled(files, tmp_path / "photos", kind)
+    name("cat", "dog")
+    prepare(tmp_path / "out", config)
+    if kind == "csv":
+        name("cat", "dog", "owl")
+        prepare(tmp_path / "out", config)  # no caption is the third
+    name("cat", "cow")
+    with pytest.raises(
+        ValueError, match=r"a file or a label that .*metadata.* names from line \d on is not what it was"
+    ):
+        prepare(tmp_path / "out", config)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_unfinished_data_take_names_of_labels_as_they_are_by_now(files, tmp_path, monkeypatch, capsys, kind):
+    config, name = labelled(files, tmp_path / "photos", kind)
+    name("cat", "dog")
+    original = preparing.encode_block
+
+    def until_the_third(folder, dataset, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return original(folder, dataset, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preparing, "encode_block", until_the_third)
+        prepare(tmp_path / "out", config)
+    name("cat", "cow")
+    prepare(tmp_path / "out", config)
+    assert "photos has changed since: a file or a label that " in capsys.readouterr().err
+    prepare(tmp_path / "fresh", config)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "fresh")
+
+
+def test_names_of_labels_that_no_caption_has_leave_the_digest_as_it_was(files, tmp_path):
+    config = photos_of(shutil.copytree(files / "photos", tmp_path / "photos"))
+    prepared = prepare(tmp_path / "out", config)
+    (tmp_path / "photos" / "README.md").write_text(card_of("text", "[cat, dog]"))
+    assert prepare(tmp_path / "out", config).plan == prepared.plan
+
+
+def test_names_of_labels_that_are_given_leave_the_datasets_own_unread(files, tmp_path):
+    config, _ = labelled(files, tmp_path / "photos", "csv")
+    config = dataclasses.replace(config, fields=FieldConfig(text="label", labels=("ape", "bee")))
+    prepared = prepare(tmp_path / "out", config)
+    for names in ("[cat, dog]", "5"):
+        (tmp_path / "photos" / "README.md").write_text(card_of("label", names))
+        assert prepare(tmp_path / "out", config).plan == prepared.plan

@@ -163,4 +163,6 @@ def test_colour_that_is_lost_is_counted_unless_grey_was_asked_for(tmp_path, caps
     (tmp_path / "photos/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     asked = () if channels is None else ("--pictures.channels", str(channels))
     out = printed(tmp_path, capsys, "--images", tmp_path / "photos", *asked)
-    assert ("photos: 2 examples lose their colour; what the tokenizer was fitted on has none" in out) == (channels is None)
+    assert ("photos: 2 examples lose their colour; what the tokenizer was fitted on has none" in out) == (
+        channels is None
+    )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
-from trimask.diffusion.data.sources import BadRecord, SourceConfig
+from trimask.diffusion.data.sources import BadRecord, FieldConfig, SourceConfig
 from trimask.diffusion.data.splits import SplitConfig
 
 
@@ -65,6 +66,18 @@ def test_by_content_equal_pictures_of_two_datasets_are_in_one_split(two_folders,
     manifest = prepare(tmp_path / "out", config).manifest
     assert manifest.shared == {}
     assert [dataset.splits for dataset in manifest.datasets.values()] == [{"train": 10, "test": 20}] * 2
+
+
+def test_names_of_labels_without_a_number_to_name_are_refused(files, tmp_path):
+    config = config_of(files, fields=FieldConfig(labels=("cat", "dog")))
+    with pytest.raises(ValueError, match=r"fields\.labels: no caption .* is a number, so cat, dog name nothing"):
+        prepare(tmp_path / "x", config)
+    assert not (tmp_path / "x").exists()
+    photos = shutil.copytree(files / "photos", tmp_path / "photos")
+    lines = (photos / "metadata.jsonl").read_text().replace('"two"', "1")
+    (photos / "metadata.jsonl").write_text(lines)
+    prepared = prepare(tmp_path / "x", photos_of(photos, fields=config.fields))
+    assert "dog" in {example.media["text"] for example in prepared.raw("photos", "train")}
 
 
 @pytest.fixture

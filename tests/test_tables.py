@@ -7,7 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from trimask.diffusion.data import tables
-from trimask.diffusion.data.tables import blocks_of_table, label_names, rows_of, rows_of_block
+from trimask.diffusion.data.tables import blocks_of_table, rows_of, rows_of_block
 
 CSV = 'file_name,text\n1.png,"a ""small"", grey\nsea"\n\n2.png,z\u2028w\n3.png\n'
 
@@ -32,6 +32,15 @@ def test_rows_of_csv_have_quotes_and_the_same_ends_of_lines_as_all_text(tmp_path
     assert first == (3, {"file_name": "1.png", "text": 'a "small", grey\nsea'})
     assert second == (5, {"file_name": "2.png", "text": "z\u2028w"})
     assert short == (6, "a row of 1 cells under 2 columns")
+
+
+def test_an_empty_cell_of_split_gives_none_and_other_empty_cells_stay(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,split,who\n1.png,,\n2.png, ,b\n3.png,test,c\n")
+    assert [row.fields for row in rows_of(tmp_path / "metadata.csv")] == [
+        {"file_name": "1.png", "who": ""},
+        {"file_name": "2.png", "who": "b"},
+        {"file_name": "3.png", "split": "test", "who": "c"},
+    ]
 
 
 def test_rows_of_parquet_keep_their_types(tmp_path):
@@ -71,19 +80,3 @@ def test_a_table_that_would_take_too_much_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "MAX_BYTES", 10)
     with pytest.raises(ValueError, match=r"bytes, 10 are allowed of a table; use metadata\.jsonl"):
         rows_of(tmp_path / "metadata.parquet")
-
-
-def test_names_of_labels_are_those_of_the_schema_or_of_the_card(tmp_path):
-    write_parquet(tmp_path / "metadata.parquet", [{"label": 0}], {"label": {"names": ["cat", "dog"]}})
-    assert label_names(tmp_path / "metadata.parquet", "label") == ("cat", "dog")
-    assert label_names(tmp_path / "metadata.parquet", "text") == ()
-    card = "---\ndataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n        names:\n"
-    card += "          '0': cat\n          '10': owl\n          '2': dog\n---\n# Animals\n"
-    (tmp_path / "README.md").write_text(card)
-    assert label_names(tmp_path / "metadata.csv", "label") == ("cat", "dog", "owl")
-    assert label_names(tmp_path / "metadata.csv", "other") == ()
-    (tmp_path / "README.md").write_text("# no head\n")
-    assert label_names(tmp_path / "metadata.csv", "label") == ()
-    (tmp_path / "README.md").write_text("---\na: [\n---\n")
-    with pytest.raises(ValueError, match=r"README\.md: its head is not YAML"):
-        label_names(tmp_path / "metadata.csv", "label")

@@ -7,6 +7,9 @@ The list may also be metadata.csv or metadata.parquet, with these names for colu
 list's folder and must not lead out of it. A file below a folder train/, validation/ (val/, valid/, dev/) or test/ (or
 test_…/) is of that split, whatever list names it, unless its line says another `split`; such a sub-folder may have a
 list of its own. No file is named by two lists, and lines that name the same file say the same split.
+
+A caption that is a whole number, as 7, -1, "7" or 7.0, stands for a name where names of labels are known: those of
+`--fields.labels`, or of the dataset (label_names.py).
 """
 
 import hashlib
@@ -19,11 +22,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from trimask.diffusion.data.label_names import label_names
 from trimask.diffusion.data.lines import Block, Record, blocks_of, records_of
 from trimask.diffusion.data.modalities import modality
 from trimask.diffusion.data.sources import BadRecord, Entry, OpenConfig, RawExample
 from trimask.diffusion.data.splits import in_order, split_of_folder
-from trimask.diffusion.data.tables import TABLES, blocks_of_table, label_names, rows_of_block
+from trimask.diffusion.data.tables import TABLES, blocks_of_table, rows_of_block
 from trimask.diffusion.data.texts import json_object, split_field, text_field
 from trimask.diffusion.layout import Fill
 from trimask.tokenizers.files import found_inside
@@ -33,6 +37,7 @@ METADATA = "metadata.jsonl"
 _LISTS = (METADATA, *(f"metadata{ending}" for ending in TABLES))
 _NOT_MEDIA = re.compile(r"(readme|licen[sc]e|citation|dataset_infos?)(\.(md|txt|rst|cff|bib|json|ya?ml))?", re.I)
 """Names of files that say something of a dataset."""
+_WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
 
 
 @dataclass(frozen=True)
@@ -101,12 +106,17 @@ class Folder:
                 yield record.line, partial(_object_of, record)
 
     def _with_media(self, block: Block) -> Block:
-        """The block with a digest of the names, sizes and times of its media, where they can be looked at."""
+        """The block with a digest of its media, where they can be looked at, and of the dataset's names for labels.
+
+        Of media it has the names, sizes and times; of labels those names that captions have.
+        """
         digest = hashlib.sha256()
         for entry in self.entries(block):
             if not isinstance(entry, BadRecord) and entry.path is not None and entry.path.is_file():
                 about = entry.path.stat()
                 digest.update(f"{entry.id}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
+                if self.has_label(entry) and not self.config.fields.labels and self._names_of_labels(Path(block.file)):
+                    digest.update(f"{self._text(Path(block.file), dict(entry.fields))}\0".encode())
         return replace(block, media_sha256=digest.hexdigest())
 
     @property
@@ -127,26 +137,39 @@ class Folder:
         split = split_field(fields, default=named)
         return Entry(id, str(metadata), line, partial(self._load, id, path, text), split, fields, path)
 
+    def has_label(self, entry: Entry) -> bool:
+        """Whether the caption of a record is a number, which stands for a name if names are known."""
+        return _number(entry.fields.get(self.config.fields.text)) is not None
+
     def _text(self, metadata: Path, fields: dict[str, Any]) -> str:
-        """The caption; of a number the name that the data have for it."""
+        """The caption; of a number the name that is known for it."""
         name = self.config.fields.text
         value = fields.get(name)
-        if not (type(value) is int or (metadata.suffix == ".csv" and isinstance(value, str) and value.isdecimal())):
+        number = _number(value)
+        if number is None:
             return text_field(fields, name)
-        names, number = self.config.fields.labels or self._names_of_labels(metadata), int(value)
+        names = self.config.fields.labels or self._names_of_labels(metadata)
         if not names:
             return text_field(fields, name, "; --fields.labels names the numbers from 0 on")
         if not 0 <= number < len(names):
             raise ValueError(f'"{name}" is {value}, and names are known of 0 to {len(names) - 1}: {", ".join(names)}')
-        return names[number]
+        return names[int(number)]
 
     def _names_of_labels(self, metadata: Path) -> tuple[str, ...]:
+        """Names that the dataset has for a list's labels. They are read once, also where they are refused."""
         if metadata not in self._known_labels:
-            self._known_labels[metadata] = label_names(metadata, self.config.fields.text)
-        return self._known_labels[metadata]
+            try:
+                self._known_labels[metadata] = label_names(metadata, self.folder, self.config.fields.text)
+            except ValueError as error:
+                self._known_labels[metadata] = str(error)
+        known = self._known_labels[metadata]
+        if isinstance(known, str):
+            raise ValueError(known)
+        return known
 
     @cached_property
-    def _known_labels(self) -> dict[Path, tuple[str, ...]]:
+    def _known_labels(self) -> dict[Path, tuple[str, ...] | str]:
+        """List → names for its labels, or in words why they are refused."""
         return {}
 
     def _load(self, id: str, path: Path, text: str) -> RawExample:
@@ -155,6 +178,13 @@ class Folder:
         for fault in kind.faults(path):
             raise ValueError(f"{path}: {fault}")
         return example
+
+
+def _number(value: Any) -> int | float | None:
+    """The whole number that a caption is, also as text or as a fraction with .0; None for any other caption."""
+    if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value.strip()):
+        return float(value)
+    return value if type(value) is int or (type(value) is float and value.is_integer()) else None
 
 
 def _object_of(record: Record) -> dict[str, Any]:

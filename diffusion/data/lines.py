@@ -36,7 +36,8 @@ class Block:
     sha256: str = added(as_before="", default="")
     """Of the records, by which a change of them is noticed. Empty: of what is no file."""
     media_sha256: str = added(as_before="", default="")
-    """Of the names, sizes and times of last change of the files of media that the records name."""
+    """Of the names, sizes and times of last change of the files of media that the records name, and of the names that
+    the dataset has for their labels."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from trimask.diffusion.data.shards import (
 )
 from trimask.diffusion.data.sources import Source
 from trimask.diffusion.data.splits import TRAIN, in_order
-from trimask.diffusion.data.survey import Survey, contents_in_several, require_held_out, survey
+from trimask.diffusion.data.survey import Survey, contents_in_several, require_rules_used, survey
 from trimask.diffusion.data.verification import Damaged, Job, checked_report, jobs_of, verified_report, verify
 from trimask.diffusion.layout import Layout
 from trimask.diffusion.progress import Report, silent
@@ -169,7 +169,7 @@ def _settle_plan(
         if not surveys[name].sample:
             of = "its training split" if is_fitted else "it"
             raise ValueError(f"{name}: there is no usable record in {of}, so nothing can be made of it")
-    require_held_out(config, surveys)
+    require_rules_used(config, surveys)
     samples = {name: seen.sample for name, seen in surveys.items()}
     plan = Plan(
         blocks=blocks,
@@ -204,7 +204,7 @@ def _change(plan: Plan, blocks: dict[str, list[Block]], given: dict[str, str]) -
                 return f"{name} has changed since: it has fewer records"
             where = f"{now.file}, from line {now.line} on,"
             if before is not None and dataclasses.replace(now, media_sha256=before.media_sha256) == before:
-                where = f"a file that {now.file} names from line {now.line} on"
+                where = f"a file or a label that {now.file} names from line {now.line} on"
             return f"{name} has changed since: {where} is not what it was"
     return None
 

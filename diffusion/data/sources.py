@@ -56,6 +56,10 @@ class FieldConfig:
     text_unit: Unit = "paragraph"
     """What one example of a plain text file is."""
 
+    def __post_init__(self):
+        if not all(name.strip() for name in self.labels):
+            raise ValueError(f"names of labels must not be empty, got {', '.join(map(repr, self.labels))}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class OpenConfig:

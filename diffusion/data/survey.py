@@ -1,8 +1,9 @@
 """One look at all records of a source before anything is tokenised.
 
 What tokenizers are fitted on is drawn by id, so it is the same whatever else there is. On the way it is seen whether
-the lists contradict themselves, whether `--splits.held-out` holds anything out, and which files nothing names. Media
-are read of the sample alone; of all records where splits go by their content.
+the lists contradict themselves, whether `--splits.held-out` holds anything out, whether `--fields.labels` names
+anything, and which files nothing names. Media are read of the sample alone; of all records where splits go by their
+content.
 """
 
 from collections import Counter
@@ -42,6 +43,8 @@ class Survey:
     """Rules that hold something out."""
     shadowed: frozenset[str] = frozenset()
     """Rules that hold for something that an earlier rule holds out."""
+    has_labels: bool = False
+    """Whether a caption is a number, which `fields.labels` names."""
 
 
 def survey(
@@ -61,11 +64,13 @@ def survey(
     total = sum(block.count for block in blocks)
     share = config.fit_examples / max(1, total)
     sample, size, held_out, shadowed = list[RawExample](), 0, set[str](), set[str]()
+    has_labels = False
     values = {rule.partition("=")[0]: Counter[str]() for rule in config.splits.held_out}
     splits, lists = Seen(), Seen()
     for done, entry in enumerate(_entries(source, blocks, config)):
         if done % _EVERY == 0:
             report(f"reading records of {name}", done, total)
+        has_labels = has_labels or (isinstance(source, Folder) and source.has_label(entry))
         rules = config.splits.rules_of(entry.fields)
         held_out |= {*rules[:1]}
         shadowed |= {*rules[1:]}
@@ -89,11 +94,19 @@ def survey(
     report(f"reading records of {name}", total, total)
     _require_one_place(source, blocks, config, splits, lists)
     unread = _unread(source, lists) if isinstance(source, Folder) else {}
-    return Survey(sample, unread, values, frozenset(held_out), frozenset(shadowed))
+    return Survey(sample, unread, values, frozenset(held_out), frozenset(shadowed), has_labels)
 
 
-def require_held_out(config: PrepareConfig, surveys: dict[str, Survey]) -> None:
-    """Raises ValueError for a rule that holds nothing out, with the values that there are."""
+def require_rules_used(config: PrepareConfig, surveys: dict[str, Survey]) -> None:
+    """Raises ValueError for a rule that holds nothing out, with the values that there are.
+
+    Names of labels without a caption that is a number are refused likewise.
+    """
+    if config.fields.labels and not any(survey.has_labels for survey in surveys.values()):
+        raise ValueError(
+            f"fields.labels: no caption of a picture or a sound is a number, so {', '.join(config.fields.labels)} name "
+            "nothing; leave them out, or choose the field of the numbers with --fields.text"
+        )
     for rule in config.splits.held_out:
         if any(rule in survey.held_out for survey in surveys.values()):
             continue

@@ -1,22 +1,20 @@
 """metadata.csv and metadata.parquet: the rows of a table as the objects that lines of metadata.jsonl are.
 
 A table is read whole, once in a process. Of a CSV file every value is text; a line of its header names a column, and a
-row with more or fewer cells is refused. A dataset of Hugging Face says the names of numeric labels in the schema of its
-Parquet files, or in the head of its README.md (dataset_info: features: … class_label: names); so they are found.
+row with more or fewer cells is refused. An empty cell of its column `split` gives no split.
 """
 
 import csv
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trimask.diffusion.data.lines import Block
 from trimask.tokenizers.files import reading, require_regular_file
-from trimask.tokenizers.json_text import parse_json
 from trimask.tokenizers.text_files import decoded
 
 TABLES = (".csv", ".parquet")
@@ -25,8 +23,6 @@ MAX_BYTES = 1 << 28
 """Of a table."""
 _MAX_CELLS = 1 << 26
 """Of a Parquet file, which may be small on the disk."""
-_MAX_CARD_BYTES = 1 << 20
-"""Of a README.md that is looked into."""
 
 
 class Row(NamedTuple):
@@ -82,7 +78,8 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             raise ValueError(f"{path}, line 1: columns must have different names, got {', '.join(names) or 'none'}")
         for cells in rows:
             if len(cells) == len(names):
-                yield Row(rows.line_num, dict(zip(names, cells, strict=True)))
+                fields = zip(names, cells, strict=True)
+                yield Row(rows.line_num, {name: cell for name, cell in fields if name != "split" or cell.strip()})
             elif cells:
                 yield Row(rows.line_num, f"a row of {len(cells)} cells under {len(names)} columns")
     except csv.Error as error:
@@ -103,40 +100,3 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         rows = parquet.read_table(path).to_pylist()
     for number, fields in enumerate(rows, 1):
         yield Row(number, {str(name): value for name, value in fields.items() if value is not None})
-
-
-def label_names(path: Path, column: str) -> tuple[str, ...]:
-    """Names of the values 0, 1, … of a column, where the list's schema or the README.md of its folder has them."""
-    if path.suffix == ".parquet":
-        from pyarrow import parquet
-
-        with reading(path, "not a readable Parquet file"):
-            said = (parquet.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
-        with reading(path, "the schema's description for Hugging Face cannot be read"):
-            feature = parse_json(said, str(path)).get("info", {}).get("features", {}).get(column, {})
-        names = feature.get("names", ()) if isinstance(feature, dict) else ()
-    else:
-        names = _names_of_card(path.with_name("README.md"), column)
-    if isinstance(names, Mapping):  # number → name
-        names = [names[number] for number in sorted(names, key=lambda number: int(number))]
-    return tuple(map(str, names))
-
-
-def _names_of_card(card: Path, column: str) -> Any:
-    """`names` of the class label of a column in the YAML at the head of a dataset's card."""
-    if not card.is_file() or card.stat().st_size > _MAX_CARD_BYTES:
-        return ()
-    parts = card.read_bytes().decode(errors="replace").split("---\n", 2)
-    if len(parts) < 3 or parts[0].strip():
-        return ()
-    import yaml
-
-    with reading(card, "its head is not YAML"):
-        head = yaml.safe_load(parts[1])
-    infos = head.get("dataset_info") if isinstance(head, dict) else None
-    for info in infos if isinstance(infos, list) else [infos]:
-        for feature in (info or {}).get("features", ()) if isinstance(info, dict | None) else ():
-            kind = feature.get("dtype") if isinstance(feature, dict) and feature.get("name") == column else None
-            if isinstance(kind, dict) and "class_label" in kind:
-                return (kind["class_label"] or {}).get("names", ())
-    return ()

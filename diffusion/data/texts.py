@@ -148,8 +148,8 @@ def text_field(fields: dict[str, Any], name: str, hint: str = "") -> str:
 
 
 def split_field(fields: dict[str, Any], default: str | None = None) -> str | None:
-    """The split that a line names, by its usual name."""
-    split = fields.get("split", default)
+    """The split that a line names, by its usual name; the default where it names none, or null."""
+    split = default if fields.get("split") is None else fields["split"]
     if split is not None and (not isinstance(split, str) or not split.isidentifier()):
         raise ValueError(f"a split must be a plain word, such as train or test, got {split!r}")
     return None if split is None else usual_split(split)
