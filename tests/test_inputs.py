@@ -1,6 +1,9 @@
 """Pictures, sounds and lists of prompts given as files."""
 
 import io
+import re
+import struct
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +13,7 @@ from PIL import Image
 
 from trimask.diffusion.data.lines import blocks_of, records_of
 from trimask.diffusion.data.pictures import fit_picture, read_picture
+from trimask.diffusion.data.sounds import faults, read_sound
 from trimask.scripts.inputs import read_mask, read_medium, read_prompts
 from trimask.scripts.render import enlarged
 from trimask.tokenizers.audio import MelConfig
@@ -100,13 +104,28 @@ def test_what_is_transparent_in_a_mask_stays(tmp_path, colour, is_hole):
         (np.array([[0, 100, 255]], np.int32), [0, 100, 255]),
         (np.array([[0, 256, 65535]], np.int32), [0, 1, 255]),
         (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
-        (np.array([[0, 0.5, 200]], np.float32), [0, 0, 200]),
+        (np.array([[0, 1, 200]], np.float32), [0, 1, 200]),
+        (np.array([[0, 1, 1]], np.float32), [0, 255, 255]),
+        (np.array([[0, 256, 65535]], ">u2"), [0, 1, 255]),
         (np.array([[0, 512, 65535]], np.float32), [0, 2, 255]),
         (np.zeros((1, 3), np.uint16), [0, 0, 0]),
+        (np.full((1, 3), 0.003, np.float32), [1, 1, 1]),
+        (np.arange(1 << 16, dtype=np.uint16)[None], [n // 256 for n in range(1 << 16)]),
+        (np.arange(32 * 256, dtype=np.uint16)[None], [n // 256 for n in range(32 * 256)]),
+        (np.arange(31 * 256, dtype=np.uint16)[None], "its values are 0 to 7935, of which 8 bits keep 31 different"),
+        (np.array([[0, 100, 255]], np.uint16), "its values are 0 to 255, of which 8 bits keep 1 different"),
+        (np.array([[0, 100, 255]], ">u2"), "its values are 0 to 255, of which 8 bits keep 1 different"),
+        (np.array([[0, 1, 6]], np.uint16), "its values are 0 to 6, of which 8 bits keep 1 different"),
+        (np.array([[0, 1, 1]], np.uint16), "its values are 0 to 1, of which 8 bits keep 1 different"),
+        (np.arange(4096, dtype=np.uint16)[None], "its values are 0 to 4095, of which 8 bits keep 16 different"),
+        (np.arange(4096, dtype=np.int32)[None], "its values are 0 to 4095, of which 8 bits keep 16 different"),
         (
-            np.array([[0, 100, 255]], np.uint16),
-            "its values are 0 to 255, of which 8 bits keep 0 steps",
+            np.linspace(0, 0.01, 40, dtype=np.float32)[None],
+            "its values are 0 to 0.01, of which 8 bits keep 4 different",
         ),
+        (np.array([[0, 0.5, 1.02]], np.float32), r"its values are fractions up to 1\.02; 0 to 1 are read"),
+        (np.array([[0, 2.5, 5]], np.float32), "its values are fractions up to 5; 0 to 1 are read"),
+        (np.linspace(0, 8.5, 99, dtype=np.float32)[None], r"its values are fractions up to 8\.5; 0 to 1 are read"),
         (np.array([[0, 9, 70000]], np.int32), "its values are 0 to 70000; 0 to 1, to 255 or to 65535 are read"),
         (np.array([[-1, 0, 1]], np.float32), "its values are -1 to 1"),
         (np.array([[0, 1, np.nan]], np.float32), "its values are nan to nan"),
@@ -119,6 +138,84 @@ def test_grey_of_many_bits_is_scaled_or_refused_and_never_clipped(tmp_path, valu
             read_picture(tmp_path / "x.tiff")
     else:
         assert read_picture(tmp_path / "x.tiff").ravel().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "tags", "expected"),
+    [
+        (np.array([[0, 0x8000, 0xFFFF]], np.uint16), {262: 0}, [255, 127, 0]),
+        (np.array([[0, 0x8000, 0xFFFF]], np.uint16), {262: 1}, [0, 128, 255]),
+        (np.array([[0, 100, 255]], np.uint8), {262: 0}, [0, 100, 255]),  # Pillow inverts what it writes
+        (np.array([[0, 0.5, 1]], np.float32), {262: 0}, "its values are fractions of which 0 is white"),
+        (np.array([[0, 1, 200]], np.uint8), {339: 2}, "its values are signed, of 8 bits; unsigned ones are read"),
+        (np.array([[0, 1, 200]], np.uint8), {339: 1}, [0, 1, 200]),
+    ],
+)
+def test_a_tiff_says_what_its_values_mean(tmp_path, values, tags, expected):
+    Image.fromarray(values).save(tmp_path / "x.tiff", tiffinfo=tags)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=f"x.tiff: not a readable picture: {expected}"):
+            read_picture(tmp_path / "x.tiff")
+    else:
+        assert read_picture(tmp_path / "x.tiff").ravel().tolist() == expected
+
+
+def png(row, width, depth, colour, *, transparent=None):
+    """A PNG of one row: of grey (colour 0) or of three colours (2)."""
+    header = struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    written = [
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+        if content is not None
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
+
+
+@pytest.mark.parametrize(
+    ("row", "width", "depth", "colour", "transparent", "expected"),
+    [
+        (struct.pack(">3H", 0, 300, 65535), 3, 16, 0, None, [0, 1, 255]),
+        (struct.pack(">3H", 0, 300, 65535), 3, 16, 0, struct.pack(">H", 300), "have 16 bits"),
+        (struct.pack(">6H", 300, 300, 300, 0, 0, 65535), 2, 16, 2, struct.pack(">3H", 300, 300, 300), "have 16 bits"),
+        (bytes([0x07, 0xF0]), 4, 4, 0, None, [0, 119, 255, 0]),
+        (bytes([0x07, 0xF0]), 4, 4, 0, struct.pack(">H", 7), "have 4 bits"),
+        (bytes([0, 7, 9]), 3, 8, 0, struct.pack(">H", 7), [0, 255, 9]),
+    ],
+)
+def test_the_transparent_value_of_a_png_is_seen_or_refused(tmp_path, row, width, depth, colour, transparent, expected):
+    (tmp_path / "x.png").write_bytes(png(row, width, depth, colour, transparent=transparent))
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=rf"x\.png: .* one of its values is transparent, and they {expected}"):
+            read_picture(tmp_path / "x.png")
+    else:
+        assert read_picture(tmp_path / "x.png").ravel().tolist() == expected
+
+
+def test_a_colour_of_a_small_palette_may_be_transparent(tmp_path):
+    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    picture.putpalette([0, 0, 0, 7, 7, 7, 9, 9, 9])
+    picture.save(tmp_path / "x.png", transparency=1, bits=2)
+    assert read_picture(tmp_path / "x.png").ravel().tolist() == [0, 255, 9]
+
+
+@pytest.mark.parametrize("highest", [255, 4095, 32 * 256 - 1, 32 * 256])
+def test_colours_of_16_bits_are_refused_where_8_bits_cannot_tell_them_apart(tmp_path, highest):
+    (tmp_path / "x.png").write_bytes(png(struct.pack(">6H", 0, 1, 2, 3, highest // 2, highest), 2, 16, 2))
+    if highest >= 32 * 256:
+        assert read_picture(tmp_path / "x.png").max() == 32
+    else:
+        with pytest.raises(
+            ValueError, match=f"0 to {highest} at most, of which 8 bits keep {highest // 256 + 1} steps"
+        ):
+            read_picture(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("content", [b"P6\n1 1\n255\n\0\0\0", b"\0\0\0 ftypavif" + bytes(24)])
+def test_a_picture_of_another_format_is_told_which_are_read(tmp_path, content):
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.png: not a readable picture: .* PNG, JPEG, WEBP, GIF, BMP, TIFF$"):
+        read_picture(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "LA", "1", "CMYK"])
@@ -198,10 +295,15 @@ def test_a_sound_of_nothing_or_of_nan_is_refused(tmp_path, samples, reason):
 @pytest.mark.parametrize(
     ("samples", "reason"),
     [
-        (12_000 * tone(8000, 0.5), r"\d+% of its samples are beyond ±1, up to 4,800, and clipped"),
-        (np.stack([tone(8000, 0.5), -tone(8000, 0.5)], axis=1), "its 2 channels cancel each other when they are mixed"),
+        (12_000 * tone(8000, 0.5), r"[\d,]+ of its 4,000 samples are beyond ±1, up to 4,800, and clipped"),
+        (
+            np.where(np.arange(4000) < 35, 12_000, tone(8000, 0.5)),
+            "35 of its 4,000 samples are beyond ±1, up to 12,000",
+        ),
+        (np.where(np.arange(4000) < 1, -4.1, tone(8000, 0.5)), "1 of its 4,000 samples are beyond ±1, up to 4.1"),
+        (np.where(np.arange(4000) < 1, 4.0, tone(8000, 0.5)), None),
         (np.where(np.arange(4000) < 39, 1.5, tone(8000, 0.5)), None),
-        (np.where(np.arange(4000) < 41, 1.5, tone(8000, 0.5)), "1% of its samples are beyond ±1, up to 1.5"),
+        (np.where(np.arange(4000) < 41, 1.5, tone(8000, 0.5)), "41 of its 4,000 samples are beyond ±1, up to 1.5"),
         (np.stack([tone(8000, 0.5), np.zeros(4000)], axis=1), None),
         (np.zeros((4000, 2)), None),
     ],
@@ -214,6 +316,112 @@ def test_a_sound_that_would_become_another_is_refused(tmp_path, samples, reason,
     else:
         with pytest.raises(ValueError, match=f"x.wav: {reason}"):
             read_audio(tmp_path / "x.wav", 8000, 4000)
+
+
+NOISE = np.random.default_rng(1).normal(0, 0.1, (3, 16000))
+TONE, OTHER, THIRD = NOISE
+BURST = TONE * (np.arange(16000) < 8000)  # and silence
+
+
+@pytest.mark.parametrize(
+    ("channels", "share"),
+    [
+        ([TONE, -TONE], "100%"),
+        ([TONE, -0.9 * TONE], "100%"),
+        ([1e30 * TONE, -1e30 * TONE], "100%"),
+        ([TONE, -0.8 * TONE], None),  # 0.04 / 1.64 of the energies is −16 dB
+        ([TONE, -TONE, OTHER], "100%"),
+        ([TONE, OTHER, -TONE - OTHER], "100%"),
+        ([TONE, np.where(np.arange(16000) < 12800, -TONE, TONE)], "80%"),
+        ([TONE, np.where(np.arange(16000) < 3200, -TONE, OTHER)], "20%"),
+        ([BURST, np.where(np.arange(16000) < 1600, -BURST, BURST)], "20%"),  # of the half that is not silent
+        ([TONE, np.where(np.arange(16000) < 1600, -TONE, OTHER)], None),
+        ([OTHER, 0.005 * TONE, -0.005 * TONE], None),  # inaudible beside the first
+        ([TONE, TONE], None),
+        ([TONE, 0 * TONE], None),
+        ([TONE, OTHER], None),
+        ([TONE, OTHER, THIRD], None),
+        ([TONE, 0.75**0.5 * OTHER - 0.5 * TONE], None),  # wide: their correlation is −0.5
+        ([0 * TONE, 0 * TONE], None),
+        ([TONE[:2], OTHER[:2]], None),
+    ],
+)
+def test_channels_that_cancel_in_part_of_the_sound_are_refused(tmp_path, channels, share):
+    content = np.stack(channels, axis=1)
+    soundfile.write(tmp_path / "x.wav", content, 8000, subtype="FLOAT")
+    if share is None:
+        np.testing.assert_allclose(read_sound(tmp_path / "x.wav", 8000), content.mean(axis=1), atol=1e-6)
+    else:
+        reason = f"its {len(channels)} channels cancel each other in {share} of the sound when they are mixed; give one"
+        with pytest.raises(ValueError, match=f"x.wav: {reason}"):
+            read_sound(tmp_path / "x.wav", 8000)
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)])
+@pytest.mark.parametrize("seconds", [0.01, 1.0, 12.0])
+@pytest.mark.parametrize("around", [(b"", b""), (b"", b"TAG" + bytes(125)), (b"ID3\4\0\0\0\0\1\2" + bytes(130), b"")])
+def test_a_compressed_sound_is_whole(tmp_path, kind, subtype, seconds, around):
+    before, after = around if kind == "MP3" else (b"", around[1])
+    soundfile.write(tmp_path / "x", np.resize(TONE, round(8000 * seconds)), 8000, format=kind, subtype=subtype)
+    (tmp_path / "x").write_bytes(before + (tmp_path / "x").read_bytes() + after)
+    assert faults(tmp_path / "x") == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "reason"),
+    [
+        ("OGG", "VORBIS", r"the end of the stream is missing after \d+\.\d\d s"),
+        ("OGG", "OPUS", r"the end of the stream is missing after \d+\.\d\d s"),
+        ("MP3", None, r"the header promises [\d,]+ bytes more"),
+    ],
+)
+@pytest.mark.parametrize("kept", [0.6, 0.9, -1])
+def test_a_compressed_sound_that_is_cut_short_is_not_whole(tmp_path, kind, subtype, reason, kept):
+    soundfile.write(tmp_path / "x", np.resize(TONE, 96000), 8000, format=kind, subtype=subtype)
+    content = (tmp_path / "x").read_bytes()
+    (tmp_path / "x").write_bytes(content[: kept if kept < 0 else round(kept * len(content))])
+    (fault,) = faults(tmp_path / "x")
+    assert re.fullmatch(f"the file is cut short: {reason}", fault)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_that_ends_between_two_pages_is_not_whole(tmp_path, subtype):
+    soundfile.write(tmp_path / "x", np.resize(TONE, 96000), 8000, format="OGG", subtype=subtype)
+    content = (tmp_path / "x").read_bytes()
+    (tmp_path / "x").write_bytes(content[: content.rindex(b"OggS")])
+    assert len(faults(tmp_path / "x")) == 1
+
+
+@pytest.mark.parametrize(("before", "missing"), [(b"", 5), (b"", 0), (b"ID3\4\0\0\0\0\1\2" + bytes(130), 5)])
+@pytest.mark.parametrize("flags", [0, 1, 2, 3])
+def test_an_mp3_is_as_long_as_its_header_promises_if_it_does(tmp_path, before, missing, flags):
+    soundfile.write(tmp_path / "x", TONE, 8000, format="MP3")
+    content = (tmp_path / "x").read_bytes()
+    start = content.index(b"Xing") + 4
+    numbers = [80, len(content) + missing]  # of frames and of bytes
+    header = struct.pack(">3I", flags, *numbers[:: -1 if flags == 2 else 1])
+    (tmp_path / "x").write_bytes(before + content[:start] + header + content[start + 12 :])
+    promised = [f"the file is cut short: the header promises {missing} bytes more"]
+    assert faults(tmp_path / "x") == (promised if missing and flags & 2 else [])
+
+
+def test_a_flac_without_a_length_is_refused_for_that(tmp_path):
+    soundfile.write(tmp_path / "x.flac", TONE, 8000)
+    content = bytearray((tmp_path / "x.flac").read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    (tmp_path / "x.flac").write_bytes(content)
+    for seconds in (None, 0.5):
+        with pytest.raises(ValueError, match=r"x\.flac: .* its length is not in its header, as a pipe leaves it"):
+            read_sound(tmp_path / "x.flac", 8000, seconds)
+
+
+@pytest.mark.parametrize("name", ["x.m4a", "x.raw"])
+def test_a_sound_of_another_format_is_told_which_are_read(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\0\0\0 ftypM4A " + bytes(100))
+    for read in (lambda path: read_sound(path, 8000), faults):
+        with pytest.raises(ValueError, match=rf"{name}: not a readable sound file: .* WAV, .*, FLAC, OGG, MP3, AIFF$"):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize("length", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000])

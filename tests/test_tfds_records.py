@@ -67,7 +67,8 @@ def test_a_record_is_a_text_and_the_mean_of_its_channels_and_what_has_neither_is
         {"caption": caption, "label": number % 2, "sound": np.full((samples, 2), (8192, 16384), np.int16)}
         for number, (caption, samples) in enumerate([("a", 3200), ("b", 0), (" ", 3200)])
     ]
-    info = SimpleNamespace(features=features, splits={"train": 3})
+    records.append({"caption": "c", "label": 1, "sound": np.full((3200, 2), (8192, -8192), np.int16)})
+    info = SimpleNamespace(features=features, splits={"train": 4})
     builder = MadeUp(info=info, as_data_source=lambda split: records)
     monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
 
@@ -76,7 +77,7 @@ def test_a_record_is_a_text_and_the_mean_of_its_channels_and_what_has_neither_is
         source = config.open_source("some", Path())
         return list(source.entries(source.blocks(10)[0]))
 
-    first, without_sound, without_text = entries("caption")
+    first, without_sound, without_text, without_mean = entries("caption")
     media = first.example().media
     assert media["text"] == "a"
     assert len(media["audio"]) == pytest.approx(3200 * MelConfig().sample_rate_hz / 16_000, abs=1)
@@ -85,7 +86,9 @@ def test_a_record_is_a_text_and_the_mean_of_its_channels_and_what_has_neither_is
         without_sound.example()
     with pytest.raises(ValueError, match="its 'caption' is empty"):
         without_text.example()
-    assert [entry.example().media["text"] for entry in entries("label")[::2]] == ["low", "low"]
+    with pytest.raises(ValueError, match="its 2 channels cancel each other in 100% of the sound"):
+        without_mean.example()
+    assert [entry.example().media["text"] for entry in entries("label")[:3:2]] == ["low", "low"]
     info.features = {"sound": sound}
     with pytest.raises(ValueError, match="dataset 'labels' has no text feature 'name'; of text or label it has none"):
         entries("name")

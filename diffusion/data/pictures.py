@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Num, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from trimask.diffusion.data.media_config import LimitConfig, MediaConfig
 from trimask.tokenizers.files import reading, require_regular_file
 from trimask.tokenizers.image import PatchCodec, PatchConfig, single_patches
 
-_FEWEST_STEPS = 8
-"""Of grey that has at least as many, if it is to be told from one grey."""
+_FEWEST_GREYS = 32
+"""Number of greys that 8 bits must keep of a picture with at least as many; of one with fewer they must keep all."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats of picture files that are read, by Pillow's names."""
 
@@ -25,25 +27,30 @@ def read_picture(
 ) -> UInt8[np.ndarray, "height width channels"]:
     """A picture file, upright, what is transparent on the background; of one channel if it is all grey, else of three.
 
-    Of several frames it is the first. Grey values of 16 bits, and of 32 where they exceed 255, lose their lower bits;
+    Of several frames it is the first. Values of 16 bits, and of 32 where they exceed 255, lose their lower bits;
     fractions in [0, 1] become 0 to 255. Raises ValueError if it cannot be read, has more pixels than are allowed, which
     is seen before it is decoded, or values that no conversion keeps.
     """
     require_regular_file(path)
     with reading(path, "not a readable picture"), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit may be another
-        with Image.open(path, formats=FORMATS) as file:
+        with _opened(path) as file:
             if file.width * file.height > max_pixels:
                 raise ValueError(
                     f"{file.width}×{file.height} pixels are more than the {max_pixels:,} of --limits.pixels"
                 )
+            _require_decodable(file)
+            has_16_bits, is_inverted = ";16" in str(file.tile[:1]), _is_white_zero(file)
             picture: Image.Image = ImageOps.exif_transpose(file)
             picture.load()
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        try:
-            return _in_bytes(np.asarray(picture))[..., None]
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+    try:
+        if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+            values = np.asarray(picture)
+            return _in_bytes(0xFFFF - values if is_inverted else values)[..., None]
+        if has_16_bits and picture.mode in ("RGB", "RGBA"):
+            _require_bright(np.asarray(picture)[..., :3])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if picture.has_transparency_data:
         behind = Image.new("RGBA", picture.size, background)
         behind.alpha_composite(picture.convert("RGBA"))
@@ -54,19 +61,60 @@ def read_picture(
     return np.ascontiguousarray(pixels[..., :1]) if is_grey else pixels
 
 
+def _opened(path: Path) -> ImageFile.ImageFile:
+    """The picture file, not yet decoded. Raises ValueError if it is of none of the formats."""
+    try:
+        return Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"not recognised as one of the formats that are read: {', '.join(FORMATS)}") from error
+
+
+def _is_white_zero(file: ImageFile.ImageFile) -> bool:
+    return isinstance(file, TiffImageFile) and file.tag_v2.get(ExifTags.Base.PhotometricInterpretation, 0) == 0
+
+
+def _require_decodable(file: ImageFile.ImageFile) -> None:
+    """Raises ValueError for what Pillow decodes to other values than the file's, and says nothing."""
+    if isinstance(file, TiffImageFile) and file.mode == "L" and file.tag_v2.get(ExifTags.Base.SampleFormat) == (2,):
+        raise ValueError("its values are signed, of 8 bits; unsigned ones are read")
+    if file.mode == "F" and _is_white_zero(file):
+        raise ValueError("its values are fractions of which 0 is white; those of which 0 is black are read")
+    if isinstance(file, PngImageFile) and "transparency" in file.info and file.mode != "P":
+        raw_mode = str(file.tile[0].args)
+        if ";" in raw_mode:
+            raise ValueError(
+                f"one of its values is transparent, and they have {raw_mode.partition(';')[2].strip('B')} bits; "
+                "this is read of 8 bits, and a channel for transparency of any"
+            )
+
+
+def _require_bright(high_bytes: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Raises ValueError for colours of 16 bits that are too small for their high bytes to tell them apart."""
+    if high_bytes.size and (highest := int(high_bytes.max())) < _FEWEST_GREYS:
+        raise ValueError(
+            f"its values of 16 bits are 0 to {256 * highest + 255} at most, of which 8 bits keep {highest + 1} steps; "
+            "scale them to 65535 first"
+        )
+
+
 def _in_bytes(values: Num[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
-    """Grey values of more than 8 bits, or fractions, as bytes."""
+    """Grey values of more than 8 bits, or fractions, as bytes. Raises ValueError where they would not be kept."""
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if not (np.isfinite(values).all() and low >= 0 and high < 1 << 16):
         raise ValueError(f"its values are {low:g} to {high:g}; 0 to 1, to 255 or to 65535 are read")
+    if high > 1 and (values != np.floor(values)).any():
+        raise ValueError(f"its values are fractions up to {high:g}; 0 to 1 are read")
     if values.dtype.kind == "f" and high <= 1:
-        made = np.round(255 * values)
+        made = np.round(255 * values).astype(np.uint8)
     else:
-        made = np.floor(values / 256) if high > 255 or values.dtype == np.uint16 else values
-    steps = int(np.ptp(made)) if made.size else 0
-    if steps < _FEWEST_STEPS <= high - low:
-        raise ValueError(f"its values are {low:g} to {high:g}, of which 8 bits keep {steps} steps; scale them first")
-    return made.astype(np.uint8)
+        has_16_bits = high > 255 or values.dtype.kind == "u"  # in whichever order of bytes
+        made = (values // 256 if has_16_bits else values).astype(np.uint8)
+    greys = len(np.unique(made))
+    if greys < _FEWEST_GREYS and greys < len(np.unique(values)):
+        raise ValueError(
+            f"its values are {low:g} to {high:g}, of which 8 bits keep {greys} different ones; scale them first"
+        )
+    return made
 
 
 def fit_picture(

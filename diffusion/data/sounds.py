@@ -17,10 +17,26 @@ from trimask.tokenizers.files import reading, require_regular_file
 
 _MOST_CLIPPED = 0.01
 """Share of samples beyond ±1 that are clipped: decoders of lossy formats make some of loud music."""
-_MOST_CANCELLED = 0.03
-"""Loudness of the mean of channels, of theirs: −30 dB."""
+_HIGHEST_PEAK = 4.0
+"""Peak above which nothing is clipped, however few samples have it."""
+_CANCELLED = 0.01
+"""Channels cancel each other where the energy of their sum is below this share of the sum of their energies: −20 dB."""
+_MOST_CANCELLED = 0.1
+"""Share of the windows that are not silent in which channels may cancel each other."""
+_SILENT = 1e-4
+"""A window is silent where its energy is at most this share of the loudest one's: −40 dB."""
+_WINDOWS_HZ = 10
+"""Number of windows per second in which channels are compared."""
 _LEFT_OPEN = 0x7FFF0000
 """Bytes from here on are what programs write to a pipe where they cannot know the length."""
+_UNKNOWN = 0x7FFFFFFFFFFFFFFF
+"""Length of a file that does not say it, in libsndfile's terms."""
+_OGG_TAIL = 1 << 17
+"""Bytes at the end of an OGG file that hold its last page, of 65,307 at most, and what programs add after it."""
+_FEWER = re.compile(r"(\d+) \(should be")
+"""What libsndfile says of a header that promises more bytes than there are."""
+_XING = re.compile(rb"(?:Xing|Info)(?P<flags>.{4})(?P<numbers>.{8})", re.DOTALL)
+"""In the first frame of an MP3 file: number of frames if flags & 1, then of bytes, from this frame on, if flags & 2."""
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF")
 """Formats of sound files that are read, by libsndfile's names."""
 
@@ -34,7 +50,7 @@ def read_sound(
     and if mixing or the limits of [-1, 1] would leave another sound.
     """
     require_regular_file(path)
-    with reading(path, "not a readable sound file"), soundfile.SoundFile(path) as file:
+    with reading(path, "not a readable sound file"), _opened(path) as file:
         # A little more than is kept, so that the resampler does not see the end.
         frames = file.frames if max_seconds is None else int((max_seconds + 0.1) * file.samplerate)
         frames = min(frames, file.frames)
@@ -45,22 +61,57 @@ def read_sound(
     if not np.isfinite(content).all():
         raise ValueError(f"{path}: holds NaN or infinite samples")
     try:
-        return resampled(_mixed(content), rate, sample_rate_hz)
+        return resampled(mixed(content, rate), rate, sample_rate_hz)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _mixed(content: Float32[np.ndarray, "samples channels"]) -> Float32[np.ndarray, " samples"]:
-    """The mean of the channels. Raises ValueError where they cancel each other."""
-    mono = content.mean(axis=1)
-    if np.sqrt(np.mean(mono**2)) < _MOST_CANCELLED * np.sqrt(np.mean(content**2)):
-        raise ValueError(f"its {content.shape[1]} channels cancel each other when they are mixed; give one of them")
-    return mono
+def _opened(path: Path) -> soundfile.SoundFile:
+    """The sound file, not yet decoded. Raises ValueError if it is of none of the formats."""
+    try:
+        return soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, TypeError) as error:
+        # TypeError is for files without a header, which need a rate; 1 is for files that libsndfile does not recognise.
+        if getattr(error, "code", 1) != 1:
+            raise
+        raise ValueError(f"not recognised as one of the formats that are read: {', '.join(FORMATS)}") from error
+
+
+def mixed(content: Float32[np.ndarray, "samples channels"], rate_hz: int) -> Float32[np.ndarray, " samples"]:
+    """The mean of the channels. Raises ValueError where two of them, or all together, cancel each other too often."""
+    channels = content.shape[1]
+    if channels > 1 and (share := _cancelled(content, max(rate_hz // _WINDOWS_HZ, channels))) > _MOST_CANCELLED:
+        raise ValueError(
+            f"its {channels} channels cancel each other in {share:.0%} of the sound when they are mixed; "
+            "give one of them"
+        )
+    return content.mean(axis=1)
+
+
+def _cancelled(content: Float32[np.ndarray, "samples channels"], window: int) -> float:
+    """Share of the windows that are not silent in which two channels, or all together, cancel each other.
+
+    The energy of a + b is ⟨a, a⟩ + ⟨b, b⟩ + 2 ⟨a, b⟩. A pair that is silent beside the loudest window cancels nothing.
+    """
+    count = max(1, len(content) // window)
+    size = len(content) // count
+    peak = max(content.max(), -content.min()) or 1  # squares of what float files may hold overflow
+    windows = content[: count * size].reshape(count, size, -1) / peak
+    products = windows.transpose(0, 2, 1) @ windows
+    energies = np.diagonal(products, axis1=1, axis2=2)
+    apart, total = energies[:, :, None] + energies[:, None, :], energies.sum(axis=1)
+    silence = _SILENT * total.max()
+    cancels = ((apart + 2 * products < _CANCELLED * apart) & (apart > silence)).any(axis=(1, 2))
+    cancels |= products.sum(axis=(1, 2)) < _CANCELLED * total
+    is_heard = total > silence
+    return float(cancels[is_heard].mean()) if is_heard.any() else 0.0
 
 
 def _require_bounded(file: soundfile.SoundFile, frames: int, sample_rate_hz: int, max_samples: int) -> None:
     if file.format not in FORMATS:
         raise ValueError(f"its format is {file.format}; {', '.join(FORMATS)} are read")
+    if file.frames == _UNKNOWN:
+        raise ValueError("its length is not in its header, as a pipe leaves it; convert it once more, into a file")
     samples = max(frames * file.channels, frames * sample_rate_hz // max(file.samplerate, 1))
     if samples > max_samples:
         raise ValueError(
@@ -70,20 +121,52 @@ def _require_bounded(file: soundfile.SoundFile, frames: int, sample_rate_hz: int
 
 
 def faults(path: Path) -> list[str]:
-    """What is wrong with a sound file that can be read: its header may promise more than it has."""
-    with reading(path, "not a readable sound file"), soundfile.SoundFile(path) as file:
-        promised = re.search(r"(\d+) \(should be", file.extra_info)  # libsndfile's words
+    """What is wrong with a sound file that can be read: it may have been cut short."""
+    with reading(path, "not a readable sound file"):
+        with _opened(path) as file:
+            kind, seconds, promised = file.format, file.frames / file.samplerate, _FEWER.search(file.extra_info)
         if promised is not None and int(promised[1]) < _LEFT_OPEN:
-            return [f"the header promises more sound than the {file.frames / file.samplerate:.2f} s in the file"]
+            return [f"the header promises more sound than the {seconds:.2f} s in the file"]
+        if kind == "OGG" and not _is_ogg_whole(path):
+            return [f"the file is cut short: the end of the stream is missing after {seconds:.2f} s"]
+        if kind == "MP3" and (missing := _missing_of_mp3(path)) > 0:
+            return [f"the file is cut short: the header promises {missing:,} bytes more"]
     return []
 
 
+def _is_ogg_whole(path: Path) -> bool:
+    """Whether the last page is complete and marked as the end of its stream (RFC 3533, section 6)."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _OGG_TAIL))
+        _, start, page = file.read().rpartition(b"OggS")
+    if not start or len(page) < 23:
+        return False
+    flags, num_segments = page[1], page[22]
+    return bool(flags & 4) and len(page) >= 23 + num_segments + sum(page[23 : 23 + num_segments])
+
+
+def _missing_of_mp3(path: Path) -> int:
+    """Number of bytes that a Xing or Info header promises beyond those in the file; 0 where there is none."""
+    with path.open("rb") as file:
+        tag = file.read(10)  # of ID3v2: its size is written in four times seven bits
+        start = 10 + sum(byte << 7 * n for n, byte in enumerate(reversed(tag[6:]))) if tag[:3] == b"ID3" else 0
+        file.seek(start)
+        found = _XING.search(file.read(64))
+    if found is None or not found["flags"][3] & 2:
+        return 0
+    numbers = found["numbers"][4:] if found["flags"][3] & 1 else found["numbers"]
+    return max(0, int.from_bytes(numbers[:4]) - (path.stat().st_size - start))
+
+
 def resampled(mono: np.ndarray, rate_hz: int, sample_rate_hz: int) -> Float32[np.ndarray, " samples"]:
-    """A waveform at another rate, kept in [-1, 1]. Raises ValueError where more than a few samples lie outside."""
-    outside = float(np.mean(np.abs(mono) > 1)) if len(mono) else 0.0
-    if outside > _MOST_CLIPPED:
+    """A waveform at another rate, kept in [-1, 1].
+
+    Raises ValueError where more than a few samples lie outside, or any does by far.
+    """
+    outside, peak = int((np.abs(mono) > 1).sum()), float(np.abs(mono).max(initial=0))
+    if outside > _MOST_CLIPPED * len(mono) or peak > _HIGHEST_PEAK:
         raise ValueError(
-            f"{outside:.0%} of its samples are beyond ±1, up to {np.abs(mono).max():,.4g}, and clipped; scale it"
+            f"{outside:,} of its {len(mono):,} samples are beyond ±1, up to {peak:,.5g}, and clipped; scale it"
         )
     mono = np.clip(mono, -1, 1).astype(np.float32)
     if rate_hz != sample_rate_hz:

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 
 from trimask.diffusion.data import digits
 from trimask.diffusion.data.lines import Block, blocks_of_split
-from trimask.diffusion.data.sounds import resampled
+from trimask.diffusion.data.sounds import mixed, resampled
 from trimask.diffusion.data.sources import Entry, OpenConfig, RawExample, digest
 from trimask.diffusion.data.splits import usual_split
 from trimask.diffusion.layout import Fill
@@ -168,11 +168,12 @@ class TfdsSource:
     def _sound(self, samples: np.ndarray, name: str) -> np.ndarray:
         if not len(samples):
             raise ValueError("holds no sound, its length is zero")
-        mono = samples.reshape(len(samples), -1).mean(axis=1)
+        content = samples.reshape(len(samples), -1).astype(np.float32)
         if np.issubdtype(samples.dtype, np.integer):
-            mono = mono / 2 ** (8 * min(samples.dtype.itemsize, 2) - 1)
+            content /= 2 ** (8 * min(samples.dtype.itemsize, 2) - 1)
         wanted = self.config.media.codecs["audio"].sample_rate_hz
-        return resampled(mono, getattr(self._features[name], "sample_rate", None) or wanted, wanted)
+        rate = getattr(self._features[name], "sample_rate", None) or wanted
+        return resampled(mixed(content, rate), rate, wanted)
 
 
 @contextmanager
