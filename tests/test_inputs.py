@@ -498,3 +498,10 @@ def test_a_file_is_found_in_whatever_normal_form_the_disk_has_it(tmp_path):
     codec = PatchCodec.fit(np.zeros((1, 4, 4, 1), np.uint8), PatchConfig(patch_side=2, codebook_size=4))
     assert (read_medium("image", codec, (4, 4, 1), False, named) == 7).all()
     assert read_mask(tmp_path / "\u00e4.png", named, (4, 4), False).all()
+
+
+def test_a_model_of_grey_pictures_says_that_it_sees_no_colour(tmp_path, capsys):
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
+    codec = PatchCodec.fit(np.zeros((1, 4, 4, 1), np.uint8), PatchConfig(patch_side=2, codebook_size=4))
+    assert read_medium("image", codec, (4, 4, 1), False, tmp_path / "a.png").shape == (4, 4, 1)
+    assert "a.png: colour becomes grey" in capsys.readouterr().out

@@ -166,3 +166,22 @@ def test_a_feature_that_another_module_has_registered_is_refused_too(monkeypatch
 def test_a_name_that_is_more_than_a_name_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match="a dataset of TFDS is NAME, NAME/CONFIG or"):
         prepare(tmp_path, config_of(name))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (np.arange(256, dtype=np.uint8), np.arange(256)),
+        (np.arange(256, dtype=np.uint16) * 257, np.arange(256)),
+        (np.linspace(0, 1, 256, dtype=np.float32), np.arange(256)),
+        (np.array([False, True] * 128), [0, 255] * 128),
+        (np.full(256, -1, np.int16), None),
+        (np.linspace(0, 1.5, 256, dtype=np.float32), None),
+    ],
+)
+def test_pictures_of_other_types_are_brought_to_bytes_or_refused(pixels, expected):
+    if expected is None:
+        with pytest.raises(ValueError, match="its values are"):
+            tfds_records._picture(pixels.reshape(16, 16, 1), "image")
+    else:
+        assert tfds_records._picture(pixels.reshape(16, 16, 1), "image").reshape(-1).tolist() == list(expected)

@@ -46,7 +46,7 @@ def read_picture(
     try:
         if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
             values = np.asarray(picture)
-            return _in_bytes(0xFFFF - values if is_inverted else values)[..., None]
+            return in_bytes(0xFFFF - values if is_inverted else values)[..., None]
         if has_16_bits and picture.mode in ("RGB", "RGBA"):
             _require_bright(np.asarray(picture)[..., :3])
     except ValueError as error:
@@ -97,8 +97,8 @@ def _require_bright(high_bytes: UInt8[np.ndarray, "height width 3"]) -> None:
         )
 
 
-def _in_bytes(values: Num[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
-    """Grey values of more than 8 bits, or fractions, as bytes. Raises ValueError where they would not be kept."""
+def in_bytes(values: Num[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Values of more than 8 bits, or fractions, as bytes. Raises ValueError where they would not be kept."""
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if not (np.isfinite(values).all() and low >= 0 and high < 1 << 16):
         raise ValueError(f"its values are {low:g} to {high:g}; 0 to 1, to 255 or to 65535 are read")
@@ -185,10 +185,11 @@ def as_given(config: MediaConfig, shape: tuple[int, ...], codec: Any) -> MediaCo
 def notes(path: Path, picture: np.ndarray, shape: tuple[int, ...], config: MediaConfig) -> list[str]:
     """What is changed when a user's picture is brought to a model's shape."""
     (height, width), (came_height, came_width) = shape[:2], picture.shape[:2]
+    said = ["colour becomes grey"] if picture.shape[2] > shape[2] else []
     if (height, width) == (came_height, came_width):
-        return []
+        return said
     loses = config.pictures.crop and height * came_width != width * came_height
-    return [f"{came_width}×{came_height} pixels become {width}×{height}{', cropped' if loses else ''}"]
+    return [*said, f"{came_width}×{came_height} pixels become {width}×{height}{', cropped' if loses else ''}"]
 
 
 def shown(shape: tuple[int, ...], config: MediaConfig) -> str:

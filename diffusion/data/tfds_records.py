@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 
 from trimask.diffusion.data import digits
 from trimask.diffusion.data.lines import Block, blocks_of_split
+from trimask.diffusion.data.pictures import in_bytes
 from trimask.diffusion.data.sounds import mixed, resampled
 from trimask.diffusion.data.sources import Entry, OpenConfig, RawExample, digest
 from trimask.diffusion.data.splits import usual_split
@@ -191,7 +192,9 @@ def _own_features_only() -> Iterator[None]:
 
 
 def _picture(pixels: np.ndarray, name: str) -> np.ndarray:
-    return pixels.astype(np.uint8)
+    if pixels.dtype == np.uint8:
+        return pixels
+    return in_bytes(pixels.astype(np.float32) if pixels.dtype == bool else pixels)
 
 
 def _text_of(value: Any) -> str:
