@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_a_draw_of_some_seconds_finds_no_fault(tmp_path):
     # One seed, whose first file made a fault once: `make break` draws others.
-    command = [sys.executable, "-m", "breaking", "--quick", "--seconds", "20", "--seed", "133344", "--jobs", "1"]
+    command = [sys.executable, "-m", "breaking", "--quick", "--seconds", "10", "--seed", "133344", "--jobs", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
