@@ -15,6 +15,8 @@ from trimask.tokenizers.ranges import Checked, Positive
 
 _FASTEST = {"cpu": 1e14, "gpu": 5e15, "tpu": 5e15}
 """Floating-point operations per second that no host, or no accelerator, reaches."""
+_BYTES_OF_WORKER = 250e6
+"""Memory of a process that prepares or tokenises, once it has imported what it needs."""
 _CONTROL_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -70,3 +72,13 @@ def memory_of_host() -> int | None:
             continue
         found += [int(text)] if text.isdecimal() else []
     return min(found, default=None)
+
+
+def require_room_for_workers(number: int, what: str) -> None:
+    """Refuses so many processes beside this one that do not fit the host's memory."""
+    there, needed = memory_of_host(), number * _BYTES_OF_WORKER
+    if there is not None and needed > there:
+        raise ValueError(
+            f"{what} {number} takes about {_shown(needed / 1e9)} GB of memory, and this machine has "
+            f"{_shown(there / 1e9)}; at most {int(there / _BYTES_OF_WORKER)} fit"
+        )

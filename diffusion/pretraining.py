@@ -16,6 +16,7 @@ from trimask.diffusion.data.batches import Batches
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.denoiser import Output
 from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.limits import require_room_for_workers
 from trimask.diffusion.loss import Mean, loss_and_metrics, target_counts
 from trimask.diffusion.masking import Noised, forward_process
 from trimask.diffusion.mesh import AXES, laid_out, own_rows, shardings, use_mesh
@@ -28,8 +29,6 @@ from trimask.tokenizers.sequence import Sequence
 from trimask.tokenizers.vocabulary import Vocabulary
 
 _MANY = 1 << 20
-_BYTES_OF_WORKER = 250e6
-"""Memory of a process that prepares batches."""
 
 Parameters = Any
 """A tree of arrays."""
@@ -240,5 +239,5 @@ def _require_room(
     shortest = min(dataset.row_length for dataset in batches.datasets)
     flops = horizon * flops_per_token(model, vocabulary, shortest)
     everyone = devices if mesh is None else list(mesh.devices.flat)
-    limits.require_memory(_BYTES_OF_WORKER * config.loop.workers, f"loop.workers {config.loop.workers}")
+    require_room_for_workers(config.loop.workers, "loop.workers")
     limits.require_time(flops, f"training on {horizon:,} tokens", everyone)

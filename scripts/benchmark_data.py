@@ -21,7 +21,7 @@ import tyro
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.limits import WorkLimits
+from trimask.diffusion.limits import WorkLimits, require_room_for_workers
 from trimask.diffusion.loop import LoopConfig, prefetched
 from trimask.scripts import cli
 from trimask.scripts.benchmark import write
@@ -100,6 +100,7 @@ def _cases(arguments: Arguments, prepared: Prepared, name: str, tokens: int) -> 
     filled = float(dataset.row_tokens.sum() / len(dataset.rows) / dataset.row_length)
     for step in range(min(-(-len(dataset.rows) // dataset.num_rows), 100)):
         batches(step)
+    require_room_for_workers(max(arguments.workers), "--workers")
     ahead = LoopConfig().prefetch + max(arguments.workers)
     stop = ahead + arguments.batches
     ways = {"in turn": partial(_in_turn, batches, stop)}

@@ -73,7 +73,10 @@ class CodecQuality:
 def run(folder: Path) -> None:
     """Prints what the folder holds."""
     if (folder / "manifest.json").is_file():
-        inspect_prepared(Prepared(folder))
+        prepared = Prepared(folder)
+        with progress_report() as report:
+            prepared.require_verified(report)
+        inspect_prepared(prepared)
     elif (folder / "config.json").is_file():
         inspect_run(load(folder))
     elif not folder.is_dir():

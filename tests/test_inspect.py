@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from dataclasses import replace
 
 import jax
@@ -119,3 +120,13 @@ def test_a_run_without_a_checkpoint_is_refused(loaded, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["num_steps"] == 11
     with pytest.raises(FileNotFoundError, match="no complete checkpoint yet"):
         inspection.run(tmp_path)
+
+
+def test_a_shard_that_is_another_is_noticed_before_anything_is_said(prepared, tmp_path, capsys):
+    """Two of one size, in each other's place."""
+    folder = shutil.copytree(prepared.folder, tmp_path / "data")
+    one, other = sorted((folder / "drawn").glob("*.array_record"))[:2]
+    other.write_bytes(one.read_bytes()[::-1][: other.stat().st_size].ljust(other.stat().st_size, b"x"))
+    with pytest.raises(ValueError, match=rf"{other.name}: damaged: its SHA-256"):
+        inspection.run(folder)
+    assert "Datasets in" not in capsys.readouterr().out

@@ -10,11 +10,16 @@ from fakes import VOCABULARY
 from trimask.diffusion import limits
 from trimask.diffusion.cost import StepOnMesh, evaluation_bytes, parameters
 from trimask.diffusion.data.batches import BatchConfig, Batches
+from trimask.diffusion.data.plan import PrepareConfig
+from trimask.diffusion.data.prepare import prepare
+from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.limits import WorkLimits, memory_of_host
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining import Pretraining, training_batches
+from trimask.diffusion.progress import silent
+from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts.benchmark import BENCHMARKS, main
 
@@ -60,6 +65,18 @@ def test_a_benchmark_that_does_not_fit_is_refused_before_it_writes(tmp_path, nam
     with pytest.raises(ValueError, match=r".* takes about .* GB of memory, and limits.memory-gb allows 1e-09"):
         main([name, str(tmp_path / "out"), "--limits.memory-gb", "1e-9"])
     assert not (tmp_path / "out").exists()
+
+
+def test_more_processes_than_there_is_memory_for_are_refused_before_any_starts(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "memory_of_host", lambda: 32 * 10**9)
+    source = {"drawn": SourceConfig(kind="synthetic", where=("drawn",))}
+    with pytest.raises(ValueError, match=r"workers 129 takes about 32\.2 GB of memory, and .* has 32; at most 128 fit"):
+        prepare(tmp_path / "new", PrepareConfig(sources=source, workers=129))
+    with pytest.raises(ValueError, match="workers 4096 takes about 1,024 GB"):
+        Trials(tmp_path / "new", prepared.folder, 4096, silent)
+    with pytest.raises(ValueError, match="--workers 4096 takes about 1,024 GB"):
+        main(["data", str(tmp_path / "new"), "--data", str(prepared.folder), "--workers", "0", "4096"])
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_training_that_fits_by_its_flag_alone_is_allowed(prepared, monkeypatch):

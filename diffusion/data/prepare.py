@@ -45,6 +45,7 @@ from trimask.diffusion.data.splits import TRAIN, in_order
 from trimask.diffusion.data.survey import Survey, contents_in_several, require_rules_used, survey
 from trimask.diffusion.data.verification import Damaged, Job, checked_report, jobs_of, verified_report, verify
 from trimask.diffusion.layout import Layout
+from trimask.diffusion.limits import require_room_for_workers
 from trimask.diffusion.progress import Report, silent
 from trimask.diffusion.run_folder import locked
 from trimask.tokenizers import configuration
@@ -67,6 +68,7 @@ def prepare(folder: Path, config: PrepareConfig, report: Report = silent) -> Pre
     """
     config = with_given_codecs(config)
     _require_same(folder, config)
+    require_room_for_workers(config.workers or 0, "workers")
     sources = {name: config.open_source(name, raw_folder(folder)) for name in config.sources}
     blocks = _listed(config, sources, report)
     if (folder / "manifest.json").exists():
@@ -254,7 +256,8 @@ def _encode(
 
 def _encoded(folder: Path, jobs: list[Job], workers: int) -> Iterator[tuple[Job, BlockReport]]:
     """Reports in the order of the jobs."""
-    if workers == 1:
+    workers = min(workers, len(jobs))
+    if workers <= 1:
         for job in jobs:
             yield job, encode_block(folder, *job)
         return

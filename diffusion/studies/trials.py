@@ -36,6 +36,7 @@ from trimask.diffusion.children import end_with
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.limits import require_room_for_workers
 from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import target_counts
 from trimask.diffusion.masking import forward_process
@@ -85,6 +86,7 @@ class Trials:
 
     def __init__(self, folder: Path, data: Path, workers: int | None, report: Report):
         """`workers` are processes; None: one per core on a CPU, none on an accelerator; 0: this process."""
+        require_room_for_workers(workers or 0, "workers")
         if workers is None:
             workers = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 0
         if workers < 0:
