@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from trimask.diffusion.processes import is_first
-from trimask.tokenizers.files import reason_of, write_text
+from trimask.tokenizers.files import reason_of, require_regular_file, write_text
 from trimask.tokenizers.json_text import parse_json
 
 WRITTEN_FIRST = ("config.json", "tokenizers", "checkpoints", "metrics.jsonl", "tensorboard")
@@ -180,6 +180,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; what a crash tore, or filled with NUL bytes, is left out."""
     if not path.exists():
         return []
+    require_regular_file(path)
     objects = []
     for line in path.read_bytes().split(b"\n"):
         try:

@@ -312,3 +312,18 @@ def test_a_training_that_is_refused_leaves_a_folder_only_with_a_finished_checkpo
         (folder / "config.json").write_text("{}")
         raise ValueError("refused")
     assert folder.parent.exists() == (folder / "config.json").exists() == (checkpoint == "7")
+
+
+WAYS = [
+    run_folder.read_lines,
+    run_folder.read_steps,
+    lambda path: run_folder.keep_lines_until(path, 1),
+    lambda path: files.append_text(path, "x"),
+]
+
+
+@pytest.mark.parametrize("use", WAYS)
+def test_a_pipe_in_the_place_of_a_list_is_refused_and_not_waited_for(tmp_path, use):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match=r"metrics\.jsonl: not a regular file"):
+        use(tmp_path / "metrics.jsonl")

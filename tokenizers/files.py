@@ -135,7 +135,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Adds UTF-8 text at the end of a file, which is made if need be. Raises OSError if the path is a link."""
+    """Adds UTF-8 text at the end of a file, which is made if need be. Raises OSError if it is a link, or a pipe."""
+    if path.exists():
+        require_regular_file(path)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
         file.write(text.encode())
