@@ -74,8 +74,9 @@ def run(folder: Path) -> None:
     """Prints what the folder holds."""
     if (folder / "manifest.json").is_file():
         prepared = Prepared(folder)
-        with progress_report() as report:
-            prepared.require_verified(report)
+        if not prepared.is_verified:
+            with progress_report() as report:
+                prepared.require_verified(report)
         inspect_prepared(prepared)
     elif (folder / "config.json").is_file():
         inspect_run(load(folder))

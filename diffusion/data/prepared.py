@@ -255,9 +255,14 @@ class Prepared:
         """Compares every shard with its SHA-256, and returns what is not as it was written."""
         return [fault for _, fault in verify(self.folder, self.plan, self.whole, report)]
 
+    @property
+    def is_verified(self) -> bool:
+        """Whether every shard was as it was written when its digest was computed last, and has not changed since."""
+        return is_verified(self.folder, self.plan, self.whole)
+
     def require_verified(self, report: Report = silent) -> None:
         """Raises Damaged if a shard is not as it was written; digests that were right before are not computed again."""
-        if not is_verified(self.folder, self.plan, self.whole):
+        if not self.is_verified:
             require_none(self.folder, self.verify(report))
 
     @cached_property
