@@ -337,7 +337,7 @@ def test_shares_of_splits_are_as_configured_and_many_records_are_shared_out(tmp_
     fields = FieldConfig(text_unit="line")
     config = PrepareConfig(sources={"text": SourceConfig(kind="text", where=(str(tmp_path / "a.txt"),))}, fields=fields)
     splits = prepare(tmp_path / "x", config).dataset("text").splits
-    assert pools == [32]
+    assert pools == [4]  # of 32, as there are four blocks
     # Five standard deviations of a share of 4,000.
     assert abs(splits["test"] / 4000 - 0.1) < 0.024 and abs(splits["validation"] / 4000 - 0.05) < 0.018
 
