@@ -108,16 +108,7 @@ def test_what_a_bad_record_does_may_change_until_the_data_are_finished(files, tm
     stop, skip = (photos_of(photos, on_error=way, tokenizers=None, fit_examples=1) for way in ("stop", "skip"))
     with pytest.raises(BadRecord, match=r"3\.png"):
         prepare(tmp_path / "out", stop)
-    original = preparing.encode_block
-
-    def until_the_last(folder, dataset, number):
-        if number == 2:
-            raise KeyboardInterrupt
-        return original(folder, dataset, number)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(preparing, "encode_block", until_the_last)
-        prepare(tmp_path / "out", skip)
+    leave_at_the_third_block(monkeypatch, tmp_path / "out", skip)
     with pytest.raises(BadRecord, match=r"3\.png"):  # of a block that was finished without it
         prepare(tmp_path / "out", stop)
     prepare(tmp_path / "out", skip)
@@ -127,17 +118,10 @@ def test_what_a_bad_record_does_may_change_until_the_data_are_finished(files, tm
 
 def test_killed_while_another_plan_is_made_the_first_files_give_the_first_bytes(files, tmp_path, monkeypatch):
     """Sources A, left half done; B, killed between the tokenizers and the plan; then A again."""
-    folder, original = shutil.copytree(files / "photos", tmp_path / "photos"), preparing.encode_block
+    folder = shutil.copytree(files / "photos", tmp_path / "photos")
     config, before = photos_of(folder), (folder / "metadata.jsonl").read_text()
 
-    def stopped(*job):
-        if job[2] == 2:
-            raise KeyboardInterrupt
-        return original(*job)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(preparing, "encode_block", stopped)
-        prepare(tmp_path / "out", config)
+    leave_at_the_third_block(monkeypatch, tmp_path / "out", config)
     (folder / "metadata.jsonl").write_text(before.replace("two", "another"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(configuration, "save", killed_at_plan)
@@ -146,6 +130,20 @@ def test_killed_while_another_plan_is_made_the_first_files_give_the_first_bytes(
     prepare(tmp_path / "out", config)
     prepare(tmp_path / "fresh", config)
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "fresh")
+
+
+def leave_at_the_third_block(monkeypatch, folder, config):
+    """Prepares, and is interrupted."""
+    original = preparing.encode_block
+
+    def encode_block(folder, dataset, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return original(folder, dataset, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preparing, "encode_block", encode_block)
+        prepare(folder, config)
 
 
 def killed_at_plan(path, content):
@@ -161,19 +159,12 @@ def test_unfinished_data_take_files_as_they_are_by_now(files, whole, tmp_path, m
     config = photos_of(photos, tokenizers=str(whole.folder) if is_given else None)
     other = (photos / "20.png").read_bytes()
 
-    def until_the_third(folder, dataset, number):
-        if number == 2:
-            raise KeyboardInterrupt
-        return original(folder, dataset, number)
-
     if what == "a bad picture":
         (photos / "9.png").write_bytes(other[:50])
         with pytest.raises(BadRecord, match=r"9\.png"):
             prepare(tmp_path / "out", config)
     else:
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(preparing, "encode_block", until_the_third)
-            prepare(tmp_path / "out", config)
+        leave_at_the_third_block(monkeypatch, tmp_path / "out", config)
     lines = (photos / "metadata.jsonl").read_text().splitlines()
     if what in ("a picture", "a bad picture"):
         (photos / "9.png").write_bytes(other)
@@ -232,16 +223,7 @@ def test_names_of_labels_that_changed_to_the_same_length_are_noticed(files, tmp_
 def test_unfinished_data_take_names_of_labels_as_they_are_by_now(files, tmp_path, monkeypatch, capsys, kind):
     config, name = labelled(files, tmp_path / "photos", kind)
     name("cat", "dog")
-    original = preparing.encode_block
-
-    def until_the_third(folder, dataset, number):
-        if number == 2:
-            raise KeyboardInterrupt
-        return original(folder, dataset, number)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(preparing, "encode_block", until_the_third)
-        prepare(tmp_path / "out", config)
+    leave_at_the_third_block(monkeypatch, tmp_path / "out", config)
     name("cat", "cow")
     prepare(tmp_path / "out", config)
     assert "photos has changed since: a file or a label that " in capsys.readouterr().err

@@ -72,7 +72,8 @@ def digests_of_given(config: PrepareConfig) -> dict[str, str]:
     found: dict[str, str] = {}
     if config.text_tokenizer is not None:
         require_regular_file(Path(config.text_tokenizer))
-        found["text_tokenizer"] = hashlib.sha256(Path(config.text_tokenizer).read_bytes()).hexdigest()
+        with Path(config.text_tokenizer).open("rb") as file:
+            found["text_tokenizer"] = hashlib.file_digest(file, "sha256").hexdigest()
     if config.tokenizers is not None:
         fingerprints = media_tokenizers.load(tokenizer_folder(config.tokenizers)).fingerprints
         found["tokenizers"] = hashlib.sha256(repr(sorted(fingerprints.items())).encode()).hexdigest()
