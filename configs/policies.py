@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.policy import PolicyConfig
 from trimask.sampling_rl.grpo import GRPOConfig
-from trimask.sampling_rl.train import PolicyTrainConfig
+from trimask.sampling_rl.train_policy import PolicyTrainConfig
 
 _EPISODES = GenerationConfig(temperature=0.0, stop_at_eos=False)
 

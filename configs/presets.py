@@ -4,18 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.data.media_config import PictureConfig
-from trimask.diffusion.data.plan import PrepareConfig
+from trimask.diffusion.data.prepare_config import PrepareConfig
+from trimask.diffusion.data.reading_config import PictureConfig
 from trimask.diffusion.data.sources import SourceConfig
-from trimask.diffusion.description import TrainConfig
-from trimask.diffusion.evaluate import EvaluateConfig
-from trimask.diffusion.loop import LoopConfig
+from trimask.diffusion.evaluation.evaluate import EvaluateConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig
 from trimask.diffusion.mesh import MeshConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
-from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.run.step_loop import LoopConfig
+from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.audio import MelConfig

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 from trimask.configs import policies
 from trimask.configs.presets import tiny
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
+from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.studies import (
     batch_invariance,
     coordinate_check,
@@ -18,8 +18,8 @@ from trimask.diffusion.studies import (
     kill_and_resume,
     learning_rate_transfer,
     mask_variance,
-    sampling,
-    search,
+    multiplier_search,
+    sampling_fronts,
 )
 from trimask.diffusion.studies.batch_invariance import BatchInvariance
 from trimask.diffusion.studies.coordinate_check import CoordinateCheck
@@ -27,13 +27,13 @@ from trimask.diffusion.studies.critical_batch import CriticalBatch
 from trimask.diffusion.studies.kill_and_resume import KillAndResume
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
 from trimask.diffusion.studies.mask_variance import MaskVariance
-from trimask.diffusion.studies.sampling import SamplingStudy
-from trimask.diffusion.studies.search import Search
+from trimask.diffusion.studies.multiplier_search import Search
+from trimask.diffusion.studies.sampling_fronts import SamplingStudy
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.transformer import TransformerConfig
-from trimask.sampling_rl import policy_study, unmasking_study
-from trimask.sampling_rl.policy_study import PolicyStudy
-from trimask.sampling_rl.unmasking_study import UnmaskingStudy
+from trimask.sampling_rl.studies import policy_study, unmasking
+from trimask.sampling_rl.studies.policy_study import PolicyStudy
+from trimask.sampling_rl.studies.unmasking import UnmaskingStudy
 
 DATA = tiny().prepare
 """What studies train on unless told otherwise: real handwritten digits and synthetic speech, with their words.
@@ -170,17 +170,17 @@ STUDIES = {
         "does the loss depend on the batch, with and without the SDE rule?",
     ),
     "search": Study(
-        search.study,
+        multiplier_search.study,
         {"cpu": search_cpu, "accelerator": search_accelerator},
         "multipliers per module, found on a small network and tried on a larger one",
     ),
     "sampling": Study(
-        sampling.study,
+        sampling_fronts.study,
         {"cpu": SamplingStudy, "accelerator": SamplingStudy},
         "how should each modality be sampled? quality against evaluations, and against guidance",
     ),
     "unmasking": Study(
-        unmasking_study.study,
+        unmasking.study,
         {"cpu": UnmaskingStudy, "accelerator": UnmaskingStudy},
         "does a learned policy beat the heuristics? accuracy against evaluations, in blocks and without",
     ),

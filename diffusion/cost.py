@@ -50,7 +50,7 @@ from trimask.tokenizers.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Parameters:
+class ParameterCounts:
     """How many numbers a network learns."""
 
     blocks: int
@@ -66,7 +66,7 @@ class Parameters:
         return self.blocks + self.embeddings + self.rest
 
 
-def parameters(model: TransformerConfig, vocabulary: Vocabulary) -> Parameters:
+def parameters(model: TransformerConfig, vocabulary: Vocabulary) -> ParameterCounts:
     """Of a network, without making it."""
     width, size = model.width, model.size_of_head
     heads, kv = model.num_heads * size, model.kv_heads * size
@@ -76,7 +76,7 @@ def parameters(model: TransformerConfig, vocabulary: Vocabulary) -> Parameters:
     if model.place_embedding:
         ranges, features = len(vocabulary.ranges), model.place_features
         embeddings += ranges * width + (ranges + width) * features
-    return Parameters(model.num_layers * block, embeddings, model.num_layers * rest + width)
+    return ParameterCounts(model.num_layers * block, embeddings, model.num_layers * rest + width)
 
 
 def mean_ids(vocabulary: Vocabulary) -> float:
@@ -106,7 +106,7 @@ def evaluation_bytes(model: TransformerConfig, vocabulary: Vocabulary, rows: int
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """Bytes of a device during a step."""
 
     state: int
@@ -157,12 +157,12 @@ class StepOnMesh:
             for leaf, place in zip(jax.tree.leaves(abstract), jax.tree.leaves(places), strict=True)
         )
 
-    def memory(self, abstract: Any, rows: int) -> Memory:
+    def memory(self, abstract: Any, rows: int) -> MemoryEstimate:
         """With so many rows on each device; `abstract` are the parameters' shapes."""
         own, blocks = (self.own_parameters(tree) for tree in (abstract, abstract["blocks"]))
         return self._memory(own, blocks, rows)
 
-    def estimate(self, rows: int) -> Memory:
+    def estimate(self, rows: int) -> MemoryEstimate:
         """`memory` without the shapes of parameters: as if each were split over fsdp and tensor axes."""
         count, parts = parameters(self.model, self.vocabulary), self.fsdp * self.tensor
         return self._memory(count.total // parts, count.blocks // parts, rows)
@@ -172,7 +172,7 @@ class StepOnMesh:
         own, blocks = (self.own_parameters(tree) for tree in (abstract, abstract["blocks"]))
         return bisect_right(range(1, 1 << 24), bytes_of_device, key=lambda rows: self._memory(own, blocks, rows).total)
 
-    def _memory(self, own: int, blocks: int, rows: int) -> Memory:
+    def _memory(self, own: int, blocks: int, rows: int) -> MemoryEstimate:
         """The same of the numbers of parameters that a device has."""
         model, c, width, layers = self.model, self.bytes_of_activation, self.model.width, self.model.num_layers
         tokens = rows * self.row_length
@@ -193,7 +193,7 @@ class StepOnMesh:
         if self.fsdp > 1:
             weights += 2 * c * blocks // layers * self.fsdp
         accumulated = 4 * own if self.accumulate > 1 else 0
-        return Memory(16 * own, round(max(activations, 4 * own)) + accumulated, weights)
+        return MemoryEstimate(16 * own, round(max(activations, 4 * own)) + accumulated, weights)
 
     def communication(self, rows: int) -> int:
         """Bytes that a device sends in a step."""

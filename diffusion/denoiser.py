@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jaxtyping import Array, Float, Int
 
-from trimask.tokenizers.sequence import Sequence
+from trimask.tokenizers.sequence import TokenRows
 
 KeysValues = tuple[Float[Array, "rows seq kv_heads head"], Float[Array, "rows seq kv_heads head"]]
 """Rows are those of the batch; with guidance twice as many."""
@@ -15,7 +15,7 @@ KeysValues = tuple[Float[Array, "rows seq kv_heads head"], Float[Array, "rows se
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Output:
+class DenoiserOutput:
     """What a denoiser returns, at all positions or at the ones asked for.
 
     Logits over a large vocabulary are long: `read` makes them of the features of some positions only, when they are
@@ -38,7 +38,7 @@ class Output:
         """At all of them."""
         return self.read(self.features)
 
-    def first(self, count: int) -> "Output":
+    def first(self, count: int) -> "DenoiserOutput":
         """The same of the first `count` positions."""
         features, hidden = jax.tree.map(lambda x: x[:, :count], (self.features, self.hidden))
         return replace(self, features=features, hidden=hidden)
@@ -53,7 +53,7 @@ class Denoiser(Protocol):
     """What sampling, environments and policies know of a model."""
 
     def __call__(
-        self, sequence: Sequence, positions: Int[Array, "batch asked"] | None = None, cache: Any = None
-    ) -> Output:
+        self, sequence: TokenRows, positions: Int[Array, "batch asked"] | None = None, cache: Any = None
+    ) -> DenoiserOutput:
         """Logits of the clean token at every position, or only at those asked for."""
         ...

@@ -10,16 +10,16 @@ modality; the reported bound always uses the ELBO's weight, whatever is trained 
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from trimask.diffusion.cross_entropy import masked_cross_entropy
 from trimask.diffusion.masking import Noised
-from trimask.tokenizers.ranges import Checked, NonNegative, Size
+from trimask.diffusion.run.running_mean import Mean
 from trimask.tokenizers.sequence import task_tokens
+from trimask.tokenizers.storage.ranges import Checked, NonNegative, Size
 from trimask.tokenizers.vocabulary import Vocabulary
 
 
@@ -43,23 +43,6 @@ class LossConfig(Checked):
         largest = max(r.stop - r.start for r in vocabulary.ranges)
         share = -(-largest // max(1, round(largest / self.tile_ids)))
         return -(-share // 16) * 16
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Mean:
-    """A mean in the making: sums add up over micro-batches, devices and steps; the quotient is taken at the end."""
-
-    total: Any
-    """Scalar."""
-    count: Any
-    """Scalar."""
-
-    def __add__(self, other: "Mean") -> "Mean":
-        return Mean(self.total + other.total, self.count + other.count)
-
-    def __float__(self) -> float:
-        return float(self.total) / float(self.count) if float(self.count) else float("nan")
 
 
 def target_counts(noised: Noised, vocabulary: Vocabulary) -> Float[Array, " modality"]:
@@ -88,7 +71,7 @@ def loss_and_metrics(
     weight = noised.weight if config.weighting == "elbo" else jnp.ones_like(noised.weight)
     modality_weight = jnp.array([config.modality_weights.get(name, 1.0) for name in vocabulary.modalities])
     scale = (modality_weight / jnp.maximum(counts, 1))[sequence.modality]
-    bounds = vocabulary.allowed_bounds(sequence.modality, sequence.place)
+    bounds = vocabulary.allowed_bounds(sequence.modality, sequence.coordinates)
     of_positions = (noised.clean, bounds, noised.is_masked, scale * weight, scale * config.z_loss)
     flat = (x.reshape(-1, *x.shape[2:]) for x in of_positions)
     loss, nll = masked_cross_entropy(

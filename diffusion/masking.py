@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from trimask.diffusion.schedule import ScheduleConfig, stratified_times
-from trimask.tokenizers.ranges import Checked, Share
-from trimask.tokenizers.sequence import Sequence, example_starts, task_tokens
+from trimask.tokenizers.sequence import TokenRows, example_starts, task_tokens
+from trimask.tokenizers.storage.ranges import Checked, Share
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 
@@ -50,7 +50,7 @@ class MaskingConfig(Checked):
 class Noised:
     """A batch after the forward process."""
 
-    sequence: Sequence
+    sequence: TokenRows
     """With MASK at the masked positions."""
     clean: Int[Array, "*batch seq"]
     """The tokens before."""
@@ -71,7 +71,7 @@ def draw_is_masked(
     return maskable & (jax.random.uniform(key, maskable.shape) >= keep_probability)
 
 
-def forward_process(key: PRNGKeyArray, sequence: Sequence, vocabulary: Vocabulary, config: MaskingConfig) -> Noised:
+def forward_process(key: PRNGKeyArray, sequence: TokenRows, vocabulary: Vocabulary, config: MaskingConfig) -> Noised:
     """Masks a clean batch; with complementary masks the batch comes back twice as large, the complements last."""
     key_time, key_mode, key_mask = jax.random.split(key, 3)
     is_joint, is_dropped = _modes(key_mode, sequence, vocabulary, config)
@@ -92,12 +92,12 @@ def forward_process(key: PRNGKeyArray, sequence: Sequence, vocabulary: Vocabular
     return jax.tree.map(lambda *halves: jnp.concatenate(halves), first, second)
 
 
-def _per_example(values: Float[Array, "batch seq"], sequence: Sequence) -> Float[Array, "batch seq"]:
+def _per_example(values: Float[Array, "batch seq"], sequence: TokenRows) -> Float[Array, "batch seq"]:
     """Gives every position of an example the same value: the one at index `segment` of its row."""
     return jnp.take_along_axis(values, sequence.segment, axis=-1)
 
 
-def _modes(key, sequence: Sequence, vocabulary: Vocabulary, config: MaskingConfig):
+def _modes(key, sequence: TokenRows, vocabulary: Vocabulary, config: MaskingConfig):
     """Which positions belong to examples masked on both sides, and to examples whose condition is hidden.
 
     The beginning of a text, where it is a condition, is neither: what is a prompt is only ever given.
@@ -108,7 +108,7 @@ def _modes(key, sequence: Sequence, vocabulary: Vocabulary, config: MaskingConfi
     return is_joint, ~is_joint & (draw < config.joint_probability + config.drop_probability)
 
 
-def _times(key, sequence: Sequence, schedule: ScheduleConfig) -> Float[Array, "batch seq"]:
+def _times(key, sequence: TokenRows, schedule: ScheduleConfig) -> Float[Array, "batch seq"]:
     """Each example's time, spread evenly over the batch's target tokens; a condition's is independent of it."""
     key_offset, key_condition = jax.random.split(key)
     starts = example_starts(sequence)

@@ -8,7 +8,7 @@ Gradients, moments and the weight average lie as their parameters do. An axis of
 evenly stays whole. What a step computes does not depend on the mesh, but for the order of sums.
 """
 
-from collections.abc import Sequence as AnySequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from trimask.tokenizers.ranges import Checked, whole
+from trimask.tokenizers.storage.ranges import Checked, whole
 
 ROWS = ("data", "fsdp")
 """Mesh axes over which rows of a batch are split."""
@@ -57,7 +57,7 @@ class MeshConfig(Checked):
     tensor: Annotated[int, whole(1, 1 << 20)] = 1
     """Parts into which heads and hidden units are split."""
 
-    def over(self, devices: AnySequence[Any]) -> Mesh:
+    def over(self, devices: Sequence[Any]) -> Mesh:
         """The mesh of these devices."""
         shape = self.sizes(len(devices))
         return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

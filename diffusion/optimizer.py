@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from trimask.diffusion.parametrization import Multipliers
-from trimask.tokenizers.ranges import Checked, NonNegative, NonNegativeInt, Positive, PositiveInt, Share, real
+from trimask.tokenizers.storage.ranges import Checked, NonNegative, NonNegativeInt, Positive, PositiveInt, Share, real
 
 
 @jax.tree_util.register_dataclass

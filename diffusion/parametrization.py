@@ -10,7 +10,7 @@ What the paper leaves open, and what is done here:
 
 1. CompleteP and μP do not treat QK norms: there they are taken for other hidden norms.
 2. A tied unembedding has no row: it is an input embedding, and its logits are multiplied by 1/n, CompleteP's way.
-3. The place of block k among L, at which per-module multipliers are interpolated, is (k + ½) / L.
+3. The relative depth of block k among L, at which per-module multipliers are interpolated, is (k + ½) / L.
 4. Clipping by the global norm is not scaled, although the norm changes with the shape.
 5. A tuned multiplier ζ of a residual branch is put into its last matrix: initial weights and learning rate times ζ, ε
    and λ divided by it. That is the same function of the data, trained the same way up to clipping, and needs no
@@ -25,14 +25,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from trimask.tokenizers.formats import present_name
-from trimask.tokenizers.ranges import Checked, NonNegative, Positive, Size, real
+from trimask.tokenizers.storage.formats import present_name
+from trimask.tokenizers.storage.ranges import Checked, NonNegative, Positive, Size, real
 
 ParameterClass = Literal[
     "input_embedding", "hidden_weight", "hidden_bias_or_norm", "qk_norm", "final_norm", "unembedding"
 ]
 PARAMETER_CLASSES: tuple[ParameterClass, ...] = get_args(ParameterClass)
-Kind = Literal["completed_p", "completep", "mup", "standard"]
+ParametrizationKind = Literal["completed_p", "completep", "mup", "standard"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def standard(n: float, l: float, a: float) -> Table:  # noqa: E741
     return Table({name: shrinking if name in ("hidden_weight", "unembedding") else same for name in PARAMETER_CLASSES})
 
 
-TABLES: dict[Kind, Callable[[float, float, float], Table]] = {
+TABLES: dict[ParametrizationKind, Callable[[float, float, float], Table]] = {
     "completed_p": completed_p,
     "completep": completep,
     "mup": mup,
@@ -140,7 +140,7 @@ BRANCHES = {"attention": "out", "mlp": "down"}
 
 @dataclass(frozen=True, kw_only=True)
 class Family(Checked):
-    """Multipliers of one hyperparameter: ζ = of[module] · depth(place), log-linear between the values of `depth`."""
+    """Multipliers of one hyperparameter: ζ = of[module] · depth(x) at relative depth x, log-linear in between."""
 
     of: dict[str, NonNegative] = field(default_factory=dict)
     """Module → factor; 1 where none is given."""
@@ -151,12 +151,12 @@ class Family(Checked):
         super().__post_init__()
         object.__setattr__(self, "of", {present_name("parameter", name): value for name, value in self.of.items()})
 
-    def at(self, module: str, place: float | None) -> float:
-        """ζ of a module whose block is at `place` in (0, 1); None outside blocks."""
+    def at(self, module: str, relative_depth: float | None) -> float:
+        """ζ of a module whose block is at `relative_depth` in (0, 1); None outside blocks."""
         factor = self.of.get(module, 1.0)
-        if place is None or not self.depth:
+        if relative_depth is None or not self.depth:
             return factor
-        return factor * float(np.exp(np.interp(place, np.linspace(0, 1, len(self.depth)), np.log(self.depth))))
+        return factor * float(np.exp(np.interp(relative_depth, np.linspace(0, 1, len(self.depth)), np.log(self.depth))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +192,7 @@ class ModuleMultipliers:
 class ParametrizationConfig(Checked):
     """From which shape hyperparameters are transferred, and how."""
 
-    kind: Kind = "completed_p"
+    kind: ParametrizationKind = "completed_p"
     """The table."""
     base_width: Size | None = None
     """Width of the network that was tuned. None: the model's own."""
@@ -227,18 +227,18 @@ class Multipliers:
 
 @dataclass(frozen=True)
 class Site:
-    """Where parameters are born: a network's ratios to its base, and the place of the block."""
+    """Where parameters are born: a network's ratios to its base, and the relative depth of the block."""
 
     config: ParametrizationConfig
     width_ratio: float
     """m_N of the residual stream."""
     depth_ratio: float
     """m_L."""
-    place: float | None = None
+    relative_depth: float | None = None
 
     def block(self, number: int, num_layers: int) -> "Site":
         """The site of one block."""
-        return replace(self, place=(number + 0.5) / num_layers)
+        return replace(self, relative_depth=(number + 0.5) / num_layers)
 
     def table(self, ratio: float | None = None) -> Table:
         """The table for a tensor whose fan-in is `ratio` times the base's; None: as the width's."""
@@ -251,7 +251,12 @@ class Site:
     ) -> nnx.Param:
         """Normally distributed; `base_scale` is the standard deviation in the base network."""
         variance = self.table(ratio).rows[MODULES[module]].init_variance
-        scale = base_scale * variance**0.5 * self.config.multipliers.init.at(module, self.place) * self._branch(module)
+        scale = (
+            base_scale
+            * variance**0.5
+            * self.config.multipliers.init.at(module, self.relative_depth)
+            * self._branch(module)
+        )
         return self.constant(scale * jax.random.normal(key, shape), module, ratio)
 
     def matrix(self, key: jax.Array, shape: tuple[int, ...], module: str, fan_in: int, base_fan_in: int) -> nnx.Param:
@@ -262,18 +267,18 @@ class Site:
         """A parameter that starts at `value`."""
         row, of = self.table(ratio).rows[MODULES[module]], self.config.multipliers
         multipliers = Multipliers(
-            learning_rate=row.learning_rate * of.learning_rate.at(module, self.place) * self._branch(module),
-            beta1=of.beta1.at(module, self.place),
-            beta2=of.beta2.at(module, self.place),
-            epsilon=row.epsilon * of.epsilon.at(module, self.place) / self._branch(module),
-            weight_decay=row.weight_decay * of.weight_decay.at(module, self.place) / self._branch(module),
+            learning_rate=row.learning_rate * of.learning_rate.at(module, self.relative_depth) * self._branch(module),
+            beta1=of.beta1.at(module, self.relative_depth),
+            beta2=of.beta2.at(module, self.relative_depth),
+            epsilon=row.epsilon * of.epsilon.at(module, self.relative_depth) / self._branch(module),
+            weight_decay=row.weight_decay * of.weight_decay.at(module, self.relative_depth) / self._branch(module),
         )
         return nnx.Param(value, module=module, multipliers=multipliers)
 
     def _branch(self, module: str) -> float:
         """ζ of the residual branch that this module ends; 1 for the others."""
         family = self.config.multipliers.residual
-        return next((family.at(name, self.place) for name, last in BRANCHES.items() if last == module), 1.0)
+        return next((family.at(name, self.relative_depth) for name, last in BRANCHES.items() if last == module), 1.0)
 
     def logits(self, is_tied: bool) -> float:
         """The factor on the logits."""

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from trimask.tokenizers.ranges import Checked, Positive, real
+from trimask.tokenizers.storage.ranges import Checked, Positive, real
 from trimask.tokenizers.vocabulary import Vocabulary
 
-Share = Callable[[Float[Array, "*shape"], Int[Array, "*shape"]], Float[Array, "*shape"]]
+MaskedShare = Callable[[Float[Array, "*shape"], Int[Array, "*shape"]], Float[Array, "*shape"]]
 """Times of tokens and the numbers of their modalities → shares."""
 
 
@@ -31,7 +31,7 @@ Share = Callable[[Float[Array, "*shape"], Int[Array, "*shape"]], Float[Array, "*
 class Schedule:
     """A share of tokens over time, of which all else follows."""
 
-    share: Share
+    share: MaskedShare
     """α, which falls from 1 to 0 in t; or, if `is_masked_share`, 1 − α, which rises from 0 to 1."""
     is_masked_share: bool = False
     """Where 1 − α is small, it has more digits if it is given than as a difference from 1."""

@@ -18,7 +18,7 @@ What the papers leave open, and what is done here:
 from dataclasses import dataclass, replace
 
 from trimask.diffusion.optimizer import OptimizerConfig
-from trimask.tokenizers.ranges import Checked, Positive, PositiveInt, Share
+from trimask.tokenizers.storage.ranges import Checked, Positive, PositiveInt, Share
 
 
 @dataclass(frozen=True, kw_only=True)

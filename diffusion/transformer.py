@@ -1,13 +1,13 @@
 """The denoiser's network: a bidirectional transformer over one stream of discrete tokens.
 
-    h = E[token] + place(modality, place)
+    h = E[token] + place(modality, coordinates)
     h ← h + r·Attention(RMSNorm(h)),   h ← h + r·SwiGLU(RMSNorm(h))  (per block; attention inside one example only)
     logits = u · RMSNorm(h) · U
 
 r and u are 1 at the shape that was tuned; `parametrization.py` says what they, and initial weights, are at others.
 There is no time input: how much is masked is in the tokens. A masked position knows its range (modality and codebook)
-and its place, given as sinusoids of both coordinates through one linear map per range, so that larger images and
-longer texts than those trained on have an embedding. Options (grouped-query attention, biases, no QK norm, no place
+and its coordinates, given as sinusoids of both coordinates through one linear map per range, so that larger images and
+longer texts than those trained on have an embedding. Options (grouped-query attention, biases, no QK norm, no position
 embedding, rotary base, shifted logits, tied head) cover the architectures of LLaDA and Dream.
 """
 
@@ -22,12 +22,12 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from trimask.diffusion.attention import attend
-from trimask.diffusion.denoiser import KeysValues, Output
+from trimask.diffusion.denoiser import DenoiserOutput, KeysValues
 from trimask.diffusion.layers import RMSNorm, SinCos, SwiGLU, product, rotary_sin_cos, rotate, sinusoids
 from trimask.diffusion.mesh import ROWS, constrained, embedding_lookup, laid_out
 from trimask.diffusion.parametrization import AT_BASE, ParametrizationConfig, Site
-from trimask.tokenizers.ranges import Checked, Positive, Size, whole
-from trimask.tokenizers.sequence import Sequence, example_starts
+from trimask.tokenizers.sequence import TokenRows, example_starts
+from trimask.tokenizers.storage.ranges import Checked, Positive, Size, whole
 from trimask.tokenizers.vocabulary import Vocabulary
 
 Segments = tuple[Int[Array, "batch asked"], Int[Array, "batch seq"]]
@@ -57,9 +57,9 @@ class TransformerConfig(Checked):
     rotary_base: Positive | None = 10_000.0
     """Base of the rotary embedding of positions counted within an example. None: no rotary embedding."""
     place_embedding: bool = True
-    """Add the embedding of range and place; without it a masked position has only its rotary position (LLaDA)."""
+    """Add the embedding of range and coordinates; without it a masked position has only its rotary position (LLaDA)."""
     place_features: Size = 128
-    """Sinusoids by which a place is known; they do not grow with the width, or their weights would need its rules."""
+    """Number of sinusoids that encode the coordinates; it does not grow with the width, whose rules are not theirs."""
     tied_unembedding: bool = False
     """Use the input embedding as the unembedding."""
     shifted_logits: bool = False
@@ -171,7 +171,7 @@ class Transformer(nnx.Module):
         self.embedding = site.normal(next(keys), (vocab, width), "embedding", config.embedding_scale)
         if config.place_embedding:
             self.place = PlaceEmbedding(config, vocabulary, site, next(keys))
-        blocks = [Block(config, base, site.block(number, layers), next(keys)) for number in range(layers)]
+        blocks = [TransformerBlock(config, base, site.block(number, layers), next(keys)) for number in range(layers)]
         self.blocks = nnx.List(blocks)
         self.final_norm = RMSNorm(width, config.norm_epsilon, "final_norm", site)
         if not config.tied_unembedding:
@@ -179,10 +179,10 @@ class Transformer(nnx.Module):
 
     def __call__(
         self,
-        sequence: Sequence,
+        sequence: TokenRows,
         positions: Int[Array, "batch asked"] | None = None,
         cache: tuple[KeysValues, ...] | None = None,
-    ) -> Output:
+    ) -> DenoiserOutput:
         """Logits and final hidden states, float32.
 
         `positions` asks for these only there. With a `cache` nothing but those positions is computed at all: keys and
@@ -203,10 +203,10 @@ class Transformer(nnx.Module):
                 h, new_cache = self.encode(sequence, computed, cache)
                 h = h[:, : positions.shape[1]]
         hidden = self.final_norm(h).astype(jnp.float32)
-        return Output(hidden, self.unembed, hidden, new_cache)
+        return DenoiserOutput(hidden, self.unembed, hidden, new_cache)
 
     def encode(
-        self, sequence: Sequence, computed: Int[Array, "batch asked"] | None, cache: tuple[KeysValues, ...] | None
+        self, sequence: TokenRows, computed: Int[Array, "batch asked"] | None, cache: tuple[KeysValues, ...] | None
     ) -> tuple[Float[Array, "batch asked width"], tuple[KeysValues, ...]]:
         """The residual stream after the last block at the computed positions (None: all), and the keys and values."""
         h, sin_cos, segments = self.embed(sequence, computed)
@@ -223,25 +223,30 @@ class Transformer(nnx.Module):
             new_cache.append(keys_values)
         return h, tuple(new_cache)
 
-    def _stacked(self) -> tuple[nnx.GraphDef["Block"], nnx.State]:
+    def _stacked(self) -> tuple[nnx.GraphDef["TransformerBlock"], nnx.State]:
         """A block, and the parameters of all of them, with the number of the block as first axis."""
         graph, *_ = nnx.split(self.blocks[0])
         states = [nnx.to_pure_dict(nnx.state(block)) for block in self.blocks]
         return graph, nnx.State(laid_out(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)))
 
     def embed(
-        self, sequence: Sequence, computed: Int[Array, "batch asked"] | None
+        self, sequence: TokenRows, computed: Int[Array, "batch asked"] | None
     ) -> tuple[Float[Array, "batch asked width"], SinCos | None, Segments]:
         """What the first block gets: the residual stream, by how much to rotate, and who may see whom."""
         positions = jnp.arange(sequence.length) - example_starts(sequence)
-        tokens, modality, place, segment = sequence.tokens, sequence.modality, sequence.place, sequence.segment
+        tokens, modality, coordinates, segment = (
+            sequence.tokens,
+            sequence.modality,
+            sequence.coordinates,
+            sequence.segment,
+        )
         if computed is not None:
             at = partial(jnp.take_along_axis, indices=computed, axis=1)
             tokens, modality, positions, segment = map(at, (tokens, modality, positions, segment))
-            place = jnp.take_along_axis(place, computed[..., None], axis=1)
+            coordinates = jnp.take_along_axis(coordinates, computed[..., None], axis=1)
         h = embedding_lookup(self.embedding[...], tokens)
         if self.config.place_embedding:
-            h = h + self.place(modality, place)
+            h = h + self.place(modality, coordinates)
         h = constrained(h.astype(jnp.dtype(self.config.compute_dtype)), ROWS)
         base, head = self.config.rotary_base, self.config.size_of_head
         sin_cos = None if base is None else rotary_sin_cos(positions, sequence.length, head, base)
@@ -271,17 +276,17 @@ class PlaceEmbedding(nnx.Module):
         self.map = site.normal(keys[2], (features, config.width), "place_map", config.embedding_scale)
 
     def __call__(
-        self, modality: Int[Array, "batch seq"], place: Int[Array, "batch seq 2"]
+        self, modality: Int[Array, "batch seq"], coordinates: Int[Array, "batch seq 2"]
     ) -> Float[Array, "batch seq width"]:
         """The embedding of what a position is, whatever token it holds."""
-        ranges = self.vocabulary.range_numbers(modality, place)
-        features = sinusoids(place, self.scale.shape[-1] // 2).reshape(*place.shape[:-1], -1)
-        # Of norm 1, as a token's one-hot vector: a step then moves a place hardly more than a token.
+        ranges = self.vocabulary.range_numbers(modality, coordinates)
+        features = sinusoids(coordinates, self.scale.shape[-1] // 2).reshape(*coordinates.shape[:-1], -1)
+        # Of norm 1, as a token's one-hot vector: a step then moves a position hardly more than a token.
         features = features * (2 / features.shape[-1]) ** 0.5
         return self.range[...][ranges] + (features * self.scale[...][ranges]) @ self.map[...]
 
 
-class Block(nnx.Module):
+class TransformerBlock(nnx.Module):
     """Attention, then SwiGLU, each on the normalised residual stream."""
 
     def __init__(self, config: TransformerConfig, base: TransformerConfig, site: Site, key: jax.Array):

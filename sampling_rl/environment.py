@@ -21,7 +21,7 @@ from jaxtyping import Bool
 
 from trimask.diffusion.denoiser import Denoiser
 from trimask.diffusion.sampling.state import Observation, State
-from trimask.sampling_rl.episodes import Episodes, Shown, UnmaskingConfig
+from trimask.sampling_rl.episode_batch import Episodes, Shown, UnmaskingConfig
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.reward import Reward, RewardConfig
 

@@ -29,10 +29,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
-from trimask.diffusion.loss import Mean
-from trimask.diffusion.sampling.policy import Parameters, PolicyConfig, log_probability, logits_of
-from trimask.sampling_rl.rollout import Step, Trajectories, step_of
-from trimask.tokenizers.ranges import Checked, NonNegative, NonNegativeInt, Positive, Size, real, whole
+from trimask.diffusion.run.running_mean import Mean
+from trimask.diffusion.sampling.actions import log_probability
+from trimask.diffusion.sampling.policy import PolicyConfig, PolicyParameters, policy_logits
+from trimask.sampling_rl.rollout import PolicyInputs, Trajectories, step_of
+from trimask.tokenizers.storage.ranges import Checked, NonNegative, NonNegativeInt, Positive, Size, real, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,19 +98,19 @@ def advantages(
 
 
 def step_values(
-    parameters: Parameters,
-    step: Step,
+    parameters: PolicyParameters,
+    step: PolicyInputs,
     old: Float[Array, " batch"] | None,
     advantage: Float[Array, " batch"],
     is_expert: Bool[Array, " batch"],
     policy: PolicyConfig,
     config: GRPOConfig,
-    start: Parameters | None,
+    start: PolicyParameters | None,
     experts: int,
 ) -> tuple[Float[Array, " batch"], dict[str, Float[Array, " batch"]], Float[Array, " batch"]]:
     """Of each step: its objective, metrics, and log-likelihood. `old`: the likelihood before; None: it is now's."""
     asked = (step.features, step.is_masked, step.is_asked, step.steps_taken)
-    logits = logits_of(policy, parameters, *asked)
+    logits = policy_logits(policy, parameters, *asked)
     own = log_probability(policy.law, logits, step.ranks, step.candidates)
     everyone = config.group + experts
     mixed = jnp.logaddexp(np.log(config.group / everyone) + own, np.log(1 / everyone))
@@ -122,7 +123,7 @@ def step_values(
     entropy = jnp.sum(jnp.where(step.candidates, per_position, 0.0), axis=-1)
     kl = jnp.zeros_like(own)
     if start is not None:
-        before = log_probability(policy.law, logits_of(policy, start, *asked), step.ranks, step.candidates)
+        before = log_probability(policy.law, policy_logits(policy, start, *asked), step.ranks, step.candidates)
         kl = jnp.exp(before - own) - 1 - (before - own)
     objective += config.entropy * entropy - config.kl * kl
     is_clipped = (ratio * advantage > clipped * advantage).astype(jnp.float32)
@@ -133,15 +134,15 @@ def step_values(
 
 @partial(jax.jit, static_argnames=("policy", "config", "experts"))
 def gradient(
-    parameters: Parameters,
+    parameters: PolicyParameters,
     batch: Batch,
     old: Float[Array, "episodes steps"] | None,
-    start: Parameters | None,
+    start: PolicyParameters | None,
     *,
     policy: PolicyConfig,
     config: GRPOConfig,
     experts: int = 0,
-) -> tuple[Parameters, Float[Array, "episodes steps"], dict[str, Mean]]:
+) -> tuple[PolicyParameters, Float[Array, "episodes steps"], dict[str, Mean]]:
     """Gradient of −J, log-likelihoods of steps, and metrics; `chunk` steps at a time, only of groups with signal.
 
     The metric log_likelihood is of steps whose advantage is positive.
@@ -212,7 +213,7 @@ def _applied(optimizer, gradients, state, parameters):
 
 
 def update(
-    parameters: Parameters,
+    parameters: PolicyParameters,
     optimizer_state: optax.OptState,
     batch: Batch,
     *,
@@ -220,8 +221,8 @@ def update(
     policy: PolicyConfig,
     config: GRPOConfig,
     experts: int = 0,
-    start: Parameters | None = None,
-) -> tuple[Parameters, optax.OptState, Mapping[str, Mean]]:
+    start: PolicyParameters | None = None,
+) -> tuple[PolicyParameters, optax.OptState, Mapping[str, Mean]]:
     """`updates` steps on one batch of episodes; metrics are those of the last."""
     old, metrics = None, {}
     for _ in range(config.updates):

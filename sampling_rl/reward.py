@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from trimask.tokenizers.ranges import Checked, NonNegative
+from trimask.tokenizers.storage.ranges import Checked, NonNegative
 
 Reward = Callable[
     [Float[np.ndarray, " episodes"], Int[np.ndarray, " episodes"], Int[np.ndarray, " episodes"]],

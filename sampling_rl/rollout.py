@@ -5,7 +5,7 @@ revealed positions as bits; for the law dpls the order of picks, 16 bits per pos
 """
 
 import dataclasses
-from collections.abc import Sequence as AnySequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -15,12 +15,14 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float16, Int, PRNGKeyArray, Shaped, UInt8
 
-from trimask.diffusion.sampling import loop
-from trimask.diffusion.sampling.policy import LearnedStrategy, PolicyConfig, Ranks, features_of
-from trimask.diffusion.sampling.requests import How, ready
+from trimask.diffusion.sampling import sampler
+from trimask.diffusion.sampling.actions import Ranks
+from trimask.diffusion.sampling.generator import SamplerParts, sampler_arguments
+from trimask.diffusion.sampling.learned import LearnedStrategy
+from trimask.diffusion.sampling.policy import PolicyConfig, policy_features
 from trimask.diffusion.sampling.state import Choice, Observation, RowKeys, Rules, State, Strategy, start
 from trimask.sampling_rl.problems import Problem
-from trimask.tokenizers.sequence import Example, Sequence, assemble, disassemble, stack
+from trimask.tokenizers.sequence import Example, TokenRows, assemble, disassemble, stack
 from trimask.tokenizers.vocabulary import Vocabulary
 
 _BUCKET = 8
@@ -48,7 +50,7 @@ class Trajectories:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Step:
+class PolicyInputs:
     """Steps of trajectories, unpacked: what the policy is asked."""
 
     features: Float16[Array, "batch asked features"]
@@ -59,7 +61,7 @@ class Step:
     steps_taken: Int[Array, " batch"]
 
 
-def step_of(trajectories: Trajectories, episodes: Int[Array, " batch"], steps: Int[Array, " batch"]) -> Step:
+def step_of(trajectories: Trajectories, episodes: Int[Array, " batch"], steps: Int[Array, " batch"]) -> PolicyInputs:
     """The given steps of the given episodes."""
     asked = trajectories.is_asked.shape[-1]
 
@@ -68,7 +70,7 @@ def step_of(trajectories: Trajectories, episodes: Int[Array, " batch"], steps: I
 
     is_bits = trajectories.action.dtype == jnp.uint8
     ranks = bits(trajectories.action) if is_bits else trajectories.action[episodes, steps]
-    return Step(
+    return PolicyInputs(
         features=trajectories.features[episodes, steps],
         is_masked=bits(trajectories.is_masked),
         candidates=bits(trajectories.candidates),
@@ -136,7 +138,7 @@ class Recorder:
         is_bits = self.config.law == "bernoulli"
         return Choice(ranks > 0), dataclasses.replace(
             memory,
-            features=wrote(memory.features, features_of(seen, self.config)),
+            features=wrote(memory.features, policy_features(seen, self.config)),
             is_masked=wrote(memory.is_masked, seen.is_masked),
             candidates=wrote(memory.candidates, candidates),
             action=wrote(memory.action, ranks > 0 if is_bits else ranks),
@@ -151,7 +153,7 @@ class Recorder:
         return jnp.where(reveal, jnp.argsort(order, axis=-1) + 1, 0)
 
 
-def rows_of(problems: AnySequence[Problem], vocabulary: Vocabulary) -> Sequence:
+def rows_of(problems: Sequence[Problem], vocabulary: Vocabulary) -> TokenRows:
     """All problems as rows of one length."""
     length = max(problem.request.length for problem in problems)
     length = -(-length // _BUCKET) * _BUCKET
@@ -166,20 +168,27 @@ def episodes_of(vocabulary: Vocabulary, state: State) -> list[Example]:
 
 @partial(jax.jit, static_argnums=0, static_argnames=("asked", "steps"))
 def rollout(
-    vocabulary: Vocabulary, denoise: Partial, how: How, rows: Sequence, key: PRNGKeyArray, *, asked: int, steps: int
+    vocabulary: Vocabulary,
+    denoise: Partial,
+    how: SamplerParts,
+    rows: TokenRows,
+    key: PRNGKeyArray,
+    *,
+    asked: int,
+    steps: int,
 ) -> tuple[State, Trajectories]:
     """An episode per row, all in one call on the device; the strategy of `how` is a `Recorder`.
 
     `asked` is the most tokens that a row asks for, `steps` the most steps an episode can have.
     """
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(rows.tokens)))
-    denoiser, recorder, rules = ready(vocabulary, denoise, how)
+    denoiser, recorder, rules = sampler_arguments(vocabulary, denoise, how)
     assert isinstance(recorder, Recorder)
     state = start(rows, keys, rules.mask_id)
     memory = nothing(recorder.config, state.is_asked, asked, steps)
     rules = recorder.config.watching(rules)
     rules = dataclasses.replace(rules, shows_all=rules.shows_all or recorder.acts_anywhere)
-    return _narrowing(partial(loop.sample, denoiser, recorder, rules), state, memory)
+    return _narrowing(partial(sampler.sample, denoiser, recorder, rules), state, memory)
 
 
 def _narrowing(sample, state: State, memory: Trajectories) -> tuple[State, Trajectories]:

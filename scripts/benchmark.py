@@ -23,16 +23,16 @@ import jax
 import numpy as np
 from flax import nnx
 
-from trimask.diffusion.children import run_watched
-from trimask.diffusion.run_folder import writing
+from trimask.diffusion.run.children import run_watched
+from trimask.diffusion.run.folder import writing
 from trimask.diffusion.studies.findings import markdown_table
 from trimask.scripts import cli
 from trimask.scripts.console import console, say, table
-from trimask.tokenizers.files import write_text
-from trimask.tokenizers.json_text import parse_json
+from trimask.tokenizers.storage.files import write_text
+from trimask.tokenizers.storage.json_text import parse_json
 
 BENCHMARKS = {
-    name: f"trimask.scripts.benchmark_{name}"
+    name: f"trimask.scripts.benchmarks.{name}"
     for name in ("sample", "rollout", "train", "loss", "attention", "data", "checkpoint")
 }
 """Name → module, which has `main(argv)`."""
@@ -54,13 +54,13 @@ def denoise_with(graph, parameters, sequence, positions=None, cache=None):
 def run_elsewhere(
     python: Path, script: str, spec: dict[str, Any], weights: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """What a script of this folder prints in another Python, an object of JSON a line; other lines are left out.
+    """What a script of `benchmarks/peers` prints in another Python, an object of JSON a line; other lines are left out.
 
     It is called as SCRIPT SPEC.json, and WEIGHTS.npz if there are any.
     """
     with tempfile.TemporaryDirectory() as folder:
         write_text(Path(folder) / "spec.json", json.dumps(spec))
-        command = [str(python), str(Path(__file__).with_name(script)), f"{folder}/spec.json"]
+        command = [str(python), str(Path(__file__).parent / "benchmarks" / "peers" / script), f"{folder}/spec.json"]
         if weights is not None:
             command.append(f"{folder}/weights.npz")
             np.savez(command[-1], **weights)

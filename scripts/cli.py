@@ -247,7 +247,7 @@ def _message(error: Exception) -> str:
 
 def _report(text: str) -> None:
     sys.stdout.flush()  # what was printed before stays before
-    from trimask.tokenizers.files import printable
+    from trimask.tokenizers.storage.files import printable
 
     print(printable(text, keep="\n\t"), file=sys.stderr)
 

@@ -25,7 +25,7 @@ from rich.text import Text
 
 from trimask.configs.presets import PRESETS, Experiment, preset
 from trimask.scripts.flags import ESCAPE, FLAGS, escaped
-from trimask.tokenizers.files import printable
+from trimask.tokenizers.storage.files import printable
 
 _T = TypeVar("_T")
 

@@ -12,7 +12,7 @@ import tyro
 from trimask.configs.presets import Experiment, preset
 from trimask.scripts import cli, evaluate, prepare, train
 from trimask.scripts.console import console, parse, say
-from trimask.scripts.report import write_report
+from trimask.scripts.output.report import write_report
 
 
 @dataclass(frozen=True, kw_only=True)

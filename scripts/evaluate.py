@@ -11,16 +11,16 @@ import tyro
 
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.verification import BackgroundVerification
-from trimask.diffusion.evaluate import EvaluateConfig, evaluate
-from trimask.diffusion.exam import ALL_TASKS
-from trimask.diffusion.likelihood import Estimator
-from trimask.diffusion.results import Bound, Evaluation, Samples, Score
-from trimask.diffusion.trained import Loaded, load
-from trimask.scripts import cli, likelihood
+from trimask.diffusion.evaluation.evaluate import EvaluateConfig, evaluate
+from trimask.diffusion.evaluation.exam import ALL_TASKS
+from trimask.diffusion.evaluation.likelihood import Estimator
+from trimask.diffusion.evaluation.results import Bound, Evaluation, Samples, Score
+from trimask.diffusion.pretraining.trained_model import LoadedRun, load
+from trimask.scripts import cli, evaluate_likelihood
 from trimask.scripts.console import console, parse, progress_report, say, table
-from trimask.tokenizers import configuration
-from trimask.tokenizers.files import require_replaceable
-from trimask.tokenizers.ranges import Checked, NonNegativeInt, Size
+from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.files import require_replaceable
+from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Arguments(Checked):
 
 
 def run(
-    loaded: Loaded, data: Path, config: EvaluateConfig, out: Path | None = None
+    loaded: LoadedRun, data: Path, config: EvaluateConfig, out: Path | None = None
 ) -> tuple[Evaluation, list[Samples]]:
     """Evaluates with a progress bar, writes the results and prints the tables."""
     if not (data / "manifest.json").is_file():
@@ -134,8 +134,8 @@ def main(arguments: Sequence[str]) -> None:
     loaded = load(parsed.run, parsed.checkpoint)
     if parsed.likelihood is not None:
         out = parsed.out or loaded.folder / "likelihood.jsonl"
-        how = likelihood.How(parsed.estimator, parsed.draws, config.rows, config.seed)
-        likelihood.run(loaded, parsed.likelihood, out, how)
+        how = evaluate_likelihood.LikelihoodConfig(parsed.estimator, parsed.draws, config.rows, config.seed)
+        evaluate_likelihood.run(loaded, parsed.likelihood, out, how)
         return
     run(loaded, parsed.data or Path(loaded.description.data), config, parsed.out)
 

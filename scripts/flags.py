@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from trimask.tokenizers.ranges import ranged
+from trimask.tokenizers.storage.ranges import ranged
 
 FLAGS = ConstructorRegistry()
 ESCAPE = "\ue000"

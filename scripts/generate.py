@@ -16,23 +16,23 @@ import numpy as np
 import tyro
 from rich.live import Live
 
-from trimask.diffusion.limits import WorkLimits
-from trimask.diffusion.sampling.config import GenerationConfig, is_policy, require_used
-from trimask.diffusion.sampling.policy import describe_policy
+from trimask.diffusion.pretraining.trained_model import LoadedRun, load
+from trimask.diffusion.run.limits import WorkLimits
+from trimask.diffusion.sampling.generation_config import GenerationConfig, is_policy, require_used
+from trimask.diffusion.sampling.generator import Answer, Generator, repeats
+from trimask.diffusion.sampling.learned import describe_policy
 from trimask.diffusion.sampling.prompts import Prompts
-from trimask.diffusion.sampling.requests import Answer, Generator, repeats
-from trimask.diffusion.trained import Loaded, load
 from trimask.scripts import cli
-from trimask.scripts.answers import Answered, read_index, write_answers
 from trimask.scripts.console import console, joined, parse, progress_report, say
 from trimask.scripts.inputs import medium_reader, read_mask, read_prompts, spliced
-from trimask.scripts.outputs import frame_of
-from trimask.scripts.render import require_mp4
-from trimask.scripts.trajectory import live, trace_lines
-from trimask.tokenizers import configuration
+from trimask.scripts.output.answers import Answered, read_index, write_answers
+from trimask.scripts.output.media_files import require_mp4
+from trimask.scripts.output.presentation import frame_of
+from trimask.scripts.output.trajectory import live, trace_lines
 from trimask.tokenizers.codec import SoundCodec
-from trimask.tokenizers.ranges import Checked, NonNegative, NonNegativeInt, Seed, Size
 from trimask.tokenizers.sequence import Example
+from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.ranges import Checked, NonNegative, NonNegativeInt, Seed, Size
 from trimask.tokenizers.vocabulary import TEXT
 
 _ANYTHING = "unconditional"
@@ -161,7 +161,7 @@ class Question:
     """Puts back what was given of a restored medium."""
 
 
-def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
+def run(loaded: LoadedRun, arguments: Arguments, out: Path) -> None:
     """Asks, writes and prints."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; it must be a folder, or a name for a new one")
@@ -189,7 +189,7 @@ def run(loaded: Loaded, arguments: Arguments, out: Path) -> None:
     say(f"{len(outputs)} {noun} in {out}")
 
 
-def prompts_of(loaded: Loaded, like: str | None = None) -> Prompts:
+def prompts_of(loaded: LoadedRun, like: str | None = None) -> Prompts:
     """What the run's model can be asked."""
     return Prompts(loaded.tokenizers, loaded.description.layouts, like)
 
@@ -233,7 +233,7 @@ def _to_restore(arguments: Arguments, prompts: Prompts) -> list[Question]:
     return questions
 
 
-def settings(arguments: Arguments, loaded: Loaded, example: Example) -> GenerationConfig:
+def settings(arguments: Arguments, loaded: LoadedRun, example: Example) -> GenerationConfig:
     """The arguments' way to sample, refused where a part of it cannot have an effect."""
     default, config = loaded.generation(arguments.target), arguments.sampling
     require_used(config, default)
@@ -245,7 +245,7 @@ def settings(arguments: Arguments, loaded: Loaded, example: Example) -> Generati
 
 
 def _outputs(
-    loaded: Loaded,
+    loaded: LoadedRun,
     arguments: Arguments,
     config: GenerationConfig,
     prompts: Prompts,
@@ -281,7 +281,7 @@ def _outputs(
 
 def _watched(
     generator: Generator,
-    loaded: Loaded,
+    loaded: LoadedRun,
     questions: Sequence[Question],
     config: GenerationConfig,
     arguments: Arguments,

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from trimask.diffusion.data.media_config import MediaConfig, PictureConfig
 from trimask.diffusion.data.modalities import modality
 from trimask.diffusion.data.pictures import fit_picture, read_picture
+from trimask.diffusion.data.reading_config import MediaConfig, PictureConfig
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.scripts.console import say
-from trimask.tokenizers.files import on_disk
-from trimask.tokenizers.text_files import read_lines
+from trimask.tokenizers.storage.files import on_disk
+from trimask.tokenizers.storage.text_files import read_lines
 from trimask.tokenizers.vocabulary import TEXT
 
 

@@ -23,20 +23,20 @@ from trimask.diffusion.data.prepared import DatasetManifest, Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.splits import TRAIN, is_test
 from trimask.diffusion.data.verification import require_none
-from trimask.diffusion.evaluate import EvaluateConfig
-from trimask.diffusion.exam import label_judge, score_of
-from trimask.diffusion.metrics_log import read_metrics
+from trimask.diffusion.evaluation.evaluate import EvaluateConfig
+from trimask.diffusion.evaluation.exam import label_judge, score_of
+from trimask.diffusion.evaluation.results import Evaluation
 from trimask.diffusion.parametrization import MODULES, PARAMETER_CLASSES, parameter_modules
-from trimask.diffusion.results import Evaluation
-from trimask.diffusion.trained import Loaded, load
+from trimask.diffusion.pretraining.trained_model import LoadedRun, load
+from trimask.diffusion.run.metrics import read_metrics
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
 from trimask.scripts.console import console, parse, progress_report, say, table
 from trimask.scripts.evaluate import print_evaluation
-from trimask.scripts.outputs import output
-from trimask.scripts.trajectory import trace_page
-from trimask.tokenizers import configuration
+from trimask.scripts.output.presentation import presentation_of
+from trimask.scripts.output.trajectory import trace_page
 from trimask.tokenizers.quality import CodebookUse, codebook_use
+from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.text import TextTokenizer
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
@@ -126,7 +126,7 @@ def codec_qualities(prepared: Prepared, dataset: str) -> list[CodecQuality]:
     if medium is None:
         return []
     judge = label_judge(prepared, dataset, EvaluateConfig().fit_examples)
-    codec, measure, result = prepared.tokenizers.codec(medium), output(medium).quality, list[CodecQuality]()
+    codec, measure, result = prepared.tokenizers.codec(medium), presentation_of(medium).quality, list[CodecQuality]()
     for split in filter(is_test, manifest.splits):
         raw = list(prepared.raw(dataset, split))
         references = [example.media for example in raw]
@@ -152,7 +152,7 @@ def codec_qualities(prepared: Prepared, dataset: str) -> list[CodecQuality]:
     return result
 
 
-def inspect_run(loaded: Loaded) -> None:
+def inspect_run(loaded: LoadedRun) -> None:
     """Prints parameters, progress, vocabulary, and the newest numbers."""
     description = loaded.description
     facts = {
@@ -172,7 +172,7 @@ def inspect_run(loaded: Loaded) -> None:
         print_evaluation(configuration.load(loaded.folder / "evaluation.json", Evaluation))
 
 
-def parameters_per_class(loaded: Loaded) -> dict[str, int]:
+def parameters_per_class(loaded: LoadedRun) -> dict[str, int]:
     """Scalars of each parameter class that occurs."""
     modules = parameter_modules(loaded.pretraining.model(loaded.parameters))
     counts: Counter[str] = Counter()
@@ -218,7 +218,7 @@ def _print_codecs(measured: Sequence[CodecQuality]) -> None:
         for m in measured
     ]
     columns = ["codec", "held out", "examples", "distance", "judge: real", "reconstructed"]
-    measures = [output(medium).quality for medium in dict.fromkeys(m.medium for m in measured)]
+    measures = [presentation_of(medium).quality for medium in dict.fromkeys(m.medium for m in measured)]
     better = ", ".join(f"{measure.name}: {measure.nearer}" for measure in measures if measure is not None)
     title = f"What the codecs keep ({better} is nearer)" if better else "What the codecs keep"
     console.print(table(title, columns, rows))
@@ -232,7 +232,7 @@ def _print_codecs(measured: Sequence[CodecQuality]) -> None:
 
 def _shown(measured: CodecQuality) -> str:
     """The measure of a codec by its name; empty where there is none."""
-    measure = output(measured.medium).quality
+    measure = presentation_of(measured.medium).quality
     return "" if measure is None or measured.quality is None else f"{measure.name} {measured.quality:.1f} dB"
 
 

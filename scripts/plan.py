@@ -21,18 +21,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from trimask.configs.presets import PRESETS, Experiment, preset
 from trimask.diffusion.cost import StepOnMesh, flops_per_token, parameters
-from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.mesh import ROWS, MeshConfig
-from trimask.diffusion.pretraining import Pretraining
+from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
 from trimask.scripts.collectives import sent_bytes
 from trimask.scripts.console import console, parse, say, table
-from trimask.tokenizers.ranges import Checked, PositiveInt, Size, real, whole
-from trimask.tokenizers.sequence import Sequence as Rows
+from trimask.tokenizers.sequence import TokenRows as Rows
+from trimask.tokenizers.storage.ranges import Checked, PositiveInt, Size, real, whole
 from trimask.tokenizers.vocabulary import Vocabulary
 
-Kind = Literal["tpu-v5e", "tpu-v5p", "tpu-v6e", "h100", "h200"]
+DeviceKind = Literal["tpu-v5e", "tpu-v5p", "tpu-v6e", "h100", "h200"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Device:
     """The same where there are more than eight of them."""
 
 
-DEVICES: dict[Kind, Device] = {
+DEVICES: dict[DeviceKind, Device] = {
     "tpu-v5e": Device(197e12, 16e9, 200e9, 200e9),
     "tpu-v5p": Device(459e12, 95e9, 600e9, 600e9),
     "tpu-v6e": Device(918e12, 32e9, 448e9, 448e9),
@@ -65,7 +65,7 @@ class Arguments(Checked):
     """Named experiment."""
     devices: Annotated[int, whole(1, 1 << 20)] = 8
     """Number of accelerators."""
-    device_kind: Kind = "h100"
+    device_kind: DeviceKind = "h100"
     """Kind of accelerator."""
     row_length: Size = 2048
     """Tokens of a row."""

@@ -18,12 +18,13 @@ import tyro
 
 from trimask.configs.presets import Experiment
 from trimask.diffusion.data.modalities import MODALITIES, modality
-from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
+from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.data.sources import BadRecord, SourceConfig, folder_kind
+from trimask.diffusion.data.readers.texts import look_like_json, other_cases
+from trimask.diffusion.data.records import BadRecord
+from trimask.diffusion.data.sources import SourceConfig, folder_kind
 from trimask.diffusion.data.splits import is_used, split_of_folder
-from trimask.diffusion.data.texts import look_like_json, other_cases
 from trimask.scripts import cli
 from trimask.scripts.console import console, joined, parse_from_preset, progress_report, say, table
 

@@ -19,15 +19,15 @@ from rich.markdown import Markdown
 
 from trimask.configs.studies import DATA, STUDIES
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.description import load_description
-from trimask.diffusion.run_folder import undone_if_empty, writing
+from trimask.diffusion.pretraining.description import load_description
+from trimask.diffusion.run.folder import undone_if_empty, writing
 from trimask.diffusion.studies.trials import Trials
 from trimask.scripts import cli, prepare
 from trimask.scripts.console import console, option, parse, progress_report, say
 from trimask.scripts.train import with_mixture
-from trimask.tokenizers import configuration
-from trimask.tokenizers.files import write_text
-from trimask.tokenizers.ranges import Checked, Workers
+from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.files import write_text
+from trimask.tokenizers.storage.ranges import Checked, Workers
 
 
 @dataclass(frozen=True, kw_only=True)

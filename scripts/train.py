@@ -16,19 +16,19 @@ import tyro
 from trimask.configs.presets import Experiment, preset
 from trimask.diffusion.data.batches import BatchConfig, DatasetUse
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.description import RunDescription, TrainConfig, load_description, transferred
 from trimask.diffusion.optimizer import Knobs
 from trimask.diffusion.parametrization import ModuleMultipliers
-from trimask.diffusion.processes import ending_together, is_first, join
-from trimask.diffusion.run_folder import checkpoint_steps
+from trimask.diffusion.pretraining.description import RunDescription, TrainConfig, load_description, transferred
+from trimask.diffusion.pretraining.train_run import train
+from trimask.diffusion.pretraining.trained_model import LoadedRun
+from trimask.diffusion.run.folder import checkpoint_steps
+from trimask.diffusion.run.processes import ending_together, is_first, join
 from trimask.diffusion.sde import SDEScaling
-from trimask.diffusion.train import train
-from trimask.diffusion.trained import Loaded
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
 from trimask.scripts.console import console, option, parse_from_preset, say, table
-from trimask.scripts.samples import save_training_samples
-from trimask.tokenizers import configuration
+from trimask.scripts.output.samples import save_training_samples
+from trimask.tokenizers.storage import configuration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,9 @@ class Arguments:
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
 
 
-def run(folder: Path, data: Path, config: TrainConfig, *, init_from: Path | None = None, resume: bool = True) -> Loaded:
+def run(
+    folder: Path, data: Path, config: TrainConfig, *, init_from: Path | None = None, resume: bool = True
+) -> LoadedRun:
     """Trains and says where the result is."""
     loaded = train(folder, data, config, save_training_samples, announce=_announce, init_from=init_from, resume=resume)
     if is_first():

@@ -13,14 +13,14 @@ import tyro
 
 from trimask.configs.policies import POLICIES
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.evaluate import require_same_tokenizers
-from trimask.diffusion.trained import load
+from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
+from trimask.diffusion.pretraining.trained_model import load
 from trimask.diffusion.transformer import num_parameters
-from trimask.sampling_rl.tasks import from_prepared
-from trimask.sampling_rl.train import PolicyTrainConfig, train_policy, trained_on
+from trimask.sampling_rl.problem_sets import from_prepared
+from trimask.sampling_rl.train_policy import PolicyTrainConfig, train_policy, trained_on
 from trimask.scripts import cli
 from trimask.scripts.console import option, parse, progress_report, say
-from trimask.tokenizers.ranges import Checked, NonNegativeInt, PositiveInt
+from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, PositiveInt
 from trimask.tokenizers.vocabulary import TEXT
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 from jax.tree_util import Partial
 
-from trimask.diffusion.denoiser import Output
-from trimask.diffusion.sampling.config import GenerationConfig, numbers_of
-from trimask.diffusion.sampling.requests import request_keys
+from trimask.diffusion.denoiser import DenoiserOutput
+from trimask.diffusion.sampling.generation_config import GenerationConfig, numbers_of
+from trimask.diffusion.sampling.generator import request_keys
 from trimask.diffusion.sampling.state import Choice, State, start
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.diffusion.schedule import SCHEDULES as TABLE
@@ -36,17 +36,17 @@ SCHEDULES = {**{kind: ScheduleConfig(kind=kind) for kind in TABLE}, "masked shar
 """Every schedule of the table, and one written as none of them may be."""
 
 
-def output(logits) -> Output:
-    return Output(logits, Partial(_unchanged), logits, ())
+def output(logits) -> DenoiserOutput:
+    return DenoiserOutput(logits, Partial(_unchanged), logits, ())
 
 
-def run(network, *inputs) -> Output:
+def run(network, *inputs) -> DenoiserOutput:
     """What a network returns, computed by one program: called as it is, each of its hundred operations is compiled."""
     return _run(*nnx.split(network), *inputs)
 
 
 @partial(jax.jit, static_argnums=0)
-def _run(graph, state, *inputs) -> Output:
+def _run(graph, state, *inputs) -> DenoiserOutput:
     seen = nnx.merge(graph, state)(*inputs)
     return dataclasses.replace(seen, features=seen.logits, read=Partial(_unchanged))
 

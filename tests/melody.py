@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from trimask.diffusion.data.modalities import Modality
-from trimask.scripts.outputs import Output
+from trimask.scripts.output.presentation import Presentation
 from trimask.tokenizers.codec import StoredTokenizer
 
 
@@ -92,4 +92,4 @@ MODALITY = Modality(
     at_shape=lambda tune, shape, config: np.resize(tune, shape),
     fit=lambda batches, config: MelodyCodec(config),
 )
-OUTPUT = Output(ending="tune", write=write, draw=draw)
+OUTPUT = Presentation(ending="tune", write=write, draw=draw)

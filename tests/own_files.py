@@ -9,8 +9,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from trimask.diffusion.data.media_config import PictureConfig
-from trimask.diffusion.data.plan import PrepareConfig
+from trimask.diffusion.data.prepare_config import PrepareConfig
+from trimask.diffusion.data.reading_config import PictureConfig
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.splits import SplitConfig
 from trimask.tokenizers.audio import MelConfig

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from trimask.diffusion.data import sources
-from trimask.diffusion.data.lines import Block
-from trimask.diffusion.data.plan import PrepareConfig
+from trimask.diffusion.data.layout import Fill
 from trimask.diffusion.data.prepare import prepare
+from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.data.sources import Entry, RawExample, SourceConfig
-from trimask.diffusion.description import RunDescription, TrainConfig
-from trimask.diffusion.layout import Fill
-from trimask.diffusion.pretraining import Pretraining
-from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.trained import Loaded
+from trimask.diffusion.data.records import Block, Entry, RawExample
+from trimask.diffusion.data.sources import SourceConfig
+from trimask.diffusion.pretraining.description import RunDescription, TrainConfig
+from trimask.diffusion.pretraining.trained_model import LoadedRun
+from trimask.diffusion.pretraining.training_step import Pretraining
+from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
@@ -58,7 +58,7 @@ class Synthetic:
 def synthetic_source():
     """Sources of kind synthetic called drawn (image), spoken (audio) and sums (text) for every test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sources.KINDS, "synthetic", lambda where, _: Synthetic(where[0]))
+        patch.setitem(sources.SOURCES, "synthetic", lambda where, _: Synthetic(where[0]))
         yield
 
 
@@ -97,4 +97,4 @@ def loaded(prepared, tmp_path_factory):
     pretraining = Pretraining(train, description.vocabulary)
     parameters = pretraining.init().parameters
     folder = tmp_path_factory.mktemp("run")
-    return Loaded(folder, description, prepared.tokenizers, pretraining, parameters, 7)
+    return LoadedRun(folder, description, prepared.tokenizers, pretraining, parameters, 7)

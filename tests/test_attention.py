@@ -11,10 +11,10 @@ from test_mesh import run_on_eight_devices
 
 from trimask.diffusion import attention
 from trimask.diffusion.attention import attend, kernel_for, splash_attention
-from trimask.diffusion.description import TrainConfig
-from trimask.diffusion.pretraining import Pretraining
+from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.transformer import TransformerConfig
-from trimask.tokenizers.sequence import Sequence
+from trimask.tokenizers.sequence import TokenRows
 from trimask.tokenizers.vocabulary import Vocabulary
 
 
@@ -111,10 +111,10 @@ def test_a_training_step_with_kernels_is_a_program_for_tpus(monkeypatch):
     model = TransformerConfig(num_layers=2, width=128, num_heads=1, attention="kernel", compute_dtype="bfloat16")
     pretraining = Pretraining(TrainConfig(model=model), Vocabulary(text_size=50, codebook_sizes={}))
     numbers = jax.ShapeDtypeStruct((2, 128), jnp.int32)
-    batch = Sequence(
+    batch = TokenRows(
         tokens=numbers,
         modality=numbers,
-        place=jax.ShapeDtypeStruct((2, 128, 2), jnp.int32),
+        coordinates=jax.ShapeDtypeStruct((2, 128, 2), jnp.int32),
         segment=numbers,
         is_condition=jax.ShapeDtypeStruct((2, 128), jnp.bool_),
     )

@@ -7,8 +7,8 @@ import pytest
 from madeup import MadeUp, written
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.studies import batch_invariance, critical_batch, trials
 from trimask.diffusion.studies.batch_invariance import BatchInvariance, Flatness
 from trimask.diffusion.transformer import TransformerConfig

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimask.diffusion.data.batches import BatchConfig, Batches, pack
-from trimask.diffusion.loop import LoopConfig, prefetched
+from trimask.diffusion.run.step_loop import LoopConfig, prefetched
 from trimask.tokenizers.sequence import disassemble
 
 
@@ -187,7 +187,7 @@ def test_worker_processes_give_the_same_batches_in_the_same_order(prepared):
     found = [list(prefetched(batches, 3, 9, LoopConfig(workers=workers))) for workers in (0, 2)]
     assert [step for step, _ in found[0]] == [step for step, _ in found[1]] == [3, 4, 5, 6, 7, 8]
     for (step, one), (_, other) in zip(*found, strict=True):
-        for field in ("tokens", "modality", "place", "segment", "is_condition"):
+        for field in ("tokens", "modality", "coordinates", "segment", "is_condition"):
             np.testing.assert_array_equal(getattr(one, field), getattr(batches(step), field))
             np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
 

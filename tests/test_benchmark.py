@@ -13,18 +13,18 @@ import pytest
 from jax.tree_util import Partial
 from madeup import magnitudes
 
-from trimask.diffusion.checkpoint import Retention
 from trimask.diffusion.cost import flops_per_token, parameters
 from trimask.diffusion.data.batches import Batches
-from trimask.diffusion.description import TrainConfig
-from trimask.diffusion.limits import WorkLimits
-from trimask.diffusion.pretraining import TrainState
-from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.pretraining.training_step import TrainState
+from trimask.diffusion.run.checkpoint import Retention
+from trimask.diffusion.run.limits import WorkLimits
+from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.policy import PolicyConfig
 from trimask.diffusion.transformer import TransformerConfig
-from trimask.scripts import benchmark_checkpoint, benchmark_data, benchmark_rollout, benchmark_sample, benchmark_train
 from trimask.scripts.benchmark import BENCHMARKS, main
-from trimask.scripts.benchmark_sample import Ours, _start
+from trimask.scripts.benchmarks import checkpoint, data, rollout, sample, train
+from trimask.scripts.benchmarks.sample import Ours, _start
 from trimask.tokenizers.vocabulary import Vocabulary
 
 SMALL = [
@@ -66,8 +66,8 @@ def python_that_runs(text: str, folder: Path) -> str:
 
 
 def test_every_case_has_its_line_and_numbers_that_fit(tmp_path, monkeypatch):
-    rows, timed = [], benchmark_sample._timed
-    monkeypatch.setattr(benchmark_sample, "_timed", lambda *of: rows.append(len(of[3].step)) or timed(*of))
+    rows, timed = [], sample._timed
+    monkeypatch.setattr(sample, "_timed", lambda *of: rows.append(len(of[3].step)) or timed(*of))
     main(["sample", str(tmp_path / "out"), *QUICK])
     assert rows == [2, 2]
     cases = json.loads((tmp_path / "out/sample.json").read_text())["cases"]
@@ -113,14 +113,14 @@ def test_samples_are_timed_of_what_is_asked_for(tmp_path, monkeypatch):
         tokens = [[[9] * (3 + case["length"])] * case["rows"] for case in spec["cases"]]
         return [{"seconds": [1.0, 5.0, 4.0], "tokens": of_case} for of_case in tokens]
 
-    monkeypatch.setattr(benchmark_sample, "_timed", timed)
-    monkeypatch.setattr(benchmark_sample, "run_elsewhere", run_elsewhere)
+    monkeypatch.setattr(sample, "_timed", timed)
+    monkeypatch.setattr(sample, "run_elsewhere", run_elsewhere)
     monkeypatch.setattr(Ours, "parted_at", lambda ours, tokens: 0.0)
-    arguments = benchmark_sample.Arguments(
+    arguments = sample.Arguments(
         out=tmp_path, sizes=("64x1",), vocabulary=50, rows=(1, 2), prompt=3, lengths=(4, 8), blocks=(4,),
         per_evaluation=2, caches=("none", "dual"), repeats=7, llada=tmp_path / "a", fast_dllm=tmp_path / "b",
     )  # fmt: skip
-    ours = [case for case in benchmark_sample._network(arguments, "64x1") if case.code == "trimask"]
+    ours = [case for case in sample._network(arguments, "64x1") if case.code == "trimask"]
     keys = [(length, 4, rows, cache) for length in (4, 8) for rows in (1, 2) for cache in ("none", "dual")]
     assert [case.key for case in ours] == keys
     prompts = np.array(told["prompts"])
@@ -168,7 +168,7 @@ def test_a_row_is_as_close_to_another_choice_as_it_is_alone():
 
     def leads(prompts):
         state = _start(prompts, 3, vocabulary)
-        return benchmark_sample._step(fakes.mixing(), how.chosen, how.rules(vocabulary), state, None)[2]
+        return sample._step(fakes.mixing(), how.chosen, how.rules(vocabulary), state, None)[2]
 
     together = leads(prompts)
     np.testing.assert_allclose(together, np.concatenate([leads(prompts[:1]), leads(prompts[1:])]), rtol=1e-5)
@@ -188,7 +188,7 @@ def test_of_several_rows_that_differ_the_largest_distance_counts(monkeypatch):
         is_masked = tokens == vocabulary.mask_id
         return dataclasses.replace(state, sequence=sequence, is_masked=is_masked), None, np.array(next(leads))
 
-    monkeypatch.setattr(benchmark_sample, "_step", step)
+    monkeypatch.setattr(sample, "_step", step)
     tokens = np.full((3, 4), ours)
     theirs = tokens.copy()
     theirs[[0, 1], [1, 3]] += 1
@@ -221,12 +221,12 @@ print(json.dumps({"found": [[2.0, 12]]}))
 def test_rollouts_are_compared_by_evaluations_per_second(tmp_path, monkeypatch):
     python, settings = python_that_runs(FAKE_TORCH, tmp_path), []
 
-    class Seen(benchmark_rollout._Setting):
+    class Seen(rollout._Setting):
         def __init__(self, arguments):
             super().__init__(arguments)
             settings.append(self)
 
-    monkeypatch.setattr(benchmark_rollout, "_Setting", Seen)
+    monkeypatch.setattr(rollout, "_Setting", Seen)
     main(["rollout", str(tmp_path / "out"), *ROLLOUT, "--repeats", "1", "--python", python])
     ours, *others = json.loads((tmp_path / "out/rollout.json").read_text())["cases"]
     assert [case["code"] for case in others] == ["vector environment", "SyncVectorEnv", "PyTorch"]
@@ -249,16 +249,16 @@ def test_rollouts_are_compared_by_evaluations_per_second(tmp_path, monkeypatch):
 def test_a_policy_is_given_what_environments_show(monkeypatch):
     """The confidence of the best token of each, what is masked, and the steps that were taken of four."""
 
-    def logits_of(policy, parameters, confidence, is_masked, candidates, steps):
+    def policy_logits(policy, parameters, confidence, is_masked, candidates, steps):
         assert confidence.dtype == "float16" and candidates.dtype == is_masked.dtype == bool
         return candidates * (100 * is_masked * confidence[..., 0] + steps[:, None])
 
-    monkeypatch.setattr(benchmark_rollout, "logits_of", logits_of)
-    monkeypatch.setattr(benchmark_rollout, "drawn", lambda law, keys, logits, is_masked: logits)
+    monkeypatch.setattr(rollout, "policy_logits", policy_logits)
+    monkeypatch.setattr(rollout, "drawn", lambda law, keys, logits, is_masked: logits)
     confidence = np.array([[[0.25, 0.1]] * 4, [[0.5, 0.1]] * 4], np.float32)
     shown = {"confidence": confidence, "is_masked": np.array([[0, 1, 1, 0], [0, 0, 1, 1]], np.int8)}
     shown |= {"progress": np.array([[0.75], [0.5]], np.float32)}
-    actions = benchmark_rollout._act(PolicyConfig(width=24), None, None, shown)
+    actions = rollout._act(PolicyConfig(width=24), None, None, shown)
     assert actions.tolist() == [[3, 28, 28, 3], [2, 2, 52, 52]]
 
 
@@ -357,13 +357,13 @@ def test_batches_are_timed_in_every_way(prepared, tmp_path, monkeypatch):
             made.append(step)
             return super().__call__(step)
 
-    monkeypatch.setattr(benchmark_data, "Batches", Seen)
+    monkeypatch.setattr(data, "Batches", Seen)
 
     def in_turn(batch, first, stop, config):
         asked.append(config.workers)
         return ((step, batch(step)) for step in range(first, stop))
 
-    monkeypatch.setattr(benchmark_data, "prefetched", in_turn)
+    monkeypatch.setattr(data, "prefetched", in_turn)
     words = ["--data", str(prepared.folder), "--tokens", "256", "--workers", "0", "1", "--batches", "3"]
     main(["data", str(tmp_path), *words])
     cases = json.loads((tmp_path / "data.json").read_text())["cases"]
@@ -415,21 +415,19 @@ def test_what_cannot_be_timed_is_refused(words, reason, tmp_path, capsys):
 def test_training_is_timed_of_the_network_that_is_asked_for(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        benchmark_train,
+        train,
         "_ours",
         lambda config, *rest: asked.append((config.model, *rest)) or (2.0 * len(asked), 3.0, 4),
     )
-    arguments = benchmark_train.Arguments(
-        out=tmp_path, rows=2, length=16, repeats=7, dtype="bfloat16", ways=("scanned, remat",)
-    )
-    ours, other = benchmark_train._cases(arguments, "128x3", 64)
+    arguments = train.Arguments(out=tmp_path, rows=2, length=16, repeats=7, dtype="bfloat16", ways=("scanned, remat",))
+    ours, other = train._cases(arguments, "128x3", 64)
     plain = TransformerConfig(width=128, num_layers=3, num_heads=2, compute_dtype="bfloat16")
     assert [model for model, *_ in asked] == [plain, dataclasses.replace(plain, blocks="scanned", remat="block")]
     for _, vocabulary, batch, repeats in asked:
         assert (vocabulary.text_size, vocabulary.codebook_sizes) == (32, {"image": (16,), "audio": (8, 8)})
         assert batch.tokens.shape == (2, 16) and repeats == 7
-        assert batch.modality[1].tolist() == [1] * 8 + [2] * 4 + [3] * 4 and not batch.place[..., 0].any()
-        assert batch.place[1, :, 1].tolist() == [0] * 12 + [0, 1] * 2
+        assert batch.modality[1].tolist() == [1] * 8 + [2] * 4 + [3] * 4 and not batch.coordinates[..., 0].any()
+        assert batch.coordinates[1, :, 1].tolist() == [0] * 12 + [0, 1] * 2
         assert batch.tokens[1].tolist() == [30, 27, 28, 40, 19, 36, 32, 10, 49, 56, 51, 43, 65, 72, 65, 68]
         assert batch.segment.all() and not batch.is_condition.any()
     assert (ours.code, other.code, ours.speedup, other.speedup) == ("trimask", "trimask, scanned, remat", None, 2.0)
@@ -456,17 +454,17 @@ def test_a_step_lasts_until_its_results_are_there_and_the_first_two_do_not_count
         def compiled(self, state, batch):
             return lambda knobs, key, state, batch: (state + 1, (knobs, key))
 
-    monkeypatch.setattr(benchmark_train, "Pretraining", Steps)
-    monkeypatch.setattr(benchmark_train, "temporary_bytes", lambda compiled: 77)
-    monkeypatch.setattr(benchmark_train, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(train, "Pretraining", Steps)
+    monkeypatch.setattr(train, "temporary_bytes", lambda compiled: 77)
+    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     monkeypatch.setattr(jax, "block_until_ready", waited.append)
     vocabulary, arguments = (
         Vocabulary(text_size=64, codebook_sizes={"image": (9,), "audio": (8, 8)}),
-        benchmark_train.Arguments(out=tmp_path),
+        train.Arguments(out=tmp_path),
     )
-    batch = benchmark_train._batch(vocabulary, arguments)
+    batch = train._batch(vocabulary, arguments)
     config = TrainConfig(model=TransformerConfig(width=128))
-    assert benchmark_train._ours(config, vocabulary, batch, 3) == (2.0, 5.0, 77)
+    assert train._ours(config, vocabulary, batch, 3) == (2.0, 5.0, 77)
     assert waited == [(step, ("knobs", "key")) for step in (1, 2, 3, 4, 5)]
 
 
@@ -478,10 +476,10 @@ def test_a_generation_lasts_until_it_is_there_and_the_first_does_not_count(monke
         clock[0] += left.pop(0)
         return final
 
-    monkeypatch.setattr(benchmark_sample, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(benchmark_sample, "_sample", lambda *given: asked.append(given) or state)
+    monkeypatch.setattr(sample, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(sample, "_sample", lambda *given: asked.append(given) or state)
     monkeypatch.setattr(jax, "block_until_ready", arrives)
-    assert benchmark_sample._timed("network", how, fakes.VOCABULARY, state, 3) == (state, 2.0)
+    assert sample._timed("network", how, fakes.VOCABULARY, state, 3) == (state, 2.0)
     assert asked == [("network", how.chosen, how.rules(fakes.VOCABULARY), state)] * 4
 
 
@@ -515,8 +513,8 @@ def test_a_checkpoint_is_timed_until_it_is_back(tmp_path, monkeypatch):
         assert tree == "tree"
         clock[0] += 5
 
-    monkeypatch.setattr(benchmark_checkpoint, "Checkpoints", Slow)
-    monkeypatch.setattr(benchmark_checkpoint, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(checkpoint, "Checkpoints", Slow)
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(jax, "block_until_ready", arrives)
-    assert benchmark_checkpoint._seconds(tmp_path, state) == (2.0, 5.0, 9.0)
+    assert checkpoint._seconds(tmp_path, state) == (2.0, 5.0, 9.0)
     assert asked == [((1, state), {"notes": {}, "metrics": {}}), (1, state), "closed"]

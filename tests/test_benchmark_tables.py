@@ -10,16 +10,8 @@ import numpy as np
 import pytest
 from madeup import magnitudes, written
 
-from trimask.scripts import (
-    benchmark_attention,
-    benchmark_checkpoint,
-    benchmark_data,
-    benchmark_loss,
-    benchmark_rollout,
-    benchmark_sample,
-    benchmark_train,
-)
-from trimask.scripts.timing import Timing
+from trimask.scripts.benchmarks import attention, checkpoint, data, loss, rollout, sample, train
+from trimask.scripts.benchmarks.timing import Timing
 
 MIB = 2**20
 
@@ -34,14 +26,14 @@ def table_of(module, name, arguments, cases, tmp_path, monkeypatch, function="_c
 
 
 def test_the_table_of_losses(tmp_path, monkeypatch):
-    case = benchmark_loss.Case
+    case = loss.Case
     cases = [
         case(3000, "tiles", Timing(0.0124, 1.26, 3 * MIB)),
         case(3000, "all logits", Timing(2.5, 0.04, None), speedup=201.6129, memory_ratio=None),
         case(3000, "masked logits", Timing(0.1, 2.0, 2000 * MIB), speedup=8.0645, memory_ratio=666.6667),
     ]
-    arguments = benchmark_loss.Arguments(out=tmp_path, vocabularies=(3000,))
-    assert table_of(benchmark_loss, "loss", arguments, cases, tmp_path, monkeypatch) == written(
+    arguments = loss.Arguments(out=tmp_path, vocabularies=(3000,))
+    assert table_of(loss, "loss", arguments, cases, tmp_path, monkeypatch) == written(
         """
         | ids | code | ms | ours faster | MiB beside | ours smaller | s to compile |
         | --- | --- | --- | --- | --- | --- | --- |
@@ -54,11 +46,11 @@ def test_the_table_of_losses(tmp_path, monkeypatch):
 
 def test_the_table_of_attention(tmp_path, monkeypatch):
     cases = [
-        benchmark_attention.Case(2048, 4, "plain", Timing(0.0124, 1.26, 3 * MIB), 1.5e12),
-        benchmark_attention.Case(2048, 4, "splash", Timing(2.5, 0.04, None), 2e9),
+        attention.Case(2048, 4, "plain", Timing(0.0124, 1.26, 3 * MIB), 1.5e12),
+        attention.Case(2048, 4, "splash", Timing(2.5, 0.04, None), 2e9),
     ]
-    arguments = benchmark_attention.Arguments(out=tmp_path, lengths=(2048,), examples=(4,))
-    assert table_of(benchmark_attention, "attention", arguments, cases, tmp_path, monkeypatch) == written(
+    arguments = attention.Arguments(out=tmp_path, lengths=(2048,), examples=(4,))
+    assert table_of(attention, "attention", arguments, cases, tmp_path, monkeypatch) == written(
         """
         | length | examples | code | ms | GFLOP/s | MiB beside | s to compile |
         | --- | --- | --- | --- | --- | --- | --- |
@@ -71,11 +63,9 @@ def test_the_table_of_attention(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("peak", "share"), [(None, ""), (3.0, "50.0%")])
 def test_the_table_of_training_steps(tmp_path, monkeypatch, peak, share):
     sizes = {"size": "128x2", "parameters": 1000, "vocabulary": 4096}
-    cases = [
-        benchmark_train.Case(**sizes, code="trimask", seconds=0.25, tokens_per_second=4.0, flops_per_second=1.5e12)
-    ]
+    cases = [train.Case(**sizes, code="trimask", seconds=0.25, tokens_per_second=4.0, flops_per_second=1.5e12)]
     cases.append(
-        benchmark_train.Case(
+        train.Case(
             **sizes,
             code="PyTorch",
             seconds=1.5,
@@ -86,8 +76,8 @@ def test_the_table_of_training_steps(tmp_path, monkeypatch, peak, share):
             speedup=6.0,
         )
     )
-    arguments = benchmark_train.Arguments(out=tmp_path, sizes=("128x2",), vocabularies=(4096,), peak_tflops=peak)
-    assert table_of(benchmark_train, "train", arguments, cases, tmp_path, monkeypatch) == written(
+    arguments = train.Arguments(out=tmp_path, sizes=("128x2",), vocabularies=(4096,), peak_tflops=peak)
+    assert table_of(train, "train", arguments, cases, tmp_path, monkeypatch) == written(
         f"""
         | network | code | ms | ours faster | GFLOP/s | MFU | MiB | compile s |
         | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -100,7 +90,7 @@ def test_the_table_of_training_steps(tmp_path, monkeypatch, peak, share):
 def test_the_table_of_samples_has_other_code_under_ours(tmp_path, monkeypatch):
     def case(code, size, parameters, length, **rest):
         numbers = {"seconds": 1.0, "tokens_per_second": 1234.56, "evaluations": 32, "milliseconds_per_evaluation": 7.89}
-        return benchmark_sample.Case(code, size, parameters, length, 8, 2, "dual", **numbers, **rest)
+        return sample.Case(code, size, parameters, length, 8, 2, "dual", **numbers, **rest)
 
     cases = [
         case("LLaDA", "64x1", 2000, 64, speedup=2.345, same_tokens=0.9876, parted_at=0.00012),
@@ -109,8 +99,8 @@ def test_the_table_of_samples_has_other_code_under_ours(tmp_path, monkeypatch):
         case("trimask", "64x1", 2000, 32),
         case("Fast-dLLM", "64x1", 2000, 32, speedup=3.0, same_tokens=1.0),
     ]
-    arguments = benchmark_sample.Arguments(out=tmp_path, sizes=("64x1",))
-    table = table_of(benchmark_sample, "sample", arguments, cases, tmp_path, monkeypatch, "_network")
+    arguments = sample.Arguments(out=tmp_path, sizes=("64x1",))
+    table = table_of(sample, "sample", arguments, cases, tmp_path, monkeypatch, "_network")
     assert table == written(
         """
         | code | size | parameters | length | block | rows | cache | NFE | tokens/s | ms/NFE | ours faster | \\
@@ -145,9 +135,9 @@ def test_the_table_of_rollouts(tmp_path, monkeypatch):
         # The first is not counted, and of three the median is.
         return {0: 1e9, 1: 1.0, 2: 2.0, 3: 50.0}[number] * slow, 2000, 20_000
 
-    monkeypatch.setattr(benchmark_rollout, "_timed", timed)
-    monkeypatch.setattr(benchmark_rollout, "_Setting", Setting)
-    benchmark_rollout.run(benchmark_rollout.Arguments(out=tmp_path, repeats=3, python=Path(sys.executable)))
+    monkeypatch.setattr(rollout, "_timed", timed)
+    monkeypatch.setattr(rollout, "_Setting", Setting)
+    rollout.run(rollout.Arguments(out=tmp_path, repeats=3, python=Path(sys.executable)))
     assert (tmp_path / "rollout.md").read_text().split("\n\n")[1].strip() == written(
         """
         | code | episodes/s | evaluations/s | evaluations per episode | ours faster |
@@ -161,11 +151,11 @@ def test_the_table_of_rollouts(tmp_path, monkeypatch):
 
 
 def test_the_table_of_batches(tmp_path, monkeypatch):
-    cases = [benchmark_data.Case("sums", 65_536, 0.98765, "2 processes", 0.012345, 1_234_567.8)]
+    cases = [data.Case("sums", 65_536, 0.98765, "2 processes", 0.012345, 1_234_567.8)]
     prepared = SimpleNamespace(manifest=SimpleNamespace(datasets=["sums"]))
-    monkeypatch.setattr(benchmark_data, "Prepared", lambda _: prepared)
-    arguments = benchmark_data.Arguments(out=tmp_path, data=tmp_path, tokens=(65_536,))
-    assert table_of(benchmark_data, "data", arguments, cases, tmp_path, monkeypatch) == written(
+    monkeypatch.setattr(data, "Prepared", lambda _: prepared)
+    arguments = data.Arguments(out=tmp_path, data=tmp_path, tokens=(65_536,))
+    assert table_of(data, "data", arguments, cases, tmp_path, monkeypatch) == written(
         """
         | dataset | batch | filled | way | ms | tokens/s |
         | --- | --- | --- | --- | --- | --- |
@@ -175,9 +165,9 @@ def test_the_table_of_batches(tmp_path, monkeypatch):
 
 
 def test_the_table_of_checkpoints_which_is_also_printed(tmp_path, monkeypatch, capsys):
-    case = benchmark_checkpoint.Case("64x1", 1_250_000, 19 * MIB, 2000 * MIB, 0.125, 1234.5, 2.0)
-    arguments = benchmark_checkpoint.Arguments(out=tmp_path, sizes=("64x1",))
-    assert table_of(benchmark_checkpoint, "checkpoint", arguments, case, tmp_path, monkeypatch, "_case") == written(
+    case = checkpoint.Case("64x1", 1_250_000, 19 * MIB, 2000 * MIB, 0.125, 1234.5, 2.0)
+    arguments = checkpoint.Arguments(out=tmp_path, sizes=("64x1",))
+    assert table_of(checkpoint, "checkpoint", arguments, case, tmp_path, monkeypatch, "_case") == written(
         """
         | size | parameters | state MiB | on disk MiB | held up s | written s | restored s |
         | --- | --- | --- | --- | --- | --- | --- |
@@ -197,11 +187,11 @@ def test_the_ways_to_compute_a_loss_are_the_same_loss(tmp_path, monkeypatch, dty
         timings = (Timing(2.0, 1.0, 8), Timing(4.0, 1.0, 20), Timing(6.0, 1.0, None))
         return dict(zip(functions, timings, strict=True))
 
-    monkeypatch.setattr(benchmark_loss, "timed", timed)
-    arguments = benchmark_loss.Arguments(
+    monkeypatch.setattr(loss, "timed", timed)
+    arguments = loss.Arguments(
         out=tmp_path, tokens=12, width=8, masked=0.25, tile_positions=4, tile_ids=8, repeats=7, dtype=dtype
     )
-    cases = benchmark_loss._cases(arguments, 30)
+    cases = loss._cases(arguments, 30)
     assert [(case.vocabulary, case.code, case.speedup, case.memory_ratio) for case in cases] == [
         (30, "tiles", None, None),
         (30, "masked logits", 2.0, 2.5),
@@ -233,11 +223,11 @@ def test_attention_is_timed_with_its_gradients_over_as_many_tokens_at_any_length
         asked.update(functions, repeats=repeats)
         return {name: Timing(0.5, 1.0, None) for name in functions}
 
-    monkeypatch.setattr(benchmark_attention, "timed", timed)
-    arguments = benchmark_attention.Arguments(
+    monkeypatch.setattr(attention, "timed", timed)
+    arguments = attention.Arguments(
         out=tmp_path, tokens=32, heads=4, kv_heads=2, head_size=8, lengths=(16,), examples=(2,), repeats=7
     )
-    (case,) = benchmark_attention._cases(arguments, 16, 2)
+    (case,) = attention._cases(arguments, 16, 2)
     assert case.flops_per_second == 3 * 4 * 2 * 16**2 * 4 * 8 / 0.5 and asked.pop("repeats") == 7
     ((function, given),) = asked.values()
     assert [x.shape for x in given] == [(2, 16, number, 8) for number in (4, 2, 2)]
@@ -247,9 +237,9 @@ def test_attention_is_timed_with_its_gradients_over_as_many_tokens_at_any_length
     segment = jnp.zeros((2, 8), int)
 
     def loss(query, key, value):
-        attention = benchmark_attention.attend(query, key, value, segment, segment, "plain")
-        return (attention**2).sum()
+        attended = attention.attend(query, key, value, segment, segment, "plain")
+        return (attended**2).sum()
 
     for ours, theirs in zip(function(*given), jax.grad(loss, argnums=(0, 1, 2))(*first), strict=True):
         np.testing.assert_allclose(ours[:, :8], theirs, atol=1e-4)
-    assert len(benchmark_attention._cases(arguments, 64, 2)) == 1, "a row at least"
+    assert len(attention._cases(arguments, 64, 2)) == 1, "a row at least"

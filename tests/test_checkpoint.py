@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trimask.diffusion import checkpoint
-from trimask.diffusion.checkpoint import Checkpoints, DamagedCheckpoint, Retention
-from trimask.diffusion.run_folder import checkpoint_steps
+from trimask.diffusion.run import checkpoint
+from trimask.diffusion.run.checkpoint import Checkpoints, DamagedCheckpoint, Retention
+from trimask.diffusion.run.folder import checkpoint_steps
 
 KEEP_ALL = Retention(last=100)
 

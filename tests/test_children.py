@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trimask.diffusion.children import require_program, run_watched
+from trimask.diffusion.run.children import require_program, run_watched
 
 
 def is_running(process):
@@ -23,7 +23,7 @@ def is_running(process):
 
 POOL = """
     import concurrent.futures, multiprocessing, time
-    from trimask.diffusion.children import end_with
+    from trimask.diffusion.run.children import end_with
     if __name__ == "__main__":
         context = multiprocessing.get_context("spawn")
         pool = concurrent.futures.ProcessPoolExecutor(2, context, end_with, (os.getpid(),))
@@ -33,7 +33,7 @@ POOL = """
 GRAIN = """
     import time
     import jax
-    from trimask.diffusion.loop import LoopConfig, prefetched
+    from trimask.diffusion.run.step_loop import LoopConfig, prefetched
     if __name__ == "__main__":
         for step, process in prefetched(lambda step: os.getpid(), 0, 1000, LoopConfig(workers=2)):
             print(process, flush=True)
@@ -57,9 +57,8 @@ def test_workers_end_with_a_command_that_was_killed(tmp_path, script):
 
 def test_another_program_ends_with_the_command_that_runs_it(tmp_path):
     child = "import os, time; open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'there'); time.sleep(60)"
-    script = (
-        f"import sys; from trimask.diffusion.children import run_watched as run; run([sys.executable, '-c', {child!r}])"
-    )
+    load = "import sys; from trimask.diffusion.run.children import run_watched"
+    script = f"{load}; run_watched([sys.executable, '-c', {child!r}])"
     with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path) as command:
         while not (tmp_path / "there").exists():
             time.sleep(0.02)

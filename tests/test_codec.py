@@ -41,11 +41,11 @@ IDEMPOTENT = {"patch": True, "mel": False}
 def example_of(kind, table, what):
     """What a table of this file says of a kind."""
     if kind not in table:
-        pytest.fail(f"codec.KINDS has a kind {kind!r}, of which this file has no {what}")
+        pytest.fail(f"codec.CODECS has a kind {kind!r}, of which this file has no {what}")
     return table[kind]
 
 
-@pytest.fixture(params=codec.KINDS)
+@pytest.fixture(params=codec.CODECS)
 def stored(request, tmp_path):
     """A tokenizer of each kind and a folder it has been saved to."""
     tokenizer = example_of(request.param, MAKERS, "MAKERS")()
@@ -54,14 +54,14 @@ def stored(request, tmp_path):
     return tokenizer, folder
 
 
-@pytest.fixture(params=[kind for kind in codec.KINDS if kind != "text"])
+@pytest.fixture(params=[kind for kind in codec.CODECS if kind != "text"])
 def media_codec(request):
     return example_of(request.param, MAKERS, "MAKERS")(), example_of(request.param, MEDIA, "MEDIA")
 
 
-@pytest.mark.parametrize("kind", codec.KINDS)
+@pytest.mark.parametrize("kind", codec.CODECS)
 def test_the_table_names_the_class_of_each_kind(kind):
-    module, name = codec.KINDS[kind]
+    module, name = codec.CODECS[kind]
     assert getattr(importlib.import_module(module), name).kind == kind
 
 
@@ -254,7 +254,7 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(tmp_path):
     _text_tokenizer().save(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"kind": "text"', '"kind": "smell"'))
-    with pytest.raises(ValueError, match=f"'smell', known are {', '.join(codec.KINDS)}"):
+    with pytest.raises(ValueError, match=f"'smell', known are {', '.join(codec.CODECS)}"):
         codec.load(tmp_path)
 
 

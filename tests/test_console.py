@@ -14,7 +14,7 @@ from rich.progress import Progress
 from trimask.scripts import console
 from trimask.scripts.console import joined, option, parse, tracked
 from trimask.scripts.flags import unescaped
-from trimask.tokenizers.ranges import Size
+from trimask.tokenizers.storage.ranges import Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def test_all_text_on_the_terminal_is_said():
     """console.print is for tables and the like, which are made of Text."""
     calls = [
         (path.name, ast.unparse(node.args[0]))
-        for path in Path(console.__file__).parent.glob("*.py")
+        for path in Path(console.__file__).parent.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "console.print" and path.name != "console.py"
     ]

@@ -7,8 +7,8 @@ import pytest
 from madeup import MadeUp, written
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.studies import coordinate_check
 from trimask.diffusion.studies.coordinate_check import CoordinateCheck, Coordinates, misses
 from trimask.diffusion.transformer import TransformerConfig

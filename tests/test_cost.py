@@ -8,7 +8,7 @@ from flax import nnx
 from test_mesh import run_on_eight_devices
 
 from trimask.configs.presets import preset
-from trimask.diffusion.cost import Memory, StepOnMesh, flops_per_token, mean_ids, parameters
+from trimask.diffusion.cost import MemoryEstimate, StepOnMesh, flops_per_token, mean_ids, parameters
 from trimask.diffusion.transformer import Transformer, TransformerConfig
 from trimask.scripts.plan import main
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -74,7 +74,7 @@ def test_coefficients_are_those_that_were_compared_with_xla(changes, sent, activ
     """Another one needs that comparison again, whose 15 % let small changes pass."""
     step = replace(ALONE, **changes)
     assert step.communication(8) == sent
-    assert step._memory(1_000_000, 600_000, 8) == Memory(16_000_000, activations, weights)
+    assert step._memory(1_000_000, 600_000, 8) == MemoryEstimate(16_000_000, activations, weights)
 
 
 def test_memory_and_exchanges_are_what_xla_plans():

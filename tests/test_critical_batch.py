@@ -7,8 +7,8 @@ import pytest
 from madeup import MadeUp, written
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.studies import critical_batch
 from trimask.diffusion.studies.critical_batch import CriticalBatch, largest_flat_batch
 from trimask.diffusion.transformer import TransformerConfig

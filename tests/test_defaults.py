@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from trimask.configs import policies, presets, studies
-from trimask.tokenizers import configuration
+from trimask.tokenizers.storage import configuration
 
 WRITTEN = Path(__file__).with_name("defaults.txt")
 ELSEWHERE = ("torch_train", "torch_rollout", "llada_generate", "md4_train")

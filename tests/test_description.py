@@ -7,13 +7,13 @@ import fakes
 import pytest
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.description import RunDescription, TrainConfig, continued, load_description
-from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.mesh import MeshConfig
 from trimask.diffusion.optimizer import OptimizerConfig
-from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.pretraining.description import RunDescription, TrainConfig, load_description, resumed_description
+from trimask.diffusion.run.step_loop import LoopConfig
+from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.transformer import TransformerConfig
-from trimask.tokenizers import configuration
+from trimask.tokenizers.storage import configuration
 
 TRAIN = TrainConfig(model=TransformerConfig(num_layers=1, width=16, num_heads=2))
 DESCRIPTION = RunDescription(
@@ -58,7 +58,7 @@ def asked(**train) -> RunDescription:
 def test_a_run_goes_on_with_other_ways_to_compute_save_and_show_and_is_else_what_it_was(folder, change):
     description = dataclasses.replace(asked(**change), data="elsewhere/a", num_steps=99)
     expected = dataclasses.replace(DESCRIPTION, train=description.train, data="elsewhere/a")
-    assert continued(folder, description, resume=True) == expected
+    assert resumed_description(folder, description, resume=True) == expected
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_run_goes_on_with_other_ways_to_compute_save_and_show_and_is_else_what
 )
 def test_another_run_is_refused_by_what_differs(folder, description, said):
     with pytest.raises(ValueError, match=f"holds a run of another configuration; .* There → asked for: {said}$"):
-        continued(folder, description, resume=True)
+        resumed_description(folder, description, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -98,25 +98,25 @@ def test_a_horizon_that_a_run_cannot_get_is_refused(folder, schedule, horizon, s
     configuration.save(folder / "config.json", there)
     longer = asked(optimizer=OptimizerConfig(schedule=schedule, horizon_tokens=horizon))
     with pytest.raises(ValueError, match=said):
-        continued(folder, longer, resume=True)
+        resumed_description(folder, longer, resume=True)
     assert load_description(folder) == there
 
 
 def test_a_folder_without_a_checkpoint_takes_another_run(folder):
     shutil.rmtree(folder / "checkpoints")
     other = asked(seed=1)
-    assert continued(folder, other, resume=True) == continued(folder, other, resume=False) == other
+    assert resumed_description(folder, other, resume=True) == resumed_description(folder, other, resume=False) == other
 
 
 def test_a_run_that_is_there_is_not_begun_anew(folder):
     with pytest.raises(ValueError, match="holds a run at step 3; --no-resume needs a folder without one"):
-        continued(folder, DESCRIPTION, resume=False)
+        resumed_description(folder, DESCRIPTION, resume=False)
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match=r"holds checkpoints and no config.json to say of what"):
-        continued(folder, DESCRIPTION, resume=True)
+        resumed_description(folder, DESCRIPTION, resume=True)
     (folder / "checkpoints/3").rmdir()
     for resume in (True, False):
-        assert continued(folder, DESCRIPTION, resume) is DESCRIPTION
+        assert resumed_description(folder, DESCRIPTION, resume) is DESCRIPTION
 
 
 def test_a_folder_that_is_not_a_run_is_refused(folder):

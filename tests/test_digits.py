@@ -18,8 +18,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from trimask.diffusion.data import digits, speech
-from trimask.diffusion.data.digits import CONFIGS, SPLITS, load, number_word
+from trimask.diffusion.data.readers import digits, speech
+from trimask.diffusion.data.readers.digits import CONFIGS, SPLITS, load, number_word
 
 PIXELS = load_digits().images
 LABELS = load_digits().target.tolist()
@@ -245,7 +245,7 @@ def test_a_fresh_process_builds_the_same_quietly_and_without_tensorflow(data_dir
     """It builds handwritten and plans spoken; that it speaks a plan the same is in test_speech."""
     program = (
         "import pathlib, sys\n"
-        "from trimask.diffusion.data.digits import CONFIGS, load\n"
+        "from trimask.diffusion.data.readers.digits import CONFIGS, load\n"
         "load('handwritten', 'train', pathlib.Path(sys.argv[1]))[0]\n"
         "assert 'tensorflow' not in sys.modules\n"
         "print(*CONFIGS['spoken'].utterances('test'), sep='\\n')\n"

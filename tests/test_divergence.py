@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trimask.diffusion.divergence import LossWatch, diverged, not_finite
+from trimask.diffusion.run.divergence import LossWatch, diverged, not_finite
 
 
 def watched(losses, factor=10.0, recent=None) -> tuple[LossWatch, list[str | None]]:

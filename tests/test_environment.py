@@ -17,12 +17,12 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from trimask.diffusion.sampling import loop
-from trimask.diffusion.sampling.guidance import answering
+from trimask.diffusion.sampling import sampler
+from trimask.diffusion.sampling.guidance import generation_denoiser
 from trimask.diffusion.sampling.state import Choice, start
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.sampling_rl.environment import UnmaskingEnv, UnmaskingVectorEnv
-from trimask.sampling_rl.episodes import UnmaskingConfig
+from trimask.sampling_rl.episode_batch import UnmaskingConfig
 from trimask.sampling_rl.problems import Problem, ProblemSet
 from trimask.sampling_rl.reward import RewardConfig
 from trimask.sampling_rl.rollout import gather_asked, scatter_asked
@@ -100,7 +100,7 @@ def odd_places_only(keys, seen, memory):
 def test_an_environment_that_a_strategy_drives_is_the_sampler(strategy, config):
     @jax.jit
     def act(state, seen):
-        choice, _ = strategy(loop.step_keys(state)[1], seen, None)
+        choice, _ = strategy(sampler.step_keys(state)[1], seen, None)
         return gather_asked(choice.reveal, state.is_asked, PROBLEMS.length)
 
     alone = UnmaskingEnv(PROBLEMS, fakes.mixing(), config=config)
@@ -127,7 +127,7 @@ def test_an_environment_that_a_strategy_drives_is_the_sampler(strategy, config):
     # The sampler, with rows that are longer.
     rows = stack([assemble(VOCABULARY, [request], 17) for request in REQUESTS])
     guidance = config.generation.guide
-    sample = jax.jit(partial(loop.sample, answering(fakes.mixing(), VOCABULARY, guidance), strategy))
+    sample = jax.jit(partial(sampler.sample, generation_denoiser(fakes.mixing(), VOCABULARY, guidance), strategy))
     final, _ = sample(alone.rules, start(jax.tree.map(jnp.asarray, rows), jnp.concatenate(keys), MASK))
     for number, (tokens, nfe, gave_up) in enumerate(found):
         (example,) = disassemble(VOCABULARY, jax.tree.map(lambda x, row=number: np.asarray(x[row]), final.sequence))

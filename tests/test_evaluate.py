@@ -9,20 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trimask.diffusion import evaluate as evaluation
-from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
+from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.splits import SplitConfig
-from trimask.diffusion.evaluate import EvaluateConfig, _unseen, evaluate
-from trimask.diffusion.exam import Exam
-from trimask.diffusion.held_out import HeldOut, Real, spread
-from trimask.diffusion.likelihood import num_asked, target_bits
-from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.sampling.requests import Answer, Generator
+from trimask.diffusion.evaluation import evaluate as evaluation
+from trimask.diffusion.evaluation.evaluate import EvaluateConfig, _unseen, evaluate
+from trimask.diffusion.evaluation.exam import Exam
+from trimask.diffusion.evaluation.held_out import HeldOut, TrainingExamples, spread
+from trimask.diffusion.evaluation.likelihood import num_asked, target_bits
+from trimask.diffusion.pretraining.trained_model import LoadedRun
+from trimask.diffusion.sampling.generation_config import GenerationConfig
+from trimask.diffusion.sampling.generator import Answer, Generator
 from trimask.diffusion.schedule import ScheduleConfig
-from trimask.diffusion.trained import Loaded
 from trimask.scripts import evaluate as command
 from trimask.scripts.console import parse
 from trimask.tokenizers.sequence import Example, Segment, direct
@@ -33,7 +33,7 @@ CONFIG = EvaluateConfig(max_examples=5, bound_samples=2, rows=4)
 
 
 @pytest.fixture(scope="module")
-def loaded(loaded) -> Loaded:
+def loaded(loaded) -> LoadedRun:
     """With fewer steps."""
     generation = {name: GenerationConfig(steps=2) for name in ("text", "image", "audio")}
     train = dataclasses.replace(loaded.description.train, generation=generation)
@@ -66,7 +66,7 @@ def result(loaded, prepared):
 
 def test_answers_that_are_training_items_are_counted(loaded, prepared):
     task = loaded.vocabulary.tasks["text_to_image"]
-    part, real = HeldOut(prepared, "drawn", "test", None), Real(prepared, "drawn", 10)
+    part, real = HeldOut(prepared, "drawn", "test", None), TrainingExamples(prepared, "drawn", 10)
     known = [record["image"] for record in prepared.examples("drawn", "train")]
     new = (known[0] + 1) % 12
     grids = {codes.tobytes() for codes in known}

@@ -1,6 +1,6 @@
 """The tables of `trimask evaluate`, of made-up results."""
 
-from trimask.diffusion.results import Bound, Evaluation, Memorisation, Score
+from trimask.diffusion.evaluation.results import Bound, Evaluation, Memorisation, Score
 from trimask.scripts import evaluate
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimask.tokenizers.files import (
+from trimask.tokenizers.storage.files import (
     MAX_NAME,
     inside,
     printable,

@@ -11,12 +11,12 @@ from PIL import Image
 from test_label_names import card_of
 from test_tables import write_parquet
 
-from trimask.diffusion.data import folders
-from trimask.diffusion.data.folders import Folder
-from trimask.diffusion.data.label_names import label_names
-from trimask.diffusion.data.media_config import LimitConfig
-from trimask.diffusion.data.plan import PrepareConfig
-from trimask.diffusion.data.sources import BadRecord, FieldConfig, OpenConfig
+from trimask.diffusion.data.prepare_config import PrepareConfig
+from trimask.diffusion.data.readers import folders
+from trimask.diffusion.data.readers.folders import Folder
+from trimask.diffusion.data.readers.label_names import label_names
+from trimask.diffusion.data.reading_config import FieldConfig, LimitConfig, OpenConfig
+from trimask.diffusion.data.records import BadRecord
 
 
 def folder_of(path, medium="image", **changes):

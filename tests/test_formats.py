@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 
 from trimask.configs.studies import STUDIES
-from trimask.diffusion.checkpoint import Checkpoints, Retention
 from trimask.diffusion.data.prepared import Manifest, PrepareConfig
-from trimask.diffusion.description import RunDescription
+from trimask.diffusion.evaluation.results import Evaluation
 from trimask.diffusion.loss import LossConfig
-from trimask.diffusion.metrics_log import read_metrics
 from trimask.diffusion.parametrization import Family
-from trimask.diffusion.results import Evaluation
-from trimask.diffusion.sampling.policy import PolicyDescription
-from trimask.sampling_rl.train import PolicyTrainConfig
-from trimask.tokenizers import codec, configuration
-from trimask.tokenizers.formats import RENAMED, added
+from trimask.diffusion.pretraining.description import RunDescription
+from trimask.diffusion.run.checkpoint import Checkpoints, Retention
+from trimask.diffusion.run.metrics import read_metrics
+from trimask.diffusion.sampling.learned import PolicyDescription
+from trimask.sampling_rl.train_policy import PolicyTrainConfig
+from trimask.tokenizers import codec
 from trimask.tokenizers.image import PatchCodec, PatchConfig
+from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.formats import RENAMED, added
 
 ROOTS = [RunDescription, PrepareConfig, Manifest, Evaluation, PolicyDescription, PolicyTrainConfig]
 

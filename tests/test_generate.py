@@ -10,14 +10,14 @@ import soundfile
 from PIL import Image
 from test_policy import save_policy
 
-from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.sampling.generation_config import GenerationConfig
+from trimask.diffusion.sampling.generator import Generator
 from trimask.diffusion.sampling.prompts import Prompts
-from trimask.diffusion.sampling.requests import Generator
-from trimask.scripts import samples
 from trimask.scripts.generate import Arguments, main, prompts_of, run
-from trimask.scripts.samples import save_training_samples
-from trimask.tokenizers import configuration
+from trimask.scripts.output import samples
+from trimask.scripts.output.samples import save_training_samples
 from trimask.tokenizers.sequence import assemble, stack
+from trimask.tokenizers.storage import configuration
 
 STEP = 7
 WORDS = ("one", "two", "three")
@@ -201,7 +201,7 @@ def test_a_failure_while_writing_leaves_nothing_behind(generate, tmp_path, monke
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("trimask.scripts.answers.write_animation", fail)
+    monkeypatch.setattr("trimask.scripts.output.answers.write_animation", fail)
     with pytest.raises(OSError, match="disk full"):
         generate("--prompt", "two", "--to", "image", "--animate", "gif")
     assert content(tmp_path / "out") == first

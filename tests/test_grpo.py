@@ -13,10 +13,12 @@ from fakes import MASK, VOCABULARY, text_request
 from jax.tree_util import Partial
 from test_policy import LAWS, SMALL, shuffled
 
-from trimask.diffusion.sampling import loop, policy
-from trimask.diffusion.sampling.policy import LearnedStrategy, log_probability, new_parameters
-from trimask.diffusion.sampling.requests import ready
-from trimask.diffusion.sampling.state import Rules, start
+from trimask.diffusion.sampling import policy, sampler
+from trimask.diffusion.sampling.actions import log_probability
+from trimask.diffusion.sampling.generator import sampler_arguments
+from trimask.diffusion.sampling.learned import LearnedStrategy
+from trimask.diffusion.sampling.policy import new_parameters
+from trimask.diffusion.sampling.state import Choice, Rules, start
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.sampling_rl.grpo import Batch, GRPOConfig, advantages, gradient
 from trimask.sampling_rl.problems import Problem
@@ -36,7 +38,7 @@ stored_at = jax.jit(step_of)
 def likelihood_of(config, parameters, step):
     """Of what was done in a step, and the logits it was done by."""
     asked = (step.features, step.is_masked, step.is_asked, step.steps_taken)
-    logits = policy.logits_of(config, parameters, *asked)
+    logits = policy.policy_logits(config, parameters, *asked)
     return logits, log_probability(config.law, logits, step.ranks, step.candidates)
 
 
@@ -66,20 +68,20 @@ def test_what_is_stored_is_what_the_policy_saw_and_did(law, rules):
     final, stored = recorded(law, rules)
     acts = LearnedStrategy(config_of(law), parameters_of(law), is_forced=False)
     assert stored.num_steps.tolist() == final.nfe.tolist() == final.step.tolist()
-    denoise, _, rules = ready(VOCABULARY, fakes.mixing(), (None, acts, acts.config.watching(rules)))
+    denoise, _, rules = sampler_arguments(VOCABULARY, fakes.mixing(), (None, acts, acts.config.watching(rules)))
     keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(3), n))(jnp.arange(6))
     state, rows = start(ROWS, keys, MASK), jnp.arange(6)
 
     @jax.jit
     def act(state):
-        state = loop.enter_blocks(state, rules)
-        of_tokens, of_choice = loop.step_keys(state)
-        seen, _ = loop.observe(of_tokens, denoise, state, rules)
+        state = sampler.enter_blocks(state, rules)
+        of_tokens, of_choice = sampler.step_keys(state)
+        seen, _ = sampler.observe(of_tokens, denoise, state, rules)
         ranks, logits = acts.act(of_choice, seen)
         likelihood = log_probability(law, logits, ranks, seen.candidates)
-        found = (policy.features_of(seen, acts.config), seen.is_masked, seen.candidates, ranks)
+        found = (policy.policy_features(seen, acts.config), seen.is_masked, seen.candidates, ranks)
         found = [gather_asked(values, state.is_asked, 10) for values in found]
-        return found, likelihood, loop.reveal(state, seen, policy.Choice(ranks > 0), rules)
+        return found, likelihood, sampler.reveal(state, seen, Choice(ranks > 0), rules)
 
     for number in range(int(stored.num_steps.max())):
         active = np.asarray(number < stored.num_steps)

@@ -9,10 +9,10 @@ from hostile.make import FOLDER, contents
 
 from trimask.diffusion.data.pictures import read_picture
 from trimask.diffusion.data.sounds import read_sound
-from trimask.scripts.answers import read_index
+from trimask.scripts.output.answers import read_index
 from trimask.tokenizers import codec
 from trimask.tokenizers.codec import ArrayFile
-from trimask.tokenizers.json_text import read_json, read_json_lines
+from trimask.tokenizers.storage.json_text import read_json, read_json_lines
 from trimask.tokenizers.text import TextTokenizer
 
 ARRAY = ArrayFile(np.dtype(np.float32), (4, 2))

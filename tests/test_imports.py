@@ -1,10 +1,16 @@
-"""Who may import whom, read from the source: tokenizers ← diffusion ← sampling_rl ← configs ← scripts."""
+"""Which room may import which, read from the source: the order of `ROOMS`, without circles.
+
+`diffusion/` by itself is the paper: schedule, objective, network, parametrisation. It knows no folders, no data and no
+runs.
+"""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -17,8 +23,25 @@ from test_defaults import ELSEWHERE
 from trimask.diffusion.loss import target_counts
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("tokenizers", "diffusion", "sampling_rl", "configs", "scripts")
-MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+TOP = ("tokenizers", "diffusion", "sampling_rl", "configs", "scripts")
+ROOMS = (
+    "tokenizers/storage",
+    "tokenizers",
+    "diffusion/run",
+    "diffusion",
+    "diffusion/data",
+    "diffusion/sampling",
+    "diffusion/pretraining",
+    "diffusion/evaluation",
+    "diffusion/studies",
+    "sampling_rl",
+    "sampling_rl/studies",
+    "configs",
+    "scripts",
+)
+"""Every room imports itself and those before it. A folder that is not listed belongs to the room around it."""
+PAPER = "diffusion"
+MODULES = sorted(path for room in TOP for path in (ROOT / room).rglob("*.py"))
 SOURCES = [*MODULES, *sorted((ROOT / "tests").glob("*.py"))]
 UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
@@ -30,6 +53,13 @@ class Import(NamedTuple):
     @property
     def room(self) -> str:
         return self.importer.parts[0]
+
+    @property
+    def target(self) -> Path | None:
+        """The module of ours that is imported, or from which a name is."""
+        parts = self.name.split(".")[1:] if self.top == "trimask" else []
+        ends = [Path(*parts[:stop]).with_suffix(".py") for stop in range(len(parts), 0, -1)]
+        return next((path for path in ends if (ROOT / path).is_file()), None)
 
     @property
     def top(self) -> str:
@@ -52,29 +82,79 @@ def imports() -> list[Import]:
     return [found for path in SOURCES for found in imports_of(path.read_text(), path.relative_to(ROOT))]
 
 
-def rooms_against_the_direction(imports: list[Import]) -> list[Import]:
+def room_of(path: Path) -> str:
+    """The innermost listed room around a module."""
+    return next(str(folder) for folder in path.parents if str(folder) in ROOMS)
+
+
+def rooms_against_the_order(imports: list[Import]) -> list[Import]:
     return [
         found
         for found in imports
-        if found.top == "trimask"
-        and found.room in ROOMS
-        and ROOMS.index(found.name.split(".")[1]) > ROOMS.index(found.room)
+        if found.room in TOP
+        and found.target is not None
+        and ROOMS.index(room_of(found.target)) > ROOMS.index(room_of(found.importer))
     ]
 
 
-def test_imports_point_one_way(imports):
-    assert rooms_against_the_direction(imports) == []
+def test_every_room_imports_only_those_before_it(imports):
+    assert rooms_against_the_order(imports) == []
+    assert {room_of(path.relative_to(ROOT)) for path in MODULES} == set(ROOMS)
 
 
-def test_an_import_against_the_direction_is_noticed_even_inside_a_function():
-    source = "def f():\n    from trimask import configs\n"
-    assert rooms_against_the_direction(list(imports_of(source, Path("diffusion/x.py"))))
-    assert not rooms_against_the_direction(list(imports_of(source, Path("scripts/x.py"))))
+def test_an_import_against_the_order_is_noticed_even_inside_a_function():
+    source = "def f():\n    from trimask.configs import presets\n"
+    assert rooms_against_the_order(list(imports_of(source, Path("diffusion/x.py"))))
+    assert not rooms_against_the_order(list(imports_of(source, Path("scripts/output/x.py"))))
+    source = "from trimask.diffusion.data.prepare import prepare\n"
+    assert rooms_against_the_order(list(imports_of(source, Path("diffusion/loss.py"))))
+    assert not rooms_against_the_order(list(imports_of(source, Path("diffusion/data/readers/x.py"))))
+
+
+def test_no_modules_import_each_other_in_a_circle(imports):
+    graph: dict[Path, set[Path]] = {}
+    for found in imports:
+        if found.room in TOP and found.target is not None:
+            graph.setdefault(found.importer, set()).add(found.target)
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle
+
+
+def test_the_paper_imports_only_tokenizers_and_the_running_mean(imports):
+    others = {
+        (str(found.importer), str(found.target))
+        for found in imports
+        if found.room in TOP and room_of(found.importer) == PAPER and found.target is not None
+        if room_of(found.target) not in (PAPER, "tokenizers", "tokenizers/storage")
+    }
+    assert others == {("diffusion/loss.py", "diffusion/run/running_mean.py")}
+
+
+def test_no_two_modules_share_a_name():
+    """Commands and benchmarks apart: they are named for what they run."""
+    apart = (ROOT / "scripts", ROOT / "scripts/benchmarks")
+    named = Counter(path.stem for path in MODULES if path.parent not in apart)
+    assert [name for name, count in named.items() if count > 1] == []
+
+
+def test_tests_are_named_for_a_module():
+    """`test_<module>.py`, or a name listed here for what is true of many modules."""
+    of_many = {
+        "benchmark_tables", "break", "cpu_budget", "defaults", "hostile", "imports", "launch", "mutate",
+        "other_code", "prepare_changes", "packaging", "refusals", "written",
+    }  # fmt: skip
+    modules = {path.stem for path in MODULES}
+    scripts = {f"{path.stem}_script" for path in (ROOT / "scripts").glob("*.py")}
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert tests - modules - scripts == of_many
 
 
 def test_what_loads_slowly_is_loaded_where_it_is_used():
     """But by modules that themselves are: of the embedded dataset, and of studies."""
-    at_once = {"diffusion/data/digits.py", "diffusion/studies/critical_batch.py", "sampling_rl/unmasking_study.py"}
+    at_once = {
+        "diffusion/data/readers/digits.py",
+        "diffusion/studies/critical_batch.py",
+        "sampling_rl/studies/unmasking.py",
+    }
     found = {
         str(path.relative_to(ROOT))
         for path in MODULES
@@ -87,7 +167,7 @@ def test_what_loads_slowly_is_loaded_where_it_is_used():
 
 def test_rooms_are_imported_by_their_one_name(imports):
     """A class of diffusion.x and of trimask.diffusion.x would be two. Bare tokenizers is Hugging Face's."""
-    rooms = {*ROOMS, "tests", "conftest"}
+    rooms = {*TOP, "tests", "conftest"}
     bare = [found for found in imports if found.top in rooms or found.name.startswith(".")]
     allowed = {Path("tokenizers/text.py"), Path("tests/test_text.py")}
     assert [found for found in bare if not (found.top == "tokenizers" and found.importer in allowed)] == []
@@ -95,7 +175,7 @@ def test_rooms_are_imported_by_their_one_name(imports):
 
 def test_no_folder_has_an_init_file_but_the_one_that_registers_the_environment():
     """One in tokenizers/ would shadow Hugging Face's package wherever the root is on sys.path."""
-    found = [path for room in (*ROOMS, "tests") for path in (ROOT / room).rglob("__init__.py*")]
+    found = [path for room in (*TOP, "tests") for path in (ROOT / room).rglob("__init__.py*")]
     assert found == [ROOT / "sampling_rl/__init__.py"]
 
 
@@ -125,7 +205,7 @@ def test_every_imported_package_is_a_declared_dependency(imports):
     undeclared = {
         (str(found.importer), found.top)
         for found in imports
-        if found.room in ROOMS and found.top not in sys.stdlib_module_names and found.importer.stem not in ELSEWHERE
+        if found.room in TOP and found.top not in sys.stdlib_module_names and found.importer.stem not in ELSEWHERE
         if not names & {_normal(name) for name in distributions.get(found.top, [found.top])}
     }
     assert undeclared == set()
@@ -180,7 +260,7 @@ def test_every_text_file_is_opened_by_its_encoding():
 
 
 def test_files_are_written_in_one_place_which_follows_no_links():
-    """`tokenizers/files.py`; others get the name of a partial file from it, or a folder of their own."""
+    """`tokenizers/storage/files.py`; others get the name of a partial file from it, or a folder of their own."""
     found = []
     for path in MODULES:
         for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):

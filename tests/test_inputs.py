@@ -11,11 +11,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from trimask.diffusion.data.lines import blocks_of, records_of
 from trimask.diffusion.data.pictures import fit_picture, read_picture
+from trimask.diffusion.data.readers.lines import blocks_of, records_of
 from trimask.diffusion.data.sounds import faults, read_sound
 from trimask.scripts.inputs import read_mask, read_medium, read_prompts
-from trimask.scripts.render import enlarged
+from trimask.scripts.output.media_files import enlarged
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchCodec, PatchConfig
 

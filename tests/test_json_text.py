@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trimask.tokenizers import json_text
-from trimask.tokenizers.json_text import MAX_DEPTH, parse_json, read_json, read_json_lines
+from trimask.tokenizers.storage import json_text
+from trimask.tokenizers.storage.json_text import MAX_DEPTH, parse_json, read_json, read_json_lines
 
 KEYS = st.text(st.characters(exclude_categories=("Cs",)), max_size=3)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | KEYS

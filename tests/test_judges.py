@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from trimask.diffusion import features, judges
-from trimask.diffusion.features import audio_features, frechet_distance, image_features
-from trimask.diffusion.intervals import ratio, wilson_interval
-from trimask.diffusion.judges import (
+from trimask.diffusion.evaluation import features, judges
+from trimask.diffusion.evaluation.features import audio_features, frechet_distance, image_features
+from trimask.diffusion.evaluation.intervals import ratio, wilson_interval
+from trimask.diffusion.evaluation.judges import (
     JUDGES,
     NamedJudge,
     Scores,
-    Training,
+    TrainingMedia,
     answer_of,
     are_labels,
     final_number,
@@ -45,7 +45,7 @@ def _training(modality, count=30, seed=0):
     texts = [WORDS[number % 3] for number in range(count)]
     media = [_media(modality, rng, word) for word in texts]
     references = [{"text": word, modality: item} for word, item in zip(texts, media, strict=True)]
-    return Training("drawn", modality, media, references, SimpleNamespace(sample_rate_hz=8000))
+    return TrainingMedia("drawn", modality, media, references, SimpleNamespace(sample_rate_hz=8000))
 
 
 CASES = [
@@ -165,7 +165,7 @@ def test_captions_that_do_not_repeat_are_no_labels():
 
 
 def test_a_label_judge_of_captions_that_are_no_labels_is_refused():
-    training = Training("photos", "image", [], [{"text": f"photo {number % 1200}"} for number in range(1205)])
+    training = TrainingMedia("photos", "image", [], [{"text": f"photo {number % 1200}"} for number in range(1205)])
     with pytest.raises(ValueError, match=r"photos has 1,200 different captions of 1,205, 1,195 of them once"):
         open_judge("label", "image", lambda: training)
 
@@ -261,7 +261,7 @@ def test_a_function_of_the_working_directory_judges(module):
 
 def test_frechet_takes_features_of_the_users(module):
     name = module("import numpy as np\ndef size(media):\n    return [[len(m)] for m in media]")
-    texts = Training("t", "text", ["a", "bb", "ccc"], [{"text": text} for text in ("a", "bb", "ccc")])
+    texts = TrainingMedia("t", "text", ["a", "bb", "ccc"], [{"text": text} for text in ("a", "bb", "ccc")])
     judge = open_judge(f"frechet@{name}:size", "text", lambda: texts)
     # Lengths 3, 4, 5 against 1, 2, 3: means apart by 2, variances equal.
     assert judge("text", ["aaa", "aaaa", "aaaaa"], texts.references) == pytest.approx(4)

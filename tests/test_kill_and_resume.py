@@ -9,8 +9,8 @@ import madeup
 import pytest
 from madeup import MadeUp, written
 
-from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
+from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.studies import kill_and_resume
 from trimask.diffusion.studies.kill_and_resume import Kill, KillAndResume, differences

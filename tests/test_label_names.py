@@ -5,8 +5,8 @@ import json
 import pytest
 from test_tables import write_parquet
 
-from trimask.diffusion.data import label_names as reader
-from trimask.diffusion.data.label_names import label_names
+from trimask.diffusion.data.readers import label_names as reader
+from trimask.diffusion.data.readers.label_names import label_names
 
 
 def card_of(column, names):

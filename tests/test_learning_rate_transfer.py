@@ -8,8 +8,8 @@ import pytest
 from madeup import MadeUp, written
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.studies import learning_rate_transfer
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
 from trimask.diffusion.transformer import TransformerConfig

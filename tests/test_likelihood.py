@@ -12,7 +12,7 @@ from fakes import VOCABULARY
 from jax.tree_util import Partial
 from PIL import Image
 
-from trimask.diffusion.likelihood import draws_of, estimates_of_bits, mean_of, num_asked, target_bits
+from trimask.diffusion.evaluation.likelihood import draws_of, estimates_of_bits, mean_of, num_asked, target_bits
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.scripts.evaluate import main
 from trimask.tokenizers.sequence import direct

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from fakes import VOCABULARY
 
-from trimask.diffusion import limits
 from trimask.diffusion.cost import StepOnMesh, evaluation_bytes, parameters
 from trimask.diffusion.data.batches import BatchConfig, Batches
-from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
+from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.sources import SourceConfig
-from trimask.diffusion.description import TrainConfig
-from trimask.diffusion.limits import WorkLimits, memory_of_host
-from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.optimizer import OptimizerConfig
-from trimask.diffusion.pretraining import Pretraining, training_batches
-from trimask.diffusion.progress import silent
+from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.pretraining.training_step import Pretraining, training_batches
+from trimask.diffusion.run import limits
+from trimask.diffusion.run.limits import WorkLimits, memory_of_host
+from trimask.diffusion.run.progress import silent
+from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts.benchmark import BENCHMARKS, main

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimask.diffusion.data.lines import blocks_of, records_of
-from trimask.tokenizers import text_files
-from trimask.tokenizers.text_files import byte_lines, decoded, read_lines
+from trimask.diffusion.data.readers.lines import blocks_of, records_of
+from trimask.tokenizers.storage import text_files
+from trimask.tokenizers.storage.text_files import byte_lines, decoded, read_lines
 
 LINES = st.lists(st.sampled_from([b"", b" ", b"a", b"bc\t", "é…".encode(), b"\r"]), max_size=30)
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import pytest
 
-from trimask.diffusion import links as our_links
-from trimask.diffusion.links import Links
+from trimask.diffusion.run import links as our_links
+from trimask.diffusion.run.links import Links
 
 
 class Ends:

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
-from trimask.diffusion.description import TrainConfig, load_description
-from trimask.diffusion.longer import last_step_before_decay, set_aside
-from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.masking import MaskingConfig
 from trimask.diffusion.optimizer import OptimizerConfig
-from trimask.diffusion.run_folder import checkpoint_steps
+from trimask.diffusion.pretraining.description import TrainConfig, load_description
+from trimask.diffusion.pretraining.longer import last_step_before_decay, set_aside
+from trimask.diffusion.pretraining.train_run import train
+from trimask.diffusion.pretraining.trained_model import load
+from trimask.diffusion.run.folder import checkpoint_steps
+from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.sde import SDEScaling
-from trimask.diffusion.train import train
-from trimask.diffusion.trained import load
 from trimask.diffusion.transformer import TransformerConfig
 
 CONFIG = TrainConfig(

@@ -14,7 +14,7 @@ from madeup import MadeUp, written
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
-from trimask.diffusion.pretraining import Pretraining
+from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.diffusion.studies import mask_variance
 from trimask.diffusion.studies.mask_variance import MaskVariance

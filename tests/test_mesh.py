@@ -19,8 +19,8 @@ EIGHT = """
     from trimask.diffusion.data.prepared import Prepared
     from trimask.diffusion.masking import MaskingConfig
     from trimask.diffusion.mesh import MeshConfig, gathered, place_rows
-    from trimask.diffusion.description import TrainConfig
-    from trimask.diffusion.pretraining import Pretraining
+    from trimask.diffusion.pretraining.description import TrainConfig
+    from trimask.diffusion.pretraining.training_step import Pretraining
     from trimask.diffusion.transformer import TransformerConfig
 
     model = TransformerConfig(num_layers=1, width=16, num_heads=4, mlp_width=16)

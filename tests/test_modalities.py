@@ -1,6 +1,5 @@
 """A third modality costs a codec, a reader, a line in one table and an entry in each of two: all commands have it."""
 
-import dataclasses
 import json
 
 import melody
@@ -10,13 +9,15 @@ from PIL import Image
 
 from trimask.diffusion.data.modalities import MODALITIES, modality
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.exam import judges_of, score_of
-from trimask.diffusion.held_out import HeldOut, Real
-from trimask.diffusion.results import Evaluation
-from trimask.diffusion.trained import load
+from trimask.diffusion.evaluation.exam import judges_of, score_of
+from trimask.diffusion.evaluation.held_out import HeldOut, TrainingExamples
+from trimask.diffusion.evaluation.judges import DEFAULT_JUDGES
+from trimask.diffusion.evaluation.results import Evaluation
+from trimask.diffusion.pretraining.trained_model import load
 from trimask.scripts import evaluate, generate, inspection, prepare, train
-from trimask.scripts.outputs import OUTPUTS, output
-from trimask.tokenizers import codec, configuration
+from trimask.scripts.output.presentation import PRESENTATIONS, presentation_of
+from trimask.tokenizers import codec
+from trimask.tokenizers.storage import configuration
 
 SHAPE = (5, 2)
 
@@ -24,9 +25,9 @@ SHAPE = (5, 2)
 @pytest.fixture(scope="module")
 def with_melodies():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(codec.KINDS, "melody", ("melody", "MelodyCodec"))
+        patch.setitem(codec.CODECS, "melody", ("melody", "MelodyCodec"))
         patch.setitem(MODALITIES, "melody", melody.MODALITY)
-        patch.setitem(OUTPUTS, "melody", melody.OUTPUT)
+        patch.setitem(PRESENTATIONS, "melody", melody.OUTPUT)
         yield
 
 
@@ -97,9 +98,9 @@ def test_it_is_evaluated_and_what_cannot_be_judged_is_a_note(run, capsys):
 
 
 def test_a_modality_may_have_judges_of_its_own(run, monkeypatch):
-    monkeypatch.setitem(MODALITIES, "melody", dataclasses.replace(melody.MODALITY, judges=("melody:rises",)))
+    monkeypatch.setitem(DEFAULT_JUDGES, "melody", ("melody:rises",))
     prepared = Prepared(run.parent / "data")
-    part, real = HeldOut(prepared, "songs", "test", None), Real(prepared, "songs", 10)
+    part, real = HeldOut(prepared, "songs", "test", None), TrainingExamples(prepared, "songs", 10)
     (judge,) = judges_of(prepared.manifest.vocabulary.tasks["text_to_melody"], part, real, {})
     score = score_of(judge("tunes", [e.media["melody"] for e in part.raw], [e.media for e in part.raw]))
     assert (judge.name, score) == (
@@ -115,8 +116,8 @@ def test_it_is_inspected(run, capsys):
 
 
 def test_every_modality_is_in_both_tables_and_has_a_codec():
-    assert MODALITIES.keys() == OUTPUTS.keys()
-    kinds = {codec.importlib.import_module(module).__dict__[name].modality for module, name in codec.KINDS.values()}
+    assert MODALITIES.keys() == PRESENTATIONS.keys()
+    kinds = {codec.importlib.import_module(module).__dict__[name].modality for module, name in codec.CODECS.values()}
     assert kinds - {"text"} == MODALITIES.keys()
 
 
@@ -125,8 +126,10 @@ def test_what_is_missing_is_named():
         ValueError, match=r"no modality 'smell' in diffusion/data/modalities.py; there are image, audio"
     ):
         modality("smell")
-    with pytest.raises(ValueError, match=r"no modality 'smell' in scripts/outputs.py; there are image, audio"):
-        output("smell")
+    with pytest.raises(
+        ValueError, match=r"no modality 'smell' in scripts/output/presentation.py; there are image, audio"
+    ):
+        presentation_of("smell")
 
 
 def test_a_folder_of_no_modality_and_a_file_of_none_are_refused(tmp_path):

@@ -19,7 +19,7 @@ from numpy_torch import Tensor, Torch, tensor
 
 from trimask.diffusion.transformer import Transformer, TransformerConfig
 from trimask.scripts import benchmark
-from trimask.scripts.benchmark_sample import _llada_weights
+from trimask.scripts.benchmarks.sample import _llada_weights
 from trimask.tokenizers.sequence import empty
 
 SPEC = {"width": 16, "heads": 2, "layers": 2, "mlp_width": 24, "vocabulary": fakes.VOCABULARY.size, "length": 6}
@@ -73,7 +73,8 @@ def objects(monkeypatch, tmp_path, capsys):
 
 def run_script(script: str, name: str = "script") -> SimpleNamespace:
     """What a script defines."""
-    return SimpleNamespace(**runpy.run_path(str(Path(benchmark.__file__).with_name(script)), run_name=name))
+    path = Path(benchmark.__file__).parent / "benchmarks" / "peers" / script
+    return SimpleNamespace(**runpy.run_path(str(path), run_name=name))
 
 
 def test_the_network_in_pytorch_is_ours(torch):

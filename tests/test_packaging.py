@@ -26,13 +26,13 @@ from pathlib import Path
 import tokenizers
 import tokenizers.models  # Hugging Face's own
 import trimask.tokenizers.text
-import trimask.diffusion.data.speech
+import trimask.diffusion.data.readers.speech
 
 
 def test_beside():
     assert Path(tokenizers.__file__).is_relative_to({outside!r})
     assert Path(trimask.tokenizers.text.__file__).is_relative_to({inside!r})
-    assert Path(trimask.diffusion.data.speech.__file__).is_relative_to({inside!r})
+    assert Path(trimask.diffusion.data.readers.speech.__file__).is_relative_to({inside!r})
     assert trimask.tokenizers.text.tokenizers is tokenizers
 
 

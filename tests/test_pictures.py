@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trimask.scripts import render
-from trimask.scripts.outputs import frame_of
+from trimask.scripts.output import media_files
+from trimask.scripts.output.presentation import frame_of
 from trimask.tokenizers.audio import MelCodec, MelConfig
 from trimask.tokenizers.image import PatchCodec, PatchConfig
 from trimask.tokenizers.media import MediaTokenizers
@@ -35,7 +35,7 @@ class ChirpCodec(MelCodec):
 class Blocks:
     """A font that is the same everywhere: a letter is a block, and a space is nothing."""
 
-    def __init__(self, size: int = render._FONT_SIZE):
+    def __init__(self, size: int = media_files._FONT_SIZE):
         self.size = size
 
     def getlength(self, text: str) -> float:
@@ -55,8 +55,8 @@ def pictures() -> Iterator[tuple[str, Image.Image]]:
     images = rng.integers(0, 256, (5, 4, 6, 3), np.uint8)
     captions = ["", "one", "more than fits in a line", "w" * 30, "four lines and more of words that are not short"]
     sizes = [images[0], images[1][:2], images[2][:, :3], images[3], images[4]]
-    yield "grid", render.image_grid(sizes, captions, columns=3, scale=9)
-    yield "spectrogram", render.spectrogram_image(CHIRP, 8000)
+    yield "grid", media_files.image_grid(sizes, captions, columns=3, scale=9)
+    yield "spectrogram", media_files.spectrogram_image(CHIRP, 8000)
 
     codecs = {
         "image": PatchCodec(PatchConfig(codebook_size=5), rng.integers(0, 256, (5, 2, 2, 3), np.uint8)),
@@ -73,7 +73,7 @@ def pictures() -> Iterator[tuple[str, Image.Image]]:
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, Image.Image]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(render, "_font", Blocks)
+        patch.setattr(media_files, "_font", Blocks)
         return dict(pictures())
 
 
@@ -90,6 +90,6 @@ def test_a_picture_is_as_it_was(drawn, name):
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    render._font = Blocks
+    media_files._font = Blocks
     for name, picture in pictures():
         picture.save(FOLDER / f"{name}.png", optimize=True)

@@ -5,8 +5,8 @@ import pytest
 from figure_text import described_figure
 from matplotlib.figure import Figure
 
-from trimask.diffusion.results import Score
-from trimask.scripts import plots
+from trimask.diffusion.evaluation.results import Score
+from trimask.scripts.output import plots
 
 
 @pytest.fixture

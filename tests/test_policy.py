@@ -16,26 +16,19 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimask.diffusion.checkpoint import Checkpoints, Retention
-from trimask.diffusion.sampling import loop, policy
-from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.sampling.policy import (
-    LearnedStrategy,
-    PolicyConfig,
-    PolicyDescription,
-    drawn,
-    features_of,
-    folder_and_checkpoint,
-    new_parameters,
-    open_policy,
-)
-from trimask.diffusion.sampling.requests import Generator
+from trimask.diffusion.run.checkpoint import Checkpoints, Retention
+from trimask.diffusion.sampling import actions, policy, sampler
+from trimask.diffusion.sampling.actions import drawn
+from trimask.diffusion.sampling.generation_config import GenerationConfig
+from trimask.diffusion.sampling.generator import Generator
+from trimask.diffusion.sampling.learned import LearnedStrategy, PolicyDescription, folder_and_checkpoint, open_policy
+from trimask.diffusion.sampling.policy import PolicyConfig, new_parameters, policy_features
 from trimask.diffusion.sampling.state import Rules
 from trimask.diffusion.transformer import num_parameters
-from trimask.tokenizers import configuration
+from trimask.tokenizers.storage import configuration
 
-logits_of = jax.jit(policy.logits_of, static_argnums=0)
-log_probability = jax.jit(policy.log_probability, static_argnums=0)
+logits_of = jax.jit(policy.policy_logits, static_argnums=0)
+log_probability = jax.jit(actions.log_probability, static_argnums=0)
 draw = jax.jit(drawn, static_argnums=0)
 CONFIG = PolicyConfig()
 SMALL = PolicyConfig(width=8, mlp_width=8, num_heads=1)
@@ -182,8 +175,8 @@ def seen_by(config, rules):
 
     @jax.jit
     def features(state):
-        state = loop.enter_blocks(state, rules)
-        return features_of(loop.observe(loop.step_keys(state)[0], fakes.mixing(), state, rules)[0], config)
+        state = sampler.enter_blocks(state, rules)
+        return policy_features(sampler.observe(sampler.step_keys(state)[0], fakes.mixing(), state, rules)[0], config)
 
     return np.asarray(features(fakes.begin([fakes.text_request([-1] * 6)], 8)))
 
@@ -221,7 +214,7 @@ def test_as_a_strategy_it_fills_everything_and_never_waits(law):
     # Of both blocks together 8 times the evaluations they need: who stalled would use them up, and not hang.
     rules = config.watching(Rules(mask_id=fakes.MASK, block_length=4, max_nfe=48))
     state = fakes.begin([fakes.text_request([-1] * 6)] * 2, 8)
-    run = jax.jit(lambda strategy, rules: loop.sample(fakes.mixing(), strategy, rules, state)[0])
+    run = jax.jit(lambda strategy, rules: sampler.sample(fakes.mixing(), strategy, rules, state)[0])
     for logit, nfe in ((-30.0, 6), (-math.inf, 6), (math.nan, 6), (math.inf, 2)):
         parameters["output"]["bias"] = np.float32([logit])  # it would never reveal anything, or all at once
         final = run(LearnedStrategy(config, parameters), rules)

@@ -16,17 +16,18 @@ from PIL import Image
 from trimask.diffusion.data import fitting, sounds, sources
 from trimask.diffusion.data import prepare as preparing
 from trimask.diffusion.data import survey as surveying
-from trimask.diffusion.data.lines import Block
-from trimask.diffusion.data.media_config import PictureConfig
-from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted
+from trimask.diffusion.data.plan import Plan, fitted
 from trimask.diffusion.data.prepare import prepare
-from trimask.diffusion.data.sources import BadRecord, FieldConfig, RawExample, SourceConfig
+from trimask.diffusion.data.prepare_config import PrepareConfig
+from trimask.diffusion.data.reading_config import FieldConfig, PictureConfig
+from trimask.diffusion.data.records import BadRecord, Block, RawExample
+from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.splits import SplitConfig
-from trimask.diffusion.progress import silent
-from trimask.tokenizers import configuration
+from trimask.diffusion.run.progress import silent
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
 from trimask.tokenizers.sequence import until_eos
+from trimask.tokenizers.storage import configuration
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +137,8 @@ def test_stopped_after_any_block_it_goes_on_where_it_was(files, whole, tmp_path,
 
 KILLED = """
     import contextlib, json, os, pathlib, random, signal, sys, time
-    from trimask.tokenizers import configuration
-    from trimask.diffusion.data.plan import PrepareConfig
+    from trimask.tokenizers.storage import configuration
+    from trimask.diffusion.data.prepare_config import PrepareConfig
     from trimask.diffusion.data.prepare import prepare
 
     config = configuration.from_dict(json.loads(sys.argv[2]), PrepareConfig, "argument")
@@ -288,7 +289,7 @@ def test_when_nothing_can_be_used_that_is_said(tmp_path):
 def test_a_codec_is_fitted_on_no_more_bytes_than_there_is_room_for(monkeypatch, limit, count):
     """Pictures of 24 bytes, of which the one that exceeds the limit is the last."""
     monkeypatch.setattr(surveying, "_FIT_BYTES", limit)
-    source = sources.KINDS["synthetic"](("drawn",), None)
+    source = sources.SOURCES["synthetic"](("drawn",), None)
     config = PrepareConfig(sources={"drawn": SourceConfig(kind="synthetic", where=("drawn",))})
     sample = surveying.survey("drawn", source, source.blocks(20), config, {}, True, silent).sample
     assert [example.media["image"].nbytes for example in sample] == [24] * count
@@ -351,13 +352,13 @@ def test_a_source_without_a_usable_training_record_is_refused_by_its_split(tmp_p
 
 @pytest.mark.parametrize("on_error", ["skip", "stop"])
 def test_a_record_whose_reader_finds_fault_is_a_bad_record_of_its_line(tmp_path, monkeypatch, on_error):
-    class Faulty(type(sources.KINDS["synthetic"](("sums",), None))):
+    class Faulty(type(sources.SOURCES["synthetic"](("sums",), None))):
         def _example(self, number):
             if number == 5:
                 raise ValueError("not a sum")
             return super()._example(number)
 
-    monkeypatch.setitem(sources.KINDS, "synthetic", lambda where, _: Faulty(where[0]))
+    monkeypatch.setitem(sources.SOURCES, "synthetic", lambda where, _: Faulty(where[0]))
     config = PrepareConfig(sources={"sums": SourceConfig(kind="synthetic", where=("sums",))}, on_error=on_error)
     if on_error == "stop":
         with pytest.raises(BadRecord, match="sums train, line 6: not a sum"):

@@ -10,11 +10,13 @@ from test_label_names import card_of
 from test_tables import write_parquet
 
 from trimask.diffusion.data import prepare as preparing
-from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
-from trimask.diffusion.data.sources import BadRecord, FieldConfig, SourceConfig
+from trimask.diffusion.data.prepare_config import PrepareConfig
+from trimask.diffusion.data.reading_config import FieldConfig
+from trimask.diffusion.data.records import BadRecord
+from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.splits import SplitConfig
-from trimask.tokenizers import configuration
+from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.text import TextTokenizer
 
 

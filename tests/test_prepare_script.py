@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from trimask.diffusion.data.plan import PrepareConfig
+from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.scripts import prepare
 from trimask.scripts.prepare import Arguments, main
 

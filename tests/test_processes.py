@@ -18,25 +18,19 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from trimask.diffusion import processes as our_processes
-from trimask.diffusion.checkpoint import Checkpoints, Retention
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.description import TrainConfig
-from trimask.diffusion.divergence import not_finite
-from trimask.diffusion.links import SILENCE_S
-from trimask.diffusion.loop import Interrupted, LoopConfig
 from trimask.diffusion.mesh import MeshConfig, own_rows
 from trimask.diffusion.optimizer import OptimizerConfig
-from trimask.diffusion.pretraining import Pretraining
-from trimask.diffusion.processes import (
-    _GIVEN,
-    ending_together,
-    join,
-    require_agreement,
-    wait_for_all,
-)
-from trimask.diffusion.run_folder import checkpoint_steps, read_lines
-from trimask.diffusion.train import train
+from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.pretraining.train_run import train
+from trimask.diffusion.pretraining.training_step import Pretraining
+from trimask.diffusion.run import processes as our_processes
+from trimask.diffusion.run.checkpoint import Checkpoints, Retention
+from trimask.diffusion.run.divergence import not_finite
+from trimask.diffusion.run.folder import checkpoint_steps, read_lines
+from trimask.diffusion.run.links import SILENCE_S
+from trimask.diffusion.run.processes import _GIVEN, ending_together, join, require_agreement, wait_for_all
+from trimask.diffusion.run.step_loop import Interrupted, LoopConfig
 from trimask.diffusion.transformer import TransformerConfig
 
 CONFIG = TrainConfig(
@@ -49,14 +43,14 @@ SOON_S = 15.0
 """Within which all processes end of which one was killed; a second, unless the machine has much else to do."""
 SCRIPT = """
     import sys
-    from trimask.diffusion.processes import join
+    from trimask.diffusion.run.processes import join
     join()
     from tests import test_processes
     getattr(test_processes, sys.argv[1])(*sys.argv[2:])
 """
 KILLED = """
     import os, signal, sys, time
-    from trimask.diffusion.processes import join
+    from trimask.diffusion.run.processes import join
     join()
     print("here")  # stays in a buffer
     if os.environ["JAX_PROCESS_ID"] == sys.argv[1]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trimask.diffusion.layout import Layout
+from trimask.diffusion.data.layout import Layout
 from trimask.diffusion.sampling.prompts import Prompts, parse_infill
 from trimask.tokenizers.image import PatchCodec, PatchConfig
 from trimask.tokenizers.media import MediaTokenizers

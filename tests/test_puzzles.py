@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimask.diffusion.data import puzzles
-from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
-from trimask.diffusion.data.puzzles import (
+from trimask.diffusion.data.prepare_config import PrepareConfig
+from trimask.diffusion.data.readers import puzzles
+from trimask.diffusion.data.readers.puzzles import (
     CONFIGS,
     SPLITS,
     Addition,
@@ -160,7 +160,7 @@ def test_no_sudoku_is_there_twice_and_no_solution_in_two_splits():
 def test_another_process_makes_the_same():
     program = (
         "import hashlib\n"
-        "from trimask.diffusion.data.puzzles import Addition, Cups, Sudoku\n"
+        "from trimask.diffusion.data.readers.puzzles import Addition, Cups, Sudoku\n"
         f"for config in {SMALL}:\n"
         "    print(hashlib.sha256(str(config.puzzles()).encode()).hexdigest())\n"
     )

@@ -15,8 +15,8 @@ from trimask.scripts.benchmark import BENCHMARKS
 from trimask.scripts.cli import COMMANDS
 from trimask.scripts.console import parse
 from trimask.scripts.study import STUDIES, Options
-from trimask.tokenizers import configuration
-from trimask.tokenizers.ranges import Checked, NonNegative, PositiveInt, Share, Size, ranged, real, whole
+from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.ranges import Checked, NonNegative, PositiveInt, Share, Size, ranged, real, whole
 
 
 def configurations(kind: Any, found: set[type]) -> set[type]:

@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.data.media_config import PictureConfig
-from trimask.diffusion.data.plan import PrepareConfig
+from trimask.diffusion.data.layout import Layout
+from trimask.diffusion.data.prepare_config import PrepareConfig
+from trimask.diffusion.data.readers.tfds_records import EmbeddedDigits
+from trimask.diffusion.data.reading_config import PictureConfig
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.splits import SplitConfig
-from trimask.diffusion.data.tfds_records import EmbeddedDigits
-from trimask.diffusion.description import TrainConfig
-from trimask.diffusion.evaluate import EvaluateConfig
-from trimask.diffusion.layout import Layout
-from trimask.diffusion.loop import LoopConfig
+from trimask.diffusion.evaluation.evaluate import EvaluateConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig
 from trimask.diffusion.mesh import MeshConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
-from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.run.step_loop import LoopConfig
+from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.policy import PolicyConfig
 from trimask.diffusion.sampling.state import Rules
 from trimask.diffusion.schedule import ScheduleConfig
@@ -31,25 +31,16 @@ from trimask.diffusion.studies.critical_batch import CriticalBatch
 from trimask.diffusion.studies.kill_and_resume import KillAndResume
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
 from trimask.diffusion.studies.mask_variance import MaskVariance
-from trimask.diffusion.studies.sampling import SamplingStudy
-from trimask.diffusion.studies.search import Search
+from trimask.diffusion.studies.multiplier_search import Search
+from trimask.diffusion.studies.sampling_fronts import SamplingStudy
 from trimask.diffusion.transformer import TransformerConfig
-from trimask.sampling_rl.episodes import UnmaskingConfig
+from trimask.sampling_rl.episode_batch import UnmaskingConfig
 from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.reward import RewardConfig
-from trimask.sampling_rl.train import PolicyTrainConfig
-from trimask.sampling_rl.unmasking_study import UnmaskingStudy
-from trimask.scripts import (
-    benchmark_attention,
-    benchmark_checkpoint,
-    benchmark_data,
-    benchmark_loss,
-    benchmark_rollout,
-    benchmark_sample,
-    benchmark_train,
-    generate,
-    plan,
-)
+from trimask.sampling_rl.studies.unmasking import UnmaskingStudy
+from trimask.sampling_rl.train_policy import PolicyTrainConfig
+from trimask.scripts import generate, plan
+from trimask.scripts.benchmarks import attention, checkpoint, data, loss, rollout, sample, train
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -206,57 +197,54 @@ LIMITS = [
     (PolicyTrainConfig, {"generation": GREEDY, "learns_from": "experts"}, {"experts": (1.0,)}, {"experts": ()}),
     (PolicyTrainConfig, {}, {"generation": GREEDY}, {"generation": GenerationConfig(temperature=0.1)}),
     *(
-        (benchmark_rollout.Arguments, {"out": OUT}, {name: 1}, {name: 0})
+        (rollout.Arguments, {"out": OUT}, {name: 1}, {name: 0})
         for name in ("vocabulary", "episodes", "prompt", "length", "repeats")
     ),
     *(
-        (benchmark_loss.Arguments, {"out": OUT, "masked": 1.0}, {name: 1}, {name: 0})
+        (loss.Arguments, {"out": OUT, "masked": 1.0}, {name: 1}, {name: 0})
         for name in ("tokens", "width", "tile_positions", "tile_ids", "repeats")
     ),
-    (benchmark_loss.Arguments, {"out": OUT}, {"vocabularies": (3,)}, {"vocabularies": (2,)}),
-    (benchmark_loss.Arguments, {"out": OUT}, {"vocabularies": (3,)}, {"vocabularies": ()}),
-    (benchmark_loss.Arguments, {"out": OUT}, {"masked": 1.0}, {"masked": 1.1}),
-    (benchmark_loss.Arguments, {"out": OUT, "tokens": 10}, {"masked": 0.1}, {"masked": 0.0}),
-    *((benchmark_checkpoint.Arguments, {"out": OUT}, {name: 1}, {name: 0}) for name in ("vocabulary", "repeats")),
-    *((benchmark_train.Arguments, {"out": OUT}, {name: 1}, {name: 0}) for name in ("rows", "repeats")),
-    (benchmark_train.Arguments, {"out": OUT}, {"vocabularies": (64,)}, {"vocabularies": (63,)}),
-    (benchmark_train.Arguments, {"out": OUT}, {"length": 4}, {"length": 6}),
-    (benchmark_train.Arguments, {"out": OUT}, {"peak_tflops": 0.1}, {"peak_tflops": 0.0}),
-    (benchmark_train.Arguments, {"out": OUT, "md4": OUT}, {"md4_python": Path(sys.executable)}, {"md4_python": None}),
+    (loss.Arguments, {"out": OUT}, {"vocabularies": (3,)}, {"vocabularies": (2,)}),
+    (loss.Arguments, {"out": OUT}, {"vocabularies": (3,)}, {"vocabularies": ()}),
+    (loss.Arguments, {"out": OUT}, {"masked": 1.0}, {"masked": 1.1}),
+    (loss.Arguments, {"out": OUT, "tokens": 10}, {"masked": 0.1}, {"masked": 0.0}),
+    *((checkpoint.Arguments, {"out": OUT}, {name: 1}, {name: 0}) for name in ("vocabulary", "repeats")),
+    *((train.Arguments, {"out": OUT}, {name: 1}, {name: 0}) for name in ("rows", "repeats")),
+    (train.Arguments, {"out": OUT}, {"vocabularies": (64,)}, {"vocabularies": (63,)}),
+    (train.Arguments, {"out": OUT}, {"length": 4}, {"length": 6}),
+    (train.Arguments, {"out": OUT}, {"peak_tflops": 0.1}, {"peak_tflops": 0.0}),
+    (train.Arguments, {"out": OUT, "md4": OUT}, {"md4_python": Path(sys.executable)}, {"md4_python": None}),
+    *((data.Arguments, {"out": OUT, "data": OUT}, {name: 1}, {name: 0}) for name in ("packed_length", "batches")),
+    (data.Arguments, {"out": OUT, "data": OUT}, {"tokens": (1,)}, {"tokens": (0,)}),
+    (data.Arguments, {"out": OUT, "data": OUT}, {"tokens": (1,)}, {"tokens": ()}),
+    (data.Arguments, {"out": OUT, "data": OUT}, {"workers": (0,)}, {"workers": (-1,)}),
+    (data.Arguments, {"out": OUT, "data": OUT}, {"workers": (0,)}, {"workers": ()}),
+    (attention.Arguments, {"out": OUT, "heads": 4}, {"kv_heads": 2}, {"kv_heads": 3}),
     *(
-        (benchmark_data.Arguments, {"out": OUT, "data": OUT}, {name: 1}, {name: 0})
-        for name in ("packed_length", "batches")
-    ),
-    (benchmark_data.Arguments, {"out": OUT, "data": OUT}, {"tokens": (1,)}, {"tokens": (0,)}),
-    (benchmark_data.Arguments, {"out": OUT, "data": OUT}, {"tokens": (1,)}, {"tokens": ()}),
-    (benchmark_data.Arguments, {"out": OUT, "data": OUT}, {"workers": (0,)}, {"workers": (-1,)}),
-    (benchmark_data.Arguments, {"out": OUT, "data": OUT}, {"workers": (0,)}, {"workers": ()}),
-    (benchmark_attention.Arguments, {"out": OUT, "heads": 4}, {"kv_heads": 2}, {"kv_heads": 3}),
-    *(
-        (benchmark_attention.Arguments, {"out": OUT, "kv_heads": 1}, {name: 1}, {name: 0})
+        (attention.Arguments, {"out": OUT, "kv_heads": 1}, {name: 1}, {name: 0})
         for name in ("tokens", "heads", "kv_heads", "head_size", "repeats")
     ),
     *(
-        (benchmark_attention.Arguments, {"out": OUT}, {name: (1,)}, {name: refused})
+        (attention.Arguments, {"out": OUT}, {name: (1,)}, {name: refused})
         for name in ("lengths", "examples")
         for refused in ((), (0,))
     ),
     *(
-        (benchmark_sample.Arguments, {"out": OUT}, {name: 1}, {name: 0})
+        (sample.Arguments, {"out": OUT}, {name: 1}, {name: 0})
         for name in ("vocabulary", "prompt", "per_evaluation", "repeats")
     ),
     *(
-        (benchmark_sample.Arguments, {"out": OUT, "per_evaluation": 1, "blocks": (1,)}, {name: (1,)}, {name: refused})
+        (sample.Arguments, {"out": OUT, "per_evaluation": 1, "blocks": (1,)}, {name: (1,)}, {name: refused})
         for name in ("rows", "lengths", "blocks")
         for refused in ((), (0,))
     ),
-    (benchmark_sample.Arguments, {"out": OUT}, {"caches": ("none",)}, {"caches": ()}),
+    (sample.Arguments, {"out": OUT}, {"caches": ("none",)}, {"caches": ()}),
     *(
         (module.Arguments, {"out": OUT}, {"sizes": ("64x1",)}, {"sizes": refused})
-        for module in (benchmark_sample, benchmark_train, benchmark_checkpoint)
+        for module in (sample, train, checkpoint)
         for refused in ((), ("65x1",))
     ),
-    (benchmark_rollout.Arguments, {"out": OUT}, {"size": "64x1"}, {"size": "64x0"}),
+    (rollout.Arguments, {"out": OUT}, {"size": "64x1"}, {"size": "64x0"}),
     *((plan.Arguments, PLANNED, {n: 1}, {n: 0}) for n in PLANNED if PLANNED[n] == 1),
     (plan.Arguments, PLANNED, {"mfu": 1.0}, {"mfu": 1.1}),
     (plan.Arguments, PLANNED, {"mfu": 0.1}, {"mfu": 0.0}),

@@ -13,17 +13,18 @@ from PIL import Image
 
 from trimask.configs.presets import PRESETS, Experiment
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.description import TrainConfig
-from trimask.diffusion.evaluate import EvaluateConfig
-from trimask.diffusion.loop import LoopConfig
+from trimask.diffusion.evaluation.evaluate import EvaluateConfig
+from trimask.diffusion.evaluation.results import Evaluation, Samples
 from trimask.diffusion.optimizer import OptimizerConfig
-from trimask.diffusion.results import Evaluation, Samples
-from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.run.step_loop import LoopConfig
+from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.transformer import TransformerConfig
-from trimask.scripts import demo, report
-from trimask.scripts.plots import training_seconds
-from trimask.scripts.report import write_report
+from trimask.scripts import demo
+from trimask.scripts.output import report
+from trimask.scripts.output.plots import training_seconds
+from trimask.scripts.output.report import write_report
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +237,9 @@ def test_the_story_told_again_does_not_train_again(story, experiment, prepared, 
     models = [story[3]]
     monkeypatch.setattr(demo, "write_report", lambda *given: models.append(given[3]) or run / "report.html")
     metrics = (run / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr("trimask.diffusion.pretraining.Pretraining.step", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(
+        "trimask.diffusion.pretraining.training_step.Pretraining.step", lambda *_: pytest.fail("it trains")
+    )
     demo.run(run, prepared.folder, experiment)
     assert (run / "metrics.jsonl").read_bytes() == metrics
     out = capsys.readouterr().out

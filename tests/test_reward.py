@@ -6,8 +6,8 @@ import pytest
 
 from trimask.sampling_rl.problems import Problem, ProblemSet
 from trimask.sampling_rl.reward import REWARDS, RewardConfig
-from trimask.tokenizers import configuration
 from trimask.tokenizers.sequence import Example, Segment
+from trimask.tokenizers.storage import configuration
 
 RIGHT, NFE, LENGTH = (0.0, 0.25, 0.5, 1.0), range(1, 70), range(1, 65)
 EPISODES = np.meshgrid(RIGHT, NFE, LENGTH, indexing="ij")

@@ -10,7 +10,7 @@ import pytest
 from fakes import VOCABULARY
 
 from trimask.diffusion.schedule import SCHEDULES, ScheduleConfig, stratified_times
-from trimask.tokenizers import configuration
+from trimask.tokenizers.storage import configuration
 
 TIMES = jnp.linspace(0.01, 0.99, 50)
 TEXT = jnp.ones(50, jnp.int32)

@@ -59,7 +59,7 @@ def test_packed_examples_come_back_whole(numbers, padding):
     assert row.is_padding.sum() == padding
 
 
-def test_a_pair_is_laid_out_task_condition_target_with_places():
+def test_a_pair_is_laid_out_task_condition_target_with_coordinates():
     codes = {"text": np.array([3, 7]), "audio": np.array([[0, 1], [2, -1]])}
     row = assemble(VOCABULARY, [direct(VOCABULARY.tasks["audio_to_text"], codes)], 10)
     v = VOCABULARY
@@ -68,8 +68,8 @@ def test_a_pair_is_laid_out_task_condition_target_with_places():
     expected = [v.task_id("audio_to_text"), v.begin_id("audio"), *audio, v.begin_id("text"), *text, v.padding_id]
     np.testing.assert_array_equal(row.tokens, expected)
     np.testing.assert_array_equal(row.modality, [0, 0, 3, 3, 3, 3, 0, 1, 1, 0])
-    np.testing.assert_array_equal(row.place[2:6], [[0, 0], [0, 1], [1, 0], [1, 1]])
-    np.testing.assert_array_equal(row.place[7:9], [[0, 0], [1, 0]])
+    np.testing.assert_array_equal(row.coordinates[2:6], [[0, 0], [0, 1], [1, 0], [1, 1]])
+    np.testing.assert_array_equal(row.coordinates[7:9], [[0, 0], [1, 0]])
     np.testing.assert_array_equal(row.is_condition, [0, 0, 1, 1, 1, 1, 0, 0, 0, 0])
     np.testing.assert_array_equal(row.is_target, [0, 0, 0, 0, 0, 0, 0, 1, 1, 0])
 

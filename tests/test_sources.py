@@ -13,18 +13,13 @@ import soundfile
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from trimask.diffusion.data import digits, puzzles, shards
-from trimask.diffusion.data.plan import PrepareConfig
+from trimask.diffusion.data import shards
 from trimask.diffusion.data.prepare import prepare
-from trimask.diffusion.data.sources import (
-    KINDS,
-    BadRecord,
-    FieldConfig,
-    OpenConfig,
-    Source,
-    SourceConfig,
-    open_source,
-)
+from trimask.diffusion.data.prepare_config import PrepareConfig
+from trimask.diffusion.data.readers import digits, puzzles
+from trimask.diffusion.data.reading_config import FieldConfig, OpenConfig
+from trimask.diffusion.data.records import BadRecord, Source
+from trimask.diffusion.data.sources import SOURCES, SourceConfig, open_source
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
 
@@ -108,10 +103,12 @@ MAKERS = {
 }
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=SOURCES)
 def kind(request):
     if request.param not in MAKERS:
-        pytest.fail(f"sources.KINDS has a kind {request.param!r}, of which this file has no example: add it to MAKERS")
+        pytest.fail(
+            f"sources.SOURCES has a kind {request.param!r}, of which this file has no example: add it to MAKERS"
+        )
     return request.param
 
 

@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from trimask.diffusion.data import speech
-from trimask.diffusion.data.speech import Utterance, speak, tidy
+from trimask.diffusion.data.readers import speech
+from trimask.diffusion.data.readers.speech import Utterance, speak, tidy
 
 SIX = Utterance("six", "en-us", 175, 50)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimask.diffusion.data.sources import Entry
+from trimask.diffusion.data.records import Entry
 from trimask.diffusion.data.splits import (
     TRAIN,
     SplitConfig,

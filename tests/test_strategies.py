@@ -15,10 +15,11 @@ from fakes import OneProgram, any_strategy, text_request
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trimask.diffusion.sampling import loop
-from trimask.diffusion.sampling.config import GenerationConfig, numbers_of, require_used
-from trimask.diffusion.sampling.policy import LearnedStrategy, PolicyConfig, new_parameters
-from trimask.diffusion.sampling.requests import Generator, request_keys
+from trimask.diffusion.sampling import sampler
+from trimask.diffusion.sampling.generation_config import GenerationConfig, numbers_of, require_used
+from trimask.diffusion.sampling.generator import Generator, request_keys
+from trimask.diffusion.sampling.learned import LearnedStrategy
+from trimask.diffusion.sampling.policy import PolicyConfig, new_parameters
 from trimask.diffusion.sampling.state import Choice, Observation, start
 from trimask.diffusion.sampling.strategies import STRATEGIES, with_progress
 from trimask.tokenizers.sequence import assemble
@@ -306,7 +307,7 @@ INDEPENDENT = np.einsum("i,j,k->ijk", [0.2, 0.8], [0.5, 0.5], [0.7, 0.3])
 COUNT = 4000
 
 
-SAMPLE = jax.jit(loop.sample)
+SAMPLE = jax.jit(sampler.sample)
 
 
 def frequencies(denoise, config):

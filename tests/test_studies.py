@@ -13,20 +13,26 @@ import numpy as np
 import pytest
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
+from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.sde import SDEScaling, rescaled
-from trimask.diffusion.studies import batch_invariance, coordinate_check, critical_batch, learning_rate_transfer, search
+from trimask.diffusion.studies import (
+    batch_invariance,
+    coordinate_check,
+    critical_batch,
+    learning_rate_transfer,
+    multiplier_search,
+)
 from trimask.diffusion.studies.batch_invariance import RULES, BatchInvariance, under_rule
 from trimask.diffusion.studies.coordinate_check import CoordinateCheck
 from trimask.diffusion.studies.critical_batch import CriticalBatch, Fit
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer, Optimum, optimum
-from trimask.diffusion.studies.search import Round, Search, coordinates, moved, multipliers_at, speedup
+from trimask.diffusion.studies.multiplier_search import Round, Search, coordinates, moved, multipliers_at, speedup
 from trimask.diffusion.studies.trials import Outcome, Trials, mean_tokens, tuned_here
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import study as study_script
-from trimask.tokenizers import configuration
+from trimask.tokenizers.storage import configuration
 
 BASE = TrainConfig(
     model=TransformerConfig(num_layers=2, width=32, num_heads=4),
@@ -65,7 +71,7 @@ def rows(path):
 @pytest.fixture
 def world(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(critical_batch, "_DRAWS", 50)
-    for module in (learning_rate_transfer, critical_batch, batch_invariance, search):
+    for module in (learning_rate_transfer, critical_batch, batch_invariance, multiplier_search):
         madeup.figures(monkeypatch, module)
     return lambda loss: World(tmp_path, prepared.folder, loss)
 
@@ -282,7 +288,7 @@ def bowl(config):
 def test_the_search_finds_what_there_is_to_find_and_transfers_it(world, tmp_path):
     config = Search(base=BASE, runs=241, per_round=12, radius=0.4)
     trials = world(bowl)
-    text = search.study(config, trials)
+    text = multiplier_search.study(config, trials)
     found = configuration.load(tmp_path / "multipliers.json", ModuleMultipliers)
     assert math.log2(found.learning_rate.at("up", None)) == pytest.approx(2, abs=0.5)
     assert math.log2(found.residual.at("attention", None)) == pytest.approx(-1, abs=0.5)
@@ -295,13 +301,13 @@ def test_the_search_finds_what_there_is_to_find_and_transfers_it(world, tmp_path
 def test_a_search_goes_the_same_way_again(world):
     config = Search(base=BASE, runs=49, per_round=12)
     first, second = world(bowl), world(bowl)
-    assert search.study(config, first) == search.study(config, second)
+    assert multiplier_search.study(config, first) == multiplier_search.study(config, second)
     assert first.asked == second.asked
 
 
 def test_no_time_no_rounds(world):
     trials = world(bowl)
-    search.study(Search(base=BASE, runs=1000, hours=0.0), trials)
+    multiplier_search.study(Search(base=BASE, runs=1000, hours=0.0), trials)
     assert len(trials.asked) == 8 + 1 + 2 * 4 * 3
 
 

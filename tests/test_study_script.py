@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.scripts import study
-from trimask.tokenizers import configuration
+from trimask.tokenizers.storage import configuration
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,11 @@ import pytest
 from own_files import config_of, make_files, photos_of
 from PIL import Image
 
-from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
-from trimask.diffusion.data.sources import BadRecord, FieldConfig, SourceConfig
+from trimask.diffusion.data.prepare_config import PrepareConfig
+from trimask.diffusion.data.reading_config import FieldConfig
+from trimask.diffusion.data.records import BadRecord
+from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.splits import SplitConfig
 
 

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from trimask.diffusion.data import tables
-from trimask.diffusion.data.tables import blocks_of_table, rows_of, rows_of_block
+from trimask.diffusion.data.readers import tables
+from trimask.diffusion.data.readers.tables import blocks_of_table, rows_of, rows_of_block
 
 CSV = 'file_name,text\n1.png,"a ""small"", grey\nsea"\n\n2.png,z\u2028w\n3.png\n'
 

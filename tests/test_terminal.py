@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from trimask.scripts.terminal import colour, live_grid, live_picture
+from trimask.scripts.output.terminal import colour, live_grid, live_picture
 
 
 def shown(text):

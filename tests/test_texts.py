@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from trimask.diffusion.data.sources import BadRecord, FieldConfig
-from trimask.diffusion.data.texts import Prompted, Texts, files_of, other_cases
+from trimask.diffusion.data.readers.texts import Prompted, Texts, files_of, other_cases
+from trimask.diffusion.data.reading_config import FieldConfig
+from trimask.diffusion.data.records import BadRecord
 
 
 def entries(source):

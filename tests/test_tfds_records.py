@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from trimask.diffusion.data import digits, tfds_records
-from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
-from trimask.diffusion.data.sources import FieldConfig, SourceConfig
-from trimask.diffusion.data.tfds_records import EmbeddedDigits
+from trimask.diffusion.data.prepare_config import PrepareConfig
+from trimask.diffusion.data.readers import digits, tfds_records
+from trimask.diffusion.data.readers.tfds_records import EmbeddedDigits
+from trimask.diffusion.data.reading_config import FieldConfig
+from trimask.diffusion.data.sources import SourceConfig
 from trimask.tokenizers.audio import MelConfig
 
 

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from trimask.scripts.timing import timed
+from trimask.scripts.benchmarks.timing import timed
 
 
 def test_functions_are_called_in_turn_after_a_call_that_does_not_count(monkeypatch):

@@ -14,16 +14,16 @@ from jax.tree_util import Partial
 from test_mesh import run_on_eight_devices
 from test_policy import SMALL
 
-from trimask.diffusion.loop import LoopConfig
-from trimask.diffusion.loss import Mean
-from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.sampling.requests import Generator
-from trimask.sampling_rl import train
+from trimask.diffusion.run.running_mean import Mean
+from trimask.diffusion.run.step_loop import LoopConfig
+from trimask.diffusion.sampling.generation_config import GenerationConfig
+from trimask.diffusion.sampling.generator import Generator
+from trimask.sampling_rl import train_policy as module
 from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.problems import Problem, ProblemSet
 from trimask.sampling_rl.reward import RewardConfig
 from trimask.sampling_rl.rollout import nothing
-from trimask.sampling_rl.train import PolicyTrainConfig, PolicyTraining, _Episodes, train_policy
+from trimask.sampling_rl.train_policy import PolicyTrainConfig, PolicyTraining, _Episodes, train_policy
 
 LENGTH = 4
 SURE = np.zeros((8, VOCABULARY.size), np.float32)
@@ -152,7 +152,7 @@ def test_eight_devices_take_the_steps_of_one(trained):
         import jax
         from test_train_policy import CONFIG, PROBLEMS, knowing
         from trimask.diffusion.mesh import rows_on_all_devices
-        from trimask.sampling_rl.train import PolicyTraining
+        from trimask.sampling_rl.train_policy import PolicyTraining
 
         assert len(jax.devices()) == 8 and len(rows_on_all_devices(jax.numpy.arange(16)).sharding.device_set) == 8
         # As weights are that were loaded: of the first device, and to stay there.
@@ -213,7 +213,7 @@ def stepped(config, own, experts, monkeypatch):
         given.append((batch, rest))
         return parameters, state, {"log_likelihood": Mean(jnp.float32(-6.0), jnp.float32(4.0))}
 
-    monkeypatch.setattr(train, "update", made_up)
+    monkeypatch.setattr(module, "update", made_up)
     monkeypatch.setattr(training, "_by_policy", lambda *_: own)
     monkeypatch.setattr(training, "_by_experts", lambda *_: experts)
     state = training.init()
@@ -279,7 +279,7 @@ def test_the_loop_is_told_what_a_step_costs_and_holds(tmp_path, monkeypatch):
         told.update(rest, batch=batch)
         return state
 
-    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(module, "fit", fit)
     config = dataclasses.replace(CONFIG, experts=(0.5,), problems_per_step=5, seed=3)
     train_policy(tmp_path / "p", config, PROBLEMS, knowing(), "ones")
     # Four episodes of its own and an expert's, of five problems.

@@ -10,16 +10,16 @@ import pytest
 
 from trimask.configs.presets import preset
 from trimask.diffusion.data.batches import BatchConfig, DatasetUse
-from trimask.diffusion.description import TrainConfig, load_description, transferred
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers
-from trimask.diffusion.sampling.config import GenerationConfig
+from trimask.diffusion.pretraining.description import TrainConfig, load_description, transferred
+from trimask.diffusion.pretraining.train_run import train
+from trimask.diffusion.pretraining.trained_model import load
+from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sde import SDEScaling
-from trimask.diffusion.train import train
-from trimask.diffusion.trained import load
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import train as train_script
-from trimask.tokenizers import configuration
+from trimask.tokenizers.storage import configuration
 
 CONFIG = TrainConfig(
     model=TransformerConfig(num_layers=1, width=16, num_heads=2),

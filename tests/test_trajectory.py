@@ -9,8 +9,8 @@ from rich.console import Console
 
 from trimask.scripts import generate
 from trimask.scripts.inspection import main as inspect
-from trimask.scripts.terminal import colour
-from trimask.scripts.trajectory import _live_text, read_trace, trace_page
+from trimask.scripts.output.terminal import colour
+from trimask.scripts.output.trajectory import _live_text, read_trace, trace_page
 
 
 @pytest.fixture

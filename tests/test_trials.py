@@ -11,11 +11,12 @@ import jax
 import pytest
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
-from trimask.diffusion.description import TrainConfig
-from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
-from trimask.diffusion.pretraining import Pretraining
+from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.pretraining.train_run import train
+from trimask.diffusion.pretraining.training_step import Pretraining
+from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.studies import trials as studies_trials
 from trimask.diffusion.studies.trials import (
@@ -30,10 +31,9 @@ from trimask.diffusion.studies.trials import (
     tuned_here,
     with_learning_rate,
 )
-from trimask.diffusion.train import train
 from trimask.diffusion.transformer import TransformerConfig
-from trimask.tokenizers import configuration
-from trimask.tokenizers.formats import RENAMED
+from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.formats import RENAMED
 
 CONFIG = TrainConfig(
     model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16),

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from trimask.diffusion.data import sources
-from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
+from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.verification import BackgroundVerification, Damaged, is_verified
-from trimask.diffusion.results import Evaluation
+from trimask.diffusion.evaluation.results import Evaluation
 from trimask.diffusion.studies.mask_variance import MaskVariance
 from trimask.scripts import evaluate, study, train_policy
 from trimask.scripts.inspection import main as inspect
@@ -144,8 +144,8 @@ def test_a_plan_of_other_datasets_is_refused(folder):
 
 def test_what_cannot_be_made_again_as_it_was_is_said(folder, monkeypatch):
     flipped(folder / SHARD)
-    kind = sources.KINDS["synthetic"]
-    monkeypatch.setitem(sources.KINDS, "synthetic", lambda where, config: Later(kind(where, config)))
+    kind = sources.SOURCES["synthetic"]
+    monkeypatch.setitem(sources.SOURCES, "synthetic", lambda where, config: Later(kind(where, config)))
     with pytest.raises(ValueError, match="what was made again is not what was there; the sources"):
         prepare(folder, CONFIG)
 
@@ -227,5 +227,5 @@ def test_a_folder_that_may_only_be_read_is_verified(folder, monkeypatch):
     def refuse(*_):
         raise PermissionError
 
-    monkeypatch.setattr("trimask.tokenizers.configuration.save", refuse)
+    monkeypatch.setattr("trimask.tokenizers.storage.configuration.save", refuse)
     assert Prepared(folder).verify() == []

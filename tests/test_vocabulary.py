@@ -37,8 +37,8 @@ def test_eos_is_the_last_code_of_text():
 
 def test_a_position_may_take_exactly_the_ids_of_its_modality_and_codebook():
     modality = jnp.array([VOCABULARY.number_of(m) for m in ("text", "image", "image", "audio", "audio", "audio")])
-    place = jnp.array([[9, 0], [0, 0], [3, 3], [5, 0], [0, 1], [5, 1]])
-    allowed = np.asarray(VOCABULARY.allowed_ids(modality, place))
+    coordinates = jnp.array([[9, 0], [0, 0], [3, 3], [5, 0], [0, 1], [5, 1]])
+    allowed = np.asarray(VOCABULARY.allowed_ids(modality, coordinates))
     for row, number in zip(allowed, [1, 2, 2, 3, 4, 4], strict=True):
         expected = VOCABULARY.ranges[number]
         np.testing.assert_array_equal(np.flatnonzero(row), np.arange(expected.start, expected.stop))

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.description import TrainConfig
-from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import ParametrizationConfig
-from trimask.diffusion.pretraining import Pretraining
-from trimask.diffusion.train import train
-from trimask.diffusion.trained import load
+from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.pretraining.train_run import train
+from trimask.diffusion.pretraining.trained_model import load
+from trimask.diffusion.pretraining.training_step import Pretraining
+from trimask.diffusion.pretraining.warm_start import grown, new_ids, new_ranges, require_grown, require_same_model
+from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.transformer import TransformerConfig
-from trimask.diffusion.warm_start import grown, new_ids, new_ranges, require_grown, require_same_model
 from trimask.tokenizers.sequence import Example, Segment, assemble, stack
 from trimask.tokenizers.text import TextTokenizer
 from trimask.tokenizers.vocabulary import Vocabulary

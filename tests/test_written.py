@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trimask.diffusion.description import load_description
-from trimask.diffusion.results import Evaluation
-from trimask.diffusion.run_folder import read_lines
+from trimask.diffusion.evaluation.results import Evaluation
+from trimask.diffusion.pretraining.description import load_description
+from trimask.diffusion.pretraining.train_run import train
+from trimask.diffusion.run.folder import read_lines
 from trimask.diffusion.studies import learning_rate_transfer
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
 from trimask.diffusion.studies.trials import Trials
-from trimask.diffusion.train import train
-from trimask.sampling_rl.train import PolicyTrainConfig
-from trimask.scripts.answers import read_index
-from trimask.scripts.trajectory import trace_page
-from trimask.tokenizers import configuration
+from trimask.sampling_rl.train_policy import PolicyTrainConfig
+from trimask.scripts.output.answers import read_index
+from trimask.scripts.output.trajectory import trace_page
+from trimask.tokenizers.storage import configuration
 
 HERE = Path(__file__).parent / "written"
 ARCHIVES = sorted(HERE.glob("*.tar.xz"))

@@ -26,7 +26,7 @@ from jaxtyping import Float, Float32, Int
 
 from trimask.tokenizers.codebook import check_codes, fit_codebook, nearest_codeword
 from trimask.tokenizers.codec import ArrayFile, Files, StoredTokenizer
-from trimask.tokenizers.ranges import Checked, Positive, Seed, Size, whole
+from trimask.tokenizers.storage.ranges import Checked, Positive, Seed, Size, whole
 
 _MOST_NUMBERS = 1 << 24
 """Of spectra that are held at a time: 128 MiB."""

@@ -26,10 +26,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkab
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from trimask.tokenizers import configuration
-from trimask.tokenizers.files import printable, replacing, require_plain_name, require_regular_file, write_text
-from trimask.tokenizers.formats import present_name, written_fields
-from trimask.tokenizers.json_text import MAX_BYTES
+from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.files import printable, replacing, require_plain_name, require_regular_file, write_text
+from trimask.tokenizers.storage.formats import present_name, written_fields
+from trimask.tokenizers.storage.json_text import MAX_BYTES
 
 Content = Mapping[str, np.ndarray | str]
 """File name → what it holds: an array for `.npy`, else text."""
@@ -47,7 +47,7 @@ Files = Mapping[str, ArrayFile | None]
 
 _T = TypeVar("_T", bound="StoredTokenizer")
 
-KINDS = {
+CODECS = {
     "text": ("trimask.tokenizers.text", "TextTokenizer"),
     "patch": ("trimask.tokenizers.image", "PatchCodec"),
     "mel": ("trimask.tokenizers.audio", "MelCodec"),
@@ -177,9 +177,9 @@ class _Description:
 def load(folder: str | Path) -> Stored:
     """Loads whichever tokenizer or codec the folder holds."""
     kind = present_name("codec", _read_description(Path(folder)).kind)
-    if kind not in KINDS:
-        raise ValueError(f"{folder}: unknown kind of tokenizer {kind!r}, known are {', '.join(KINDS)}")
-    module, name = KINDS[kind]
+    if kind not in CODECS:
+        raise ValueError(f"{folder}: unknown kind of tokenizer {kind!r}, known are {', '.join(CODECS)}")
+    module, name = CODECS[kind]
     return getattr(importlib.import_module(module), name).load(folder)
 
 

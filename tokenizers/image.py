@@ -16,7 +16,7 @@ from jaxtyping import Int, UInt8
 
 from trimask.tokenizers.codebook import check_codes, fit_codebook, nearest_codeword
 from trimask.tokenizers.codec import ArrayFile, Files, StoredTokenizer
-from trimask.tokenizers.ranges import Checked, Seed, Size, whole
+from trimask.tokenizers.storage.ranges import Checked, Seed, Size, whole
 
 
 @dataclass(frozen=True, kw_only=True)

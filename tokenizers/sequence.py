@@ -2,7 +2,7 @@
 
 An example is laid out as  [task] ([begin modality] its codes)+ , what is given before what is asked for; a row holds
 one example or several packed ones, then padding. Every position knows what it is even when masked: its modality, its
-place inside the segment (text: offset, 0; image: row, column; audio: frame, codebook) and its example (`segment`,
+coordinates inside the segment (text: offset, 0; image: row, column; audio: frame, codebook) and its example (`segment`,
 counted from 1; 0 is padding). Task, boundary and padding tokens are of modality 0 and are never masked.
 """
 
@@ -22,13 +22,13 @@ from trimask.tokenizers.vocabulary import TEXT, Task, Vocabulary
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Sequence:
+class TokenRows:
     """Rows of tokens and what each position is; leading axes are free (usually batch)."""
 
     tokens: Int[Any, "*batch seq"]
     modality: Int[Any, "*batch seq"]
     """Number of the modality (`Vocabulary.modalities`)."""
-    place: Int[Any, "*batch seq 2"]
+    coordinates: Int[Any, "*batch seq 2"]
     """Coordinates inside the segment."""
     segment: Int[Any, "*batch seq"]
     """Number of the packed example, from 1; attention stays inside. 0 is padding."""
@@ -50,7 +50,7 @@ class Sequence:
         """Positions of a row."""
         return self.tokens.shape[-1]
 
-    def replace(self, **changes) -> "Sequence":
+    def replace(self, **changes) -> "TokenRows":
         """A copy with some fields replaced."""
         return dataclasses.replace(self, **changes)
 
@@ -85,14 +85,14 @@ class Example:
         return 1 + sum(1 + segment.codes.size for segment in self.segments)
 
 
-def example_starts(sequence: Sequence) -> Int[Array, "batch seq"]:
+def example_starts(sequence: TokenRows) -> Int[Array, "batch seq"]:
     """For every position, the position at which its example starts."""
     previous = jnp.pad(sequence.segment, ((0, 0), (1, 0)))[:, :-1]
     is_start = sequence.segment != previous
     return jax.lax.cummax(jnp.where(is_start, jnp.arange(sequence.length), 0), axis=1)
 
 
-def task_tokens(sequence: Sequence) -> Int[Array, "batch seq"]:
+def task_tokens(sequence: TokenRows) -> Int[Array, "batch seq"]:
     """For every position, the task token of its example."""
     return jnp.take_along_axis(sequence.tokens, example_starts(sequence), axis=1)
 
@@ -119,7 +119,7 @@ def until_eos(vocabulary: Vocabulary, codes: Int[np.ndarray, " n"]) -> Int[np.nd
     return codes[: ends[0]] if len(ends) else codes
 
 
-def assemble(vocabulary: Vocabulary, examples: list[Example], length: int) -> Sequence:
+def assemble(vocabulary: Vocabulary, examples: list[Example], length: int) -> TokenRows:
     """One row of `length` tokens holding the examples one after another, then padding."""
     row = empty(vocabulary, (), length)
     start = 0
@@ -135,15 +135,15 @@ def assemble(vocabulary: Vocabulary, examples: list[Example], length: int) -> Se
             part = slice(start + 1, start + 1 + segment.codes.size)
             row.tokens[part] = vocabulary.to_ids(segment.modality, segment.codes).reshape(-1)
             row.modality[part] = vocabulary.number_of(segment.modality)
-            row.place[part] = _places(segment.codes.shape)
+            row.coordinates[part] = _coordinates(segment.codes.shape)
             row.is_condition[part] = np.arange(segment.codes.size) < segment.num_given
             start = part.stop
     return row
 
 
-def disassemble(vocabulary: Vocabulary, row: Sequence) -> list[Example]:
+def disassemble(vocabulary: Vocabulary, row: TokenRows) -> list[Example]:
     """Inverse of `assemble`: the examples of one row, MASK as code -1."""
-    tokens, modality, place = np.asarray(row.tokens), np.asarray(row.modality), np.asarray(row.place)
+    tokens, modality, coordinates = np.asarray(row.tokens), np.asarray(row.modality), np.asarray(row.coordinates)
     segment, is_condition = np.asarray(row.segment), np.asarray(row.is_condition)
     examples = []
     for number in range(1, segment.max(initial=0) + 1):
@@ -152,40 +152,42 @@ def disassemble(vocabulary: Vocabulary, row: Sequence) -> list[Example]:
         parts = np.split(np.array(rest, int), [rest.index(begin) for begin in begins[1:]])
         task = next(task for task in vocabulary.tasks if vocabulary.task_id(task) == tokens[task_position])
         examples.append(
-            Example(task, tuple(_segment(vocabulary, tokens, modality, place, is_condition, part) for part in parts))
+            Example(
+                task, tuple(_segment(vocabulary, tokens, modality, coordinates, is_condition, part) for part in parts)
+            )
         )
     return examples
 
 
-def empty(vocabulary: Vocabulary, batch: tuple[int, ...], length: int) -> Sequence:
+def empty(vocabulary: Vocabulary, batch: tuple[int, ...], length: int) -> TokenRows:
     """Rows of padding."""
     shape = (*batch, length)
-    return Sequence(
+    return TokenRows(
         tokens=np.full(shape, vocabulary.padding_id, np.int32),
         modality=np.zeros(shape, np.int32),
-        place=np.zeros((*shape, 2), np.int32),
+        coordinates=np.zeros((*shape, 2), np.int32),
         segment=np.zeros(shape, np.int32),
         is_condition=np.zeros(shape, bool),
     )
 
 
-def stack(rows: list[Sequence]) -> Sequence:
+def stack(rows: list[TokenRows]) -> TokenRows:
     """Rows of one length as a batch."""
     return jax.tree.map(lambda *fields: np.stack(fields), *rows)
 
 
-def _segment(vocabulary, tokens, modality, place, is_condition, part) -> Segment:
+def _segment(vocabulary, tokens, modality, coordinates, is_condition, part) -> Segment:
     """The segment at positions `part`, whose first position is the boundary token."""
     begin, codes = part[0], part[1:]
     name = vocabulary.special_tokens[tokens[begin]].strip("<>")
     ids = tokens[codes]
     if name != TEXT:
-        ids = ids.reshape(place[codes].max(axis=0, initial=-1) + 1)
+        ids = ids.reshape(coordinates[codes].max(axis=0, initial=-1) + 1)
     return Segment(name, vocabulary.to_codes(name, ids), int(is_condition[codes].sum()))
 
 
 @lru_cache(maxsize=1024)
-def _places(shape: tuple[int, ...]) -> np.ndarray:
+def _coordinates(shape: tuple[int, ...]) -> np.ndarray:
     """Coordinates of every code of a segment, flattened; text has one coordinate, the second is 0."""
     if len(shape) == 1:
         return np.stack([np.arange(shape[0]), np.zeros(shape[0], int)], axis=-1)

@@ -19,8 +19,8 @@ from jaxtyping import Int
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from trimask.tokenizers.codec import Files, StoredTokenizer
-from trimask.tokenizers.files import printable, require_regular_file
-from trimask.tokenizers.json_text import MAX_BYTES
+from trimask.tokenizers.storage.files import printable, require_regular_file
+from trimask.tokenizers.storage.json_text import MAX_BYTES
 
 _LONG_WORD = re.compile(r"(\S{1000}|\s{1000})")
 """Where text without blanks, or of blanks alone, is cut for fitting: its time grows with the square of a word."""

@@ -2,8 +2,8 @@
 
 A *modality* is a kind of medium; a *range* is a run of consecutive ids that one position may take. Text has one
 range, whose last id is EOS; a codec has one range per residual codebook. Which range a position draws from follows
-from its modality and its place alone, so loss, likelihood and sampling all ask `allowed_ids`. No other module knows
-an offset.
+from its modality and its coordinates alone, so loss, likelihood and sampling all ask `allowed_ids`. No other module
+knows an offset.
 """
 
 import hashlib
@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from trimask.tokenizers.ranges import Checked, Size
+from trimask.tokenizers.storage.ranges import Checked, Size
 
 SPECIAL = "special"
 TEXT = "text"
 
 
 @dataclass(frozen=True)
-class Range:
+class IdRange:
     """Ids start ≤ id < stop, belonging to one modality."""
 
     modality: str
@@ -84,13 +84,13 @@ class Vocabulary(Checked):
         return ("<pad>", "<mask>", *boundaries, *(f"<task:{task}>" for task in self.tasks))
 
     @cached_property
-    def ranges(self) -> tuple[Range, ...]:
+    def ranges(self) -> tuple[IdRange, ...]:
         """All ranges in id order; range 0 is `special`."""
         sizes = [(SPECIAL, len(self.special_tokens)), (TEXT, self.text_size + 1)]
         sizes += [(medium, size) for medium, books in self.codebook_sizes.items() for size in books]
         ranges, start = [], 0
         for modality, size in sizes:
-            ranges.append(Range(modality, start, start + size))
+            ranges.append(IdRange(modality, start, start + size))
             start += size
         return tuple(ranges)
 
@@ -147,18 +147,24 @@ class Vocabulary(Checked):
         """Number of the last codebook of each modality."""
         return np.array([self.num_codebooks(name) - 1 for name in self.modalities])
 
-    def range_numbers(self, modality: Int[Array, "*shape"], place: Int[Array, "*shape 2"]) -> Int[Array, "*shape"]:
-        """The range each position draws from. Of several codebooks, the second coordinate of `place` says which."""
+    def range_numbers(
+        self, modality: Int[Array, "*shape"], coordinates: Int[Array, "*shape 2"]
+    ) -> Int[Array, "*shape"]:
+        """The range each position draws from. With several codebooks, the second coordinate says which."""
         first, last = jnp.asarray(self._first_range), jnp.asarray(self._last_codebook)
-        return first[modality] + jnp.minimum(place[..., 1], last[modality])
+        return first[modality] + jnp.minimum(coordinates[..., 1], last[modality])
 
-    def allowed_bounds(self, modality: Int[Array, "*shape"], place: Int[Array, "*shape 2"]) -> Int[Array, "*shape 2"]:
+    def allowed_bounds(
+        self, modality: Int[Array, "*shape"], coordinates: Int[Array, "*shape 2"]
+    ) -> Int[Array, "*shape 2"]:
         """First id, and the one after the last, that a position may take: its range."""
-        return jnp.array([(r.start, r.stop) for r in self.ranges])[self.range_numbers(modality, place)]
+        return jnp.array([(r.start, r.stop) for r in self.ranges])[self.range_numbers(modality, coordinates)]
 
-    def allowed_ids(self, modality: Int[Array, "*shape"], place: Int[Array, "*shape 2"]) -> Bool[Array, "*shape vocab"]:
+    def allowed_ids(
+        self, modality: Int[Array, "*shape"], coordinates: Int[Array, "*shape 2"]
+    ) -> Bool[Array, "*shape vocab"]:
         """The ids a position may take: those of its range; never MASK, never another modality's."""
-        bounds = self.allowed_bounds(modality, place)
+        bounds = self.allowed_bounds(modality, coordinates)
         ids = jnp.arange(self.size)
         return (ids >= bounds[..., 0, None]) & (ids < bounds[..., 1, None])
 

@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float, Int
 from trimask.diffusion.data.mixture import Mixture, Span
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import TRAIN
-from trimask.diffusion.limits import WorkLimits
-from trimask.tokenizers.ranges import Checked, NonNegative, NonNegativeInt, Positive, Share, Size, whole
-from trimask.tokenizers.sequence import Example, Sequence, assemble, direct, stack
+from trimask.diffusion.run.limits import WorkLimits
+from trimask.tokenizers.sequence import Example, TokenRows, assemble, direct, stack
+from trimask.tokenizers.storage.ranges import Checked, NonNegative, NonNegativeInt, Positive, Share, Size, whole
 
 # Streams of random numbers that one seed is split into.
 _DATASET, _ORDER, _TASK = range(3)
@@ -115,7 +115,7 @@ class Batches:
         batch_tokens = np.array([dataset.tokens_per_batch for dataset in self.datasets])
         self.mixture = Mixture(weights, batch_tokens, [seed, _DATASET])
 
-    def __call__(self, step: int) -> Sequence:
+    def __call__(self, step: int) -> TokenRows:
         """The batch of a step, as NumPy arrays."""
         number, visit = self.mixture.choice(step)
         return self.datasets[number].batch(visit, (self.seed, number), self.own_rows[number])
@@ -197,7 +197,7 @@ class _Dataset:
             )
         self.tokens_per_batch = copies * self.num_rows * self.lengths.sum() / len(self.rows)
 
-    def batch(self, number: int, seed: tuple[int, int], is_own: Bool[np.ndarray, " rows"]) -> Sequence:
+    def batch(self, number: int, seed: tuple[int, int], is_own: Bool[np.ndarray, " rows"]) -> TokenRows:
         """Batch `number` of an endless walk through the rows, epoch after epoch; empty where a row is not our own."""
         draws = np.random.default_rng([*seed, _TASK, number]).random((self.num_rows, self.row_length, 2))
         rows = []

@@ -6,17 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from trimask.diffusion.data.layout import Layout
 from trimask.diffusion.data.modalities import MODALITIES, modality
-from trimask.diffusion.data.plan import PrepareConfig, fitted, stacked
-from trimask.diffusion.data.sources import RawExample, Source
-from trimask.diffusion.layout import Layout
-from trimask.diffusion.progress import Report
-from trimask.tokenizers import configuration
+from trimask.diffusion.data.plan import fitted, stacked
+from trimask.diffusion.data.prepare_config import PrepareConfig
+from trimask.diffusion.data.records import RawExample, Source
+from trimask.diffusion.run.progress import Report
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.codec import MediaCodec
-from trimask.tokenizers.files import require_regular_file
-from trimask.tokenizers.json_text import read_json
 from trimask.tokenizers.media import MediaTokenizers
+from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.files import require_regular_file
+from trimask.tokenizers.storage.json_text import read_json
 from trimask.tokenizers.text import TextTokenizer
 from trimask.tokenizers.vocabulary import TEXT
 

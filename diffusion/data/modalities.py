@@ -1,8 +1,8 @@
-"""What data need to know of a modality beside text: how it is read, brought to one shape, fitted, and seen by judges.
+"""Table of modalities beside text: how the files of each are read, brought to one shape, and fitted with a codec.
 
-A further modality is a codec and a reader, a line in the table of kinds of `tokenizers/codec.py`, an entry here, and
-one in `scripts/outputs.py`, which says how it is written and drawn. All else looks up what it needs, and names what is
-missing.
+A new modality is a codec and a reader, a line in the table of kinds of `tokenizers/codec.py`, an entry here, and an
+entry in `scripts/output/presentation.py`, which says how it is written and drawn. All other code looks modalities up in
+these tables, and its errors name the table that lacks an entry.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from trimask.diffusion.data import pictures, sounds
-from trimask.diffusion.data.media_config import MediaConfig
-from trimask.diffusion.features import Features, audio_features, image_features
+from trimask.diffusion.data.reading_config import MediaConfig
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
 
@@ -64,10 +63,6 @@ class Modality:
     """What a medium loses at its dataset's shape though nobody asked for it, in a word each."""
     shown: Callable[[tuple[int, ...], MediaConfig], str] = _sizes
     """The shape of a dataset's media in words."""
-    features: Features | None = None
-    """What the judges label and frechet see. None: they cannot say anything of it."""
-    judges: tuple[str, ...] = ()
-    """Names of its usual judges, as `trimask evaluate --judge` takes them. Empty: label or frechet."""
 
 
 MODALITIES: dict[str, Modality] = {
@@ -82,7 +77,6 @@ MODALITIES: dict[str, Modality] = {
         notes=pictures.notes,
         lost=pictures.lost,
         shown=pictures.shown,
-        features=Features(lambda media, _: image_features(media), is_scaled=False),
     ),
     "audio": Modality(
         codec_config=MelConfig,
@@ -94,7 +88,6 @@ MODALITIES: dict[str, Modality] = {
         faults=sounds.faults,
         notes=sounds.notes,
         shown=sounds.shown,
-        features=Features(lambda media, codec: audio_features(media, codec.sample_rate_hz), is_scaled=True),
     ),
 }
 

@@ -12,9 +12,9 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from trimask.diffusion.data.media_config import LimitConfig, MediaConfig
-from trimask.tokenizers.files import reading, require_regular_file
+from trimask.diffusion.data.reading_config import LimitConfig, MediaConfig
 from trimask.tokenizers.image import PatchCodec, PatchConfig, single_patches
+from trimask.tokenizers.storage.files import reading, require_regular_file
 
 _FEWEST_GREYS = 32
 """Number of greys that 8 bits must keep of a picture with at least as many; of one with fewer they must keep all."""

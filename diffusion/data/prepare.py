@@ -19,7 +19,6 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import zip_longest
 from pathlib import Path
 
-from trimask.diffusion.children import end_with
 from trimask.diffusion.data.fitting import (
     digests_of_given,
     fit_tokenizers,
@@ -27,31 +26,32 @@ from trimask.diffusion.data.fitting import (
     shapes_of_media,
     with_given_codecs,
 )
-from trimask.diffusion.data.lines import Block
-from trimask.diffusion.data.plan import Plan, PrepareConfig
+from trimask.diffusion.data.layout import Layout
+from trimask.diffusion.data.occurrences import Occurrences
+from trimask.diffusion.data.plan import Plan
+from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.prepared import DatasetManifest, Manifest, Prepared
-from trimask.diffusion.data.seen import Seen
+from trimask.diffusion.data.records import Block, Source
 from trimask.diffusion.data.shards import (
     BlockReport,
     encode_block,
-    forget_workshops,
+    forget_encoders,
     raw_folder,
     remove_block,
     remove_partials,
     report_path,
 )
-from trimask.diffusion.data.sources import Source
 from trimask.diffusion.data.splits import TRAIN, in_order
 from trimask.diffusion.data.survey import Survey, contents_in_several, require_rules_used, survey
 from trimask.diffusion.data.verification import Damaged, Job, checked_report, jobs_of, verified_report, verify
-from trimask.diffusion.layout import Layout
-from trimask.diffusion.limits import require_room_for_workers
-from trimask.diffusion.progress import Report, silent
-from trimask.diffusion.run_folder import locked
-from trimask.tokenizers import configuration
+from trimask.diffusion.run.children import end_with
+from trimask.diffusion.run.folder import locked
+from trimask.diffusion.run.limits import require_room_for_workers
+from trimask.diffusion.run.progress import Report, silent
 from trimask.tokenizers import media as media_tokenizers
-from trimask.tokenizers.files import printable, write_text
 from trimask.tokenizers.media import MediaTokenizers
+from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.files import printable, write_text
 from trimask.tokenizers.vocabulary import TEXT
 
 _FREE = ("workers", "on_error", "download")
@@ -96,7 +96,7 @@ def _mend(prepared: Prepared, config: PrepareConfig, report: Report) -> None:
         return
     for _, fault in faults:
         print(f"{printable(str(fault))}; it is made again", file=sys.stderr)
-    forget_workshops()
+    forget_encoders()
     for done, _ in enumerate(_encoded(folder, [job for job, _ in faults], _num_workers(config, plan))):
         report("tokenising again", done + 1, len(faults))
     reports = [checked_report(folder, plan, job, prepared.whole[job.dataset]) for job in jobs_of(plan)]
@@ -233,7 +233,7 @@ def _encode(
     folder: Path, config: PrepareConfig, plan: Plan, sources: dict[str, Source], report: Report
 ) -> dict[str, list[BlockReport]]:
     """All blocks' reports; those that are not there yet are made."""
-    forget_workshops()
+    forget_encoders()
     jobs, done = jobs_of(plan), dict[Job, BlockReport]()
     total, finished = sum(plan.records.values()), 0
     for job in jobs:
@@ -359,7 +359,7 @@ def _dataset_manifest(
 
 def _shared_by_datasets(reports: dict[str, list[BlockReport]]) -> dict[str, dict[str, int]]:
     """Dataset/split that is held out → dataset/train of another → how many of its examples are of a content of that."""
-    seen, places = Seen(), list[str]()
+    seen, places = Occurrences(), list[str]()
     for name, of_dataset in reports.items():
         for block in of_dataset:
             for split, shard in block.shards.items():
@@ -377,7 +377,7 @@ def _shared_by_datasets(reports: dict[str, list[BlockReport]]) -> dict[str, dict
 
 def _shared(reports: list[BlockReport], splits: Collection[str]) -> dict[str, dict[str, int]]:
     """Split → earlier split → how many of its examples are of a content that is there, too."""
-    seen, shared = Seen(), dict[str, dict[str, int]]()
+    seen, shared = Occurrences(), dict[str, dict[str, int]]()
     for block in reports:
         for split, shard in block.shards.items():
             for content in shard.contents:

@@ -20,18 +20,20 @@ from flax import serialization
 from grain.sources import ArrayRecordDataSource
 from jaxtyping import Int
 
-from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted, split_of
+from trimask.diffusion.data.layout import Layout
+from trimask.diffusion.data.plan import Plan, fitted, split_of
+from trimask.diffusion.data.prepare_config import PrepareConfig
+from trimask.diffusion.data.records import BadRecord, RawExample
 from trimask.diffusion.data.shards import BlockReport, raw_folder, shard_path
-from trimask.diffusion.data.sources import BadRecord, RawExample, SourceConfig
+from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.verification import Damaged, checked_report, is_verified, jobs_of, require_none, verify
-from trimask.diffusion.layout import Layout
-from trimask.diffusion.progress import Report, silent
-from trimask.tokenizers import configuration
+from trimask.diffusion.run.progress import Report, silent
 from trimask.tokenizers import media as media_tokenizers
-from trimask.tokenizers.files import reading
-from trimask.tokenizers.formats import added
-from trimask.tokenizers.json_text import read_json
 from trimask.tokenizers.sequence import fill_text
+from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.files import reading
+from trimask.tokenizers.storage.formats import added
+from trimask.tokenizers.storage.json_text import read_json
 from trimask.tokenizers.vocabulary import TEXT, Task, Vocabulary
 
 _FIRST_VERSION = "0.1.0"

@@ -22,15 +22,15 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from flax import serialization
 from jaxtyping import Int
 
-from trimask.diffusion.data.lines import Block
 from trimask.diffusion.data.modalities import modality
-from trimask.diffusion.data.plan import Plan, PrepareConfig, fitted, split_of, stacked
-from trimask.diffusion.data.sources import BadRecord, Entry, RawExample, Source
-from trimask.tokenizers import configuration
+from trimask.diffusion.data.plan import Plan, fitted, split_of, stacked
+from trimask.diffusion.data.prepare_config import PrepareConfig
+from trimask.diffusion.data.records import BadRecord, Block, Entry, RawExample, Source
 from trimask.tokenizers import media as media_tokenizers
-from trimask.tokenizers.files import require_regular_file, written_to
-from trimask.tokenizers.formats import added
 from trimask.tokenizers.media import MediaTokenizers
+from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.files import require_regular_file, written_to
+from trimask.tokenizers.storage.formats import added
 from trimask.tokenizers.vocabulary import TEXT
 
 _CHUNK = 256
@@ -76,7 +76,7 @@ class BlockReport:
 
 def encode_block(folder: Path, dataset: str, number: int) -> BlockReport:
     """Tokenises a block of the folder's plan and writes its shards; a BadRecord stops it if the config says so."""
-    workshop = _workshop(folder)
+    workshop = _block_encoder(folder)
     block = workshop.plan.blocks[dataset][number]
     rejects: list[Reject] = []
     records: dict[str, list[dict[str, Any]]] = {}
@@ -157,7 +157,7 @@ def raw_folder(folder: Path) -> Path:
     return folder / "raw"
 
 
-class _Loaded(NamedTuple):
+class _LoadedRecord(NamedTuple):
     """A record that was read."""
 
     entry: Entry
@@ -168,7 +168,7 @@ class _Loaded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Workshop:
+class _BlockEncoder:
     """A folder that is being prepared, as one process sees it."""
 
     config: PrepareConfig
@@ -177,7 +177,7 @@ class _Workshop:
     sources: dict[str, Source]
 
     def encoded(
-        self, dataset: str, chunk: list[_Loaded], rejects: list[Reject]
+        self, dataset: str, chunk: list[_LoadedRecord], rejects: list[Reject]
     ) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
         """Split, digest of the content, and examples of every record of a chunk that fits."""
         source, text = self.sources[dataset], self.tokenizers.text
@@ -224,11 +224,11 @@ class _Workshop:
 
 
 def _chunks(
-    workshop: _Workshop, dataset: str, block: Block, rejects: list[Reject], lost: Counter[str]
-) -> Iterator[list[_Loaded]]:
+    workshop: _BlockEncoder, dataset: str, block: Block, rejects: list[Reject], lost: Counter[str]
+) -> Iterator[list[_LoadedRecord]]:
     """The usable records of a block, some at a time, with media of one shape; `lost` counts what they lose by that."""
     source, shape = workshop.sources[dataset], workshop.plan.media_shapes.get(dataset, [])
-    chunk: list[_Loaded] = []
+    chunk: list[_LoadedRecord] = []
     for entry in source.entries(block):
         try:
             if isinstance(entry, BadRecord):
@@ -245,7 +245,7 @@ def _chunks(
             continue
         if source.medium is not None:
             lost.update(modality(source.medium).lost(decoded.media[source.medium], tuple(shape), workshop.config.media))
-        chunk.append(_Loaded(entry, example, decoded.content(source.medium)))
+        chunk.append(_LoadedRecord(entry, example, decoded.content(source.medium)))
         if len(chunk) == _CHUNK:
             yield chunk
             chunk = []
@@ -253,14 +253,14 @@ def _chunks(
         yield chunk
 
 
-def forget_workshops() -> None:
+def forget_encoders() -> None:
     """Lets this process read a folder's configuration and tokenizers anew."""
-    _workshop.cache_clear()
+    _block_encoder.cache_clear()
 
 
 @lru_cache(maxsize=1)
-def _workshop(folder: Path) -> _Workshop:
+def _block_encoder(folder: Path) -> _BlockEncoder:
     config = configuration.load(folder / "config.json", PrepareConfig)
     sources = {name: config.open_source(name, raw_folder(folder)) for name in config.sources}
     plan = configuration.load(folder / "plan.json", Plan)
-    return _Workshop(config, plan, media_tokenizers.load(folder / "tokenizers"), sources)
+    return _BlockEncoder(config, plan, media_tokenizers.load(folder / "tokenizers"), sources)

@@ -11,9 +11,9 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32
 
-from trimask.diffusion.data.media_config import LimitConfig, MediaConfig
+from trimask.diffusion.data.reading_config import LimitConfig, MediaConfig
 from trimask.tokenizers.audio import MelCodec, MelConfig
-from trimask.tokenizers.files import reading, require_regular_file
+from trimask.tokenizers.storage.files import reading, require_regular_file
 
 _MOST_CLIPPED = 0.01
 """Share of samples beyond ±1 that are clipped: decoders of lossy formats make some of loud music."""

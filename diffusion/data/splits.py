@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from trimask.diffusion.data.sources import Entry
-from trimask.tokenizers.formats import added
-from trimask.tokenizers.json_text import parse_json
-from trimask.tokenizers.ranges import Checked, Seed, real
+from trimask.diffusion.data.records import Entry
+from trimask.tokenizers.storage.formats import added
+from trimask.tokenizers.storage.json_text import parse_json
+from trimask.tokenizers.storage.ranges import Checked, Seed, real
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 _USUAL = {"training": TRAIN, "val": VALIDATION, "valid": VALIDATION, "dev": VALIDATION, "testing": TEST}

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
 
-from trimask.diffusion.data.folders import Folder
-from trimask.diffusion.data.lines import Block
 from trimask.diffusion.data.modalities import modality
-from trimask.diffusion.data.plan import PrepareConfig
-from trimask.diffusion.data.seen import Seen
-from trimask.diffusion.data.sources import BadRecord, Entry, RawExample, Source, digest
+from trimask.diffusion.data.occurrences import Occurrences
+from trimask.diffusion.data.prepare_config import PrepareConfig
+from trimask.diffusion.data.readers.folders import Folder
+from trimask.diffusion.data.records import BadRecord, Block, Entry, RawExample, Source, digest
 from trimask.diffusion.data.splits import TRAIN, id_draw, most_held_out, shown
-from trimask.diffusion.progress import Report
+from trimask.diffusion.run.progress import Report
 
 _FIT_BYTES = 512 << 20
 """Of media, on which tokenizers are fitted."""
@@ -66,7 +65,7 @@ def survey(
     sample, size, held_out, shadowed = list[RawExample](), 0, set[str](), set[str]()
     has_labels = False
     values = {rule.partition("=")[0]: Counter[str]() for rule in config.splits.held_out}
-    splits, lists = Seen(), Seen()
+    splits, lists = Occurrences(), Occurrences()
     for done, entry in enumerate(_entries(source, blocks, config)):
         if done % _EVERY == 0:
             report(f"reading records of {name}", done, total)
@@ -133,7 +132,7 @@ def contents_in_several(
     sources: dict[str, Source], blocks: dict[str, list[Block]], config: PrepareConfig, report: Report
 ) -> dict[str, dict[str, str]]:
     """Dataset → digest of a content of it that sources put in several splits → the split that it belongs to."""
-    everywhere, own = Seen(), {name: Seen() for name in sources}
+    everywhere, own = Occurrences(), {name: Occurrences() for name in sources}
     total, done = sum(block.count for of_source in blocks.values() for block in of_source), 0
     for name, source in sources.items():
         for entry in _entries(source, blocks[name], config):
@@ -173,7 +172,9 @@ def _kept(entry: Entry, sample: list[RawExample], medium: str | None, config: Pr
     return RawExample(example.id, {**example.media, medium: content}, example.given)
 
 
-def _require_one_place(source: Source, blocks: list[Block], config: PrepareConfig, splits: Seen, lists: Seen) -> None:
+def _require_one_place(
+    source: Source, blocks: list[Block], config: PrepareConfig, splits: Occurrences, lists: Occurrences
+) -> None:
     """Refuses a file that two lists name, or that is in two splits, with the lines that say so."""
     several = lists.in_several() or splits.in_several()
     if not several:
@@ -189,7 +190,7 @@ def _require_one_place(source: Source, blocks: list[Block], config: PrepareConfi
     raise ValueError(f"{first.id} is {what}: {places}; a file is listed in one place, and is of one split")
 
 
-def _unread(folder: Folder, lists: Seen) -> dict[str, int]:
+def _unread(folder: Folder, lists: Occurrences) -> dict[str, int]:
     """Files that no record names, counted by the folder they lie in."""
     ids = list(folder.unread())
     unread = Counter(

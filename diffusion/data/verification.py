@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from trimask.diffusion.data.lines import Block
 from trimask.diffusion.data.plan import Plan
+from trimask.diffusion.data.records import Block
 from trimask.diffusion.data.shards import BlockReport, report_path, shard_path
-from trimask.diffusion.progress import Report, silent
-from trimask.tokenizers import configuration
-from trimask.tokenizers.files import require_regular_file
+from trimask.diffusion.run.progress import Report, silent
+from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.files import require_regular_file
 
 RECORD = "verified.json"
 
@@ -36,7 +36,7 @@ class Job(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class FileState:
     """A shard when its digest was right."""
 
     num_bytes: int
@@ -47,7 +47,7 @@ class Seen:
 class Verified:
     """What verified.json says: shards by their path in the folder."""
 
-    shards: dict[str, Seen] = field(default_factory=dict)
+    shards: dict[str, FileState] = field(default_factory=dict)
 
 
 def jobs_of(plan: Plan) -> list[Job]:
@@ -98,9 +98,9 @@ def _require_consistent(report: BlockReport, block: Block, is_whole: bool) -> No
         raise ValueError(f"it counts {examples} examples of {used} records")
 
 
-def verified_report(folder: Path, plan: Plan, job: Job, is_whole: bool) -> tuple[BlockReport, dict[str, Seen]]:
+def verified_report(folder: Path, plan: Plan, job: Job, is_whole: bool) -> tuple[BlockReport, dict[str, FileState]]:
     """The report of a block, and its shards as they are now. Raises Damaged if the report or a shard's digest lies."""
-    report, seen = checked_report(folder, plan, job, is_whole), dict[str, Seen]()
+    report, seen = checked_report(folder, plan, job, is_whole), dict[str, FileState]()
     for split, shard in report.shards.items():
         file = shard_path(folder, job.dataset, split, job.number)
         try:
@@ -121,7 +121,7 @@ def verify(folder: Path, plan: Plan, whole: Mapping[str, bool], report: Report =
 
     `whole` says of each dataset whether a record is an example.
     """
-    seen, faults, jobs = dict[str, Seen](), list[tuple[Job, Damaged]](), jobs_of(plan)
+    seen, faults, jobs = dict[str, FileState](), list[tuple[Job, Damaged]](), jobs_of(plan)
     for done, job in enumerate(jobs):
         report("verifying", done, len(jobs))
         try:
@@ -146,12 +146,12 @@ def is_verified(folder: Path, plan: Plan, whole: Mapping[str, bool]) -> bool:
     return True
 
 
-def _now(file: Path) -> Seen:
+def _now(file: Path) -> FileState:
     about = file.stat()
-    return Seen(num_bytes=about.st_size, changed_ns=about.st_mtime_ns)
+    return FileState(num_bytes=about.st_size, changed_ns=about.st_mtime_ns)
 
 
-def _known(folder: Path) -> dict[str, Seen]:
+def _known(folder: Path) -> dict[str, FileState]:
     try:
         return configuration.load(folder / RECORD, Verified).shards
     except (ValueError, OSError):

@@ -9,8 +9,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
 from trimask.diffusion.cross_entropy import restrict
-from trimask.diffusion.denoiser import Denoiser, Output
-from trimask.tokenizers.sequence import Sequence
+from trimask.diffusion.denoiser import Denoiser, DenoiserOutput
+from trimask.tokenizers.sequence import TokenRows
 from trimask.tokenizers.vocabulary import Vocabulary
 
 
@@ -19,17 +19,17 @@ def restricted(denoise: Denoiser, vocabulary: Vocabulary) -> Denoiser:
 
     def transformed(sequence, positions=None, cache=None):
         output = denoise(sequence, positions, cache)
-        modality, place = sequence.modality, sequence.place
+        modality, coordinates = sequence.modality, sequence.coordinates
         if positions is not None:
             modality = jnp.take_along_axis(modality, positions, axis=1)
-            place = jnp.take_along_axis(place, positions[..., None], axis=1)
+            coordinates = jnp.take_along_axis(coordinates, positions[..., None], axis=1)
 
         def read(features, inner):
-            of_model, modality, place = features
-            return restrict(inner(of_model), vocabulary.allowed_ids(modality, place))
+            of_model, modality, coordinates = features
+            return restrict(inner(of_model), vocabulary.allowed_ids(modality, coordinates))
 
         return dataclasses.replace(
-            output, features=(output.features, modality, place), read=Partial(read, inner=output.read)
+            output, features=(output.features, modality, coordinates), read=Partial(read, inner=output.read)
         )
 
     return transformed
@@ -52,20 +52,20 @@ def guided(denoise: Denoiser, guidance: Guidance, mask_id: int) -> Denoiser:
     Outside the interval of all rows only one pass is made.
     """
 
-    def two_passes(sequence: Sequence, positions, cache):
+    def two_passes(sequence: TokenRows, positions, cache):
         hidden = sequence.replace(tokens=jnp.where(sequence.is_condition, mask_id, sequence.tokens))
         both = jax.tree.map(lambda *rows: jnp.concatenate(rows), sequence, hidden)
         output = denoise(both, None if positions is None else jnp.concatenate([positions, positions]), cache)
         features = _halves(output.features)
         return features, _halves(output.hidden)[0], output.cache
 
-    def one_pass(sequence: Sequence, positions, cache):
+    def one_pass(sequence: TokenRows, positions, cache):
         output = denoise(sequence, positions, None if cache is None else _halves(cache)[0])
         unconditional = output.cache if cache is None else _halves(cache)[1]
         rows = jax.tree.map(lambda *rows: jnp.concatenate(rows), output.cache, unconditional)
         return (output.features, output.features), output.hidden, rows
 
-    def transformed(sequence: Sequence, positions=None, cache=None):
+    def transformed(sequence: TokenRows, positions=None, cache=None):
         is_guided = _is_inside(sequence, guidance, mask_id)
         if guidance.interval is None:
             features, hidden, new_cache = two_passes(sequence, positions, cache)
@@ -82,18 +82,18 @@ def guided(denoise: Denoiser, guidance: Guidance, mask_id: int) -> Denoiser:
             return jnp.where(is_guided[..., None], u + (guidance.scale + 1) * (c - u), c)
 
         rows = jnp.broadcast_to(is_guided[:, None], hidden.shape[:2])
-        return Output((features, rows), Partial(read, inner=inner), hidden, new_cache, 1 + is_guided)
+        return DenoiserOutput((features, rows), Partial(read, inner=inner), hidden, new_cache, 1 + is_guided)
 
     return transformed
 
 
-def answering(denoise: Denoiser, vocabulary: Vocabulary, guidance: Guidance | None) -> Denoiser:
+def generation_denoiser(denoise: Denoiser, vocabulary: Vocabulary, guidance: Guidance | None) -> Denoiser:
     """What generation asks: guided if there is guidance, and restricted to the ids allowed."""
     denoise = denoise if guidance is None else guided(denoise, guidance, vocabulary.mask_id)
     return restricted(denoise, vocabulary)
 
 
-def _is_inside(sequence: Sequence, guidance: Guidance, mask_id: int) -> Bool[Array, " batch"]:
+def _is_inside(sequence: TokenRows, guidance: Guidance, mask_id: int) -> Bool[Array, " batch"]:
     if guidance.interval is None:
         return jnp.ones(sequence.tokens.shape[:1], bool)
     low, high = guidance.interval

@@ -20,7 +20,6 @@ Deviations
 import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -28,14 +27,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float16, Int, PRNGKeyArray
 
-from trimask.diffusion.checkpoint import Checkpoints
 from trimask.diffusion.layers import rotary_sin_cos, rotate, sinusoids
-from trimask.diffusion.sampling.state import Choice, Memory, Observation, RowKeys, Rules
-from trimask.diffusion.sampling.strategies import best, uniform
-from trimask.tokenizers import configuration
-from trimask.tokenizers.ranges import Checked, Size
+from trimask.diffusion.sampling.state import Observation, Rules
+from trimask.tokenizers.storage.ranges import Checked, Size
 
-Parameters = Any
+PolicyParameters = Any
 """A tree of arrays."""
 
 _ROTARY_BASE = 10_000.0
@@ -147,20 +143,20 @@ def _graph(config: PolicyConfig) -> Any:
 
 
 @partial(jax.jit, static_argnums=0)
-def new_parameters(config: PolicyConfig, key: PRNGKeyArray) -> Parameters:
+def new_parameters(config: PolicyConfig, key: PRNGKeyArray) -> PolicyParameters:
     """Random ones; the first actions reveal 12 % of the masks (bernoulli), or about half of them (dpls)."""
     return nnx.to_pure_dict(nnx.state(Policy(config, key)))
 
 
-def features_of(seen: Observation, config: PolicyConfig) -> Float16[Array, "batch seq features"]:
+def policy_features(seen: Observation, config: PolicyConfig) -> Float16[Array, "batch seq features"]:
     """What a policy sees of every position, rounded as it is stored."""
     parts = [jnp.asarray(getattr(seen, name)) for name in config.inputs]
     return jnp.concatenate([x if x.ndim == 3 else x[..., None] for x in parts], axis=-1).astype(jnp.float16)
 
 
-def logits_of(
+def policy_logits(
     config: PolicyConfig,
-    parameters: Parameters,
+    parameters: PolicyParameters,
     features: Float16[Array, "batch seq features"],
     is_masked: Bool[Array, "batch seq"],
     is_asked: Bool[Array, "batch seq"],
@@ -170,131 +166,3 @@ def logits_of(
     time = steps_taken / jnp.maximum(is_asked.sum(axis=-1), 1)
     network = nnx.merge(_graph(config), nnx.State(parameters))
     return network(features.astype(jnp.float32), is_masked, is_asked, time)
-
-
-Ranks = Int[Array, "batch seq"]
-"""When a position was picked: 1 for the first; 0 for those that were not. Of bernoulli all are first."""
-
-
-def drawn(
-    law: str, keys: RowKeys, logits: Float[Array, "batch seq"], candidates: Bool[Array, "batch seq"], scale=1.0
-) -> Ranks:
-    """An action by the law. With a scale β the probabilities of bernoulli are min(1, β·σ(b))."""
-    if law == "bernoulli":
-        return (candidates & (uniform(keys, logits.shape[-1]) < scale * jax.nn.sigmoid(logits))).astype(jnp.int32)
-    stages = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-    first_noise, noise = (_gumbel(uniform(stages[:, stage], logits.shape[-1])) for stage in (0, 1))
-    noisy = jnp.where(candidates, logits + first_noise, -jnp.inf)
-    first = candidates & (jnp.arange(logits.shape[-1]) == jnp.argmax(noisy, axis=-1, keepdims=True))
-    # Fresh noise: with that of the first pick, which was the largest, STOP would come too soon.
-    noisy = jnp.where(candidates & ~first, logits + noise, -jnp.inf)
-    stop = _gumbel(uniform(stages[:, 2], 1))
-    order = jnp.argsort(jnp.argsort(-noisy, axis=-1, stable=True), axis=-1)
-    return jnp.where(first, 1, jnp.where(noisy > stop, order + 2, 0))
-
-
-def log_probability(
-    law: str, logits: Float[Array, "batch seq"], ranks: Ranks, candidates: Bool[Array, "batch seq"]
-) -> Float[Array, " batch"]:
-    """Of actions, in nats; of a row without candidates 0. Rounding apart, exact for both laws."""
-    if law == "bernoulli":
-        signed = jnp.where(ranks > 0, logits, -logits)
-        return jnp.sum(jnp.where(candidates, jax.nn.log_sigmoid(signed), 0.0), axis=-1)
-    nothing = jnp.finfo(jnp.float32).min / 2
-    # Picked ones in their order, then those left, then all else.
-    order = jnp.argsort(jnp.where(ranks > 0, ranks, jnp.where(candidates, 1 << 20, 1 << 21)), axis=-1, stable=True)
-    ordered = jnp.take_along_axis(jnp.where(candidates, logits, nothing), order, axis=-1)
-    left = jax.lax.cumlogsumexp(ordered, axis=ordered.ndim - 1, reverse=True)
-    number = jnp.arange(logits.shape[-1])
-    or_stop = jnp.where(number == 0, left, jnp.logaddexp(left, 0.0))
-    count = jnp.sum(ranks > 0, axis=-1, keepdims=True)
-    picked = jnp.sum(jnp.where(number < count, ordered - or_stop, 0.0), axis=-1)
-    at_stop = jnp.take_along_axis(
-        jnp.pad(left, [(0, 0)] * (left.ndim - 1) + [(0, 1)], constant_values=nothing), count, -1
-    )
-    stop = -jnp.logaddexp(at_stop[..., 0], 0.0)
-    return jnp.where(candidates.any(axis=-1), picked + stop, 0.0)
-
-
-def _gumbel(uniform: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Standard Gumbel noise of numbers in [0, 1), which have 23 bits: their middle stands for each."""
-    return -jnp.log(-jnp.log(uniform + 2.0**-24))
-
-
-def folder_and_checkpoint(name: str) -> tuple[Path, str]:
-    """What FOLDER, FOLDER@STEP and FOLDER@best say; "" is the last checkpoint."""
-    path = Path(name)
-    folder, _, checkpoint = path.name.partition("@")
-    return path.with_name(folder) if folder else path, checkpoint
-
-
-def describe_policy(name: str) -> "PolicyDescription":
-    """What the folder of a policy, named as for `open_policy`, says of itself."""
-    path, _ = folder_and_checkpoint(name)
-    if not (path / "policy.json").is_file():
-        raise FileNotFoundError(f"{path}: not the folder of a policy; `trimask train-policy` makes one")
-    return configuration.load(path / "policy.json", PolicyDescription)
-
-
-def open_policy(name: str) -> "LearnedStrategy":
-    """The policy of a run folder of `trimask train-policy`: FOLDER, FOLDER@STEP or FOLDER@best."""
-    path, checkpoint = folder_and_checkpoint(name)
-    about = describe_policy(name)
-    if not (checkpoint in ("", "best") or checkpoint.isdecimal()):
-        raise ValueError(f"after @ comes a step or best, got {name!r}")
-    with Checkpoints(path) as checkpoints:
-        steps = checkpoints.steps()
-        if not steps:
-            raise FileNotFoundError(f"{path}: has no complete checkpoint yet; `trimask train-policy` continues it")
-        like = {"parameters": jax.eval_shape(partial(new_parameters, about.policy), jax.random.key(0))}
-        if checkpoint == "":
-            restored = checkpoints.restore_newest(like, set_aside=False, is_part=True)
-            assert restored is not None
-        else:
-            step = checkpoints.best(about.best_metric) if checkpoint == "best" else int(checkpoint)
-            restored = checkpoints.restore(step, like, is_part=True)
-    return LearnedStrategy(about.policy, restored.tree["parameters"], about.temperature)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyDescription:
-    """What policy.json says: all it takes to use a policy."""
-
-    policy: PolicyConfig
-    temperature: float
-    """τ by default."""
-    block_length: int | None
-    """Of the blocks in which it was trained. None: everything at once."""
-    best_metric: str
-    """Which checkpoint is the best; lower is better."""
-    trained_on: str
-    """In words: the model and the problems."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class LearnedStrategy:
-    """A policy as a strategy."""
-
-    config: PolicyConfig = dataclasses.field(metadata={"static": True})
-    parameters: Parameters
-    temperature: Float[Array, ""] | float = 1.0
-    """τ, by which logits are divided."""
-    scale: Float[Array, ""] | float = 1.0
-    """β of bernoulli: below 1 fewer are revealed at a time, above 1 more."""
-    is_forced: bool = dataclasses.field(default=True, metadata={"static": True})
-    """Whether the position of the largest logit is revealed where nothing was drawn; what `act` draws never is."""
-
-    def __call__(self, keys: RowKeys, seen: Observation, memory: Memory) -> tuple[Choice, Memory]:
-        ranks, logits = self.act(keys, seen)
-        reveal = ranks > 0
-        if self.is_forced:
-            is_stuck = ~reveal.any(axis=-1, keepdims=True)
-            reveal |= is_stuck & best(logits, 1, seen).reveal
-        return Choice(reveal), memory
-
-    def act(self, keys: RowKeys, seen: Observation) -> tuple[Ranks, Float[Array, "batch seq"]]:
-        """What was drawn, and the logits before the temperature."""
-        features = features_of(seen, self.config)
-        logits = logits_of(self.config, self.parameters, features, seen.is_masked, seen.is_asked, seen.steps_taken)
-        return drawn(self.config.law, keys, logits / self.temperature, seen.candidates, self.scale), logits

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from trimask.diffusion.layout import Layout
+from trimask.diffusion.data.layout import Layout
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Example, Segment, direct, fill_text, until_eos
 from trimask.tokenizers.vocabulary import TEXT, Task

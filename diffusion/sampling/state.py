@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from trimask.diffusion.sampling.tokens import Draw
-from trimask.tokenizers.sequence import Sequence
+from trimask.diffusion.sampling.proposals import Draw
+from trimask.tokenizers.sequence import TokenRows
 
 RowKeys = Key[Array, " batch"]
 """A random key per row."""
@@ -68,7 +68,7 @@ class Rules:
 class State:
     """A batch half-way from masks to tokens. All axes begin with the batch."""
 
-    sequence: Sequence
+    sequence: TokenRows
     is_asked: Bool[Array, "batch seq"]
     """Masked before the first step; the other tokens never change."""
     is_masked: Bool[Array, "batch seq"]
@@ -183,7 +183,7 @@ effect, and their memory it must leave as it is."""
 
 
 @partial(jax.jit, static_argnums=2)
-def start(sequence: Sequence, keys: RowKeys, mask_id: int) -> State:
+def start(sequence: TokenRows, keys: RowKeys, mask_id: int) -> State:
     """The state before the first step: every position that holds MASK is to be filled, but for a hidden condition."""
     is_masked = (sequence.tokens == mask_id) & ~sequence.is_condition
     zero = jnp.zeros(is_masked.shape[:1], jnp.int32)

@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.optimizer import OptimizerConfig
+from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.sde import SDEScaling, rescaled
 from trimask.diffusion.studies.critical_batch import EXCESS, Fit, by_cell, fit
 from trimask.diffusion.studies.findings import (
@@ -38,7 +38,7 @@ from trimask.diffusion.studies.trials import (
     tuned_here,
     tuned_on,
 )
-from trimask.tokenizers.ranges import Checked, Log2, Size, whole
+from trimask.tokenizers.storage.ranges import Checked, Log2, Size, whole
 
 Rule = Literal["nothing", "linear", "root", "sde"]
 

@@ -23,15 +23,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.description import TrainConfig
 from trimask.diffusion.masking import forward_process
-from trimask.diffusion.parametrization import Kind
-from trimask.diffusion.pretraining import Parameters, Pretraining, training_batches
+from trimask.diffusion.parametrization import ParametrizationKind
+from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.pretraining.training_step import Parameters, Pretraining, training_batches
 from trimask.diffusion.studies.findings import Panel, draw, exponent, markdown_table, write_csv
 from trimask.diffusion.studies.trials import Trials, at_shape, make_room, require_at_least
 from trimask.diffusion.transformer import Transformer
-from trimask.tokenizers.ranges import Checked, Size, real
-from trimask.tokenizers.sequence import Sequence as TokenSequence
+from trimask.tokenizers.sequence import TokenRows as TokenSequence
+from trimask.tokenizers.storage.ranges import Checked, Size, real
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class CoordinateCheck(Checked):
     """At the base's depth."""
     depths: tuple[Size, ...] = (2, 4, 8, 16, 32)
     """At the base's width."""
-    kinds: tuple[tuple[Kind, Annotated[float, real(0.5, 1)]], ...] = (
+    kinds: tuple[tuple[ParametrizationKind, Annotated[float, real(0.5, 1)]], ...] = (
         ("completed_p", 0.5), ("completed_p", 1.0), ("completep", 1.0), ("mup", 1.0), ("standard", 1.0)
     )  # fmt: skip
     """Parametrizations, each with its residual exponent α."""
@@ -117,7 +117,7 @@ def at_places(layers: Sequence[float]) -> dict[str, float]:
     return dict(zip(PLACES["width"], values, strict=True))
 
 
-def _label(kind: Kind, alpha: float) -> str:
+def _label(kind: ParametrizationKind, alpha: float) -> str:
     return f"{kind}, α = {alpha:g}" if kind.startswith("complete") else kind
 
 

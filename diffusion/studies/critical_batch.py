@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares
 
-from trimask.diffusion.description import TrainConfig
+from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.studies.findings import Panel, deviation, draw, markdown_table, mean_and_deviation, write_csv
 from trimask.diffusion.studies.trials import Outcome, Trials, at_batch, require_at_least, tuned_here
-from trimask.tokenizers.ranges import Checked, PositiveInt, Size
+from trimask.tokenizers.storage.ranges import Checked, PositiveInt, Size
 
 EXCESS = 0.01
 """The loss at S_crit above its plateau, as a fraction."""

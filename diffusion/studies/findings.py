@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from trimask.tokenizers.files import replacing, write_text, written_to
+from trimask.tokenizers.storage.files import replacing, write_text, written_to
 
 _COLORS = matplotlib.color_sequences["tab10"]
 

@@ -19,22 +19,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from trimask.diffusion.checkpoint import Checkpoints
-from trimask.diffusion.children import end_with
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.description import RunDescription, TrainConfig
-from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.optimizer import OptimizerConfig
-from trimask.diffusion.pretraining import Pretraining
-from trimask.diffusion.progress import Report
-from trimask.diffusion.run_folder import checkpoint_steps, read_steps
+from trimask.diffusion.pretraining.description import RunDescription, TrainConfig
+from trimask.diffusion.pretraining.train_run import train
+from trimask.diffusion.pretraining.training_step import Pretraining
+from trimask.diffusion.run.checkpoint import Checkpoints
+from trimask.diffusion.run.children import end_with
+from trimask.diffusion.run.folder import checkpoint_steps, read_steps
+from trimask.diffusion.run.progress import Report
+from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.studies.findings import markdown_table, write_csv
 from trimask.diffusion.studies.trials import Trials
-from trimask.diffusion.train import train
 from trimask.diffusion.transformer import TransformerConfig
-from trimask.tokenizers import configuration
-from trimask.tokenizers.ranges import Checked, PositiveInt, Seed, Size
+from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.ranges import Checked, PositiveInt, Seed, Size
 
 CONFIG = TrainConfig(
     model=TransformerConfig(num_layers=1, width=32, num_heads=2, mlp_width=32),

@@ -13,11 +13,11 @@ from typing import Annotated
 
 import numpy as np
 
-from trimask.diffusion.description import TrainConfig
-from trimask.diffusion.parametrization import Kind
+from trimask.diffusion.parametrization import ParametrizationKind
+from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.studies.findings import Panel, draw, markdown_table, write_csv
 from trimask.diffusion.studies.trials import Outcome, Trials, at_shape, require_at_least, with_learning_rate
-from trimask.tokenizers.ranges import Checked, Size, whole
+from trimask.tokenizers.storage.ranges import Checked, Size, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class LearningRateTransfer(Checked):
     """At the base's width."""
     log2_learning_rates: tuple[Annotated[int, whole(-100, 100)], ...] = (-11, -10, -9, -8, -7)
     """The grid."""
-    kinds: tuple[Kind, ...] = ("completed_p", "standard")
+    kinds: tuple[ParametrizationKind, ...] = ("completed_p", "standard")
     """Parametrizations."""
     seeds: Size = 1
     """Seeds, whose losses are averaged."""
@@ -44,7 +44,7 @@ class LearningRateTransfer(Checked):
 
 Shape = tuple[int, int]
 """Width and depth."""
-Cell = tuple[Kind, Shape]
+Cell = tuple[ParametrizationKind, Shape]
 """Parametrization and shape."""
 
 

@@ -15,15 +15,15 @@ from jax.flatten_util import ravel_pytree
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.evaluate import require_same_tokenizers
+from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
-from trimask.diffusion.pretraining import Pretraining
+from trimask.diffusion.pretraining.trained_model import LoadedRun, load
+from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.schedule import Kind, ScheduleConfig
 from trimask.diffusion.studies.findings import markdown_table, write_csv
 from trimask.diffusion.studies.trials import Trials
-from trimask.diffusion.trained import Loaded, load
-from trimask.tokenizers.ranges import Checked, whole
+from trimask.tokenizers.storage.ranges import Checked, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def study(config: MaskVariance, trials: Trials) -> str:
     return f"Trace of the covariance of the ELBO's gradient, {of}.\n\n{table}"
 
 
-def gradient_variance(loaded: Loaded, prepared: Prepared, masking: MaskingConfig, draws: int) -> float:
+def gradient_variance(loaded: LoadedRun, prepared: Prepared, masking: MaskingConfig, draws: int) -> float:
     """Trace of the covariance of the ELBO's gradient, by `draws` batches of one dataset."""
     train = dataclasses.replace(loaded.description.train, masking=masking, loss=LossConfig(weighting="elbo"))
     pretraining = Pretraining(train, loaded.vocabulary)

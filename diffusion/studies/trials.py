@@ -32,22 +32,22 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from trimask.diffusion.children import end_with
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.description import TrainConfig
-from trimask.diffusion.limits import require_room_for_workers
-from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.loss import target_counts
 from trimask.diffusion.masking import forward_process
-from trimask.diffusion.parametrization import Kind, ModuleMultipliers
-from trimask.diffusion.pretraining import Parameters, Pretraining, TrainState, training_batches
-from trimask.diffusion.progress import Report
-from trimask.diffusion.run_folder import line_of, locked, read_lines, writing
+from trimask.diffusion.parametrization import ModuleMultipliers, ParametrizationKind
+from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.pretraining.training_step import Parameters, Pretraining, TrainState, training_batches
+from trimask.diffusion.run.children import end_with
+from trimask.diffusion.run.folder import line_of, locked, read_lines, writing
+from trimask.diffusion.run.limits import require_room_for_workers
+from trimask.diffusion.run.progress import Report
+from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.transformer import num_parameters
-from trimask.tokenizers import configuration
-from trimask.tokenizers.files import append_text, write_text
+from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.files import append_text, write_text
 
 _Measured = TypeVar("_Measured")
 
@@ -328,7 +328,9 @@ def _loss(pretraining: Pretraining, parameters: Parameters, batch: Any, number: 
     return pretraining.loss(parameters, noised, target_counts(noised, pretraining.vocabulary))[0]
 
 
-def at_shape(config: TrainConfig, kind: Kind, width: int | None = None, layers: int | None = None) -> TrainConfig:
+def at_shape(
+    config: TrainConfig, kind: ParametrizationKind, width: int | None = None, layers: int | None = None
+) -> TrainConfig:
     """The configuration, tuned at its own shape, at another one, transferred by the parametrization `kind`.
 
     Heads keep their size. Without a width or a number of layers these stay.

@@ -14,7 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import trimask.sampling_rl  # noqa: F401 - registers the environment
-from trimask.diffusion.denoiser import Output
+from trimask.diffusion.denoiser import DenoiserOutput
 from trimask.sampling_rl.environment import UnmaskingConfig
 from trimask.sampling_rl.problems import Problem, ProblemSet
 from trimask.tokenizers.sequence import Example, Segment
@@ -32,7 +32,7 @@ def denoise(sequence, positions=None, cache=None):
     ids = jnp.arange(vocabulary.size)
     is_twin = (ids == twin[..., None]) & (twin[..., None] != vocabulary.mask_id)
     logits = jnp.where(is_twin, 30.0, jnp.where((ids >= zero) & (ids < zero + 2), 0.0, -30.0))
-    return Output(logits, Partial(lambda features: features), logits, ())
+    return DenoiserOutput(logits, Partial(lambda features: features), logits, ())
 
 
 def share_of_equal_pairs(problems, examples):

@@ -239,8 +239,8 @@ def _state(folder: Path) -> str:
         import jax
         import numpy as np
 
-        from trimask.diffusion.sampling.policy import open_policy
-        from trimask.diffusion.trained import load
+        from trimask.diffusion.pretraining.trained_model import load
+        from trimask.diffusion.sampling.learned import open_policy
 
         is_policy = (folder / "policy.json").exists()
         parameters = open_policy(str(folder)).parameters if is_policy else load(folder).parameters

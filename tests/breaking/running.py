@@ -21,11 +21,11 @@ GRACE_S = 30.0
 LIMIT_BYTES = 6 << 30
 """Memory of a command and its children, beyond which it eats the machine."""
 _MODULES = (
-    "diffusion.pretraining",
-    "diffusion.train",
-    "diffusion.evaluate",
+    "diffusion.pretraining.training_step",
+    "diffusion.pretraining.train_run",
+    "diffusion.evaluation.evaluate",
     "diffusion.data.prepare",
-    "sampling_rl.train",
+    "sampling_rl.train_policy",
     "scripts.train",
     "scripts.prepare",
     "scripts.generate",
@@ -34,8 +34,8 @@ _MODULES = (
     "scripts.study",
     "scripts.plan",
     "scripts.inspection",
-    "scripts.report",
-    "scripts.benchmark_sample",
+    "scripts.output.report",
+    "scripts.benchmarks.sample",
 )
 _LIBRARIES = ("sklearn.cluster", "sklearn.linear_model", "scipy.stats", "matplotlib.pyplot", "rich.markdown")
 """What trimask imports where it is needed, and takes long."""

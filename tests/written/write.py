@@ -30,26 +30,27 @@ import soundfile
 from PIL import Image
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.data.plan import PrepareConfig
 from trimask.diffusion.data.prepare import prepare
+from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.splits import SplitConfig
-from trimask.diffusion.description import RunDescription, TrainConfig, load_description
-from trimask.diffusion.loop import LoopConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
 from trimask.diffusion.optimizer import OptimizerConfig
-from trimask.diffusion.pretraining import training_batches
-from trimask.diffusion.run_folder import read_lines
-from trimask.diffusion.sampling.config import GenerationConfig
-from trimask.diffusion.sampling.policy import PolicyConfig, open_policy
+from trimask.diffusion.pretraining.description import RunDescription, TrainConfig, load_description
+from trimask.diffusion.pretraining.train_run import train
+from trimask.diffusion.pretraining.trained_model import load
+from trimask.diffusion.pretraining.training_step import training_batches
+from trimask.diffusion.run.folder import read_lines
+from trimask.diffusion.run.step_loop import LoopConfig
+from trimask.diffusion.sampling.generation_config import GenerationConfig
+from trimask.diffusion.sampling.learned import open_policy
+from trimask.diffusion.sampling.policy import PolicyConfig
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
-from trimask.diffusion.train import train
-from trimask.diffusion.trained import load
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.sampling_rl.grpo import GRPOConfig
-from trimask.sampling_rl.tasks import from_prepared
-from trimask.sampling_rl.train import PolicyTrainConfig, train_policy, trained_on
+from trimask.sampling_rl.problem_sets import from_prepared
+from trimask.sampling_rl.train_policy import PolicyTrainConfig, train_policy, trained_on
 from trimask.scripts import evaluate, generate, study
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
@@ -134,7 +135,7 @@ def _parts(example: dict[str, Any]) -> list[Any]:
 
 
 def _digest_of_rows(rows: Any) -> str:
-    return _digest(rows.tokens, rows.modality, rows.place, rows.segment, rows.is_condition)
+    return _digest(rows.tokens, rows.modality, rows.coordinates, rows.segment, rows.is_condition)
 
 
 _noised = jax.jit(forward_process, static_argnums=(2, 3))

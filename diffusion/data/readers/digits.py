@@ -1,0 +1,327 @@
+"""The embedded dataset `digits`: real handwritten digits, synthetic speech and sums, for TFDS.
+
+`load(config, split, data_dir)` gives random access to the records of one config of `CONFIGS`, building it
+on first use; no network is touched. Every record has an `id` and a `text`, then an `image` (uint8, height ×
+width × 1) or `audio` (int16, 8 kHz mono). The same VERSION gives the same records in the same order, bit for
+bit; the files differ, because protobuf orders the fields of a record as it likes.
+
+What is held out, as `validation` and `test`:
+
+    handwritten, handwritten_numbers   samples: 10 % and 20 % of each class. A picture less than `NEAR` from
+                                       one of a later split (train < validation < test) is dropped.
+    spoken, spoken_numbers             combinations of voice and speed: each voice lacks one speed in train.
+                                       `test_voice` holds voices that no other split has.
+    sums                               operand pairs, 5 % and 15 %, unordered: a+b and b+a are in one split.
+"""
+
+import functools
+import io
+import itertools
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import numpy as np
+import PIL.Image
+import tensorflow_datasets as tfds
+from jaxtyping import UInt8
+from sklearn.datasets import load_digits
+from sklearn.metrics.pairwise import euclidean_distances
+
+from trimask.diffusion.data.readers import speech
+from trimask.tokenizers.storage.files import written_to
+
+# Pillow decodes our pictures well enough for TFDS not to recommend OpenCV in the middle of a progress bar.
+logging.getLogger("absl").addFilter(lambda record: "OpenCV" not in record.getMessage())
+
+_Item = TypeVar("_Item")
+DigitRecord = dict[str, Any]
+"""Named fields: str, int, or a NumPy array."""
+
+SPLITS = ("train", "validation", "test")
+
+NEAR = 11.0
+"""Euclidean distance of two 8×8 pictures with values 0 to 16 under which they are one picture twice: 1.4 grey
+levels per pixel, two thirds of the median distance from a picture to its nearest neighbour."""
+
+VOICES = (
+    *("en-us", "en", "en-gb-scotland", "en-029", "en-us+m1", "en+m2", "en-gb-scotland+m3", "en-us-nyc+m5"),
+    *("en-gb-x-rp+m6", "en-us+m7", "en+m8", "en-gb-x-gbclan+m4", "en-us+f1", "en+f2", "en-gb-scotland+f3"),
+    "en-gb-x-rp+f5",
+)
+VOICES_HELD_OUT = ("en-us+Annie", "en+edward")
+SPEEDS = (160, 175, 190, 205, 220)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handwritten:
+    """scikit-learn's 8×8 digits, written by 43 people: "a handwritten seven"."""
+
+    splits = SPLITS
+
+    def features(self) -> dict[str, Any]:
+        return {"image": tfds.features.Image(shape=(8, 8, 1))}
+
+    def examples(self, split: str) -> Iterator[DigitRecord]:
+        images, labels = _handwritten_digits()
+        for index in _handwritten_split()[split]:
+            yield {
+                "id": f"handwritten-{index:04d}",
+                "image": _png(images[index]),
+                "text": f"a handwritten {number_word(labels[index])}",
+            }
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandwrittenNumbers:
+    """Two digits of one split side by side, 8×16: "a handwritten forty-two".
+
+    All of zero to ninety-nine, equally often; below ten the left half is blank. No picture occurs twice.
+    """
+
+    copies: Mapping[str, int]
+    """Split → pictures of each number."""
+    splits = SPLITS
+
+    def features(self) -> dict[str, Any]:
+        return {"image": tfds.features.Image(shape=(8, 16, 1))}
+
+    def examples(self, split: str) -> Iterator[DigitRecord]:
+        images, labels = _handwritten_digits()
+        indices = _handwritten_split()[split]
+        of_digit = [[index for index in indices if labels[index] == digit] for digit in range(10)]
+        for number in range(100):
+            tens, ones = divmod(number, 10)
+            pairs = list(itertools.product(of_digit[tens] if tens else [None], of_digit[ones]))
+            for left, right in random.Random(f"{split} {number}").sample(pairs, self.copies[split]):
+                blank_or_left = np.zeros_like(images[right]) if left is None else images[left]
+                yield {
+                    "id": f"handwritten-{'blank' if left is None else f'{left:04d}'}-{right:04d}",
+                    "image": _png(np.concatenate([blank_or_left, images[right]], axis=1)),
+                    "text": f"a handwritten {number_word(number)}",
+                }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoken:
+    """Number words by espeak-ng, `takes` times for every combination of voice and speed: "seven"."""
+
+    numbers: Sequence[int]
+    takes: int
+    """Utterances of each word per combination, each with a pitch from its own part of the range."""
+    max_seconds: float
+    """A longer utterance is an error: models of this data rely on it."""
+    pitches: tuple[int, int] = (30, 70)
+    """Lowest, and one above the highest."""
+    splits = (*SPLITS, "test_voice")
+
+    def features(self) -> dict[str, Any]:
+        return {
+            # Not features.Audio, which needs TensorFlow.
+            "audio": tfds.features.Tensor(shape=(None,), dtype=np.int16),
+            "voice": tfds.features.Text(),
+            "speed": tfds.features.Scalar(np.int32),
+            "pitch": tfds.features.Scalar(np.int32),
+        }
+
+    def examples(self, split: str) -> Iterator[DigitRecord]:
+        utterances = self.utterances(split)
+        for utterance, audio in zip(utterances, speech.speak(utterances), strict=True):
+            if len(audio) > self.max_seconds * speech.SAMPLE_RATE_HZ:
+                seconds = len(audio) / speech.SAMPLE_RATE_HZ
+                raise ValueError(f"{utterance} lasts {seconds:.2f} s, allowed are {self.max_seconds} s")
+            yield {"id": "-".join(map(str, utterance)), "audio": audio, **utterance._asdict()}
+
+    def utterances(self, split: str) -> list[speech.Utterance]:
+        low, high = self.pitches
+        width = (high - low) // self.takes
+        return [
+            speech.Utterance(word, voice, speed, low + take * width + random.Random(key).randrange(width))
+            for voice, speed in voices_and_speeds(split)
+            for word in map(number_word, self.numbers)
+            for take in range(self.takes)
+            for key in [f"{voice} {speed} {word} {take}"]
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """All sums of two numbers: "47+38=85"."""
+
+    numbers: Sequence[int]
+    splits = SPLITS
+
+    def features(self) -> dict[str, Any]:
+        return {}
+
+    def examples(self, split: str) -> Iterator[DigitRecord]:
+        pairs = list(itertools.combinations_with_replacement(self.numbers, 2))
+        for pair in _cut(pairs, "sums", validation=0.05, test=0.15)[split]:
+            for a, b in sorted({pair, pair[::-1]}):
+                yield {"id": f"sum-{a}-{b}", "text": f"{a}+{b}={a + b}"}
+
+
+CONFIGS: Mapping[str, Handwritten | HandwrittenNumbers | Spoken | Sums] = MappingProxyType(
+    {
+        "handwritten": Handwritten(),
+        "handwritten_numbers": HandwrittenNumbers(copies={"train": 40, "validation": 5, "test": 10}),
+        "spoken": Spoken(numbers=range(10), takes=2, max_seconds=0.6),
+        "spoken_numbers": Spoken(numbers=range(100), takes=1, max_seconds=1.2),
+        # Of two digits each; one-digit numbers, which shift every digit to another place, make sums much harder.
+        "sums": Sums(numbers=range(10, 100)),
+        "all_sums": Sums(numbers=range(100)),
+    }
+)
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+    """See the module's docstring."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    # Nothing is downloaded, and TFDS would not find the checksums of a package without __init__.
+    url_infos = None
+    BUILDER_CONFIGS = [  # noqa: RUF012 (as TFDS declares it)
+        tfds.core.BuilderConfig(name=name, description=config.__doc__) for name, config in CONFIGS.items()
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=__doc__,
+            features=tfds.features.FeaturesDict(
+                {"id": tfds.features.Text(), "text": tfds.features.Text(), **self._config.features()}
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        return {split: self._generate_examples(split) for split in self._config.splits}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, DigitRecord]]:
+        return enumerate(self._config.examples(split))
+
+    @property
+    def _config(self) -> Handwritten | HandwrittenNumbers | Spoken | Sums:
+        return CONFIGS[self.builder_config.name]
+
+    def _log_download_bytes(self) -> None:
+        """Says nothing: TFDS would announce a download of 0 bytes amid the caller's progress bar."""
+
+    def _log_download_done(self) -> None:
+        """Says nothing, likewise."""
+
+
+@dataclass(frozen=True)
+class _Records(Sequence[DigitRecord]):
+    """A TFDS data source whose strings are str; TFDS gives bytes."""
+
+    source: Sequence[DigitRecord]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> DigitRecord:  # type: ignore[override]
+        record = self.source[range(len(self.source))[index]]  # the range raises IndexError, which ends a loop
+        return {name: value.decode() if isinstance(value, bytes) else value for name, value in record.items()}
+
+
+def load(config: str, split: str, data_dir: Path) -> Sequence[DigitRecord]:
+    """Random access to the records of a split, building the config under `data_dir` if it is not there.
+
+    Built in a folder beside the final one and renamed when whole, so an interrupted build is never read.
+    """
+    if config not in CONFIGS:
+        raise ValueError(f"digits has no config {config!r}, only {', '.join(CONFIGS)}")
+    if split not in CONFIGS[config].splits:
+        raise ValueError(f"digits/{config} has no split {split!r}, only {', '.join(CONFIGS[config].splits)}")
+    builder = Digits(config=config, data_dir=data_dir, file_format="array_record")
+    if not builder.data_path.exists():
+        tfds.disable_progress_bar()  # would garble the caller's
+        try:
+            with written_to(builder.data_path):
+                builder.download_and_prepare()
+        except OSError:
+            # Another process was quicker: the finished folder cannot be renamed onto, and is as good as ours.
+            if not builder.data_path.exists():
+                raise
+            return load(config, split, data_dir)
+    return _Records(builder.as_data_source(split=split))
+
+
+def number_word(number: int) -> str:
+    """0 to 99 in English: "zero", "forty-two"."""
+    if not 0 <= number < 100:
+        raise ValueError(f"number must be 0 to 99, got {number}")
+    if number < 20:
+        return _BELOW_TWENTY[number]
+    tens, ones = divmod(number, 10)
+    return _TENS[tens - 2] + (f"-{_BELOW_TWENTY[ones]}" if ones else "")
+
+
+_BELOW_TWENTY = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    *("ten", "eleven", "twelve", "thirteen", "fourteen"),
+    *("fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+
+
+def voices_and_speeds(split: str) -> list[tuple[str, int]]:
+    """The combinations heard in a split.
+
+    Voice number i is held out at speed i mod 5, every fourth for `validation`, the others for `test`. That
+    makes 64, 4 and 12 combinations, and leaves every voice and every speed in train.
+    """
+    if split == "test_voice":
+        return list(itertools.product(VOICES_HELD_OUT, SPEEDS))
+    held_out = {
+        (voice, SPEEDS[index % len(SPEEDS)]): "validation" if index % 4 == 3 else "test"
+        for index, voice in enumerate(VOICES)
+    }
+    return [pair for pair in itertools.product(VOICES, SPEEDS) if held_out.get(pair, "train") == split]
+
+
+@functools.cache
+def _handwritten_digits() -> tuple[UInt8[np.ndarray, "picture 8 8"], list[int]]:
+    """Pictures with values 0 to 16, and their digits."""
+    digits = load_digits()
+    return digits.images.astype(np.uint8), digits.target.tolist()
+
+
+@functools.cache
+def _handwritten_split() -> dict[str, list[int]]:
+    """Split → indices of its pictures, without those that a later split has nearly the same of."""
+    images, labels = _handwritten_digits()
+    splits: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for digit in range(10):
+        of_digit = [index for index, label in enumerate(labels) if label == digit]
+        for split, indices in _cut(of_digit, f"handwritten {digit}", validation=0.1, test=0.2).items():
+            splits[split] += indices
+    flat = images.reshape(len(images), -1).astype(np.float64)
+    later: list[int] = []
+    for split in reversed(SPLITS):
+        if later:
+            nearest = euclidean_distances(flat[splits[split]], flat[later]).min(axis=1)
+            splits[split] = [index for index, near in zip(splits[split], nearest, strict=True) if near >= NEAR]
+        later += splits[split]
+    return {split: sorted(indices) for split, indices in splits.items()}
+
+
+def _cut(items: Sequence[_Item], seed: str, *, validation: float, test: float) -> dict[str, list[_Item]]:
+    """Shuffles and cuts into shares; the rest is `train`."""
+    shuffled = random.Random(seed).sample(items, len(items))
+    a = round(validation * len(items))
+    b = a + round(test * len(items))
+    return {"train": shuffled[b:], "validation": shuffled[:a], "test": shuffled[a:b]}
+
+
+def _png(picture: UInt8[np.ndarray, "height width"]) -> io.BytesIO:
+    """PNG of a picture with values 0 to 16, spread over 0 to 255; TFDS would need TensorFlow to write it."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.round(picture * (255 / 16)).astype(np.uint8)).save(file, "PNG")
+    file.seek(0)
+    return file

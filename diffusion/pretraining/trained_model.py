@@ -1,0 +1,85 @@
+"""A trained model, opened from its run folder with all it needs to generate."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+
+from trimask.diffusion.cost import evaluation_bytes
+from trimask.diffusion.pretraining.description import RunDescription, load_description
+from trimask.diffusion.pretraining.training_step import Parameters, Pretraining
+from trimask.diffusion.run.checkpoint import Checkpoints
+from trimask.diffusion.run.limits import WorkLimits
+from trimask.diffusion.sampling.generation_config import GenerationConfig
+from trimask.tokenizers import media as media_tokenizers
+from trimask.tokenizers.media import MediaTokenizers
+from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model with all it needs to generate."""
+
+    folder: Path
+    description: RunDescription
+    tokenizers: MediaTokenizers
+    pretraining: Pretraining
+    parameters: Parameters
+    """The weight average."""
+    step: int
+    """Training steps taken."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Its id space."""
+        return self.description.vocabulary
+
+    def generation(self, modality: str) -> GenerationConfig:
+        """How a modality is sampled by default."""
+        return self.description.train.generation.get(modality, GenerationConfig())
+
+    def require_room(self, limits: WorkLimits, rows: int, length: int) -> None:
+        """Refuses batches of so many rows of so many tokens that do not fit the memory of one device."""
+        what = f"evaluating the model on {rows:,} rows of {length:,} tokens"
+        needed = evaluation_bytes(self.description.train.model, self.vocabulary, rows, length)
+        limits.require_memory(needed, what, jax.local_devices()[:1])
+
+    @property
+    def denoise(self) -> Partial:
+        """The denoiser: all that sampling needs to know of the model."""
+        return Partial(self.pretraining.denoise, self.parameters)
+
+
+def load(folder: Path, checkpoint: int | Literal["best"] | None = None, mesh: Mesh | None = None) -> LoadedRun:
+    """Opens a run folder at its newest good checkpoint, at that of a step, or at the best by the run's best_metric.
+
+    Only the weight average is read: on a mesh every device gets its part of it, and all processes must ask.
+    """
+    description = load_description(folder)
+    tokenizers = media_tokenizers.load(folder / "tokenizers")
+    require_same_vocabulary(description.vocabulary, tokenizers.vocabulary, folder)
+    pretraining = Pretraining(description.train, description.vocabulary, mesh=mesh)
+    like = {"average": pretraining.abstract().average}
+    with Checkpoints(folder) as checkpoints:
+        if checkpoint is None:
+            restored = checkpoints.restore_newest(like, set_aside=False, is_part=True)
+        else:
+            metric = description.train.loop.best_metric
+            step = checkpoints.best(metric) if checkpoint == "best" else checkpoint
+            restored = checkpoints.restore(step, like, is_part=True)
+    if restored is None:
+        raise FileNotFoundError(f"{folder}: has no complete checkpoint yet; `trimask train` continues it")
+    return LoadedRun(folder, description, tokenizers, pretraining, restored.tree["average"], restored.step)
+
+
+def require_same_vocabulary(model: Vocabulary, tokenizers: Vocabulary, folder: Path) -> None:
+    """Refuses tokenizers that are not those of the model, saying where they differ."""
+    changed = configuration.differences(model, tokenizers)
+    if changed:
+        raise ValueError(
+            f"{folder}: the model's vocabulary is not the tokenizers' (model → tokenizers): {'; '.join(changed)}"
+        )

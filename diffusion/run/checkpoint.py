@@ -1,0 +1,393 @@
+"""Saving and restoring: Orbax folders, written in the background and visible only when complete; nothing is pickled.
+
+    checkpoints/<step>/state      the tree
+    checkpoints/<step>/about      shape, dtype and checksum of every leaf; metrics; notes of whoever saved it; a CRC-32
+    checkpoints/damaged-<step>    one that could not be read, set aside: it is never deleted or written over
+
+Leaves are known by the names they were saved with, whatever the code calls them by now (`storage/formats.py`).
+A flipped bit need not break the format it lies in, so a checkpoint is good only if every leaf has the checksum it was
+saved with. That is a sum over the elements, so it does not depend on how many devices and processes they lie on. One of
+other names, shapes or dtypes is not damaged, but another model's.
+"""
+
+import json
+import logging
+import stat
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from trimask.diffusion.run.folder import writing
+from trimask.diffusion.run.processes import any_process, is_first, summed, wait_for_all
+from trimask.tokenizers.storage.files import shortened
+from trimask.tokenizers.storage.formats import present_name
+from trimask.tokenizers.storage.json_text import parse_json
+
+_ELEMENTS_AT_A_TIME = 1 << 20
+_JSON, _JSON_FOLDER = ("_CHECKPOINT_METADATA", "_METADATA", "_sharding", "metadata"), "array_metadatas"
+"""What Orbax reads as JSON."""
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be read, or does not hold what was saved."""
+
+
+class Restored(NamedTuple):
+    """What a checkpoint gave back."""
+
+    step: int
+    tree: Any
+    notes: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """Which checkpoints stay; a field's meaning is that of LoopConfig's."""
+
+    last: int = 2
+    every: int | None = None
+    step: int | None = None
+    """One that always stays."""
+    best: int = 0
+    metric: str = "loss"
+
+
+@dataclass(frozen=True)
+class _KeepBest:
+    """A preservation policy, as Orbax calls it. Orbax's own would end the run at one unreadable number."""
+
+    number: int
+    metric: str
+    metrics: Mapping[int, Mapping[str, float]]
+    """By step; it grows with every checkpoint saved."""
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        known = {c.step: self.metrics[c.step] for c in checkpoints if c.step in self.metrics}
+        best = _ranked(known, self.metric)[: self.number]
+        return [checkpoint.step in best for checkpoint in checkpoints]
+
+
+class Checkpoints:
+    """The numbered checkpoints of one run folder; they are written only where it is said which of them to keep."""
+
+    def __init__(self, run: Path, keep: Retention | None = None):
+        self.run, self.folder = run, run / "checkpoints"
+        self._metrics: dict[int, Mapping[str, float]] = {}
+        options = ocp.CheckpointManagerOptions(
+            create=keep is not None,
+            cleanup_tmp_directories=keep is not None,
+            preservation_policy=None if keep is None else self._policy(keep),
+            lightweight_initialize=True,
+            async_options=ocp.AsyncOptions(barrier_sync_fn=_meet),
+        )
+        _quiet_orbax()
+        with writing(run, Exception):
+            self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+        self._metrics |= self._read_metrics()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        with writing(self.run, Exception):
+            self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best(self, metric: str) -> int:
+        """Step of the checkpoint with the lowest metric."""
+        ranked = _ranked(self._metrics, metric)
+        if not ranked:
+            known = sorted({name for metrics in self._metrics.values() for name in metrics})
+            raise ValueError(f"{self.folder}: no checkpoint has the metric {metric!r}; there are {', '.join(known)}")
+        return ranked[0]
+
+    def save(self, step: int, tree: Any, *, notes: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Copies the tree and writes it in the background; `notes` come back with it, the best is kept by `metrics`."""
+        about = _signed({"arrays": _leaves(tree), "notes": notes, "metrics": metrics})
+        items = ocp.args.Composite(state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(about))
+        self._metrics[step] = metrics
+        with writing(self.run, Exception):
+            self._manager.save(step, args=items)
+
+    def wait(self) -> None:
+        """Until everything saved is on disk."""
+        with writing(self.run, Exception):
+            self._manager.wait_until_finished()
+
+    def restore_newest(self, like: Any, *, set_aside: bool, is_part: bool = False) -> Restored | None:
+        """The newest good checkpoint, None if there are none at all; each damaged one is reported in a line.
+
+        `like` and `is_part` are as in `restore`. With `set_aside` a damaged one is renamed, so that its step can be
+        saved again and nothing is lost.
+        """
+        remaining, damaged = self.steps(), {path.name for path in self.folder.glob("damaged-*")}
+        while remaining:
+            step = remaining.pop()
+            try:
+                return self.restore(step, like, is_part=is_part)
+            except DamagedCheckpoint as damage:
+                name = self._set_aside(step).name if set_aside else str(step)
+                damaged.add(name)
+                kept = f", kept as {name}" if set_aside else ""
+                then = f"going back to step {remaining[-1]}" if remaining else "no other is left"
+                print(f"{damage}{kept}; {then}", file=sys.stderr)
+        if damaged:
+            raise ValueError(
+                f"{self.folder}: no good checkpoint is left, all are damaged: {', '.join(sorted(damaged))}"
+            )
+        return None
+
+    def restore(self, step: int, like: Any, *, is_part: bool = False) -> Restored:
+        """The tree saved at `step`; `like` gives structure, shapes, dtypes and shardings (none: the first device).
+
+        With `is_part` it is a dictionary of some of its branches, and nothing else is read. Of several processes all
+        must ask, for arrays that lie on the devices of all.
+        """
+        if step not in self.steps():
+            there = ", ".join(map(str, self.steps())) or "none"
+            raise ValueError(f"{self.folder}: no checkpoint of step {step}; there are {there}")
+        about = self._about(step)
+        abstract = jax.tree.map(_abstract, like)
+        if "arrays" not in about:
+            raise ValueError(f"{self.folder / str(step)}: was written by another version of trimask")
+        path, asked = self.folder / str(step), _leaves(abstract)
+        saved_names = {_present_path(name): name for name in about["arrays"]}
+        saved = {name: about["arrays"][saved_name] for name, saved_name in saved_names.items()}
+        if is_part:
+            saved = {name: leaf for name, leaf in saved.items() if name.partition("/")[0] in like}
+        _require_same_tree(saved, asked, path)
+        as_saved = _with_keys(abstract, {part: name for names in saved_names.items() for part, name in _parts(*names)})
+        args: ocp.args.CheckpointArgs = ocp.args.StandardRestore(as_saved)
+        if is_part:
+            shardings = ocp.checkpoint_utils.construct_restore_args(as_saved)
+            args = ocp.args.PyTreeRestore(as_saved, restore_args=shardings, partial_restore=True)
+        read = {
+            _name(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(self._read_by_all(step, "state", args))
+        }
+        tree = jax.tree.unflatten(jax.tree.structure(abstract), [read[saved_names[name]] for name in asked])
+        changed = [name for name, leaf in _leaves(tree).items() if leaf != saved[name]]
+        if changed:
+            raise DamagedCheckpoint(f"{path}: damaged: {', '.join(changed[:3])} is not what was saved")
+        return Restored(step, tree, about["notes"])
+
+    def _about(self, step: int) -> dict[str, Any]:
+        _require_plain(self.folder / str(step))
+        about = self._read(step, "about", ocp.args.JsonRestore())
+        if not isinstance(about, dict) or _signed(about) != about:
+            raise DamagedCheckpoint(f"{self.folder / str(step)}: damaged: about/ is not what was saved")
+        return about
+
+    def _read(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+        except (MemoryError, PermissionError):
+            raise
+        except Exception as error:  # a damaged file can make Orbax's readers raise almost anything
+            if "RESOURCE_EXHAUSTED" in str(error):  # too little memory is no fault of the checkpoint
+                raise
+            path = self.folder / str(step)
+            raise DamagedCheckpoint(f"{path}: damaged: {item}/ cannot be read: {shortened(str(error))}") from error
+
+    def _read_by_all(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
+        """The same; every process of the run reads its part, and all fail if one does."""
+        tree, damage = None, None
+        try:
+            tree = self._read(step, item, args)
+        except DamagedCheckpoint as error:
+            damage = error
+        if any_process(damage is not None):
+            raise damage or DamagedCheckpoint(f"{self.folder / str(step)}: damaged: another process cannot read it")
+        return tree
+
+    def _read_metrics(self) -> dict[int, Mapping[str, float]]:
+        """Metrics of all checkpoints that can be read."""
+        found: dict[int, Mapping[str, float]] = {}
+        for step in self.steps():
+            with suppress(DamagedCheckpoint):
+                metrics = self._about(step)["metrics"]
+                found[step] = {present_name("metric", name): value for name, value in metrics.items()}
+        return found
+
+    def _policy(self, keep: Retention) -> policies.AnyPreservationPolicy:
+        every = [] if keep.every is None else [policies.EveryNSteps(keep.every)]
+        one = [] if keep.step is None else [policies.CustomSteps([keep.step])]
+        return policies.AnyPreservationPolicy(
+            [policies.LatestN(keep.last), *every, *one, _KeepBest(keep.best, keep.metric, self._metrics)]
+        )
+
+    def _set_aside(self, step: int) -> Path:
+        names = (f"damaged-{step}{suffix}" for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
+        target = next(self.folder / name for name in names if not (self.folder / name).exists())
+        wait_for_all(f"all have found a name for the damaged checkpoint of step {step}")
+        if is_first():
+            with writing(self.run):
+                (self.folder / str(step)).rename(target)
+        wait_for_all(f"the damaged checkpoint of step {step} is set aside")
+        self._manager.reload()
+        return target
+
+
+def _require_plain(checkpoint: Path) -> None:
+    """Refuses, before Orbax opens it, a checkpoint with anything but files and folders, or JSON out of bounds."""
+    for path in checkpoint.rglob("*"):
+        mode, name = path.lstat().st_mode, path.relative_to(checkpoint)
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise DamagedCheckpoint(f"{checkpoint}: damaged: {name} is neither a file nor a folder")
+        if stat.S_ISREG(mode) and (path.name in _JSON or path.parent.name == _JSON_FOLDER):
+            try:
+                parse_json(path.read_bytes(), str(name), allows_infinity=True)
+            except ValueError as error:
+                raise DamagedCheckpoint(f"{checkpoint}: damaged: {shortened(str(error))}") from error
+
+
+@cache
+def _meet(*, key: str, timeout_ms: int) -> None:
+    """Orbax's barrier. Raises the failure of a write that this thread is about to report, rather than to wait.
+
+    After a failed write Orbax waits for the others to be through, while they wait for the write: until the time is up.
+    """
+    failure = sys.exc_info()[1]
+    if failure is not None:
+        raise failure
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+
+def _quiet_orbax() -> None:
+    """Keeps Orbax's log off the terminal: what it raises reaches us, and what it logs, at any time, is that once more.
+
+    After one failed read or write its threads log, and TensorStore answers for the others to an event loop that is
+    gone, long after the error has reached us.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(
+            lambda record: "orbax" not in Path(record.pathname).parts and "/orbax/" not in record.getMessage()
+        )
+    hook = sys.unraisablehook
+
+    def unraisable(failure: Any) -> None:
+        code = getattr(failure.object, "cr_code", None)
+        is_orbax = code is not None and "orbax" in Path(code.co_filename).parts
+        if not is_orbax and str(failure.exc_value) != "Event loop is closed":
+            hook(failure)
+
+    sys.unraisablehook = unraisable
+
+
+def _ranked(metrics: Mapping[int, Mapping[str, float]], metric: str) -> list[int]:
+    """Steps that have the metric, the lowest first."""
+    return sorted((step for step in metrics if metric in metrics[step]), key=lambda step: metrics[step][metric])
+
+
+def _leaves(tree: Any) -> dict[str, list[Any]]:
+    """Shape, dtype and checksum by name; of a tree that is only described the checksum is 0."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    with ThreadPoolExecutor() as threads:
+        own = np.array(list(threads.map(_checksum_here, (leaf for _, leaf in named))), np.uint64)
+    is_described = any(isinstance(leaf, jax.ShapeDtypeStruct) for _, leaf in named)
+    checksums = own if is_described else summed(own)
+    return {
+        _name(path): [list(leaf.shape), str(leaf.dtype), int(checksum)]
+        for (path, leaf), checksum in zip(named, checksums, strict=True)
+    }
+
+
+def _checksum_here(leaf: Any) -> int:
+    """Σ bits·w modulo 2⁶⁴ over the elements of which this process has the first copy; w is odd and pseudo-random.
+
+    Bits of an element changed, or elements that changed places, change it.
+    """
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return 0
+    if not isinstance(leaf, jax.Array):
+        leaf = np.asarray(leaf)
+        shards = [((0,) * leaf.ndim, leaf)]
+    else:
+        shards = [
+            (tuple(part.start or 0 for part in shard.index), np.asarray(shard.data))
+            for shard in leaf.addressable_shards
+            if shard.replica_id == 0
+        ]
+    return sum(_checksum(leaf.shape, start, values) for start, values in shards) % 2**64
+
+
+def _checksum(shape: tuple[int, ...], start: tuple[int, ...], values: np.ndarray) -> int:
+    """Of the part of an array that starts there, with little memory: of a few rows at a time."""
+    rows = max(1, _ELEMENTS_AT_A_TIME * len(values) // values.size) if values.ndim and values.size else 1
+    if values.ndim and len(values) > rows:
+        first, *rest = start
+        return sum(_checksum(shape, (first + n, *rest), values[n : n + rows]) for n in range(0, len(values), rows))
+    place = np.zeros((), np.uint64)
+    for size, first, length in zip(shape, start, values.shape, strict=True):
+        place = place[..., None] * np.uint64(size) + np.arange(first, first + length, dtype=np.uint64)
+    bits = values.reshape(-1).view(f"u{values.itemsize}").astype(np.uint64)
+    return int(np.dot(bits, place.reshape(-1) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)))
+
+
+def _present_path(name: str) -> str:
+    """The name by which the code knows a leaf that was saved under this one."""
+    return "/".join(present_name("parameter", part) for part in name.split("/"))
+
+
+def _parts(present: str, saved: str) -> Iterator[tuple[str, str]]:
+    """Each beginning of a leaf's present path, and what its last part is called in the file."""
+    parts = present.split("/")
+    for number, name in enumerate(saved.split("/"), 1):
+        yield "/".join(parts[:number]), name
+
+
+def _with_keys(tree: Any, names: Mapping[str, str], path: str = "") -> Any:
+    """The tree, with the keys of its dictionaries replaced by the names of their paths."""
+    if jax.tree_util.all_leaves([tree]):
+        return tree
+    children, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: node is not tree)
+    inner = [(f"{path}{_name(key)}", child) for key, child in children]
+    changed = [_with_keys(child, names, f"{place}/") for place, child in inner]
+    if isinstance(tree, dict):
+        return {names[place]: child for (place, _), child in zip(inner, changed, strict=True)}
+    return jax.tree.unflatten(structure, changed)
+
+
+def _name(path: Any) -> str:
+    """A leaf's path as checkpoints write it."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _signed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with its own CRC-32 as `crc32`."""
+    rest = {name: value for name, value in content.items() if name != "crc32"}
+    return {**rest, "crc32": zlib.crc32(json.dumps(rest, sort_keys=True).encode())}
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _require_same_tree(saved: dict[str, list[Any]], asked: dict[str, list[Any]], path: Path) -> None:
+    """Refuses a checkpoint of another model, naming what differs."""
+    there, here = ({name: f"{leaf[1]}{leaf[0]}" for name, leaf in tree.items()} for tree in (saved, asked))
+    changed = [
+        f"{name}: {there.get(name, 'absent')} → {here.get(name, 'absent')}"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ValueError(
+            f"{path}: not a checkpoint of the model in config.json. There → here: {'; '.join(changed[:3])}{more}"
+        )

@@ -1,0 +1,94 @@
+"""Stopping a run that goes wrong: a loss that is not finite, or far above what it was.
+
+    stop if  loss > factor · m,    m ← m + (loss − m) / min(n, 50)
+
+m is the mean of the first 50 losses and then a running one over about as many; before that, and where m is not
+positive, there is no limit. Both numbers go into every checkpoint, so that a resumed run stops where an uninterrupted
+one would.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trimask.diffusion.run.folder import checkpoint_steps, writing
+from trimask.diffusion.run.processes import is_first
+from trimask.tokenizers.storage import configuration
+
+_RECENT_STEPS = 50
+
+
+class Diverged(ValueError):
+    """Training was stopped for its own sake; the last good checkpoint stands."""
+
+
+class LossWatch:
+    """The recent mean of the loss, and what is too far from it."""
+
+    def __init__(self, factor: float | None, recent: Mapping[str, float] | None = None):
+        """`recent` is an earlier watch's."""
+        self._factor = factor
+        self._mean, self._steps = (recent["mean"], int(recent["steps"])) if recent else (0.0, 0)
+
+    @property
+    def recent(self) -> dict[str, float]:
+        """All that it remembers."""
+        return {"mean": self._mean, "steps": self._steps}
+
+    def fault(self, metrics: Mapping[str, Any]) -> str | None:
+        """What is wrong with a step, if anything; a sound step enters the mean."""
+        for name in ("loss", "gradient_norm"):
+            if name in metrics and not math.isfinite(float(metrics[name])):
+                return f"{name} is {float(metrics[name])}"
+        loss = float(metrics["loss"])
+        if self._factor is not None and self._steps >= _RECENT_STEPS and loss > self._factor * self._mean > 0:
+            return (
+                f"loss {loss:.4g} is more than {self._factor:g} times the recent mean of {self._mean:.4g} "
+                "(--loop.spike-factor sets the limit)"
+            )
+        self._steps += 1
+        self._mean += (loss - self._mean) / min(self._steps, _RECENT_STEPS)
+        return None
+
+
+def not_finite(state: Any) -> str | None:
+    """The first array of a state that holds NaN or infinity, in this process's part of it, if there is one."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        parts = (shard.data for shard in leaf.addressable_shards) if isinstance(leaf, jax.Array) else [leaf]
+        if not all(np.isfinite(part).all() for part in parts):
+            return f"{jax.tree_util.keystr(path, simple=True, separator='/')} is not finite"
+    return None
+
+
+def diverged(folder: Path, step: int, fault: str, watch: LossWatch, metrics: Mapping[str, Any], batch: Any) -> Diverged:
+    """The error to raise at `step`; RUN/diverged-step-<n>.json says what the step was given and what came out."""
+    numbers = {name: float(mean) for name, mean in metrics.items()}
+    content = {
+        "step": step,
+        "fault": fault,
+        "loss": numbers["loss"],
+        "recent_mean": watch.recent["mean"],
+        "metrics": numbers,
+        "batch": batch,
+    }
+    path = folder / f"diverged-step-{step}.json"
+    if is_first():
+        with writing(folder):
+            configuration.write_json(path, _strict(content))
+    steps = checkpoint_steps(folder)
+    good = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
+    return Diverged(f"{folder}: stopped at step {step}: {fault}; {good}, and {path.name} names the batch")
+
+
+def _strict(content: Any) -> Any:
+    """JSON knows no NaN: numbers that are not finite become strings."""
+    if isinstance(content, dict):
+        return {name: _strict(value) for name, value in content.items()}
+    return str(content) if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,242 @@
+"""Generation: observe, choose, reveal, until nothing is masked.
+
+    observe(keys, denoise, state, rules) -> Observation      the only caller of the denoiser
+    strategy(keys, observation, memory) -> (Choice, memory)
+    reveal(state, observation, choice, rules) -> state       the only writer of tokens
+
+A denoiser is any callable `denoise(sequence) -> Output`; guidance and the ids allowed at a position are transforms of
+it (`guidance.py`). Each row has a key and a clock of its own, so what it becomes does not depend on its neighbours. The
+number of function evaluations (NFE) counts forward passes made while the row's block had masks; a guided pass counts
+two.
+
+Blocks are filled from left to right, each of them by the strategy, which sees nothing else (semi-autoregressive, LLaDA,
+arXiv 2502.09992). Steps and evaluations that are planned for a row are shared out evenly among its blocks.
+
+Generation goes in rounds. A round begins with a pass over whole rows, whose keys and values the rest of the round may
+keep (`cache`, Fast-dLLM, arXiv 2505.22618): `dual` keeps all but the block's, `prefix` those before the block. It ends
+after `refresh_every` passes, or when the block of every row is full; rows that are full sooner wait, and what they
+become is the same as if they were alone. Without a cache, or with refresh_every = 1, a round is one pass: nothing is
+approximated, and nobody waits. Keys and values of a token depend on all other tokens, so a round of several passes is
+an approximation, as it is in Fast-dLLM.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from trimask.diffusion.denoiser import Cache, Denoiser
+from trimask.diffusion.sampling.proposals import propose
+from trimask.diffusion.sampling.state import Choice, Memory, Observation, RowKeys, Rules, State, Strategy
+
+_TEXT = 1
+"""Number of the modality of texts (`Vocabulary.modalities`)."""
+
+
+def enter_blocks(state: State, rules: Rules) -> State:
+    """Rows whose block is full go on to the next one that has masks."""
+    enters = ~state.is_open & state.is_masked.any(axis=-1)
+    block = jnp.zeros_like(state.block)
+    if rules.block_length is not None:
+        block = (jnp.argmax(state.is_masked, axis=-1) - state.origin) // rules.block_length
+    return dataclasses.replace(
+        state,
+        block=jnp.where(enters, block, state.block),
+        is_open=state.is_open | enters,
+        block_step=jnp.where(enters, 0, state.block_step),
+        block_nfe=jnp.where(enters, 0, state.block_nfe),
+        stable_for=jnp.where(enters, 0, state.stable_for),
+    )
+
+
+def observe(
+    keys: RowKeys, denoise: Denoiser, state: State, rules: Rules, cache: Cache = None, suffix: int | None = None
+) -> tuple[Observation, Cache]:
+    """Runs the denoiser once and proposes a token wherever the block is masked; `keys` has one key per row.
+
+    With a cache only what it does not keep is computed: of a prefix cache `suffix` positions from the block's first on
+    (None: as many as a row has). Also returns the keys and values of this pass.
+    """
+    length = state.sequence.length
+    positions = jnp.arange(length)
+    start = state.block_start(rules)[:, None]
+    in_block = jnp.broadcast_to(state.is_open[:, None], state.is_masked.shape)
+    if rules.block_length is not None:
+        in_block &= (positions >= start) & (positions < start + rules.block_length)
+    is_wanted = state.is_masked & (in_block | rules.shows_all)
+    asked = jnp.broadcast_to(positions, state.is_masked.shape)
+    computed = None
+    if rules.block_length is not None and rules.block_length < length and not rules.shows_all:
+        asked = jnp.minimum(start + jnp.arange(rules.block_length), length - 1)
+        is_wanted = jnp.take_along_axis(is_wanted, asked, axis=1)
+        computed = asked
+        if cache is not None and rules.cache == "prefix":
+            computed = jnp.minimum(start + jnp.arange(suffix or length), length - 1)
+    output = denoise(state.sequence, computed, cache)
+    if computed is not None and computed.shape != asked.shape:
+        output = output.first(asked.shape[1])
+    proposals = propose(output, is_wanted, asked, keys, rules.draw, rules.chunk, rules.num_top)
+    hidden = jnp.where(is_wanted[..., None], output.hidden, 0) if rules.shows_hidden else None
+
+    def everywhere(x):
+        """What is known of the block, and 0 at the other positions of the rows."""
+        if computed is None:
+            return x
+        place = jnp.broadcast_to(positions - start, state.is_masked.shape)
+        is_there = (place >= 0) & (place < asked.shape[1])
+        place, is_there = (jax.lax.expand_dims(a, range(2, x.ndim)) for a in (place, is_there))
+        return jnp.where(is_there, jnp.take_along_axis(x, jnp.clip(place, 0, asked.shape[1] - 1), axis=1), 0)
+
+    full, hidden = jax.tree.map(everywhere, (proposals, hidden))
+    # Of S steps over B blocks, block b has ⌊(b + 1)S/B⌋ − ⌊bS/B⌋, but one at least.
+    blocks, block = state.num_blocks(rules), state.block
+    planned = jnp.maximum((block + 1) * rules.num_steps // blocks - block * rules.num_steps // blocks, 1)
+    share = {"linear": lambda u: 1 - u, "cosine": lambda u: jnp.cos(jnp.pi / 2 * u)}[rules.grid]
+    return Observation(
+        proposal=full.token,
+        confidence=full.confidence,
+        entropy=full.entropy,
+        margin=full.margin,
+        is_masked=state.is_masked,
+        in_block=in_block,
+        is_asked=state.is_asked,
+        modality=state.sequence.modality,
+        step=state.block_step,
+        steps_taken=state.step,
+        num_steps=planned,
+        time=share(jnp.minimum(state.block_step / planned, 1.0)),
+        next_time=jnp.where(state.block_step + 1 >= planned, 0.0, share((state.block_step + 1) / planned)),
+        commit_confidence=state.commit_confidence,
+        num_passes=jnp.broadcast_to(jnp.asarray(output.num_passes), state.step.shape),
+        top=full.top if rules.num_top else None,
+        hidden=hidden,
+    ), output.cache
+
+
+def reveal(state: State, observation: Observation, choice: Choice, rules: Rules) -> State:
+    """Writes the chosen proposals, masks what is to be masked again, counts the evaluation, and keeps the rules."""
+    candidates = observation.candidates
+    is_active = state.is_open
+    had_masks = candidates.any(axis=-1)
+    passes = jnp.where(had_masks, observation.num_passes, 0)
+    block_nfe = state.block_nfe + passes
+    is_same = ((observation.proposal == state.proposal) | ~candidates).all(axis=-1) & (state.block_step > 0)
+    stable_for = jnp.where(had_masks, jnp.where(is_same, state.stable_for + 1, 0), state.stable_for)
+    is_last = jnp.zeros_like(is_active)
+    if rules.max_nfe is not None:
+        is_last |= block_nfe + rules.passes_per_step > rules.max_nfe // state.num_blocks(rules)
+    if rules.patience is not None:
+        is_last |= had_masks & (stable_for + 1 >= rules.patience)
+    revealed = (choice.reveal | is_last[:, None]) & candidates
+    remasked = jnp.zeros_like(revealed)
+    if choice.remask is not None:
+        remasked = choice.remask & ~state.is_masked & state.is_asked & observation.in_block & ~is_last[:, None]
+    tokens = jnp.where(revealed, observation.proposal, jnp.where(remasked, rules.mask_id, state.sequence.tokens))
+    confidence = jnp.where(revealed, observation.confidence, jnp.where(remasked, 0.0, state.commit_confidence))
+    is_masked = (state.is_masked & ~revealed) | remasked
+    if rules.eos_id is not None:
+        ended = is_masked & _after_the_end(tokens, is_masked, state, rules)
+        tokens, is_masked = jnp.where(ended, rules.eos_id, tokens), is_masked & ~ended
+        confidence = jnp.where(ended, 1.0, confidence)
+    goes_on = jnp.zeros_like(is_active) if choice.goes_on is None else choice.goes_on & ~is_last
+    if rules.gives_up_after is not None:
+        gives_up = is_active & (state.block_step + 1 >= rules.gives_up_after)
+        is_masked &= ~(gives_up[:, None] & observation.in_block)
+        goes_on &= ~gives_up
+    return dataclasses.replace(
+        state,
+        sequence=state.sequence.replace(tokens=tokens),
+        is_masked=is_masked,
+        step=state.step + is_active,
+        nfe=state.nfe + passes,
+        is_open=is_active & ((is_masked & observation.in_block).any(axis=-1) | goes_on),
+        block_step=state.block_step + is_active,
+        block_nfe=block_nfe,
+        proposal=jnp.where(candidates, observation.proposal, state.proposal),
+        stable_for=stable_for,
+        commit_confidence=confidence,
+    )
+
+
+def _after_the_end(tokens, is_masked, state: State, rules: Rules) -> Bool[Array, "batch seq"]:
+    """True after an EOS that was generated with neither a mask nor anything given between the last given and itself."""
+    length = tokens.shape[-1]
+    positions = jnp.arange(length)
+    is_given = ~state.is_asked & state.sequence.is_target & (state.sequence.modality == _TEXT)
+    last_given = jnp.max(jnp.where(is_given, positions, -1), axis=-1, keepdims=True)
+    # An EOS is text, and so is what it ends.
+    is_text = state.sequence.modality == _TEXT
+    is_hole = (tokens == rules.mask_id) & is_text & (positions > last_given)
+    first_hole = jnp.min(jnp.where(is_hole, positions, length), axis=-1, keepdims=True)
+    is_end = is_text & (tokens == rules.eos_id) & state.is_asked & ~is_masked & (positions > last_given)
+    return (is_end & (positions < first_hole)).any(axis=-1, keepdims=True) & is_text & (positions > last_given)
+
+
+def step_keys(state: State) -> tuple[RowKeys, RowKeys]:
+    """Keys of the next step of every row: to draw tokens, and for the strategy."""
+    keys = jax.vmap(lambda key, step: jax.random.split(jax.random.fold_in(key, step)))(state.keys, state.step)
+    return keys[:, 0], keys[:, 1]
+
+
+def advance(
+    denoise: Denoiser,
+    strategy: Strategy,
+    rules: Rules,
+    state: State,
+    memory: Memory,
+    cache: Cache = None,
+    suffix: int | None = None,
+) -> tuple[State, Memory, Cache]:
+    """One step of every row; without a cache it begins a round."""
+    if cache is None:
+        state = enter_blocks(state, rules)
+    of_tokens, of_choice = step_keys(state)
+    observation, new_cache = observe(of_tokens, denoise, state, rules, cache, suffix)
+    choice, memory = strategy(of_choice, observation, memory)
+    return reveal(state, observation, choice, rules), memory, new_cache if cache is None else cache
+
+
+def sample(
+    denoise: Denoiser,
+    strategy: Strategy,
+    rules: Rules,
+    state: State,
+    memory: Memory = None,
+    enough: Int[Array, ""] | int = 0,
+) -> tuple[State, Memory]:
+    """Rounds until at most `enough` rows are unfinished, in one loop on the device."""
+
+    def is_unfinished(carry):
+        return (~carry[0].is_done).sum() > enough
+
+    def rest_of_round(suffix, state, memory, cache):
+        def goes_on(carry):
+            state, _, passes = carry
+            is_fresh = True if rules.refresh_every is None else passes < rules.refresh_every
+            return state.is_open.any() & is_fresh
+
+        def one_step(carry):
+            state, memory, passes = carry
+            state, memory, _ = advance(denoise, strategy, rules, state, memory, cache, suffix)
+            return state, memory, passes + 1
+
+        return jax.lax.while_loop(goes_on, one_step, (state, memory, jnp.ones((), jnp.int32)))[:2]
+
+    def one_round(carry):
+        state, memory, cache = advance(denoise, strategy, rules, *carry)
+        if rules.cache == "none":
+            return state, memory
+        if rules.cache == "dual":
+            return rest_of_round(None, state, memory, cache)
+        # Shapes are fixed when compiled, so what is behind a prefix is cut to one of a few lengths.
+        length = state.sequence.length
+        suffixes = sorted(
+            {max(-(-length * part // 4), min(rules.block_length or length, length)) for part in (1, 2, 3, 4)}
+        )
+        needed = jnp.max(jnp.where(state.is_open, length - state.block_start(rules), 0))
+        choice = jnp.searchsorted(jnp.array(suffixes), needed)
+        return jax.lax.switch(choice, [partial(rest_of_round, n) for n in suffixes], state, memory, cache)
+
+    return jax.lax.while_loop(is_unfinished, one_round, (state, memory))

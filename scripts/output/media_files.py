@@ -1,0 +1,282 @@
+"""Media → files that people look at and listen to.
+
+An unknown token, code -1, is drawn as a hatched grey tile wherever it stands: over patches of a picture, over
+moments of a sound, in place of a word of a text. The same media give the same bytes (of an mp4, nearly always).
+"""
+
+import importlib.util
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+import librosa  # loads its parts on first use
+import matplotlib
+import numpy as np
+import soundfile
+from jaxtyping import Bool, Float32, Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from trimask.tokenizers.codec import MediaCodec, SoundCodec
+from trimask.tokenizers.media import MediaTokenizers
+from trimask.tokenizers.sequence import Segment
+from trimask.tokenizers.storage.files import replacing, written_to
+
+_MARGIN = 8
+_FONT_SIZE = 14
+_FRAME_WIDTH = 320
+_STEM_LENGTH = 60
+_STEM_BYTES = 120
+_ACCENTS = re.compile("([a-z])[\u0300-\u036f]+")
+_LAST_FRAME = 10
+"""How many times as long the last frame of an animation stays."""
+
+
+def enlargement(height: int, width: int, wanted: int = 160) -> int:
+    """The whole factor that brings the longer side of a tiny picture to about `wanted` pixels; else 1."""
+    return max(1, wanted // max(height, width))
+
+
+def enlarged(image: UInt8[np.ndarray, "height width channels"], scale: int) -> Image.Image:
+    """The picture with every pixel as a square of `scale` pixels."""
+    pixels = image[..., 0] if image.shape[-1] == 1 else image[..., :3]
+    picture = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def image_grid(
+    images: Sequence[UInt8[np.ndarray, "_ _ channels"]],
+    captions: Sequence[str],
+    columns: int,
+    scale: int,
+) -> Image.Image:
+    """Pictures row by row, each with its caption under it, in at most three lines."""
+    if len(images) != len(captions) or not images or columns < 1 or scale < 1:
+        raise ValueError(
+            "a grid needs pictures, a caption for each, and columns and scale of at least 1; got "
+            f"{len(images)} pictures, {len(captions)} captions, {columns} columns, scale {scale}"
+        )
+    pictures = [enlarged(image, scale) for image in images]
+    width = max(100, *(picture.width for picture in pictures))
+    lines = [_wrapped(caption, width, 3) for caption in captions]
+    text_height = max(map(len, lines)) * _line_height()
+    picture_height = max(picture.height for picture in pictures)
+    cell_width, cell_height = width + _MARGIN, picture_height + text_height + 2 * _MARGIN
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * cell_width + _MARGIN, rows * cell_height + _MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (picture, caption) in enumerate(zip(pictures, lines, strict=True)):
+        left = _MARGIN + number % columns * cell_width
+        top = _MARGIN + number // columns * cell_height
+        sheet.paste(picture, (left + (width - picture.width) // 2, top + picture_height - picture.height))
+        for row, line in enumerate(caption):
+            x = left + (width - _font().getlength(line)) / 2
+            draw.text((x, top + picture_height + 4 + row * _line_height()), line, "black", _font())
+    return sheet
+
+
+def spectrogram_image(waveform: Float32[np.ndarray, " samples"], sample_rate_hz: int) -> Image.Image:
+    """Log-mel spectrogram: a column per 10 ms, low notes at the bottom, 80 dB from black to bright."""
+    window = round(0.032 * sample_rate_hz)
+    padded = np.pad(waveform, (0, max(0, window - len(waveform))))
+    mels = librosa.feature.melspectrogram(
+        y=padded,
+        sr=sample_rate_hz,
+        n_fft=window,
+        hop_length=round(0.010 * sample_rate_hz),
+        n_mels=40,
+        norm=None,
+    )
+    full_scale = (window / 4) ** 2  # power of a sine of amplitude 1 under a Hann window
+    decibels = librosa.power_to_db(mels, ref=full_scale, amin=1e-8 * full_scale, top_db=None)
+    brightness = np.clip((decibels[::-1] + 80) / 80, 0, 1)
+    return enlarged((matplotlib.colormaps["magma"](brightness)[..., :3] * 255).round().astype(np.uint8), 4)
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Writes a PNG without anything that changes from call to call."""
+    with written_to(path), replacing(path) as partial:
+        image.save(partial, "PNG")
+
+
+def write_wav(path: Path, waveform: Float32[np.ndarray, " samples"], sample_rate_hz: int) -> None:
+    """Writes 16-bit PCM; what exceeds [-1, 1] is clipped."""
+    with written_to(path), replacing(path) as partial:
+        soundfile.write(partial, np.clip(waveform, -1, 1), sample_rate_hz, subtype="PCM_16", format="WAV")
+
+
+def write_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int) -> None:
+    """Writes an endless GIF or an MP4 (H.264), as the path ends; the last frame stays ten times as long.
+
+    Raises ValueError without frames, and for MP4 where PyAV is not installed.
+    """
+    if not frames or milliseconds < 10:
+        raise ValueError(f"an animation needs frames of at least 10 ms, got {len(frames)} of {milliseconds} ms")
+    is_mp4 = path.suffix == ".mp4"
+    pages = _pages(frames, multiple=2 if is_mp4 else 1)  # H.264 has colours for two pixels by two
+    if is_mp4:
+        require_mp4()
+        with written_to(path), replacing(path) as partial:
+            _write_mp4(partial, [*pages, *pages[-1:] * (_LAST_FRAME - 1)], milliseconds)
+        return
+    durations = [milliseconds] * (len(pages) - 1) + [_LAST_FRAME * milliseconds]
+    first, *rest = [page.quantize(256, dither=Image.Dither.NONE) for page in pages]
+    with written_to(path), replacing(path) as partial:
+        first.save(partial, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+
+
+def require_mp4() -> None:
+    """Raises ValueError where PyAV is not installed."""
+    if importlib.util.find_spec("av") is None:
+        raise ValueError("MP4 needs the extra video: pip install 'trimask[video]'; GIF needs nothing")
+
+
+def _pages(frames: Sequence[Image.Image], multiple: int) -> list[Image.Image]:
+    """Frames of one size, whose sides are multiples of a number."""
+    width, height = (
+        -(-max(sides) // multiple) * multiple for sides in zip(*(frame.size for frame in frames), strict=True)
+    )
+    pages = []
+    for frame in frames:
+        page = Image.new("RGB", (width, height), "white")
+        page.paste(frame)
+        pages.append(page)
+    return pages
+
+
+def _write_mp4(partial: Path, pages: Sequence[Image.Image], milliseconds: int) -> None:
+    import av
+
+    with av.open(str(partial), "w", format="mp4") as container:
+        # One thread: the same frames make nearly always the same bytes.
+        stream = container.add_stream("libx264", rate=Fraction(1000, milliseconds), options={"threads": "1"})
+        stream.width, stream.height = pages[0].size
+        stream.pix_fmt = "yuv420p"
+        for page in pages:
+            container.mux(stream.encode(av.VideoFrame.from_image(page)))
+        container.mux(stream.encode())
+
+
+def file_stem(prompt: str, is_taken: Callable[[str], bool] = lambda _: False) -> str:
+    """A file name without its ending: the prompt's letters and digits, numbered if it is taken.
+
+    Latin letters lose their accents; those of other scripts stay as they are. Of signs alone it is their names.
+    """
+    plain = _ACCENTS.sub(r"\1", unicodedata.normalize("NFKD", prompt).casefold())
+    kept = "".join(c if unicodedata.category(c)[0] in "LMN" else "-" for c in unicodedata.normalize("NFC", plain))
+    if not re.sub("-", "", kept):  # emoji and signs
+        kept = "-".join(unicodedata.name(c, "").casefold().replace(" ", "-") for c in prompt if not c.isspace())
+    words = re.sub("-+", "-", kept).strip("-")[:_STEM_LENGTH]
+    while len(words.encode()) > _STEM_BYTES:
+        words = words[:-1]
+    stem = words.strip("-") or "untitled"
+    if not is_taken(stem):
+        return stem
+    number = 2
+    while is_taken(f"{stem}-{number}"):
+        number += 1
+    return f"{stem}-{number}"
+
+
+def draw_unknown_picture(codes: Int[np.ndarray, "rows columns"], codec: MediaCodec) -> Image.Image:
+    """The picture, hatched where its codes are not known."""
+    pixels = codec.decode(np.maximum(codes, 0)[None])[0]
+    return _hatched(enlarged(pixels, enlargement(*pixels.shape[:2])), codes < 0)
+
+
+def draw_sound(codes: Int[np.ndarray, "frames codebooks"], codec: SoundCodec) -> Image.Image:
+    """The spectrogram where the first codebook is known; under it a row per codebook, light where known."""
+    waveform = codec.decode(np.maximum(codes, 0)[None])[0]
+    is_unknown = codes.T < 0
+    spectrogram = _hatched(spectrogram_image(waveform, codec.sample_rate_hz), is_unknown[:1])
+    rows = Image.new("RGB", (spectrogram.width, 12 * len(is_unknown)), "lightsteelblue")
+    picture = Image.new("RGB", (spectrogram.width, spectrogram.height + 4 + rows.height), "white")
+    picture.paste(spectrogram)
+    picture.paste(_hatched(rows, is_unknown), (0, spectrogram.height + 4))
+    return picture
+
+
+def draw_text(tokenizers: MediaTokenizers, segment: Segment) -> Image.Image:
+    """Runs of known tokens as text, an unknown one as a tile as large as a letter; broken at the margin."""
+    font, height = _font(20), _line_height(20)
+    places: list[tuple[float, int, str | None]] = []
+    x, row = 0.0, 0
+    for character in _characters(tokenizers, segment.codes):
+        if character == "\n":  # which has no length: some builds of Pillow fail if asked for it
+            x, row = 0.0, row + 1
+            continue
+        advance = 16.0 if character is None else font.getlength(character)
+        if x + advance > _FRAME_WIDTH:
+            x, row = 0.0, row + 1
+        places.append((x, row, character))
+        x += advance
+    right = max((x for x, _, _ in places), default=0.0) + 20
+    # What is still to be written must not move as it grows.
+    width = round(right) if segment.is_condition else _FRAME_WIDTH
+    picture = Image.new("RGB", (width, (row + 1) * height), "white")
+    draw, tile = ImageDraw.Draw(picture), _hatched(Image.new("RGB", (14, 18)), np.ones((1, 1), bool))
+    for x, row, character in places:
+        if character is None:
+            picture.paste(tile, (round(x) + 1, row * height + 3))
+        else:
+            draw.text((x, row * height), character, "black", font)
+    return picture
+
+
+def _characters(tokenizers: MediaTokenizers, codes: Int[np.ndarray, " n"]) -> Iterator[str | None]:
+    """What a text shows in order: printable characters and line ends, None for an unknown token."""
+    codes = codes[codes != tokenizers.vocabulary.eos_code]
+    for run in np.split(codes, np.flatnonzero(np.diff(codes < 0)) + 1):
+        if run.size and run[0] < 0:
+            yield from [None] * len(run)
+        else:
+            yield from (c for c in tokenizers.text.decode(run) if c.isprintable() or c == "\n")
+
+
+def _hatched(picture: Image.Image, is_unknown: Bool[np.ndarray, "rows columns"]) -> Image.Image:
+    """The picture with a hatched tile over the cells, of an even grid, that are unknown."""
+    pixels = np.array(picture)
+    height, width, _ = pixels.shape
+    y, x = np.arange(height)[:, None], np.arange(width)[None, :]
+    rows, columns = is_unknown.shape
+    cover = is_unknown[y * rows // height, x * columns // width]
+    hatch = np.where((x + y) % 8 < 2, 110, 190).astype(np.uint8)
+    return Image.fromarray(np.where(cover[..., None], hatch[..., None], pixels))
+
+
+@cache
+def _font(size: int = _FONT_SIZE) -> ImageFont.FreeTypeFont:
+    # Pillow's own font has no accents and no Greek or Cyrillic letters.
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+
+
+def _line_height(size: int = _FONT_SIZE) -> int:
+    return round(1.3 * size)
+
+
+def _wrapped(text: str, width: int, max_lines: int) -> list[str]:
+    """Lines no wider than `width` pixels, broken at spaces where possible; … says that some are left out."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and _fits(f"{lines[-1]} {word}", width):
+            lines[-1] += f" {word}"
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:
+            if lines[-1] and not _fits(lines[-1] + character, width):
+                lines.append("")
+            lines[-1] += character
+    if len(lines) > max_lines:
+        last = lines[max_lines - 1]
+        while not _fits(f"{last}…", width):
+            last = last[:-1]
+        lines = [*lines[: max_lines - 1], f"{last}…"]
+    return lines
+
+
+def _fits(line: str, width: int) -> bool:
+    return _font().getlength(line) <= width

@@ -1,0 +1,149 @@
+"""How what a model makes is given to people, by modality: written, drawn as far as it is known, shown and measured.
+
+A further modality is one entry here, beside that of `diffusion/data/modalities.py`. Only an ending, a writer and a
+drawing are needed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image
+from rich.text import Text
+
+from trimask.scripts.output.media_files import (
+    draw_sound,
+    draw_text,
+    draw_unknown_picture,
+    enlarged,
+    enlargement,
+    image_grid,
+    spectrogram_image,
+    write_png,
+    write_wav,
+)
+from trimask.scripts.output.terminal import live_grid, live_picture
+from trimask.tokenizers.media import MediaTokenizers
+from trimask.tokenizers.quality import log_mel_distance_db, psnr_db
+from trimask.tokenizers.sequence import Example
+from trimask.tokenizers.vocabulary import TEXT
+
+_MARGIN = 8
+_PAUSE_SECONDS = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """What a codec keeps of a medium."""
+
+    name: str
+    of: Callable[[np.ndarray, np.ndarray, Any], Float[np.ndarray, " batch"]]
+    """Real media, reconstructed ones, and their codec → a number in dB for each."""
+    nearer: str
+    """Which way is better, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presentation:
+    """One modality. Media are as the codec decodes them; codes are -1 where they are not known."""
+
+    ending: str
+    """Of its files."""
+    write: Callable[[Path, Any, Any], None]
+    """Writes a medium; the last argument is its codec."""
+    draw: Callable[[Int[np.ndarray, "..."], Any], Image.Image]
+    """A picture of codes as far as they are known, for animations; the last argument is the codec."""
+    picture: Callable[[Any, Any], Image.Image] | None = None
+    """A picture of a whole medium, for pages. None: as `draw`."""
+    write_together: Callable[[Path, Sequence[Any], Sequence[str], Any], None] | None = None
+    """Writes several media and their captions as one file. None: a file each."""
+    live: Callable[[Int[np.ndarray, "..."], Float[np.ndarray, "..."], Any], Text] = live_grid
+    """What a terminal shows of codes on their way, with the confidence of each."""
+    quality: Quality | None = None
+    """What `trimask inspect` measures. None: nothing."""
+
+    def shown(self, medium: Any, codec: Any) -> Image.Image:
+        """A picture of a whole medium."""
+        return self.draw(codec.encode(medium[None])[0], codec) if self.picture is None else self.picture(medium, codec)
+
+
+def _write_picture(path: Path, picture: np.ndarray, codec: Any) -> None:
+    write_png(path, enlarged(picture, enlargement(*picture.shape[:2])))
+
+
+def _write_pictures(path: Path, pictures: Sequence[np.ndarray], captions: Sequence[str], codec: Any) -> None:
+    """A grid with captions."""
+    height, width, _ = pictures[0].shape
+    write_png(path, image_grid(pictures, captions, columns=5, scale=enlargement(height, width, wanted=80)))
+
+
+def _write_sound(path: Path, waveform: np.ndarray, codec: Any) -> None:
+    write_wav(path, waveform, codec.sample_rate_hz)
+
+
+def _write_sounds(path: Path, waveforms: Sequence[np.ndarray], captions: Sequence[str], codec: Any) -> None:
+    """One after another, with pauses between."""
+    pause = np.zeros(round(_PAUSE_SECONDS * codec.sample_rate_hz), np.float32)
+    write_wav(
+        path, np.concatenate([part for waveform in waveforms for part in (waveform, pause)]), codec.sample_rate_hz
+    )
+
+
+PRESENTATIONS: dict[str, Presentation] = {
+    "image": Presentation(
+        ending="png",
+        write=_write_picture,
+        draw=draw_unknown_picture,
+        picture=lambda picture, codec: enlarged(picture, enlargement(*picture.shape[:2])),
+        write_together=_write_pictures,
+        live=live_picture,
+        quality=Quality(name="PSNR", of=lambda real, ours, _: psnr_db(real, ours), nearer="higher"),
+    ),
+    "audio": Presentation(
+        ending="wav",
+        write=_write_sound,
+        draw=draw_sound,
+        picture=lambda waveform, codec: spectrogram_image(waveform, codec.sample_rate_hz),
+        write_together=_write_sounds,
+        quality=Quality(
+            name="mel",
+            of=lambda real, ours, codec: log_mel_distance_db(real, ours, codec.sample_rate_hz),
+            nearer="lower",
+        ),
+    ),
+}
+
+
+def presentation_of(modality: str) -> Presentation:
+    """The entry of a modality. Raises ValueError if there is none."""
+    if modality not in PRESENTATIONS:
+        raise ValueError(
+            f"no modality {modality!r} in scripts/output/presentation.py; there are {', '.join(PRESENTATIONS)}"
+        )
+    return PRESENTATIONS[modality]
+
+
+def ending_of(modality: str) -> str:
+    """The ending of files of this modality, text included."""
+    return "txt" if modality == TEXT else presentation_of(modality).ending
+
+
+def frame_of(tokenizers: MediaTokenizers, example: Example) -> Image.Image:
+    """An example with all its segments, one under another, as far as it is known."""
+    pictures = [
+        draw_text(tokenizers, segment)
+        if segment.modality == TEXT
+        else presentation_of(segment.modality).draw(segment.codes, tokenizers.codec(segment.modality))
+        for segment in example.segments
+    ]
+    width = max(picture.width for picture in pictures) + 2 * _MARGIN
+    height = sum(picture.height + _MARGIN for picture in pictures) + _MARGIN
+    frame = Image.new("RGB", (width, height), "white")
+    top = _MARGIN
+    for picture in pictures:
+        frame.paste(picture, ((width - picture.width) // 2, top))
+        top += picture.height + _MARGIN
+    return frame

@@ -1,0 +1,238 @@
+"""A trained and evaluated run as something to look at and listen to.
+
+digits.png      what it draws, wrong ones framed      words/*.wav     what it says (or makes else), one of each prompt
+text.txt        what it writes                        unmasking.gif   a picture as it becomes known
+loss.png  accuracy.png                                report.html     all of these in one file
+"""
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.evaluation.results import Evaluation, Samples
+from trimask.diffusion.pretraining.trained_model import LoadedRun
+from trimask.diffusion.run.metrics import read_metrics
+from trimask.diffusion.sampling.generator import Generator
+from trimask.diffusion.sampling.prompts import Prompts
+from trimask.diffusion.transformer import num_parameters
+from trimask.scripts.evaluate import shown_bits, shown_score
+from trimask.scripts.output.media_files import enlarged, enlargement, file_stem, image_grid, write_animation, write_png
+from trimask.scripts.output.plots import plot_accuracy, plot_loss, training_seconds
+from trimask.scripts.output.presentation import PRESENTATIONS, frame_of, presentation_of
+from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.files import write_text
+from trimask.tokenizers.vocabulary import TEXT
+
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
+_PICTURES = 40
+_SHOWN_WORDS = 24
+_SHOWN_LINES = 12
+_WRONG = (214, 48, 49)
+
+
+class Word(NamedTuple):
+    """A spoken answer, or one of any further modality, as the page shows it."""
+
+    prompt: str
+    is_right: bool | None
+    """None: no judge says."""
+    file: Path
+    picture: Image.Image
+
+
+class ReportLine(NamedTuple):
+    """A written answer."""
+
+    prompt: str
+    answer: str
+    expected: str
+    is_right: bool | None
+
+
+class Written(NamedTuple):
+    """The written answers of one task and split."""
+
+    title: str
+    lines: list[ReportLine]
+
+
+def write_report(
+    run: Path, evaluation: Evaluation, samples: Sequence[Samples], loaded: LoadedRun, prepared: Prepared
+) -> Path:
+    """Writes all files into the run folder and returns the page."""
+    metrics = _whole_lines(run)
+    target = {name: task.target for name, task in loaded.vocabulary.tasks.items()}
+    drawn = [sample for sample in samples if target[sample.task] == "image"]
+    spoken = [sample for sample in samples if target[sample.task] not in (TEXT, "image")]
+    written = [_written(sample, prepared) for sample in samples if target[sample.task] == TEXT]
+    _write_drawings(run, drawn, loaded)
+    words = _write_words(run / "words", spoken, loaded)
+    write_text(run / "text.txt", "\n".join(map(_as_text, written)))
+    plot_loss(run / "loss.png", metrics)
+    plot_accuracy(run / "accuracy.png", evaluation.scores)
+    page = _page(
+        evaluation=evaluation,
+        step=loaded.step,
+        parameters=num_parameters(loaded.parameters),
+        seconds=training_seconds(metrics),
+        tokens=metrics[-1]["tokens"],
+        settings=list(_flat(configuration.to_dict(loaded.description.train))),
+        description=loaded.description,
+        has_drawings=bool(drawn),
+        words=words[:_SHOWN_WORDS],
+        more_words=len(words[_SHOWN_WORDS:]),
+        written=[Written(title, lines[:_SHOWN_LINES]) for title, lines in written],
+        shown=shown_score,
+        bits=shown_bits,
+        uri=lambda name: data_uri(run / name),
+        picture_uri=_png_uri,
+    )
+    path = run / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _whole_lines(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that say what every line of a training says; at least one must."""
+    lines = read_metrics(run)
+    whole = [line for line in lines if {"loss", "tokens"} <= line.keys() and line.get("tokens_per_second", 0) > 0]
+    if not whole:
+        raise ValueError(
+            f"{run / 'metrics.jsonl'}: none of its {len(lines)} lines says step, loss, tokens and tokens_per_second of "
+            "a training, so there is nothing to report"
+        )
+    return whole
+
+
+def data_uri(path: Path) -> str:
+    """The file as an address that holds all of it."""
+    kinds = {".png": "image/png", ".gif": "image/gif", ".wav": "audio/wav"}
+    kind = kinds.get(path.suffix, "application/octet-stream")
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _png_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _page(**content: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(_TEMPLATE.name).render(content)
+
+
+def _write_drawings(run: Path, drawn: Sequence[Samples], loaded: LoadedRun) -> None:
+    """digits.png of all datasets and unmasking.gif of the first, where the model draws."""
+    pictures, captions = [], []
+    for sample in drawn:
+        height, width = sample.media[0].shape[:2]
+        scale = enlargement(height, width, wanted=90)
+        for i in _in_turn(sample.references)[: _PICTURES // len(drawn)]:
+            is_wrong = sample.is_right is not None and not sample.is_right[i]
+            pictures.append(_framed(enlarged(sample.media[i], scale), is_wrong))
+            captions.append(f"✗ {sample.references[i]}" if is_wrong else sample.references[i])
+    if drawn:
+        write_png(run / "digits.png", image_grid(pictures, captions, columns=5, scale=1))
+        _write_unmasking(run / "unmasking.gif", drawn[0], loaded)
+
+
+def _write_unmasking(path: Path, sample: Samples, loaded: LoadedRun) -> None:
+    """The first prompt whose picture was right, drawn again step by step."""
+    prompt = sample.references[0 if sample.is_right is None else int(np.argmax(sample.is_right))]
+    asked = Prompts(loaded.tokenizers, loaded.description.layouts).from_text(prompt, "image")
+    generator = Generator(loaded.denoise, loaded.vocabulary, rows=1)
+    (states,) = generator.trajectories([asked], loaded.generation("image"), seed=0)
+    write_animation(path, [frame_of(loaded.tokenizers, state.example) for state in states], 200)
+
+
+def _in_turn(references: Sequence[str]) -> list[int]:
+    """Numbers of the items such that every reference has its turn: the first of each, the second of each, …"""
+    items: dict[str, list[int]] = {}
+    for number, reference in enumerate(references):
+        items.setdefault(reference, []).append(number)
+    return [number for turn in zip_longest(*items.values()) for number in turn if number is not None]
+
+
+def _framed(picture: Image.Image, is_wrong: bool) -> np.ndarray:
+    """The picture with a coloured frame if it is wrong."""
+    if is_wrong:
+        ImageDraw.Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=_WRONG, width=4)
+    return np.asarray(picture)
+
+
+def _write_words(folder: Path, spoken: Sequence[Samples], loaded: LoadedRun) -> list[Word]:
+    """The first answer to each prompt; what an earlier report left is replaced."""
+    folder.mkdir(exist_ok=True)
+    for old in [path for how in PRESENTATIONS.values() for path in folder.glob(f"*.{how.ending}")]:
+        old.unlink()
+    words, stems = [], set[str]()
+    for sample in spoken:
+        first = {reference: i for i, reference in reversed(list(enumerate(sample.references)))}
+        for prompt in dict.fromkeys(sample.references):
+            i, stem = first[prompt], file_stem(prompt, stems.__contains__)
+            stems.add(stem)
+            modality = loaded.vocabulary.tasks[sample.task].target
+            how, codec = presentation_of(modality), loaded.tokenizers.codec(modality)
+            file = folder / f"{stem}.{how.ending}"
+            how.write(file, sample.media[i], codec)
+            words.append(Word(prompt, _verdict(sample, i), file, how.shown(sample.media[i], codec)))
+    return words
+
+
+def _verdict(sample: Samples, item: int) -> bool | None:
+    return None if sample.is_right is None else bool(sample.is_right[item])
+
+
+def _written(sample: Samples, prepared: Prepared) -> Written:
+    """Prompt and answer of every item; of a medium, the prompt is the medium."""
+    task = prepared.manifest.vocabulary.tasks[sample.task]
+    given = _given(prepared, sample) if task.condition is None else [""] * len(sample.references)
+    lines = [
+        ReportLine(prompt or f"[{task.condition}]", answer[len(prompt) :], expected[len(prompt) :], _verdict(sample, i))
+        for i, (prompt, answer, expected) in enumerate(zip(given, sample.media, sample.references, strict=True))
+    ]
+    return Written(f"{sample.task.replace('_', ' ')} · {sample.split}", lines)
+
+
+def _given(prepared: Prepared, sample: Samples) -> list[str]:
+    """What each text began with when it was asked."""
+    known = {
+        example.media[TEXT]: example.media[TEXT][: example.given]
+        for name, dataset in prepared.manifest.datasets.items()
+        if dataset.medium is None and sample.split in dataset.splits
+        for example in prepared.raw(name, sample.split)
+    }
+    return [known[reference] for reference in sample.references]
+
+
+def _as_text(written: Written) -> str:
+    lines = [f"{line.prompt} → {line.answer}" + _expected(line) for line in written.lines]
+    return "\n".join([f"# {written.title}", *lines, ""])
+
+
+def _expected(line: ReportLine) -> str:
+    return "" if line.is_right else f"   {'✗' if line.is_right is False else 'real:'} {line.expected}"
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name."""
+    for name, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
