@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from trimask.diffusion.data.prepared import DatasetManifest, Prepared
+from trimask.diffusion.data.manifest import DatasetManifest
+from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.readers import puzzles
 from trimask.diffusion.data.readers.lines import blocks_of, records_of
-from trimask.diffusion.data.readers.texts import json_object, text_field
-from trimask.diffusion.data.records import BadRecord
+from trimask.diffusion.data.records import BadRecord, Fields
 from trimask.diffusion.evaluation.evaluate import EvaluateConfig
 from trimask.diffusion.evaluation.exam import judges_of, question, reference
 from trimask.diffusion.evaluation.held_out import HeldOut, TrainingExamples, spread
@@ -103,8 +103,8 @@ def gsm8k(
     problems = []
     for record in (records[number] for number in spread(len(records), max_examples)):
         try:
-            fields = json_object(record.text)
-            asked, answer = (text_field(fields, name) for name in ("question", "answer"))
+            fields = Fields.of_json(record.text)
+            asked, answer = (fields.text(name) for name in ("question", "answer"))
             if number_of(answer) is None:
                 raise ValueError(f'"answer" must come to a number after ####, got {answer[-40:]!r}')
             prompt = template.replace("{question}", asked)

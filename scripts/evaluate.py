@@ -70,7 +70,7 @@ def run(
     out = out or loaded.folder / "evaluation.json"
     require_replaceable(out)
     prepared = Prepared(data)
-    verification = BackgroundVerification(data, prepared.plan, prepared.whole)
+    verification = BackgroundVerification(prepared.paths, prepared.whole)
     verification.start()
     with progress_report() as report:
         result, samples = evaluate(loaded, prepared, config, report)

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from trimask.diffusion.data.modalities import modality
-from trimask.diffusion.data.pictures import fit_picture, read_picture
+from trimask.diffusion.data.readers.pictures import read_picture
 from trimask.diffusion.data.reading_config import MediaConfig, PictureConfig
+from trimask.diffusion.data.shaping import resize_picture
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.scripts.console import say
 from trimask.tokenizers.storage.files import on_disk
@@ -46,12 +47,12 @@ def read_mask(path: Path, picture: Path, shape: tuple[int, ...], is_cropped: boo
         raise ValueError(
             f"{path}: the mask is {sizes[0]}, and the picture {picture} is {sizes[1]}; make them of one size"
         )
-    is_bright = (fit_picture(mask, (*mask.shape[:2], 1), is_cropped) >= 128).astype(np.uint8)
+    is_bright = (resize_picture(mask, (*mask.shape[:2], 1), is_cropped) >= 128).astype(np.uint8)
     # Of a smaller picture whatever a bright pixel is part of; of a larger one what is nearest to one.
     smaller = (min(mask.shape[0], shape[0]), min(mask.shape[1], shape[1]))
     if smaller == shape or not is_cropped:  # cropped, both sides shrink or none does
-        is_bright = (fit_picture(255 * is_bright, (*smaller, 1), is_cropped) >= 1).astype(np.uint8)
-    is_hole = fit_picture(255 * is_bright, (*shape, 1), is_cropped)[..., 0] >= 128
+        is_bright = (resize_picture(255 * is_bright, (*smaller, 1), is_cropped) >= 1).astype(np.uint8)
+    is_hole = resize_picture(255 * is_bright, (*shape, 1), is_cropped)[..., 0] >= 128
     if is_hole.all() or not is_hole.any():
         say(f"{path}: {'all' if is_hole.all() else 'nothing'} of {picture} is bright in the mask")
     return is_hole

@@ -19,7 +19,8 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from trimask.diffusion.data.prepared import DatasetManifest, Prepared
+from trimask.diffusion.data.manifest import DatasetManifest
+from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.splits import TRAIN, is_test
 from trimask.diffusion.data.verification import require_none
@@ -92,7 +93,7 @@ def run(folder: Path) -> None:
 def verify(prepared: Prepared) -> None:
     """Says that all shards are as they were written, or raises Damaged."""
     with progress_report() as report:
-        require_none(prepared.folder, prepared.verify(report))
+        require_none(prepared.paths, prepared.verify(report))
     shards = sum(len(report.shards) for reports in prepared.reports.values() for report in reports)
     say(f"{prepared.folder}: {shards:,} shards are as they were written")
 

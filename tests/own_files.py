@@ -12,7 +12,7 @@ from PIL import Image
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.reading_config import PictureConfig
 from trimask.diffusion.data.sources import SourceConfig
-from trimask.diffusion.data.splits import SplitConfig
+from trimask.diffusion.data.split_rules import SplitConfig
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
 

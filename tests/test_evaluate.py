@@ -13,7 +13,7 @@ from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
-from trimask.diffusion.data.splits import SplitConfig
+from trimask.diffusion.data.split_rules import SplitConfig
 from trimask.diffusion.evaluation import evaluate as evaluation
 from trimask.diffusion.evaluation.evaluate import EvaluateConfig, _unseen, evaluate
 from trimask.diffusion.evaluation.exam import Exam

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from trimask.configs.studies import STUDIES
-from trimask.diffusion.data.prepared import Manifest, PrepareConfig
+from trimask.diffusion.data.manifest import Manifest
+from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.evaluation.results import Evaluation
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.parametrization import Family

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hostile.make import FOLDER, contents
 
-from trimask.diffusion.data.pictures import read_picture
-from trimask.diffusion.data.sounds import read_sound
+from trimask.diffusion.data.readers.pictures import read_picture
+from trimask.diffusion.data.readers.sounds import read_sound
 from trimask.scripts.output.answers import read_index
 from trimask.tokenizers import codec
 from trimask.tokenizers.codec import ArrayFile

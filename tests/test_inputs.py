@@ -11,9 +11,10 @@ import pytest
 import soundfile
 from PIL import Image
 
-from trimask.diffusion.data.pictures import fit_picture, read_picture
 from trimask.diffusion.data.readers.lines import blocks_of, records_of
-from trimask.diffusion.data.sounds import faults, read_sound
+from trimask.diffusion.data.readers.pictures import read_picture
+from trimask.diffusion.data.readers.sounds import faults, read_sound
+from trimask.diffusion.data.shaping import resize_picture
 from trimask.scripts.inputs import read_mask, read_medium, read_prompts
 from trimask.scripts.output.media_files import enlarged
 from trimask.tokenizers.audio import MelConfig
@@ -78,7 +79,7 @@ def test_a_mask_goes_the_way_of_its_picture(tmp_path, is_cropped, shape):
     bar = np.zeros((32, 64), np.uint8)
     bar[8:24, 20:28] = 255
     hole = mask_of(tmp_path, bar, shape, is_cropped)
-    assert (hole == (fit_picture(bar[..., None], (*shape, 1), is_cropped)[..., 0] > 0)).all() and 0 < hole.mean() < 1
+    assert (hole == (resize_picture(bar[..., None], (*shape, 1), is_cropped)[..., 0] > 0)).all() and 0 < hole.mean() < 1
 
 
 def test_a_thin_line_stays_in_a_smaller_mask_and_does_not_grow_in_a_larger_one(tmp_path):

@@ -13,16 +13,17 @@ import pytest
 from own_files import bytes_of, config_of, make_files
 from PIL import Image
 
-from trimask.diffusion.data import fitting, sounds, sources
+from trimask.diffusion.data import fitting, shaping, sources
 from trimask.diffusion.data import prepare as preparing
 from trimask.diffusion.data import survey as surveying
-from trimask.diffusion.data.plan import Plan, fitted
+from trimask.diffusion.data.modalities import shape_example
+from trimask.diffusion.data.plan import Plan
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.reading_config import FieldConfig, PictureConfig
 from trimask.diffusion.data.records import BadRecord, Block, RawExample
 from trimask.diffusion.data.sources import SourceConfig
-from trimask.diffusion.data.splits import SplitConfig
+from trimask.diffusion.data.split_rules import SplitConfig
 from trimask.diffusion.run.progress import silent
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
@@ -115,11 +116,11 @@ def test_stopped_after_any_block_it_goes_on_where_it_was(files, whole, tmp_path,
     made, limit = [], 0
     original = preparing.encode_block
 
-    def counted(folder, *job):
+    def counted(folder, job):
         if len(made) == limit:
             raise KeyboardInterrupt
         made.append(job)
-        return original(folder, *job)
+        return original(folder, job)
 
     monkeypatch.setattr(preparing, "encode_block", counted)
     blocks = sum(map(len, json.loads((whole.folder / "plan.json").read_text())["blocks"].values()))
@@ -188,9 +189,10 @@ def pools(monkeypatch):
     """How many processes were asked for; threads are used in their place, one at a time."""
     asked = []
 
-    def pool(workers, *_):
+    def pool(workers, _, begin, arguments):
         asked.append(workers)
-        return concurrent.futures.ThreadPoolExecutor(1)
+        monkeypatch.setattr(preparing, "end_with", lambda _: None)
+        return concurrent.futures.ThreadPoolExecutor(1, initializer=begin, initargs=arguments)
 
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", pool)
     return asked
@@ -397,7 +399,7 @@ def test_few_records_are_prepared_by_one_process_and_many_by_all(monkeypatch, wo
 def test_sounds_last_whole_frames_one_at_least(seconds, samples):
     """Frames are of 400 samples, at 8 kHz; the longest sound has 801."""
     lengths = {"voices": [np.zeros(length, np.float32) for length in (1, 801)]}
-    assert sounds.shapes(lengths, PrepareConfig(seconds=seconds).media, None) == {"voices": [samples]}
+    assert shaping.shapes_of_sounds(lengths, PrepareConfig(seconds=seconds).media, None) == {"voices": [samples]}
 
 
 def test_what_a_killed_process_left_half_written_is_gone_at_the_end_and_nothing_else(files, tmp_path):
@@ -434,8 +436,8 @@ def test_a_folder_in_the_place_of_a_shard_is_refused_and_nothing_half_written_is
 def test_a_medium_that_cannot_have_the_shape_is_refused_with_the_example():
     example = RawExample("some/7", {"text": "x", "image": np.zeros((2, 2, 3), np.uint8)})
     with pytest.raises(ValueError, match=r"^some/7: .*pictures have 2 channels; files have 1 or 3"):
-        fitted(example, "image", [2, 2, 2], PrepareConfig())
-    assert fitted(example, None, [], PrepareConfig()) is example
+        shape_example(example, "image", [2, 2, 2], PrepareConfig().media)
+    assert shape_example(example, None, [], PrepareConfig().media) == (example, [])
     with pytest.raises(ValueError, match=r"codecs of an unknown modality 'imag'; .*image"):
         PrepareConfig(codecs={"imag": PatchConfig()})
 

@@ -15,7 +15,7 @@ from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.reading_config import FieldConfig
 from trimask.diffusion.data.records import BadRecord
 from trimask.diffusion.data.sources import SourceConfig
-from trimask.diffusion.data.splits import SplitConfig
+from trimask.diffusion.data.split_rules import SplitConfig
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.text import TextTokenizer
 
@@ -138,10 +138,10 @@ def leave_at_the_third_block(monkeypatch, folder, config):
     """Prepares, and is interrupted."""
     original = preparing.encode_block
 
-    def encode_block(folder, dataset, number):
-        if number == 2:
+    def encode_block(folder, job):
+        if job.number == 2:
             raise KeyboardInterrupt
-        return original(folder, dataset, number)
+        return original(folder, job)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(preparing, "encode_block", encode_block)
@@ -178,7 +178,7 @@ def test_unfinished_data_take_files_as_they_are_by_now(files, whole, tmp_path, m
         lines = lines[:10]
     (photos / "metadata.jsonl").write_text("".join(line + "\n" for line in lines))
     is_planned = (tmp_path / "out" / "plan.json").exists()
-    monkeypatch.setattr(preparing, "encode_block", lambda *job: made.append(job[2]) or original(*job))
+    monkeypatch.setattr(preparing, "encode_block", lambda folder, job: made.append(job.number) or original(folder, job))
     prepare(tmp_path / "out", config)
     assert ("photos has changed since: " in capsys.readouterr().err) == is_planned
     if is_given and what == "a picture":

@@ -6,7 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from trimask.diffusion.data.prepared import Prepared, shard_path
+from trimask.diffusion.data.plan import Job
+from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.prepared_folder import PreparedFolder
 from trimask.diffusion.data.verification import Damaged
 from trimask.tokenizers import media
 
@@ -41,7 +43,7 @@ def test_what_it_does_not_hold_is_refused_with_what_it_holds(prepared):
 
 
 def test_a_missing_shard_is_named(copy):
-    shard = shard_path(copy, "sums", "train", 0)
+    shard = PreparedFolder(copy).shard(Job("sums", 0), "train")
     shard.unlink()
     with pytest.raises(Damaged, match=f"block-00000.json: damaged: {shard}: no such file"):
         Prepared(copy).examples("sums", "train")

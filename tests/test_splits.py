@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimask.diffusion.data.records import Entry
+from trimask.diffusion.data.records import Entry, Fields
+from trimask.diffusion.data.split_rules import SplitConfig
 from trimask.diffusion.data.splits import (
     TRAIN,
-    SplitConfig,
     in_order,
     is_test,
     split_of_folder,
@@ -25,7 +25,7 @@ DRAWN = {TRAIN, "validation", "test"}
 
 
 def entry(id, split=None, **fields):
-    return Entry(id, "file", 1, lambda: None, split, fields)
+    return Entry(id, "file", 1, lambda: None, split, Fields(fields))
 
 
 def config(shares=(0.2, 0.3), seed=0, held_out=()):

@@ -14,7 +14,7 @@ from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.reading_config import FieldConfig
 from trimask.diffusion.data.records import BadRecord
 from trimask.diffusion.data.sources import SourceConfig
-from trimask.diffusion.data.splits import SplitConfig
+from trimask.diffusion.data.split_rules import SplitConfig
 
 
 @pytest.fixture(scope="module")

@@ -178,7 +178,7 @@ def test_preparing_goes_on_only_from_blocks_that_are_sound(made, folder, capsys)
 
 def test_what_was_verified_is_not_verified_again_until_it_changes(folder):
     prepared = Prepared(folder)
-    arguments = (folder, prepared.plan, prepared.whole)
+    arguments = (prepared.paths, prepared.whole)
     assert not is_verified(*arguments)
     verification = BackgroundVerification(*arguments)
     verification.start()

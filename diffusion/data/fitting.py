@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trimask.diffusion.data.layout import Layout
-from trimask.diffusion.data.modalities import MODALITIES, modality
-from trimask.diffusion.data.plan import fitted, stacked
+from trimask.diffusion.data.modalities import MODALITIES, modality, shape_example, stacked
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.records import RawExample, Source
 from trimask.diffusion.run.progress import Report
@@ -86,7 +85,7 @@ def _fitted_codec(
 ) -> MediaCodec:
     """The codec fitted on a batch of media of each dataset."""
     batches = [
-        stacked([fitted(example, medium, media_shapes[name], config) for example in sample], medium)
+        stacked([shape_example(example, medium, media_shapes[name], config.media)[0] for example in sample], medium)
         for name, sample in samples.items()
     ]
     return modality(medium).fit(batches, config.codecs[medium])

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 
-from trimask.diffusion.data import pictures, sounds
+from trimask.diffusion.data import shaping
+from trimask.diffusion.data.readers import pictures, sounds
 from trimask.diffusion.data.reading_config import MediaConfig
-from trimask.tokenizers.audio import MelConfig
-from trimask.tokenizers.image import PatchConfig
+from trimask.diffusion.data.records import RawExample
+from trimask.tokenizers.audio import MelCodec, MelConfig
+from trimask.tokenizers.image import PatchCodec, PatchConfig, single_patches
 
 Medium = np.ndarray
 """A picture, a waveform, …"""
@@ -65,29 +68,40 @@ class Modality:
     """The shape of a dataset's media in words."""
 
 
+def _fit_pictures(samples: Sequence[UInt8[np.ndarray, "_ _ _ _"]], config: PatchConfig) -> PatchCodec:
+    """The codec fitted on all pictures of several sizes."""
+    return PatchCodec.fit(np.concatenate([single_patches(batch, config.patch_side) for batch in samples]), config)
+
+
+def _fit_sounds(samples: Sequence[Float32[np.ndarray, "_ _"]], config: MelConfig) -> MelCodec:
+    """The codec fitted on all sounds, of which the shorter ones end in silence."""
+    longest = max(batch.shape[1] for batch in samples)
+    return MelCodec.fit(np.concatenate([np.pad(b, ((0, 0), (0, longest - b.shape[1]))) for b in samples]), config)
+
+
 MODALITIES: dict[str, Modality] = {
     "image": Modality(
         codec_config=PatchConfig,
         read=pictures.read,
-        shapes=pictures.shapes,
-        at_shape=pictures.at_shape,
-        fit=pictures.fit,
-        sampled=pictures.sampled,
-        as_given=pictures.as_given,
-        notes=pictures.notes,
-        lost=pictures.lost,
-        shown=pictures.shown,
+        shapes=shaping.shapes_of_pictures,
+        at_shape=shaping.shape_picture,
+        fit=_fit_pictures,
+        sampled=shaping.picture_for_fitting,
+        as_given=shaping.with_given_picture_size,
+        notes=shaping.notes_on_picture,
+        lost=shaping.lost_of_picture,
+        shown=shaping.picture_shape_in_words,
     ),
     "audio": Modality(
         codec_config=MelConfig,
         read=sounds.read,
-        shapes=sounds.shapes,
-        at_shape=sounds.at_shape,
-        fit=sounds.fit,
-        as_given=sounds.as_given,
+        shapes=shaping.shapes_of_sounds,
+        at_shape=shaping.shape_sound,
+        fit=_fit_sounds,
+        as_given=shaping.with_given_sound_length,
         faults=sounds.faults,
-        notes=sounds.notes,
-        shown=sounds.shown,
+        notes=shaping.notes_on_sound,
+        shown=shaping.sound_length_in_words,
     ),
 }
 
@@ -97,3 +111,26 @@ def modality(name: str) -> Modality:
     if name not in MODALITIES:
         raise ValueError(f"no modality {name!r} in diffusion/data/modalities.py; there are {', '.join(MODALITIES)}")
     return MODALITIES[name]
+
+
+def shape_example(
+    example: RawExample, medium: str | None, shape: Sequence[int], config: MediaConfig
+) -> tuple[RawExample, list[str]]:
+    """The example with its medium at a dataset's shape, and what the medium loses by that though nobody asked for it.
+
+    Raises ValueError, with the id of the example, if the medium cannot be brought to the shape.
+    """
+    if medium is None:
+        return example, []
+    own, content = modality(medium), example.media[medium]
+    try:
+        shaped = own.at_shape(content, tuple(shape), config)
+    except ValueError as error:
+        raise ValueError(f"{example.id}: {error}") from error
+    lost = own.lost(content, tuple(shape), config)
+    return RawExample(example.id, {**example.media, medium: shaped}, example.given), lost
+
+
+def stacked(examples: Sequence[RawExample], medium: str) -> np.ndarray:
+    """One medium of examples that all have it in one shape, as an array: [examples, …]."""
+    return np.stack([example.media[medium] for example in examples])

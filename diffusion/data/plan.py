@@ -1,35 +1,45 @@
-"""What to prepare: the configuration, and the plan made of it before anything is tokenised.
+"""The plan of a prepared folder, made before anything is tokenised.
 
 A plan lists every source's blocks and fixes the shape of its media; from then on a block is tokenised without looking
 at any other, by any process, at any time, with the same result.
 """
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from itertools import zip_longest
+from typing import NamedTuple
 
-import numpy as np
-
-from trimask.diffusion.data.modalities import modality
-from trimask.diffusion.data.prepare_config import PrepareConfig
-from trimask.diffusion.data.records import Block, Entry, RawExample
+from trimask.diffusion.data.records import Block, Entry
+from trimask.diffusion.data.split_rules import SplitConfig
 from trimask.tokenizers.storage.formats import added
+
+_DIGESTS = ("sha256", "media_sha256")
+"""Fields of a block that plans of earlier versions lack."""
+
+
+class Job(NamedTuple):
+    """A block to tokenise."""
+
+    dataset: str
+    number: int
+    """Number of the block in its dataset, from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is fixed before anything is tokenised."""
+    """All that is fixed before anything is tokenised."""
 
     blocks: dict[str, list[Block]]
-    """Dataset → all its records."""
+    """Dataset → blocks that together hold all its records."""
     media_shapes: dict[str, list[int]]
     """Dataset → shape of its pictures (height, width, channels) or sounds (samples)."""
     contents: dict[str, dict[str, str]] = added(as_before={}, default_factory=dict)
-    """Dataset → digest of a content that its source puts in several splits → the one it is in, where that is asked
-    for."""
+    """Dataset → digest of a content that its source puts in several splits → the split of all examples of that content.
+    Empty unless splits go by content."""
     unread: dict[str, dict[str, int]] = added(as_before={}, default_factory=dict)
     """Dataset → folder of it → number of files there that no record names."""
     given: dict[str, str] = added(as_before={}, default_factory=dict)
-    """text_tokenizer and tokenizers, where the configuration names them → digest of what they were."""
+    """Field of the configuration that names tokenizers (`text_tokenizer`, `tokenizers`) → digest of what it named."""
 
     def __post_init__(self):
         for name in self.blocks:
@@ -37,28 +47,52 @@ class Plan:
                 raise ValueError(f"a dataset's name must be a plain word, for it names a folder; got {name!r}")
 
     @property
-    def records(self) -> dict[str, int]:
-        """Dataset → number of its records."""
-        return {name: sum(block.count for block in blocks) for name, blocks in self.blocks.items()}
+    def jobs(self) -> list[Job]:
+        """All blocks of all datasets, in order."""
+        return [Job(name, number) for name, blocks in self.blocks.items() for number in range(len(blocks))]
 
+    @property
+    def num_records(self) -> int:
+        """Number of records of all datasets."""
+        return sum(block.count for blocks in self.blocks.values() for block in blocks)
 
-def split_of(name: str, entry: Entry, content: str | None, config: PrepareConfig, plan: Plan) -> str:
-    """The split of a record of a dataset; its content's digest is needed where splits go by it."""
-    own = plan.contents.get(name, {}).get(content) if content is not None else None
-    return own or config.splits.of(entry, content)
+    def block(self, job: Job) -> Block:
+        """The block of a job."""
+        return self.blocks[job.dataset][job.number]
 
+    def split_of(self, dataset: str, entry: Entry, content: str | None, splits: SplitConfig) -> str:
+        """The split of a record; the digest of its content is needed where splits go by content."""
+        several = self.contents.get(dataset, {}).get(content) if content is not None else None
+        return several or splits.of(entry, content)
 
-def fitted(example: RawExample, medium: str | None, shape: list[int], config: PrepareConfig) -> RawExample:
-    """The example with its medium at a dataset's shape."""
-    if medium is None:
-        return example
-    try:
-        content = modality(medium).at_shape(example.media[medium], tuple(shape), config.media)
-    except ValueError as error:
-        raise ValueError(f"{example.id}: {error}") from error
-    return RawExample(example.id, {**example.media, medium: content}, example.given)
+    def change(self, blocks: dict[str, list[Block]], given: dict[str, str]) -> str | None:
+        """The first difference between the planned sources and what they are now, in words; None if there is none.
 
+        Lists and text files are compared by digest, media by size and time of their last change.
+        """
+        for name, digest in given.items():
+            if self.given.get(name, digest) != digest:
+                return f"what {name} names has changed since: it is not what it was"
+        for name, current in blocks.items():
+            for now, before in zip_longest(current, self.blocks.get(name, [])):
+                if now is not None and before is not None:
+                    # Digests that the plan of an earlier version lacks are not compared.
+                    now = dataclasses.replace(now, **{f: "" for f in _DIGESTS if not getattr(before, f)})
+                if now == before:
+                    continue
+                if now is None:
+                    return f"{name} has changed since: it has fewer records"
+                where = f"{now.file}, from line {now.line} on,"
+                if before is not None and dataclasses.replace(now, media_sha256=before.media_sha256) == before:
+                    where = f"a file or a label that {now.file} names from line {now.line} on"
+                return f"{name} has changed since: {where} is not what it was"
+        return None
 
-def stacked(examples: list[RawExample], medium: str) -> Any:
-    """A medium of many examples of one shape."""
-    return np.stack([example.media[medium] for example in examples])
+    def has_same(self, job: Job, other: "Plan") -> bool:
+        """Whether a block, and all of its dataset that its tokens depend on, is the same in another plan."""
+        name, number = job
+        mine, theirs = (
+            (plan.blocks[name][number : number + 1], plan.media_shapes.get(name), plan.contents.get(name))
+            for plan in (self, other)
+        )
+        return mine == theirs

@@ -10,7 +10,7 @@ from trimask.diffusion.data.modalities import MODALITIES
 from trimask.diffusion.data.reading_config import FieldConfig, LimitConfig, MediaConfig, OpenConfig, PictureConfig
 from trimask.diffusion.data.records import Source
 from trimask.diffusion.data.sources import SourceConfig, open_source
-from trimask.diffusion.data.splits import SplitConfig
+from trimask.diffusion.data.split_rules import SplitConfig
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.formats import added, nearest
 from trimask.tokenizers.storage.ranges import Checked, Size, real, whole

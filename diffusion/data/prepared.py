@@ -1,16 +1,11 @@
 """A prepared folder, opened for reading: its manifest, its tokenizers, and random access to its examples.
 
-manifest.json             everything a reader needs; written last, so a folder that has it is complete
-config.json  plan.json    what was asked for, and the blocks it was cut into
-tokenizers/<modality>/    fitted on the training splits
-<dataset>/                shards and reports of the blocks (`shards.py`)
-rejects.jsonl             records that were not used, with file, line and reason
+Where things lie in the folder is in `prepared_folder.py`, what a shard's records are in `shards.py`.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,74 +16,24 @@ from grain.sources import ArrayRecordDataSource
 from jaxtyping import Int
 
 from trimask.diffusion.data.layout import Layout
-from trimask.diffusion.data.plan import Plan, fitted, split_of
-from trimask.diffusion.data.prepare_config import PrepareConfig
+from trimask.diffusion.data.manifest import DatasetManifest, Manifest, require_counts
+from trimask.diffusion.data.modalities import shape_example
+from trimask.diffusion.data.plan import Job, Plan
+from trimask.diffusion.data.prepared_folder import PreparedFolder
 from trimask.diffusion.data.records import BadRecord, RawExample
-from trimask.diffusion.data.shards import BlockReport, raw_folder, shard_path
-from trimask.diffusion.data.sources import SourceConfig
-from trimask.diffusion.data.verification import Damaged, checked_report, is_verified, jobs_of, require_none, verify
+from trimask.diffusion.data.shards import BlockReport
+from trimask.diffusion.data.verification import Damaged, checked_report, is_verified, require_none, verify
 from trimask.diffusion.run.progress import Report, silent
-from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.sequence import fill_text
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import reading
-from trimask.tokenizers.storage.formats import added
 from trimask.tokenizers.storage.json_text import read_json
-from trimask.tokenizers.vocabulary import TEXT, Task, Vocabulary
+from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 _FIRST_VERSION = "0.1.0"
 
 _CACHED_EXAMPLES = 200_000
 """Examples of a split that stay in memory once they were read."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetManifest:
-    """One dataset: examples of one layout."""
-
-    source: SourceConfig
-    layout: Layout
-    records: int
-    """Records that came in."""
-    rejected: int
-    """Of them, those that were not used."""
-    splits: dict[str, int]
-    """Split → examples. A long text is several."""
-    shared: dict[str, dict[str, int]] = added(as_before={}, default_factory=dict)
-    """Split → earlier split → how many of its examples are of a content that is there, too."""
-    unread: dict[str, int] = added(as_before={}, default_factory=dict)
-    """Folder of the source → number of files there that no record names."""
-
-    @property
-    def medium(self) -> str | None:
-        """What is paired with the text; None: text alone."""
-        return self.layout.medium
-
-    def tasks(self, vocabulary: Vocabulary) -> list[Task]:
-        """The directions this dataset can teach."""
-        return self.layout.tasks(vocabulary)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a prepared folder holds."""
-
-    trimask: str
-    """Version that wrote it."""
-    tokenizers: dict[str, str]
-    """Fingerprint of each modality's tokenizer."""
-    vocabulary: Vocabulary
-    datasets: dict[str, DatasetManifest]
-    content: str
-    """SHA-256 of all shards' own, in order."""
-    shared: dict[str, dict[str, int]] = added(as_before={}, default_factory=dict)
-    """DATASET/split that is held out → DATASET/train of another → how many of its examples are of a content of that."""
-
-    def __post_init__(self):
-        for name, dataset in self.datasets.items():
-            for word in (name, *dataset.splits):
-                if not word.isidentifier():
-                    raise ValueError(f"datasets and splits must be plain words, for they name files; got {word!r}")
 
 
 class Examples(Sequence[dict[str, Any]]):
@@ -145,20 +90,24 @@ def _require_example(example: Any, layout: Layout, sizes: Mapping[str, Int[np.nd
 
 
 class Prepared:
-    """A prepared folder."""
+    """A complete prepared folder."""
 
     def __init__(self, folder: Path):
-        if not (folder / "manifest.json").is_file():
+        self.paths = PreparedFolder(folder)
+        if not self.paths.manifest_file.is_file():
             raise FileNotFoundError(f"{folder}: no prepared data here; make it with `trimask prepare {folder}`")
-        self.folder = folder
-        self.manifest = configuration.load(folder / "manifest.json", Manifest)
-        self.config = configuration.load(folder / "config.json", PrepareConfig)
-        self.tokenizers = media_tokenizers.load(folder / "tokenizers")
+        self.manifest = configuration.load(self.paths.manifest_file, Manifest)
+        self.config, self.tokenizers = self.paths.config, self.paths.tokenizers
         if self.tokenizers.fingerprints != self.manifest.tokenizers:
             raise ValueError(
                 f"{folder}: the tokenizers are not those the data was made with: "
                 f"{self.tokenizers.fingerprints}, the manifest says {self.manifest.tokenizers}"
             )
+
+    @property
+    def folder(self) -> Path:
+        """Path of the folder."""
+        return self.paths.path
 
     @cached_property
     def fingerprint(self) -> str:
@@ -166,7 +115,7 @@ class Prepared:
 
         The version of trimask that wrote it does not count: it stands as the first one.
         """
-        said = {**read_json(self.folder / "manifest.json"), "trimask": _FIRST_VERSION}
+        said = {**read_json(self.paths.manifest_file), "trimask": _FIRST_VERSION}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
     def dataset(self, name: str) -> DatasetManifest:
@@ -177,8 +126,7 @@ class Prepared:
 
     def examples(self, dataset: str, split: str) -> Examples:
         """All examples of a split."""
-        numbers = [number for number, report in self._reports(dataset, split)]
-        files = [shard_path(self.folder, dataset, split, number) for number in numbers]
+        files = [self.paths.shard(Job(dataset, number), split) for number, _ in self._reports(dataset, split)]
         examples = Examples(list(map(str, files)), self.dataset(dataset).layout, self.tokenizers.vocabulary)
         expected = self.dataset(dataset).splits[split]
         if len(examples) != expected:
@@ -201,8 +149,7 @@ class Prepared:
 
     def raw(self, dataset: str, split: str) -> Iterator[RawExample]:
         """What the examples of a split were made of, in the same order, read again from the source."""
-        source = self.config.open_source(dataset, raw_folder(self.folder))
-        shape = self.plan.media_shapes.get(dataset, [])
+        source, shape = self.paths.open_source(dataset), self.plan.media_shapes.get(dataset, [])
         for _, report in self._reports(dataset, split):
             rejected = {reject.line for reject in report.rejects}
             for entry in source.entries(report.block):
@@ -210,8 +157,8 @@ class Prepared:
                     continue
                 is_needed = self.config.splits.by == "content"
                 content = entry.example().content(source.medium) if is_needed else None
-                if split_of(dataset, entry, content, self.config, self.plan) == split:
-                    yield fitted(entry.example(), source.medium, shape, self.config)
+                if self.plan.split_of(dataset, entry, content, self.config.splits) == split:
+                    yield shape_example(entry.example(), source.medium, shape, self.config.media)[0]
 
     def _reports(self, dataset: str, split: str) -> list[tuple[int, BlockReport]]:
         """Number and report of every block that has examples of a split."""
@@ -223,7 +170,7 @@ class Prepared:
     @cached_property
     def plan(self) -> Plan:
         """The blocks that the data were cut into."""
-        plan = configuration.load(self.folder / "plan.json", Plan)
+        plan = self.paths.plan
         if plan.blocks.keys() != self.manifest.datasets.keys():
             raise ValueError(
                 f"{self.folder}: plan.json is of datasets {', '.join(plan.blocks)}, the manifest of "
@@ -244,8 +191,7 @@ class Prepared:
             is_right = False
         if not is_right:
             raise ValueError(
-                f"{self.folder / 'plan.json'}: damaged: {medium} of shape {shape} of {name} have no codes of shape "
-                f"{codes}"
+                f"{self.paths.plan_file}: damaged: {medium} of shape {shape} of {name} have no codes of shape {codes}"
             )
 
     @property
@@ -255,42 +201,24 @@ class Prepared:
 
     def verify(self, report: Report = silent) -> list[Damaged]:
         """Compares every shard with its SHA-256, and returns what is not as it was written."""
-        return [fault for _, fault in verify(self.folder, self.plan, self.whole, report)]
+        return [fault for _, fault in verify(self.paths, self.whole, report)]
 
     @property
     def is_verified(self) -> bool:
         """Whether every shard was as it was written when its digest was computed last, and has not changed since."""
-        return is_verified(self.folder, self.plan, self.whole)
+        return is_verified(self.paths, self.whole)
 
     def require_verified(self, report: Report = silent) -> None:
         """Raises Damaged if a shard is not as it was written; digests that were right before are not computed again."""
         if not self.is_verified:
-            require_none(self.folder, self.verify(report))
+            require_none(self.paths, self.verify(report))
 
     @cached_property
     def reports(self) -> dict[str, list[BlockReport]]:
         """Dataset → what became of its blocks."""
         reports: dict[str, list[BlockReport]] = {name: [] for name in self.plan.blocks}
-        for job in jobs_of(self.plan):
-            reports[job.dataset].append(checked_report(self.folder, self.plan, job, self.whole[job.dataset]))
+        for job in self.plan.jobs:
+            reports[job.dataset].append(checked_report(self.paths, job, self.whole[job.dataset]))
         for name, of_dataset in reports.items():
-            _require_counts(self.folder, name, self.dataset(name), of_dataset)
+            require_counts(self.paths, name, self.dataset(name), of_dataset)
         return reports
-
-
-def _require_counts(folder: Path, name: str, dataset: DatasetManifest, reports: list[BlockReport]) -> None:
-    """Refuses a manifest whose numbers are not those of the reports."""
-    splits: dict[str, int] = {}
-    for report in reports:
-        for split, shard in report.shards.items():
-            splits[split] = splits.get(split, 0) + len(shard.text_tokens)
-    found = {
-        "records": sum(report.block.count for report in reports),
-        "rejected": sum(len(report.rejects) for report in reports),
-        "splits": splits,
-    }
-    for what, number in found.items():
-        if getattr(dataset, what) != number:
-            raise ValueError(
-                f"{folder}: damaged: the manifest says {what} {getattr(dataset, what)} of {name}, the reports {number}"
-            )

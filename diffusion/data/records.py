@@ -5,7 +5,7 @@ its split, and loads its media when told to. A record that cannot be used is a `
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -13,11 +13,43 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from trimask.diffusion.data.layout import Fill
+from trimask.diffusion.data.splits import usual_split
 from trimask.tokenizers.storage.formats import added
+from trimask.tokenizers.storage.json_text import parse_json
 from trimask.tokenizers.vocabulary import TEXT
 
 Unit = Literal["line", "paragraph", "document"]
 """What one record of a text file is."""
+
+
+class Fields(dict[str, Any]):
+    """Named values of a record: a JSON object, a row of a table, or the features of a TFDS record."""
+
+    @classmethod
+    def of_json(cls, line: str) -> "Fields":
+        """The JSON object that a line holds. Raises ValueError if it holds anything else."""
+        content = parse_json(line, None)
+        if not isinstance(content, dict):
+            raise ValueError(f"a line must be a JSON object, got {type(content).__name__}")
+        return cls(content)
+
+    def text(self, name: str, hint: str = "") -> str:
+        """A field that must hold text which is not empty; `hint` ends the error if it holds no text."""
+        value = self.get(name)
+        if not isinstance(value, str):
+            raise ValueError(
+                f'needs a "{name}", which is text, got {value!r}; its fields are {", ".join(self) or "none"}{hint}'
+            )
+        if not value.strip():
+            raise ValueError(f'"{name}" is empty')
+        return value
+
+    def split(self, default: str | None = None) -> str | None:
+        """The split that the record names, by its usual name; the default if it names none, or null."""
+        split = default if self.get("split") is None else self["split"]
+        if split is not None and (not isinstance(split, str) or not split.isidentifier()):
+            raise ValueError(f"a split must be a plain word, such as train or test, got {split!r}")
+        return None if split is None else usual_split(split)
 
 
 @dataclass(frozen=True)
@@ -43,8 +75,13 @@ class RawExample:
 
 
 def digest(text: str) -> str:
-    """Names a text by its content, so that equal texts are in one split."""
+    """Digest that names a text by its content, so that equal texts are in one split."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def draw_of(name: str, stream: str) -> float:
+    """A number in [0, 1) that belongs to a name, uniform over names and independent between streams."""
+    return int.from_bytes(hashlib.sha256(f"{stream}\0{name}".encode()).digest()[:7], "big") / 2**56
 
 
 class BadRecord(ValueError):
@@ -69,13 +106,22 @@ class Entry:
     """Raises ValueError or OSError where a medium cannot be read."""
     split: str | None = None
     """Where the source says it; None: drawn by id."""
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Fields = field(default_factory=Fields)
     """What else the source says of it."""
     path: Path | None = None
     """File of its medium, where it has one."""
 
+    @property
+    def digest(self) -> str:
+        """Digest of the id."""
+        return digest(self.id)
+
+    def draw(self, stream: str) -> float:
+        """A number in [0, 1) that belongs to the record, independent between streams."""
+        return draw_of(self.id, stream)
+
     def example(self) -> RawExample:
-        """The loaded example; a BadRecord where that fails."""
+        """The loaded example. Raises BadRecord if a medium cannot be read."""
         try:
             return self.load()
         except (ValueError, OSError) as error:

@@ -17,7 +17,8 @@ from trimask.diffusion.data.occurrences import Occurrences
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.readers.folders import Folder
 from trimask.diffusion.data.records import BadRecord, Block, Entry, RawExample, Source, digest
-from trimask.diffusion.data.splits import TRAIN, id_draw, most_held_out, shown
+from trimask.diffusion.data.split_rules import shown
+from trimask.diffusion.data.splits import TRAIN, most_held_out
 from trimask.diffusion.run.progress import Report
 
 _FIT_BYTES = 512 << 20
@@ -77,9 +78,9 @@ def survey(
             if word in entry.fields and (len(counts) < _SHOWN_VALUES or shown(entry.fields[word]) in counts):
                 counts[shown(entry.fields[word])] += 1
         if source.medium is not None:
-            splits.add(digest(entry.id), rules[0] if rules else entry.split or "")
-            lists.add(digest(entry.id), entry.file)
-        if id_draw(entry.id, "fit") >= share or size > _FIT_BYTES:
+            splits.add(entry.digest, rules[0] if rules else entry.split or "")
+            lists.add(entry.digest, entry.file)
+        if entry.draw("fit") >= share or size > _FIT_BYTES:
             continue
         try:
             if is_fitted and _split(source, entry, contents, config) != TRAIN:
@@ -181,7 +182,7 @@ def _require_one_place(
         return
     wanted, found = next(iter(several)), dict[str, Entry]()
     for entry in _entries(source, blocks, config):
-        if digest(entry.id) == wanted:
+        if entry.digest == wanted:
             where = entry.file if lists.in_several() else config.splits.rule_of(entry.fields) or entry.split or "none"
             found.setdefault(where, entry)
     places = " and ".join(f"{e.file}, line {e.line} (split {e.split or 'drawn'})" for e in found.values())

@@ -12,27 +12,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-from trimask.diffusion.data.plan import Plan
+from trimask.diffusion.data.plan import Job
+from trimask.diffusion.data.prepared_folder import PreparedFolder
 from trimask.diffusion.data.records import Block
-from trimask.diffusion.data.shards import BlockReport, report_path, shard_path
+from trimask.diffusion.data.shards import BlockReport
 from trimask.diffusion.run.progress import Report, silent
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import require_regular_file
 
-RECORD = "verified.json"
-
 
 class Damaged(ValueError):
     """A report or a shard is not what was written."""
-
-
-class Job(NamedTuple):
-    """A block of a dataset."""
-
-    dataset: str
-    number: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,22 +41,17 @@ class Verified:
     shards: dict[str, FileState] = field(default_factory=dict)
 
 
-def jobs_of(plan: Plan) -> list[Job]:
-    """All blocks of all datasets."""
-    return [Job(name, number) for name, blocks in plan.blocks.items() for number in range(len(blocks))]
-
-
-def checked_report(folder: Path, plan: Plan, job: Job, is_whole: bool) -> BlockReport:
+def checked_report(folder: PreparedFolder, job: Job, is_whole: bool) -> BlockReport:
     """The report of a block. Raises Damaged if it lies, or if a shard is missing or of another size.
 
     `is_whole` says that a record is an example, so that their numbers can be compared.
     """
-    path = report_path(folder, *job)
+    path = folder.report(job)
     try:
         report = configuration.load(path, BlockReport)
-        _require_consistent(report, plan.blocks[job.dataset][job.number], is_whole)
+        _require_consistent(report, folder.plan.block(job), is_whole)
         for split, shard in report.shards.items():
-            file = shard_path(folder, job.dataset, split, job.number)
+            file = folder.shard(job, split)
             require_regular_file(file)
             size = file.stat().st_size
             if shard.num_bytes is not None and size != shard.num_bytes:
@@ -98,13 +84,13 @@ def _require_consistent(report: BlockReport, block: Block, is_whole: bool) -> No
         raise ValueError(f"it counts {examples} examples of {used} records")
 
 
-def verified_report(folder: Path, plan: Plan, job: Job, is_whole: bool) -> tuple[BlockReport, dict[str, FileState]]:
+def verified_report(folder: PreparedFolder, job: Job, is_whole: bool) -> tuple[BlockReport, dict[str, FileState]]:
     """The report of a block, and its shards as they are now. Raises Damaged if the report or a shard's digest lies."""
-    report, seen = checked_report(folder, plan, job, is_whole), dict[str, FileState]()
+    report, seen = checked_report(folder, job, is_whole), dict[str, FileState]()
     for split, shard in report.shards.items():
-        file = shard_path(folder, job.dataset, split, job.number)
+        file = folder.shard(job, split)
         try:
-            seen[str(file.relative_to(folder))] = _now(file)
+            seen[folder.name_of(file)] = _now(file)
             with file.open("rb") as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
         except OSError as error:
@@ -116,32 +102,32 @@ def verified_report(folder: Path, plan: Plan, job: Job, is_whole: bool) -> tuple
     return report, seen
 
 
-def verify(folder: Path, plan: Plan, whole: Mapping[str, bool], report: Report = silent) -> list[tuple[Job, Damaged]]:
+def verify(folder: PreparedFolder, whole: Mapping[str, bool], report: Report = silent) -> list[tuple[Job, Damaged]]:
     """Computes the digests of all shards; returns what is damaged, and remembers what is not.
 
     `whole` says of each dataset whether a record is an example.
     """
-    seen, faults, jobs = dict[str, FileState](), list[tuple[Job, Damaged]](), jobs_of(plan)
+    seen, faults, jobs = dict[str, FileState](), list[tuple[Job, Damaged]](), folder.plan.jobs
     for done, job in enumerate(jobs):
         report("verifying", done, len(jobs))
         try:
-            seen |= verified_report(folder, plan, job, whole[job.dataset])[1]
+            seen |= verified_report(folder, job, whole[job.dataset])[1]
         except Damaged as fault:
             faults.append((job, fault))
     report("verifying", len(jobs), len(jobs))
     if seen != _known(folder):
         with suppress(OSError):  # of a folder that may only be read
-            configuration.save(folder / RECORD, Verified(shards=seen))
+            configuration.save(folder.verified_file, Verified(shards=seen))
     return faults
 
 
-def is_verified(folder: Path, plan: Plan, whole: Mapping[str, bool]) -> bool:
+def is_verified(folder: PreparedFolder, whole: Mapping[str, bool]) -> bool:
     """Whether every shard was right the last time, and has not changed since by its size and its time."""
     known = _known(folder)
-    for job in jobs_of(plan):
-        for split in checked_report(folder, plan, job, whole[job.dataset]).shards:
-            file = shard_path(folder, job.dataset, split, job.number)
-            if known.get(str(file.relative_to(folder))) != _now(file):
+    for job in folder.plan.jobs:
+        for split in checked_report(folder, job, whole[job.dataset]).shards:
+            file = folder.shard(job, split)
+            if known.get(folder.name_of(file)) != _now(file):
                 return False
     return True
 
@@ -151,9 +137,9 @@ def _now(file: Path) -> FileState:
     return FileState(num_bytes=about.st_size, changed_ns=about.st_mtime_ns)
 
 
-def _known(folder: Path) -> dict[str, FileState]:
+def _known(folder: PreparedFolder) -> dict[str, FileState]:
     try:
-        return configuration.load(folder / RECORD, Verified).shards
+        return configuration.load(folder.verified_file, Verified).shards
     except (ValueError, OSError):
         return {}
 
@@ -161,14 +147,14 @@ def _known(folder: Path) -> dict[str, FileState]:
 class BackgroundVerification:
     """Verifies a folder in a thread, while the work goes on."""
 
-    def __init__(self, folder: Path, plan: Plan, whole: Mapping[str, bool]):
-        self._folder, self._arguments = folder, (folder, plan, whole)
+    def __init__(self, folder: PreparedFolder, whole: Mapping[str, bool]):
+        self._folder, self._whole = folder, whole
         self._faults: list[tuple[Job, Damaged]] = []
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begins, unless all shards were verified before and have not changed since."""
-        if not is_verified(*self._arguments):
+        if not is_verified(self._folder, self._whole):
             self._thread = threading.Thread(target=self._verify, daemon=True)
             self._thread.start()
 
@@ -179,10 +165,10 @@ class BackgroundVerification:
         require_none(self._folder, [fault for _, fault in self._faults])
 
     def _verify(self) -> None:
-        self._faults = verify(*self._arguments)
+        self._faults = verify(self._folder, self._whole)
 
 
-def require_none(folder: Path, faults: Sequence[Damaged]) -> None:
+def require_none(folder: PreparedFolder, faults: Sequence[Damaged]) -> None:
     """Raises Damaged, with the first fault, if there are any."""
     if faults:
         raise Damaged(

@@ -97,7 +97,7 @@ def train(
             if sample is not None and is_first():
                 sample(loaded, step)
 
-        verification = BackgroundVerification(data, prepared.plan, prepared.whole)
+        verification = BackgroundVerification(prepared.paths, prepared.whole)
 
         def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
             verification.require()

@@ -34,7 +34,7 @@ from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
-from trimask.diffusion.data.splits import SplitConfig
+from trimask.diffusion.data.split_rules import SplitConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining.description import RunDescription, TrainConfig, load_description

@@ -27,9 +27,8 @@ from trimask.diffusion.data.modalities import modality
 from trimask.diffusion.data.readers.label_names import label_names
 from trimask.diffusion.data.readers.lines import TextRecord, blocks_of, records_of
 from trimask.diffusion.data.readers.tables import TABLES, blocks_of_table, rows_of_block
-from trimask.diffusion.data.readers.texts import json_object, split_field, text_field
 from trimask.diffusion.data.reading_config import OpenConfig
-from trimask.diffusion.data.records import BadRecord, Block, Entry, RawExample
+from trimask.diffusion.data.records import BadRecord, Block, Entry, Fields, RawExample
 from trimask.diffusion.data.splits import in_order, split_of_folder
 from trimask.tokenizers.storage.files import found_inside
 from trimask.tokenizers.vocabulary import TEXT
@@ -97,7 +96,7 @@ class Folder:
             return blocks_of_table(path, records)
         return blocks_of(path, "line", records, self._most)
 
-    def _records(self, block: Block) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
+    def _records(self, block: Block) -> Iterator[tuple[int, Callable[[], Fields]]]:
         """Line of every record of a block, and what reads its fields."""
         if Path(block.file).suffix in TABLES:
             for row in rows_of_block(block):
@@ -117,14 +116,14 @@ class Folder:
                 about = entry.path.stat()
                 digest.update(f"{entry.id}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
                 if self.has_label(entry) and not self.config.fields.labels and self._names_of_labels(Path(block.file)):
-                    digest.update(f"{self._text(Path(block.file), dict(entry.fields))}\0".encode())
+                    digest.update(f"{self._text(Path(block.file), entry.fields)}\0".encode())
         return replace(block, media_sha256=digest.hexdigest())
 
     @property
     def _most(self) -> int:
         return self.config.media.limits.record_bytes
 
-    def _entry(self, metadata: Path, line: int, fields: dict[str, Any]) -> Entry:
+    def _entry(self, metadata: Path, line: int, fields: Fields) -> Entry:
         name = fields.get("file_name")
         if not isinstance(name, str) or not name:
             raise ValueError(
@@ -135,23 +134,23 @@ class Folder:
         path = found_inside(metadata.parent.resolve(), name)
         id = _id_of(os.path.join(os.path.relpath(metadata.parent, self.folder), name))
         named = next(filter(None, map(split_of_folder, id.split("/")[:-1])), None)
-        split = split_field(fields, default=named)
+        split = fields.split(default=named)
         return Entry(id, str(metadata), line, partial(self._load, id, path, text), split, fields, path)
 
     def has_label(self, entry: Entry) -> bool:
         """Whether the caption of a record is a number, which stands for a name if names are known."""
         return _number(entry.fields.get(self.config.fields.text)) is not None
 
-    def _text(self, metadata: Path, fields: dict[str, Any]) -> str:
+    def _text(self, metadata: Path, fields: Fields) -> str:
         """The caption; of a number the name that is known for it."""
         name = self.config.fields.text
         value = fields.get(name)
         number = _number(value)
         if number is None:
-            return text_field(fields, name)
+            return fields.text(name)
         names = self.config.fields.labels or self._names_of_labels(metadata)
         if not names:
-            return text_field(fields, name, "; --fields.labels names the numbers from 0 on")
+            return fields.text(name, "; --fields.labels names the numbers from 0 on")
         if not 0 <= number < len(names):
             raise ValueError(f'"{name}" is {value}, and names are known of 0 to {len(names) - 1}: {", ".join(names)}')
         return names[int(number)]
@@ -188,14 +187,14 @@ def _number(value: Any) -> int | float | None:
     return value if type(value) is int or (type(value) is float and value.is_integer()) else None
 
 
-def _object_of(record: TextRecord) -> dict[str, Any]:
-    return json_object(record.text)
+def _object_of(record: TextRecord) -> Fields:
+    return Fields.of_json(record.text)
 
 
-def _cells(fields: dict[str, Any] | str) -> dict[str, Any]:
+def _cells(fields: dict[str, Any] | str) -> Fields:
     if isinstance(fields, str):
         raise ValueError(fields)
-    return fields
+    return Fields(fields)
 
 
 def _id_of(name: str) -> str:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from trimask.diffusion.data.layout import Fill
 from trimask.diffusion.data.readers.lines import blocks_of, records_of
 from trimask.diffusion.data.reading_config import FieldConfig
-from trimask.diffusion.data.records import BadRecord, Block, Entry, RawExample, Unit, digest
-from trimask.diffusion.data.splits import splits_of_files, usual_split
+from trimask.diffusion.data.records import BadRecord, Block, Entry, Fields, RawExample, Unit, digest
+from trimask.diffusion.data.splits import splits_of_files
 from trimask.tokenizers.storage.json_text import parse_json
 from trimask.tokenizers.storage.text_files import MAX_LINE_BYTES, byte_lines, is_blank
 from trimask.tokenizers.vocabulary import TEXT
@@ -43,10 +42,10 @@ class Texts:
         is_json = _is_json(Path(block.file))
         for record in records_of(block, self._unit(Path(block.file)), self.most):
             try:
-                text, fields = record.text, {}
+                text, fields = record.text, Fields()
                 if is_json:
-                    fields = json_object(text)
-                    text = text_field(fields, self.fields.text)
+                    fields = Fields.of_json(text)
+                    text = fields.text(self.fields.text)
                 example = RawExample(digest(text), {TEXT: text})
                 yield _entry(block, record.line, text, example, fields, self._splits.get(Path(block.file)))
             except ValueError as error:
@@ -77,8 +76,8 @@ class Prompted:
     def entries(self, block: Block) -> Iterator[Entry | BadRecord]:
         for record in records_of(block, "line", self.most):
             try:
-                fields = json_object(record.text)
-                prompt, response = (text_field(fields, name) for name in (self.fields.prompt, self.fields.response))
+                fields = Fields.of_json(record.text)
+                prompt, response = (fields.text(name) for name in (self.fields.prompt, self.fields.response))
                 example = RawExample(digest(prompt), {TEXT: prompt + response}, given=len(prompt))
                 yield _entry(block, record.line, prompt, example, fields, self._splits.get(Path(block.file)))
             except ValueError as error:
@@ -128,36 +127,8 @@ def _is_all_json(path: Path) -> bool:
         return False
 
 
-def json_object(text: str) -> dict[str, Any]:
-    """The JSON object of a line."""
-    content = parse_json(text, None)
-    if not isinstance(content, dict):
-        raise ValueError(f"a line must be a JSON object, got {type(content).__name__}")
-    return content
-
-
-def text_field(fields: dict[str, Any], name: str, hint: str = "") -> str:
-    """A field that must hold text which is not empty; `hint` ends the error where it is no text."""
-    value = fields.get(name)
-    if not isinstance(value, str):
-        raise ValueError(
-            f'needs a "{name}", which is text, got {value!r}; its fields are {", ".join(fields) or "none"}{hint}'
-        )
-    if not value.strip():
-        raise ValueError(f'"{name}" is empty')
-    return value
-
-
-def split_field(fields: dict[str, Any], default: str | None = None) -> str | None:
-    """The split that a line names, by its usual name; the default where it names none, or null."""
-    split = default if fields.get("split") is None else fields["split"]
-    if split is not None and (not isinstance(split, str) or not split.isidentifier()):
-        raise ValueError(f"a split must be a plain word, such as train or test, got {split!r}")
-    return None if split is None else usual_split(split)
-
-
-def _entry(block: Block, line: int, key: str, example: RawExample, fields: dict[str, Any], split: str | None) -> Entry:
-    return Entry(digest(key), block.file, line, lambda: example, split_field(fields, split), fields)
+def _entry(block: Block, line: int, key: str, example: RawExample, fields: Fields, split: str | None) -> Entry:
+    return Entry(digest(key), block.file, line, lambda: example, fields.split(split), fields)
 
 
 def _is_json(path: Path) -> bool:

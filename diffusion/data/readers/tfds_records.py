@@ -17,12 +17,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from trimask.diffusion.data.layout import Fill
-from trimask.diffusion.data.pictures import in_bytes
 from trimask.diffusion.data.readers import digits
 from trimask.diffusion.data.readers.lines import blocks_of_split
+from trimask.diffusion.data.readers.pictures import in_bytes
+from trimask.diffusion.data.readers.sounds import mixed, resampled
 from trimask.diffusion.data.reading_config import OpenConfig
-from trimask.diffusion.data.records import Block, Entry, RawExample, digest
-from trimask.diffusion.data.sounds import mixed, resampled
+from trimask.diffusion.data.records import Block, Entry, Fields, RawExample, digest
 from trimask.diffusion.data.splits import usual_split
 from trimask.tokenizers.storage.files import printable
 from trimask.tokenizers.vocabulary import TEXT
@@ -57,7 +57,7 @@ class EmbeddedDigits:
         for number in range(block.start, block.start + block.count):
             record = records[number]
             load = partial(self._load, record)
-            yield Entry(record["id"], f"{self.name} {block.file}", number + 1, load, block.file, record)
+            yield Entry(record["id"], f"{self.name} {block.file}", number + 1, load, block.file, Fields(record))
 
     def _records(self, split: str) -> Any:
         return digits.load(self.name, split, self.folder)
@@ -130,7 +130,7 @@ class TfdsSource:
             load = partial(self._load, id, records, number)
             # A dataset that is all one split is cut by id like any other source.
             split = usual_split(block.file) if len(self._builder.info.splits) > 1 else None
-            yield Entry(id, f"{self.name} {block.file}", number + 1, load, split, {"tfds_split": block.file})
+            yield Entry(id, f"{self.name} {block.file}", number + 1, load, split, Fields(tfds_split=block.file))
 
     def _records(self, split: str) -> Any:
         try:

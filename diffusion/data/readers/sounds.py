@@ -1,10 +1,7 @@
-"""Sound files → waveforms of one rate and length, and what they say to the codec that is fitted on them."""
+"""Reads sound files as waveforms of one channel at one sample rate."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import librosa  # loads its parts on first use
 import numpy as np
@@ -12,7 +9,6 @@ import soundfile
 from jaxtyping import Float32
 
 from trimask.diffusion.data.reading_config import LimitConfig, MediaConfig
-from trimask.tokenizers.audio import MelCodec, MelConfig
 from trimask.tokenizers.storage.files import reading, require_regular_file
 
 _MOST_CLIPPED = 0.01
@@ -174,54 +170,6 @@ def resampled(mono: np.ndarray, rate_hz: int, sample_rate_hz: int) -> Float32[np
     return np.clip(mono, -1, 1)
 
 
-def fit_sound(waveform: Float32[np.ndarray, " _"], samples: int) -> Float32[np.ndarray, " samples"]:
-    """The beginning of a waveform; silence fills what is missing."""
-    return np.pad(waveform, (0, max(0, samples - len(waveform))))[:samples].astype(np.float32)
-
-
 def read(path: Path, config: MediaConfig) -> Float32[np.ndarray, " samples"]:
     """A sound file at the codec's rate, as long as all sounds are to be."""
     return read_sound(path, config.codecs["audio"].sample_rate_hz, config.seconds, config.limits.samples)
-
-
-def at_shape(waveform: Float32[np.ndarray, " _"], shape: tuple[int, ...], config: MediaConfig) -> np.ndarray:
-    """The waveform at a dataset's length."""
-    return fit_sound(waveform, shape[0])
-
-
-def shapes(
-    samples: Mapping[str, Sequence[np.ndarray]], config: MediaConfig, given: MelCodec | None
-) -> dict[str, list[int]]:
-    """Samples of each dataset's sounds: as configured, else of its longest, in whole frames of the codec."""
-    codec = config.codecs["audio"]
-    frame, found = codec.samples_per_frame, {}
-    for name, sample in samples.items():
-        samples_each = max(map(len, sample))
-        if config.seconds is not None:
-            samples_each = round(config.seconds * codec.sample_rate_hz)
-        found[name] = [max(1, -(-samples_each // frame)) * frame]
-    return found
-
-
-def fit(samples: Sequence[Float32[np.ndarray, "_ _"]], config: MelConfig) -> MelCodec:
-    """The codec fitted on all sounds, of which the shorter ones end in silence."""
-    longest = max(batch.shape[1] for batch in samples)
-    return MelCodec.fit(np.concatenate([np.pad(b, ((0, 0), (0, longest - b.shape[1]))) for b in samples]), config)
-
-
-def as_given(config: MediaConfig, shape: tuple[int, ...], codec: Any) -> MediaConfig:
-    """The configuration with the length that sounds have elsewhere, where it says none."""
-    return config if config.seconds is not None else replace(config, seconds=shape[0] / codec.sample_rate_hz)
-
-
-def notes(path: Path, waveform: np.ndarray, shape: tuple[int, ...], config: MediaConfig) -> list[str]:
-    """What is left out when a user's sound is brought to a model's length."""
-    rate, seconds = config.codecs["audio"].sample_rate_hz, soundfile.info(path).duration
-    if round(seconds * rate) <= shape[0]:
-        return []
-    return [f"only the first {shape[0] / rate:.2f} of {seconds:.2f} s are heard"]
-
-
-def shown(shape: tuple[int, ...], config: MediaConfig) -> str:
-    """A length in words."""
-    return f"{shape[0] / config.codecs['audio'].sample_rate_hz:.2f} s"
