@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from trimask.diffusion.data.fields import Fields
 from trimask.diffusion.data.manifest import DatasetManifest
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.readers import puzzles
 from trimask.diffusion.data.readers.lines import blocks_of, records_of
-from trimask.diffusion.data.records import BadRecord, Fields
+from trimask.diffusion.data.records import BadRecord
 from trimask.diffusion.evaluation.evaluate import EvaluateConfig
 from trimask.diffusion.evaluation.exam import judges_of, question, reference
 from trimask.diffusion.evaluation.held_out import HeldOut, TrainingExamples, spread

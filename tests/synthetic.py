@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,17 +66,29 @@ def synthetic_source():
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory, synthetic_source) -> Prepared:
     """The synthetic sources, prepared."""
+    return prepare_all(tmp_path_factory.mktemp("prepared"))
+
+
+def prepare_all(folder: Path) -> Prepared:
+    """Prepares the synthetic sources."""
     config = PrepareConfig(
         sources={kind: SourceConfig(kind="synthetic", where=(kind,)) for kind in ("drawn", "spoken", "sums")},
         text_vocabulary=262,
         codecs={"image": PatchConfig(codebook_size=12), "audio": MelConfig(codebook_size=9)},
     )
-    return prepare(tmp_path_factory.mktemp("prepared"), config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sources.SOURCES, "synthetic", lambda where, _: Synthetic(where[0]))
+        return prepare(folder, config)
 
 
 @pytest.fixture(scope="session")
 def loaded(prepared, tmp_path_factory):
     """An untrained model, whose temperature-1 answers are all but random, and data it could be trained on."""
+    return untrained(prepared, tmp_path_factory.mktemp("run"))
+
+
+def untrained(prepared: Prepared, folder: Path) -> LoadedRun:
+    """An untrained model of prepared data."""
     train = TrainConfig(
         model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16),
         generation={name: GenerationConfig(steps=3) for name in ("text", "image", "audio")},
@@ -96,5 +109,4 @@ def loaded(prepared, tmp_path_factory):
     )
     pretraining = Pretraining(train, description.vocabulary)
     parameters = pretraining.init().parameters
-    folder = tmp_path_factory.mktemp("run")
     return LoadedRun(folder, description, prepared.tokenizers, pretraining, parameters, 7)

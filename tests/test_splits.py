@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimask.diffusion.data.records import Entry, Fields
+from trimask.diffusion.data.fields import Fields
+from trimask.diffusion.data.records import Entry
 from trimask.diffusion.data.split_rules import SplitConfig
 from trimask.diffusion.data.splits import (
     TRAIN,

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trimask.diffusion.data.layout import Layout
-from trimask.diffusion.data.modalities import MODALITIES, modality, shape_example, stacked
+from trimask.diffusion.data.modalities import MODALITIES, modality, shape_example
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.records import RawExample, Source
 from trimask.diffusion.run.progress import Report
@@ -84,10 +86,10 @@ def _fitted_codec(
     medium: str, samples: dict[str, list[RawExample]], media_shapes: dict[str, list[int]], config: PrepareConfig
 ) -> MediaCodec:
     """The codec fitted on a batch of media of each dataset."""
-    batches = [
-        stacked([shape_example(example, medium, media_shapes[name], config.media)[0] for example in sample], medium)
-        for name, sample in samples.items()
-    ]
+    batches = []
+    for name, sample in samples.items():
+        shaped = [shape_example(example, medium, media_shapes[name], config.media)[0] for example in sample]
+        batches.append(np.stack([example.media[medium] for example in shaped]))
     return modality(medium).fit(batches, config.codecs[medium])
 
 

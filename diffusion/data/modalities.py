@@ -129,8 +129,3 @@ def shape_example(
         raise ValueError(f"{example.id}: {error}") from error
     lost = own.lost(content, tuple(shape), config)
     return RawExample(example.id, {**example.media, medium: shaped}, example.given), lost
-
-
-def stacked(examples: Sequence[RawExample], medium: str) -> np.ndarray:
-    """One medium of examples that all have it in one shape, as an array: [examples, …]."""
-    return np.stack([example.media[medium] for example in examples])

@@ -17,7 +17,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from flax import serialization
 from jaxtyping import Int
 
-from trimask.diffusion.data.modalities import shape_example, stacked
+from trimask.diffusion.data.modalities import shape_example
 from trimask.diffusion.data.plan import Job
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.prepared_folder import PreparedFolder
@@ -147,7 +147,7 @@ def _encoded(
     asked = text.encode_batch([example.media[TEXT][example.given :] for _, example, _ in chunk])
     codes: list[Any] = [None] * len(chunk)
     if source.medium is not None:
-        codes = folder.tokenizers.encode(source.medium, list(stacked([e for _, e, _ in chunk], source.medium)))
+        codes = folder.tokenizers.encode(source.medium, [example.media[source.medium] for _, example, _ in chunk])
     for (entry, example, content), head, tail, medium_codes in zip(chunk, given, asked, codes, strict=True):
         try:
             pieces = _pieces(folder, source, head, tail)

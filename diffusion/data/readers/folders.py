@@ -22,13 +22,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from trimask.diffusion.data.fields import Fields
 from trimask.diffusion.data.layout import Fill
 from trimask.diffusion.data.modalities import modality
 from trimask.diffusion.data.readers.label_names import label_names
 from trimask.diffusion.data.readers.lines import TextRecord, blocks_of, records_of
 from trimask.diffusion.data.readers.tables import TABLES, blocks_of_table, rows_of_block
 from trimask.diffusion.data.reading_config import OpenConfig
-from trimask.diffusion.data.records import BadRecord, Block, Entry, Fields, RawExample
+from trimask.diffusion.data.records import BadRecord, Block, Entry, RawExample
 from trimask.diffusion.data.splits import in_order, split_of_folder
 from trimask.tokenizers.storage.files import found_inside
 from trimask.tokenizers.vocabulary import TEXT

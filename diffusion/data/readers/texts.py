@@ -9,10 +9,11 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+from trimask.diffusion.data.fields import Fields
 from trimask.diffusion.data.layout import Fill
 from trimask.diffusion.data.readers.lines import blocks_of, records_of
 from trimask.diffusion.data.reading_config import FieldConfig
-from trimask.diffusion.data.records import BadRecord, Block, Entry, Fields, RawExample, Unit, digest
+from trimask.diffusion.data.records import BadRecord, Block, Entry, RawExample, Unit, digest
 from trimask.diffusion.data.splits import splits_of_files
 from trimask.tokenizers.storage.json_text import parse_json
 from trimask.tokenizers.storage.text_files import MAX_LINE_BYTES, byte_lines, is_blank

@@ -16,13 +16,14 @@ from unittest.mock import patch
 import numpy as np
 import tensorflow_datasets as tfds
 
+from trimask.diffusion.data.fields import Fields
 from trimask.diffusion.data.layout import Fill
 from trimask.diffusion.data.readers import digits
 from trimask.diffusion.data.readers.lines import blocks_of_split
 from trimask.diffusion.data.readers.pictures import in_bytes
 from trimask.diffusion.data.readers.sounds import mixed, resampled
 from trimask.diffusion.data.reading_config import OpenConfig
-from trimask.diffusion.data.records import Block, Entry, Fields, RawExample, digest
+from trimask.diffusion.data.records import Block, Entry, RawExample, digest
 from trimask.diffusion.data.splits import usual_split
 from trimask.tokenizers.storage.files import printable
 from trimask.tokenizers.vocabulary import TEXT

@@ -1,0 +1,53 @@
+"""The ways of `walk.py` are as short as they are meant to be, and it sees modules that are entered again."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import walk
+
+from trimask.diffusion.data import survey
+
+
+def test_a_record_reaches_its_shard_in_few_stays_and_never_comes_back(tmp_path):
+    stays, returns = walk.counts(walk.walk_of_record(tmp_path))
+    assert stays <= 18 and returns == 0
+
+
+def test_a_prompt_is_answered_in_few_stays(loaded, tmp_path):
+    stays, returns = walk.counts(walk.walk_of_prompt(loaded, tmp_path))
+    assert stays <= 14 and returns <= 3
+
+
+def test_a_module_that_is_entered_again_is_a_return(tmp_path, monkeypatch):
+    """Here the survey hands each record back to the module that read its line."""
+    from trimask.diffusion.data.readers import lines
+
+    original = survey._entries
+
+    def entries(*arguments):
+        for entry in original(*arguments):
+            lines.blocks_of_split(entry.id, 1, 1)
+            yield entry
+
+    monkeypatch.setattr(survey, "_entries", entries)
+    found = walk.walk_of_record(tmp_path)
+    assert [stay.module for stay in found if stay.is_return] == ["diffusion/data/readers/lines.py"]
+    assert sys.getprofile() is None
+
+
+@pytest.mark.parametrize("words", [[], ["shard"], ["record", "prompt"]])
+def test_an_unknown_way_is_refused_with_the_known_ones(words):
+    with pytest.raises(SystemExit, match=r"usage: python tests/walk.py record\|prompt"):
+        walk.main(words)
+
+
+def test_the_way_is_shown_with_its_functions():
+    stays = [walk.Stay("a.py", ["f", "g"], False), walk.Stay("b.py", ["h"], False), walk.Stay("a.py", ["i"], True)]
+    assert walk.show(stays).splitlines() == [
+        "  1         a.py: f, g",
+        "  2         b.py: h",
+        "  3  return a.py: i",
+        "3 stays, 1 returns",
+    ]
+    assert Path(__file__).parents[1] == walk.ROOT
