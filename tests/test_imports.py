@@ -139,7 +139,7 @@ def test_no_two_modules_share_a_name():
 def test_tests_are_named_for_a_module():
     """`test_<module>.py`, or a name listed here for what is true of many modules."""
     of_many = {
-        "benchmark_tables", "break", "cpu_budget", "defaults", "hostile", "imports", "launch", "mutate",
+        "benchmark_tables", "break", "cpu_budget", "defaults", "docs", "hostile", "imports", "launch", "mutate",
         "other_code", "prepare_changes", "packaging", "refusals", "written",
     }  # fmt: skip
     modules = {path.stem for path in MODULES}
