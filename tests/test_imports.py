@@ -139,8 +139,8 @@ def test_no_two_modules_share_a_name():
 def test_tests_are_named_for_a_module():
     """`test_<module>.py`, or a name listed here for what is true of many modules."""
     of_many = {
-        "benchmark_tables", "break", "cpu_budget", "defaults", "hostile", "imports", "launch", "mutate",
-        "other_code", "prepare_changes", "walk", "packaging", "refusals", "written",
+        "benchmark_tables", "break", "cpu_budget", "defaults", "docs", "hostile", "imports", "launch", "mutate",
+        "other_code", "prepare_changes", "packaging", "refusals", "walk", "written",
     }  # fmt: skip
     modules = {path.stem for path in MODULES}
     scripts = {f"{path.stem}_script" for path in (ROOT / "scripts").glob("*.py")}
