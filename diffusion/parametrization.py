@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from trimask.tokenizers.storage.formats import present_name
+from trimask.tokenizers.storage.formats import current_name
 from trimask.tokenizers.storage.ranges import Checked, NonNegative, Positive, Size, real
 
 ParameterClass = Literal[
@@ -149,7 +149,7 @@ class Family(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "of", {present_name("parameter", name): value for name, value in self.of.items()})
+        object.__setattr__(self, "of", {current_name("parameter", name): value for name, value in self.of.items()})
 
     def at(self, module: str, relative_depth: float | None) -> float:
         """ζ of a module whose block is at `relative_depth` in (0, 1); None outside blocks."""

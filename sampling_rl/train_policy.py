@@ -143,7 +143,7 @@ class PolicyTraining:
 
     def _taken_over(self, name: str) -> PolicyParameters:
         other = open_policy(name)
-        changed = configuration.differences(other.config, self.config.policy)
+        changed = configuration.changed_fields(other.config, self.config.policy)
         if changed:
             raise ValueError(f"{name} is another kind of policy. There → here: {'; '.join(changed)}")
         return other.parameters
@@ -295,8 +295,8 @@ def _require_same(folder: Path, config: PolicyTrainConfig, about: PolicyDescript
     if not checkpoint_steps(folder):
         return
     old = configuration.load(folder / "config.json", PolicyTrainConfig)
-    changed = configuration.differences(old, dataclasses.replace(config, loop=old.loop))
-    changed += configuration.differences(configuration.load(folder / "policy.json", PolicyDescription), about)
+    changed = configuration.changed_fields(old, dataclasses.replace(config, loop=old.loop))
+    changed += configuration.changed_fields(configuration.load(folder / "policy.json", PolicyDescription), about)
     if changed:
         raise ValueError(
             f"{folder} holds a training of another configuration; choose another folder. "

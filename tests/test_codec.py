@@ -270,7 +270,7 @@ def test_files_outside_the_folder_are_never_read(tmp_path, name):
     _text_tokenizer().save(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"files": [name]}))
-    with pytest.raises(ValueError, match="a name of a file must be letters"):
+    with pytest.raises(ValueError, match="a file name must consist of letters"):
         codec.load(tmp_path)
 
 

@@ -28,8 +28,8 @@ from jaxtyping import Int, Shaped
 
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import printable, replacing, require_plain_name, require_regular_file, write_text
-from trimask.tokenizers.storage.formats import present_name, written_fields
-from trimask.tokenizers.storage.json_text import MAX_BYTES
+from trimask.tokenizers.storage.formats import current_name, written_fields
+from trimask.tokenizers.storage.json_text import MAX_JSON_BYTES
 
 Content = Mapping[str, np.ndarray | str]
 """File name → what it holds: an array for `.npy`, else text."""
@@ -146,7 +146,7 @@ class StoredTokenizer(ABC):
         """Reads what `save` wrote. Raises ValueError for another kind, an unknown field or a damaged file."""
         folder = Path(folder)
         about = _read_description(folder)
-        if present_name("codec", about.kind) != cls.kind:
+        if current_name("codec", about.kind) != cls.kind:
             raise ValueError(f"{folder}: holds a tokenizer of kind {about.kind!r}, expected {cls.kind!r}")
         config: Any = configuration.from_dict(about.config, cls.config_type, f"{folder / 'config.json'}, $.config")
         said = {"kind": about.kind, "config": about.config}
@@ -176,7 +176,7 @@ class _Description:
 
 def load(folder: str | Path) -> Stored:
     """Loads whichever tokenizer or codec the folder holds."""
-    kind = present_name("codec", _read_description(Path(folder)).kind)
+    kind = current_name("codec", _read_description(Path(folder)).kind)
     if kind not in CODECS:
         raise ValueError(f"{folder}: unknown kind of tokenizer {kind!r}, known are {', '.join(CODECS)}")
     module, name = CODECS[kind]
@@ -236,8 +236,8 @@ def _read_content(folder: Path, about: _Description, expected: Files) -> Content
 def _read_file(path: Path, expected: ArrayFile | None) -> np.ndarray | str:
     """Text, or an array whose header is compared with what is expected before its content is read."""
     require_regular_file(path)
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path}: {path.stat().st_size:,} bytes, {MAX_BYTES:,} are allowed")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size:,} bytes, {MAX_JSON_BYTES:,} are allowed")
     try:
         if expected is None:
             return path.read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from trimask.tokenizers.codec import Files, StoredTokenizer
 from trimask.tokenizers.storage.files import printable, require_regular_file
-from trimask.tokenizers.storage.json_text import MAX_BYTES
+from trimask.tokenizers.storage.json_text import MAX_JSON_BYTES
 
 _LONG_WORD = re.compile(r"(\S{1000}|\s{1000})")
 """Where text without blanks, or of blanks alone, is cut for fitting: its time grows with the square of a word."""
@@ -76,8 +76,8 @@ class TextTokenizer(StoredTokenizer):
     def from_file(cls, path: str | Path) -> "TextTokenizer":
         """Reads a `tokenizer.json` of any origin."""
         require_regular_file(Path(path))
-        if Path(path).stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path}: {Path(path).stat().st_size:,} bytes, {MAX_BYTES:,} are allowed")
+        if Path(path).stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"{path}: {Path(path).stat().st_size:,} bytes, {MAX_JSON_BYTES:,} are allowed")
         try:
             given = cls(Path(path).read_text(encoding="utf-8"))
             return cls(given._tokenizer.to_str())  # without padding and truncation

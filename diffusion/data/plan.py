@@ -12,7 +12,7 @@ import numpy as np
 from trimask.diffusion.data.modalities import modality
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.records import Block, Entry, RawExample
-from trimask.tokenizers.storage.formats import added
+from trimask.tokenizers.storage.formats import added_field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +23,12 @@ class Plan:
     """Dataset → all its records."""
     media_shapes: dict[str, list[int]]
     """Dataset → shape of its pictures (height, width, channels) or sounds (samples)."""
-    contents: dict[str, dict[str, str]] = added(as_before={}, default_factory=dict)
+    contents: dict[str, dict[str, str]] = added_field(as_before={}, default_factory=dict)
     """Dataset → digest of a content that its source puts in several splits → the one it is in, where that is asked
     for."""
-    unread: dict[str, dict[str, int]] = added(as_before={}, default_factory=dict)
+    unread: dict[str, dict[str, int]] = added_field(as_before={}, default_factory=dict)
     """Dataset → folder of it → number of files there that no record names."""
-    given: dict[str, str] = added(as_before={}, default_factory=dict)
+    given: dict[str, str] = added_field(as_before={}, default_factory=dict)
     """text_tokenizer and tokenizers, where the configuration names them → digest of what they were."""
 
     def __post_init__(self):

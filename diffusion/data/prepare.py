@@ -118,7 +118,7 @@ def _require_same(folder: Path, config: PrepareConfig) -> None:
     if (folder / "plan.json").exists():
         old = configuration.load(folder / "config.json", PrepareConfig)
         free = {name: getattr(config, name) for name in _FREE}
-        changed = configuration.differences(dataclasses.replace(old, **free), config)
+        changed = configuration.changed_fields(dataclasses.replace(old, **free), config)
         if changed:
             raise ValueError(
                 f"{folder} was prepared with another configuration; remove it or choose another folder. "

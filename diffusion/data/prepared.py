@@ -32,7 +32,7 @@ from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.sequence import fill_text
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import reading
-from trimask.tokenizers.storage.formats import added
+from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.storage.json_text import read_json
 from trimask.tokenizers.vocabulary import TEXT, Task, Vocabulary
 
@@ -54,9 +54,9 @@ class DatasetManifest:
     """Of them, those that were not used."""
     splits: dict[str, int]
     """Split → examples. A long text is several."""
-    shared: dict[str, dict[str, int]] = added(as_before={}, default_factory=dict)
+    shared: dict[str, dict[str, int]] = added_field(as_before={}, default_factory=dict)
     """Split → earlier split → how many of its examples are of a content that is there, too."""
-    unread: dict[str, int] = added(as_before={}, default_factory=dict)
+    unread: dict[str, int] = added_field(as_before={}, default_factory=dict)
     """Folder of the source → number of files there that no record names."""
 
     @property
@@ -81,7 +81,7 @@ class Manifest:
     datasets: dict[str, DatasetManifest]
     content: str
     """SHA-256 of all shards' own, in order."""
-    shared: dict[str, dict[str, int]] = added(as_before={}, default_factory=dict)
+    shared: dict[str, dict[str, int]] = added_field(as_before={}, default_factory=dict)
     """DATASET/split that is held out → DATASET/train of another → how many of its examples are of a content of that."""
 
     def __post_init__(self):

@@ -78,7 +78,7 @@ def load(folder: Path, checkpoint: int | Literal["best"] | None = None, mesh: Me
 
 def require_same_vocabulary(model: Vocabulary, tokenizers: Vocabulary, folder: Path) -> None:
     """Refuses tokenizers that are not those of the model, saying where they differ."""
-    changed = configuration.differences(model, tokenizers)
+    changed = configuration.changed_fields(model, tokenizers)
     if changed:
         raise ValueError(
             f"{folder}: the model's vocabulary is not the tokenizers' (model → tokenizers): {'; '.join(changed)}"

@@ -59,8 +59,8 @@ _INDEXED: dict[str, tuple[int, Callable[[Vocabulary, Vocabulary], Int[np.ndarray
 
 def require_same_model(old: TrainConfig, new: TrainConfig, run: Path) -> None:
     """Refuses another network than the run's; how it is computed may differ."""
-    changed = configuration.differences(old.model, new.model.computed_as(old.model), "model.")
-    changed += configuration.differences(old.parametrization, new.parametrization, "parametrization.")
+    changed = configuration.changed_fields(old.model, new.model.computed_as(old.model), "model.")
+    changed += configuration.changed_fields(old.parametrization, new.parametrization, "parametrization.")
     if changed:
         raise ValueError(f"{run}: a run can start from it only with its model. There → asked for: {'; '.join(changed)}")
 

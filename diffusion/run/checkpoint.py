@@ -31,7 +31,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from trimask.diffusion.run.folder import writing
 from trimask.diffusion.run.processes import any_process, is_first, summed, wait_for_all
 from trimask.tokenizers.storage.files import shortened
-from trimask.tokenizers.storage.formats import present_name
+from trimask.tokenizers.storage.formats import current_name
 from trimask.tokenizers.storage.json_text import parse_json
 
 _ELEMENTS_AT_A_TIME = 1 << 20
@@ -220,7 +220,7 @@ class Checkpoints:
         for step in self.steps():
             with suppress(DamagedCheckpoint):
                 metrics = self._about(step)["metrics"]
-                found[step] = {present_name("metric", name): value for name, value in metrics.items()}
+                found[step] = {current_name("metric", name): value for name, value in metrics.items()}
         return found
 
     def _policy(self, keep: Retention) -> policies.AnyPreservationPolicy:
@@ -340,7 +340,7 @@ def _checksum(shape: tuple[int, ...], start: tuple[int, ...], values: np.ndarray
 
 def _present_path(name: str) -> str:
     """The name by which the code knows a leaf that was saved under this one."""
-    return "/".join(present_name("parameter", part) for part in name.split("/"))
+    return "/".join(current_name("parameter", part) for part in name.split("/"))
 
 
 def _parts(present: str, saved: str) -> Iterator[tuple[str, str]]:

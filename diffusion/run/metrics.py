@@ -19,7 +19,7 @@ from tensorboardX.summary import scalar
 from trimask.diffusion.run.folder import keep_lines_until, line_of, read_steps, writing
 from trimask.diffusion.run.processes import is_first
 from trimask.tokenizers.storage.files import append_text, require_regular_file
-from trimask.tokenizers.storage.formats import present_name
+from trimask.tokenizers.storage.formats import current_name
 
 Metrics = Mapping[str, Any]
 """Name → Mean; a mean of nothing is not logged."""
@@ -32,7 +32,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"{path}: no such file; `trimask train` writes it")
     require_regular_file(path)
     return [
-        {present_name("metric", name): value for name, value in line.items() if type(value) in (int, float)}
+        {current_name("metric", name): value for name, value in line.items() if type(value) in (int, float)}
         for line in read_steps(path)
     ]
 

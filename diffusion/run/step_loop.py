@@ -30,7 +30,7 @@ from trimask.diffusion.run.folder import locked, writing
 from trimask.diffusion.run.limits import WorkLimits
 from trimask.diffusion.run.metrics import Metrics, MetricsLog
 from trimask.diffusion.run.processes import any_process, is_first
-from trimask.tokenizers.storage.formats import added
+from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, PositiveInt, Workers, real, whole
 
 State = TypeVar("State")
@@ -62,7 +62,7 @@ class LoopConfig(Checked):
     """Batches prepared ahead of the step."""
     workers: Workers = 0
     """Processes that prepare batches. 0: a thread of this process."""
-    limits: WorkLimits = added(as_before=WorkLimits(), default=WorkLimits())
+    limits: WorkLimits = added_field(as_before=WorkLimits(), default=WorkLimits())
     """What the training may take."""
 
     @property
