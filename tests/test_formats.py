@@ -147,7 +147,7 @@ def test_a_codec_of_a_former_kind_and_field_keeps_its_fingerprint_and_its_bytes(
     codec.write_folder(tmp_path / "old", said, {"codebook.npy": fitted.codebook})
     monkeypatch.setitem(RENAMED, "codec.tiles", "patch")
     monkeypatch.setitem(RENAMED, "PatchConfig.side", "patch_side")
-    loaded = codec.load(tmp_path / "old")
+    loaded = codec.load_tokenizer(tmp_path / "old")
     assert loaded.config == fitted.config
     assert (
         loaded.fingerprint
@@ -163,4 +163,4 @@ def test_an_unknown_field_of_a_codec_is_refused_with_the_nearest_one(tmp_path):
     content = {"codebook.npy": np.zeros((1, 2, 2, 1), np.uint8)}
     codec.write_folder(tmp_path, {"kind": "patch", "config": {"patch_sid": 2}}, content)
     with pytest.raises(ValueError, match="unknown field 'patch_sid', did you mean 'patch_side'"):
-        codec.load(tmp_path)
+        codec.load_tokenizer(tmp_path)

@@ -16,7 +16,7 @@ from trimask.diffusion.sampling.prompts import Prompts
 from trimask.scripts.generate import Arguments, main, prompts_of, run
 from trimask.scripts.output import samples
 from trimask.scripts.output.samples import save_training_samples
-from trimask.tokenizers.sequence import assemble, stack
+from trimask.tokenizers.sequence import assemble, stack_rows
 from trimask.tokenizers.storage import configuration
 
 STEP = 7
@@ -130,7 +130,7 @@ def test_an_empty_prompt_is_the_hidden_condition_that_guidance_imagines(generate
     (entry,) = generate("--prompt", "", "--to", to, "--trace", "--temperature", "0")
     assert entry["file"].startswith("unconditional.") and entry["prompt"] == "" and entry["nfe"] > 0
     example = Prompts(loaded.tokenizers, loaded.description.layouts).from_text("", to)
-    row = stack([assemble(loaded.vocabulary, [example], example.length)])
+    row = stack_rows([assemble(loaded.vocabulary, [example], example.length)])
     assert (row.tokens[row.is_condition & (row.modality != 0)] == loaded.vocabulary.mask_id).all()
     (answer,) = Generator(loaded.denoise, loaded.vocabulary).generate([example], loaded.generation(to), 0)
     assert (answer.example.segments[0].codes == -1).all() and (answer.example.segments[1].codes >= 0).all()

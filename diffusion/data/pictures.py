@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from trimask.diffusion.data.reading_config import LimitConfig, MediaConfig
-from trimask.tokenizers.image import PatchCodec, PatchConfig, single_patches
+from trimask.tokenizers.image import PatchCodec, PatchConfig, patches_as_images
 from trimask.tokenizers.storage.files import reading, require_regular_file
 
 _FEWEST_GREYS = 32
@@ -172,7 +172,7 @@ def shapes(
 
 def fit(samples: Sequence[UInt8[np.ndarray, "_ _ _ _"]], config: PatchConfig) -> PatchCodec:
     """The codec fitted on all pictures of several sizes."""
-    return PatchCodec.fit(np.concatenate([single_patches(batch, config.patch_side) for batch in samples]), config)
+    return PatchCodec.fit(np.concatenate([patches_as_images(batch, config.patch_side) for batch in samples]), config)
 
 
 def as_given(config: MediaConfig, shape: tuple[int, ...], codec: Any) -> MediaConfig:

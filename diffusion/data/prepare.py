@@ -216,7 +216,7 @@ def _forget(folder: Path, old: Plan, plan: Plan, tokenizers: MediaTokenizers) ->
 
     Then the old plan goes, too, before tokenizers come that are none of it.
     """
-    same_tokens = media_tokenizers.load(folder / "tokenizers").fingerprints == tokenizers.fingerprints
+    same_tokens = media_tokenizers.load_tokenizers(folder / "tokenizers").fingerprints == tokenizers.fingerprints
     for job in jobs_of(old):
         name, number = job
         before, now = (
@@ -293,7 +293,7 @@ def _finish(
     reports: dict[str, list[BlockReport]],
 ) -> None:
     """rejects.jsonl and the manifest."""
-    tokenizers = media_tokenizers.load(folder / "tokenizers")
+    tokenizers = media_tokenizers.load_tokenizers(folder / "tokenizers")
     lines = [
         json.dumps({"dataset": name, **configuration.to_dict(reject)}, ensure_ascii=False) + "\n"
         for name, of_dataset in reports.items()

@@ -29,7 +29,7 @@ from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.verification import Damaged, checked_report, is_verified, jobs_of, require_none, verify
 from trimask.diffusion.run.progress import Report, silent
 from trimask.tokenizers import media as media_tokenizers
-from trimask.tokenizers.sequence import fill_text
+from trimask.tokenizers.sequence import pad_with_eos
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import reading
 from trimask.tokenizers.storage.formats import added_field
@@ -120,7 +120,7 @@ class Examples(Sequence[dict[str, Any]]):
                 _require_example(example, self.layout, self._sizes)
             if self.layout.fill != "none":
                 length = self.layout.text_length(example["num_given"])
-                example[TEXT] = fill_text(self.vocabulary, example[TEXT], length)
+                example[TEXT] = pad_with_eos(self.vocabulary, example[TEXT], length)
             if len(self._known) < _CACHED_EXAMPLES:
                 self._known[index] = example
         return example
@@ -153,7 +153,7 @@ class Prepared:
         self.folder = folder
         self.manifest = configuration.load(folder / "manifest.json", Manifest)
         self.config = configuration.load(folder / "config.json", PrepareConfig)
-        self.tokenizers = media_tokenizers.load(folder / "tokenizers")
+        self.tokenizers = media_tokenizers.load_tokenizers(folder / "tokenizers")
         if self.tokenizers.fingerprints != self.manifest.tokenizers:
             raise ValueError(
                 f"{folder}: the tokenizers are not those the data was made with: "

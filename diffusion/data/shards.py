@@ -263,4 +263,4 @@ def _block_encoder(folder: Path) -> _BlockEncoder:
     config = configuration.load(folder / "config.json", PrepareConfig)
     sources = {name: config.open_source(name, raw_folder(folder)) for name in config.sources}
     plan = configuration.load(folder / "plan.json", Plan)
-    return _BlockEncoder(config, plan, media_tokenizers.load(folder / "tokenizers"), sources)
+    return _BlockEncoder(config, plan, media_tokenizers.load_tokenizers(folder / "tokenizers"), sources)

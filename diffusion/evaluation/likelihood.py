@@ -26,7 +26,7 @@ from trimask.diffusion.cross_entropy import cross_entropy, restrict
 from trimask.diffusion.denoiser import Denoiser
 from trimask.diffusion.masking import draw_is_masked
 from trimask.diffusion.schedule import ScheduleConfig, stratified_times
-from trimask.tokenizers.sequence import Example, Segment, TokenRows, assemble, stack, until_eos
+from trimask.tokenizers.sequence import Example, Segment, TokenRows, assemble, stack_rows, until_eos
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 Estimator = Literal["times", "subsets"]
@@ -87,7 +87,7 @@ def target_bits(
         for first in range(0, len(numbers), size):
             chunk = numbers[first : first + size]
             filled = np.array(chunk + chunk[:1] * (min(size, 1 << (len(chunk) - 1).bit_length()) - len(chunk)))
-            batch = stack([assemble(vocabulary, [examples[number]], length) for number in filled])
+            batch = stack_rows([assemble(vocabulary, [examples[number]], length) for number in filled])
             for draw in range(num_draws):
                 place = np.int32(draw), np.int32(num_draws)
                 drawn = _bits(key, streams[filled], *place, denoise, batch, vocabulary, schedule, estimator)

@@ -67,7 +67,7 @@ def require_same_model(old: TrainConfig, new: TrainConfig, run: Path) -> None:
 
 def require_grown(old: Path, new: Path) -> None:
     """Refuses a folder of tokenizers in which an id or a code does not mean what it means in the old one."""
-    there, here = media_tokenizers.load(old), media_tokenizers.load(new)
+    there, here = media_tokenizers.load_tokenizers(old), media_tokenizers.load_tokenizers(new)
     before, after = there.fingerprints, here.fingerprints
     changed = [
         f"codec of {modality}: {fingerprint} → {after.get(modality, 'absent')}"

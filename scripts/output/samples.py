@@ -20,7 +20,7 @@ from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.run.folder import line_of, read_steps, staged
 from trimask.diffusion.sampling.generator import Generator
 from trimask.scripts.output.presentation import presentation_of
-from trimask.tokenizers.sequence import Example, direct, until_eos
+from trimask.tokenizers.sequence import Example, make_example, until_eos
 from trimask.tokenizers.storage.files import write_text
 from trimask.tokenizers.vocabulary import TEXT, Task
 
@@ -85,7 +85,7 @@ def _masked(prepared: Prepared, task: Task, record: dict[str, Any]) -> Example:
         text = until_eos(prepared.tokenizers.vocabulary, codes[task.target])
         given = record["num_given"] or len(text) // 2
         target[:given] = codes[task.target][:given]
-    return direct(task, {**codes, task.target: target})
+    return make_example(task, {**codes, task.target: target})
 
 
 def _write_media(path: Path, modality: str, media: list[Any], captions: list[str], loaded: LoadedRun) -> None:
