@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from trimask.diffusion.mesh import copied_to_all_devices, rows_on_all_devices
 from trimask.diffusion.run.folder import WRITTEN_FIRST, checkpoint_steps, locked, undone_if_empty, writing
 from trimask.diffusion.run.running_mean import Mean
-from trimask.diffusion.run.step_loop import LoopConfig, fit
+from trimask.diffusion.run.step_loop import LoopConfig, train_loop
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import SamplerParts
 from trimask.diffusion.sampling.learned import LearnedStrategy, PolicyDescription, open_policy
@@ -277,7 +277,7 @@ def train_policy(
         with writing(folder):
             configuration.save(folder / "config.json", config)
             configuration.save(folder / "policy.json", about)
-        state = fit(
+        state = train_loop(
             training.step,
             training.init(takes_over=not checkpoint_steps(folder)),
             training.batch,

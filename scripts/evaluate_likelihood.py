@@ -26,7 +26,7 @@ from jaxtyping import Float
 from trimask.diffusion.evaluation.intervals import ratio, wilson_interval
 from trimask.diffusion.evaluation.likelihood import Estimator, draws_of, estimates_of_bits, mean_of, num_asked
 from trimask.diffusion.pretraining.trained_model import LoadedRun
-from trimask.diffusion.run.folder import line_of
+from trimask.diffusion.run.folder import json_line
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.scripts.console import console, progress_report, say, table
 from trimask.scripts.inputs import medium_reader
@@ -88,7 +88,7 @@ def run(loaded: LoadedRun, path: Path, out: Path, how: LikelihoodConfig) -> None
         done += len(line.examples)
         tokens = [num_asked(example, loaded.vocabulary) for example in line.examples]
         entries.append(line.entry | _scores(own, tokens, "choices" in line.entry))
-    write_text(out, "".join(map(line_of, entries)))
+    write_text(out, "".join(map(json_line, entries)))
     _print(entries, out)
 
 

@@ -33,7 +33,7 @@ from trimask.diffusion.pretraining.warm_start import require_grown, require_same
 from trimask.diffusion.run.folder import WRITTEN_FIRST, checkpoint_steps, locked, undone_if_empty, writing
 from trimask.diffusion.run.metrics import Metrics
 from trimask.diffusion.run.processes import is_first, require_agreement, wait_for_all
-from trimask.diffusion.run.step_loop import fit
+from trimask.diffusion.run.step_loop import train_loop
 from trimask.diffusion.sde import rescaled
 
 
@@ -105,7 +105,7 @@ def train(
 
         if is_first():
             verification.start()
-        state = fit(
+        state = train_loop(
             step,
             state,
             batches,
