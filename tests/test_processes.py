@@ -19,7 +19,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.mesh import MeshConfig, own_rows
+from trimask.diffusion.mesh import MeshConfig, local_rows
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.train_run import train
@@ -63,7 +63,7 @@ LOST = r"process {} of {}: another process is gone, or does not answer \(.*\); .
 
 def train_as_told(folder: str, data: str, stop: str, fsdp: str, init_from: str | None = None) -> None:
     """Trains, and at a step sends a process a signal: "SIGTERM@8" the last one, "SIGTERM@8@0" the first."""
-    own = own_rows(10, MeshConfig(fsdp=2).over(jax.devices()))  # filled up to 12
+    own = local_rows(10, MeshConfig(fsdp=2).over(jax.devices()))  # filled up to 12
     if jax.process_count() == 2:
         assert np.flatnonzero(own).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]][jax.process_index()]
     config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=int(fsdp)))

@@ -151,10 +151,10 @@ def test_eight_devices_take_the_steps_of_one(trained):
         import json
         import jax
         from test_train_policy import CONFIG, PROBLEMS, knowing
-        from trimask.diffusion.mesh import rows_on_all_devices
+        from trimask.diffusion.mesh import split_rows
         from trimask.sampling_rl.train_policy import PolicyTraining
 
-        assert len(jax.devices()) == 8 and len(rows_on_all_devices(jax.numpy.arange(16)).sharding.device_set) == 8
+        assert len(jax.devices()) == 8 and len(split_rows(jax.numpy.arange(16)).sharding.device_set) == 8
         # As weights are that were loaded: of the first device, and to stay there.
         training = PolicyTraining(CONFIG, PROBLEMS, jax.device_put(knowing(), jax.devices()[0]))
         state = training.init()

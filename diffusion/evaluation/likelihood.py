@@ -151,7 +151,7 @@ def _bits(
 ) -> Float[Array, " batch"]:
     """Bits of every row by one draw of so many."""
 
-    chosen = schedule.of(vocabulary)
+    chosen = schedule.build(vocabulary)
 
     def mask(stream, is_target, modality):
         key_time, key_mask = jax.random.split(jax.random.fold_in(key, stream))
@@ -163,7 +163,7 @@ def _bits(
             noise = jnp.where(is_target, jax.random.uniform(key_mask, is_target.shape), jnp.inf)
             return is_target & (jnp.argsort(jnp.argsort(noise)) < size), jnp.full(is_target.shape, count / size)
         times = jnp.full(is_target.shape, stratified_times(offset, draw / num_draws, schedule.min_time))
-        is_masked = draw_is_masked(key_mask, is_target[None], chosen.kept(times, modality)[None])[0]
+        is_masked = draw_is_masked(key_mask, is_target[None], chosen.keep_probability(times, modality)[None])[0]
         return is_masked, chosen.weight(times, modality)
 
     is_masked, weight = jax.vmap(mask)(streams, sequence.is_target, sequence.modality)

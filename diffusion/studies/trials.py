@@ -272,7 +272,7 @@ def _program(config: TrainConfig) -> str:
     alike = replace(
         config,
         parametrization=replace(config.parametrization, multipliers=ModuleMultipliers()),
-        optimizer=config.optimizer.schedule_alone,
+        optimizer=config.optimizer.schedule_only,
         batch=replace(BatchConfig(), tokens=config.batch.tokens, packed_length=config.batch.packed_length),
         loop=LoopConfig(),
         sde=SDEScaling(),
