@@ -1,4 +1,4 @@
-"""Named settings of trainings of unmasking policies."""
+"""Named configurations for training unmasking policies."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,12 +12,14 @@ _EPISODES = GenerationConfig(temperature=0.0, stop_at_eos=False)
 
 
 def paper() -> PolicyTrainConfig:
-    """In blocks of 32, with the optimizer of arXiv 2512.09106."""
+    """Blocks of 32 tokens, with the optimizer of arXiv 2512.09106."""
     return PolicyTrainConfig(generation=replace(_EPISODES, block_length=32), temperature=0.5)
 
 
 def blocks() -> PolicyTrainConfig:
-    """In blocks of 8, for models and budgets of minutes: a quarter of the size, smaller batches, larger steps."""
+    """Blocks of 8 tokens, for small models and a few minutes: a quarter of the paper's width, smaller batches, larger
+    steps.
+    """
     return PolicyTrainConfig(
         policy=PolicyConfig(width=64, mlp_width=256),
         generation=replace(_EPISODES, block_length=8),
@@ -27,17 +29,19 @@ def blocks() -> PolicyTrainConfig:
 
 
 def full() -> PolicyTrainConfig:
-    """All at once, from the start that --init-from names."""
+    """No blocks: the policy may reveal any position; starts from the policy that --init-from names."""
     return replace(blocks(), generation=_EPISODES, expert_block=8)
 
 
 def steered() -> PolicyTrainConfig:
-    """All at once, with an expert in every group (expert steering)."""
+    """Like `full`, with one expert rollout in every group (expert steering)."""
     return replace(full(), experts=(0.7,))
 
 
 def imitation() -> PolicyTrainConfig:
-    """All at once, as the best of four thresholds in blocks of 8 would do: a start for `full`, or a baseline."""
+    """Imitates, without blocks, the best of four confidence thresholds in blocks of 8: a start for `full`, or a
+    baseline.
+    """
     return replace(
         full(),
         learns_from="experts",

@@ -1,4 +1,4 @@
-"""Named experiments: what to prepare, how to train, how to sample and evaluate."""
+"""Named experiments: data preparation, training, sampling and evaluation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,15 +25,18 @@ from trimask.tokenizers.vocabulary import Vocabulary
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One whole story from data to numbers."""
+    """Configurations of all stages, from preparing data to evaluation."""
 
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    """What data to prepare, and how."""
     train: TrainConfig = TrainConfig()
+    """How to train."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """How to evaluate."""
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """What the preparation would make, were there data for all of it; of puzzles text alone."""
+        """The vocabulary of the prepared data, if there is data for every modality; puzzles have text alone."""
         prepare = self.prepare
         media = {
             "image": (prepare.codecs["image"].codebook_size,),
@@ -44,7 +47,7 @@ class Experiment:
 
 
 def tiny() -> Experiment:
-    """Digits to draw, read, say and hear, and sums to add: some minutes on two CPU cores."""
+    """Single digits to draw, read, say and hear, and sums to add. Trains in a few minutes on two CPU cores."""
     return Experiment(
         prepare=PrepareConfig(
             sources=_digits(handwritten="handwritten", spoken="spoken", sums="sums"),
@@ -54,14 +57,16 @@ def tiny() -> Experiment:
             3_260_000,
             weights={"handwritten": 2.0, "spoken": 1.1, "sums": 1.1},
             image=GenerationConfig(strategy="entropy", steps=4, temperature=0.6, guidance=0.5),
-            # Cooler and more guided than by default, or more words are not understood.
+            # Lower temperature and more guidance than the default, without which fewer words are intelligible.
             audio=GenerationConfig(temperature=0.6, steps=24, guidance=2.0),
         ),
     )
 
 
 def small() -> Experiment:
-    """Two-digit pictures, spoken numbers to ninety-nine, and sums: some twenty minutes on two CPU cores."""
+    """Two-digit pictures, spoken numbers up to ninety-nine, and sums. Trains in about twenty minutes on two CPU
+    cores.
+    """
     return Experiment(
         prepare=PrepareConfig(
             sources=_digits(handwritten="handwritten_numbers", spoken="spoken_numbers", sums="all_sums"),
@@ -76,9 +81,10 @@ def small() -> Experiment:
 
 
 def digits_real() -> Experiment:
-    """Digits drawn at 28×28 and spoken at 8 kHz, and plain text, from your own folders: half an hour on two cores.
+    """Digits drawn at 28×28 and spoken at 8 kHz, and plain text, from your own folders. Trains in half an hour on two
+    cores.
 
-    Name the sources handwritten (--images), spoken (--audio) and prose (--text).
+    The sources must be named handwritten (--images), spoken (--audio) and prose (--text).
     """
     return Experiment(
         prepare=PrepareConfig(
@@ -99,17 +105,19 @@ def digits_real() -> Experiment:
 
 
 def addition() -> Experiment:
-    """Sums worked out column by column, by a model that makes mistakes if it is hurried: three minutes on two cores."""
+    """Sums worked out column by column, by a model that errs if it decodes too fast. Trains in three minutes on two
+    cores.
+    """
     return _puzzles("addition", num_layers=2, response_tokens=48, horizon_tokens=4_000_000)
 
 
 def cups() -> Experiment:
-    """The shell game, followed swap by swap or at a glance: two minutes on two cores."""
+    """The shell game, solved swap by swap or in one step. Trains in two minutes on two cores."""
     return _puzzles("cups", num_layers=2, response_tokens=32, horizon_tokens=5_000_000)
 
 
 def sudoku() -> Experiment:
-    """4×4 sudoku, for a model of one layer, which has to look again and again: one minute on two cores."""
+    """4×4 sudoku for a one-layer model, which needs many passes to solve one. Trains in one minute on two cores."""
     return _puzzles("sudoku", num_layers=1, response_tokens=32, horizon_tokens=1_500_000)
 
 
@@ -119,12 +127,12 @@ def trimodal_320m() -> Experiment:
 
 
 def trimodal_1b() -> Experiment:
-    """1.1B parameters; as trimodal_320m."""
+    """1.1B parameters, otherwise like trimodal_320m, with fsdp over 8 devices."""
     return _trimodal(num_layers=15, fsdp=8, horizon_tokens=298_670_441_618)
 
 
 def trimodal_3b() -> Experiment:
-    """3.0B parameters; as trimodal_320m."""
+    """3.0B parameters, otherwise like trimodal_320m, with fsdp over 8 devices."""
     return _trimodal(num_layers=23, fsdp=8, horizon_tokens=713_237_323_444)
 
 
@@ -142,7 +150,9 @@ PRESETS: dict[str, Callable[[], Experiment]] = {
 
 
 def preset(name: str | None) -> Experiment:
-    """A named experiment; without a name, the defaults of every configuration."""
+    """A named experiment; without a name, the defaults of every configuration. Raises ValueError for an unknown
+    name.
+    """
     if name is None:
         return Experiment()
     if name not in PRESETS:
@@ -151,32 +161,35 @@ def preset(name: str | None) -> Experiment:
 
 
 def _digits(**configs: str) -> dict[str, SourceConfig]:
-    """Dataset name → config of the embedded dataset."""
+    """Sources of the embedded digits dataset: dataset name → its config."""
     return {name: SourceConfig(kind="digits", where=(config,)) for name, config in configs.items()}
 
 
 _FAST_EMBEDDINGS = dict.fromkeys(("embedding", "place_range", "place_scale", "place_map"), 8.0) | {"unembedding": 2.0}
-"""Multipliers of learning rates, after what `trimask study search` found; measured in RESULTS.md."""
+"""Learning-rate multipliers of embeddings, chosen after `trimask study search`; measured in RESULTS.md."""
 
 
-# How to sample was found by `trimask study sampling` on the validation split; see RESULTS.md.
+# Sampling settings were chosen by `trimask study sampling` on the validation split; see RESULTS.md.
 _TEXTS = GenerationConfig(strategy="factor", factor=2.0, temperature=0.0)
 
 
 def _train(
     horizon_tokens: int, *, weights: dict[str, float], image: GenerationConfig, audio: GenerationConfig
 ) -> TrainConfig:
-    """What the digit presets share. Many small steps, and an unweighted loss, learn to read digits far sooner."""
+    """Training configuration shared by the digit presets.
+
+    Many small steps and an unweighted loss learn to read digits far sooner than larger batches and the ELBO.
+    """
     return TrainConfig(
         model=TransformerConfig(num_layers=4, width=128, num_heads=4),
         parametrization=ParametrizationConfig(multipliers=ModuleMultipliers(learning_rate=Family(of=_FAST_EMBEDDINGS))),
         loss=LossConfig(weighting="unweighted", modality_weights={"text": 2.0}),
-        # The pictures are few: half-hidden ones and weight decay keep the model from learning them by heart.
+        # There are few pictures: joint masking and weight decay keep the model from memorising them.
         masking=MaskingConfig(joint_probability=0.3),
         optimizer=OptimizerConfig(
             learning_rate=3e-3, weight_decay=0.1, horizon_tokens=horizon_tokens, warmup_tokens=50_000
         ),
-        # Tuned at rows of 1,024 positions, 1,010 of them tokens: other batches and horizons are transferred from there.
+        # Tuned at batches of 1,024 positions, 1,010 of them tokens; other batches and horizons are rescaled from these.
         sde=SDEScaling(base_batch_tokens=1010.0, base_horizon_tokens=horizon_tokens),
         batch=BatchConfig(tokens=1024, weights=weights),
         loop=LoopConfig(log_every=20, checkpoint_every=500, sample_every=1000),
@@ -185,9 +198,9 @@ def _train(
 
 
 def _puzzles(name: str, *, num_layers: int, response_tokens: int, horizon_tokens: int) -> Experiment:
-    """A small model of one kind of puzzle. Responses stand in a buffer that is longer than any, and filled with EOS.
+    """A small model for one kind of puzzle, whose responses are padded with EOS to a fixed length.
 
-    With more layers it sees the whole answer at a glance, and there is nothing to learn about when to reveal what.
+    With more layers a model would solve the puzzle in one pass, and no order of unmasking would be better than another.
     """
     return Experiment(
         prepare=PrepareConfig(
@@ -204,7 +217,7 @@ def _puzzles(name: str, *, num_layers: int, response_tokens: int, horizon_tokens
             optimizer=OptimizerConfig(learning_rate=3e-3, horizon_tokens=horizon_tokens, warmup_tokens=50_000),
             sde=SDEScaling(base_batch_tokens=2048.0, base_horizon_tokens=horizon_tokens),
             batch=BatchConfig(tokens=2048),
-            # Of a loss that is nearly zero, ten times its recent mean is no divergence.
+            # Where the loss is nearly zero, ten times its recent mean is no sign of divergence.
             loop=LoopConfig(log_every=20, checkpoint_every=500, sample_every=1000, spike_factor=100.0),
             generation={"text": GenerationConfig(temperature=0.0, steps=response_tokens // 4)},
         ),
@@ -212,10 +225,10 @@ def _puzzles(name: str, *, num_layers: int, response_tokens: int, horizon_tokens
 
 
 def _trimodal(*, num_layers: int, fsdp: int, horizon_tokens: int) -> Experiment:
-    """Width 128 for each layer, as in the tri-modal paper; compute-optimal horizons are 7754 · parameters^0.84 there.
+    """A model of the tri-modal paper's shape: width 128 · number of layers, horizon 7754 · parameters^0.84 tokens.
 
-    The paper does not say its tokenizers' sizes, nor with which hyperparameters: the text vocabulary is such that
-    they have the parameters that it names, and learning rates are to be tuned at 4 layers of width 512, the base.
+    The paper states neither the sizes of its tokenizers nor all hyperparameters. The text vocabulary is chosen to match
+    its parameter counts; learning rates are to be tuned on the base network, 4 layers of width 512.
     """
     prepare = PrepareConfig(
         codecs={

@@ -2,11 +2,11 @@
 
     L = Σ_m λ_m / N_m · Σ_{i masked, of modality m} [w_i · (−log p(x_i | noised)) + z · (log Z_i)²]
 
-where p, the softmax over the allowed ids, has the normaliser Z_i, and z is the coefficient of the z-loss.
+where p is the softmax over the ids allowed at position i, Z_i its normaliser, and z the coefficient of the z-loss.
 
 N_m counts the *maskable* tokens of modality m in the global batch, never the masked ones, so that the expectation over
-masks is the bound per token. With w_i the ELBO's weight and λ = 1 this is the negative ELBO per token of each
-modality; the reported bound always uses the ELBO's weight, whatever is trained on.
+masks is the bound per token. With w_i the ELBO's weight and λ = 1, L is the negative ELBO per token of each modality.
+The reported bound always uses the ELBO's weight, whichever weight is trained on.
 """
 
 from dataclasses import dataclass, field
@@ -25,28 +25,31 @@ from trimask.tokenizers.vocabulary import Vocabulary
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig(Checked):
-    """What is minimised."""
+    """Configuration of the training objective."""
 
     weighting: Literal["elbo", "unweighted"] = "elbo"
-    """Weight of a masked token: the ELBO's w(t), or 1."""
+    """Weight of a masked token: w(t) of the ELBO, or 1."""
     modality_weights: dict[str, NonNegative] = field(default_factory=dict)
-    """λ of each modality by name; 1 where none is given."""
+    """Loss weight λ of each modality, by name; 1 if a modality is not listed."""
     z_loss: NonNegative = 0.0
     """Coefficient of (log Σ exp logits)² at masked positions, which keeps logits from drifting."""
     tile_positions: Size = 512
-    """Masked positions whose logits are computed at a time."""
+    """Number of masked positions whose logits are computed at a time."""
     tile_ids: Size = 4096
-    """Ids for which they are, about: the largest range is made a whole number of tiles."""
+    """Approximate number of ids whose logits are computed at a time; the largest range is divided into equal tiles."""
 
     def ids_of_tile(self, vocabulary: Vocabulary) -> int:
-        """Ids of a tile: with 4,096 of them, a range of 8,193 would take a third tile for its last id."""
+        """Exact number of ids per tile, a multiple of 16 that divides the largest range almost evenly.
+
+        Otherwise, with tiles of 4,096 ids, a range of 8,193 would need a third tile for its last id.
+        """
         largest = max(r.stop - r.start for r in vocabulary.ranges)
         share = -(-largest // max(1, round(largest / self.tile_ids)))
         return -(-share // 16) * 16
 
 
 def target_counts(noised: Noised, vocabulary: Vocabulary) -> Float[Array, " modality"]:
-    """N_m: tokens of each modality that could have been masked."""
+    """N_m: number of maskable tokens of each modality."""
     return jnp.bincount(
         noised.sequence.modality.reshape(-1),
         weights=noised.is_target.reshape(-1).astype(jnp.float32),
@@ -63,9 +66,9 @@ def loss_and_metrics(
     config: LossConfig,
     dtype: str = "float32",
 ) -> tuple[Float[Array, ""], dict[str, Mean]]:
-    """The loss of a (micro-)batch, with N_m given for the whole batch, and the bound per modality and direction.
+    """Loss of a (micro-)batch, and the bound in bits per token of each modality and task.
 
-    Logits are hidden · matrix, products of numbers of type `dtype`.
+    `counts` are N_m of the whole batch. Logits are hidden · matrix, multiplied in `dtype`.
     """
     sequence = noised.sequence
     weight = noised.weight if config.weighting == "elbo" else jnp.ones_like(noised.weight)
@@ -86,7 +89,7 @@ def loss_and_metrics(
 
 
 def bound_metrics(noised: Noised, nll: Float[Array, "batch seq"], vocabulary: Vocabulary) -> dict[str, Mean]:
-    """Bits per token (negative ELBO) of every modality, and of what each task asks for."""
+    """Negative ELBO in bits per token: of each modality, and of each task's target."""
     bits = noised.weight * nll / jnp.log(2)
 
     def mean(where):

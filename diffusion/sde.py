@@ -1,18 +1,18 @@
-"""The batch-size reparameterisation: a recipe is tuned at one batch size and horizon, and run at any other.
+"""Batch-size reparameterisation: a recipe is tuned at one batch size and horizon, and used at any other.
 
     κ = (B / B_base) · (D_base / D)^γ
     lr ← lr·√κ,   β1 ← β1^κ,   β2 ← β2^κ,   ε ← ε/√κ,   λ ← λ·√κ,   ρ ← ρ^κ
 
-B is the batch and D the horizon, both in non-padding tokens, ρ the decay of the weight average, warmup a fixed number
-of tokens. The optimizer then follows the same stochastic differential equation (tri-modal paper, arXiv 2602.21472;
-Malladi et al., arXiv 2205.10287), so that the loss does not depend on B, up to the critical batch B_crit = D / S_crit:
-with fewer than S_crit steps the equation is not followed any more, and the loss rises.
+B is the batch size and D the horizon, both in non-padding tokens; ρ is the decay of the weight average; warmup is a
+fixed number of tokens. The optimizer then follows the same stochastic differential equation (tri-modal paper, arXiv
+2602.21472; Malladi et al., arXiv 2205.10287), so the loss does not depend on B, up to the critical batch size B_crit =
+D / S_crit. With fewer than S_crit steps the optimizer no longer follows the equation, and the loss rises.
 
 What the papers leave open, and what is done here:
 
 1. λ is decoupled as in PyTorch: a step shrinks weights by lr × λ.
-2. The threshold of gradient clipping goes with ε, as 1/√κ: both are compared with gradients, whose noise does.
-3. γ = 0.44 is the tri-modal paper's fit for a cosine schedule, 1 is Complete(d)P's theory.
+2. The clipping threshold is scaled like ε, by 1/√κ: both are compared with gradients, whose noise scales so.
+3. γ = 0.44 is the tri-modal paper's fit for a cosine schedule; Complete(d)P's theory has γ = 1.
 """
 
 from dataclasses import dataclass, replace
@@ -23,30 +23,30 @@ from trimask.tokenizers.storage.ranges import Checked, Positive, PositiveInt, Sh
 
 @dataclass(frozen=True, kw_only=True)
 class SDEScaling(Checked):
-    """Where the optimizer's values were tuned."""
+    """Batch size and horizon at which the optimizer's hyperparameters were tuned, and the rule to rescale them."""
 
     base_batch_tokens: Positive | None = None
-    """Non-padding tokens of the mean step they were tuned at. None: the run's own."""
+    """Mean number of non-padding tokens per step at which the hyperparameters were tuned. None: this run's."""
     base_horizon_tokens: PositiveInt | None = None
-    """Horizon they were tuned at. None: the run's own."""
+    """Horizon, in non-padding tokens, at which the hyperparameters were tuned. None: this run's."""
     gamma: Share = 0.44
-    """How much a longer horizon calls for a smaller κ: 0.44 is measured by the tri-modal paper, 1 is the theory."""
+    """Exponent γ by which a longer horizon lowers κ: 0.44 is the tri-modal paper's measurement, 1 is the theory."""
     critical_steps: Positive | None = None
-    """S_crit: the steps a run needs; `trimask study critical-batch` measures it. None: not known."""
+    """S_crit, the smallest number of steps for a run; `trimask study critical-batch` measures it. None: unknown."""
 
     def kappa(self, batch_tokens: float, horizon_tokens: int) -> float:
-        """κ of a run with these mean non-padding tokens per step and this horizon."""
+        """κ of a run with this mean number of non-padding tokens per step and this horizon."""
         batch_ratio = 1.0 if self.base_batch_tokens is None else batch_tokens / self.base_batch_tokens
         duration_ratio = 1.0 if self.base_horizon_tokens is None else horizon_tokens / self.base_horizon_tokens
         return batch_ratio * duration_ratio**-self.gamma
 
     def critical_batch(self, horizon_tokens: int) -> float | None:
-        """B_crit in tokens."""
+        """B_crit = D / S_crit in tokens; None if S_crit is unknown."""
         return None if self.critical_steps is None else horizon_tokens / self.critical_steps
 
 
 def rescaled(optimizer: OptimizerConfig, kappa: float) -> OptimizerConfig:
-    """The recipe at κ."""
+    """The optimizer configuration rescaled by κ."""
     return replace(
         optimizer,
         learning_rate=optimizer.learning_rate * kappa**0.5,

@@ -1,14 +1,15 @@
-"""The denoiser's network: a bidirectional transformer over one stream of discrete tokens.
+"""The denoiser network: a bidirectional transformer over one stream of discrete tokens.
 
     h = E[token] + place(modality, coordinates)
     h ← h + r·Attention(RMSNorm(h)),   h ← h + r·SwiGLU(RMSNorm(h))  (per block; attention inside one example only)
     logits = u · RMSNorm(h) · U
 
-r and u are 1 at the shape that was tuned; `parametrization.py` says what they, and initial weights, are at others.
-There is no time input: how much is masked is in the tokens. A masked position knows its range (modality and codebook)
-and its coordinates, given as sinusoids of both coordinates through one linear map per range, so that larger images and
-longer texts than those trained on have an embedding. Options (grouped-query attention, biases, no QK norm, no position
-embedding, rotary base, shifted logits, tied head) cover the architectures of LLaDA and Dream.
+r and u are 1 at the shape at which hyperparameters were tuned; `parametrization.py` gives them, and the initial
+weights, for other shapes. There is no time input, because the tokens show how much is masked. A masked position knows
+its range (modality and codebook) and its coordinates. Both coordinates are encoded as sinusoids and mapped by one
+linear map per range, so that larger images and longer texts than those of the training have embeddings. Options
+(grouped-query attention, biases, no QK norm, no coordinate embedding, rotary base, shifted logits, tied head) cover the
+architectures of LLaDA and Dream.
 """
 
 from dataclasses import dataclass, replace
@@ -24,14 +25,14 @@ from jaxtyping import Array, Float, Int
 from trimask.diffusion.attention import attend
 from trimask.diffusion.denoiser import DenoiserOutput, KeysValues
 from trimask.diffusion.layers import RMSNorm, SinCos, SwiGLU, product, rotary_sin_cos, rotate, sinusoids
-from trimask.diffusion.mesh import ROWS, constrained, embedding_lookup, laid_out
-from trimask.diffusion.parametrization import AT_BASE, ParametrizationConfig, Site
+from trimask.diffusion.mesh import ROW_AXES, constrain, constrain_parameters, embedding_lookup
+from trimask.diffusion.parametrization import AT_BASE, Initializer, ParametrizationConfig
 from trimask.tokenizers.sequence import TokenRows, example_starts
 from trimask.tokenizers.storage.ranges import Checked, Positive, Size, whole
 from trimask.tokenizers.vocabulary import Vocabulary
 
-Segments = tuple[Int[Array, "batch asked"], Int[Array, "batch seq"]]
-"""The examples of the positions that are computed, and of all."""
+Segments = tuple[Int[Array, "batch positions"], Int[Array, "batch seq"]]
+"""Segment numbers of the positions that are computed, and of all positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,44 +40,47 @@ class TransformerConfig(Checked):
     """Shape and options of the network."""
 
     num_layers: Annotated[int, whole(1, 4096)] = 4
-    """Blocks."""
+    """Number of blocks."""
     width: Size = 128
-    """Size of the residual stream."""
+    """Width of the residual stream."""
     num_heads: Size = 4
-    """Query heads."""
+    """Number of query heads."""
     num_kv_heads: Size | None = None
-    """Key and value heads; fewer than num_heads is grouped-query attention. None: num_heads."""
+    """Number of key and value heads; with fewer than num_heads, grouped-query attention. None: num_heads."""
     head_size: Size | None = None
     """Size of a head. None: width / num_heads."""
     mlp_width: Size | None = None
-    """Hidden size of the SwiGLU. None: 8/3 width, rounded up to a multiple of 32."""
+    """Hidden width of the SwiGLU layer. None: 8/3 of the width, rounded up to a multiple of 32."""
     qk_norm: bool = True
-    """RMSNorm on queries and keys."""
+    """Apply RMSNorm to queries and keys."""
     attention_bias: bool = False
-    """Biases on queries, keys and values (Dream)."""
+    """Add biases to queries, keys and values (as Dream does)."""
     rotary_base: Positive | None = 10_000.0
-    """Base of the rotary embedding of positions counted within an example. None: no rotary embedding."""
+    """Base of the rotary embedding of positions, which are counted within an example. None: no rotary embedding."""
     place_embedding: bool = True
-    """Add the embedding of range and coordinates; without it a masked position has only its rotary position (LLaDA)."""
+    """Add an embedding of range and coordinates; without it a masked position has only its rotary position (as in
+    LLaDA)."""
     place_features: Size = 128
-    """Number of sinusoids that encode the coordinates; it does not grow with the width, whose rules are not theirs."""
+    """Number of sinusoids that encode the coordinates. It does not grow with the width and has its own scaling
+    rules."""
     tied_unembedding: bool = False
     """Use the input embedding as the unembedding."""
     shifted_logits: bool = False
-    """Read the logits of position i at i − 1 (of 0 at 0), as in models that were autoregressive before (Dream)."""
+    """Read the logits of position i at position i − 1 (of 0 at 0), as models converted from autoregressive ones do
+    (Dream)."""
     norm_epsilon: Positive = 1e-6
-    """Added to the mean square in every RMSNorm."""
+    """ε added to the mean square in every RMSNorm."""
     embedding_scale: Positive = 0.5
-    """Standard deviation of the input embeddings at initialisation; 0.02 learns far more slowly at small sizes."""
+    """Standard deviation of the initial input embeddings; with 0.02, small models learn far more slowly."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations and matrix products; parameters, norms, softmax and logits stay float32."""
+    """Dtype of activations and matrix products; parameters, norms, softmax and logits stay float32."""
     attention: Literal["plain", "kernel"] = "plain"
-    """By what attention is computed: plain products of matrices, or the kernel of the device, where it has one."""
+    """Implementation of attention: plain matrix products, or the fused kernel of the device if it has one."""
     blocks: Literal["unrolled", "scanned"] = "unrolled"
-    """unrolled: every block is compiled; scanned: one, in a loop over stacked parameters, without which XLA for CPUs
-    undoes remat."""
+    """unrolled: compile every block; scanned: compile one block and loop over stacked parameters, without which XLA for
+    CPUs undoes remat."""
     remat: Literal["none", "block"] = "none"
-    """What the backward pass computes again rather than keeps: nothing, or all within a block."""
+    """What the backward pass recomputes instead of storing: nothing, or everything within a block."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -91,7 +95,7 @@ class TransformerConfig(Checked):
 
     @property
     def kv_heads(self) -> int:
-        """Key and value heads."""
+        """Number of key and value heads."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
@@ -101,19 +105,25 @@ class TransformerConfig(Checked):
 
     @property
     def size_of_mlp(self) -> int:
-        """Hidden size of the SwiGLU."""
+        """Hidden width of the SwiGLU layer."""
         return -(-self.width * 8 // 3 // 32) * 32 if self.mlp_width is None else self.mlp_width
 
     def computed_as(self, other: "TransformerConfig") -> "TransformerConfig":
-        """The same network, computed in the other's way."""
+        """The same network, computed with the other's implementation of attention, blocks and remat."""
         return replace(self, attention=other.attention, blocks=other.blocks, remat=other.remat)
 
     def at_width(self, width: int) -> "TransformerConfig":
-        """The network with more or fewer heads of the same size; what was given explicitly grows along."""
+        """The network at another width, with proportionally many heads of the same size; explicitly given sizes scale
+        along.
+
+        Raises ValueError if a size would not be a whole number.
+        """
 
         def in_proportion(name: str, size: int) -> int:
             if size * width % self.width:
-                raise ValueError(f"{name} {size} at width {self.width} cannot grow in proportion to width {width}")
+                raise ValueError(
+                    f"{name} {size} at width {self.width} cannot be scaled to a whole number at width {width}"
+                )
             return size * width // self.width
 
         return replace(
@@ -125,7 +135,10 @@ class TransformerConfig(Checked):
         )
 
     def base(self, parametrization: ParametrizationConfig) -> "TransformerConfig":
-        """The network of the same kind from which hyperparameters are transferred: heads have one size in both."""
+        """The base network, from which hyperparameters are transferred to this one; both have the same head size.
+
+        Raises ValueError if a size in proportion to the width would not be a whole number.
+        """
         width = parametrization.base_width or self.width
 
         def in_proportion(name: str, given: int | None, size: int) -> int:
@@ -133,7 +146,7 @@ class TransformerConfig(Checked):
             if base != int(base):
                 raise ValueError(
                     f"{name} {size} at width {self.width} would be {base:g} at base_width {width}; "
-                    f"say what it was: parametrization.base_{name}"
+                    f"give it as parametrization.base_{name}"
                 )
             return int(base)
 
@@ -152,7 +165,7 @@ class TransformerConfig(Checked):
 
 
 class Transformer(nnx.Module):
-    """A denoiser: `model(sequence) -> Output`."""
+    """The denoiser network; a `Denoiser`."""
 
     def __init__(
         self,
@@ -166,28 +179,30 @@ class Transformer(nnx.Module):
         self.config, self.vocabulary = config, vocabulary
         vocab, width, layers = vocabulary.size, config.width, config.num_layers
         base = config.base(parametrization)
-        site = Site(parametrization, width / base.width, layers / base.num_layers)
-        self.logit_multiplier = site.logits(config.tied_unembedding)
-        self.embedding = site.normal(next(keys), (vocab, width), "embedding", config.embedding_scale)
+        initializer = Initializer(parametrization, width / base.width, layers / base.num_layers)
+        self.logit_multiplier = initializer.logits(config.tied_unembedding)
+        self.embedding = initializer.normal(next(keys), (vocab, width), "embedding", config.embedding_scale)
         if config.place_embedding:
-            self.place = PlaceEmbedding(config, vocabulary, site, next(keys))
-        blocks = [TransformerBlock(config, base, site.block(number, layers), next(keys)) for number in range(layers)]
+            self.place = PlaceEmbedding(config, vocabulary, initializer, next(keys))
+        blocks = [
+            TransformerBlock(config, base, initializer.for_block(number, layers), next(keys))
+            for number in range(layers)
+        ]
         self.blocks = nnx.List(blocks)
-        self.final_norm = RMSNorm(width, config.norm_epsilon, "final_norm", site)
+        self.final_norm = RMSNorm(width, config.norm_epsilon, "final_norm", initializer)
         if not config.tied_unembedding:
-            self.unembedding = site.matrix(next(keys), (width, vocab), "unembedding", width, base.width)
+            self.unembedding = initializer.matrix(next(keys), (width, vocab), "unembedding", width, base.width)
 
     def __call__(
         self,
         sequence: TokenRows,
-        positions: Int[Array, "batch asked"] | None = None,
+        positions: Int[Array, "batch positions"] | None = None,
         cache: tuple[KeysValues, ...] | None = None,
     ) -> DenoiserOutput:
-        """Logits and final hidden states, float32.
+        """Logits and final hidden states, in float32, at every position or only at `positions`.
 
-        `positions` asks for these only there. With a `cache` nothing but those positions is computed at all: keys and
-        values elsewhere are the cache's, which is exact only if the other tokens have not changed since. Without
-        positions a cache is ignored.
+        With a `cache` nothing but `positions` is computed; keys and values of all other positions are taken from the
+        cache, which is exact only if their tokens have not changed since. Without `positions` a cache is ignored.
         """
         if positions is None:
             h, new_cache = self.encode(sequence, None, None)
@@ -206,9 +221,9 @@ class Transformer(nnx.Module):
         return DenoiserOutput(hidden, self.unembed, hidden, new_cache)
 
     def encode(
-        self, sequence: TokenRows, computed: Int[Array, "batch asked"] | None, cache: tuple[KeysValues, ...] | None
-    ) -> tuple[Float[Array, "batch asked width"], tuple[KeysValues, ...]]:
-        """The residual stream after the last block at the computed positions (None: all), and the keys and values."""
+        self, sequence: TokenRows, computed: Int[Array, "batch positions"] | None, cache: tuple[KeysValues, ...] | None
+    ) -> tuple[Float[Array, "batch positions width"], tuple[KeysValues, ...]]:
+        """Residual stream after the last block at the `computed` positions (None: all), and keys and values of all."""
         h, sin_cos, segments = self.embed(sequence, computed)
         maybe_remat = jax.checkpoint if self.config.remat == "block" else lambda block: block
         if self.config.blocks == "scanned" and cache is None:
@@ -224,15 +239,15 @@ class Transformer(nnx.Module):
         return h, tuple(new_cache)
 
     def _stacked(self) -> tuple[nnx.GraphDef["TransformerBlock"], nnx.State]:
-        """A block, and the parameters of all of them, with the number of the block as first axis."""
+        """Graph of one block, and the parameters of all blocks, stacked along a first axis."""
         graph, *_ = nnx.split(self.blocks[0])
         states = [nnx.to_pure_dict(nnx.state(block)) for block in self.blocks]
-        return graph, nnx.State(laid_out(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)))
+        return graph, nnx.State(constrain_parameters(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)))
 
     def embed(
-        self, sequence: TokenRows, computed: Int[Array, "batch asked"] | None
-    ) -> tuple[Float[Array, "batch asked width"], SinCos | None, Segments]:
-        """What the first block gets: the residual stream, by how much to rotate, and who may see whom."""
+        self, sequence: TokenRows, computed: Int[Array, "batch positions"] | None
+    ) -> tuple[Float[Array, "batch positions width"], SinCos | None, Segments]:
+        """Input of the first block: the residual stream, the rotary sin and cos, and the segment numbers."""
         positions = jnp.arange(sequence.length) - example_starts(sequence)
         tokens, modality, coordinates, segment = (
             sequence.tokens,
@@ -247,89 +262,92 @@ class Transformer(nnx.Module):
         h = embedding_lookup(self.embedding[...], tokens)
         if self.config.place_embedding:
             h = h + self.place(modality, coordinates)
-        h = constrained(h.astype(jnp.dtype(self.config.compute_dtype)), ROWS)
+        h = constrain(h.astype(jnp.dtype(self.config.compute_dtype)), ROW_AXES)
         base, head = self.config.rotary_base, self.config.size_of_head
         sin_cos = None if base is None else rotary_sin_cos(positions, sequence.length, head, base)
         return h, sin_cos, (segment, sequence.segment)
 
     @property
     def unembed(self) -> Partial:
-        """Makes hidden states logits over the whole vocabulary."""
+        """Function from hidden states to logits over the whole vocabulary."""
         dtype = jnp.dtype(self.config.compute_dtype)
         return Partial(_unembed, matrix=self.output_matrix.astype(dtype), multiplier=self.logit_multiplier)
 
     @property
     def output_matrix(self) -> Float[Array, "width vocab"]:
-        """U, or the embedding transposed; logits are the hidden states times it and `logit_multiplier`."""
+        """U, or the transposed embedding; logits are hidden states · matrix · `logit_multiplier`."""
         return self.embedding[...].T if self.config.tied_unembedding else self.unembedding[...]
 
 
 class PlaceEmbedding(nnx.Module):
-    """e[range] + W · (s[range] ⊙ sinusoids of both coordinates): nearly a linear map per range at the price of one."""
+    """Embedding of range and coordinates: e[range] + W · (s[range] ⊙ sinusoids of both coordinates).
 
-    def __init__(self, config: TransformerConfig, vocabulary: Vocabulary, site: Site, key: jax.Array):
+    This approximates one linear map per range at the price of a single one.
+    """
+
+    def __init__(self, config: TransformerConfig, vocabulary: Vocabulary, initializer: Initializer, key: jax.Array):
         keys = jax.random.split(key, 3)
         ranges, features = len(vocabulary.ranges), config.place_features
         self.vocabulary = vocabulary
-        self.range = site.normal(keys[0], (ranges, config.width), "place_range", config.embedding_scale)
-        self.scale = site.normal(keys[1], (ranges, features), "place_scale", 1.0)
-        self.map = site.normal(keys[2], (features, config.width), "place_map", config.embedding_scale)
+        self.range = initializer.normal(keys[0], (ranges, config.width), "place_range", config.embedding_scale)
+        self.scale = initializer.normal(keys[1], (ranges, features), "place_scale", 1.0)
+        self.map = initializer.normal(keys[2], (features, config.width), "place_map", config.embedding_scale)
 
     def __call__(
         self, modality: Int[Array, "batch seq"], coordinates: Int[Array, "batch seq 2"]
     ) -> Float[Array, "batch seq width"]:
-        """The embedding of what a position is, whatever token it holds."""
+        """Embedding of each position's range and coordinates, which does not depend on its token."""
         ranges = self.vocabulary.range_numbers(modality, coordinates)
         features = sinusoids(coordinates, self.scale.shape[-1] // 2).reshape(*coordinates.shape[:-1], -1)
-        # Of norm 1, as a token's one-hot vector: a step then moves a position hardly more than a token.
+        # Norm 1, like a token's one-hot vector, so that a step changes this embedding hardly more than a token's.
         features = features * (2 / features.shape[-1]) ** 0.5
         return self.range[...][ranges] + (features * self.scale[...][ranges]) @ self.map[...]
 
 
 class TransformerBlock(nnx.Module):
-    """Attention, then SwiGLU, each on the normalised residual stream."""
+    """Attention, then SwiGLU, each applied to the normalised residual stream and added to it."""
 
-    def __init__(self, config: TransformerConfig, base: TransformerConfig, site: Site, key: jax.Array):
+    def __init__(self, config: TransformerConfig, base: TransformerConfig, initializer: Initializer, key: jax.Array):
         key_attention, key_mlp = jax.random.split(key)
-        self.residual = site.table().residual
-        self.attention_norm = RMSNorm(config.width, config.norm_epsilon, "attention_norm", site)
-        self.attention = Attention(config, base, site, key_attention)
-        self.mlp_norm = RMSNorm(config.width, config.norm_epsilon, "mlp_norm", site)
-        self.mlp = SwiGLU(config.width, config.size_of_mlp, base.width, base.size_of_mlp, site, key_mlp)
+        self.residual = initializer.table().residual
+        self.attention_norm = RMSNorm(config.width, config.norm_epsilon, "attention_norm", initializer)
+        self.attention = Attention(config, base, initializer, key_attention)
+        self.mlp_norm = RMSNorm(config.width, config.norm_epsilon, "mlp_norm", initializer)
+        self.mlp = SwiGLU(config.width, config.size_of_mlp, base.width, base.size_of_mlp, initializer, key_mlp)
 
     def __call__(self, h, sin_cos, segments, computed, cache):
         attended, keys_values = self.attention(self.attention_norm(h), sin_cos, segments, computed, cache)
-        h = constrained(h + self.residual * attended, ROWS)
-        return constrained(h + self.residual * self.mlp(self.mlp_norm(h)), ROWS), keys_values
+        h = constrain(h + self.residual * attended, ROW_AXES)
+        return constrain(h + self.residual * self.mlp(self.mlp_norm(h)), ROW_AXES), keys_values
 
 
 class Attention(nnx.Module):
     """Multi-head attention, bidirectional within an example."""
 
-    def __init__(self, config: TransformerConfig, base: TransformerConfig, site: Site, key: jax.Array):
+    def __init__(self, config: TransformerConfig, base: TransformerConfig, initializer: Initializer, key: jax.Array):
         keys = jax.random.split(key, 4)
         width, head = config.width, config.size_of_head
         shapes = {"query": config.num_heads, "key": config.kv_heads, "value": config.kv_heads}
         self.config = config
         for name, k in zip(shapes, keys, strict=False):
-            setattr(self, name, site.matrix(k, (width, shapes[name], head), name, width, base.width))
+            setattr(self, name, initializer.matrix(k, (width, shapes[name], head), name, width, base.width))
             if config.attention_bias:
-                setattr(self, f"{name}_bias", site.constant(jnp.zeros((shapes[name], head)), f"{name}_bias"))
+                setattr(self, f"{name}_bias", initializer.constant(jnp.zeros((shapes[name], head)), f"{name}_bias"))
         fan_in, base_fan_in = config.num_heads * head, base.num_heads * head
-        self.out = site.matrix(keys[3], (config.num_heads, head, width), "out", fan_in, base_fan_in)
+        self.out = initializer.matrix(keys[3], (config.num_heads, head, width), "out", fan_in, base_fan_in)
         if config.qk_norm:
-            self.query_norm = RMSNorm(head, config.norm_epsilon, "query_norm", site)
-            self.key_norm = RMSNorm(head, config.norm_epsilon, "key_norm", site)
+            self.query_norm = RMSNorm(head, config.norm_epsilon, "query_norm", initializer)
+            self.key_norm = RMSNorm(head, config.norm_epsilon, "key_norm", initializer)
 
     def __call__(
         self,
-        x: Float[Array, "batch asked width"],
+        x: Float[Array, "batch positions width"],
         sin_cos: SinCos | None,
         segments: Segments,
-        computed: Int[Array, "batch asked"] | None,
+        computed: Int[Array, "batch positions"] | None,
         cache: KeysValues | None,
-    ) -> tuple[Float[Array, "batch asked width"], KeysValues]:
-        """Attends from x to x, or with a cache to the cache updated at the `computed` positions."""
+    ) -> tuple[Float[Array, "batch positions width"], KeysValues]:
+        """Attends from x to x or, with a cache, to the cached keys and values updated at the `computed` positions."""
         q, k, v = (self._project(x, name) for name in ("query", "key", "value"))
         if self.config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
@@ -345,7 +363,7 @@ class Attention(nnx.Module):
         y = product(x, getattr(self, name)[...])
         if self.config.attention_bias:
             y = y + getattr(self, f"{name}_bias")[...].astype(x.dtype)
-        return constrained(y, ROWS, None, "tensor")
+        return constrain(y, ROW_AXES, None, "tensor")
 
 
 def _unembed(
@@ -355,5 +373,5 @@ def _unembed(
 
 
 def num_parameters(tree) -> int:
-    """Scalars in a tree of arrays."""
+    """Number of scalars in a tree of arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

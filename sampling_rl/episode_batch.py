@@ -24,7 +24,7 @@ from trimask.diffusion.sampling.state import Choice, Observation, Rules, State, 
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.reward import Reward
 from trimask.sampling_rl.rollout import gather_asked, scatter_asked
-from trimask.tokenizers.sequence import Example, TokenRows, assemble, disassemble, empty, stack
+from trimask.tokenizers.sequence import Example, TokenRows, assemble, disassemble, padding_rows, stack_rows
 from trimask.tokenizers.storage.ranges import Checked, NonNegative, Share, Size, real
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -87,7 +87,7 @@ class Episodes:
         self._guidance = config.generation.guide
         self._row_length = max(problem.request.length for problem in problems.problems)
         self._numbers, self._seeds = [0] * num_rows, [0] * num_rows
-        self._requests = [empty(problems.vocabulary, (), self._row_length)] * num_rows
+        self._requests = [padding_rows(problems.vocabulary, (), self._row_length)] * num_rows
         self._right: dict[int, float] = {}
         self._state: State | None = None
         self._seen: Observation | None = None
@@ -116,7 +116,7 @@ class Episodes:
             self._numbers[row], self._seeds[row] = number, seed
             self._requests[row] = assemble(vocabulary, [self.problems.problems[number].request], self._row_length)
             self._right.pop(row, None)
-        fresh = _start(vocabulary.mask_id, stack(self._requests), np.array(self._seeds, np.uint32))
+        fresh = _start(vocabulary.mask_id, stack_rows(self._requests), np.array(self._seeds, np.uint32))
         is_new = np.isin(np.arange(len(self._requests)), list(drawn))
         self._state = fresh if is_new.all() else _replaced(is_new, fresh, self.state)
 

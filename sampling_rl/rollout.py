@@ -22,7 +22,7 @@ from trimask.diffusion.sampling.learned import LearnedStrategy
 from trimask.diffusion.sampling.policy import PolicyConfig, policy_features
 from trimask.diffusion.sampling.state import Choice, Observation, RowKeys, Rules, State, Strategy, start
 from trimask.sampling_rl.problems import Problem
-from trimask.tokenizers.sequence import Example, TokenRows, assemble, disassemble, stack
+from trimask.tokenizers.sequence import Example, TokenRows, assemble, disassemble, stack_rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
 _BUCKET = 8
@@ -157,7 +157,7 @@ def rows_of(problems: Sequence[Problem], vocabulary: Vocabulary) -> TokenRows:
     """All problems as rows of one length."""
     length = max(problem.request.length for problem in problems)
     length = -(-length // _BUCKET) * _BUCKET
-    return stack([assemble(vocabulary, [problem.request], length) for problem in problems])
+    return stack_rows([assemble(vocabulary, [problem.request], length) for problem in problems])
 
 
 def episodes_of(vocabulary: Vocabulary, state: State) -> list[Example]:

@@ -23,10 +23,10 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Bool, Float, Int
 
-from trimask.diffusion.mesh import copied_to_all_devices, rows_on_all_devices
+from trimask.diffusion.mesh import replicate, split_rows
 from trimask.diffusion.run.folder import WRITTEN_FIRST, checkpoint_steps, locked, undone_if_empty, writing
 from trimask.diffusion.run.running_mean import Mean
-from trimask.diffusion.run.step_loop import LoopConfig, fit
+from trimask.diffusion.run.step_loop import LoopConfig, train_loop
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import SamplerParts
 from trimask.diffusion.sampling.learned import LearnedStrategy, PolicyDescription, open_policy
@@ -106,7 +106,7 @@ class PolicyTraining:
     """The step of one configuration."""
 
     def __init__(self, config: PolicyTrainConfig, problems: ProblemSet, denoise: Partial):
-        self.config, self.problems, self.denoise = config, problems, copied_to_all_devices(denoise)
+        self.config, self.problems, self.denoise = config, problems, replicate(denoise)
         self.num_steps = config.num_steps(len(problems.problems))
         self.optimizer = config.grpo.optimizer(self.num_steps * config.grpo.updates)
         self.key = jax.random.key(config.seed)
@@ -139,11 +139,11 @@ class PolicyTraining:
             parameters = self._taken_over(self.config.init_from)
         start = jax.tree.map(jnp.copy, parameters) if self.config.grpo.kl else None
         state = PolicyState(parameters, jax.jit(self.optimizer.init)(parameters), start, jnp.zeros((), jnp.int32))
-        return copied_to_all_devices(state)
+        return replicate(state)
 
     def _taken_over(self, name: str) -> PolicyParameters:
         other = open_policy(name)
-        changed = configuration.differences(other.config, self.config.policy)
+        changed = configuration.changed_fields(other.config, self.config.policy)
         if changed:
             raise ValueError(f"{name} is another kind of policy. There → here: {'; '.join(changed)}")
         return other.parameters
@@ -205,7 +205,7 @@ class PolicyTraining:
 
     def _episodes(self, how: SamplerParts, numbers: Int[np.ndarray, " groups"], each: int, key) -> "_Episodes":
         repeated = np.repeat(numbers, each)
-        rows = jax.tree.map(lambda x: rows_on_all_devices(x[repeated]), self.rows)
+        rows = jax.tree.map(lambda x: split_rows(x[repeated]), self.rows)
         length, vocabulary = self.problems.length, self.problems.vocabulary
         final, trajectories = rollout(vocabulary, self.denoise, how, rows, key, asked=length, steps=self.most_steps)
         asked = [self.problems.problems[number] for number in repeated]
@@ -277,7 +277,7 @@ def train_policy(
         with writing(folder):
             configuration.save(folder / "config.json", config)
             configuration.save(folder / "policy.json", about)
-        state = fit(
+        state = train_loop(
             training.step,
             training.init(takes_over=not checkpoint_steps(folder)),
             training.batch,
@@ -295,8 +295,8 @@ def _require_same(folder: Path, config: PolicyTrainConfig, about: PolicyDescript
     if not checkpoint_steps(folder):
         return
     old = configuration.load(folder / "config.json", PolicyTrainConfig)
-    changed = configuration.differences(old, dataclasses.replace(config, loop=old.loop))
-    changed += configuration.differences(configuration.load(folder / "policy.json", PolicyDescription), about)
+    changed = configuration.changed_fields(old, dataclasses.replace(config, loop=old.loop))
+    changed += configuration.changed_fields(configuration.load(folder / "policy.json", PolicyDescription), about)
     if changed:
         raise ValueError(
             f"{folder} holds a training of another configuration; choose another folder. "

@@ -26,13 +26,13 @@ from jaxtyping import Float
 from trimask.diffusion.evaluation.intervals import ratio, wilson_interval
 from trimask.diffusion.evaluation.likelihood import Estimator, draws_of, estimates_of_bits, mean_of, num_asked
 from trimask.diffusion.pretraining.trained_model import LoadedRun
-from trimask.diffusion.run.folder import line_of
+from trimask.diffusion.run.folder import json_line
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.scripts.console import console, progress_report, say, table
 from trimask.scripts.inputs import medium_reader
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.storage import configuration
-from trimask.tokenizers.storage.files import found_inside, write_text
+from trimask.tokenizers.storage.files import existing_path_inside, write_text
 from trimask.tokenizers.storage.json_text import read_json_lines
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -88,7 +88,7 @@ def run(loaded: LoadedRun, path: Path, out: Path, how: LikelihoodConfig) -> None
         done += len(line.examples)
         tokens = [num_asked(example, loaded.vocabulary) for example in line.examples]
         entries.append(line.entry | _scores(own, tokens, "choices" in line.entry))
-    write_text(out, "".join(map(line_of, entries)))
+    write_text(out, "".join(map(json_line, entries)))
     _print(entries, out)
 
 
@@ -108,7 +108,7 @@ def read(path: Path, prompts: Prompts) -> list[AnswerLine]:
 def _line(entry: Any, folder: Path, prompts: Prompts) -> AnswerLine:
     known = _KEYS | set(prompts.tokenizers.codecs)
     if not isinstance(entry, dict) or not set(entry) <= known:
-        raise ValueError(f"an example has some of {', '.join(sorted(known))}; got {configuration.shown(entry)}")
+        raise ValueError(f"an example has some of {', '.join(sorted(known))}; got {configuration.short_json(entry)}")
     media = [medium for medium in prompts.tokenizers.codecs if medium in entry]
     if len(media) > 1 or ("text" in entry) + ("choices" in entry) + bool(media and "prompt" in entry) != 1:
         raise ValueError("an example has one answer: text, choices, or a medium for a prompt")
@@ -117,7 +117,7 @@ def _line(entry: Any, folder: Path, prompts: Prompts) -> AnswerLine:
     for name in {"prompt", "text", *media} & set(entry):
         if not isinstance(entry[name], str):
             raise ValueError(f"{name} must be a string, got {entry[name]!r}")
-    contents = {medium: medium_reader(medium, prompts)(found_inside(folder, entry[medium])) for medium in media}
+    contents = {medium: medium_reader(medium, prompts)(existing_path_inside(folder, entry[medium])) for medium in media}
     given = {TEXT: entry["prompt"]} if "prompt" in entry else {}
     if media and given:
         return AnswerLine(entry, [prompts.scored(given, media[0], contents[media[0]])])

@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from trimask.tokenizers.storage.ranges import ranged
+from trimask.tokenizers.storage.ranges import range_spec
 
 FLAGS = ConstructorRegistry()
 ESCAPE = "\ue000"
@@ -40,7 +40,7 @@ def _numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 def _spec_of(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
     """How a number of a range, a tuple of them, or a mapping from names to them is read."""
     origin, kinds = get_origin(kind), get_args(kind)
-    own = ranged(kind)
+    own = range_spec(kind)
     if own is not None:
         return own
     if kind is Path:
@@ -51,7 +51,7 @@ def _spec_of(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
         return _spec(
             "*", metavar, lambda words: tuple(read(unescaped(word)) for word in words), lambda v: [*map(str, v)]
         )
-    parts = [ranged(part) for part in kinds if part is not ...]
+    parts = [range_spec(part) for part in kinds if part is not ...]
     if origin is tuple and all(parts):
         each = [part for part in parts if part is not None]
         is_any = kinds[-1] is ...

@@ -14,7 +14,7 @@ from trimask.diffusion.data.reading_config import MediaConfig, PictureConfig
 from trimask.diffusion.data.shaping import resize_picture
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.scripts.console import say
-from trimask.tokenizers.storage.files import on_disk
+from trimask.tokenizers.storage.files import path_on_disk
 from trimask.tokenizers.storage.text_files import read_lines
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -27,7 +27,7 @@ def medium_reader(medium: str, prompts: Prompts) -> Callable[[Path], np.ndarray]
 
 def read_medium(medium: str, codec: Any, shape: tuple[int, ...], is_cropped: bool, path: Path) -> np.ndarray:
     """A file of a modality, as its codec reads it and at this shape; what is changed on the way is said."""
-    kind, path = modality(medium), on_disk(path)
+    kind, path = modality(medium), path_on_disk(path)
     as_trained = MediaConfig(codecs={medium: codec.config}, pictures=PictureConfig(crop=is_cropped))
     config = kind.as_given(as_trained, shape, codec)
     content = kind.read(path, config)
@@ -41,7 +41,7 @@ def read_mask(path: Path, picture: Path, shape: tuple[int, ...], is_cropped: boo
 
     Raises ValueError if the two are not of one size.
     """
-    mask, masked = (read_picture(on_disk(file), background=b) for file, b in ((path, "black"), (picture, "white")))
+    mask, masked = (read_picture(path_on_disk(file), background=b) for file, b in ((path, "black"), (picture, "white")))
     if mask.shape[:2] != masked.shape[:2]:
         sizes = [f"{width}×{height}" for height, width in (mask.shape[:2], masked.shape[:2])]
         raise ValueError(

@@ -20,8 +20,8 @@ import tyro
 from jax.sharding import NamedSharding, PartitionSpec
 
 from trimask.configs.presets import PRESETS, Experiment, preset
-from trimask.diffusion.cost import StepOnMesh, flops_per_token, parameters
-from trimask.diffusion.mesh import ROWS, MeshConfig
+from trimask.diffusion.cost import StepOnMesh, count_parameters, flops_per_token
+from trimask.diffusion.mesh import ROW_AXES, MeshConfig
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.transformer import TransformerConfig
@@ -119,7 +119,7 @@ def run(arguments: Arguments) -> dict[str, float]:
             f"Note: width {arguments.model.width} is no multiple of fsdp × tensor, {fsdp * tensor}: some matrices stay "
             "whole on every device, and less is sent than said here."
         )
-    memory, count = step.memory(shapes, rows), parameters(arguments.model, vocabulary)
+    memory, count = step.memory(shapes, rows), count_parameters(arguments.model, vocabulary)
     flops = flops_per_token(arguments.model, vocabulary, arguments.row_length)
     step_tokens = rows * data * fsdp * arguments.accumulate * arguments.row_length
     compute = step_tokens * flops / (arguments.devices * device.peak_flops * arguments.mfu)
@@ -132,11 +132,11 @@ def run(arguments: Arguments) -> dict[str, float]:
         "memory": memory.total,
         "rest": memory.total - memory.state,
         "sent": sent,
-        "largest_rows": step.largest_rows(shapes, device.memory_bytes),
+        "max_rows": step.max_rows(shapes, device.memory_bytes),
         "step_seconds": compute,
         "days": seconds / 86_400,
     }
-    room = found["largest_rows"]
+    room = found["max_rows"]
     table_rows = [
         ["parameters", f"{count.total:,}: blocks {count.blocks:,}, embeddings {count.embeddings:,}"],
         ["training FLOPs of a token", f"{flops / 1e9:,.2f} G"],
@@ -193,7 +193,7 @@ def _compiled(config: TrainConfig, vocabulary: Vocabulary, arguments: Arguments,
     mesh = arguments.mesh.over(jax.devices("cpu")[: arguments.devices])
     pretraining = Pretraining(replace(config, accumulate=arguments.accumulate), vocabulary, mesh=mesh)
     total = rows * mesh.shape["data"] * mesh.shape["fsdp"] * arguments.accumulate
-    sharding = NamedSharding(mesh, PartitionSpec(ROWS))
+    sharding = NamedSharding(mesh, PartitionSpec(ROW_AXES))
 
     def described(dtype: Any, *rest: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((total, arguments.row_length, *rest), dtype, sharding=sharding)

@@ -16,7 +16,7 @@ import tyro
 from trimask.configs.presets import Experiment, preset
 from trimask.diffusion.data.batches import BatchConfig, DatasetUse
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.optimizer import Knobs
+from trimask.diffusion.optimizer import Hyperparameters
 from trimask.diffusion.parametrization import ModuleMultipliers
 from trimask.diffusion.pretraining.description import RunDescription, TrainConfig, load_description, transferred
 from trimask.diffusion.pretraining.train_run import train
@@ -76,7 +76,10 @@ def _print_recipe(description: RunDescription) -> None:
     base_horizon = sde.base_horizon_tokens or description.tuned_horizon
     rows = [["batch in tokens", f"{base_batch:,.0f}", f"{batch:,.0f}"]]
     rows += [["horizon in tokens", f"{base_horizon:,.0f}", f"{horizon:,}"], ["steps", "", f"{description.num_steps:,}"]]
-    rows += [[f.name.replace("_", " "), *(f"{getattr(o, f.name):.5g}" for o in (tuned, used))] for f in fields(Knobs)]
+    rows += [
+        [f.name.replace("_", " "), *(f"{getattr(o, f.name):.5g}" for o in (tuned, used))]
+        for f in fields(Hyperparameters)
+    ]
     console.print(table(f"Hyperparameters, at κ = {kappa:.4g}", ["", "as tuned", "as used"], rows))
     if description.first_horizon_tokens is not None:
         say(f"The run is made longer: κ stays that of its first horizon, {description.tuned_horizon:,} tokens.")

@@ -16,18 +16,18 @@ from trimask.diffusion.sampling.state import Choice, State, start
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.diffusion.schedule import SCHEDULES as TABLE
 from trimask.diffusion.schedule import Schedule, ScheduleConfig
-from trimask.tokenizers.sequence import Example, Segment, assemble, stack
+from trimask.tokenizers.sequence import Example, Segment, assemble, stack_rows
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 VOCABULARY = Vocabulary(text_size=6, codebook_sizes={"image": (5,), "audio": (3, 4)})
 MASK = VOCABULARY.mask_id
-TEXT_IDS = VOCABULARY.ranges[1]
+TEXT_IDS = VOCABULARY.text_range
 
 
 class MaskedShares(ScheduleConfig):
     """Masked shares given as such, one for each modality: t³ for text, t for everything else."""
 
-    def of(self, vocabulary):
+    def build(self, vocabulary):
         powers = jnp.array([3.0 if name == TEXT else 1.0 for name in vocabulary.modalities])
         return Schedule(lambda t, modality: t ** powers[modality], is_masked_share=True)
 
@@ -164,5 +164,5 @@ def text_request(codes) -> Example:
 
 
 def begin(requests, length: int, seed: int = 0) -> State:
-    rows = jax.tree.map(jnp.asarray, stack([assemble(VOCABULARY, [r], length) for r in requests]))
+    rows = jax.tree.map(jnp.asarray, stack_rows([assemble(VOCABULARY, [r], length) for r in requests]))
     return start(rows, request_keys(requests, seed), MASK)

@@ -53,7 +53,7 @@ class MelodyCodec(StoredTokenizer):
         return code_shape
 
     @classmethod
-    def _of(cls, config: MelodyConfig, content: dict[str, Any]) -> "MelodyCodec":
+    def _from_files(cls, config: MelodyConfig, content: dict[str, Any]) -> "MelodyCodec":
         return cls(config)
 
     @property

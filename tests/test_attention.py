@@ -119,6 +119,8 @@ def test_a_training_step_with_kernels_is_a_program_for_tpus(monkeypatch):
         is_condition=jax.ShapeDtypeStruct((2, 128), jnp.bool_),
     )
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    traced = Pretraining.update.trace(pretraining, pretraining.knobs, pretraining.key, pretraining.abstract(), batch)
+    traced = Pretraining.update.trace(
+        pretraining, pretraining.hyperparameters, pretraining.key, pretraining.abstract(), batch
+    )
     program = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert program.count("tpu_custom_call") == 3  # which all layers call

@@ -220,7 +220,7 @@ def test_codes_do_not_depend_on_how_much_is_heard_at_a_time(monkeypatch, most):
     waveforms = np.random.default_rng(0).uniform(-0.5, 0.5, (5, 2100)).astype(np.float32)
     codec = MelCodec.fit(waveforms, MelConfig(codebook_size=9))
     codes = codec.encode(waveforms)
-    monkeypatch.setattr(audio, "_MOST_NUMBERS", most)
+    monkeypatch.setattr(audio, "_MAX_SPECTRUM_VALUES", most)
     np.testing.assert_array_equal(codec.encode(waveforms), codes)
 
 

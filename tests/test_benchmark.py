@@ -13,7 +13,7 @@ import pytest
 from jax.tree_util import Partial
 from madeup import magnitudes
 
-from trimask.diffusion.cost import flops_per_token, parameters
+from trimask.diffusion.cost import count_parameters, flops_per_token
 from trimask.diffusion.data.batches import Batches
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.training_step import TrainState
@@ -380,7 +380,7 @@ def test_saving_is_timed_and_leaves_nothing_behind(tmp_path):
     main(["checkpoint", str(tmp_path), "--sizes", "64x1", "--vocabulary", "100", "--repeats", "1"])
     (case,) = json.loads((tmp_path / "checkpoint.json").read_text())["cases"]
     network = TransformerConfig(width=64, num_layers=1, num_heads=1)
-    assert case["parameters"] == parameters(network, Vocabulary(text_size=100)).total
+    assert case["parameters"] == count_parameters(network, Vocabulary(text_size=100)).total
     assert 16 * case["parameters"] < case["state_bytes"] < 16 * case["parameters"] + 100
     assert 0 < case["held_seconds"] < case["written_seconds"] and case["disk_bytes"] > 0 < case["restored_seconds"]
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.json", "checkpoint.md"}
@@ -443,7 +443,7 @@ def test_a_step_lasts_until_its_results_are_there_and_the_first_two_do_not_count
     ticks = iter([1000.0 * n + t for n, duration in enumerate(durations) for t in (0.0, duration)])
 
     class Steps:
-        knobs, key = "knobs", "key"
+        hyperparameters, key = "hyperparameters", "key"
 
         def __init__(self, config, vocabulary):
             assert config.model.width == 128
@@ -452,7 +452,7 @@ def test_a_step_lasts_until_its_results_are_there_and_the_first_two_do_not_count
             return 0
 
         def compiled(self, state, batch):
-            return lambda knobs, key, state, batch: (state + 1, (knobs, key))
+            return lambda hyperparameters, key, state, batch: (state + 1, (hyperparameters, key))
 
     monkeypatch.setattr(train, "Pretraining", Steps)
     monkeypatch.setattr(train, "temporary_bytes", lambda compiled: 77)
@@ -465,7 +465,7 @@ def test_a_step_lasts_until_its_results_are_there_and_the_first_two_do_not_count
     batch = train._batch(vocabulary, arguments)
     config = TrainConfig(model=TransformerConfig(width=128))
     assert train._ours(config, vocabulary, batch, 3) == (2.0, 5.0, 77)
-    assert waited == [(step, ("knobs", "key")) for step in (1, 2, 3, 4, 5)]
+    assert waited == [(step, ("hyperparameters", "key")) for step in (1, 2, 3, 4, 5)]
 
 
 def test_a_generation_lasts_until_it_is_there_and_the_first_does_not_count(monkeypatch):

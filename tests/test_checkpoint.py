@@ -190,7 +190,7 @@ def test_a_checkpoint_that_does_not_say_what_it_holds_is_of_another_version(copy
 def test_late_answers_of_readers_are_not_shown_and_all_else_is(monkeypatch, file, said, is_shown):
     shown = []
     monkeypatch.setattr(sys, "unraisablehook", shown.append)
-    checkpoint._quiet_orbax.__wrapped__()
+    checkpoint._quiet_orbax()
     coroutine = SimpleNamespace(**({} if file is None else {"cr_code": SimpleNamespace(co_filename=file)}))
     failure = SimpleNamespace(object=coroutine, exc_value=RuntimeError(said))
     sys.unraisablehook(failure)
@@ -282,11 +282,11 @@ def test_a_thread_whose_write_failed_does_not_wait_for_the_others(monkeypatch):
     waited = []
     barrier = SimpleNamespace(get_barrier_sync_fn=lambda: lambda key, timeout_ms: waited.append((key, timeout_ms)))
     monkeypatch.setattr(checkpoint.ocp, "multihost", barrier)
-    checkpoint._meet(key="a", timeout_ms=7)
+    checkpoint._barrier(key="a", timeout_ms=7)
     assert waited == [("a", 7)]
     with pytest.raises(OSError, match="disk is full"):
         try:
             raise OSError("disk is full")
         finally:
-            checkpoint._meet(key="b", timeout_ms=7)
+            checkpoint._barrier(key="b", timeout_ms=7)
     assert waited == [("a", 7)]

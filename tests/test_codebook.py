@@ -38,7 +38,7 @@ def test_of_many_distances_mini_batches_find_much_the_same_whatever_the_threads(
         return np.square(vectors - codebook[nearest_codeword(vectors[None], codebook)[0]]).mean()
 
     by_lloyd = fitted(2)
-    monkeypatch.setattr(codebooks, "_MANY", 64 * vectors.size // 2)
+    monkeypatch.setattr(codebooks, "_MAX_FULL_BATCH_PRODUCTS", 64 * vectors.size // 2)
     in_batches = fitted(2)
     assert not np.array_equal(in_batches, by_lloyd) and len(np.unique(in_batches, axis=0)) == 64
     assert error(in_batches) < 1.25 * error(by_lloyd)
@@ -48,7 +48,7 @@ def test_of_many_distances_mini_batches_find_much_the_same_whatever_the_threads(
 def test_a_vector_that_half_of_all_are_takes_no_codewords_from_the_others(monkeypatch):
     rng = np.random.default_rng(1)
     others = rng.integers(0, 200, (5000, 6))
-    monkeypatch.setattr(codebooks, "_MANY", 0)
+    monkeypatch.setattr(codebooks, "_MAX_FULL_BATCH_PRODUCTS", 0)
 
     def used_and_error(vectors):
         codebook = fit_codebook(vectors, size=256, seed=0, max_vectors=100_000)
@@ -61,11 +61,11 @@ def test_a_vector_that_half_of_all_are_takes_no_codewords_from_the_others(monkey
 
 
 def test_of_so_many_vectors_that_all_begin_none_begins_twice(monkeypatch):
-    monkeypatch.setattr(codebooks, "_VERY_MANY", 4)
+    monkeypatch.setattr(codebooks, "_MAX_KMEANS_PLUSPLUS", 4)
     points, counts = np.arange(20, dtype=np.float32).reshape(10, 2), np.arange(1, 11)
-    beginnings = codebooks._beginnings(points, counts, 10, 0)
+    beginnings = codebooks._initial_codewords(points, counts, 10, 0)
     assert sorted(beginnings.tolist()) == points.tolist()
-    assert {tuple(one) for one in codebooks._beginnings(points, counts, 6, 0).tolist()} <= set(
+    assert {tuple(one) for one in codebooks._initial_codewords(points, counts, 6, 0).tolist()} <= set(
         map(tuple, points.tolist())
     )
-    assert len({tuple(one) for one in codebooks._beginnings(points, counts, 6, 0).tolist()}) == 6
+    assert len({tuple(one) for one in codebooks._initial_codewords(points, counts, 6, 0).tolist()}) == 6

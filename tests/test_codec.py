@@ -67,7 +67,7 @@ def test_the_table_names_the_class_of_each_kind(kind):
 
 def test_load_gives_back_the_same_kind_and_fingerprint(stored):
     tokenizer, folder = stored
-    loaded = codec.load(folder)
+    loaded = codec.load_tokenizer(folder)
     assert type(loaded) is type(tokenizer)
     assert isinstance(loaded, codec.Stored)
     assert loaded.fingerprint == tokenizer.fingerprint
@@ -75,7 +75,7 @@ def test_load_gives_back_the_same_kind_and_fingerprint(stored):
 
 def test_a_saved_folder_is_the_same_bytes_after_load_and_save(stored, tmp_path):
     _, folder = stored
-    codec.load(folder).save(tmp_path / "again")
+    codec.load_tokenizer(folder).save(tmp_path / "again")
     files = sorted(path.name for path in folder.iterdir())
     assert len(files) >= 2
     assert files == sorted(path.name for path in (tmp_path / "again").iterdir())
@@ -91,7 +91,7 @@ def test_fitting_twice_gives_the_same_fingerprint(stored):
 def test_loaded_codec_encodes_and_decodes_as_before(media_codec, tmp_path):
     fitted, media = media_codec
     fitted.save(tmp_path)
-    loaded = codec.load(tmp_path)
+    loaded = codec.load_tokenizer(tmp_path)
     assert isinstance(loaded, codec.MediaCodec)
     assert loaded.codebook_sizes == fitted.codebook_sizes
     np.testing.assert_array_equal(loaded.encode(media), fitted.encode(media))
@@ -226,9 +226,9 @@ def test_a_changed_byte_in_any_file_is_noticed(stored):
             content = path.read_bytes()
             path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
             with pytest.raises(ValueError, match=folder.name):
-                codec.load(folder)
+                codec.load_tokenizer(folder)
             path.write_bytes(content)
-    codec.load(folder)
+    codec.load_tokenizer(folder)
 
 
 def test_a_file_cut_short_or_missing_is_named(stored):
@@ -237,10 +237,10 @@ def test_a_file_cut_short_or_missing_is_named(stored):
         content = path.read_bytes()
         path.write_bytes(content[:40])
         with pytest.raises(ValueError, match=str(folder)):
-            codec.load(folder)
+            codec.load_tokenizer(folder)
         path.unlink()
         with pytest.raises(FileNotFoundError, match=path.name):
-            codec.load(folder)
+            codec.load_tokenizer(folder)
         path.write_bytes(content)
 
 
@@ -255,14 +255,14 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(tmp_path):
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"kind": "text"', '"kind": "smell"'))
     with pytest.raises(ValueError, match=f"'smell', known are {', '.join(codec.CODECS)}"):
-        codec.load(tmp_path)
+        codec.load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"kind": 3}', "not json", '{"kind": "text", "config": {}}'])
 def test_a_malformed_description_is_refused_with_its_path(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"config\.json(: not a|, line 1: not strict)"):
-        codec.load(tmp_path)
+        codec.load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../secret.npy", "/etc/passwd", "", ".."])
@@ -270,15 +270,15 @@ def test_files_outside_the_folder_are_never_read(tmp_path, name):
     _text_tokenizer().save(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"files": [name]}))
-    with pytest.raises(ValueError, match="a name of a file must be letters"):
-        codec.load(tmp_path)
+    with pytest.raises(ValueError, match="a file name must consist of letters"):
+        codec.load_tokenizer(tmp_path)
 
 
 def test_pickled_arrays_are_refused(tmp_path):
     _patch_codec().save(tmp_path)
     np.save(tmp_path / "codebook.npy", np.array([{"an": "object"}]), allow_pickle=True)
     with pytest.raises(ValueError, match=r"codebook\.npy: not readable"):
-        codec.load(tmp_path)
+        codec.load_tokenizer(tmp_path)
 
 
 def test_the_files_of_a_tokenizer_are_listed_in_order_whatever_order_they_come_in(tmp_path):

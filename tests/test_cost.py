@@ -8,7 +8,7 @@ from flax import nnx
 from test_mesh import run_on_eight_devices
 
 from trimask.configs.presets import preset
-from trimask.diffusion.cost import MemoryEstimate, StepOnMesh, flops_per_token, mean_ids, parameters
+from trimask.diffusion.cost import MemoryEstimate, StepOnMesh, count_parameters, flops_per_token, mean_allowed_ids
 from trimask.diffusion.transformer import Transformer, TransformerConfig
 from trimask.scripts.plan import main
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -27,7 +27,7 @@ VOCABULARY = Vocabulary(text_size=49, codebook_sizes={"image": (30,), "audio": (
 )
 def test_parameters_are_those_of_the_network(config):
     network = nnx.eval_shape(lambda: Transformer(config, VOCABULARY, key=jax.random.key(0)))
-    assert parameters(config, VOCABULARY).total == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network)))
+    assert count_parameters(config, VOCABULARY).total == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network)))
 
 
 def test_operations_are_those_that_xla_counts():
@@ -40,13 +40,15 @@ def test_operations_are_those_that_xla_counts():
     ours = 128 * flops_per_token(config, VOCABULARY, 128, masked=0.0) / 3
     assert 0.95 < ours / counted < 1.0
     more = flops_per_token(config, VOCABULARY, 128, masked=0.5) - flops_per_token(config, VOCABULARY, 128, masked=0.0)
-    assert more == 3 * 2 * 256 * 0.5 * mean_ids(VOCABULARY) and mean_ids(VOCABULARY) == (50 + 30 + 10) / 3
+    assert (
+        more == 3 * 2 * 256 * 0.5 * mean_allowed_ids(VOCABULARY) and mean_allowed_ids(VOCABULARY) == (50 + 30 + 10) / 3
+    )
 
 
 def test_presets_have_the_parameters_they_are_called_after():
     for name, millions in (("trimodal_320m", 320), ("trimodal_1b", 1070), ("trimodal_3b", 3020)):
         experiment = preset(name)
-        count = parameters(experiment.train.model, experiment.vocabulary).total
+        count = count_parameters(experiment.train.model, experiment.vocabulary).total
         assert count == pytest.approx(millions * 1e6, rel=0.01)
         assert experiment.train.optimizer.horizon_tokens == pytest.approx(7754 * count**0.84, rel=1e-4)
 
@@ -101,7 +103,7 @@ def test_memory_and_exchanges_are_what_xla_plans():
 
 
 def test_a_plan_names_what_is_impossible(capsys):
-    with pytest.raises(ValueError, match="does not use all of the 12 devices"):
+    with pytest.raises(ValueError, match="does not use all 12 devices"):
         main(["trimodal_1b", "--devices", "12"])
     with pytest.raises(ValueError, match="15 heads cannot be shared by a tensor axis of 8"):
         main(["--devices", "8", "trimodal_1b", "--mesh.fsdp", "1", "--mesh.tensor", "8"])
@@ -111,7 +113,7 @@ def test_a_plan_names_what_is_impossible(capsys):
         main(["tiny", "--check", "--model.attention", "kernel"])
     assert "no kernel for" in capsys.readouterr().err
     found = main(["trimodal_3b", "--devices", "8", "--device-kind", "tpu-v5e"])
-    assert found["largest_rows"] == 6 and "66.02 GB of 16.00 GB" in capsys.readouterr().out
+    assert found["max_rows"] == 6 and "66.02 GB of 16.00 GB" in capsys.readouterr().out
     main(["tiny", "--devices", "3", "--mesh.fsdp", "3"])
     assert "width 128 is no multiple of fsdp × tensor, 3: some" in " ".join(capsys.readouterr().out.split())
     main(["tiny", "--devices", "12", "--mesh.fsdp", "6", "--mesh.tensor", "2"])

@@ -99,7 +99,7 @@ def said_in(config: Any) -> list[str]:
     """What a configuration says beyond the defaults of its class."""
     needed = [field.name for field in dataclasses.fields(config) if not has_default(field)]
     plain = type(config)(**{field: type(getattr(config, field))() for field in needed})
-    return configuration.differences(plain, config)
+    return configuration.changed_fields(plain, config)
 
 
 def has_default(field: dataclasses.Field) -> bool:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trimask.diffusion.run.divergence import LossWatch, diverged, not_finite
+from trimask.diffusion.run.divergence import LossWatch, divergence_error, first_non_finite
 
 
 def watched(losses, factor=10.0, recent=None) -> tuple[LossWatch, list[str | None]]:
@@ -59,15 +59,15 @@ def test_a_watch_remembers_all_of_an_earlier_one_even_through_json():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_an_array_that_is_not_finite_is_named(dtype):
     state = {"a": [jnp.ones(3, dtype), jnp.asarray([1, jnp.nan], dtype)], "n": jnp.ones((), jnp.int32)}
-    assert not_finite(state) == "a/1 is not finite"
-    assert not_finite({"a": jnp.ones(3, dtype), "n": jnp.ones((), jnp.int32)}) is None
+    assert first_non_finite(state) == "a/1 is not finite"
+    assert first_non_finite({"a": jnp.ones(3, dtype), "n": jnp.ones((), jnp.int32)}) is None
 
 
 def test_the_report_is_strict_json_and_names_batch_and_last_checkpoint(tmp_path):
     (tmp_path / "checkpoints" / "40").mkdir(parents=True)
     metrics = {"loss": float("nan"), "bits/image": 2.5}
     batch = {"dataset": "drawn", "ids": [["a", "b"], ["c"]]}
-    error = diverged(tmp_path, 47, "loss is nan", LossWatch(10.0, {"mean": 1.5, "steps": 47}), metrics, batch)
+    error = divergence_error(tmp_path, 47, "loss is nan", LossWatch(10.0, {"mean": 1.5, "steps": 47}), metrics, batch)
     assert "stopped at step 47: loss is nan; the last good checkpoint is of step 40, and diverged-" in str(error)
 
     def refuse(constant):

@@ -26,13 +26,13 @@ from trimask.sampling_rl.episode_batch import UnmaskingConfig
 from trimask.sampling_rl.problems import Problem, ProblemSet
 from trimask.sampling_rl.reward import RewardConfig
 from trimask.sampling_rl.rollout import gather_asked, scatter_asked
-from trimask.tokenizers.sequence import assemble, direct, disassemble, stack
+from trimask.tokenizers.sequence import assemble, disassemble, make_example, stack_rows
 
 NAME = "trimask/Unmasking-v0"
 
 
 def media(modality, codes):
-    return direct(VOCABULARY.tasks[f"text_to_{modality}"], {"text": np.array([1, 2]), modality: np.array(codes)})
+    return make_example(VOCABULARY.tasks[f"text_to_{modality}"], {"text": np.array([1, 2]), modality: np.array(codes)})
 
 
 REQUESTS = [
@@ -125,7 +125,7 @@ def test_an_environment_that_a_strategy_drives_is_the_sampler(strategy, config):
     assert [first[row] for row in range(4)] == found
 
     # The sampler, with rows that are longer.
-    rows = stack([assemble(VOCABULARY, [request], 17) for request in REQUESTS])
+    rows = stack_rows([assemble(VOCABULARY, [request], 17) for request in REQUESTS])
     guidance = config.generation.guide
     sample = jax.jit(partial(sampler.sample, generation_denoiser(fakes.mixing(), VOCABULARY, guidance), strategy))
     final, _ = sample(alone.rules, start(jax.tree.map(jnp.asarray, rows), jnp.concatenate(keys), MASK))

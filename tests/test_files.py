@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from trimask.tokenizers.storage.files import (
     MAX_NAME,
-    inside,
+    path_inside,
     printable,
     reading,
     replacing,
@@ -26,7 +26,7 @@ def test_a_plain_name_is_a_file_of_its_folder(name):
     try:
         require_plain_name(name, "F")
     except ValueError as error:
-        assert str(error).startswith("F: a name of") and not set(str(error)) & set("\0\n\r\x1b")
+        assert str(error).startswith("F: a file name") and not set(str(error)) & set("\0\n\r\x1b")
     else:
         assert os.path.dirname(os.path.normpath(f"/folder/{name}")) == "/folder" and len(name.encode()) <= MAX_NAME
 
@@ -35,15 +35,15 @@ def test_a_plain_name_is_a_file_of_its_folder(name):
     "name", ["", ".", "..", ".lock", "-a", "/tmp/x", "../x", "a/b", "a\\b", "a b", "a\n", "a\0", 5, None]
 )
 def test_all_else_is_refused(name):
-    with pytest.raises(ValueError, match="index: a name of a file must be letters, digits, _"):
+    with pytest.raises(ValueError, match="index: a file name must consist of letters, digits, _"):
         require_plain_name(name, "index")
 
 
 def test_a_name_has_one_of_its_endings_and_is_not_too_long():
     assert require_plain_name("a.png", "F", ".png", ".gif") == "a.png"
-    with pytest.raises(ValueError, match=r"F: a name that ends with \.png or \.gif is expected, got 'a\.py'"):
+    with pytest.raises(ValueError, match=r"F: a file name must end with \.png or \.gif, got 'a\.py'"):
         require_plain_name("a.py", "F", ".png", ".gif")
-    with pytest.raises(ValueError, match="F: a name of 202 bytes, 200 are allowed: ä"):
+    with pytest.raises(ValueError, match="F: a file name of 202 bytes, at most 200 are allowed: ä"):
         require_plain_name(101 * "ä", "F")
 
 
@@ -55,13 +55,13 @@ def test_a_path_that_leads_out_of_a_folder_is_refused(tmp_path, name):
     (folder / "out").symlink_to(tmp_path / "secret")
     if name != ".":  # the folder itself
         with pytest.raises(ValueError, match="must be a path that stays inside the folder"):
-            inside(folder, name)
+            path_inside(folder, name)
 
 
 def test_a_path_inside_a_folder_is_taken_whatever_the_folder_is_called(tmp_path):
     (tmp_path / "real" / "a").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert inside(tmp_path / "link", "a/b.png") == tmp_path / "link/a/b.png"
+    assert path_inside(tmp_path / "link", "a/b.png") == tmp_path / "link/a/b.png"
 
 
 def test_a_link_in_the_place_is_replaced_and_what_it_leads_to_is_left_alone(tmp_path):

@@ -15,11 +15,11 @@ from trimask.diffusion.run import folder
 from trimask.diffusion.run.folder import (
     WRITTEN_FIRST,
     NotWritten,
+    json_line,
     keep_lines_until,
-    line_of,
     locked,
-    read_lines,
-    read_steps,
+    read_intact_lines,
+    read_step_lines,
     staged,
     undone_if_empty,
     writing,
@@ -68,7 +68,7 @@ def test_a_command_and_the_loop_it_calls_may_both_hold_the_lock(tmp_path):
 def test_whatever_is_torn_goes_and_every_whole_line_stays(torn, tmp_path):
     path = tmp_path / "metrics.jsonl"
     whole = [{"step": 1, "text": "ä\u2028"}, {"step": 2, "loss": 0.5}]
-    path.write_bytes("".join(map(line_of, whole)).encode() + torn)
+    path.write_bytes("".join(map(json_line, whole)).encode() + torn)
     keep_lines_until(path, 2)
     assert [json.loads(line) for line in path.read_bytes().decode().split("\n")[:-1]] == whole
 
@@ -83,7 +83,7 @@ def test_a_torn_line_in_the_middle_takes_no_other_with_it(tmp_path):
 def test_a_last_line_that_lacks_only_its_end_is_kept(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2}')
-    assert read_lines(path) == [{"step": 1}, {"step": 2}]
+    assert read_intact_lines(path) == [{"step": 1}, {"step": 2}]
     keep_lines_until(path, 2)
     assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
 
@@ -102,7 +102,7 @@ def test_a_repair_that_is_killed_on_the_way_loses_nothing(tmp_path, monkeypatch)
         keep_lines_until(path, 2)
     assert path.read_bytes() == before
     keep_lines_until(path, 2)
-    assert read_lines(path) == [{"step": 1}, {"step": 2}]
+    assert read_intact_lines(path) == [{"step": 1}, {"step": 2}]
 
 
 @pytest.mark.parametrize(
@@ -146,13 +146,13 @@ def test_a_folder_to_work_in_is_made_with_those_around_it(tmp_path):
 
 
 def test_files_say_letters_as_they_are_and_come_all_at_once(tmp_path, monkeypatch):
-    assert line_of({"prompt": "größer"}) == '{"prompt": "größer"}\n'
+    assert json_line({"prompt": "größer"}) == '{"prompt": "größer"}\n'
     configuration.write_json(tmp_path / "a.json", {"prompt": "größer"})
     assert (tmp_path / "a.json").read_bytes().decode("utf-8") == '{\n  "prompt": "größer"\n}\n'
-    on_disk = []
-    monkeypatch.setattr(os, "fsync", lambda _: on_disk.append((tmp_path / "a.json.partial").read_text()))
+    path_on_disk = []
+    monkeypatch.setattr(os, "fsync", lambda _: path_on_disk.append((tmp_path / "a.json.partial").read_text()))
     files.write_text(tmp_path / "a.json", "new")
-    assert on_disk == ["new"] and [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert path_on_disk == ["new"] and [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_lines_that_say_no_step_are_left_out_as_torn_ones_are(tmp_path):
@@ -160,7 +160,7 @@ def test_lines_that_say_no_step_are_left_out_as_torn_ones_are(tmp_path):
     path.write_text(
         '{"step": 1, "loss": 2}\n{"step": "two"}\n{"loss": 3}\n{"step": true}\n{"step": 2.0}\n[3]\n{"step": 9}\n'
     )
-    assert read_steps(path) == [{"step": 1, "loss": 2}, {"step": 9}]
+    assert read_step_lines(path) == [{"step": 1, "loss": 2}, {"step": 9}]
     keep_lines_until(path, 5)
     assert path.read_text() == '{"step": 1, "loss": 2}\n'
 
@@ -315,8 +315,8 @@ def test_a_training_that_is_refused_leaves_a_folder_only_with_a_finished_checkpo
 
 
 WAYS = [
-    folder.read_lines,
-    folder.read_steps,
+    folder.read_intact_lines,
+    folder.read_step_lines,
     lambda path: folder.keep_lines_until(path, 1),
     lambda path: files.append_text(path, "x"),
 ]

@@ -331,9 +331,9 @@ def test_a_card_at_the_root_names_labels_of_lists_of_splits_and_one_beside_a_lis
 
 @pytest.mark.parametrize("listed", ["NFC", "NFD"])
 def test_a_name_is_found_in_whatever_normal_form_the_disk_has_it(tmp_path, listed):
-    on_disk = unicodedata.normalize("NFD" if listed == "NFC" else "NFC", "Ä/grün.png")
-    (tmp_path / on_disk).parent.mkdir()
-    picture(tmp_path / on_disk)
+    path_on_disk = unicodedata.normalize("NFD" if listed == "NFC" else "NFC", "Ä/grün.png")
+    (tmp_path / path_on_disk).parent.mkdir()
+    picture(tmp_path / path_on_disk)
     name = unicodedata.normalize(listed, "Ä/grün.png")
     write_lines(tmp_path / "metadata.jsonl", {"file_name": name, "text": "x"})
     folder = folder_of(tmp_path)

@@ -24,7 +24,7 @@ from trimask.sampling_rl.train_policy import PolicyTrainConfig
 from trimask.tokenizers import codec
 from trimask.tokenizers.image import PatchCodec, PatchConfig
 from trimask.tokenizers.storage import configuration
-from trimask.tokenizers.storage.formats import RENAMED, added
+from trimask.tokenizers.storage.formats import RENAMED, added_field
 
 ROOTS = [RunDescription, PrepareConfig, Manifest, Evaluation, PolicyDescription, PolicyTrainConfig]
 
@@ -32,7 +32,7 @@ ROOTS = [RunDescription, PrepareConfig, Manifest, Evaluation, PolicyDescription,
 @dataclass(frozen=True, kw_only=True)
 class Inner:
     size: int = 3
-    limit: int | None = added(as_before=7, default=None)
+    limit: int | None = added_field(as_before=7, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Outer:
     inner: Inner = Inner()
     kinds: dict[str, Inner] = field(default_factory=dict)
     speed: float = 1.0
-    shape: Inner = added(as_before=Inner(size=1), default=Inner(size=2))
+    shape: Inner = added_field(as_before=Inner(size=1), default=Inner(size=2))
 
 
 def classes(kind, found):
@@ -99,9 +99,9 @@ def test_former_fields_are_read_wherever_their_class_is(monkeypatch):
 
 
 def test_an_unknown_field_is_refused_with_the_nearest_one():
-    with pytest.raises(ValueError, match="here: not a Outer: unknown field 'sped', the nearest is 'speed'"):
+    with pytest.raises(ValueError, match="here: not a Outer: unknown field 'sped', did you mean 'speed'"):
         configuration.from_dict({"sped": 1.0}, Outer, "here")
-    with pytest.raises(ValueError, match="unknown field 'zzz', there are size, limit"):
+    with pytest.raises(ValueError, match="unknown field 'zzz', known are size, limit"):
         configuration.from_dict({"inner": {"zzz": 1}}, Outer, "here")
 
 
@@ -148,7 +148,7 @@ def test_a_codec_of_a_former_kind_and_field_keeps_its_fingerprint_and_its_bytes(
     codec.write_folder(tmp_path / "old", said, {"codebook.npy": fitted.codebook})
     monkeypatch.setitem(RENAMED, "codec.tiles", "patch")
     monkeypatch.setitem(RENAMED, "PatchConfig.side", "patch_side")
-    loaded = codec.load(tmp_path / "old")
+    loaded = codec.load_tokenizer(tmp_path / "old")
     assert loaded.config == fitted.config
     assert (
         loaded.fingerprint
@@ -163,5 +163,5 @@ def test_a_codec_of_a_former_kind_and_field_keeps_its_fingerprint_and_its_bytes(
 def test_an_unknown_field_of_a_codec_is_refused_with_the_nearest_one(tmp_path):
     content = {"codebook.npy": np.zeros((1, 2, 2, 1), np.uint8)}
     codec.write_folder(tmp_path, {"kind": "patch", "config": {"patch_sid": 2}}, content)
-    with pytest.raises(ValueError, match="unknown field 'patch_sid', the nearest is 'patch_side'"):
-        codec.load(tmp_path)
+    with pytest.raises(ValueError, match="unknown field 'patch_sid', did you mean 'patch_side'"):
+        codec.load_tokenizer(tmp_path)

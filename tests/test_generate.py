@@ -16,7 +16,7 @@ from trimask.diffusion.sampling.prompts import Prompts
 from trimask.scripts.generate import Arguments, main, prompts_of, run
 from trimask.scripts.output import samples
 from trimask.scripts.output.samples import save_training_samples
-from trimask.tokenizers.sequence import assemble, stack
+from trimask.tokenizers.sequence import assemble, stack_rows
 from trimask.tokenizers.storage import configuration
 
 STEP = 7
@@ -130,7 +130,7 @@ def test_an_empty_prompt_is_the_hidden_condition_that_guidance_imagines(generate
     (entry,) = generate("--prompt", "", "--to", to, "--trace", "--temperature", "0")
     assert entry["file"].startswith("unconditional.") and entry["prompt"] == "" and entry["nfe"] > 0
     example = Prompts(loaded.tokenizers, loaded.description.layouts).from_text("", to)
-    row = stack([assemble(loaded.vocabulary, [example], example.length)])
+    row = stack_rows([assemble(loaded.vocabulary, [example], example.length)])
     assert (row.tokens[row.is_condition & (row.modality != 0)] == loaded.vocabulary.mask_id).all()
     (answer,) = Generator(loaded.denoise, loaded.vocabulary).generate([example], loaded.generation(to), 0)
     assert (answer.example.segments[0].codes == -1).all() and (answer.example.segments[1].codes >= 0).all()
@@ -308,12 +308,12 @@ ENTRY = {
         ('{"file": "x"}', "line 1: not an entry of this index; choose another --out: .*required field is missing"),
         ("[]", "must be an object"),
         (json.dumps(ENTRY | {"seed": "0"}), r"must be a whole number, got \"0\" @ \$\.seed"),
-        (json.dumps(ENTRY | {"file": "../victim.txt"}), r"line 1 @ \$\.file: a name of a file must be letters"),
-        (json.dumps(ENTRY | {"file": "/tmp/victim.txt"}), r"@ \$\.file: a name of a file must be letters"),
-        (json.dumps(ENTRY | {"file": "a.py"}), r"@ \$\.file: a name that ends with \.txt is expected"),
-        (json.dumps(ENTRY | {"file": "index.jsonl"}), r"@ \$\.file: a name that ends with \.txt is expected"),
-        (json.dumps(ENTRY | {"animation": "../a.gif"}), r"@ \$\.animation: a name of a file must be letters"),
-        (json.dumps(ENTRY | {"trace": "a.html"}), r"@ \$\.trace: a name that ends with \.trace\.jsonl is expected"),
+        (json.dumps(ENTRY | {"file": "../victim.txt"}), r"line 1 @ \$\.file: a file name must consist of letters"),
+        (json.dumps(ENTRY | {"file": "/tmp/victim.txt"}), r"@ \$\.file: a file name must consist of letters"),
+        (json.dumps(ENTRY | {"file": "a.py"}), r"@ \$\.file: a file name must end with \.txt"),
+        (json.dumps(ENTRY | {"file": "index.jsonl"}), r"@ \$\.file: a file name must end with \.txt"),
+        (json.dumps(ENTRY | {"animation": "../a.gif"}), r"@ \$\.animation: a file name must consist of letters"),
+        (json.dumps(ENTRY | {"trace": "a.html"}), r"@ \$\.trace: a file name must end with \.trace\.jsonl"),
         (json.dumps(ENTRY | {"to": "../x"}), "no modality '../x'"),
     ],
 )

@@ -93,8 +93,8 @@ def test_infinity_is_read_where_it_is_allowed_and_nan_never():
 def test_a_file_that_is_too_large_or_no_file_is_not_opened(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_text("[1, 2, 3]")
-    monkeypatch.setattr(json_text, "MAX_BYTES", 8)
-    with pytest.raises(ValueError, match=r"a\.json: 9 bytes are too many for JSON, 8 are allowed"):
+    monkeypatch.setattr(json_text, "MAX_JSON_BYTES", 8)
+    with pytest.raises(ValueError, match=r"a\.json: 9 bytes of JSON, at most 8 are allowed"):
         read_json(path)
     with pytest.raises(ValueError, match="F, line 1: longer than the 8 bytes"):
         parse_json("[1, 2, 3]", "F")

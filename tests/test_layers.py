@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trimask.diffusion.layers import RMSNorm, product, rotary_sin_cos, rotate, sinusoids
-from trimask.diffusion.parametrization import ParametrizationConfig, Site
+from trimask.diffusion.parametrization import Initializer, ParametrizationConfig
 
 
 @pytest.mark.parametrize(("x_shape", "weight_shape", "axes"), [((2, 3, 5), (5, 4, 2), 1), ((2, 3, 4, 2), (4, 2, 5), 2)])
@@ -59,7 +59,7 @@ def test_rotation_turns_pairs_of_both_halves_by_the_angles_of_llama():
 
 
 def test_the_norm_follows_its_formula():
-    norm = RMSNorm(3, 0.5, "final_norm", Site(ParametrizationConfig(), 1.0, 1.0))
+    norm = RMSNorm(3, 0.5, "final_norm", Initializer(ParametrizationConfig(), 1.0, 1.0))
     norm.scale[...] = jnp.array([1.0, 2.0, 3.0])
     x = np.array([[1.0, -2.0, 2.0]])
     np.testing.assert_allclose(norm(jnp.asarray(x, jnp.float32)), x / np.sqrt(3.0 + 0.5) * [1, 2, 3], rtol=1e-6)

@@ -15,7 +15,7 @@ from PIL import Image
 from trimask.diffusion.evaluation.likelihood import draws_of, estimates_of_bits, mean_of, num_asked, target_bits
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.scripts.evaluate import main
-from trimask.tokenizers.sequence import direct
+from trimask.tokenizers.sequence import make_example
 
 CORRELATED = np.array([[[0.02, 0.10], [0.20, 0.03]], [[0.25, 0.05], [0.05, 0.30]]])
 DENOISE = Partial(fakes.joint(CORRELATED))
@@ -27,7 +27,7 @@ def estimated_bits(*args, **options):
 
 
 def example(codes, given=0):
-    return direct(VOCABULARY.tasks["text"], {"text": np.array(codes)}, given)
+    return make_example(VOCABULARY.tasks["text"], {"text": np.array(codes)}, given)
 
 
 @pytest.mark.parametrize("estimator", ["times", "subsets"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fakes import VOCABULARY
 
-from trimask.diffusion.cost import StepOnMesh, evaluation_bytes, parameters
+from trimask.diffusion.cost import StepOnMesh, count_parameters, evaluation_bytes
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepare_config import PrepareConfig
@@ -105,7 +105,7 @@ def test_the_estimate_without_shapes_is_that_with_shapes(prepared):
 
 def test_an_evaluation_takes_its_parameters_and_what_grows_with_rows_and_length():
     vocabulary = VOCABULARY
-    parameter_bytes = 4 * parameters(TINY, vocabulary).total
+    parameter_bytes = 4 * count_parameters(TINY, vocabulary).total
     one = evaluation_bytes(TINY, vocabulary, 1, 10) - parameter_bytes
     assert one == pytest.approx(4 * (10 * (7.3 * 16 + 8.6 * 16) + 1.2 * 10 * 10 * 2 + 2 * 10 * VOCABULARY.size))
     assert evaluation_bytes(TINY, vocabulary, 3, 10) - parameter_bytes == pytest.approx(3 * one)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from trimask.diffusion.data.readers.lines import blocks_of, records_of
 from trimask.tokenizers.storage import text_files
-from trimask.tokenizers.storage.text_files import byte_lines, decoded, read_lines
+from trimask.tokenizers.storage.text_files import byte_lines, decode_text, read_lines
 
 LINES = st.lists(st.sampled_from([b"", b" ", b"a", b"bc\t", "é…".encode(), b"\r"]), max_size=30)
 
@@ -56,7 +56,7 @@ def test_an_empty_file_has_no_blocks(tmp_path):
 
 
 def test_text_loses_its_byte_order_mark_and_carriage_returns():
-    assert decoded("\ufeffa\r\nb\rc\u2028d".encode()) == "a\nb\nc\u2028d"
+    assert decode_text("\ufeffa\r\nb\rc\u2028d".encode()) == "a\nb\nc\u2028d"
 
 
 def test_lines_are_the_same_wherever_the_file_is_cut_for_reading(monkeypatch):
@@ -71,7 +71,7 @@ def test_lines_are_the_same_wherever_the_file_is_cut_for_reading(monkeypatch):
 @pytest.mark.parametrize("content", [b"\xff\xfea\0", "ü".encode("latin-1"), b"a\0b"])
 def test_what_is_no_utf8_text_is_refused(content):
     with pytest.raises(ValueError, match="not UTF-8 text"):
-        decoded(content)
+        decode_text(content)
 
 
 def test_a_file_that_is_none_is_refused_by_name(tmp_path):

@@ -119,5 +119,5 @@ def test_strangers_are_turned_away_and_not_missed():
 
 
 def test_a_process_that_does_not_come_is_named():
-    with pytest.raises(TimeoutError, match=r"process 1, 2 did not come within 0 s"):
+    with pytest.raises(TimeoutError, match=r"process 1, 2 did not connect within 0 s"):
         Links(3, 0, print).serve(socket.create_server(("127.0.0.1", 0)), ("127.0.0.1", 1), 0.0)

@@ -14,7 +14,7 @@ import pytest
 from trimask.diffusion.loss import LossConfig, loss_and_metrics, target_counts
 from trimask.diffusion.masking import MaskingConfig, draw_is_masked, forward_process
 from trimask.diffusion.schedule import ScheduleConfig
-from trimask.tokenizers.sequence import Example, Segment, assemble, direct, stack
+from trimask.tokenizers.sequence import Example, Segment, assemble, make_example, stack_rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
 TEXT_LENGTH = 3
@@ -59,7 +59,7 @@ def table_logits(table, sequence, vocabulary):
 
 def exact_bound(table, row, vocabulary):
     """NELBO in nats per token: Σ_M (|M|−1)! (L−|M|)! / L! · Σ_{i∈M} −log p(x_i | M masked), for every schedule."""
-    text = vocabulary.ranges[1]
+    text = vocabulary.text_range
     total = 0.0
     for masked in itertools.product([0, 1], repeat=TEXT_LENGTH):
         size = sum(masked)
@@ -154,8 +154,8 @@ def pairs(vocabulary):
     """Rows of text → image, 2 text and 4 image tokens each."""
     rng = np.random.default_rng(1)
     codes = [{"text": rng.integers(0, 2, 2), "image": rng.integers(0, 5, (2, 2))} for _ in range(300)]
-    rows = [assemble(vocabulary, [direct(vocabulary.tasks["text_to_image"], c)], 9) for c in codes]
-    return stack(rows)
+    rows = [assemble(vocabulary, [make_example(vocabulary.tasks["text_to_image"], c)], 9) for c in codes]
+    return stack_rows(rows)
 
 
 def test_a_condition_is_never_masked_and_carries_no_loss(vocabulary, pairs):
@@ -175,8 +175,8 @@ def test_a_dropped_condition_is_hidden_without_loss(vocabulary, pairs):
 
 
 def test_a_prompt_is_never_masked_nor_hidden(vocabulary):
-    example = direct(vocabulary.tasks["text"], {"text": np.array([1, 0, 1, 2])}, num_given=2)
-    rows = stack([assemble(vocabulary, [example], 7)] * 64)
+    example = make_example(vocabulary.tasks["text"], {"text": np.array([1, 0, 1, 2])}, num_given=2)
+    rows = stack_rows([assemble(vocabulary, [example], 7)] * 64)
     for joint, drop in ((1.0, 0.0), (0.0, 1.0), (0.3, 0.1)):
         noised = noised_by(1, rows, vocabulary, MaskingConfig(joint_probability=joint, drop_probability=drop))
         assert (noised.sequence.tokens[:, 2:4] == rows.tokens[:, 2:4]).all()
@@ -214,7 +214,7 @@ def test_every_modality_is_masked_by_its_own_schedule(vocabulary, pairs):
 
 def test_every_example_of_a_packed_row_has_one_time_and_all_are_spread_evenly(vocabulary):
     examples = [Example("text", (Segment("text", np.array([0, 1])),))] * 3
-    rows = stack([assemble(vocabulary, examples, 14)] * 8)
+    rows = stack_rows([assemble(vocabulary, examples, 14)] * 8)
     noised = noised_by(0, rows, vocabulary, MaskingConfig())
     times = np.asarray(1 / noised.weight)  # linear schedule: w = 1/t
     per_example = []

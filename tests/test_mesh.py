@@ -18,7 +18,7 @@ EIGHT = """
     from trimask.diffusion.data.batches import BatchConfig, Batches
     from trimask.diffusion.data.prepared import Prepared
     from trimask.diffusion.masking import MaskingConfig
-    from trimask.diffusion.mesh import MeshConfig, gathered, place_rows
+    from trimask.diffusion.mesh import MeshConfig, gather, rows_to_devices
     from trimask.diffusion.pretraining.description import TrainConfig
     from trimask.diffusion.pretraining.training_step import Pretraining
     from trimask.diffusion.transformer import TransformerConfig
@@ -37,7 +37,7 @@ EIGHT = """
         pretraining = Pretraining(asked, prepared.tokenizers.vocabulary, mesh=mesh)
         state, losses = pretraining.init(), []
         for _ in range(2):
-            state, metrics = pretraining.step(state, place_rows(batch, mesh, accumulate))
+            state, metrics = pretraining.step(state, rows_to_devices(batch, mesh, accumulate))
             losses.append(float(metrics["loss"]))
         return losses, state, mesh
 
@@ -45,7 +45,7 @@ EIGHT = """
     for fsdp, tensor, accumulate, blocks in ((8, 1, 1, "unrolled"), (2, 2, 2, "scanned")):
         losses, state, mesh = steps(MeshConfig(fsdp=fsdp, tensor=tensor), accumulate, blocks)
         np.testing.assert_allclose(one, losses, rtol=1e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, gathered(state, mesh))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, gather(state, mesh))
         copies = {"embedding": fsdp * tensor, "query": fsdp * tensor, "down": fsdp * tensor, "scale": 1}
         for tree in (state.parameters, state.average, state.optimizer.mu, state.optimizer.nu):
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -101,7 +101,7 @@ def test_a_parameter_is_split_as_its_name_and_its_shape_say(name, shape, split):
 
 
 def test_meshes_that_do_not_fit_the_devices_are_refused():
-    with pytest.raises(ValueError, match="fsdp 3 × tensor 1 does not use all of the 1 devices"):
+    with pytest.raises(ValueError, match="fsdp 3 × tensor 1 does not use all 1 devices"):
         MeshConfig(fsdp=3).over(jax.devices())
     with pytest.raises(ValueError, match="a mesh of data 2 × fsdp 1"):
         MeshConfig(data=2).over(jax.devices())

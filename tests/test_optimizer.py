@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from trimask.diffusion.optimizer import OptimizerConfig, adamw, averaged
+from trimask.diffusion.optimizer import OptimizerConfig, adamw, update_average
 from trimask.diffusion.parametrization import Multipliers
 
 CONFIG = OptimizerConfig(
@@ -53,7 +53,7 @@ def problem():
 def test_every_multiplier_acts_on_its_parameter_alone(problem, name):
     parameters, gradients = problem
     special = Multipliers(**{name: 3.0})
-    after = steps(adamw(CONFIG.knobs({**UNIT, "a": special})), parameters, gradients)
+    after = steps(adamw(CONFIG.hyperparameters({**UNIT, "a": special})), parameters, gradients)
     for leaf, of in (("a", special), ("b", Multipliers())):
         expected = numpy_adamw(parameters[leaf], [g[leaf] for g in gradients], of)
         np.testing.assert_allclose(after[leaf], expected, rtol=1e-4, atol=1e-5)
@@ -65,7 +65,7 @@ def test_with_unit_multipliers_it_is_optax_adamw_over_a_hundred_steps():
     rng = np.random.default_rng(0)
     parameters, gradients = drawn(rng), [drawn(rng) for _ in range(100)]
     usual = OptimizerConfig(learning_rate=1e-3, beta2=0.999, weight_decay=0.1, clip_norm=2.0)
-    ours = steps(adamw(usual.knobs(UNIT)), parameters, gradients)
+    ours = steps(adamw(usual.hyperparameters(UNIT)), parameters, gradients)
     reference = optax.chain(optax.clip_by_global_norm(2.0), optax.adamw(1e-3, 0.9, 0.999, 1e-8, weight_decay=0.1))
     state, theirs = reference.init(parameters), parameters
     for gradient in gradients:
@@ -79,7 +79,7 @@ def test_with_unit_multipliers_it_is_optax_adamw_over_a_hundred_steps():
 def test_gradients_are_clipped_to_a_global_norm(problem):
     parameters, (gradient, *_) = problem
     clipped = OptimizerConfig(learning_rate=1.0, epsilon=1.0, weight_decay=0.0, clip_norm=1e-3)
-    transform = adamw(clipped.knobs(UNIT))
+    transform = adamw(clipped.hyperparameters(UNIT))
     updates, _ = transform.update(gradient, transform.init(parameters), parameters)
     # With ε = 1 ≫ |g| the first update is g itself.
     norm = np.sqrt(sum(np.sum(np.square(u)) for u in updates.values()))
@@ -87,7 +87,7 @@ def test_gradients_are_clipped_to_a_global_norm(problem):
 
 
 def rates(config, *tokens):
-    return [float(config.rate_at(jnp.float32(t))) for t in tokens]
+    return [float(config.learning_rate_fraction(jnp.float32(t))) for t in tokens]
 
 
 def test_the_cosine_follows_tokens():
@@ -112,7 +112,7 @@ def test_warmup_stable_decay_falls_at_the_end(decay_tokens, start):
 def test_the_average_weighs_each_step_by_its_age_and_forgets_the_start():
     values, average = [5.0, 2.0, 4.0], jnp.float32(100.0)
     for step, value in enumerate(values, 1):
-        average = averaged(average, jnp.float32(value), jnp.float32(0.9), jnp.int32(step))
+        average = update_average(average, jnp.float32(value), jnp.float32(0.9), jnp.int32(step))
     weights = np.array([0.9**2, 0.9, 1])
     assert float(average) == pytest.approx(values @ weights / weights.sum(), rel=1e-5)
 
@@ -124,7 +124,7 @@ def test_the_average_weighs_each_step_by_its_age_and_forgets_the_start():
         ({"beta2": 1.0}, "beta2 must lie in"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"weight_decay": -1.0}, "weight_decay must not be negative"),
-        ({"decay_tokens": 10}, "belongs to the schedule warmup_stable_decay, not to cosine"),
+        ({"decay_tokens": 10}, "is only for the schedule warmup_stable_decay, not for cosine"),
         ({"schedule": "warmup_stable_decay", "decay_tokens": 1_960_000}, r"must lie in \[1, 1950000\]"),
     ],
 )

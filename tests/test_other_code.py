@@ -20,7 +20,7 @@ from numpy_torch import Tensor, Torch, tensor
 from trimask.diffusion.transformer import Transformer, TransformerConfig
 from trimask.scripts import benchmark
 from trimask.scripts.benchmarks.sample import _llada_weights
-from trimask.tokenizers.sequence import empty
+from trimask.tokenizers.sequence import padding_rows
 
 SPEC = {"width": 16, "heads": 2, "layers": 2, "mlp_width": 24, "vocabulary": fakes.VOCABULARY.size, "length": 6}
 SPEC |= {"mask_id": fakes.MASK, "warmup": 1, "repeats": 3, "dtype": "float32", "compiled": False}
@@ -91,7 +91,9 @@ def test_the_network_in_pytorch_is_ours(torch):
         block.gate_up.weight = tensor(np.concatenate([own["ff_proj"], own["up_proj"]]))
         block.out.weight, block.down.weight = own["attn_out"], own["ff_out"]
     tokens = np.arange(12).reshape(2, 6)
-    rows = dataclasses.replace(empty(fakes.VOCABULARY, (2,), 6), tokens=tokens, segment=np.ones((2, 6), np.int32))
+    rows = dataclasses.replace(
+        padding_rows(fakes.VOCABULARY, (2,), 6), tokens=tokens, segment=np.ones((2, 6), np.int32)
+    )
     logits = theirs.unembedding(theirs(tensor(tokens)))
     np.testing.assert_allclose(logits, fakes.run(ours, rows).logits, atol=1e-4)  # of numbers about 1, in float32
 

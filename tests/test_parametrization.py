@@ -15,7 +15,7 @@ from trimask.diffusion.optimizer import OptimizerConfig, adamw
 from trimask.diffusion.parametrization import (
     MODULES,
     PARAMETER_CLASSES,
-    TABLES,
+    PARAMETRIZATIONS,
     Family,
     ModuleMultipliers,
     Multipliers,
@@ -24,7 +24,7 @@ from trimask.diffusion.parametrization import (
     parameter_multipliers,
 )
 from trimask.diffusion.transformer import Transformer, TransformerConfig
-from trimask.tokenizers.sequence import assemble, direct, stack
+from trimask.tokenizers.sequence import assemble, make_example, stack_rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=70, codebook_sizes={"image": (50,)})
@@ -63,13 +63,13 @@ def by_path(tree):
 
 @pytest.mark.parametrize("name", PAPER)
 def test_every_cell_of_the_table_is_the_papers(name):
-    row = TABLES["completed_p"](4.0, 3.0, A).rows[name]
+    row = PARAMETRIZATIONS["completed_p"](4.0, 3.0, A).rows[name]
     for column, (width, depth) in zip(COLUMNS, PAPER[name], strict=True):
         assert getattr(row, column) == pytest.approx(4.0**width * 3.0**depth), column
 
 
 def test_completep_differs_where_the_paper_says():
-    new, old = TABLES["completed_p"](4.0, 3.0, A), TABLES["completep"](4.0, 3.0, A)
+    new, old = PARAMETRIZATIONS["completed_p"](4.0, 3.0, A), PARAMETRIZATIONS["completep"](4.0, 3.0, A)
     assert (new.logits, old.logits) == (1.0, 0.25)
     assert new.residual == old.residual == pytest.approx(3.0**-A)
     different = {
@@ -85,21 +85,24 @@ def test_completep_differs_where_the_paper_says():
 
 
 def test_mup_is_completep_without_depth():
-    assert TABLES["mup"](4.0, 3.0, A) == TABLES["completep"](4.0, 1.0, A)
-    assert TABLES["mup"](4.0, 3.0, A).residual == 1.0
+    assert PARAMETRIZATIONS["mup"](4.0, 3.0, A) == PARAMETRIZATIONS["completep"](4.0, 1.0, A)
+    assert PARAMETRIZATIONS["mup"](4.0, 3.0, A).residual == 1.0
 
 
 def test_the_standard_table_has_one_learning_rate_and_variances_of_the_fan_in():
-    table = TABLES["standard"](4.0, 3.0, A)
+    table = PARAMETRIZATIONS["standard"](4.0, 3.0, A)
     assert (table.residual, table.logits) == (1.0, 1.0)
     for name, row in table.rows.items():
         assert row.init_variance == (0.25 if name in ("hidden_weight", "unembedding") else 1.0)
         assert row.learning_rate == row.epsilon == row.weight_decay == 1.0
 
 
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("kind", PARAMETRIZATIONS)
 def test_at_the_base_every_table_is_one_and_networks_are_alike(kind):
-    assert all(row == TABLES[kind](1.0, 1.0, A).rows["final_norm"] for row in TABLES[kind](1.0, 1.0, A).rows.values())
+    assert all(
+        row == PARAMETRIZATIONS[kind](1.0, 1.0, A).rows["final_norm"]
+        for row in PARAMETRIZATIONS[kind](1.0, 1.0, A).rows.values()
+    )
     at_base = dataclasses.replace(FROM_BASE, kind=kind)
     here, plain = build(BASE, at_base), build(BASE, ParametrizationConfig(kind="standard"))
     assert all(leaf == Multipliers() for leaf in by_path(parameter_multipliers(here)).values())
@@ -155,11 +158,11 @@ def test_fixed_attention_width_does_not_follow_the_width():
 
 def batch(seed=0):
     rng = np.random.default_rng(seed)
-    example = direct(
+    example = make_example(
         VOCABULARY.tasks["text_to_image"],
         {"text": rng.integers(0, 70, 6), "image": rng.integers(0, 50, (3, 5))},
     )
-    return jax.tree.map(jnp.asarray, stack([assemble(VOCABULARY, [example], 24)]))
+    return jax.tree.map(jnp.asarray, stack_rows([assemble(VOCABULARY, [example], 24)]))
 
 
 def test_residual_branches_are_scaled():
@@ -250,7 +253,7 @@ def test_a_residual_multiplier_is_one_on_its_branch_at_the_start_and_in_training
     for model, function in ((ours, lambda m, s: m(s).logits), (plain, forward)):
         graph, state = nnx.split(model)
         parameters, multipliers = nnx.to_pure_dict(state), parameter_multipliers(model)
-        transform = adamw(config.knobs(multipliers))
+        transform = adamw(config.hyperparameters(multipliers))
 
         def loss(parameters, graph=graph, function=function):
             return jnp.mean(jnp.square(function(nnx.merge(graph, nnx.State(parameters)), batch()) - 1.0))
@@ -283,8 +286,8 @@ def test_depth_is_interpolated_between_its_values(depth, place):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ModuleMultipliers(epsilon=Family(of={"qery": 1.0})), r"multipliers\.epsilon of unknown qery"),
-        (lambda: ModuleMultipliers(residual=Family(of={"query": 1.0})), "has attention, mlp"),
+        (lambda: ModuleMultipliers(epsilon=Family(of={"qery": 1.0})), r"multipliers\.epsilon has unknown modules qery"),
+        (lambda: ModuleMultipliers(residual=Family(of={"query": 1.0})), "known are attention, mlp"),
         (lambda: Family(depth=(1.0, 0.0)), "must be positive"),
         (lambda: ParametrizationConfig(alpha=0.3), r"alpha must lie in \[0\.5, 1\], got 0\.3"),
         (lambda: ParametrizationConfig(base_width=0), "base_width must be at least 1"),

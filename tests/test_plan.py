@@ -44,7 +44,7 @@ def test_the_whole_table(monkeypatch):
     assert found["step_seconds"] == pytest.approx(2**20 * 4.53e9 / (8 * 0.5 * 989e12), rel=1e-2)
     assert found["state"] == pytest.approx(4 * 1_072_870_528, rel=1e-2)
     assert found["rest"] == found["memory"] - found["state"] and found["days"] == pytest.approx(13.24, abs=0.01)
-    assert (found["parameters"], found["largest_rows"]) == (1_072_870_528, 336)
+    assert (found["parameters"], found["max_rows"]) == (1_072_870_528, 336)
 
 
 def test_beyond_eight_devices_the_links_between_hosts_count(monkeypatch):

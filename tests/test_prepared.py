@@ -52,11 +52,11 @@ def test_a_missing_shard_is_named(copy):
 def test_tokenizers_say_what_they_lack(copy, prepared, tmp_path):
     with pytest.raises(ValueError, match="no codec for 'melody'; there are audio, image"):
         prepared.tokenizers.codec("melody")
-    with pytest.raises(FileNotFoundError, match="no such folder of tokenizers"):
-        media.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no such tokenizers folder"):
+        media.load_tokenizers(tmp_path / "nowhere")
     shutil.rmtree(copy / "tokenizers/text")
     with pytest.raises(ValueError, match="holds no text tokenizer, only audio, image"):
-        media.load(copy / "tokenizers")
+        media.load_tokenizers(copy / "tokenizers")
 
 
 def test_texts_and_media_are_encoded_by_the_tokenizer_of_their_modality(prepared):

@@ -19,15 +19,15 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.mesh import MeshConfig, own_rows
+from trimask.diffusion.mesh import MeshConfig, local_rows
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.train_run import train
 from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.run import processes as our_processes
 from trimask.diffusion.run.checkpoint import Checkpoints, Retention
-from trimask.diffusion.run.divergence import not_finite
-from trimask.diffusion.run.folder import checkpoint_steps, read_lines
+from trimask.diffusion.run.divergence import first_non_finite
+from trimask.diffusion.run.folder import checkpoint_steps, read_intact_lines
 from trimask.diffusion.run.links import SILENCE_S
 from trimask.diffusion.run.processes import _GIVEN, ending_together, join, require_agreement, wait_for_all
 from trimask.diffusion.run.step_loop import Interrupted, LoopConfig
@@ -63,7 +63,7 @@ LOST = r"process {} of {}: another process is gone, or does not answer \(.*\); .
 
 def train_as_told(folder: str, data: str, stop: str, fsdp: str, init_from: str | None = None) -> None:
     """Trains, and at a step sends a process a signal: "SIGTERM@8" the last one, "SIGTERM@8@0" the first."""
-    own = own_rows(10, MeshConfig(fsdp=2).over(jax.devices()))  # filled up to 12
+    own = local_rows(10, MeshConfig(fsdp=2).over(jax.devices()))  # filled up to 12
     if jax.process_count() == 2:
         assert np.flatnonzero(own).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]][jax.process_index()]
     config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=int(fsdp)))
@@ -162,7 +162,9 @@ def told_the_loss(errors: str, number: int, count: int) -> bool:
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
-    return [(line["step"], pytest.approx(line["loss"], rel=1e-5)) for line in read_lines(folder / "metrics.jsonl")]
+    return [
+        (line["step"], pytest.approx(line["loss"], rel=1e-5)) for line in read_intact_lines(folder / "metrics.jsonl")
+    ]
 
 
 def rows_seen(folder: Path) -> dict[int, set[int]]:
@@ -249,7 +251,7 @@ def meet_faults(folder: str) -> None:
     second = jax.process_index() == 1
     split = NamedSharding(jax.make_mesh((4,), ("devices",)), PartitionSpec("devices"))
     x = jax.make_array_from_callback((4,), split, lambda part: np.array([0, 1, np.nan, 3], np.float32)[part])
-    print("not finite:", not_finite({"x": x}))
+    print("not finite:", first_non_finite({"x": x}))
     with Checkpoints(Path(folder), Retention()) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, {"x": x + step}, notes={}, metrics={})
@@ -293,7 +295,7 @@ def test_half_of_an_address_is_refused(given, monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="number of this one, from 0, are all needed; got JAX_COORDINATOR_ADDRESS"):
+    with pytest.raises(ValueError, match=r"number of this one \(from 0\) must all be set; got JAX_COORDINATOR_ADDRESS"):
         join()
 
 

@@ -16,7 +16,7 @@ from trimask.scripts.cli import COMMANDS
 from trimask.scripts.console import parse
 from trimask.scripts.study import STUDIES, Options
 from trimask.tokenizers.storage import configuration
-from trimask.tokenizers.storage.ranges import Checked, NonNegative, PositiveInt, Share, Size, ranged, real, whole
+from trimask.tokenizers.storage.ranges import Checked, NonNegative, PositiveInt, Share, Size, range_spec, real, whole
 
 
 def configurations(kind: Any, found: set[type]) -> set[type]:
@@ -63,7 +63,7 @@ LEAVES = [
 
 def test_every_number_that_can_be_set_declares_its_range():
     assert len(LEAVES) > 200
-    assert [name for name, number in LEAVES if ranged(number) is None] == []
+    assert [name for name, number in LEAVES if range_spec(number) is None] == []
     checked = {kind for kind in FOUND if any(numbers(h) for h in get_type_hints(kind, include_extras=True).values())}
     assert [kind.__name__ for kind in checked if not issubclass(kind, Checked)] == []
 
@@ -73,7 +73,7 @@ BAD = ["nan", "inf", "-inf", "-1e400", "1e400", "1" + 400 * "0", "", "x", "0x10"
 
 def test_a_range_refuses_what_is_no_number_of_it():
     for name, number in LEAVES:
-        own = ranged(number)
+        own = range_spec(number)
         least, most = own.range.least, own.range.most
         below = "-1" if least == 0 else str(least - 1) if own.range.is_whole else f"{least - abs(least):g}"
         above = str(most + 1) if own.range.is_whole else f"{2 * most:g}"

@@ -18,7 +18,7 @@ from trimask.diffusion.sampling.guidance import Guidance, guided, restricted
 from trimask.diffusion.sampling.state import Choice, Rules
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.diffusion.transformer import Transformer, TransformerConfig
-from trimask.tokenizers.sequence import Example, Segment, assemble, direct
+from trimask.tokenizers.sequence import Example, Segment, assemble, make_example
 
 RULES = Rules(mask_id=MASK)
 EOS = VOCABULARY.eos_code
@@ -223,7 +223,7 @@ def test_the_budget_of_evaluations_is_kept():
 
 def test_only_ids_of_the_positions_own_range_can_come_out():
     everything_else = 5.0 * jax.random.normal(jax.random.key(0), (VOCABULARY.size,))
-    request = direct(VOCABULARY.tasks["text_to_audio"], {"text": np.array([1, 2]), "audio": np.full((3, 2), -1)})
+    request = make_example(VOCABULARY.tasks["text_to_audio"], {"text": np.array([1, 2]), "audio": np.full((3, 2), -1)})
     config = GenerationConfig(steps=2, temperature=5.0)
     (answer,) = Generator(fakes.fake(everything_else), VOCABULARY).generate([request], config, seed=0)
     audio = answer.example.segments[1].codes
@@ -247,7 +247,7 @@ def of_condition(sequence, positions=None, cache=None):
 
 def spoken(masked):
     audio = np.where(np.arange(6).reshape(3, 2) < masked, -1, 1)
-    return direct(VOCABULARY.tasks["text_to_audio"], {"text": np.array([1, 2]), "audio": audio})
+    return make_example(VOCABULARY.tasks["text_to_audio"], {"text": np.array([1, 2]), "audio": audio})
 
 
 def test_guidance_moves_away_from_the_logits_without_the_condition():
@@ -335,7 +335,7 @@ def test_watching_is_generating(network, cache):
 
 @pytest.mark.parametrize(("cache", "guidance"), [("prefix", 0.0), ("dual", 1.5)])
 def test_a_cache_that_is_always_refreshed_is_none(network, cache, guidance):
-    text = direct(VOCABULARY.tasks["text_to_audio"], {"text": np.array([1, 2]), "audio": np.full((5, 2), -1)})
+    text = make_example(VOCABULARY.tasks["text_to_audio"], {"text": np.array([1, 2]), "audio": np.full((5, 2), -1)})
     config = GenerationConfig(strategy="factor", block_length=8, guidance=guidance, temperature=0.7)
     generator = Generator(network, VOCABULARY)
     plain = generator.generate([text], config, seed=2)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fakes import VOCABULARY
 
-from trimask.diffusion.schedule import SCHEDULES, ScheduleConfig, stratified_times
+from trimask.diffusion.schedule import SCHEDULES, ScheduleConfig, low_discrepancy_shares, stratified_times
 from trimask.tokenizers.storage import configuration
 
 TIMES = jnp.linspace(0.01, 0.99, 50)
@@ -23,7 +23,7 @@ def config(request):
 
 @pytest.fixture
 def schedule(config):
-    return config.of(VOCABULARY)
+    return config.build(VOCABULARY)
 
 
 def of_modalities(share, times):
@@ -33,13 +33,13 @@ def of_modalities(share, times):
 
 
 def test_the_kept_share_falls_from_one_to_zero(schedule):
-    kept = of_modalities(schedule.kept, np.linspace(0, 1, 300))
+    kept = of_modalities(schedule.keep_probability, np.linspace(0, 1, 300))
     np.testing.assert_allclose(kept[:, [0, -1]], [[1.0, 0.0]] * len(kept), atol=1e-6)
     assert (kept >= -1e-6).all() and (kept <= 1).all() and (np.diff(kept) <= 0).all()
 
 
 def test_what_is_not_kept_is_masked(schedule):
-    kept, masked = (of_modalities(share, TIMES) for share in (schedule.kept, schedule.masked))
+    kept, masked = (of_modalities(share, TIMES) for share in (schedule.keep_probability, schedule.mask_probability))
     np.testing.assert_allclose(kept + masked, 1.0, atol=1e-6)
 
 
@@ -54,7 +54,7 @@ def test_weights_are_finite_and_not_negative_at_all_times_that_are_drawn(config,
 def test_every_set_of_masked_tokens_weighs_as_much_as_in_the_bound(schedule, masked):
     """∫ w(t) (1 − α)^m α^(n−m) dt = (m − 1)! (n − m)! / n!, whatever the schedule; and with α ↔ 1 − α."""
     times = (np.arange(20_000) + 0.5) / 20_000
-    shares = [of_modalities(share, times) for share in (schedule.masked, schedule.kept)]
+    shares = [of_modalities(share, times) for share in (schedule.mask_probability, schedule.keep_probability)]
     weights = [of_modalities(weight, times) for weight in (schedule.weight, schedule.complementary_weight)]
     exact = math.factorial(masked - 1) * math.factorial(4 - masked) / math.factorial(4)
     for weight, share in zip(weights, shares, strict=True):
@@ -72,8 +72,8 @@ def test_every_set_of_masked_tokens_weighs_as_much_as_in_the_bound(schedule, mas
     ],
 )
 def test_values_and_weights_follow_the_formulas(kind, alpha, derivative):
-    schedule, t = ScheduleConfig(kind=kind, power=3.0).of(VOCABULARY), np.asarray(TIMES, np.float64)
-    np.testing.assert_allclose(schedule.kept(TIMES, TEXT), alpha(t), atol=1e-6)
+    schedule, t = ScheduleConfig(kind=kind, power=3.0).build(VOCABULARY), np.asarray(TIMES, np.float64)
+    np.testing.assert_allclose(schedule.keep_probability(TIMES, TEXT), alpha(t), atol=1e-6)
     np.testing.assert_allclose(schedule.slope(TIMES, TEXT), -derivative(t), rtol=1e-4, atol=1e-6)
     # float32 loses digits where α or 1 − α, of order 1e-6 and up, is small.
     np.testing.assert_allclose(schedule.weight(TIMES, TEXT), -derivative(t) / (1 - alpha(t)), rtol=0.1)
@@ -82,7 +82,8 @@ def test_values_and_weights_follow_the_formulas(kind, alpha, derivative):
 
 def test_a_masked_share_that_is_given_loses_no_digits():
     times = jnp.array([1e-3, 2e-3, 0.5])
-    given, rounded = fakes.MaskedShares().of(VOCABULARY), ScheduleConfig(kind="polynomial", power=3.0).of(VOCABULARY)
+    given = fakes.MaskedShares().build(VOCABULARY)
+    rounded = ScheduleConfig(kind="polynomial", power=3.0).build(VOCABULARY)
     weights = given.weight(times, TEXT[:3])
     np.testing.assert_allclose(weights, 3 / times, rtol=1e-5)
     assert not np.allclose(rounded.weight(times, TEXT[:3]), weights, rtol=0.05)
@@ -107,3 +108,11 @@ def test_impossible_schedules_are_refused(bad):
 def test_an_unknown_kind_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=f"file: .*{'.*'.join(SCHEDULES)}"):
         configuration.from_dict({"kind": "none"}, ScheduleConfig, "file")
+
+
+def test_shares_of_consecutive_numbers_are_spread_by_the_golden_ratio():
+    every = jnp.ones(4, bool)
+    np.testing.assert_allclose(low_discrepancy_shares(jnp.arange(1, 5), every), [0.5, 0.0, 0.75, 0.25])
+    # Two positions of number 1, of which one is counted, and one of number 2, which comes first.
+    numbers, is_counted = jnp.array([1, 1, 2]), jnp.array([False, True, True])
+    np.testing.assert_allclose(low_discrepancy_shares(numbers, is_counted), [0.5, 0.5, 0.0])

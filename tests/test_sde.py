@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimask.diffusion.optimizer import Knobs, OptimizerConfig, adamw, averaged
+from trimask.diffusion.optimizer import Hyperparameters, OptimizerConfig, adamw, update_average
 from trimask.diffusion.parametrization import Multipliers
 from trimask.diffusion.sde import SDEScaling, rescaled
 
@@ -45,13 +45,13 @@ def test_a_rescaled_step_is_that_of_adamw_with_the_papers_values(kappa):
         p = p - 1e-2 * kappa**0.5 * (direction + 0.1 * kappa**0.5 * p)
         weights = rho * weights + 1
         average = average + (p - average) / weights
-    knobs = rescaled(base, kappa).knobs(Multipliers())
-    transform, ours = adamw(knobs), jnp.float32(start)
+    hyperparameters = rescaled(base, kappa).hyperparameters(Multipliers())
+    transform, ours = adamw(hyperparameters), jnp.float32(start)
     state, our_average = transform.init(ours), ours
     for t, g in enumerate(gradients, 1):
         update, state = transform.update(jnp.float32(g), state, ours)
         ours = ours - update
-        our_average = averaged(our_average, ours, knobs.ema_decay, jnp.int32(t))
+        our_average = update_average(our_average, ours, hyperparameters.ema_decay, jnp.int32(t))
     np.testing.assert_allclose(ours, p, rtol=1e-5)
     np.testing.assert_allclose(our_average, average, rtol=1e-5)
 
@@ -86,9 +86,9 @@ def test_impossible_bases_are_refused(bad):
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def noisy_descent(knobs: Knobs, batch: int, steps: int, key):
+def noisy_descent(hyperparameters: Hyperparameters, batch: int, steps: int, key):
     """Mean square of parameter and of average at the end of AdamW on ½p², its gradient noise of variance 100/batch."""
-    transform = adamw(knobs)
+    transform = adamw(hyperparameters)
     start = jnp.full(4000, 1.0)
 
     def step(carry, number_and_key):
@@ -97,7 +97,7 @@ def noisy_descent(knobs: Knobs, batch: int, steps: int, key):
         gradient = p + 10 * jax.random.normal(noise_key, p.shape) / batch**0.5
         update, state = transform.update(gradient, state, p)
         p = p - update
-        return (p, averaged(average, p, knobs.ema_decay, number), state), None
+        return (p, update_average(average, p, hyperparameters.ema_decay, number), state), None
 
     numbers = jnp.arange(1, steps + 1)
     (p, average, _), _ = jax.lax.scan(
@@ -109,10 +109,10 @@ def noisy_descent(knobs: Knobs, batch: int, steps: int, key):
 def test_a_noisy_optimizer_ends_the_same_at_every_batch_only_with_the_whole_rule():
     """The claim on the smallest problem there is, 4,000 noisy quadratics at fixed B·S; Monte-Carlo error about 3 %."""
     base = OptimizerConfig(learning_rate=3e-3, epsilon=1.0, weight_decay=1.0, clip_norm=1e9, ema_decay=0.98)
-    reference = noisy_descent(base.knobs(Multipliers()), 16, 800, jax.random.key(0))
+    reference = noisy_descent(base.hyperparameters(Multipliers()), 16, 800, jax.random.key(0))
     for kappa in (0.25, 4.0):
         batch, steps = int(16 * kappa), int(800 / kappa)
-        whole = noisy_descent(rescaled(base, kappa).knobs(Multipliers()), batch, steps, jax.random.key(1))
+        whole = noisy_descent(rescaled(base, kappa).hyperparameters(Multipliers()), batch, steps, jax.random.key(1))
         np.testing.assert_allclose(whole, reference, rtol=0.1)
-        unscaled = noisy_descent(base.knobs(Multipliers()), batch, steps, jax.random.key(1))
+        unscaled = noisy_descent(base.hyperparameters(Multipliers()), batch, steps, jax.random.key(1))
         assert abs(unscaled[0] / reference[0] - 1) > 0.3

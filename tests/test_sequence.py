@@ -9,11 +9,11 @@ from trimask.tokenizers.sequence import (
     Example,
     Segment,
     assemble,
-    direct,
     disassemble,
     example_starts,
-    fill_text,
-    stack,
+    make_example,
+    pad_with_eos,
+    stack_rows,
     task_tokens,
     until_eos,
 )
@@ -42,7 +42,7 @@ NUMBERS = st.tuples(
 def example_of(seed, name, text, image, audio, num_given):
     rng, task = np.random.default_rng(seed), VOCABULARY.tasks[name]
     shapes = {"text": text, "image": image, "audio": audio}
-    return direct(task, {m: codes_of(m, shapes[m], rng) for m in task.modalities}, num_given)
+    return make_example(task, {m: codes_of(m, shapes[m], rng) for m in task.modalities}, num_given)
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=3), st.integers(0, 4))
@@ -61,10 +61,10 @@ def test_packed_examples_come_back_whole(numbers, padding):
 
 def test_a_pair_is_laid_out_task_condition_target_with_coordinates():
     codes = {"text": np.array([3, 7]), "audio": np.array([[0, 1], [2, -1]])}
-    row = assemble(VOCABULARY, [direct(VOCABULARY.tasks["audio_to_text"], codes)], 10)
+    row = assemble(VOCABULARY, [make_example(VOCABULARY.tasks["audio_to_text"], codes)], 10)
     v = VOCABULARY
     audio = [v.ranges[3].start, v.ranges[4].start + 1, v.ranges[3].start + 2, v.mask_id]
-    text = [v.ranges[1].start + 3, v.eos_id]
+    text = [v.text_range.start + 3, v.eos_id]
     expected = [v.task_id("audio_to_text"), v.begin_id("audio"), *audio, v.begin_id("text"), *text, v.padding_id]
     np.testing.assert_array_equal(row.tokens, expected)
     np.testing.assert_array_equal(row.modality, [0, 0, 3, 3, 3, 3, 0, 1, 1, 0])
@@ -75,23 +75,23 @@ def test_a_pair_is_laid_out_task_condition_target_with_coordinates():
 
 
 def test_the_first_codes_of_a_text_can_be_given():
-    row = assemble(VOCABULARY, [direct(VOCABULARY.tasks["text"], {"text": np.array([1, 2, 3])}, num_given=2)], 5)
+    row = assemble(VOCABULARY, [make_example(VOCABULARY.tasks["text"], {"text": np.array([1, 2, 3])}, num_given=2)], 5)
     np.testing.assert_array_equal(row.is_condition, [0, 0, 1, 1, 0])
 
 
 def test_starts_and_tasks_are_found_for_every_position():
     packed = [Example("text", (Segment("text", np.array([1, 2])),)), Example("text", (Segment("text", np.array([3])),))]
-    rows = stack([assemble(VOCABULARY, packed, 8), assemble(VOCABULARY, packed[::-1], 8)])
+    rows = stack_rows([assemble(VOCABULARY, packed, 8), assemble(VOCABULARY, packed[::-1], 8)])
     np.testing.assert_array_equal(example_starts(rows), [[0, 0, 0, 0, 4, 4, 4, 7], [0, 0, 0, 3, 3, 3, 3, 7]])
     assert (np.asarray(task_tokens(rows))[:, :7] == VOCABULARY.task_id("text")).all()
 
 
 def test_text_is_filled_with_eos_and_read_until_the_first():
-    filled = fill_text(VOCABULARY, np.array([4, 5]), 5)
+    filled = pad_with_eos(VOCABULARY, np.array([4, 5]), 5)
     np.testing.assert_array_equal(filled, [4, 5, 7, 7, 7])
     np.testing.assert_array_equal(until_eos(VOCABULARY, filled), [4, 5])
     with pytest.raises(ValueError, match="5 tokens does not fit a buffer of 5"):
-        fill_text(VOCABULARY, np.arange(5), 5)
+        pad_with_eos(VOCABULARY, np.arange(5), 5)
 
 
 def test_examples_that_do_not_fit_a_row_are_refused():

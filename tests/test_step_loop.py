@@ -20,7 +20,7 @@ from trimask.diffusion.run import step_loop
 from trimask.diffusion.run.divergence import Diverged
 from trimask.diffusion.run.folder import NotWritten, checkpoint_steps
 from trimask.diffusion.run.running_mean import Mean
-from trimask.diffusion.run.step_loop import Interrupted, LoopConfig, fit
+from trimask.diffusion.run.step_loop import Interrupted, LoopConfig, train_loop
 
 CONFIG = LoopConfig(log_every=2, checkpoint_every=4)
 
@@ -45,7 +45,7 @@ def number(index):
 def run(folder: Path, num_steps: int, config: LoopConfig = CONFIG, batch=number, state=None, step=step, **options):
     options = {"items": lambda _: 1, "describe": lambda index: {"ids": [[f"example {index}"]]}, **options}
     state = start() if state is None else state
-    return fit(step, state, batch, num_steps=num_steps, folder=folder, config=config, **options)
+    return train_loop(step, state, batch, num_steps=num_steps, folder=folder, config=config, **options)
 
 
 def lines(folder: Path) -> list[tuple[int, float]]:
@@ -149,14 +149,14 @@ def test_a_signal_at_the_last_step_is_not_forgotten(tmp_path):
 def test_a_terminated_command_says_so_in_its_last_line_and_status(tmp_path):
     code = (
         "import os, signal, sys, types, pathlib, jax.numpy as jnp, numpy as np\n"
-        "from trimask.diffusion.run.step_loop import LoopConfig, fit\n"
+        "from trimask.diffusion.run.step_loop import LoopConfig, train_loop\n"
         "from trimask.diffusion.run.running_mean import Mean\n"
         "from trimask.scripts import cli\n"
         "def step(state, batch):\n"
         "    if batch == 3: os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return state, {'loss': Mean(jnp.ones(()), jnp.ones(()))}\n"
         "def body(argv):\n"
-        "    fit(step, {'x': jnp.zeros(())}, lambda index: index, num_steps=9, folder=pathlib.Path('run'),\n"
+        "    train_loop(step, {'x': jnp.zeros(())}, lambda index: index, num_steps=9, folder=pathlib.Path('run'),\n"
         "        config=LoopConfig(), items=lambda step: 1)\n"
         "sys.modules['trimask.scripts.train'] = types.SimpleNamespace(main=body)\n"
         "sys.exit(cli.main(['train']))"

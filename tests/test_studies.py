@@ -261,7 +261,7 @@ def test_every_coordinate_is_a_multiplier_of_its_own():
         point = np.zeros(len(listed))
         point[number] = 1.0
         family, group = listed[number]
-        changed = configuration.differences(plain, multipliers_at(point))
+        changed = configuration.changed_fields(plain, multipliers_at(point))
         assert len(changed) == 1 and changed[0].startswith(f"{family}.{'depth' if 'depth' in group else 'of'}")
     assert {family for family, _ in listed} == {field.name for field in dataclasses.fields(ModuleMultipliers)}
 

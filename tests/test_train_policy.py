@@ -151,10 +151,10 @@ def test_eight_devices_take_the_steps_of_one(trained):
         import json
         import jax
         from test_train_policy import CONFIG, PROBLEMS, knowing
-        from trimask.diffusion.mesh import rows_on_all_devices
+        from trimask.diffusion.mesh import split_rows
         from trimask.sampling_rl.train_policy import PolicyTraining
 
-        assert len(jax.devices()) == 8 and len(rows_on_all_devices(jax.numpy.arange(16)).sharding.device_set) == 8
+        assert len(jax.devices()) == 8 and len(split_rows(jax.numpy.arange(16)).sharding.device_set) == 8
         # As weights are that were loaded: of the first device, and to stay there.
         training = PolicyTraining(CONFIG, PROBLEMS, jax.device_put(knowing(), jax.devices()[0]))
         state = training.init()
@@ -275,11 +275,11 @@ def test_a_line_of_metrics_holds_all_that_a_training_is_watched_by(trained):
 def test_the_loop_is_told_what_a_step_costs_and_holds(tmp_path, monkeypatch):
     told = {}
 
-    def fit(step, state, batch, **rest):
+    def train_loop(step, state, batch, **rest):
         told.update(rest, batch=batch)
         return state
 
-    monkeypatch.setattr(module, "fit", fit)
+    monkeypatch.setattr(module, "train_loop", train_loop)
     config = dataclasses.replace(CONFIG, experts=(0.5,), problems_per_step=5, seed=3)
     train_policy(tmp_path / "p", config, PROBLEMS, knowing(), "ones")
     # Four episodes of its own and an expert's, of five problems.

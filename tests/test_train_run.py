@@ -16,7 +16,7 @@ import pytest
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.masking import MaskingConfig, forward_process
-from trimask.diffusion.mesh import MeshConfig, place_rows
+from trimask.diffusion.mesh import MeshConfig, rows_to_devices
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers
 from trimask.diffusion.pretraining import train_run as training
@@ -88,7 +88,7 @@ def test_a_line_of_metrics_is_the_mean_of_its_steps(prepared, run):
     first, seen = lines(run[0])[0], []
     tokens = 0
     for step in range(2):
-        batch = place_rows(batches(step), mesh)
+        batch = rows_to_devices(batches(step), mesh)
         key = jax.random.fold_in(jax.random.fold_in(pretraining.key, 1), step)
         noised = NOISED(key, batch, pretraining.vocabulary, CONFIG.masking)
         loss, metrics, gradients = jax.jit(pretraining.gradients)(state.parameters, noised)
@@ -331,7 +331,7 @@ def test_what_takes_more_micro_batches_or_devices_is_another_program(prepared):
 def test_tokens_are_counted_where_a_float32_would_miss_them(prepared, run):
     """3·10¹⁰ tokens and some hundred more, twice."""
     pretraining, first = run[1].pretraining, Batches(prepared, CONFIG.batch, seed=0)(0)
-    first = place_rows(first, CONFIG.mesh.over(jax.devices()))
+    first = rows_to_devices(first, CONFIG.mesh.over(jax.devices()))
     seen, batch = 30_000_000_000, int((~first.is_padding).sum())
     tokens = jax.device_put(np.array([seen >> 20, seen % (1 << 20)], np.int32), jax.devices()[0])
     state = dataclasses.replace(pretraining.init(), tokens=tokens)

@@ -56,7 +56,7 @@ def test_a_larger_run_is_transferred_from_the_tuned_one(prepared, tuned, tmp_pat
     assert description.optimizer.learning_rate == pytest.approx(1e-2 * kappa**0.5)
     # What is announced is what is done: the rate logged, as a fraction of its peak at these tokens, gives the peak.
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-2])
-    rate = description.train.optimizer.rate_at(jnp.float32(line["tokens"]))
+    rate = description.train.optimizer.learning_rate_fraction(jnp.float32(line["tokens"]))
     assert line["largest_learning_rate"] == pytest.approx(1e-2 * kappa**0.5 * float(rate), rel=1e-5)
     printed = capsys.readouterr().out
     assert f"Hyperparameters, at κ = {kappa:.4g}" in printed and f"{description.optimizer.beta2:.5g}" in printed
@@ -137,7 +137,7 @@ def test_tuned_at_goes_with_no_other_source_of_values(tuned, prepared, tmp_path)
 
 
 def test_a_width_that_heads_do_not_divide_is_refused(tuned, prepared, tmp_path):
-    with pytest.raises(ValueError, match="num_heads 2 at width 16 cannot grow in proportion to width 20"):
+    with pytest.raises(ValueError, match="num_heads 2 at width 16 cannot be scaled to a whole number at width 20"):
         train_script.main(
             [str(tmp_path), "--data", str(prepared.folder), "--tuned-at", str(tuned), "--model.width", "20"]
         )

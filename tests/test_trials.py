@@ -272,7 +272,7 @@ def test_another_shape_is_transferred_from_the_bases():
     assert wide.parametrization == ParametrizationConfig(
         kind="mup", base_width=16, base_layers=1, base_heads=2, base_mlp_width=16
     )
-    with pytest.raises(ValueError, match="num_heads 2 at width 16 cannot grow in proportion to width 20"):
+    with pytest.raises(ValueError, match="num_heads 2 at width 16 cannot be scaled to a whole number at width 20"):
         at_shape(CONFIG, "mup", width=20)
 
 

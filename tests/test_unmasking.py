@@ -395,7 +395,9 @@ def test_every_part_differs_from_the_rest_in_what_it_says(tmp_path):
     for training, (_, start, problems, differs) in zip(planned, expected, strict=True):
         found = training.config
         assert found.init_from == (str(tmp_path / start) if start else None) and training.problems == problems
-        assert sorted(configuration.differences(CONFIG, dataclasses.replace(found, init_from=None))) == sorted(differs)
+        assert sorted(configuration.changed_fields(CONFIG, dataclasses.replace(found, init_from=None))) == sorted(
+            differs
+        )
     seeds = [training.config.seed for training in trainings(dataclasses.replace(config, seeds=2), tmp_path, 16)]
     assert seeds == sorted(seeds) and set(seeds) == {0, 1}
 

@@ -20,7 +20,7 @@ from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.pretraining.warm_start import grown, new_ids, new_ranges, require_grown, require_same_model
 from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.transformer import TransformerConfig
-from trimask.tokenizers.sequence import Example, Segment, assemble, stack
+from trimask.tokenizers.sequence import Example, Segment, assemble, stack_rows
 from trimask.tokenizers.text import TextTokenizer
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -38,7 +38,7 @@ def example(vocabulary: Vocabulary):
     text = np.array([0, 4, 3, vocabulary.eos_code])
     image = np.array([[3, 2], [0, -1], [-1, 1]])
     segments = (Segment("text", text, 2), Segment("image", image))
-    return jax.tree.map(jnp.asarray, stack([assemble(vocabulary, [Example("text_to_image", segments)], 17)]))
+    return jax.tree.map(jnp.asarray, stack_rows([assemble(vocabulary, [Example("text_to_image", segments)], 17)]))
 
 
 def test_ids_are_mapped_by_what_they_mean():

@@ -12,7 +12,7 @@ import pytest
 from trimask.diffusion.evaluation.results import Evaluation
 from trimask.diffusion.pretraining.description import load_description
 from trimask.diffusion.pretraining.train_run import train
-from trimask.diffusion.run.folder import read_lines
+from trimask.diffusion.run.folder import read_intact_lines
 from trimask.diffusion.studies import learning_rate_transfer
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
 from trimask.diffusion.studies.trials import Trials
@@ -70,7 +70,7 @@ def resumed(written, name):
 def test_a_run_resumes_with_the_losses_it_had_and_twice_to_the_same_bits(written, expected):
     """Within 1e-3: last bits belong to the processor, and Adam enlarges them."""
     runs = [resumed(written, name) for name in ("once", "again")]
-    lines = [read_lines(run / "metrics.jsonl") for run in runs]
+    lines = [read_intact_lines(run / "metrics.jsonl") for run in runs]
     losses = [[line["loss"] for line in of_run] for of_run in lines]
     assert losses[0] == losses[1] and [line["step"] for line in lines[0]] == list(range(1, 10))
     np.testing.assert_allclose(losses[0], expected["losses"], atol=1e-3)
@@ -85,7 +85,7 @@ def test_a_study_goes_on_without_a_new_trial(written, expected, monkeypatch):
     with Trials(written / "study", written / "data", 0, lambda *_: None) as runner:
         text = learning_rate_transfer.study(config, runner)
     assert not run_again and text in (written / "study" / "README.md").read_text()
-    assert {line["key"] for line in read_lines(written / "study" / "trials.jsonl")} == set(expected["trials"])
+    assert {line["key"] for line in read_intact_lines(written / "study" / "trials.jsonl")} == set(expected["trials"])
 
 
 def test_a_policy_an_evaluation_and_answers_open(written):

@@ -1,17 +1,17 @@
-"""Sound ↔ codes by residual vector quantisation of log-mel frames; decoded with Griffin–Lim.
+"""Sound ↔ codes by residual vector quantisation of log-mel frames, decoded with Griffin–Lim.
 
-With S the magnitude spectrogram, M the mel filters and ε the floor, the features of a moment are
+With S the magnitude spectrogram, M the mel filters and ε the floor, the features of a spectrum are
 
-    f = log(1 + M S / ε),        back:  S ≈ max(0, M⁺ ε (exp f − 1))
+    f = log(1 + M S / ε),        inverse:  S ≈ max(0, M⁺ ε (exp f − 1))
 
-so digital silence is exactly the zero vector. A code frame stacks a few consecutive moments. Each codebook
-codes what the ones before it left over:
+so digital silence is exactly the zero vector. A code frame stacks a few consecutive spectra. Each codebook codes the
+residual of the ones before it:
 
     r₀ = f,   codes_i = argmin_k ‖r_i − c_ik‖²,   r_{i+1} = r_i − c_i,codes_i,   f̂ = Σ_i c_i,codes_i
 
-Codeword 0 of every codebook is the zero vector: silence costs one code and is silence again, and a further
-codebook never makes a frame worse. Griffin–Lim (Griffin & Lim 1984; with momentum, Perraudin et al. 2013)
-starts from zero phase, so that a clip's waveform depends on nothing but its codes.
+Codeword 0 of every codebook is the zero vector, so silence is coded as code 0 and decoded as silence, and a further
+codebook never increases the error of a frame. Griffin–Lim (Griffin & Lim 1984; with momentum, Perraudin et al. 2013)
+starts from zero phase, so the decoded waveform depends on the codes alone.
 """
 
 import warnings
@@ -28,36 +28,36 @@ from trimask.tokenizers.codebook import check_codes, fit_codebook, nearest_codew
 from trimask.tokenizers.codec import ArrayFile, Files, StoredTokenizer
 from trimask.tokenizers.storage.ranges import Checked, Positive, Seed, Size, whole
 
-_MOST_NUMBERS = 1 << 24
-"""Of spectra that are held at a time: 128 MiB."""
+_MAX_SPECTRUM_VALUES = 1 << 24
+"""Largest number of complex spectrum values computed at a time: 128 MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MelConfig(Checked):
-    """What a code of sound covers, and how codebooks are fitted."""
+    """Configuration of a mel codec and of fitting its codebooks."""
 
     sample_rate_hz: Size = 8000
-    """Of every waveform this codec sees; nothing is resampled."""
+    """Sample rate of every waveform in Hz; the codec does not resample."""
     window: Annotated[int, whole(2, 1 << 15)] = 200
-    """Samples under the Hann window of one spectrum."""
+    """Length of the Hann window of one spectrum, in samples."""
     hop: Size = 80
-    """Samples from one spectrum to the next."""
+    """Distance between consecutive spectra, in samples."""
     num_mels: Size = 40
-    """Mel bands from 0 Hz to half the sample rate."""
+    """Number of mel bands between 0 Hz and half the sample rate."""
     spectra_per_frame: Size = 5
-    """Consecutive spectra that one code frame stacks."""
+    """Number of consecutive spectra stacked in one code frame."""
     floor: Positive = 0.01
-    """ε: mel magnitudes well below it are taken for silence."""
+    """ε in log(1 + mel magnitude / ε); magnitudes well below it count as silence."""
     codebook_size: Annotated[int, whole(2, 1 << 24)] = 256
-    """Codewords per codebook, at most; fewer where the clips have fewer distinct frames."""
+    """Largest number of codewords per codebook; there are fewer if the clips have fewer distinct frames."""
     num_codebooks: Annotated[int, whole(1, 999)] = 2
-    """Codes per frame."""
+    """Number of residual codebooks, and so of codes per frame."""
     griffin_lim_iterations: Annotated[int, whole(1, 10_000)] = 32
-    """Rounds of phase reconstruction in decoding."""
+    """Number of Griffin–Lim iterations (phase reconstruction) in decoding."""
     max_frames: Size = 30_000
-    """Code frames that k-means sees, drawn at random from all."""
+    """Number of code frames, drawn at random, on which k-means is fitted; all of them if there are fewer."""
     seed: Seed = 0
-    """Of the draw and of k-means."""
+    """Seed of the random frames and of k-means."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -71,11 +71,12 @@ class MelConfig(Checked):
 
     @property
     def samples_per_frame(self) -> int:
+        """Number of waveform samples that one code frame covers."""
         return self.hop * self.spectra_per_frame
 
 
 class MelCodec(StoredTokenizer):
-    """Mono sound of any length; a clip that ends within a code frame is padded with silence."""
+    """A codec for mono sound of any length; a clip that ends within a code frame is padded with silence."""
 
     kind: ClassVar[str] = "mel"
     config_type = MelConfig
@@ -89,7 +90,10 @@ class MelCodec(StoredTokenizer):
 
     @classmethod
     def fit(cls, waveforms: Float32[np.ndarray, "batch samples"], config: MelConfig) -> "MelCodec":
-        """Fits the codebooks one after another, each by k-means on what the ones before leave over."""
+        """Fits the codebooks one after another, each by k-means on the residual of the ones before.
+
+        Raises ValueError if there are no clips, or mel bands that contain no frequency of the window.
+        """
         if not len(waveforms):
             raise ValueError("no clips to fit codebooks on")
         empty = int((cls(config, ())._filters <= 0).all(axis=1).sum())
@@ -149,7 +153,7 @@ class MelCodec(StoredTokenizer):
         return {f"codebook_{stage:03}.npy": codebook for stage in range(config.num_codebooks)}
 
     @classmethod
-    def _of(cls, config: MelConfig, content: dict[str, Any]) -> "MelCodec":
+    def _from_files(cls, config: MelConfig, content: dict[str, Any]) -> "MelCodec":
         return cls(config, tuple(content[name] for name in sorted(content)))
 
     @property
@@ -162,21 +166,22 @@ class MelCodec(StoredTokenizer):
         frames, _ = self.code_shape((samples,))
         if not np.isfinite(waveforms).all():
             raise ValueError("waveform must be finite, got NaN or infinity")
-        # Spectrum i is centred on its hop: a code frame sees as much to its left as to its right.
+        # Spectrum i is centred on its hop, so a code frame sees equally far to both sides.
         side = (config.window - config.hop) // 2
-        silence_to_the_end = frames * config.samples_per_frame - samples
-        padded = np.pad(waveforms, ((0, 0), (side, side + silence_to_the_end)))
-        # Some clips at a time, or of a long one some frames, so that spectra take little memory.
-        each = config.spectra_per_frame * len(self._filters[0])
-        clips, some = max(1, _MOST_NUMBERS // (frames * each)), max(1, min(frames, _MOST_NUMBERS // each))
+        padding = frames * config.samples_per_frame - samples
+        padded = np.pad(waveforms, ((0, 0), (side, side + padding)))
+        # A few clips at a time, or a few frames of a long clip, so that spectra take little memory.
+        values_per_frame = config.spectra_per_frame * len(self._filters[0])
+        clips_at_once = max(1, _MAX_SPECTRUM_VALUES // (frames * values_per_frame))
+        frames_at_once = max(1, min(frames, _MAX_SPECTRUM_VALUES // values_per_frame))
         features = np.empty((batch, frames, config.spectra_per_frame * config.num_mels), np.float32)
-        for clip, frame in product(range(0, batch, clips), range(0, frames, some)):
-            here = slice(clip, clip + clips), slice(frame, frame + some)
-            stop = min(frame + some, frames) * config.samples_per_frame - config.hop + config.window
-            heard = padded[here[0], frame * config.samples_per_frame : stop]
-            spectra = librosa.stft(heard, n_fft=config.window, hop_length=config.hop, center=False)
+        for clip, frame in product(range(0, batch, clips_at_once), range(0, frames, frames_at_once)):
+            part = slice(clip, clip + clips_at_once), slice(frame, frame + frames_at_once)
+            stop = min(frame + frames_at_once, frames) * config.samples_per_frame - config.hop + config.window
+            samples_of_part = padded[part[0], frame * config.samples_per_frame : stop]
+            spectra = librosa.stft(samples_of_part, n_fft=config.window, hop_length=config.hop, center=False)
             logs = np.log1p(np.matmul(self._filters, np.abs(spectra)) / config.floor).swapaxes(1, 2)
-            features[here] = logs.reshape(len(heard), -1, features.shape[-1])
+            features[part] = logs.reshape(len(samples_of_part), -1, features.shape[-1])
         return features
 
     def _waveforms(self, features: Float32[np.ndarray, "batch frames dim"]) -> Float32[np.ndarray, "batch samples"]:
@@ -197,19 +202,19 @@ class MelCodec(StoredTokenizer):
     @cached_property
     def _filters(self) -> Float32[np.ndarray, "mels frequencies"]:
         config = self.config
-        with warnings.catch_warnings(action="ignore"):  # of empty filters, which fitting refuses
+        with warnings.catch_warnings(action="ignore"):  # warns of empty filters, which `fit` refuses
             return librosa.filters.mel(sr=config.sample_rate_hz, n_fft=config.window, n_mels=config.num_mels, norm=None)
 
     @cached_property
     def _inverse_filters(self) -> Float[np.ndarray, "frequencies mels"]:
-        # Bands narrower than the step of frequencies may be the same; to tell them apart would multiply codes' errors.
+        # Bands narrower than a frequency bin may be nearly equal; rcond keeps the inverse from amplifying errors.
         return np.linalg.pinv(self._filters, rcond=0.01)
 
 
 def _fit_with_silence(
     vectors: Float32[np.ndarray, "count dim"], config: MelConfig
 ) -> Float32[np.ndarray, "codewords dim"]:
-    """A codebook of these vectors whose first codeword is the zero vector."""
+    """Fits a codebook whose first codeword is the zero vector."""
     sounding = vectors[vectors.any(axis=1)]
     codewords = fit_codebook(sounding, config.codebook_size - 1, config.seed, config.max_frames)
     return np.concatenate([np.zeros((1, vectors.shape[1])), codewords]).astype(np.float32)

@@ -1,33 +1,34 @@
-"""Codebooks: fitted by k-means, looked up by squared distance.
+"""Codebooks for vector quantisation: k-means to fit them, squared distance to look codes up.
 
     code(x) = argmin_k ‖x − c_k‖²
 
-and of equally near codewords the one of lowest index.
+Among equally near codewords the one with the lowest index is taken.
 """
 
 import numpy as np
 from jaxtyping import Float32, Int, Num, Shaped
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-_THREADS = ThreadpoolController()  # once: looking for the libraries takes milliseconds
-_MANY = 1 << 32
-"""Multiplications of a pass over all vectors beyond which k-means sees them in mini-batches."""
-_CANDIDATES = 3
-"""For each codeword, of which k-means in mini-batches begins with one."""
-_VERY_MANY = 4096
-"""Codewords beyond which to choose among candidates takes longer than all else."""
-_PASSES = 3
-"""Over all vectors, in mini-batches: ten gain 0.03 dB of PSNR."""
+_THREADS = ThreadpoolController()  # kept: finding the libraries takes milliseconds
+_MAX_FULL_BATCH_PRODUCTS = 1 << 32
+"""Multiplications per pass over all vectors above which k-means uses mini-batches."""
+_CANDIDATES_PER_CODEWORD = 3
+"""Random vectors per codeword from which k-means++ chooses the initial codewords of mini-batch k-means."""
+_MAX_KMEANS_PLUSPLUS = 4096
+"""Largest number of codewords initialised by k-means++; with more it takes longer than all the rest."""
+_MINI_BATCH_PASSES = 3
+"""Passes of mini-batch k-means over all vectors. Ten passes would gain 0.03 dB of PSNR."""
 
 
 def fit_codebook(
     vectors: Num[np.ndarray, "count dim"], size: int, seed: int, max_vectors: int
 ) -> Num[np.ndarray, "codewords dim"]:
-    """At most `size` codewords for these vectors, a random `max_vectors` of them if there are more.
+    """Fits a codebook of at most `size` codewords by k-means, on a random `max_vectors` of the vectors if there are
+    more.
 
-    Where there are no more distinct vectors than codewords, they are the codebook, which is then shorter. Where vectors
-    and codewords are many, as 200,000 of 48 numbers and 1,024, Lloyd's hundreds of passes would take minutes to days;
-    in mini-batches (Sculley 2010) there are three passes, and pictures come back 0.13 dB worse.
+    If there are at most `size` distinct vectors, they are the codebook. For large problems, such as 200,000 vectors of
+    48 numbers and 1,024 codewords, Lloyd's hundreds of passes would take minutes to days; mini-batch k-means (Sculley
+    2010) makes three passes, and pictures lose 0.13 dB of PSNR.
     """
     if len(vectors) > max_vectors:
         chosen = np.random.default_rng(seed).choice(len(vectors), max_vectors, replace=False)
@@ -37,17 +38,17 @@ def fit_codebook(
         return distinct
     from sklearn.cluster import KMeans, MiniBatchKMeans  # takes seconds to load, and only fitting needs it
 
-    if distinct.size * size > _MANY:
+    if distinct.size * size > _MAX_FULL_BATCH_PRODUCTS:
         points = distinct.astype(np.float32)
-        # No early end by a mean of distances: its last bits depend on the number of threads, all else does not. And no
-        # codeword is moved for being rare beside the commonest one, a blank patch say, which would move most of them.
+        # No early stopping: it compares mean distances, whose last bits depend on the number of threads. No
+        # reassignment of rare codewords: beside a very common vector, such as a blank patch, most codewords are rare.
         kmeans = MiniBatchKMeans(
             size,
-            init=_beginnings(points, counts, size, seed),
+            init=_initial_codewords(points, counts, size, seed),
             n_init=1,
             init_size=size,
             batch_size=max(4096, 2 * size),
-            max_iter=_PASSES,
+            max_iter=_MINI_BATCH_PASSES,
             max_no_improvement=None,
             reassignment_ratio=0.0,
             random_state=seed,
@@ -59,29 +60,29 @@ def fit_codebook(
     return kmeans.cluster_centers_
 
 
-def _beginnings(
+def _initial_codewords(
     points: Float32[np.ndarray, "count dim"], counts: Int[np.ndarray, " count"], size: int, seed: int
 ) -> Float32[np.ndarray, "{size} dim"]:
-    """Points of which none is there twice: far from each other, by k-means++ on some, unless they are very many."""
+    """Distinct initial codewords: by k-means++ among random candidates, or drawn at random if there are very many."""
     from sklearn.cluster import kmeans_plusplus
 
-    few = size if size > _VERY_MANY else min(len(points), _CANDIDATES * size)
-    some = np.random.default_rng(seed).choice(len(points), few, replace=False, p=counts / counts.sum())
-    if few == size:
-        return points[some]
+    num_candidates = size if size > _MAX_KMEANS_PLUSPLUS else min(len(points), _CANDIDATES_PER_CODEWORD * size)
+    candidates = np.random.default_rng(seed).choice(len(points), num_candidates, replace=False, p=counts / counts.sum())
+    if num_candidates == size:
+        return points[candidates]
     with threadpool_limits(1):
-        return kmeans_plusplus(points[some], size, n_local_trials=1, random_state=seed)[0]
+        return kmeans_plusplus(points[candidates], size, n_local_trials=1, random_state=seed)[0]
 
 
 def nearest_codeword(
     vectors: Num[np.ndarray, "batch count dim"], codebook: Num[np.ndarray, "codewords dim"]
 ) -> Int[np.ndarray, "batch count"]:
-    """Code of each vector. Exact, ties included, where vectors and codewords are integers."""
+    """Index of the codeword nearest to each vector. Exact, ties included, if vectors and codewords are integers."""
     codewords = codebook.astype(np.float64)
     half_norms = np.square(codewords).sum(1) / 2
     codes = np.empty(vectors.shape[:2], np.int32)
-    # Item by item: BLAS may round a larger product differently; codes must not depend on the batch. On one
-    # thread: for products this small, waiting for another core costs up to thirty times the work.
+    # Item by item, because BLAS may round a larger product differently and codes must not depend on the batch. On one
+    # thread, because for products this small waiting for another core costs up to thirty times the work.
     with _THREADS.limit(limits=1, user_api="blas"):
         for item, rows in enumerate(vectors):
             codes[item] = np.argmin(half_norms - rows.astype(np.float64) @ codewords.T, axis=1)
@@ -89,6 +90,6 @@ def nearest_codeword(
 
 
 def check_codes(codes: Shaped[np.ndarray, "..."], size: int) -> None:
-    """Refuses codes that this codebook does not have."""
+    """Raises ValueError for codes outside a codebook of this size."""
     if codes.size and (codes.min() < 0 or codes.max() >= size):
         raise ValueError(f"codes must be from 0 to {size - 1}, got {codes.min()} to {codes.max()}")

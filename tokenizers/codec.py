@@ -1,16 +1,17 @@
-"""What every tokenizer promises, and the folder it is stored in.
+"""The interface of all tokenizers, and the folder format in which they are stored.
 
-A media codec turns pictures or sound into a grid of codes and back, always a batch at a time. Codes are
-0-based within their codebook; where a codebook lies in the model's id space is the vocabulary's business.
+A media codec turns a batch of pictures or sounds into a grid of codes and back. Codes are 0-based within their
+codebook; `vocabulary.py` decides where a codebook lies in the model's id space.
 
-A folder holds `config.json` (plain JSON: kind, configuration, list of files, fingerprint) and the listed
-files: arrays as `.npy`, read without pickle, or text. The fingerprint is the first 16 hex digits of
+A folder holds `config.json` (plain JSON: kind, configuration, list of files, fingerprint) and the listed files: arrays
+as `.npy`, read without pickle, or text. The fingerprint is the first 16 hex digits of
 
     sha256(canonical JSON of {kind, config} ‖ name, dtype, shape and bytes of each file's content)
 
-of what the files say, whatever the code calls it by now (`formats.py`). It is checked on loading, so a folder that was
-damaged, or edited by hand, is refused. A folder of the right fingerprint may still come from someone else: its files
-must be those of its configuration, and an array's dtype and shape are compared before it is read.
+where kind and config are as the file spells them, even if the code has renamed them since (`formats.py`). The
+fingerprint is checked on loading, so a folder that is damaged or was edited by hand is refused. A folder with a correct
+fingerprint may still come from someone else: its files must be those that its configuration requires, and the dtype and
+shape of an array are checked before its content is read.
 """
 
 import dataclasses
@@ -28,22 +29,22 @@ from jaxtyping import Int, Shaped
 
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import printable, replacing, require_plain_name, require_regular_file, write_text
-from trimask.tokenizers.storage.formats import present_name, written_fields
-from trimask.tokenizers.storage.json_text import MAX_BYTES
+from trimask.tokenizers.storage.formats import current_name, written_fields
+from trimask.tokenizers.storage.json_text import MAX_JSON_BYTES
 
 Content = Mapping[str, np.ndarray | str]
-"""File name → what it holds: an array for `.npy`, else text."""
+"""File name → content: an array for `.npy`, else text."""
 
 
 class ArrayFile(NamedTuple):
-    """Dtype and shape of an array that is stored; None is a length that the configuration does not say."""
+    """Expected dtype and shape of a stored array; None is a length that the configuration does not fix."""
 
     dtype: str
     shape: tuple[int | None, ...]
 
 
 Files = Mapping[str, ArrayFile | None]
-"""File name → the array that it must hold; None for text."""
+"""File name → expected array; None for text."""
 
 _T = TypeVar("_T", bound="StoredTokenizer")
 
@@ -52,19 +53,19 @@ CODECS = {
     "patch": ("trimask.tokenizers.image", "PatchCodec"),
     "mel": ("trimask.tokenizers.audio", "MelCodec"),
 }
-"""Kind → module and name of its class."""
+"""Codec kind → module and class name."""
 
 
 @runtime_checkable
 class Stored(Protocol):
-    """What text tokenizers and media codecs share: a folder and an identity."""
+    """What text tokenizers and media codecs have in common: a modality, a fingerprint and a folder."""
 
     kind: ClassVar[str]
     modality: ClassVar[str]
 
     @property
     def fingerprint(self) -> str:
-        """Identity of everything that decides what a code means."""
+        """Digest of everything that decides what a code means, 16 hex digits."""
         ...
 
     def save(self, folder: str | Path) -> None: ...
@@ -72,7 +73,7 @@ class Stored(Protocol):
 
 @runtime_checkable
 class MediaCodec(Stored, Protocol):
-    """Pictures or sound ↔ codes, which are 2-D: [rows, columns], or [time, codebooks] for several codebooks.
+    """Pictures or sound ↔ 2-D codes: [rows, columns], or [time, codebooks] with several codebooks.
 
     image: uint8 [batch, height, width, channels] ↔ int32 [batch, rows, columns]
     audio: float32 [batch, samples], mono, in [-1, 1] ↔ int32 [batch, frames, codebooks]
@@ -80,7 +81,7 @@ class MediaCodec(Stored, Protocol):
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Codewords of each residual codebook, coarsest first."""
+        """Number of codewords of each residual codebook, coarsest first."""
         ...
 
     def encode(self, media: Shaped[np.ndarray, "batch ..."]) -> Int[np.ndarray, "batch rows columns"]: ...
@@ -88,51 +89,57 @@ class MediaCodec(Stored, Protocol):
     def decode(self, codes: Int[np.ndarray, "batch rows columns"]) -> Shaped[np.ndarray, "batch ..."]: ...
 
     def code_shape(self, media_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the codes of one medium of this shape, two numbers; both without the batch axis."""
+        """Shape of the codes (two numbers) of one medium of this shape, both without the batch axis.
+
+        Raises ValueError for a shape that the codec cannot encode.
+        """
         ...
 
     def media_shape(self, code_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of what `decode` makes of codes of this shape, both without the batch axis."""
+        """Shape of the medium that `decode` makes from codes of this shape, both without the batch axis."""
         ...
 
 
 @runtime_checkable
 class SoundCodec(MediaCodec, Protocol):
-    """A codec of waveforms, all of one rate."""
+    """A codec for waveforms of one sample rate."""
 
     @property
     def sample_rate_hz(self) -> int: ...
 
 
 class StoredTokenizer(ABC):
-    """How a tokenizer is saved, loaded and recognised. One that was loaded still says of itself what its file says."""
+    """Base of the tokenizers: saving, loading and fingerprint.
+
+    A loaded tokenizer keeps describing itself as its file does, so renames in the code do not change its fingerprint.
+    """
 
     kind: ClassVar[str]
     config_type: ClassVar[type]
     """Class of `config`, a frozen dataclass of plain values."""
     config: Any
-    _said: dict[str, Any] | None = None
-    """Kind and configuration as the file says them from which it was loaded."""
+    _stored_description: dict[str, Any] | None = None
+    """Kind and configuration as spelled in the file that the tokenizer was loaded from; None if it was not loaded."""
 
     @property
     @abstractmethod
     def _content(self) -> Content:
-        """The files beside config.json."""
+        """Names and contents of the files besides config.json."""
 
     @classmethod
     def _files(cls, config: Any) -> Files:
-        """The files that a folder of this configuration must have beside config.json."""
+        """Files that a folder with this configuration must have besides config.json."""
         return {}
 
     @classmethod
     @abstractmethod
-    def _of(cls: type[_T], config: Any, content: dict[str, Any]) -> _T:
-        """The tokenizer of this configuration and these files."""
+    def _from_files(cls: type[_T], config: Any, content: dict[str, Any]) -> _T:
+        """Builds the tokenizer from its configuration and the contents of its files."""
 
     @property
     def _description(self) -> dict[str, Any]:
         fields = written_fields(self.config_type, dataclasses.asdict(self.config))
-        return self._said or {"kind": self.kind, "config": fields}
+        return self._stored_description or {"kind": self.kind, "config": fields}
 
     @property
     def fingerprint(self) -> str:
@@ -143,30 +150,32 @@ class StoredTokenizer(ABC):
 
     @classmethod
     def load(cls: type[_T], folder: str | Path) -> _T:
-        """Reads what `save` wrote. Raises ValueError for another kind, an unknown field or a damaged file."""
+        """Reads a folder that `save` wrote. Raises ValueError for another kind, an unknown field or a damaged file."""
         folder = Path(folder)
-        about = _read_description(folder)
-        if present_name("codec", about.kind) != cls.kind:
-            raise ValueError(f"{folder}: holds a tokenizer of kind {about.kind!r}, expected {cls.kind!r}")
-        config: Any = configuration.from_dict(about.config, cls.config_type, f"{folder / 'config.json'}, $.config")
-        said = {"kind": about.kind, "config": about.config}
-        content = _read_content(folder, about, cls._files(config))
-        found = fingerprint(said, content)
-        if found != about.fingerprint:
+        description = _read_description(folder)
+        if current_name("codec", description.kind) != cls.kind:
+            raise ValueError(f"{folder}: holds a tokenizer of kind {description.kind!r}, expected {cls.kind!r}")
+        config: Any = configuration.from_dict(
+            description.config, cls.config_type, f"{folder / 'config.json'}, $.config"
+        )
+        as_stored = {"kind": description.kind, "config": description.config}
+        content = _read_content(folder, description, cls._files(config))
+        digest = fingerprint(as_stored, content)
+        if digest != description.fingerprint:
             raise ValueError(
-                f"{folder}: damaged or edited: its fingerprint is {found}, config.json says {about.fingerprint}"
+                f"{folder}: damaged or edited: its fingerprint is {digest}, config.json says {description.fingerprint}"
             )
         try:
-            tokenizer = cls._of(config, dict(content))
+            tokenizer = cls._from_files(config, dict(content))
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
-        tokenizer._said = said
+        tokenizer._stored_description = as_stored
         return tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Description:
-    """What config.json of a tokenizer's folder says."""
+    """Content of a tokenizer folder's config.json."""
 
     kind: str
     config: dict[str, Any]
@@ -174,18 +183,20 @@ class _Description:
     fingerprint: str
 
 
-def load(folder: str | Path) -> Stored:
-    """Loads whichever tokenizer or codec the folder holds."""
-    kind = present_name("codec", _read_description(Path(folder)).kind)
+def load_tokenizer(folder: str | Path) -> Stored:
+    """Loads the tokenizer or codec that a folder holds, of whatever kind. Raises ValueError if the kind is unknown."""
+    kind = current_name("codec", _read_description(Path(folder)).kind)
     if kind not in CODECS:
-        raise ValueError(f"{folder}: unknown kind of tokenizer {kind!r}, known are {', '.join(CODECS)}")
+        raise ValueError(f"{folder}: unknown tokenizer kind {kind!r}, known are {', '.join(CODECS)}")
     module, name = CODECS[kind]
     return getattr(importlib.import_module(module), name).load(folder)
 
 
-def fingerprint(said: Mapping[str, Any], content: Content) -> str:
-    """Short digest of a tokenizer whose file says this `kind` and `config`; the equation stands at the head."""
-    digest = hashlib.sha256(json.dumps({"kind": said["kind"], "config": said["config"]}, sort_keys=True).encode())
+def fingerprint(description: Mapping[str, Any], content: Content) -> str:
+    """Digest (16 hex digits) of a tokenizer with this `kind` and `config`; the formula is at the top of the module."""
+    digest = hashlib.sha256(
+        json.dumps({name: description[name] for name in ("kind", "config")}, sort_keys=True).encode()
+    )
     for name, value in sorted(content.items()):
         array = np.frombuffer(value.encode(), np.uint8) if isinstance(value, str) else value
         digest.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
@@ -193,8 +204,8 @@ def fingerprint(said: Mapping[str, Any], content: Content) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_folder(folder: str | Path, said: Mapping[str, Any], content: Content) -> None:
-    """Stores one tokenizer; `config.json` comes last, so a folder that has it is complete."""
+def write_folder(folder: str | Path, description: Mapping[str, Any], content: Content) -> None:
+    """Writes a tokenizer folder. `config.json` is written last, so a folder that has it is complete."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in content.items():
@@ -203,12 +214,12 @@ def write_folder(folder: str | Path, said: Mapping[str, Any], content: Content) 
         else:
             with replacing(folder / name) as partial, partial.open("wb") as file:
                 np.save(file, value, allow_pickle=False)
-    description = {**said, "files": sorted(content), "fingerprint": fingerprint(said, content)}
-    write_text(folder / "config.json", json.dumps(description, indent=2) + "\n")
+    complete = {**description, "files": sorted(content), "fingerprint": fingerprint(description, content)}
+    write_text(folder / "config.json", json.dumps(complete, indent=2) + "\n")
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder that `write_folder` wrote, and nothing that it did not write."""
+    """Removes the files that `write_folder` wrote, and then the folder; raises OSError if it holds anything else."""
     for name in [*_read_description(folder).files, "config.json"]:
         (folder / name).unlink(missing_ok=True)
     folder.rmdir()
@@ -217,27 +228,27 @@ def remove_folder(folder: Path) -> None:
 def _read_description(folder: Path) -> _Description:
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; {folder} is not the folder of a tokenizer")
-    about = configuration.load(path, _Description)
-    for name in about.files:
+        raise FileNotFoundError(f"{path}: no such file; {folder} is not a tokenizer folder")
+    description = configuration.load(path, _Description)
+    for name in description.files:
         require_plain_name(name, f"{path} @ $.files")
-    return about
+    return description
 
 
-def _read_content(folder: Path, about: _Description, expected: Files) -> Content:
-    if sorted(about.files) != sorted(expected):
+def _read_content(folder: Path, description: _Description, expected: Files) -> Content:
+    if sorted(description.files) != sorted(expected):
         raise ValueError(
             f"{folder / 'config.json'} @ $.files: must be {', '.join(sorted(expected))}; "
-            f"got {printable(', '.join(about.files)) or 'none'}"
+            f"got {printable(', '.join(description.files)) or 'none'}"
         )
     return {name: _read_file(folder / name, array) for name, array in expected.items()}
 
 
 def _read_file(path: Path, expected: ArrayFile | None) -> np.ndarray | str:
-    """Text, or an array whose header is compared with what is expected before its content is read."""
+    """Reads a text, or an array after comparing its header with the expected dtype and shape."""
     require_regular_file(path)
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path}: {path.stat().st_size:,} bytes, {MAX_BYTES:,} are allowed")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size:,} bytes, at most {MAX_JSON_BYTES:,} are allowed")
     try:
         if expected is None:
             return path.read_text(encoding="utf-8")
@@ -245,10 +256,10 @@ def _read_file(path: Path, expected: ArrayFile | None) -> np.ndarray | str:
         data_bytes = path.stat().st_size - array.offset
     except Exception as error:  # a damaged header can make NumPy raise almost anything
         raise ValueError(f"{path}: not readable: {printable(str(error))}") from error
-    is_of_shape = array.ndim == len(expected.shape) and all(
+    has_shape = array.ndim == len(expected.shape) and all(
         wanted in (None, length) for wanted, length in zip(expected.shape, array.shape, strict=True)
     )
-    if array.dtype != expected.dtype or not is_of_shape or not array.flags.c_contiguous or not array.size:
+    if array.dtype != expected.dtype or not has_shape or not array.flags.c_contiguous or not array.size:
         shape = " × ".join("any" if length is None else str(length) for length in expected.shape)
         raise ValueError(
             f"{path}: must hold {expected.dtype} of shape {shape} in C order, got {array.dtype} of shape {array.shape}"

@@ -1,10 +1,10 @@
 """Pictures ↔ codes by vector quantisation of patches.
 
-A picture is cut into patches of side p, row by row; each becomes the index of its nearest codeword:
+A picture is cut into square patches of side p, in reading order; each is coded as the index of its nearest codeword:
 
     codes[r, c] = argmin_k ‖pixels[rp:(r+1)p, cp:(c+1)p] − codeword_k‖²
 
-Patches and codewords are both bytes, so distances are exact; of equally near codewords the first is taken.
+Patches and codewords are bytes, so distances are exact; among equally near codewords the first is taken.
 """
 
 from dataclasses import dataclass
@@ -21,20 +21,20 @@ from trimask.tokenizers.storage.ranges import Checked, Seed, Size, whole
 
 @dataclass(frozen=True, kw_only=True)
 class PatchConfig(Checked):
-    """How a patch codebook is fitted."""
+    """Configuration of a patch codec and of fitting its codebook."""
 
     patch_side: Annotated[int, whole(1, 4096)] = 2
-    """Side of a square patch, in pixels; one code each."""
+    """Side of a square patch in pixels; each patch is one code."""
     codebook_size: Size = 128
-    """Codewords, at most; fewer where the pictures have fewer distinct patches."""
+    """Largest number of codewords; there are fewer if the pictures have fewer distinct patches."""
     max_patches: Size = 30_000
-    """Patches that k-means sees, drawn at random from all."""
+    """Number of patches, drawn at random, on which k-means is fitted; all of them if there are fewer."""
     seed: Seed = 0
-    """Of the draw and of k-means."""
+    """Seed of the random patches and of k-means."""
 
 
 class PatchCodec(StoredTokenizer):
-    """Grey or colour pictures of any size whose sides are multiples of the patch's."""
+    """A codec for grey or colour pictures of any size whose sides are multiples of the patch side."""
 
     kind: ClassVar[str] = "patch"
     config_type = PatchConfig
@@ -47,13 +47,13 @@ class PatchCodec(StoredTokenizer):
 
     @classmethod
     def fit(cls, images: UInt8[np.ndarray, "batch height width channels"], config: PatchConfig) -> "PatchCodec":
-        """Fits the codebook by k-means on the patches of these pictures."""
+        """Fits a codebook by k-means on the patches of these pictures. Raises ValueError if there are none."""
         if not len(images):
             raise ValueError("no pictures to fit a codebook on")
         patches = _patches(images, config.patch_side)
         vectors = patches.reshape(-1, patches.shape[-1])
         means = fit_codebook(vectors, config.codebook_size, config.seed, config.max_patches)
-        # Rounding can make two means equal; a codeword that is never the nearest would only look unused.
+        # Rounding can make two means equal; a duplicate codeword would never be used.
         codewords = np.unique(np.rint(means).astype(np.uint8), axis=0)
         side = config.patch_side
         return cls(config, codewords.reshape(-1, side, side, images.shape[-1]))
@@ -92,7 +92,7 @@ class PatchCodec(StoredTokenizer):
         return {"codebook.npy": ArrayFile("uint8", (None, config.patch_side, config.patch_side, None))}
 
     @classmethod
-    def _of(cls, config: PatchConfig, content: dict[str, Any]) -> "PatchCodec":
+    def _from_files(cls, config: PatchConfig, content: dict[str, Any]) -> "PatchCodec":
         return cls(config, content["codebook.npy"])
 
     @property
@@ -104,10 +104,10 @@ class PatchCodec(StoredTokenizer):
         return self.codebook.reshape(len(self.codebook), -1)
 
 
-def single_patches(
+def patches_as_images(
     images: UInt8[np.ndarray, "batch height width channels"], side: int
 ) -> UInt8[np.ndarray, "patches {side} {side} channels"]:
-    """Every patch as a picture of its own: all that `PatchCodec.fit` sees of pictures."""
+    """Every patch as a picture of its own, which is enough for `PatchCodec.fit`."""
     return _patches(images, side).reshape(-1, side, side, images.shape[-1])
 
 

@@ -1,7 +1,7 @@
-"""One tokenizer per modality, and the vocabulary they make together.
+"""One tokenizer per modality, and the vocabulary that they form together.
 
-This is all that stands between media and a model: `encode` and `decode` go from text, pictures and sound to codes and
-back, `vocabulary` gives the codes their ids.
+Everything between media and a model is here: `encode` and `decode` convert between text, pictures or sound and codes,
+and `vocabulary` assigns ids to the codes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,24 +21,24 @@ from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 @dataclass(frozen=True)
 class MediaTokenizers:
-    """A text tokenizer, and a codec for every other modality by name."""
+    """A text tokenizer, and one codec for each other modality, by name."""
 
     text: TextTokenizer
     codecs: Mapping[str, MediaCodec]
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The id space; codecs in the order of their names."""
+        """The id space of all tokenizers; codecs are in alphabetical order."""
         sizes = {name: tuple(self.codecs[name].codebook_sizes) for name in sorted(self.codecs)}
         return Vocabulary(text_size=self.text.size, codebook_sizes=sizes)
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Identity of every tokenizer by modality."""
+        """Fingerprint of every tokenizer, by modality."""
         return {TEXT: self.text.fingerprint, **{name: c.fingerprint for name, c in sorted(self.codecs.items())}}
 
     def codec(self, modality: str) -> MediaCodec:
-        """The codec of a medium."""
+        """The codec of a modality. Raises ValueError if there is none."""
         if modality not in self.codecs:
             raise ValueError(f"no codec for {modality!r}; there are {', '.join(sorted(self.codecs)) or 'none'}")
         return self.codecs[modality]
@@ -56,26 +56,26 @@ class MediaTokenizers:
         return list(codes)
 
     def decode(self, modality: str, codes: Sequence[np.ndarray]) -> list[Any]:
-        """Texts up to their EOS, or pictures or waveforms of one shape; every code must be known."""
+        """Texts up to their first EOS, or pictures or waveforms of one shape. No code may be masked."""
         if modality == TEXT:
             return self.text.decode_batch([until_eos(self.vocabulary, row) for row in codes])
         return list(self.codec(modality).decode(np.stack(codes)))
 
     def save(self, folder: Path) -> None:
-        """One folder per modality; those of other modalities that were saved here before are removed."""
-        for left in folder.iterdir() if folder.is_dir() else ():
-            if left.is_dir() and left.name not in self.fingerprints:
-                codec.remove_folder(left)
+        """Saves each tokenizer in a folder named after its modality; folders of other modalities are removed."""
+        for old in folder.iterdir() if folder.is_dir() else ():
+            if old.is_dir() and old.name not in self.fingerprints:
+                codec.remove_folder(old)
         self.text.save(folder / TEXT)
         for name, media_codec in self.codecs.items():
             media_codec.save(folder / name)
 
 
-def load(folder: Path) -> MediaTokenizers:
-    """Reads what `MediaTokenizers.save` wrote."""
+def load_tokenizers(folder: Path) -> MediaTokenizers:
+    """Reads the folder that `MediaTokenizers.save` wrote. Raises ValueError if it holds no text tokenizer."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of tokenizers")
-    stored = {path.name: codec.load(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+        raise FileNotFoundError(f"{folder}: no such tokenizers folder")
+    stored = {path.name: codec.load_tokenizer(path) for path in sorted(folder.iterdir()) if path.is_dir()}
     text = stored.pop(TEXT, None)
     if not isinstance(text, TextTokenizer):
         raise ValueError(f"{folder}: holds no text tokenizer, only {', '.join(stored) or 'nothing'}")

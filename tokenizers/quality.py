@@ -1,10 +1,10 @@
-"""How good a codec's reconstructions are, and how much of its codebooks it uses.
+"""Reconstruction quality of codecs, and use of their codebooks.
 
     PSNR = 10 log₁₀(255² / mean squared error)
     log-mel distance = root mean square over bands and time of the two spectrograms' difference in dB
     perplexity = exp(−Σ p log p)
 
-with p the frequencies of a codebook's codewords.
+where p are the relative frequencies of a codebook's codewords.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,18 @@ from jaxtyping import Float, Float32, Int, UInt8
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookUse:
-    """How a set of codes draws on one codebook."""
+    """How many codewords of a codebook a set of codes uses."""
 
     size: int
-    """Codewords in the codebook."""
+    """Number of codewords in the codebook."""
     used: int
-    """Codewords that occur."""
+    """Number of codewords that occur at least once."""
     perplexity: float
-    """Number of codewords that would, used equally often, carry as much information."""
+    """Number of codewords that, if used equally often, would carry as much information."""
 
     @property
     def share(self) -> float:
+        """Fraction of the codewords that occur."""
         return self.used / self.size
 
 
@@ -34,9 +35,9 @@ def psnr_db(
     originals: UInt8[np.ndarray, "batch height width channels"],
     reconstructions: UInt8[np.ndarray, "batch height width channels"],
 ) -> Float[np.ndarray, " batch"]:
-    """Peak signal-to-noise ratio of each picture; infinite where it is reproduced exactly."""
+    """Peak signal-to-noise ratio of each picture in dB; infinite for an exact reconstruction."""
     pairs = zip(originals, reconstructions, strict=True)
-    errors = np.array([np.square(original.astype(np.float64) - ours).mean() for original, ours in pairs])
+    errors = np.array([np.square(original.astype(np.float64) - copy).mean() for original, copy in pairs])
     with np.errstate(divide="ignore"):
         return 10 * np.log10(255**2 / errors)
 
@@ -47,13 +48,15 @@ def log_mel_distance_db(
     sample_rate_hz: int,
     floor_db: float = -60.0,
 ) -> Float[np.ndarray, " batch"]:
-    """Distance of each pair of clips. Below `floor_db` counts as `floor_db`, so silences are equal."""
-    ours, theirs = (_mel_db(clips, sample_rate_hz, floor_db) for clips in (originals, reconstructions))
-    return np.sqrt(np.square(ours - theirs).mean(axis=(1, 2)))
+    """Log-mel distance of each pair of clips in dB; levels below `floor_db` count as `floor_db`, so silences are
+    equal.
+    """
+    first, second = (_mel_db(clips, sample_rate_hz, floor_db) for clips in (originals, reconstructions))
+    return np.sqrt(np.square(first - second).mean(axis=(1, 2)))
 
 
 def codebook_use(codes: Int[np.ndarray, "..."], size: int) -> CodebookUse:
-    """Use of one codebook of this size; of residual codes pass one codebook's, `codes[..., stage]`."""
+    """Use of one codebook of this size; for residual codes pass one codebook's codes, `codes[..., stage]`."""
     counts = np.bincount(codes.ravel(), minlength=size)
     frequencies = counts[counts > 0] / counts.sum()
     entropy = -np.sum(frequencies * np.log(frequencies))
@@ -63,7 +66,10 @@ def codebook_use(codes: Int[np.ndarray, "..."], size: int) -> CodebookUse:
 def _mel_db(
     clips: Float32[np.ndarray, "batch samples"], sample_rate_hz: int, floor_db: float
 ) -> Float[np.ndarray, "batch mels spectra"]:
-    """32 bands in 40 ms windows every 20 ms: not a codec's own spectra, so that none is judged by itself."""
+    """Log-mel spectrogram in dB: 32 bands, 40 ms windows every 20 ms.
+
+    These are not any codec's own spectra, so that no codec is judged by its own features.
+    """
     window = sample_rate_hz // 25
     mels = librosa.feature.melspectrogram(y=clips, sr=sample_rate_hz, n_fft=window, hop_length=window // 2, n_mels=32)
     return librosa.power_to_db(mels, ref=1.0, amin=10 ** (floor_db / 10), top_db=None)

@@ -1,9 +1,9 @@
 """Media segments ↔ fixed-length rows of tokens.
 
-An example is laid out as  [task] ([begin modality] its codes)+ , what is given before what is asked for; a row holds
-one example or several packed ones, then padding. Every position knows what it is even when masked: its modality, its
-coordinates inside the segment (text: offset, 0; image: row, column; audio: frame, codebook) and its example (`segment`,
-counted from 1; 0 is padding). Task, boundary and padding tokens are of modality 0 and are never masked.
+An example is laid out as  [task] ([begin modality] its codes)+ , condition before target. A row holds one example or
+several packed ones, then padding. Every position carries its modality, its coordinates inside the segment (text:
+offset, 0; image: row, column; audio: frame, codebook) and the number of its example (`segment`, from 1; 0 is padding),
+even when its token is masked. Task, boundary and padding tokens have modality 0 and are never masked.
 """
 
 import dataclasses
@@ -17,23 +17,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from trimask.tokenizers.vocabulary import TEXT, Task, Vocabulary
+from trimask.tokenizers.vocabulary import SPECIAL_NUMBER, TEXT, TEXT_NUMBER, Task, Vocabulary
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TokenRows:
-    """Rows of tokens and what each position is; leading axes are free (usually batch)."""
+    """Rows of tokens with the description of each position; leading axes are free (usually batch)."""
 
     tokens: Int[Any, "*batch seq"]
     modality: Int[Any, "*batch seq"]
-    """Number of the modality (`Vocabulary.modalities`)."""
+    """Modality number of each position (see `Vocabulary.modalities`)."""
     coordinates: Int[Any, "*batch seq 2"]
     """Coordinates inside the segment."""
     segment: Int[Any, "*batch seq"]
-    """Number of the packed example, from 1; attention stays inside. 0 is padding."""
+    """Number of the example within the row, from 1; attention stays inside an example. 0 is padding."""
     is_condition: Bool[Any, "*batch seq"]
-    """True where the token is given: never predicted and never part of the loss."""
+    """True where the token is given: never predicted, never part of the loss."""
 
     @property
     def is_padding(self) -> Bool[Any, "*batch seq"]:
@@ -42,12 +42,17 @@ class TokenRows:
 
     @property
     def is_target(self) -> Bool[Any, "*batch seq"]:
-        """True where the model may be asked to predict: media and text that are not given."""
-        return (self.modality != 0) & ~self.is_condition
+        """True where the model may predict the token: media and text that are not given."""
+        return (self.modality != SPECIAL_NUMBER) & ~self.is_condition
+
+    @property
+    def is_text(self) -> Bool[Any, "*batch seq"]:
+        """True for tokens of texts, EOS included."""
+        return self.modality == TEXT_NUMBER
 
     @property
     def length(self) -> int:
-        """Positions of a row."""
+        """Number of positions in a row."""
         return self.tokens.shape[-1]
 
     def replace(self, **changes) -> "TokenRows":
@@ -57,7 +62,7 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class Segment:
-    """One modality's codes in their natural shape (text [n], image [rows, columns], audio [frames, codebooks]).
+    """Codes of one modality in their natural shape: text [n], image [rows, columns], audio [frames, codebooks].
 
     Code -1 is a masked position. The first `num_given` codes, in reading order, are a condition.
     """
@@ -68,7 +73,7 @@ class Segment:
 
     @property
     def is_condition(self) -> bool:
-        """True if all of it is given."""
+        """True if every code of the segment is given."""
         return self.num_given == self.codes.size
 
 
@@ -81,47 +86,50 @@ class Example:
 
     @property
     def length(self) -> int:
-        """Tokens of the example: the task, and a boundary before each segment."""
+        """Number of tokens of the example, with the task token and one boundary token per segment."""
         return 1 + sum(1 + segment.codes.size for segment in self.segments)
 
 
 def example_starts(sequence: TokenRows) -> Int[Array, "batch seq"]:
-    """For every position, the position at which its example starts."""
+    """Position of the first token of each position's example."""
     previous = jnp.pad(sequence.segment, ((0, 0), (1, 0)))[:, :-1]
     is_start = sequence.segment != previous
     return jax.lax.cummax(jnp.where(is_start, jnp.arange(sequence.length), 0), axis=1)
 
 
 def task_tokens(sequence: TokenRows) -> Int[Array, "batch seq"]:
-    """For every position, the task token of its example."""
+    """Task token of each position's example."""
     return jnp.take_along_axis(sequence.tokens, example_starts(sequence), axis=1)
 
 
-def direct(task: Task, codes: Mapping[str, Any], num_given: int = 0) -> Example:
-    """The example of `task` over paired media.
+def make_example(task: Task, codes: Mapping[str, Any], num_given: int = 0) -> Example:
+    """The example of `task` built from the codes of its modalities.
 
-    What the task is given is the condition, and so are the first `num_given` codes of what it asks for.
+    The condition is given, and so are the first `num_given` codes of the target.
     """
     given = {task.target: num_given} | ({} if task.condition is None else {task.condition: codes[task.condition].size})
     return Example(task.name, tuple(Segment(m, codes[m], given[m]) for m in task.modalities))
 
 
-def fill_text(vocabulary: Vocabulary, codes: Int[np.ndarray, " n"], length: int) -> Int[np.ndarray, " length"]:
-    """Text codes followed by EOS up to `length`; at least one EOS must fit."""
+def pad_with_eos(vocabulary: Vocabulary, codes: Int[np.ndarray, " n"], length: int) -> Int[np.ndarray, " length"]:
+    """Text codes followed by EOS up to `length`. Raises ValueError unless at least one EOS fits."""
     if len(codes) >= length:
         raise ValueError(f"a text of {len(codes)} tokens does not fit a buffer of {length} (one is kept for EOS)")
     return np.concatenate([codes, np.full(length - len(codes), vocabulary.eos_code)]).astype(np.int32)
 
 
 def until_eos(vocabulary: Vocabulary, codes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
-    """The text before its first EOS."""
+    """Text codes before the first EOS."""
     ends = np.flatnonzero(codes == vocabulary.eos_code)
     return codes[: ends[0]] if len(ends) else codes
 
 
 def assemble(vocabulary: Vocabulary, examples: list[Example], length: int) -> TokenRows:
-    """One row of `length` tokens holding the examples one after another, then padding."""
-    row = empty(vocabulary, (), length)
+    """One row of `length` tokens: the examples one after another, then padding.
+
+    Raises ValueError if the examples do not fit.
+    """
+    row = padding_rows(vocabulary, (), length)
     start = 0
     for number, example in enumerate(examples, 1):
         stop = start + example.length
@@ -142,13 +150,13 @@ def assemble(vocabulary: Vocabulary, examples: list[Example], length: int) -> To
 
 
 def disassemble(vocabulary: Vocabulary, row: TokenRows) -> list[Example]:
-    """Inverse of `assemble`: the examples of one row, MASK as code -1."""
+    """Inverse of `assemble`: the examples of one row, with masked tokens as code -1."""
     tokens, modality, coordinates = np.asarray(row.tokens), np.asarray(row.modality), np.asarray(row.coordinates)
     segment, is_condition = np.asarray(row.segment), np.asarray(row.is_condition)
     examples = []
     for number in range(1, segment.max(initial=0) + 1):
         task_position, *rest = np.flatnonzero(segment == number)
-        begins = [position for position in rest if modality[position] == 0]
+        begins = [position for position in rest if modality[position] == SPECIAL_NUMBER]
         parts = np.split(np.array(rest, int), [rest.index(begin) for begin in begins[1:]])
         task = next(task for task in vocabulary.tasks if vocabulary.task_id(task) == tokens[task_position])
         examples.append(
@@ -159,8 +167,8 @@ def disassemble(vocabulary: Vocabulary, row: TokenRows) -> list[Example]:
     return examples
 
 
-def empty(vocabulary: Vocabulary, batch: tuple[int, ...], length: int) -> TokenRows:
-    """Rows of padding."""
+def padding_rows(vocabulary: Vocabulary, batch: tuple[int, ...], length: int) -> TokenRows:
+    """Rows that consist of padding alone, of shape [*batch, length]."""
     shape = (*batch, length)
     return TokenRows(
         tokens=np.full(shape, vocabulary.padding_id, np.int32),
@@ -171,8 +179,8 @@ def empty(vocabulary: Vocabulary, batch: tuple[int, ...], length: int) -> TokenR
     )
 
 
-def stack(rows: list[TokenRows]) -> TokenRows:
-    """Rows of one length as a batch."""
+def stack_rows(rows: list[TokenRows]) -> TokenRows:
+    """Stacks rows of equal length into a batch."""
     return jax.tree.map(lambda *fields: np.stack(fields), *rows)
 
 
@@ -188,7 +196,7 @@ def _segment(vocabulary, tokens, modality, coordinates, is_condition, part) -> S
 
 @lru_cache(maxsize=1024)
 def _coordinates(shape: tuple[int, ...]) -> np.ndarray:
-    """Coordinates of every code of a segment, flattened; text has one coordinate, the second is 0."""
+    """Coordinates of every code of a segment of this shape, flattened; the second coordinate of text is 0."""
     if len(shape) == 1:
         return np.stack([np.arange(shape[0]), np.zeros(shape[0], int)], axis=-1)
     return np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).reshape(-1, 2)

@@ -1,9 +1,8 @@
-"""Text ↔ ids, on Hugging Face `tokenizers`.
+"""Text ↔ token ids, on Hugging Face `tokenizers`.
 
-What `fit` makes is byte-level BPE: the 256 bytes are always in the alphabet, nothing is normalised and no
-space is added, so decode(encode(text)) = text for every Unicode string. Each digit stands alone before
-pairs are merged, so "47" is always the two tokens "4", "7". Text is only ever text: the name of a special
-token in it is spelled out.
+`fit` trains a byte-level BPE: the 256 bytes are always in the alphabet, nothing is normalised and no space is added, so
+decode(encode(text)) = text for every Unicode string. Digits are split before merging, so "47" is always the two tokens
+"4", "7". Special tokens are never parsed from text: their names are encoded like any other characters.
 """
 
 import re
@@ -20,21 +19,25 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from trimask.tokenizers.codec import Files, StoredTokenizer
 from trimask.tokenizers.storage.files import printable, require_regular_file
-from trimask.tokenizers.storage.json_text import MAX_BYTES
+from trimask.tokenizers.storage.json_text import MAX_JSON_BYTES
 
 _LONG_WORD = re.compile(r"(\S{1000}|\s{1000})")
-"""Where text without blanks, or of blanks alone, is cut for fitting: its time grows with the square of a word."""
+"""Where training texts are cut inside very long words or runs of blanks; training time is quadratic in a word's
+length."""
 MAX_TOKENS = 1 << 22
-"""Most ids of a text tokenizer that is read."""
+"""Largest number of ids that a tokenizer.json may have."""
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Nothing: all there is to say is in the tokenizer.json."""
+    """Empty: everything is stored in tokenizer.json."""
 
 
 class TextTokenizer(StoredTokenizer):
-    """Any `tokenizer.json`. One that was not made by `fit` round-trips as well as its own rules allow."""
+    """A tokenizer from any `tokenizer.json`.
+
+    One that was not trained by `fit` may not reproduce every text exactly; that depends on its own rules.
+    """
 
     kind: ClassVar[str] = "text"
     config_type = TextConfig
@@ -42,7 +45,10 @@ class TextTokenizer(StoredTokenizer):
     modality: ClassVar[str] = "text"
 
     def __init__(self, tokenizer_json: str):
-        """`tokenizer_json` stays what is saved: another version of the library may write the same otherwise."""
+        """Parses `tokenizer_json`, which `save` writes unchanged because library versions serialise differently.
+
+        Raises ValueError if it is not a usable tokenizer.json.
+        """
         self._json = tokenizer_json
         with _rust("not a tokenizer.json"):
             self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
@@ -55,7 +61,7 @@ class TextTokenizer(StoredTokenizer):
 
     @classmethod
     def fit(cls, texts: Iterable[str], vocabulary_size: int) -> "TextTokenizer":
-        """Learns merges from the texts up to `vocabulary_size` tokens, or until nothing is left to merge."""
+        """Trains BPE merges on the texts, up to `vocabulary_size` tokens or until nothing is left to merge."""
         if vocabulary_size < 256:
             raise ValueError(f"vocabulary_size must be at least 256, one token per byte, got {vocabulary_size}")
         tokenizer = tokenizers.Tokenizer(models.BPE())
@@ -74,10 +80,10 @@ class TextTokenizer(StoredTokenizer):
 
     @classmethod
     def from_file(cls, path: str | Path) -> "TextTokenizer":
-        """Reads a `tokenizer.json` of any origin."""
+        """Reads a `tokenizer.json` of any origin, ignoring its padding and truncation."""
         require_regular_file(Path(path))
-        if Path(path).stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path}: {Path(path).stat().st_size:,} bytes, {MAX_BYTES:,} are allowed")
+        if Path(path).stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"{path}: {Path(path).stat().st_size:,} bytes, at most {MAX_JSON_BYTES:,} are allowed")
         try:
             given = cls(Path(path).read_text(encoding="utf-8"))
             return cls(given._tokenizer.to_str())  # without padding and truncation
@@ -86,33 +92,34 @@ class TextTokenizer(StoredTokenizer):
 
     @property
     def size(self) -> int:
-        """Number of ids, 0 to size − 1."""
+        """Number of ids; they run from 0 to size − 1."""
         return self._size
 
     @property
     def tokens(self) -> dict[int, str]:
-        """Id → token, as tokenizer.json spells it."""
+        """Id → token, as spelled in tokenizer.json."""
         return {number: token for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items()}
 
     def encode(self, text: str) -> Int[np.ndarray, " tokens"]:
-        with _rust("the tokenizer fails at this text"):
+        """Ids of a text, without EOS. Raises ValueError for text with lone surrogates."""
+        with _rust("the tokenizer failed on this text"):
             encoding = self._tokenizer.encode(_checked(text), add_special_tokens=False)
         return np.array(encoding.ids, np.int32)
 
     def decode(self, ids: Int[np.ndarray, " tokens"]) -> str:
-        """The text of these ids; bytes that are not UTF-8 become U+FFFD."""
-        with _rust("the tokenizer fails at these ids"):
+        """The text of these ids; bytes that are not UTF-8 become U+FFFD. Raises ValueError for unknown ids."""
+        with _rust("the tokenizer failed on these ids"):
             return self._tokenizer.decode(self._checked_ids(ids), skip_special_tokens=False)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int[np.ndarray, "_"]]:
-        """As `encode`, each text by itself, on all cores."""
-        with _rust("the tokenizer fails at one of these texts"):
+        """`encode` for each text, on all cores."""
+        with _rust("the tokenizer failed on one of these texts"):
             encodings = self._tokenizer.encode_batch_fast([_checked(text) for text in texts], add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def decode_batch(self, rows: Sequence[Int[np.ndarray, "_"]]) -> list[str]:
-        """As `decode`, each row by itself."""
-        with _rust("the tokenizer fails at these ids"):
+        """`decode` for each row."""
+        with _rust("the tokenizer failed on these ids"):
             return self._tokenizer.decode_batch([self._checked_ids(ids) for ids in rows], skip_special_tokens=False)
 
     @classmethod
@@ -120,7 +127,7 @@ class TextTokenizer(StoredTokenizer):
         return {"tokenizer.json": None}
 
     @classmethod
-    def _of(cls, config: TextConfig, content: dict[str, Any]) -> "TextTokenizer":
+    def _from_files(cls, config: TextConfig, content: dict[str, Any]) -> "TextTokenizer":
         return cls(content["tokenizer.json"])
 
     @property
@@ -135,12 +142,12 @@ class TextTokenizer(StoredTokenizer):
 
 @contextmanager
 def _rust(fault: str) -> Iterator[None]:
-    """Turns what Hugging Face's library raises, bare exceptions and panics of Rust, into a ValueError."""
+    """Turns whatever Hugging Face's library raises, bare exceptions and Rust panics included, into a ValueError."""
     try:
         yield
     except (ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
-    except BaseException as error:  # a panic of Rust is no Exception
+    except BaseException as error:  # a Rust panic is not an Exception
         reason = printable(str(error).partition("\n")[0])
         raise ValueError(f"{fault}: {reason}") from error
 

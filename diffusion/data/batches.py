@@ -19,7 +19,7 @@ from trimask.diffusion.data.mixture import Mixture, Span
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.run.limits import WorkLimits
-from trimask.tokenizers.sequence import Example, TokenRows, assemble, direct, stack
+from trimask.tokenizers.sequence import Example, TokenRows, assemble, make_example, stack_rows
 from trimask.tokenizers.storage.ranges import Checked, NonNegative, NonNegativeInt, Positive, Share, Size, whole
 
 # Streams of random numbers that one seed is split into.
@@ -205,7 +205,7 @@ class _Dataset:
             numbers = self.rows[index] if is_wanted else []
             examples = [self._example(e, two) for e, two in zip(numbers, row_draws, strict=False)]
             rows.append(assemble(self.vocabulary, examples, self.row_length))
-        return stack(rows)
+        return stack_rows(rows)
 
     def tokens_of(self, batches: int, seed: tuple[int, int]) -> int:
         """Non-padding tokens of the first batches."""
@@ -223,7 +223,7 @@ class _Dataset:
         task = self.tasks[int(np.searchsorted(self.task_bounds, draws[0], side="right"))]
         example = self.examples[number]
         is_question = task.condition is None and draws[1] >= self.open_questions
-        return direct(task, example, example["num_given"] if is_question else 0)
+        return make_example(task, example, example["num_given"] if is_question else 0)
 
 
 def _require_known(prepared: Prepared, config: BatchConfig) -> None:

@@ -31,7 +31,7 @@ def fit_tokenizers(
     report: Report,
 ) -> MediaTokenizers:
     """Text tokenizer and codecs: those that are given, and the others fitted on training examples of all sources."""
-    given = None if config.tokenizers is None else media_tokenizers.load(tokenizer_folder(config.tokenizers))
+    given = None if config.tokenizers is None else media_tokenizers.load_tokenizers(tokenizer_folder(config.tokenizers))
     if config.text_tokenizer is not None:
         text = TextTokenizer.from_file(config.text_tokenizer)
     elif given is not None:
@@ -66,7 +66,11 @@ def tokenizer_folder(folder: str) -> Path:
 
 def given_codecs(config: PrepareConfig) -> dict[str, Any]:
     """Modality → codec of the folder that the configuration names; none without one."""
-    return {} if config.tokenizers is None else dict(media_tokenizers.load(tokenizer_folder(config.tokenizers)).codecs)
+    return (
+        {}
+        if config.tokenizers is None
+        else dict(media_tokenizers.load_tokenizers(tokenizer_folder(config.tokenizers)).codecs)
+    )
 
 
 def digests_of_given(config: PrepareConfig) -> dict[str, str]:
@@ -77,7 +81,7 @@ def digests_of_given(config: PrepareConfig) -> dict[str, str]:
         with Path(config.text_tokenizer).open("rb") as file:
             found["text_tokenizer"] = hashlib.file_digest(file, "sha256").hexdigest()
     if config.tokenizers is not None:
-        fingerprints = media_tokenizers.load(tokenizer_folder(config.tokenizers)).fingerprints
+        fingerprints = media_tokenizers.load_tokenizers(tokenizer_folder(config.tokenizers)).fingerprints
         found["tokenizers"] = hashlib.sha256(repr(sorted(fingerprints.items())).encode()).hexdigest()
     return found
 

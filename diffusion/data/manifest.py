@@ -11,7 +11,7 @@ from trimask.diffusion.data.prepared_folder import PreparedFolder
 from trimask.diffusion.data.shards import BlockReport
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.splits import TRAIN, in_order
-from trimask.tokenizers.storage.formats import added
+from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.vocabulary import TEXT, Task, Vocabulary
 
 Reports = dict[str, list[BlockReport]]
@@ -32,9 +32,9 @@ class DatasetManifest:
     """Number of records that could not be used."""
     splits: dict[str, int]
     """Split → number of examples. A long text is several examples."""
-    shared: dict[str, dict[str, int]] = added(as_before={}, default_factory=dict)
+    shared: dict[str, dict[str, int]] = added_field(as_before={}, default_factory=dict)
     """Split → earlier split → number of examples whose content occurs in the earlier split as well."""
-    unread: dict[str, int] = added(as_before={}, default_factory=dict)
+    unread: dict[str, int] = added_field(as_before={}, default_factory=dict)
     """Folder of the source → number of files there that no record names."""
 
     @property
@@ -61,7 +61,7 @@ class Manifest:
     """Dataset → its manifest."""
     content: str
     """SHA-256 of the SHA-256 of all shards, in order."""
-    shared: dict[str, dict[str, int]] = added(as_before={}, default_factory=dict)
+    shared: dict[str, dict[str, int]] = added_field(as_before={}, default_factory=dict)
     """Held-out split, as DATASET/SPLIT → training split of another dataset → number of the held-out examples whose
     content occurs there."""
 

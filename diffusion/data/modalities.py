@@ -18,7 +18,7 @@ from trimask.diffusion.data.readers import pictures, sounds
 from trimask.diffusion.data.reading_config import MediaConfig
 from trimask.diffusion.data.records import RawExample
 from trimask.tokenizers.audio import MelCodec, MelConfig
-from trimask.tokenizers.image import PatchCodec, PatchConfig, single_patches
+from trimask.tokenizers.image import PatchCodec, PatchConfig, patches_as_images
 
 Medium = np.ndarray
 """A picture, a waveform, …"""
@@ -70,7 +70,7 @@ class Modality:
 
 def _fit_pictures(samples: Sequence[UInt8[np.ndarray, "_ _ _ _"]], config: PatchConfig) -> PatchCodec:
     """The codec fitted on all pictures of several sizes."""
-    return PatchCodec.fit(np.concatenate([single_patches(batch, config.patch_side) for batch in samples]), config)
+    return PatchCodec.fit(np.concatenate([patches_as_images(batch, config.patch_side) for batch in samples]), config)
 
 
 def _fit_sounds(samples: Sequence[Float32[np.ndarray, "_ _"]], config: MelConfig) -> MelCodec:

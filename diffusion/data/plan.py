@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from trimask.diffusion.data.records import Block, Entry
 from trimask.diffusion.data.split_rules import SplitConfig
-from trimask.tokenizers.storage.formats import added
+from trimask.tokenizers.storage.formats import added_field
 
 _DIGESTS = ("sha256", "media_sha256")
 """Fields of a block that plans of earlier versions lack."""
@@ -33,12 +33,12 @@ class Plan:
     """Dataset → blocks that together hold all its records."""
     media_shapes: dict[str, list[int]]
     """Dataset → shape of its pictures (height, width, channels) or sounds (samples)."""
-    contents: dict[str, dict[str, str]] = added(as_before={}, default_factory=dict)
+    contents: dict[str, dict[str, str]] = added_field(as_before={}, default_factory=dict)
     """Dataset → digest of a content that its source puts in several splits → the split of all examples of that content.
     Empty unless splits go by content."""
-    unread: dict[str, dict[str, int]] = added(as_before={}, default_factory=dict)
+    unread: dict[str, dict[str, int]] = added_field(as_before={}, default_factory=dict)
     """Dataset → folder of it → number of files there that no record names."""
-    given: dict[str, str] = added(as_before={}, default_factory=dict)
+    given: dict[str, str] = added_field(as_before={}, default_factory=dict)
     """Field of the configuration that names tokenizers (`text_tokenizer`, `tokenizers`) → digest of what it named."""
 
     def __post_init__(self):

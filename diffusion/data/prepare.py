@@ -97,7 +97,7 @@ def _require_same(folder: PreparedFolder, config: PrepareConfig) -> None:
     """Refuses a configuration that differs from the folder's, or that names no source."""
     if folder.plan_file.exists():
         free = {name: getattr(config, name) for name in _FREE}
-        changed = configuration.differences(dataclasses.replace(folder.config, **free), config)
+        changed = configuration.changed_fields(dataclasses.replace(folder.config, **free), config)
         if changed:
             raise ValueError(
                 f"{folder} was prepared with another configuration; remove it or choose another folder. "

@@ -12,7 +12,7 @@ from trimask.diffusion.data.records import Source
 from trimask.diffusion.data.sources import SourceConfig, open_source
 from trimask.diffusion.data.split_rules import SplitConfig
 from trimask.tokenizers.storage import configuration
-from trimask.tokenizers.storage.formats import added, nearest
+from trimask.tokenizers.storage.formats import added_field, suggestion
 from trimask.tokenizers.storage.ranges import Checked, Size, real, whole
 
 
@@ -31,7 +31,7 @@ class PrepareConfig(Checked):
     seconds: Annotated[float, real(above=0, most=86_400)] | None = None
     """Length of all sounds: longer ones are cut, shorter ones end in silence. None: that of the longest seen when
     the tokenizers are fitted."""
-    limits: LimitConfig = added(as_before=LimitConfig(), default=LimitConfig())
+    limits: LimitConfig = added_field(as_before=LimitConfig(), default=LimitConfig())
     """How large a file may be that is decoded."""
     tokenizers: str | None = None
     """Folder of a run or of prepared data whose tokenizers are used. None: they are fitted on the training splits."""
@@ -108,7 +108,7 @@ def _all_codecs(given: dict[str, Any]) -> dict[str, Any]:
     """A configuration for the codec of every modality; what is given may be plain JSON types."""
     for name in given:
         if name not in MODALITIES:
-            raise ValueError(f"codecs of an unknown modality {name!r}; {nearest(name, MODALITIES)}")
+            raise ValueError(f"codecs of an unknown modality {name!r}; {suggestion(name, MODALITIES)}")
     found = {}
     for name, entry in MODALITIES.items():
         config = given.get(name, {})

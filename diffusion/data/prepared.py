@@ -24,7 +24,7 @@ from trimask.diffusion.data.records import BadRecord, RawExample
 from trimask.diffusion.data.shards import BlockReport
 from trimask.diffusion.data.verification import Damaged, checked_report, is_verified, require_none, verify
 from trimask.diffusion.run.progress import Report, silent
-from trimask.tokenizers.sequence import fill_text
+from trimask.tokenizers.sequence import pad_with_eos
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import reading
 from trimask.tokenizers.storage.json_text import read_json
@@ -65,7 +65,7 @@ class Examples(Sequence[dict[str, Any]]):
                 _require_example(example, self.layout, self._sizes)
             if self.layout.fill != "none":
                 length = self.layout.text_length(example["num_given"])
-                example[TEXT] = fill_text(self.vocabulary, example[TEXT], length)
+                example[TEXT] = pad_with_eos(self.vocabulary, example[TEXT], length)
             if len(self._known) < _CACHED_EXAMPLES:
                 self._known[index] = example
         return example

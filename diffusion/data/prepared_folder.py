@@ -50,7 +50,7 @@ class PreparedFolder:
     @cached_property
     def tokenizers(self) -> MediaTokenizers:
         """The tokenizers that its examples are made with."""
-        return media_tokenizers.load(self.tokenizers_folder)
+        return media_tokenizers.load_tokenizers(self.tokenizers_folder)
 
     @cached_property
     def sources(self) -> dict[str, Source]:

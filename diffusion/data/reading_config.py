@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from trimask.diffusion.data.records import Unit
-from trimask.tokenizers.storage.formats import added
+from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.storage.ranges import Checked, PositiveInt, real, whole
 from trimask.tokenizers.storage.text_files import MAX_LINE_BYTES
 
@@ -37,7 +37,7 @@ class LimitConfig(Checked):
     """Most pixels of a picture file: height × width."""
     samples: PositiveInt = 1 << 26
     """Most samples that are read of a sound file, all channels together, and most that it has after resampling."""
-    record_bytes: PositiveInt = added(as_before=MAX_LINE_BYTES, default=MAX_LINE_BYTES)
+    record_bytes: PositiveInt = added_field(as_before=MAX_LINE_BYTES, default=MAX_LINE_BYTES)
     """Most bytes of a record of a text file or a list."""
 
 
@@ -65,7 +65,7 @@ class FieldConfig:
     """Field of .jsonl files of prompts that is given."""
     response: str = "response"
     """Field of .jsonl files of prompts that is asked for."""
-    labels: tuple[str, ...] = added(as_before=(), default=())
+    labels: tuple[str, ...] = added_field(as_before=(), default=())
     """Names of the numbers 0, 1, … where the text of a picture or a sound is a number. None given: those that a dataset
     of Hugging Face says."""
     text_unit: Unit = "paragraph"

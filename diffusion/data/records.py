@@ -14,7 +14,7 @@ import numpy as np
 
 from trimask.diffusion.data.fields import Fields
 from trimask.diffusion.data.layout import Fill
-from trimask.tokenizers.storage.formats import added
+from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.vocabulary import TEXT
 
 Unit = Literal["line", "paragraph", "document"]
@@ -110,9 +110,9 @@ class Block:
     """Records."""
     file_bytes: int = 0
     """Size of the whole file, by which a change of it is noticed."""
-    sha256: str = added(as_before="", default="")
+    sha256: str = added_field(as_before="", default="")
     """Of the records, by which a change of them is noticed. Empty: of what is no file."""
-    media_sha256: str = added(as_before="", default="")
+    media_sha256: str = added_field(as_before="", default="")
     """Of the names, sizes and times of last change of the files of media that the records name, and of the names that
     the dataset has for their labels."""
 

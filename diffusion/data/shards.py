@@ -24,7 +24,7 @@ from trimask.diffusion.data.prepared_folder import PreparedFolder
 from trimask.diffusion.data.records import BadRecord, Block, Entry, RawExample, Source
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import require_regular_file, written_to
-from trimask.tokenizers.storage.formats import added
+from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.vocabulary import TEXT
 
 _CHUNK = 256
@@ -46,13 +46,13 @@ class ShardReport:
 
     sha256: str
     """Of the file."""
-    num_bytes: int | None = added(as_before=None, default=None)
+    num_bytes: int | None = added_field(as_before=None, default=None)
     """Size of the file; None in reports of the first versions."""
     text_tokens: list[int] = field(default_factory=list)
     """Text tokens of each, before anything is filled with EOS."""
     given_tokens: list[int] = field(default_factory=list)
     """How many of them are given."""
-    contents: list[str] = added(as_before=[], default_factory=list)
+    contents: list[str] = added_field(as_before=[], default_factory=list)
     """Digest of the content of each record, in order; a long text is one."""
 
 
@@ -64,7 +64,7 @@ class BlockReport:
     rejects: list[Reject]
     shards: dict[str, ShardReport]
     """Split → its shard; a split without examples is absent."""
-    lost: dict[str, int] = added(as_before={}, default_factory=dict)
+    lost: dict[str, int] = added_field(as_before={}, default_factory=dict)
     """What media lost at the dataset's shape → how many."""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from trimask.diffusion.data.records import Entry, draw_of
 from trimask.diffusion.data.splits import TEST, TRAIN, VALIDATION
-from trimask.tokenizers.storage.formats import added
+from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.storage.json_text import parse_json
 from trimask.tokenizers.storage.ranges import Checked, Seed, real
 
@@ -23,7 +23,7 @@ class SplitConfig(Checked):
     """Share of the records to choose settings on."""
     test: Annotated[float, real(0, below=1)] = 0.1
     """Share of the records to report on."""
-    by: Literal["id", "content"] = added(as_before="id", default="id")
+    by: Literal["id", "content"] = added_field(as_before="id", default="id")
     """What the draw goes by: the id of a record, or its content, so that what is there twice is in one split. Then a
     content that the source itself puts in several splits is in the one that is held out."""
     held_out: tuple[str, ...] = ()

@@ -30,7 +30,7 @@ from trimask.diffusion.pretraining.trained_model import LoadedRun, require_same_
 from trimask.diffusion.run.limits import WorkLimits
 from trimask.diffusion.run.progress import Report, silent
 from trimask.diffusion.sampling.generator import Generator
-from trimask.tokenizers.sequence import direct
+from trimask.tokenizers.sequence import make_example
 from trimask.tokenizers.storage.ranges import Checked, PositiveInt, Seed, Size
 from trimask.tokenizers.vocabulary import TEXT, Task
 
@@ -160,7 +160,7 @@ class _Measured:
 
 
 def _measured(loaded: LoadedRun, task: Task, part: HeldOut, config: EvaluateConfig, report: Report) -> _Measured:
-    examples = [direct(task, record, num_given(task, record)) for record in part.records]
+    examples = [make_example(task, record, num_given(task, record)) for record in part.records]
     key = jax.random.fold_in(
         jax.random.key(config.seed), zlib.crc32(f"{part.dataset} {task.name} {part.split}".encode())
     )

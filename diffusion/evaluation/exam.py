@@ -18,7 +18,7 @@ from trimask.diffusion.evaluation.results import Memorisation, Samples, Score
 from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import Answer, Generator
-from trimask.tokenizers.sequence import Example, direct
+from trimask.tokenizers.sequence import Example, make_example
 from trimask.tokenizers.vocabulary import TEXT, Task
 
 _FEW = 3
@@ -128,7 +128,7 @@ def question(task: Task, record: dict[str, Any]) -> Example:
     """The example with what is asked for masked."""
     given, asked = num_given(task, record), record[task.target].copy()
     asked.reshape(-1)[given:] = -1
-    return direct(task, {**record, task.target: asked}, given)
+    return make_example(task, {**record, task.target: asked}, given)
 
 
 def reference(task: Task, example: RawExample) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from trimask.diffusion.cross_entropy import cross_entropy, restrict
 from trimask.diffusion.denoiser import Denoiser
 from trimask.diffusion.masking import draw_is_masked
 from trimask.diffusion.schedule import ScheduleConfig, stratified_times
-from trimask.tokenizers.sequence import Example, Segment, TokenRows, assemble, stack, until_eos
+from trimask.tokenizers.sequence import Example, Segment, TokenRows, assemble, stack_rows, until_eos
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 Estimator = Literal["times", "subsets"]
@@ -87,7 +87,7 @@ def target_bits(
         for first in range(0, len(numbers), size):
             chunk = numbers[first : first + size]
             filled = np.array(chunk + chunk[:1] * (min(size, 1 << (len(chunk) - 1).bit_length()) - len(chunk)))
-            batch = stack([assemble(vocabulary, [examples[number]], length) for number in filled])
+            batch = stack_rows([assemble(vocabulary, [examples[number]], length) for number in filled])
             for draw in range(num_draws):
                 place = np.int32(draw), np.int32(num_draws)
                 drawn = _bits(key, streams[filled], *place, denoise, batch, vocabulary, schedule, estimator)
@@ -151,7 +151,7 @@ def _bits(
 ) -> Float[Array, " batch"]:
     """Bits of every row by one draw of so many."""
 
-    chosen = schedule.of(vocabulary)
+    chosen = schedule.build(vocabulary)
 
     def mask(stream, is_target, modality):
         key_time, key_mask = jax.random.split(jax.random.fold_in(key, stream))
@@ -163,7 +163,7 @@ def _bits(
             noise = jnp.where(is_target, jax.random.uniform(key_mask, is_target.shape), jnp.inf)
             return is_target & (jnp.argsort(jnp.argsort(noise)) < size), jnp.full(is_target.shape, count / size)
         times = jnp.full(is_target.shape, stratified_times(offset, draw / num_draws, schedule.min_time))
-        is_masked = draw_is_masked(key_mask, is_target[None], chosen.kept(times, modality)[None])[0]
+        is_masked = draw_is_masked(key_mask, is_target[None], chosen.keep_probability(times, modality)[None])[0]
         return is_masked, chosen.weight(times, modality)
 
     is_masked, weight = jax.vmap(mask)(streams, sequence.is_target, sequence.modality)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from trimask.tokenizers.storage.formats import added
+from trimask.tokenizers.storage.formats import added_field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Evaluation:
     bounds: list[Bound] = field(default_factory=list)
     """Of every direction, then of every modality."""
     memorisation: list[Memorisation] = field(default_factory=list)
-    notes: list[str] = added(as_before=[], default_factory=list)
+    notes: list[str] = added_field(as_before=[], default_factory=list)
     """What was not judged, and why."""
 
 

@@ -24,7 +24,7 @@ from trimask.diffusion.sde import SDEScaling, rescaled
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.storage import configuration
-from trimask.tokenizers.storage.formats import added
+from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.storage.ranges import Checked, Seed, Size
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -86,7 +86,7 @@ class RunDescription:
     """Run folder whose weight average this run started from."""
     init_step: int | None = None
     """The step of that weight average."""
-    first_horizon_tokens: int | None = added(as_before=None, default=None)
+    first_horizon_tokens: int | None = added_field(as_before=None, default=None)
     """Horizon of the run before it was made longer: that of `kappa` and `batch_tokens`. None: it was not."""
 
     @property
@@ -141,8 +141,8 @@ def resumed_description(folder: Path, description: RunDescription, resume: bool)
     free = {name: getattr(old.train, name) for name in ("loop", "generation", "mesh")}
     model = description.train.model.computed_as(old.train.model)
     asked = dataclasses.replace(description.train, **free, batch=batch, model=model)
-    changed = configuration.differences(old.train, asked)
-    changed += configuration.differences(old.vocabulary, description.vocabulary, "vocabulary.")
+    changed = configuration.changed_fields(old.train, asked)
+    changed += configuration.changed_fields(old.vocabulary, description.vocabulary, "vocabulary.")
     for name in ("data_fingerprint", "init_from"):
         if getattr(old, name) != getattr(description, name):
             changed.append(f"{name}: {getattr(old, name)} → {getattr(description, name)}")

@@ -18,7 +18,7 @@ import jax
 from trimask.diffusion.data.batches import Batches, DatasetUse
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.verification import BackgroundVerification
-from trimask.diffusion.mesh import gathered, place_rows
+from trimask.diffusion.mesh import gather, rows_to_devices
 from trimask.diffusion.pretraining.description import (
     RunDescription,
     TrainConfig,
@@ -33,7 +33,7 @@ from trimask.diffusion.pretraining.warm_start import require_grown, require_same
 from trimask.diffusion.run.folder import WRITTEN_FIRST, checkpoint_steps, locked, undone_if_empty, writing
 from trimask.diffusion.run.metrics import Metrics
 from trimask.diffusion.run.processes import is_first, require_agreement, wait_for_all
-from trimask.diffusion.run.step_loop import fit
+from trimask.diffusion.run.step_loop import train_loop
 from trimask.diffusion.sde import rescaled
 
 
@@ -90,7 +90,7 @@ def train(
         alone = Pretraining(config, vocabulary, description.kappa)  # to sample with: on one device, whatever the mesh
 
         def trained(state: TrainState, step: int) -> LoadedRun:
-            return LoadedRun(folder, description, prepared.tokenizers, alone, gathered(state.average, mesh), step)
+            return LoadedRun(folder, description, prepared.tokenizers, alone, gather(state.average, mesh), step)
 
         def sample_now(state: TrainState, step: int) -> None:
             loaded = trained(state, step)  # by all processes together
@@ -105,7 +105,7 @@ def train(
 
         if is_first():
             verification.start()
-        state = fit(
+        state = train_loop(
             step,
             state,
             batches,
@@ -116,7 +116,7 @@ def train(
             sample=sample_now if sample else None,
             describe=batches.describe,
             milestone=last_step_before_decay(config.optimizer, batches),
-            to_devices=partial(place_rows, mesh=mesh, parts=config.accumulate),
+            to_devices=partial(rows_to_devices, mesh=mesh, parts=config.accumulate),
         )
         verification.require(wait=True)
         return trained(state, description.num_steps)

@@ -60,7 +60,7 @@ def load(folder: Path, checkpoint: int | Literal["best"] | None = None, mesh: Me
     Only the weight average is read: on a mesh every device gets its part of it, and all processes must ask.
     """
     description = load_description(folder)
-    tokenizers = media_tokenizers.load(folder / "tokenizers")
+    tokenizers = media_tokenizers.load_tokenizers(folder / "tokenizers")
     require_same_vocabulary(description.vocabulary, tokenizers.vocabulary, folder)
     pretraining = Pretraining(description.train, description.vocabulary, mesh=mesh)
     like = {"average": pretraining.abstract().average}
@@ -78,7 +78,7 @@ def load(folder: Path, checkpoint: int | Literal["best"] | None = None, mesh: Me
 
 def require_same_vocabulary(model: Vocabulary, tokenizers: Vocabulary, folder: Path) -> None:
     """Refuses tokenizers that are not those of the model, saying where they differ."""
-    changed = configuration.differences(model, tokenizers)
+    changed = configuration.changed_fields(model, tokenizers)
     if changed:
         raise ValueError(
             f"{folder}: the model's vocabulary is not the tokenizers' (model → tokenizers): {'; '.join(changed)}"

@@ -11,14 +11,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from trimask.diffusion.cost import StepOnMesh, flops_per_token, parameters
+from trimask.diffusion.cost import StepOnMesh, count_parameters, flops_per_token
 from trimask.diffusion.data.batches import Batches
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.denoiser import DenoiserOutput
 from trimask.diffusion.loss import loss_and_metrics, target_counts
 from trimask.diffusion.masking import Noised, forward_process
-from trimask.diffusion.mesh import AXES, laid_out, own_rows, shardings, use_mesh
-from trimask.diffusion.optimizer import Knobs, adamw, averaged
+from trimask.diffusion.mesh import AXES, constrain_parameters, local_rows, shardings, use_mesh
+from trimask.diffusion.optimizer import Hyperparameters, adamw, update_average
 from trimask.diffusion.parametrization import parameter_multipliers, without_multipliers
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.warm_start import grown
@@ -82,7 +82,7 @@ class Network:
 class Pretraining:
     """The training step of one configuration: what is static beside the state.
 
-    Two are equal if they compile the same: if they differ at most in what a step is given, its knobs, key and data.
+    Two are equal if they compile the same, that is, differ at most in the hyperparameters, key and data of a step.
     """
 
     def __init__(self, config: TrainConfig, vocabulary: Vocabulary, kappa: float = 1.0, mesh: Mesh | None = None):
@@ -90,10 +90,10 @@ class Pretraining:
         self.config, self.vocabulary, self.mesh = config, vocabulary, mesh
         abstract = nnx.eval_shape(lambda: self._new_model(jax.random.key(0)))
         self.optimizer = rescaled(config.optimizer, kappa)
-        self.knobs = self.optimizer.knobs(parameter_multipliers(abstract))
+        self.hyperparameters = self.optimizer.hyperparameters(parameter_multipliers(abstract))
         self.key = jax.random.key(config.seed)
         self.denoise = Network(nnx.graphdef(without_multipliers(abstract)))
-        parts = config.model, config.masking, config.loss, config.accumulate, self.optimizer.schedule_alone
+        parts = config.model, config.masking, config.loss, config.accumulate, self.optimizer.schedule_only
         self._program = self.denoise, vocabulary, mesh, repr(parts)
         self._hash = hash(self._program)
 
@@ -116,7 +116,7 @@ class Pretraining:
             parameters = self.new_parameters(key)
             if old is not None:
                 parameters = grown(old, parameters, vocabulary or self.vocabulary, self.vocabulary)
-            return laid_out(self.state_of(parameters))
+            return constrain_parameters(self.state_of(parameters))
 
         if self.mesh is None or self.mesh.size == 1:
             device = jax.devices()[0] if self.mesh is None else self.mesh.devices.item()
@@ -141,7 +141,7 @@ class Pretraining:
         """The state before the first step from these parameters."""
         average = jax.tree.map(jnp.copy, parameters)  # not the same buffers: `step` donates both
         step, tokens = jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.int32)
-        return TrainState(parameters, average, adamw(self.knobs).init(parameters), step, tokens)
+        return TrainState(parameters, average, adamw(self.hyperparameters).init(parameters), step, tokens)
 
     def model(self, parameters: Parameters) -> Transformer:
         """The network with these parameters."""
@@ -150,30 +150,30 @@ class Pretraining:
     def step(self, state: TrainState, batch: TokenRows) -> tuple[TrainState, dict[str, Mean]]:
         """One update; the state given is used up."""
         with use_mesh(self.mesh):
-            return self.update(self.knobs, self.key, state, batch)
+            return self.update(self.hyperparameters, self.key, state, batch)
 
     def compiled(self, state: TrainState, batch: TokenRows) -> jax.stages.Compiled:
-        """`update` for such a state and batch, or descriptions of them; call it with (knobs, key, state, batch)."""
+        """`update` compiled for such a state and batch; call it with (hyperparameters, key, state, batch)."""
         with use_mesh(self.mesh):
-            return type(self).update.lower(self, self.knobs, self.key, state, batch).compile()
+            return type(self).update.lower(self, self.hyperparameters, self.key, state, batch).compile()
 
     @partial(jax.jit, static_argnums=0, donate_argnums=3)
     def update(
-        self, knobs: Knobs, key: PRNGKeyArray, state: TrainState, batch: TokenRows
+        self, hyperparameters: Hyperparameters, key: PRNGKeyArray, state: TrainState, batch: TokenRows
     ) -> tuple[TrainState, dict[str, Mean]]:
-        """Mask, loss, gradients, update. Other knobs, or another key, than this configuration's recompile nothing."""
+        """Mask, loss, gradients, update; it is not compiled again for other hyperparameters or another key."""
         key = jax.random.fold_in(jax.random.fold_in(key, 1), state.step)
         noised = forward_process(key, batch, self.vocabulary, self.config.masking)
         loss, metrics, gradients = self.gradients(state.parameters, noised)
-        updates, optimizer = adamw(knobs).update(gradients, state.optimizer, state.parameters)
+        updates, optimizer = adamw(hyperparameters).update(gradients, state.optimizer, state.parameters)
         step, tokens = state.step + 1, _counted(state.tokens, jnp.sum(~noised.sequence.is_padding))
-        rate = self.optimizer.rate_at(_rounded(tokens))
+        rate = self.optimizer.learning_rate_fraction(_rounded(tokens))
         parameters = jax.tree.map(lambda p, u: p - rate * u, state.parameters, updates)
-        average = averaged(state.average, parameters, knobs.ema_decay, step)
+        average = update_average(state.average, parameters, hyperparameters.ema_decay, step)
         scalars = {"loss": loss, "gradient_norm": optax.tree.norm(gradients), "tokens": _rounded(tokens)}
-        scalars["largest_learning_rate"] = jnp.max(knobs.learning_rate) * rate
+        scalars["largest_learning_rate"] = jnp.max(hyperparameters.learning_rate) * rate
         metrics |= {name: Mean(value, jnp.ones(())) for name, value in scalars.items()}
-        return laid_out(TrainState(parameters, average, optimizer, step, tokens)), metrics
+        return constrain_parameters(TrainState(parameters, average, optimizer, step, tokens)), metrics
 
     def loss(
         self, parameters: Parameters, noised: Noised, counts: Float[Array, " modality"]
@@ -205,7 +205,7 @@ class Pretraining:
 def training_batches(prepared: Prepared, config: TrainConfig, mesh: Mesh | None = None) -> Batches:
     """What a configuration is trained on; of each batch all rows, or those that this process takes on the mesh."""
     copies = 2 if config.masking.complementary else 1
-    own = None if mesh is None else partial(own_rows, mesh=mesh, parts=config.accumulate)
+    own = None if mesh is None else partial(local_rows, mesh=mesh, parts=config.accumulate)
     limits = config.loop.limits
     batches = Batches(prepared, config.batch, config.seed, copies, config.accumulate, own_rows=own, limits=limits)
     _require_room(batches, config, prepared.tokenizers.vocabulary, copies, mesh)
@@ -233,8 +233,8 @@ def _require_room(
         )
         rows = -(-copies * dataset.num_rows // (data * fsdp * config.accumulate))
         what = (
-            f"a step of {parameters(model, vocabulary).total:,} parameters on {rows:,} rows of {dataset.name}, of "
-            f"{dataset.row_length:,} tokens each,"
+            f"a step of {count_parameters(model, vocabulary).total:,} parameters on {rows:,} rows of {dataset.name}, "
+            f"of {dataset.row_length:,} tokens each,"
         )
         limits.require_memory(step.estimate(rows).total, what, devices)
     shortest = min(dataset.row_length for dataset in batches.datasets)

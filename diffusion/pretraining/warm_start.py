@@ -59,15 +59,15 @@ _INDEXED: dict[str, tuple[int, Callable[[Vocabulary, Vocabulary], Int[np.ndarray
 
 def require_same_model(old: TrainConfig, new: TrainConfig, run: Path) -> None:
     """Refuses another network than the run's; how it is computed may differ."""
-    changed = configuration.differences(old.model, new.model.computed_as(old.model), "model.")
-    changed += configuration.differences(old.parametrization, new.parametrization, "parametrization.")
+    changed = configuration.changed_fields(old.model, new.model.computed_as(old.model), "model.")
+    changed += configuration.changed_fields(old.parametrization, new.parametrization, "parametrization.")
     if changed:
         raise ValueError(f"{run}: a run can start from it only with its model. There → asked for: {'; '.join(changed)}")
 
 
 def require_grown(old: Path, new: Path) -> None:
     """Refuses a folder of tokenizers in which an id or a code does not mean what it means in the old one."""
-    there, here = media_tokenizers.load(old), media_tokenizers.load(new)
+    there, here = media_tokenizers.load_tokenizers(old), media_tokenizers.load_tokenizers(new)
     before, after = there.fingerprints, here.fingerprints
     changed = [
         f"codec of {modality}: {fingerprint} → {after.get(modality, 'absent')}"

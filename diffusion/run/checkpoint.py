@@ -1,13 +1,13 @@
-"""Saving and restoring: Orbax folders, written in the background and visible only when complete; nothing is pickled.
+"""Saves and restores checkpoints: Orbax folders, written in the background, visible only when complete, without pickle.
 
-    checkpoints/<step>/state      the tree
-    checkpoints/<step>/about      shape, dtype and checksum of every leaf; metrics; notes of whoever saved it; a CRC-32
-    checkpoints/damaged-<step>    one that could not be read, set aside: it is never deleted or written over
+    checkpoints/<step>/state      the tree of arrays
+    checkpoints/<step>/about      shape, dtype and checksum of every leaf; metrics; notes of the caller; a CRC-32
+    checkpoints/damaged-<step>    a checkpoint that could not be read, set aside; it is never deleted or overwritten
 
-Leaves are known by the names they were saved with, whatever the code calls them by now (`storage/formats.py`).
-A flipped bit need not break the format it lies in, so a checkpoint is good only if every leaf has the checksum it was
-saved with. That is a sum over the elements, so it does not depend on how many devices and processes they lie on. One of
-other names, shapes or dtypes is not damaged, but another model's.
+Leaves are identified by the names under which they were saved, even if the code has renamed them since
+(`storage/formats.py`). A flipped bit need not break the file format, so a checkpoint is good only if every leaf has the
+checksum it was saved with. The checksum is a sum over elements, so it does not depend on how they are distributed over
+devices and processes. A checkpoint with other names, shapes or dtypes is not damaged; it belongs to another model.
 """
 
 import json
@@ -15,11 +15,10 @@ import logging
 import stat
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,22 +28,22 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from trimask.diffusion.run.folder import writing
-from trimask.diffusion.run.processes import any_process, is_first, summed, wait_for_all
+from trimask.diffusion.run.processes import any_process, is_first, sum_over_processes, wait_for_all
 from trimask.tokenizers.storage.files import shortened
-from trimask.tokenizers.storage.formats import present_name
+from trimask.tokenizers.storage.formats import current_name
 from trimask.tokenizers.storage.json_text import parse_json
 
 _ELEMENTS_AT_A_TIME = 1 << 20
 _JSON, _JSON_FOLDER = ("_CHECKPOINT_METADATA", "_METADATA", "_sharding", "metadata"), "array_metadatas"
-"""What Orbax reads as JSON."""
+"""Names of the files, and of the folder of files, that Orbax reads as JSON."""
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint that cannot be read, or does not hold what was saved."""
+    """A checkpoint that cannot be read, or whose content is not what was saved."""
 
 
 class Restored(NamedTuple):
-    """What a checkpoint gave back."""
+    """A restored checkpoint: its step, its tree, and the notes saved with it."""
 
     step: int
     tree: Any
@@ -53,24 +52,27 @@ class Restored(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """Which checkpoints stay; a field's meaning is that of LoopConfig's."""
+    """Which checkpoints are kept; the fields are those of LoopConfig (`keep_last`, `keep_every`, …)."""
 
     last: int = 2
     every: int | None = None
     step: int | None = None
-    """One that always stays."""
+    """A step whose checkpoint is always kept. None: no such step."""
     best: int = 0
     metric: str = "loss"
 
 
 @dataclass(frozen=True)
 class _KeepBest:
-    """A preservation policy, as Orbax calls it. Orbax's own would end the run at one unreadable number."""
+    """Orbax preservation policy that keeps the checkpoints with the lowest metric.
+
+    Orbax's own policy would end the run at a single unreadable number.
+    """
 
     number: int
     metric: str
     metrics: Mapping[int, Mapping[str, float]]
-    """By step; it grows with every checkpoint saved."""
+    """Metrics by step; the mapping grows with every saved checkpoint."""
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         known = {c.step: self.metrics[c.step] for c in checkpoints if c.step in self.metrics}
@@ -79,7 +81,7 @@ class _KeepBest:
 
 
 class Checkpoints:
-    """The numbered checkpoints of one run folder; they are written only where it is said which of them to keep."""
+    """The numbered checkpoints of one run folder; read-only unless `keep` says which of them to keep."""
 
     def __init__(self, run: Path, keep: Retention | None = None):
         self.run, self.folder = run, run / "checkpoints"
@@ -89,7 +91,7 @@ class Checkpoints:
             cleanup_tmp_directories=keep is not None,
             preservation_policy=None if keep is None else self._policy(keep),
             lightweight_initialize=True,
-            async_options=ocp.AsyncOptions(barrier_sync_fn=_meet),
+            async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier),
         )
         _quiet_orbax()
         with writing(run, Exception):
@@ -104,11 +106,13 @@ class Checkpoints:
             self._manager.close()
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
+        """Steps of the complete checkpoints, in ascending order."""
         return sorted(self._manager.all_steps())
 
     def best(self, metric: str) -> int:
-        """Step of the checkpoint with the lowest metric."""
+        """Step of the checkpoint with the lowest value of a metric. Raises ValueError if no checkpoint has the
+        metric.
+        """
         ranked = _ranked(self._metrics, metric)
         if not ranked:
             known = sorted({name for metrics in self._metrics.values() for name in metrics})
@@ -116,7 +120,10 @@ class Checkpoints:
         return ranked[0]
 
     def save(self, step: int, tree: Any, *, notes: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Copies the tree and writes it in the background; `notes` come back with it, the best is kept by `metrics`."""
+        """Copies the tree and writes it in the background.
+
+        `notes` are returned by `restore`; `metrics` decide which checkpoints are the best.
+        """
         about = _signed({"arrays": _leaves(tree), "notes": notes, "metrics": metrics})
         items = ocp.args.Composite(state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(about))
         self._metrics[step] = metrics
@@ -124,15 +131,15 @@ class Checkpoints:
             self._manager.save(step, args=items)
 
     def wait(self) -> None:
-        """Until everything saved is on disk."""
+        """Waits until everything saved is on disk."""
         with writing(self.run, Exception):
             self._manager.wait_until_finished()
 
     def restore_newest(self, like: Any, *, set_aside: bool, is_part: bool = False) -> Restored | None:
-        """The newest good checkpoint, None if there are none at all; each damaged one is reported in a line.
+        """Restores the newest good checkpoint; None if there is none. Reports each damaged one in a line on stderr.
 
-        `like` and `is_part` are as in `restore`. With `set_aside` a damaged one is renamed, so that its step can be
-        saved again and nothing is lost.
+        `like` and `is_part` are as in `restore`. With `set_aside` a damaged checkpoint is renamed, so that its step can
+        be saved again and nothing is lost. Raises ValueError if all checkpoints are damaged.
         """
         remaining, damaged = self.steps(), {path.name for path in self.folder.glob("damaged-*")}
         while remaining:
@@ -152,24 +159,26 @@ class Checkpoints:
         return None
 
     def restore(self, step: int, like: Any, *, is_part: bool = False) -> Restored:
-        """The tree saved at `step`; `like` gives structure, shapes, dtypes and shardings (none: the first device).
+        """Restores the tree saved at `step`.
 
-        With `is_part` it is a dictionary of some of its branches, and nothing else is read. Of several processes all
-        must ask, for arrays that lie on the devices of all.
+        `like` gives structure, shapes, dtypes and shardings (without a sharding: the first local device). With
+        `is_part`, `like` is a dictionary of some top-level branches, and only these are read. All processes of a run
+        must call this together if arrays are sharded over their devices. Raises DamagedCheckpoint for damaged content,
+        and ValueError for a missing step or another model's checkpoint.
         """
         if step not in self.steps():
-            there = ", ".join(map(str, self.steps())) or "none"
-            raise ValueError(f"{self.folder}: no checkpoint of step {step}; there are {there}")
+            steps = ", ".join(map(str, self.steps())) or "none"
+            raise ValueError(f"{self.folder}: no checkpoint of step {step}; there are {steps}")
         about = self._about(step)
         abstract = jax.tree.map(_abstract, like)
         if "arrays" not in about:
             raise ValueError(f"{self.folder / str(step)}: was written by another version of trimask")
-        path, asked = self.folder / str(step), _leaves(abstract)
+        path, expected = self.folder / str(step), _leaves(abstract)
         saved_names = {_present_path(name): name for name in about["arrays"]}
         saved = {name: about["arrays"][saved_name] for name, saved_name in saved_names.items()}
         if is_part:
             saved = {name: leaf for name, leaf in saved.items() if name.partition("/")[0] in like}
-        _require_same_tree(saved, asked, path)
+        _require_same_tree(saved, expected, path)
         as_saved = _with_keys(abstract, {part: name for names in saved_names.items() for part, name in _parts(*names)})
         args: ocp.args.CheckpointArgs = ocp.args.StandardRestore(as_saved)
         if is_part:
@@ -179,13 +188,14 @@ class Checkpoints:
             _name(path): leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(self._read_by_all(step, "state", args))
         }
-        tree = jax.tree.unflatten(jax.tree.structure(abstract), [read[saved_names[name]] for name in asked])
+        tree = jax.tree.unflatten(jax.tree.structure(abstract), [read[saved_names[name]] for name in expected])
         changed = [name for name, leaf in _leaves(tree).items() if leaf != saved[name]]
         if changed:
             raise DamagedCheckpoint(f"{path}: damaged: {', '.join(changed[:3])} is not what was saved")
         return Restored(step, tree, about["notes"])
 
     def _about(self, step: int) -> dict[str, Any]:
+        """Content of the checkpoint's `about` item, after checking its CRC-32."""
         _require_plain(self.folder / str(step))
         about = self._read(step, "about", ocp.args.JsonRestore())
         if not isinstance(about, dict) or _signed(about) != about:
@@ -193,6 +203,7 @@ class Checkpoints:
         return about
 
     def _read(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
+        """Reads one item of a checkpoint; raises DamagedCheckpoint for whatever Orbax raises."""
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
         except (MemoryError, PermissionError):
@@ -204,7 +215,7 @@ class Checkpoints:
             raise DamagedCheckpoint(f"{path}: damaged: {item}/ cannot be read: {shortened(str(error))}") from error
 
     def _read_by_all(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
-        """The same; every process of the run reads its part, and all fail if one does."""
+        """Reads an item in which every process has its part; all processes fail if one does."""
         tree, damage = None, None
         try:
             tree = self._read(step, item, args)
@@ -215,13 +226,13 @@ class Checkpoints:
         return tree
 
     def _read_metrics(self) -> dict[int, Mapping[str, float]]:
-        """Metrics of all checkpoints that can be read."""
-        found: dict[int, Mapping[str, float]] = {}
+        """Metrics by step of all checkpoints that can be read."""
+        by_step: dict[int, Mapping[str, float]] = {}
         for step in self.steps():
             with suppress(DamagedCheckpoint):
                 metrics = self._about(step)["metrics"]
-                found[step] = {present_name("metric", name): value for name, value in metrics.items()}
-        return found
+                by_step[step] = {current_name("metric", name): value for name, value in metrics.items()}
+        return by_step
 
     def _policy(self, keep: Retention) -> policies.AnyPreservationPolicy:
         every = [] if keep.every is None else [policies.EveryNSteps(keep.every)]
@@ -231,6 +242,7 @@ class Checkpoints:
         )
 
     def _set_aside(self, step: int) -> Path:
+        """Renames a damaged checkpoint, on the first process alone, and returns its new path."""
         names = (f"damaged-{step}{suffix}" for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
         target = next(self.folder / name for name in names if not (self.folder / name).exists())
         wait_for_all(f"all have found a name for the damaged checkpoint of step {step}")
@@ -243,7 +255,9 @@ class Checkpoints:
 
 
 def _require_plain(checkpoint: Path) -> None:
-    """Refuses, before Orbax opens it, a checkpoint with anything but files and folders, or JSON out of bounds."""
+    """Raises DamagedCheckpoint, before Orbax opens it, for special files and for JSON that is not strict or too
+    large.
+    """
     for path in checkpoint.rglob("*"):
         mode, name = path.lstat().st_mode, path.relative_to(checkpoint)
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -255,11 +269,10 @@ def _require_plain(checkpoint: Path) -> None:
                 raise DamagedCheckpoint(f"{checkpoint}: damaged: {shortened(str(error))}") from error
 
 
-@cache
-def _meet(*, key: str, timeout_ms: int) -> None:
-    """Orbax's barrier. Raises the failure of a write that this thread is about to report, rather than to wait.
+def _barrier(*, key: str, timeout_ms: int) -> None:
+    """Orbax's barrier between processes, except that a thread whose write has failed raises that failure.
 
-    After a failed write Orbax waits for the others to be through, while they wait for the write: until the time is up.
+    Otherwise it would wait for the other processes, which in turn wait for the write, until the timeout.
     """
     failure = sys.exc_info()[1]
     if failure is not None:
@@ -268,38 +281,47 @@ def _meet(*, key: str, timeout_ms: int) -> None:
 
 
 def _quiet_orbax() -> None:
-    """Keeps Orbax's log off the terminal: what it raises reaches us, and what it logs, at any time, is that once more.
+    """Keeps Orbax's log messages off the terminal; the errors that it raises reach us anyway.
 
-    After one failed read or write its threads log, and TensorStore answers for the others to an event loop that is
-    gone, long after the error has reached us.
+    After a failed read or write its threads keep logging, and TensorStore may report to an event loop that is already
+    closed, long after the error was handled.
     """
     for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(
-            lambda record: "orbax" not in Path(record.pathname).parts and "/orbax/" not in record.getMessage()
-        )
-    hook = sys.unraisablehook
+        logging.getLogger(name).addFilter(_is_not_of_orbax)  # which adds a filter once
+    if not isinstance(sys.unraisablehook, _UnraisableHook):
+        sys.unraisablehook = _UnraisableHook(sys.unraisablehook)
 
-    def unraisable(failure: Any) -> None:
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in Path(record.pathname).parts and "/orbax/" not in record.getMessage()
+
+
+@dataclass(frozen=True)
+class _UnraisableHook:
+    """`sys.unraisablehook` that leaves out Orbax's coroutines and closed event loops."""
+
+    rest: Callable[[Any], object]
+    """The hook that is given everything else."""
+
+    def __call__(self, failure: Any) -> None:
         code = getattr(failure.object, "cr_code", None)
         is_orbax = code is not None and "orbax" in Path(code.co_filename).parts
         if not is_orbax and str(failure.exc_value) != "Event loop is closed":
-            hook(failure)
-
-    sys.unraisablehook = unraisable
+            self.rest(failure)
 
 
 def _ranked(metrics: Mapping[int, Mapping[str, float]], metric: str) -> list[int]:
-    """Steps that have the metric, the lowest first."""
+    """Steps that have the metric, lowest value first."""
     return sorted((step for step in metrics if metric in metrics[step]), key=lambda step: metrics[step][metric])
 
 
 def _leaves(tree: Any) -> dict[str, list[Any]]:
-    """Shape, dtype and checksum by name; of a tree that is only described the checksum is 0."""
+    """Shape, dtype and checksum of every leaf, by name; the checksum is 0 in a tree of ShapeDtypeStructs."""
     named = jax.tree_util.tree_leaves_with_path(tree)
     with ThreadPoolExecutor() as threads:
-        own = np.array(list(threads.map(_checksum_here, (leaf for _, leaf in named))), np.uint64)
+        local = np.array(list(threads.map(_checksum_here, (leaf for _, leaf in named))), np.uint64)
     is_described = any(isinstance(leaf, jax.ShapeDtypeStruct) for _, leaf in named)
-    checksums = own if is_described else summed(own)
+    checksums = local if is_described else sum_over_processes(local)
     return {
         _name(path): [list(leaf.shape), str(leaf.dtype), int(checksum)]
         for (path, leaf), checksum in zip(named, checksums, strict=True)
@@ -307,9 +329,10 @@ def _leaves(tree: Any) -> dict[str, list[Any]]:
 
 
 def _checksum_here(leaf: Any) -> int:
-    """Σ bits·w modulo 2⁶⁴ over the elements of which this process has the first copy; w is odd and pseudo-random.
+    """Checksum of those elements of which this process holds the first copy: Σ bits·w modulo 2⁶⁴.
 
-    Bits of an element changed, or elements that changed places, change it.
+    The weight w of an element is odd and pseudo-random in its index, so flipped bits and swapped elements both change
+    the sum.
     """
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return 0
@@ -326,49 +349,49 @@ def _checksum_here(leaf: Any) -> int:
 
 
 def _checksum(shape: tuple[int, ...], start: tuple[int, ...], values: np.ndarray) -> int:
-    """Of the part of an array that starts there, with little memory: of a few rows at a time."""
+    """Checksum of the part of an array that begins at index `start`, computed a few rows at a time to save memory."""
     rows = max(1, _ELEMENTS_AT_A_TIME * len(values) // values.size) if values.ndim and values.size else 1
     if values.ndim and len(values) > rows:
         first, *rest = start
         return sum(_checksum(shape, (first + n, *rest), values[n : n + rows]) for n in range(0, len(values), rows))
-    place = np.zeros((), np.uint64)
+    index = np.zeros((), np.uint64)
     for size, first, length in zip(shape, start, values.shape, strict=True):
-        place = place[..., None] * np.uint64(size) + np.arange(first, first + length, dtype=np.uint64)
+        index = index[..., None] * np.uint64(size) + np.arange(first, first + length, dtype=np.uint64)
     bits = values.reshape(-1).view(f"u{values.itemsize}").astype(np.uint64)
-    return int(np.dot(bits, place.reshape(-1) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)))
+    return int(np.dot(bits, index.reshape(-1) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)))
 
 
 def _present_path(name: str) -> str:
-    """The name by which the code knows a leaf that was saved under this one."""
-    return "/".join(present_name("parameter", part) for part in name.split("/"))
+    """Current name of a leaf that was saved under this name."""
+    return "/".join(current_name("parameter", part) for part in name.split("/"))
 
 
 def _parts(present: str, saved: str) -> Iterator[tuple[str, str]]:
-    """Each beginning of a leaf's present path, and what its last part is called in the file."""
+    """Yields each prefix of a leaf's current path, and the name of the prefix's last part in the file."""
     parts = present.split("/")
     for number, name in enumerate(saved.split("/"), 1):
         yield "/".join(parts[:number]), name
 
 
 def _with_keys(tree: Any, names: Mapping[str, str], path: str = "") -> Any:
-    """The tree, with the keys of its dictionaries replaced by the names of their paths."""
+    """The tree with its dictionary keys replaced by `names[path of the key]`."""
     if jax.tree_util.all_leaves([tree]):
         return tree
     children, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: node is not tree)
     inner = [(f"{path}{_name(key)}", child) for key, child in children]
-    changed = [_with_keys(child, names, f"{place}/") for place, child in inner]
+    changed = [_with_keys(child, names, f"{child_path}/") for child_path, child in inner]
     if isinstance(tree, dict):
-        return {names[place]: child for (place, _), child in zip(inner, changed, strict=True)}
+        return {names[child_path]: child for (child_path, _), child in zip(inner, changed, strict=True)}
     return jax.tree.unflatten(structure, changed)
 
 
 def _name(path: Any) -> str:
-    """A leaf's path as checkpoints write it."""
+    """Name of a leaf in a checkpoint: its path, joined by /."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _signed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with its own CRC-32 as `crc32`."""
+    """The content with its CRC-32 added as `crc32`."""
     rest = {name: value for name, value in content.items() if name != "crc32"}
     return {**rest, "crc32": zlib.crc32(json.dumps(rest, sort_keys=True).encode())}
 
@@ -378,16 +401,16 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _require_same_tree(saved: dict[str, list[Any]], asked: dict[str, list[Any]], path: Path) -> None:
-    """Refuses a checkpoint of another model, naming what differs."""
-    there, here = ({name: f"{leaf[1]}{leaf[0]}" for name, leaf in tree.items()} for tree in (saved, asked))
+def _require_same_tree(saved: dict[str, list[Any]], expected: dict[str, list[Any]], path: Path) -> None:
+    """Raises ValueError, naming the first differences, for a checkpoint of another model."""
+    old, new = ({name: f"{leaf[1]}{leaf[0]}" for name, leaf in tree.items()} for tree in (saved, expected))
     changed = [
-        f"{name}: {there.get(name, 'absent')} → {here.get(name, 'absent')}"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
+        f"{name}: {old.get(name, 'absent')} → {new.get(name, 'absent')}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
     ]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ValueError(
-            f"{path}: not a checkpoint of the model in config.json. There → here: {'; '.join(changed[:3])}{more}"
+            f"{path}: not a checkpoint of the model in config.json; checkpoint → model: {'; '.join(changed[:3])}{more}"
         )

@@ -1,7 +1,7 @@
-"""Processes that a command starts end with it, whatever ends it: a signal that cannot be caught, too.
+"""Ends child processes together with the command that started them, even if that is killed by SIGKILL.
 
-A process of our own Python watches its parent itself (`end_with`). Another program is started by a small process that
-watches for it (`run_watched`).
+A child in our own Python watches its parent itself (`end_with`). Any other program is started through a small process
+that watches the parent for it (`run_watched`).
 """
 
 import os
@@ -15,11 +15,11 @@ from pathlib import Path
 
 _EVERY_S = 0.2
 _GRACE_S = 1.0
-"""For a child that tidies up after a parent that ended in the usual way."""
+"""Time for a child to tidy up by itself after its parent has ended normally, in seconds."""
 
 
 def end_with(parent: int) -> None:
-    """Lets this process end within two seconds of its parent, the process of that number, if not by itself."""
+    """Starts a thread that ends this process within two seconds of the end of its parent process `parent` (a pid)."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -31,13 +31,13 @@ def end_with(parent: int) -> None:
 
 
 def run_watched(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    """Runs a program to its end and returns its status, output and errors as text."""
+    """Runs a program that is killed if this process ends; returns its status, output and errors as text."""
     watched = [sys.executable, __file__, str(os.getpid()), *command]
     return subprocess.run(watched, capture_output=True, text=True, errors="replace", check=False)
 
 
 def require_program(path: Path, flag: str) -> None:
-    """Raises ValueError, with the flag's name, where a path is not that of a program that can be run."""
+    """Raises ValueError that names the flag unless the path is an executable program."""
     if shutil.which(path) is None:
         raise ValueError(f"{flag} must be a program; got {str(path)!r}, which is none that can be run")
 

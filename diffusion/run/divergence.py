@@ -1,10 +1,10 @@
-"""Stopping a run that goes wrong: a loss that is not finite, or far above what it was.
+"""Stops a run whose loss is not finite or jumps far above its recent mean.
 
     stop if  loss > factor · m,    m ← m + (loss − m) / min(n, 50)
 
-m is the mean of the first 50 losses and then a running one over about as many; before that, and where m is not
-positive, there is no limit. Both numbers go into every checkpoint, so that a resumed run stops where an uninterrupted
-one would.
+m is the mean of the first 50 losses and from then on an exponential moving average over about 50 steps; there is no
+limit during the first 50 steps, nor while m is not positive. Both m and n are part of every checkpoint, so a resumed
+run stops where an uninterrupted one would.
 """
 
 import math
@@ -24,24 +24,24 @@ _RECENT_STEPS = 50
 
 
 class Diverged(ValueError):
-    """Training was stopped for its own sake; the last good checkpoint stands."""
+    """Training was stopped because it diverged; the last good checkpoint is untouched."""
 
 
 class LossWatch:
-    """The recent mean of the loss, and what is too far from it."""
+    """Running mean of the loss, and the test for losses far above it."""
 
     def __init__(self, factor: float | None, recent: Mapping[str, float] | None = None):
-        """`recent` is an earlier watch's."""
+        """`recent` restores the state of an earlier watch; `factor` None switches the limit off."""
         self._factor = factor
         self._mean, self._steps = (recent["mean"], int(recent["steps"])) if recent else (0.0, 0)
 
     @property
     def recent(self) -> dict[str, float]:
-        """All that it remembers."""
+        """State of the watch, to be stored in a checkpoint."""
         return {"mean": self._mean, "steps": self._steps}
 
     def fault(self, metrics: Mapping[str, Any]) -> str | None:
-        """What is wrong with a step, if anything; a sound step enters the mean."""
+        """Says what is wrong with a step; None if it is sound, in which case its loss enters the mean."""
         for name in ("loss", "gradient_norm"):
             if name in metrics and not math.isfinite(float(metrics[name])):
                 return f"{name} is {float(metrics[name])}"
@@ -56,8 +56,8 @@ class LossWatch:
         return None
 
 
-def not_finite(state: Any) -> str | None:
-    """The first array of a state that holds NaN or infinity, in this process's part of it, if there is one."""
+def first_non_finite(state: Any) -> str | None:
+    """Names the first array of a state with NaN or infinity in this process's part; None if all are finite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
@@ -67,8 +67,10 @@ def not_finite(state: Any) -> str | None:
     return None
 
 
-def diverged(folder: Path, step: int, fault: str, watch: LossWatch, metrics: Mapping[str, Any], batch: Any) -> Diverged:
-    """The error to raise at `step`; RUN/diverged-step-<n>.json says what the step was given and what came out."""
+def divergence_error(
+    folder: Path, step: int, fault: str, watch: LossWatch, metrics: Mapping[str, Any], batch: Any
+) -> Diverged:
+    """The error to raise at `step`; also writes RUN/diverged-step-<n>.json with the step's batch, metrics and fault."""
     numbers = {name: float(mean) for name, mean in metrics.items()}
     content = {
         "step": step,
@@ -88,7 +90,7 @@ def diverged(folder: Path, step: int, fault: str, watch: LossWatch, metrics: Map
 
 
 def _strict(content: Any) -> Any:
-    """JSON knows no NaN: numbers that are not finite become strings."""
+    """Replaces numbers that are not finite by strings, because strict JSON has none."""
     if isinstance(content, dict):
         return {name: _strict(value) for name, value in content.items()}
     return str(content) if isinstance(content, float) and not math.isfinite(content) else content

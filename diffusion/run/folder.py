@@ -1,8 +1,8 @@
-"""What protects a folder: one process at a time, errors that say what is still good, lines that are whole or gone.
+"""Protects run folders: one process at a time, errors that name the last good checkpoint, no half-written lines.
 
-.lock                  held by the process that works in the folder; the kernel frees it however that process ends
-checkpoints/<step>/    a folder named by a number alone is complete: Orbax gives it that name last
-.partial-<name>/       files in the making; .complete/ holds them for the moment in which they move to the folder
+.lock                  held by the process that works in the folder; the kernel releases it when the process ends
+checkpoints/<step>/    a folder named by a number alone is complete: Orbax renames it last
+.partial-<name>/       files being written; .complete/ holds them just before they move into the folder
 """
 
 import json
@@ -21,33 +21,34 @@ from trimask.tokenizers.storage.files import reason_of, require_regular_file, wr
 from trimask.tokenizers.storage.json_text import parse_json
 
 WRITTEN_FIRST = ("config.json", "tokenizers", "checkpoints", "metrics.jsonl", "tensorboard")
-"""What a training has in its folder before its first checkpoint is finished."""
+"""Names that a training creates in its folder before its first checkpoint is complete."""
 _LISTS = ("index.jsonl", "samples.jsonl")
-"""Files that say what a folder holds."""
+"""Files that list the other files of a folder."""
 _PATIENCE_S = 60.0
-"""How long to wait for another process that moves files into a folder."""
+"""Time to wait for another process that moves files into a folder, in seconds."""
 
 
 class NotWritten(OSError):
-    """The run folder could not be written to; what was there before is as it was."""
+    """The run folder could not be written to; earlier content is unchanged."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps every other process out of a run folder, which is made if need be; those of this run share its lock.
+    """Locks a run folder against other runs; the folder is created if missing. Processes of one run share the lock.
 
-    A folder that was made for a block that fails before anything is written goes again.
+    A folder created here is removed if the block fails before anything is written. Raises ValueError if another process
+    holds the lock.
     """
     if not is_first():
         yield
         return
-    made = _missing(folder)
+    created = _missing(folder)
     with writing(folder):
         lock = _acquired(folder, 0.0)
     try:
         yield
     except BaseException:
-        _undo(folder, made, ".lock")
+        _undo(folder, created, ".lock")
         raise
     finally:
         lock.release()
@@ -55,51 +56,52 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def undone_if_empty(folder: Path, *names: str) -> Iterator[None]:
-    """Removes a folder that the block makes if it fails and leaves nothing there but the lock and what is so named.
+    """If the block fails, removes a folder that it created, unless it holds more than the lock and files of these
+    names.
 
-    A folder with a finished checkpoint stays.
+    A folder with a complete checkpoint is kept.
     """
     if not is_first():
         yield
         return
-    made = _missing(folder)
+    created = _missing(folder)
     try:
         yield
     except BaseException:
-        _undo(folder, made, ".lock", *names)
+        _undo(folder, created, ".lock", *names)
         raise
 
 
 def _missing(folder: Path) -> list[Path]:
-    """The folder and its parents that do not exist, the innermost first."""
+    """The folder and its parents that do not exist, innermost first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
-def _undo(folder: Path, made: list[Path], *names: str) -> None:
-    """Removes folders that were made, if the first holds nothing but what has these names, and no checkpoint."""
-    if not made or not folder.is_dir() or checkpoint_steps(folder):
+def _undo(folder: Path, created: list[Path], *names: str) -> None:
+    """Removes the created folders if the first holds no checkpoint and only files of these names."""
+    if not created or not folder.is_dir() or checkpoint_steps(folder):
         return
     if {path.name for path in folder.iterdir()} <= set(names):
-        with suppress(OSError):  # where another process has come since
+        with suppress(OSError):  # if another process has created files since
             for path in folder.iterdir():
                 _remove(path)
-            for path in made:
+            for path in created:
                 path.rmdir()
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """An empty folder to write files into, which move to `folder` together when the block ends; none if it fails.
+    """Yields an empty folder; files written to it move to `folder` together when the block succeeds, else none does.
 
-    One process at a time does this, and others wait for it. Killed within the block, it has changed nothing; killed
-    later, its files move before anything else when the next process is here.
+    Other processes wait for their turn. If the process is killed inside the block, `folder` is unchanged; if it is
+    killed later, the next process to come here moves the remaining files first.
     """
     lock = _acquired(folder, _PATIENCE_S)
     try:
         complete = folder / ".complete"
         _move_files(complete, folder)
-        for left in folder.glob(".partial-*"):
-            _remove(left)
+        for abandoned in folder.glob(".partial-*"):
+            _remove(abandoned)
         stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
         try:
             yield stage
@@ -112,7 +114,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def _acquired(folder: Path, patience_s: float) -> FileLock:
-    """The folder's lock, held; the folder is made if need be. Raises ValueError if another process keeps it."""
+    """Locks the folder, which is created if missing. Raises ValueError if another process keeps the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     # One object per path and process, so that a command and the loop it calls may both hold it.
@@ -134,7 +136,7 @@ def _acquired(folder: Path, patience_s: float) -> FileLock:
 
 
 def _move_files(complete: Path, folder: Path) -> None:
-    """Moves what `staged` completed, the list of files last, so that it never names one that is not there."""
+    """Moves the files that `staged` completed; lists of files last, so that they never name a missing file."""
     if complete.is_dir() and not complete.is_symlink():
         for path in sorted(complete.iterdir(), key=lambda path: (path.name in _LISTS, path.name)):
             if path.is_file() and not path.is_symlink():
@@ -143,7 +145,7 @@ def _move_files(complete: Path, folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Removes a folder and what it holds, or a link that stands in its place."""
+    """Removes a folder with its content, or a link in its place."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
@@ -152,9 +154,9 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def writing(folder: Path, kinds: type[Exception] = OSError) -> Iterator[None]:
-    """Turns a failed write into one line: which folder, why, and which checkpoint is still good.
+    """Turns a failed write into a one-line NotWritten error: folder, reason, and the last good checkpoint.
 
-    `kinds` is what counts as a failed write; Orbax's writers raise almost anything.
+    `kinds` are the exceptions that count as a failed write; Orbax's writers raise almost any.
     """
     try:
         yield
@@ -164,27 +166,27 @@ def writing(folder: Path, kinds: type[Exception] = OSError) -> Iterator[None]:
         steps = checkpoint_steps(folder)
         good = f"; the last good checkpoint, of step {steps[-1]}, is untouched" if steps else ""
         raise NotWritten(
-            f"{folder}: could not be written: {reason_of(error)}{good}. The same command resumes once that is mended"
+            f"{folder}: could not be written: {reason_of(error)}{good}. The same command resumes once that is fixed"
         ) from error
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints of a run folder, ascending; whether they are sound is seen on reading them."""
+    """Steps of the complete checkpoints of a run folder, ascending. They are not checked for damage."""
     if not (folder / "checkpoints").is_dir():
         return []
     names = (path.name for path in (folder / "checkpoints").iterdir())
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; what a crash tore, or filled with NUL bytes, is left out."""
+def read_intact_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; lines torn by a crash or filled with NUL bytes are left out."""
     if not path.exists():
         return []
     require_regular_file(path)
     objects = []
     for line in path.read_bytes().split(b"\n"):
         try:
-            content = parse_json(line, None, allows_infinity=True)  # which losses of trials that diverged are
+            content = parse_json(line, None, allows_infinity=True)  # trials that diverged have infinite losses
         except ValueError:
             continue
         if isinstance(content, dict):
@@ -192,21 +194,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return objects
 
 
-def read_steps(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file that say their step, as a whole number; others are left out, as torn ones are."""
-    return [line for line in read_lines(path) if type(line.get("step")) is int]
+def read_step_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file that have a whole number as `step`; all others are left out, like torn lines."""
+    return [line for line in read_intact_lines(path) if type(line.get("step")) is int]
 
 
 def keep_lines_until(path: Path, step: int) -> None:
-    """Drops the lines of later steps, and torn ones, all at once: killed on the way, the old file stands."""
+    """Removes torn lines and the lines of later steps, atomically."""
     if not path.exists():
         return
-    kept = [line for line in read_steps(path) if line["step"] <= step]
-    text = "".join(line_of(content) for content in kept)
+    kept = [line for line in read_step_lines(path) if line["step"] <= step]
+    text = "".join(json_line(content) for content in kept)
     if path.read_bytes() != text.encode("utf-8"):
         write_text(path, text)
 
 
-def line_of(content: dict[str, Any]) -> str:
-    """One line of a JSON-lines file."""
+def json_line(content: dict[str, Any]) -> str:
+    """One line of a JSON-lines file, with its line ending."""
     return json.dumps(content, ensure_ascii=False) + "\n"

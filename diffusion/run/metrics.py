@@ -1,7 +1,7 @@
-"""What a training run writes down: metrics.jsonl, a line per few steps, and the same numbers for TensorBoard.
+"""Writes the metrics of a training run: metrics.jsonl, one line every few steps, and the same numbers for TensorBoard.
 
-Each step stands in metrics.jsonl once, however often the run was stopped: on resuming, the lines after the checkpoint
-are dropped, for they come again.
+Each step appears in metrics.jsonl once, however often the run was interrupted: on resuming, lines later than the
+checkpoint are removed, because those steps are repeated.
 """
 
 import os
@@ -16,31 +16,32 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from trimask.diffusion.run.folder import keep_lines_until, line_of, read_steps, writing
+from trimask.diffusion.run.folder import json_line, keep_lines_until, read_step_lines, writing
 from trimask.diffusion.run.processes import is_first
 from trimask.tokenizers.storage.files import append_text, require_regular_file
-from trimask.tokenizers.storage.formats import present_name
+from trimask.tokenizers.storage.formats import current_name
 
 Metrics = Mapping[str, Any]
-"""Name → Mean; a mean of nothing is not logged."""
+"""Metric name → `Mean`; a mean over nothing is not logged."""
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, by the present names of metrics."""
+    """Lines of a run's metrics.jsonl, under the current metric names. Raises FileNotFoundError if there is none."""
     path = folder / "metrics.jsonl"
     if not os.path.lexists(path):
         raise FileNotFoundError(f"{path}: no such file; `trimask train` writes it")
     require_regular_file(path)
     return [
-        {present_name("metric", name): value for name, value in line.items() if type(value) in (int, float)}
-        for line in read_steps(path)
+        {current_name("metric", name): value for name, value in line.items() if type(value) in (int, float)}
+        for line in read_step_lines(path)
     ]
 
 
 class MetricsLog:
-    """metrics.jsonl and tensorboard/ of one run folder, written by the first process of the run."""
+    """Writer of metrics.jsonl and tensorboard/ in a run folder; only the first process of the run writes."""
 
     def __init__(self, folder: Path, start: int):
+        """Opens the files, and removes from metrics.jsonl what follows step `start`."""
         self._folder, self._path = folder, folder / "metrics.jsonl"
         self._sums: dict[str, Any] = {}
         self._items = 0
@@ -50,9 +51,9 @@ class MetricsLog:
         with writing(folder):
             keep_lines_until(self._path, start)
             (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
-            # Not SummaryWriter: its queue's thread dies of a full disk, and then the next call waits for ever.
+            # Not SummaryWriter: its writer thread dies if the disk is full, and the next call then blocks forever.
             self._board = EventsWriter(str(folder / "tensorboard" / "events"))
-            # What TensorBoard holds of later steps was written before the run was stopped.
+            # Tells TensorBoard to discard the later steps, which were written before the run was interrupted.
             self._board.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def __enter__(self) -> "MetricsLog":
@@ -64,9 +65,10 @@ class MetricsLog:
                 self._board.close()
 
     def add(self, metrics: Metrics, items: int) -> Metrics:
-        """Adds a step's numbers to the line in the making; returns them as they are on the host.
+        """Adds a step's metrics to the current line, and returns them as host arrays.
 
-        Fetching them waits for the step, which keeps the queue of steps at one, so that a signal is obeyed at once.
+        Fetching them waits for the step to finish. This keeps at most one step queued, so that a signal is obeyed at
+        once.
         """
         fetched = jax.device_get(dict(metrics))
         self._sums = {name: self._sums[name] + m if name in self._sums else m for name, m in fetched.items()}
@@ -74,7 +76,10 @@ class MetricsLog:
         return fetched
 
     def write(self, step: int, read_clock: Callable[[], tuple[float, float]]) -> dict[str, float]:
-        """Ends the line; `read_clock` gives the seconds since the last one and the share of them spent waiting."""
+        """Writes the current line and returns it.
+
+        `read_clock` gives the seconds since the last line and the fraction of them spent waiting for data.
+        """
         values = {name: float(mean) for name, mean in self._sums.items()}
         values = {name: value for name, value in values.items() if not np.isnan(value)}
         seconds, waiting = read_clock()
@@ -83,13 +88,13 @@ class MetricsLog:
         if self._board is None:
             return values
         with writing(self._folder):
-            append_text(self._path, line_of({"step": step, **values}))
+            append_text(self._path, json_line({"step": step, **values}))
             for name, value in values.items():
                 self._board.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
         return values
 
     def flush(self) -> None:
-        """Everything written so far is on disk."""
+        """Flushes everything written so far to disk."""
         if self._board is not None:
             with writing(self._folder):
                 self._board.flush()

@@ -1,12 +1,12 @@
-"""Several processes that train one model: how they find each other, agree, and let the first of them speak.
+"""Several processes that train one model: how they find each other, agree, and let only the first one write.
 
-A process joins before JAX is asked for its devices. The others are found
+A process joins the run before JAX is asked for its devices. The other processes are found
 
-    by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, if these are set
+    through JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, if these are set
     by JAX itself under SLURM (srun), Open MPI, and on TPU VMs
 
-and without any of these the process is the only one. All processes take the same steps in the same order; the first
-alone writes, but for checkpoints, of which each writes its part.
+and otherwise the process is the only one. All processes take the same steps in the same order. Only the first one
+writes, except for checkpoints, of which each writes its part.
 """
 
 import os
@@ -29,24 +29,25 @@ from jax.experimental import multihost_utils
 from trimask.diffusion.run.links import SILENCE_S, Links
 
 _GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# JAX ends its processes less kindly than links do, which are to be first to miss one.
+# Longer than the links wait: these should notice a missing process first, since JAX aborts without a clear message.
 _HEARTBEAT_S, _SHUTDOWN_S, _START_S = 3 * int(SILENCE_S), 30, 300
 _FLUSH_S = 2.0
-# In what JAX raises, as one kind of error or another, where an exchange with another process fails.
+# Matches the errors, of several types, that JAX raises when an exchange with another process fails.
 _LOST = re.compile(
     "Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat|[Cc]oordination service|Connection (reset|closed)"
 )
 _links: Links | None = None
-"""Of a process that is one of several."""
+"""Links to the other processes; None if this process is the only one."""
 _speaks = threading.Lock()
-"""Held by the thread that ends the process, so that one line says why."""
+"""Held by the thread that ends the process, so that only one line gives the reason."""
 
 
 def join() -> None:
-    """Finds the other processes of this run, if there are any; nothing may have asked JAX for a device before.
+    """Connects to the other processes of this run, if there are any; must be called before JAX is asked for its
+    devices.
 
-    Raises ValueError where the environment names some of them and does not say enough, or a port that is taken, and
-    where the first process cannot be reached.
+    Raises ValueError if the environment variables are incomplete, if the port is taken, or if the first process cannot
+    be reached.
     """
     global _links
     if jax.distributed.is_initialized():
@@ -66,7 +67,7 @@ def join() -> None:
         if missing or not numeric or ":" not in address or int(numbers[1]) >= int(numbers[0]):
             said = " ".join(f"{name}={value!r}" for name, value in given.items())
             raise ValueError(
-                f"host:port, number of processes and number of this one, from 0, are all needed; got {said}"
+                f"host:port, number of processes and number of this one (from 0) must all be set; got {said}"
             )
         (count, number), devices = map(int, numbers), None
         print(f"process {number} of {count} waits for the others at {address}", file=sys.stderr, flush=True)
@@ -88,15 +89,15 @@ def join() -> None:
 
 
 def _detected() -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
-    """Address, number of processes, number of this one, and its devices, as JAX finds them under a launcher it knows.
+    """Address, number of processes, number of this one and its devices, as JAX finds them under a known launcher.
 
-    JAX has no public name for this; 0.10 to 0.12 have this one.
+    This uses a private JAX function, which exists in 0.10 to 0.12.
     """
     return clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, _START_S)
 
 
 def _linked(links: Links, address: str) -> tuple[str, str | None]:
-    """Where JAX's client finds its service once this process has its links; by process 0, where the service binds."""
+    """Address at which JAX's client reaches its service, and on process 0 the address to which the service binds."""
     host, _, port = address.rpartition(":")
     if links.number:
         try:
@@ -110,13 +111,13 @@ def _linked(links: Links, address: str) -> tuple[str, str | None]:
     try:
         links.serve(server, service, float(_START_S))
     except TimeoutError as error:
-        raise ValueError(f"process 0 waited at {address} in vain: {error}") from error
+        raise ValueError(f"process 0 waited at {address} without success: {error}") from error
     bind = "{}:{}".format(*service)
     return bind, bind
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A socket at which the others find the first process."""
+    """A server socket on which the first process accepts the others. Raises ValueError if the port is taken."""
     everywhere = host in ("", "::") and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if everywhere or ":" in host else socket.AF_INET
     try:
@@ -126,7 +127,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _is_one_of_several() -> bool:
-    """Whether a launcher that JAX knows started this process beside others, or may have."""
+    """Whether a launcher known to JAX started, or may have started, several processes."""
     counts = (os.environ.get("SLURM_STEP_NUM_TASKS", "1"), os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
     is_tpu_vm = Path("/dev/accel0").exists() or Path("/dev/vfio").exists()
     return max(map(int, counts)) > 1 or (is_tpu_vm and find_spec("libtpu") is not None)
@@ -137,47 +138,47 @@ def _are_several() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this process is the one that writes files and prints."""
     return _links is None or _links.number == 0
 
 
 def any_process(flag: bool) -> bool:
-    """Whether it is true in any of them; all must ask."""
+    """Whether the flag is true on any process; all processes must call this together."""
     return bool(multihost_utils.process_allgather(np.array(flag)).any()) if _are_several() else flag
 
 
-def summed(values: np.ndarray) -> np.ndarray:
-    """Unsigned integers, summed over the processes modulo their range; all must ask."""
+def sum_over_processes(values: np.ndarray) -> np.ndarray:
+    """Sum of unsigned integers over the processes, modulo their range; all processes must call this together."""
     if not _are_several():
         return values
-    everyone = multihost_utils.process_allgather(values.view(np.uint32))  # JAX has no 64 bits by default
+    everyone = multihost_utils.process_allgather(values.view(np.uint32))  # JAX has no 64-bit types by default
     return everyone.view(values.dtype).sum(axis=0, dtype=values.dtype)
 
 
 def wait_for_all(reason: str) -> None:
-    """Until every process is here."""
+    """Waits until every process has called this."""
     if _are_several():
         multihost_utils.sync_global_devices(reason)
 
 
-def require_agreement(seen: Mapping[str, str]) -> None:
-    """Refuses to go on where what this process sees, by its name, is not what the first one sees; all must ask."""
+def require_agreement(values: Mapping[str, str]) -> None:
+    """Raises ValueError unless all processes have the same named values; all processes must call this together."""
     if not _are_several():
         return
-    ours = np.array([zlib.crc32(value.encode()) for value in seen.values()], np.uint32)
+    ours = np.array([zlib.crc32(value.encode()) for value in values.values()], np.uint32)
     everyone = multihost_utils.process_allgather(ours)
-    differing = [name for name, same in zip(seen, (everyone == everyone[0]).all(axis=0), strict=True) if not same]
+    differing = [name for name, same in zip(values, (everyone == everyone[0]).all(axis=0), strict=True) if not same]
     if differing:
-        here = "; ".join(f"{name}: {seen[name]}" for name in differing)
+        here = "; ".join(f"{name}: {values[name]}" for name in differing)
         raise ValueError(f"all processes must be given the same, and share their folders; this one has {here}")
 
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """Where one of several processes fails, it says why and ends at once, and the others when they miss it.
+    """Ends one of several processes at once, with its reason, when the block fails; the others end when they miss it.
 
-    At once: Python's own end would wait for the others to say good-bye, and they for an exchange with this one. The
-    kernel frees what it held.
+    It ends at once because Python's normal shutdown would wait for the others to leave, while they wait for an exchange
+    with this one. The kernel releases what the process held.
     """
     try:
         yield
@@ -188,7 +189,9 @@ def ending_together() -> Iterator[None]:
 
 
 def _end(links: Links, error: Exception) -> None:
-    """Ends the process: status 2 for what was refused, 1 for a lost peer, or for a bug, which shows its traceback."""
+    """Ends the process: status 2 after a refusal; status 1 after the loss of a peer, or a bug, which prints a
+    traceback.
+    """
     line = str(error).partition("\n")[0]
     if _LOST.search(line):
         _end_without(line)
@@ -201,7 +204,7 @@ def _end(links: Links, error: Exception) -> None:
 
 
 def _end_without(reason: str) -> None:
-    """Ends the process as another one is gone: its links notice that, or the exchange that it was in."""
+    """Ends the process because another one is gone, as noticed by a link or by a failed exchange."""
     _speaks.acquire()
     if sys.exc_info()[0] is not None and os.environ.get("TRIMASK_DEBUG", "0") != "0":
         traceback.print_exc()
@@ -213,10 +216,10 @@ def _end_without(reason: str) -> None:
 
 
 def _leave(line: str, status: int) -> None:
+    """Flushes stdout for at most `_FLUSH_S` seconds, prints one line and exits with this status."""
     assert _links is not None
-    flush = threading.Thread(
-        target=sys.stdout.flush, daemon=True
-    )  # another thread may be writing, to who does not read
+    # In a thread, because it may block: another thread may be writing to a pipe that nobody reads.
+    flush = threading.Thread(target=sys.stdout.flush, daemon=True)
     flush.start()
     flush.join(_FLUSH_S)
     print(f"process {_links.number} of {_links.count}: {line}", file=sys.stderr, flush=True)

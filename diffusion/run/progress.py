@@ -1,10 +1,10 @@
-"""How long work tells whoever started it how far it has come."""
+"""How long-running work reports its progress to its caller."""
 
 from collections.abc import Callable
 
 Report = Callable[[str, int, int], None]
-"""What is being done, how much of it is done, and how much there is."""
+"""Called with the name of the current task, the amount done and the total amount."""
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Tells nobody."""
+    """A `Report` that discards progress."""

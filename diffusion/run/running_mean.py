@@ -1,4 +1,4 @@
-"""A mean whose sum and count add up over micro-batches, devices and steps."""
+"""A mean whose sum and count can be added over micro-batches, devices and steps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +9,14 @@ import jax
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mean:
-    """A mean in the making: sums add up over micro-batches, devices and steps; the quotient is taken at the end."""
+    """A mean as its sum and count, so that means add up correctly; `float()` gives the quotient, NaN if the count is
+    0.
+    """
 
     total: Any
-    """Scalar."""
+    """Scalar sum."""
     count: Any
-    """Scalar."""
+    """Scalar count."""
 
     def __add__(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.count + other.count)

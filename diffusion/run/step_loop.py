@@ -1,8 +1,8 @@
 """The training loop: step, log, save, and nothing else.
 
-`fit` knows a pure `step(state, batch) -> (state, metrics)` and a pure `batch(step)`; pretraining, policies and codecs
-all use it. Because both are pure and the randomness of a step is folded in from its number, what has to be stored to
-resume bit for bit is the state, one integer, and what the watch over the loss remembers.
+`train_loop` needs a pure `step(state, batch) -> (state, metrics)` and a pure `batch(step)`; pretraining and policy
+training share it. Both are pure and the randomness of a step is derived from its number, so the state, one integer and
+the loss watch are all that must be stored to resume bit for bit.
 """
 
 import dataclasses
@@ -25,49 +25,50 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from trimask.diffusion.run.checkpoint import Checkpoints, Retention
 from trimask.diffusion.run.children import end_with
-from trimask.diffusion.run.divergence import LossWatch, diverged, not_finite
+from trimask.diffusion.run.divergence import LossWatch, divergence_error, first_non_finite
 from trimask.diffusion.run.folder import locked, writing
 from trimask.diffusion.run.limits import WorkLimits
 from trimask.diffusion.run.metrics import Metrics, MetricsLog
 from trimask.diffusion.run.processes import any_process, is_first
-from trimask.tokenizers.storage.formats import added
+from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, PositiveInt, Workers, real, whole
 
-State = TypeVar("State")
+_State = TypeVar("_State")
 _UNSAID = "ignore:resource_tracker:UserWarning"
-"""What Python's tracker, which tidies up after a process with workers that was ended at once, need not say."""
+"""Python's resource tracker warns about the workers of a process that was ended at once; this filter hides it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig(Checked):
-    """How often to log, save and look; nothing here changes what is learned."""
+    """How often to log, sample and save, and how to load batches; nothing here changes what is learned."""
 
     log_every: PositiveInt = 10
-    """Steps per line of metrics.jsonl; each line is the mean over them."""
+    """Number of steps per line of metrics.jsonl; each line is a mean over them."""
     checkpoint_every: PositiveInt = 500
-    """Steps between checkpoints; the last step is always saved."""
+    """Number of steps between checkpoints; the last step is always saved."""
     keep_last: PositiveInt = 2
-    """Checkpoints to keep, the newest; of older ones only those that the next three fields name."""
+    """Number of newest checkpoints to keep; older ones are kept only by keep_every and keep_best."""
     keep_every: PositiveInt | None = None
-    """Also keep the checkpoints of steps that are multiples of this."""
+    """Also keep checkpoints whose step is a multiple of this. None: keep no others."""
     keep_best: NonNegativeInt = 0
-    """Also keep so many checkpoints with the lowest best_metric."""
+    """Number of checkpoints with the lowest best_metric to keep as well."""
     best_metric: str = "loss"
-    """Name in metrics.jsonl; lower is better. `--checkpoint best` of other commands goes by it too."""
+    """Metric, as named in metrics.jsonl, that ranks checkpoints; lower is better. `--checkpoint best` of other commands
+    uses it too."""
     sample_every: NonNegativeInt = 0
-    """Steps between samples written to samples/; 0 means none."""
+    """Number of steps between samples written to samples/; 0 writes none."""
     spike_factor: Annotated[float, real(above=1)] | None = 10.0
-    """Stop at a loss above so many times its recent mean. None: only where loss or gradient are not finite."""
+    """Stop if the loss exceeds this many times its recent mean. None: stop only if loss or gradients are not finite."""
     prefetch: Annotated[int, whole(1, 4096)] = 4
-    """Batches prepared ahead of the step."""
+    """Number of batches prepared ahead of the training step."""
     workers: Workers = 0
-    """Processes that prepare batches. 0: a thread of this process."""
-    limits: WorkLimits = added(as_before=WorkLimits(), default=WorkLimits())
-    """What the training may take."""
+    """Number of processes that prepare batches. 0: a thread of this process."""
+    limits: WorkLimits = added_field(as_before=WorkLimits(), default=WorkLimits())
+    """Estimated memory and time above which the training is refused."""
 
     @property
     def retention(self) -> Retention:
-        """Which checkpoints stay."""
+        """Which checkpoints to keep."""
         return Retention(last=self.keep_last, every=self.keep_every, best=self.keep_best, metric=self.best_metric)
 
 
@@ -80,35 +81,32 @@ class Interrupted(KeyboardInterrupt):
         self.exit_status = 128 + signal_number
 
 
-def fit(
-    step: Callable[[State, Any], tuple[State, Metrics]],
-    state: State,
+def train_loop(
+    step: Callable[[_State, Any], tuple[_State, Metrics]],
+    state: _State,
     batch: Callable[[int], Any],
     *,
     num_steps: int,
     folder: Path,
     config: LoopConfig,
     items: Callable[[int], int],
-    sample: Callable[[State, int], None] | None = None,
+    sample: Callable[[_State, int], None] | None = None,
     describe: Callable[[int], Any] | None = None,
     milestone: int | None = None,
     to_devices: Callable[[Any], Any] = jax.device_put,
-) -> State:
-    """Takes `num_steps` steps in all, from the newest good checkpoint in `folder` if there is one.
+) -> _State:
+    """Trains until `num_steps` steps are done in total, resuming from the newest good checkpoint in `folder` if there
+    is one.
 
-    `items` counts what the rate is quoted in (tokens) of a step; `describe` says what its batch holds, as plain JSON
-    types; after the step `milestone` the state is saved to stay; `to_devices` copies a batch to the devices. SIGTERM
-    and Ctrl-C save and raise `Interrupted`; a loss that is not finite, or spikes, raises `Diverged` and saves nothing.
-    No other process may train in the folder at the same time, but for those of the same run: all of them call this, and
-    a signal to one stops all at the same step.
+    `items` counts what the rate is quoted in (tokens) for a step; `describe` gives the content of its batch as plain
+    JSON types, for the report of a divergence; the checkpoint of step `milestone` is always kept; `to_devices` copies a
+    batch to the devices. SIGTERM and Ctrl-C save and raise `Interrupted`; a loss that is not finite, or spikes, raises
+    `Diverged` and saves nothing. No other run may use the folder at the same time. All processes of one run call this,
+    and a signal to one of them stops all at the same step.
     """
     retention = dataclasses.replace(config.retention, step=milestone)
     with locked(folder), _StopRequest() as stop, Checkpoints(folder, retention) as checkpoints:
-        start, watch = 0, LossWatch(config.spike_factor)
-        restored = checkpoints.restore_newest(state, set_aside=True)
-        if restored is not None:
-            start, state, notes = restored
-            watch = LossWatch(config.spike_factor, notes["recent_loss"])
+        start, state, watch = _resumed(checkpoints, state, config)
         done, is_stopping = start, False
         with MetricsLog(folder, start) as log, _ProgressBar(num_steps, start) as progress:
             clock = _Clock()
@@ -117,24 +115,19 @@ def fit(
                 state, step_metrics = step(state, to_devices(host_batch))
                 done = index + 1
                 metrics = log.add(step_metrics, items(index))
-                if config.best_metric not in metrics:
-                    names = ", ".join(metrics)
-                    raise ValueError(f"--loop.best-metric must be one of {names}; got {config.best_metric}")
+                _require_metric(config.best_metric, metrics)
                 fault = watch.fault(metrics)
                 if fault is None and sample is not None and config.sample_every and done % config.sample_every == 0:
-                    # Before saving: killed in between, the step comes again and its samples with it.
+                    # Before saving: if the run is killed in between, step and samples are repeated.
                     with writing(folder):
                         sample(state, done)
                 is_stopping = any_process(stop.signal is not None)
                 is_save = is_stopping or done in (num_steps, milestone) or done % config.checkpoint_every == 0
                 if is_save:
-                    # The loss is the same for all processes; of the state each sees its own part.
-                    fault = fault or not_finite(state)
-                    if any_process(fault is not None):
-                        fault = fault or "another process found a fault in its part of the state"
+                    fault = _agreed_fault(fault, state)
                 if fault is not None:
                     checkpoints.wait()
-                    raise diverged(folder, done, fault, watch, metrics, describe(index) if describe else None)
+                    raise divergence_error(folder, done, fault, watch, metrics, describe(index) if describe else None)
                 if is_save or done % config.log_every == 0:
                     line = log.write(done, clock.read)
                     progress(done, line)
@@ -149,13 +142,37 @@ def fit(
     return state
 
 
+def _resumed(checkpoints: Checkpoints, state: _State, config: LoopConfig) -> tuple[int, _State, LossWatch]:
+    """First step, state and loss watch: of the newest good checkpoint, or of a new run if there is none."""
+    restored = checkpoints.restore_newest(state, set_aside=True)
+    if restored is None:
+        return 0, state, LossWatch(config.spike_factor)
+    return restored.step, restored.tree, LossWatch(config.spike_factor, restored.notes["recent_loss"])
+
+
+def _require_metric(name: str, metrics: Metrics) -> None:
+    if name not in metrics:
+        raise ValueError(f"--loop.best-metric must be one of {', '.join(metrics)}; got {name}")
+
+
+def _agreed_fault(fault: str | None, state: Any) -> str | None:
+    """The fault of a step about to be saved, None on all processes or on none.
+
+    The loss is the same on all processes, but each sees only its own part of the state.
+    """
+    fault = fault or first_non_finite(state)
+    if any_process(fault is not None):
+        return fault or "another process found a fault in its part of the state"
+    return None
+
+
 def prefetched(batch: Callable[[int], Any], start: int, stop: int, config: LoopConfig) -> Iterator[tuple[int, Any]]:
-    """(step, batch) in order, prepared ahead by a thread or by processes."""
+    """Yields (step, batch) in order, prepared ahead by a thread or by worker processes."""
     numbered = grain.MapDataset.range(start, stop).map(partial(_numbered, batch))
     if config.workers == 0:
         return iter(numbered.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch)))
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # or Grain's workers would want a command line of absl's
+        flags.FLAGS.mark_as_parsed()  # or Grain's workers would ask for absl's command line
     if _UNSAID not in sys.warnoptions:
         sys.warnoptions.append(_UNSAID)
     ahead = -(-config.prefetch // config.workers)
@@ -166,7 +183,7 @@ def prefetched(batch: Callable[[int], Any], start: int, stop: int, config: LoopC
 
 
 def _copied(shared: grain.IterDataset) -> Iterator[tuple[int, Any]]:
-    """Copies batches out of the memory that Grain shares between processes, and ends these when it is through."""
+    """Copies batches out of Grain's shared memory, and ends its worker processes when the iteration ends."""
     iterator = iter(shared)
     try:
         for step, content in iterator:
@@ -176,7 +193,7 @@ def _copied(shared: grain.IterDataset) -> Iterator[tuple[int, Any]]:
 
 
 def _end_with(parent: int, *_: int) -> None:
-    """What each of Grain's workers begins with; Grain adds its number and how many there are."""
+    """First call of each Grain worker, which passes its number and the number of workers."""
     end_with(parent)
 
 
@@ -185,7 +202,7 @@ def _numbered(batch: Callable[[int], Any], step: Any) -> tuple[int, Any]:
 
 
 class _Clock:
-    """Where the time since the last line went."""
+    """Measures the time since the last log line, and how much of it was spent waiting for data."""
 
     def __init__(self):
         self.reset()
@@ -195,15 +212,15 @@ class _Clock:
         self.waiting = 0.0
 
     def waited(self):
-        """The time since the end of the last step was spent waiting for data."""
+        """Counts the time since the last step ended as waiting for data."""
         self.waiting += time.perf_counter() - self.last
 
     def stepped(self):
-        """A step is over."""
+        """Marks the end of a step."""
         self.last = time.perf_counter()
 
     def read(self) -> tuple[float, float]:
-        """Seconds since the last reading, and the share of them spent waiting for data."""
+        """Seconds since the last reading, and the fraction of them spent waiting for data."""
         seconds = time.perf_counter() - self.start
         share = self.waiting / seconds
         self.reset()
@@ -211,7 +228,7 @@ class _Clock:
 
 
 class _ProgressBar:
-    """A progress bar with the loss, the rate and the time left."""
+    """Progress bar with loss, rate and remaining time."""
 
     def __init__(self, num_steps: int, start: int):
         self.bar = Progress(
@@ -239,7 +256,7 @@ class _ProgressBar:
 
 
 class _StopRequest:
-    """The signal by which the run was asked to stop, SIGTERM or SIGINT; a second Ctrl-C interrupts at once."""
+    """Remembers SIGTERM or SIGINT, so that the loop can stop after its step; a second Ctrl-C interrupts at once."""
 
     def __init__(self):
         self.signal: int | None = None

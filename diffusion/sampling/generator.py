@@ -24,7 +24,7 @@ from trimask.diffusion.sampling import sampler
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.guidance import Guidance, generation_denoiser
 from trimask.diffusion.sampling.state import Memory, RowKeys, Rules, State, Strategy, start
-from trimask.tokenizers.sequence import Example, assemble, disassemble, stack
+from trimask.tokenizers.sequence import Example, assemble, disassemble, stack_rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
 
@@ -136,7 +136,7 @@ class Generator:
             for first in range(0, len(numbers), self.rows):
                 chunk = numbers[first : first + self.rows]
                 filled = _filled(chunk, _batch_size(len(chunk), self.rows))
-                sequence = stack([assemble(self.vocabulary, [requests[n]], length) for n in filled])
+                sequence = stack_rows([assemble(self.vocabulary, [requests[n]], length) for n in filled])
                 yield chunk, start(sequence, _rows(keys, np.array(filled)), self.vocabulary.mask_id)
 
 

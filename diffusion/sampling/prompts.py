@@ -20,7 +20,7 @@ from jaxtyping import Int
 
 from trimask.diffusion.data.layout import Layout
 from trimask.tokenizers.media import MediaTokenizers
-from trimask.tokenizers.sequence import Example, Segment, direct, fill_text, until_eos
+from trimask.tokenizers.sequence import Example, Segment, make_example, pad_with_eos, until_eos
 from trimask.tokenizers.vocabulary import TEXT, Task
 
 _HOLE = re.compile(r"\\(?P<plain>[_\[\\])|(?P<one>_)|\[MASK(?P<many>[^\]]*)\]")
@@ -75,7 +75,7 @@ class Prompts:
         if length is not None and length < 1:
             raise ValueError(f"after {prompt!r} there must be at least 1 token to write, not {length}")
         usual = layout.text_length(len(given)) - len(given)
-        return direct(task, {TEXT: np.concatenate([given, _masked((length or usual,))])})
+        return make_example(task, {TEXT: np.concatenate([given, _masked((length or usual,))])})
 
     def infill(self, pattern: str) -> Example:
         """The pattern with its holes masked."""
@@ -84,22 +84,22 @@ class Prompts:
         layout = self._fitting(task, num_tokens, pattern, is_whole=True)
         length = num_tokens + 1 if layout.fill == "none" else layout.shapes[TEXT][0]
         parts = [_masked((p,)) if isinstance(p, int) else self.tokenizers.text.encode(p) for p in pieces]
-        return direct(task, {TEXT: fill_text(self.tokenizers.vocabulary, np.concatenate(parts), length)})
+        return make_example(task, {TEXT: pad_with_eos(self.tokenizers.vocabulary, np.concatenate(parts), length)})
 
     def from_text(self, prompt: str, target: str) -> Example:
         """A medium asked for by its description; an empty one is hidden, as some are in training."""
         task = self.task(TEXT, target)
         if not prompt:
             layout = self.layout(task)
-            return direct(task, {name: _masked(tuple(layout.shapes[name])) for name in (TEXT, target)})
+            return make_example(task, {name: _masked(tuple(layout.shapes[name])) for name in (TEXT, target)})
         shape = tuple(self._fitting(task, len(self._encode(prompt)), prompt).shapes[target])
-        return direct(task, {TEXT: self._caption(task, prompt), target: _masked(shape)})
+        return make_example(task, {TEXT: self._caption(task, prompt), target: _masked(shape)})
 
     def from_medium(self, medium: str, content: np.ndarray) -> Example:
         """The description of a medium of shape `media_shape`."""
         task = self.task(medium, TEXT)
         text = _masked(tuple(self.layout(task).shapes[TEXT]))
-        return direct(task, {medium: self._codes(medium, content), TEXT: text})
+        return make_example(task, {medium: self._codes(medium, content), TEXT: text})
 
     def restored(self, medium: str, content: np.ndarray, is_hole: np.ndarray, prompt: str | None = None) -> Example:
         """A medium of shape `media_shape` whose codes are to be made anew where `is_hole`, an array over media_shape.
@@ -109,7 +109,7 @@ class Prompts:
         task, codes = self.task(TEXT, medium), self._codes(medium, content)
         touched = np.where(_over_codes(is_hole, codes.shape), -1, codes).astype(np.int32)
         if prompt is not None:
-            return direct(task, {TEXT: self._caption(task, prompt), medium: touched})
+            return make_example(task, {TEXT: self._caption(task, prompt), medium: touched})
         caption = Segment(TEXT, _masked(tuple(self.layout(task).shapes[TEXT])))
         return Example(task.name, (caption, Segment(medium, touched)))
 
@@ -121,7 +121,7 @@ class Prompts:
         condition = next((modality for modality in given if modality != TEXT or target != TEXT), None)
         task = self.task(condition, target)
         if target != TEXT:
-            return direct(task, {TEXT: self._caption(task, given[TEXT]), target: self._codes(target, answer)})
+            return make_example(task, {TEXT: self._caption(task, given[TEXT]), target: self._codes(target, answer)})
         if not answer:
             raise ValueError("an answer must not be empty")
         beginning = self._encode(given[TEXT]) if TEXT in given else np.zeros(0, np.int32)
@@ -129,10 +129,10 @@ class Prompts:
         layout = self._fitting(task, len(beginning) if condition is None else len(text), answer)
         length = layout.text_length(len(beginning)) if condition is None else layout.shapes[TEXT][0]
         if layout.fill != "none":
-            text = fill_text(self.tokenizers.vocabulary, text, length)
+            text = pad_with_eos(self.tokenizers.vocabulary, text, length)
         if condition is None:
-            return direct(task, {TEXT: text}, len(beginning))
-        return direct(task, {TEXT: text, condition: self._codes(condition, given[condition])})
+            return make_example(task, {TEXT: text}, len(beginning))
+        return make_example(task, {TEXT: text, condition: self._codes(condition, given[condition])})
 
     def decode(self, asked: Example, answer: Example) -> Any:
         """What was asked for. A text ends at the first EOS after what was given; one before is nothing."""
@@ -153,7 +153,7 @@ class Prompts:
         """A text that describes a medium, filled as the layout it fits says."""
         codes = self._encode(prompt)
         layout = self._fitting(task, len(codes), prompt)
-        return fill_text(self.tokenizers.vocabulary, codes, layout.shapes[TEXT][0])
+        return pad_with_eos(self.tokenizers.vocabulary, codes, layout.shapes[TEXT][0])
 
     def _codes(self, medium: str, content: np.ndarray) -> np.ndarray:
         return self.tokenizers.encode(medium, [content])[0]

@@ -31,9 +31,6 @@ from trimask.diffusion.denoiser import Cache, Denoiser
 from trimask.diffusion.sampling.proposals import propose
 from trimask.diffusion.sampling.state import Choice, Memory, Observation, RowKeys, Rules, State, Strategy
 
-_TEXT = 1
-"""Number of the modality of texts (`Vocabulary.modalities`)."""
-
 
 def enter_blocks(state: State, rules: Rules) -> State:
     """Rows whose block is full go on to the next one that has masks."""
@@ -164,10 +161,10 @@ def _after_the_end(tokens, is_masked, state: State, rules: Rules) -> Bool[Array,
     """True after an EOS that was generated with neither a mask nor anything given between the last given and itself."""
     length = tokens.shape[-1]
     positions = jnp.arange(length)
-    is_given = ~state.is_asked & state.sequence.is_target & (state.sequence.modality == _TEXT)
+    is_given = ~state.is_asked & state.sequence.is_target & state.sequence.is_text
     last_given = jnp.max(jnp.where(is_given, positions, -1), axis=-1, keepdims=True)
     # An EOS is text, and so is what it ends.
-    is_text = state.sequence.modality == _TEXT
+    is_text = state.sequence.is_text
     is_hole = (tokens == rules.mask_id) & is_text & (positions > last_given)
     first_hole = jnp.min(jnp.where(is_hole, positions, length), axis=-1, keepdims=True)
     is_end = is_text & (tokens == rules.eos_id) & state.is_asked & ~is_masked & (positions > last_given)

@@ -27,7 +27,7 @@ from trimask.diffusion.pretraining.train_run import train
 from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.run.checkpoint import Checkpoints
 from trimask.diffusion.run.children import end_with
-from trimask.diffusion.run.folder import checkpoint_steps, read_steps
+from trimask.diffusion.run.folder import checkpoint_steps, read_step_lines
 from trimask.diffusion.run.progress import Report
 from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.studies.findings import markdown_table, write_csv
@@ -111,7 +111,7 @@ class Child:
 
     def reached(self) -> int:
         """Last step in metrics.jsonl."""
-        return max((line["step"] for line in read_steps(self.run / "metrics.jsonl")), default=0)
+        return max((line["step"] for line in read_step_lines(self.run / "metrics.jsonl")), default=0)
 
     def has_begun(self) -> bool:
         """Whether it has repaired metrics.jsonl and takes steps."""
@@ -211,7 +211,7 @@ def differences(whole: Path, killed: Path) -> list[str]:
     """What is not bit for bit the same in two finished runs."""
     leaves = [_leaves(run) for run in (whole, killed)]
     found = [name for name, leaf in leaves[0].items() if leaf != leaves[1][name]]
-    lines = [read_steps(run / "metrics.jsonl") for run in (whole, killed)]
+    lines = [read_step_lines(run / "metrics.jsonl") for run in (whole, killed)]
     steps = [[line["step"] for line in of_run] for of_run in lines]
     if steps[0] != steps[1] or steps[1] != list(range(1, len(steps[1]) + 1)):
         found.append(f"steps in metrics.jsonl: {len(steps[0])} lines, {len(steps[1])} after kills")

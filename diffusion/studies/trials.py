@@ -40,7 +40,7 @@ from trimask.diffusion.parametrization import ModuleMultipliers, Parametrization
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.training_step import Parameters, Pretraining, TrainState, training_batches
 from trimask.diffusion.run.children import end_with
-from trimask.diffusion.run.folder import line_of, locked, read_lines, writing
+from trimask.diffusion.run.folder import json_line, locked, read_intact_lines, writing
 from trimask.diffusion.run.limits import require_room_for_workers
 from trimask.diffusion.run.progress import Report
 from trimask.diffusion.run.step_loop import LoopConfig
@@ -130,10 +130,10 @@ class Trials:
         asked = [_identity(config) for config in configs]
         path = self.folder / "trials.jsonl"
         with locked(self.folder):
-            lines = read_lines(path)
+            lines = read_intact_lines(path)
             if path.exists():
                 with writing(self.folder):
-                    write_text(path, "".join(map(line_of, lines)))  # without what a crash tore
+                    write_text(path, "".join(map(json_line, lines)))  # without what a crash tore
             known = self._known(lines, measure.__name__, type(configs[0]), kind)
             left = {name: config for name, config in zip(asked, configs, strict=True) if name not in known}
             done, total = len(set(asked)) - len(left), len(set(asked))
@@ -144,7 +144,7 @@ class Trials:
                 key = self._key(measure.__name__, said, type(left[name]))
                 line = {"key": key, "outcome": configuration.to_dict(outcome), "config": said}
                 with writing(self.folder):
-                    append_text(path, line_of(line))
+                    append_text(path, json_line(line))
                 done += 1
                 self.report(what, done, total)
         return [known[name] for name in asked]
@@ -272,7 +272,7 @@ def _program(config: TrainConfig) -> str:
     alike = replace(
         config,
         parametrization=replace(config.parametrization, multipliers=ModuleMultipliers()),
-        optimizer=config.optimizer.schedule_alone,
+        optimizer=config.optimizer.schedule_only,
         batch=replace(BatchConfig(), tokens=config.batch.tokens, packed_length=config.batch.packed_length),
         loop=LoopConfig(),
         sde=SDEScaling(),

@@ -21,7 +21,7 @@ from trimask.tokenizers.sequence import Example, Segment
 from trimask.tokenizers.vocabulary import Vocabulary
 
 vocabulary = Vocabulary(text_size=2)
-zero = vocabulary.ranges[1].start
+zero = vocabulary.text_range.start
 request = Example("text", (Segment("text", np.full(8, -1)),))
 
 

@@ -16,7 +16,7 @@ from statistics import median
 import jax
 import tyro
 
-from trimask.diffusion.cost import parameters
+from trimask.diffusion.cost import count_parameters
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.training_step import Pretraining, TrainState
 from trimask.diffusion.run.checkpoint import Checkpoints, Retention
@@ -72,7 +72,7 @@ class Case:
 def run(arguments: Arguments) -> list[Case]:
     """Times all cases, writes and prints them."""
     for size in arguments.sizes:
-        count = parameters(_network(size), _vocabulary(arguments)).total
+        count = count_parameters(_network(size), _vocabulary(arguments)).total
         needed = 2 * 16 * count  # in float32 with average and moments, once more as restored
         arguments.limits.require_memory(needed, f"a state of {count:,} parameters, twice,", jax.local_devices()[:1])
     cases = [_case(arguments, size) for size in tracked(arguments.sizes, "sizes")]

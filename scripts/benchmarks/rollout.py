@@ -197,7 +197,7 @@ class _Setting:
             "mask_id": self.vocabulary.mask_id,
             "length": self.arguments.length,
             "repeats": self.arguments.repeats,
-            "prompts": (self.prompts + self.vocabulary.ranges[1].start).tolist(),
+            "prompts": (self.prompts + self.vocabulary.text_range.start).tolist(),
         }
         (printed,) = run_elsewhere(python, "torch_rollout.py", spec)
         return [(seconds, self.arguments.episodes, evaluations) for seconds, evaluations in printed["found"]]

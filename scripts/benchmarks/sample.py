@@ -149,7 +149,7 @@ def _network(arguments: Arguments, size: str) -> list[Case]:
     graph, parameters = nnx.split(model)
     parameters = jax.tree.map(lambda x: x.astype(arguments.dtype), parameters)
     denoise = Partial(partial(denoise_with, graph), parameters)
-    text = vocabulary.ranges[1]
+    text = vocabulary.text_range
     shape_of_prompts = (max(arguments.rows), arguments.prompt)
     prompts = np.random.default_rng(0).integers(text.start, text.stop, shape_of_prompts).astype(np.int32)
     cases: dict[Key, Case] = {}

@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 from trimask.diffusion.attention import kernel_for
-from trimask.diffusion.cost import StepOnMesh, flops_per_token, parameters
+from trimask.diffusion.cost import StepOnMesh, count_parameters, flops_per_token
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.run.children import require_program
@@ -152,12 +152,12 @@ def _cases(arguments: Arguments, size: str, ids: int) -> list[Case]:
     vocabulary, model = _vocabulary(ids), _network(arguments, size)
     tokens = arguments.rows * arguments.length
     # Ids that a position may take, the mean over the tokens of a row.
-    mean_ids = (vocabulary.text_size + 1) / 2 + ids // 4 / 4 + ids // 8 / 4
-    flops = tokens * flops_per_token(model, vocabulary, arguments.length, ids=mean_ids)
+    mean_allowed_ids = (vocabulary.text_size + 1) / 2 + ids // 4 / 4 + ids // 8 / 4
+    flops = tokens * flops_per_token(model, vocabulary, arguments.length, ids=mean_allowed_ids)
     batch = _batch(vocabulary, arguments)
     common: dict[str, Any] = {
         "size": size,
-        "parameters": parameters(model, vocabulary).total,
+        "parameters": count_parameters(model, vocabulary).total,
         "vocabulary": vocabulary.size,
     }
 
@@ -213,7 +213,7 @@ def _ours(config: TrainConfig, vocabulary: Vocabulary, batch: Rows, repeats: int
     seconds = []
     for _ in range(_WARMUP + repeats):
         begin = time.perf_counter()
-        state, metrics = compiled(pretraining.knobs, pretraining.key, state, batch)
+        state, metrics = compiled(pretraining.hyperparameters, pretraining.key, state, batch)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - begin)
     return median(seconds[_WARMUP:]), compile_seconds, temporary_bytes(compiled)

@@ -17,10 +17,10 @@ import numpy as np
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import TEST, TRAIN, VALIDATION
 from trimask.diffusion.pretraining.trained_model import LoadedRun
-from trimask.diffusion.run.folder import line_of, read_steps, staged
+from trimask.diffusion.run.folder import json_line, read_step_lines, staged
 from trimask.diffusion.sampling.generator import Generator
 from trimask.scripts.output.presentation import presentation_of
-from trimask.tokenizers.sequence import Example, direct, until_eos
+from trimask.tokenizers.sequence import Example, make_example, until_eos
 from trimask.tokenizers.storage.files import write_text
 from trimask.tokenizers.vocabulary import TEXT, Task
 
@@ -46,7 +46,7 @@ def save_training_samples(loaded: LoadedRun, step: int) -> None:
     folder = loaded.folder / "samples"
     with staged(folder) as stage:
         # Lines of this and later steps come again after a resumed run.
-        lines = [line for line in read_steps(folder / "samples.jsonl") if line["step"] < step]
+        lines = [line for line in read_step_lines(folder / "samples.jsonl") if line["step"] < step]
         for (dataset, task), asked in questions.items():
             requests = [question.example for question in asked]
             answers = generator.generate(requests, loaded.generation(task.target), seed=0)
@@ -57,7 +57,7 @@ def save_training_samples(loaded: LoadedRun, step: int) -> None:
                 lines += _lines(step, task, references, media)
             else:
                 _write_media(stage / f"step-{step:06}-{dataset}", task.target, media, references, loaded)
-        write_text(stage / "samples.jsonl", "".join(map(line_of, lines)))
+        write_text(stage / "samples.jsonl", "".join(map(json_line, lines)))
 
 
 @lru_cache(maxsize=1)
@@ -85,7 +85,7 @@ def _masked(prepared: Prepared, task: Task, record: dict[str, Any]) -> Example:
         text = until_eos(prepared.tokenizers.vocabulary, codes[task.target])
         given = record["num_given"] or len(text) // 2
         target[:given] = codes[task.target][:given]
-    return direct(task, {**codes, task.target: target})
+    return make_example(task, {**codes, task.target: target})
 
 
 def _write_media(path: Path, modality: str, media: list[Any], captions: list[str], loaded: LoadedRun) -> None:

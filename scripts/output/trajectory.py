@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
-from trimask.diffusion.run.folder import line_of
+from trimask.diffusion.run.folder import json_line
 from trimask.diffusion.sampling.generator import Answer
 from trimask.scripts.output.presentation import presentation_of
 from trimask.scripts.output.terminal import colour
@@ -67,7 +67,7 @@ def trace_lines(tokenizers: MediaTokenizers, prompt: str, path: Sequence[Answer]
         "start": [None if code < 0 else int(code) for code in start],
         "pieces": [_piece(tokenizers, target.modality, code) for code in start],
     }
-    return "".join(map(line_of, [head, *_events(tokenizers, path)]))
+    return "".join(map(json_line, [head, *_events(tokenizers, path)]))
 
 
 def _events(tokenizers: MediaTokenizers, path: Sequence[Answer]) -> Iterator[dict[str, Any]]:

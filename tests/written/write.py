@@ -41,7 +41,7 @@ from trimask.diffusion.pretraining.description import RunDescription, TrainConfi
 from trimask.diffusion.pretraining.train_run import train
 from trimask.diffusion.pretraining.trained_model import load
 from trimask.diffusion.pretraining.training_step import training_batches
-from trimask.diffusion.run.folder import read_lines
+from trimask.diffusion.run.folder import read_intact_lines
 from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.learned import open_policy
@@ -108,8 +108,10 @@ def identities(folder: Path) -> dict[str, Any]:
         "masks": [_digest_of_masks(description, batches(step), step) for step in steps[:2]],
         "weights": _digest_of_leaves(loaded.parameters),
         "policy": _digest_of_leaves(open_policy(str(folder / "policy")).parameters),
-        "losses": [line["loss"] for line in read_lines(folder / "run" / "metrics.jsonl")],
-        "trials": {line["key"]: line["outcome"]["loss"] for line in read_lines(folder / "study" / "trials.jsonl")},
+        "losses": [line["loss"] for line in read_intact_lines(folder / "run" / "metrics.jsonl")],
+        "trials": {
+            line["key"]: line["outcome"]["loss"] for line in read_intact_lines(folder / "study" / "trials.jsonl")
+        },
         "generated": {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
             for path in sorted((folder / "generated").iterdir())

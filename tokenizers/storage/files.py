@@ -1,9 +1,9 @@
-"""Files that may come from someone else, and files that take their place.
+"""Reads files that may come from someone else, and replaces files atomically.
 
-A name that a file says is plain: letters, digits, `_`, `.`, `-`, not led by a dot, and it ends as its kind does. It
-can then neither leave its folder nor name a device. What is written is written beside its place, by a handle that
-follows no link, and renamed: a reader, or whoever comes after a crash, sees the old file or the new one. A link in
-the place is replaced; what it leads to is left alone.
+A file name read from another file must be plain: letters, digits, `_`, `.`, `-`, no leading dot, and the expected
+ending. It can then neither leave its folder nor name a device. New content is written to a partial file in the same
+folder, opened without following links, and then renamed: after a crash a reader finds either the old file or the new
+one. A link at the target path is replaced; the file that it points to is left alone.
 """
 
 import errno
@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 MAX_NAME = 200
-"""Longest plain name in bytes; file systems allow 255, and endings are added."""
+"""Largest length of a plain name in bytes. File systems allow 255; the rest is left for endings that are added."""
 
 _PARTIAL = ".partial"
 _REASONS = tuple(
@@ -25,7 +25,7 @@ _REASONS = tuple(
 
 
 def require_regular_file(path: Path) -> None:
-    """Raises OSError unless the path is a regular file; a pipe would block whoever reads it."""
+    """Raises OSError unless the path is a regular file. A pipe, for example, would block its reader."""
     if path.is_dir():
         raise IsADirectoryError(f"{path}: a folder, not a file")
     if not path.exists():
@@ -35,20 +35,27 @@ def require_regular_file(path: Path) -> None:
 
 
 def require_plain_name(name: object, origin: str, *endings: str) -> str:
-    """Returns the name. Raises ValueError, naming the origin, unless it is plain and has one of the endings, if any."""
+    """Returns the name if it is plain and has one of the `endings`, where any are given.
+
+    Raises ValueError that names `origin`, the file in which the name was found.
+    """
     if not isinstance(name, str) or not _is_plain(name):
-        raise ValueError(f"{origin}: a name of a file must be letters, digits, _, . and -, got {printable(repr(name))}")
+        raise ValueError(
+            f"{origin}: a file name must consist of letters, digits, _, . and -, got {printable(repr(name))}"
+        )
     if len(name.encode()) > MAX_NAME:
-        raise ValueError(f"{origin}: a name of {len(name.encode())} bytes, {MAX_NAME} are allowed: {name[:50]}…")
+        raise ValueError(
+            f"{origin}: a file name of {len(name.encode())} bytes, at most {MAX_NAME} are allowed: {name[:50]}…"
+        )
     if endings and not name.endswith(endings):
-        raise ValueError(f"{origin}: a name that ends with {' or '.join(endings)} is expected, got {name!r}")
+        raise ValueError(f"{origin}: a file name must end with {' or '.join(endings)}, got {name!r}")
     return name
 
 
-def inside(folder: Path, name: str) -> Path:
-    """Path of a file in a folder or its sub-folders, as a user's list names it.
+def path_inside(folder: Path, name: str) -> Path:
+    """Joins a folder and a relative path taken from a user's list.
 
-    Raises ValueError for an absolute path, for `..`, and where a link leads out of the folder.
+    Raises ValueError for an absolute path, for `..`, and if a link leads out of the folder.
     """
     parts = Path(name).parts
     is_relative = bool(parts) and "\0" not in name and ".." not in parts and not Path(name).is_absolute()
@@ -57,13 +64,16 @@ def inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def found_inside(folder: Path, name: str) -> Path:
-    """The path that `inside` gives, as `on_disk` finds it."""
-    return inside(folder, str(on_disk(inside(folder, name)).relative_to(folder)))
+def existing_path_inside(folder: Path, name: str) -> Path:
+    """`path_inside`, with the name spelled as it is stored on disk (see `path_on_disk`)."""
+    return path_inside(folder, str(path_on_disk(path_inside(folder, name)).relative_to(folder)))
 
 
-def on_disk(path: Path) -> Path:
-    """The path as the disk has it, perhaps in another normal form of Unicode; as it is if nothing is there."""
+def path_on_disk(path: Path) -> Path:
+    """The path as it is stored on disk, where names may be in another Unicode normal form.
+
+    Returns the path unchanged if no such file exists.
+    """
     if str(path).isascii() or path.exists():
         return path
     found = Path(path.anchor)
@@ -75,7 +85,9 @@ def on_disk(path: Path) -> Path:
 
 @lru_cache(maxsize=64)
 def _names_in(folder: Path, changed_ns: int) -> dict[str, str]:
-    """Normal form → name of everything in a folder."""
+    """Maps NFC-normalised names to the names of all entries of a folder; `changed_ns` makes the cache notice
+    changes.
+    """
     try:
         return {unicodedata.normalize("NFC", name): name for name in os.listdir(folder)}
     except OSError:
@@ -83,7 +95,9 @@ def _names_in(folder: Path, changed_ns: int) -> dict[str, str]:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether it has letters of any script, with their marks, digits, and _ . - but at the beginning no . - or mark."""
+    """Whether a name has only letters (with their marks), digits, `_`, `.` and `-`, and starts with a letter, digit or
+    `_`.
+    """
     kinds = [unicodedata.category(c)[0] for c in name]
     return (
         bool(name)
@@ -93,28 +107,28 @@ def _is_plain(name: str) -> bool:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with � for characters that could steer a terminal or turn text around, other than those to keep."""
+    """Replaces characters that could control a terminal or reverse the text by �, except those in `keep`."""
     keep += _JOINERS
     return "".join("\ufffd" if c not in keep and unicodedata.category(c) in _UNPRINTABLE else c for c in text)
 
 
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 _JOINERS = "\u00ad\u200c\u200d"
-"""Soft hyphen, and what some scripts and emoji are spelled with."""
+"""Soft hyphen, and the zero-width joiners that some scripts and emoji are spelled with."""
 
 
 def require_replaceable(path: Path) -> None:
-    """Raises OSError where something is that a file may not take the place of: a device, a pipe, a folder."""
+    """Raises OSError if the path is something that a file must not replace: a device, a pipe or a folder."""
     if os.path.lexists(path) and not path.is_symlink():
         require_regular_file(path)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file beside `path` to write to, that takes its place; where writing fails it is removed.
+    """Yields the path of a new empty file next to `path`, and renames it to `path` when the block succeeds.
 
-    The file exists, is empty and no link, and belongs to this call: what stood under its name was a left-over. Raises
-    OSError where the path is neither a file nor a link: /dev/null is no place for one.
+    If the block fails, the new file is removed. A left-over partial file of an earlier call is overwritten. Raises
+    OSError if `path` exists and is neither a regular file nor a link, such as /dev/null.
     """
     require_replaceable(path)
     partial = path.with_name(path.name + _PARTIAL)
@@ -130,12 +144,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text in the place of whatever was there."""
+    """Replaces a file by UTF-8 text, atomically."""
     write_bytes(path, text.encode())
 
 
 def append_text(path: Path, text: str) -> None:
-    """Adds UTF-8 text at the end of a file, which is made if need be. Raises OSError if it is a link, or a pipe."""
+    """Appends UTF-8 text to a file, which is created if missing. Raises OSError if the path is a link or a pipe."""
     if path.exists():
         require_regular_file(path)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
@@ -144,14 +158,14 @@ def append_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes bytes in the place of whatever was there."""
+    """Replaces a file by bytes, atomically."""
     with replacing(path) as partial:
         partial.write_bytes(content)
 
 
 @contextmanager
 def reading(path: object, fault: str) -> Iterator[None]:
-    """Turns whatever a third party's reader raises at a damaged file into a ValueError that names the file."""
+    """Turns any exception that a third-party reader raises for a damaged file into a ValueError that names the file."""
     try:
         yield
     except (MemoryError, PermissionError):
@@ -162,7 +176,7 @@ def reading(path: object, fault: str) -> Iterator[None]:
 
 @contextmanager
 def written_to(path: object) -> Iterator[None]:
-    """Turns what a third party's writer raises into an OSError that names the file and the reason."""
+    """Turns an exception of a third-party writer into an OSError that names the file and the reason."""
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
@@ -170,7 +184,7 @@ def written_to(path: object) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Why reading or writing failed, in the system's words where they can be found among a third party's own."""
+    """Why reading or writing failed; the operating system's message if it can be found in the exception's text."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
     text = str(error) or type(error).__name__
@@ -179,6 +193,6 @@ def reason_of(error: Exception) -> str:
 
 
 def shortened(text: str) -> str:
-    """The first line, or as much of it as can be read at a glance."""
+    """First line of a text, cut to 200 characters."""
     line = text.partition("\n")[0]
     return line if len(line) <= 200 else f"{line[:199]}…"

@@ -1,11 +1,11 @@
-"""What files say outlives the code: names that have changed since, and values that mean "as before".
+"""Compatibility with files written by earlier versions: renamed fields and fields added later.
 
-A name in a file (a field of a configuration, a parameter, a kind of codec, a metric) stays as it is, or is a key of
-`RENAMED`. Files of any age are read by the present names; a file is never rewritten for its names.
+A name in a file (a configuration field, a parameter, a codec kind, a metric) either stays unchanged or becomes a key of
+`RENAMED`. Files of any age are read under the current names; a file is never rewritten for its names.
 
-A field that is added later says with `added` which value means that nothing has changed. A file that does not have the
-field is read as having that value, whatever the default is by then, and a configuration that has the value is written
-without the field. So fingerprints, which are digests of what files say, stay what they were.
+A field added later is declared with `added_field`, which states the value that reproduces the earlier behaviour. A file
+without the field is read as having that value, whatever the default has become, and a configuration with that value is
+written without the field. Fingerprints, which are digests of file contents, therefore do not change.
 """
 
 import dataclasses
@@ -23,48 +23,54 @@ RENAMED: dict[str, str] = {
     # Metrics: in metrics.jsonl, in checkpoints, and as best_metric.
     "metric.learning_rate": "largest_learning_rate",
 }
-"""Former name in files → present name. Further scopes are `parameter.NAME`, a part of a parameter's path and a key of
-multipliers; and `codec.KIND`, a kind of tokenizer."""
+"""Former name in files → current name. Besides CLASS.FIELD and metric.NAME the scopes are `parameter.NAME`, one part of
+a parameter's path and a key of multipliers, and `codec.KIND`, a kind of tokenizer."""
 
 _AS_BEFORE = "as_before"
 
 Plain = Callable[[Any], Any]
-"""Makes JSON types of a value."""
+"""Converts a value to JSON types."""
 
 
-def added(as_before: Any, **options: Any) -> Any:
-    """A dataclass field that files did not have from the beginning; `options` are those of `dataclasses.field`."""
+def added_field(as_before: Any, **options: Any) -> Any:
+    """A dataclass field that earlier files lack; `as_before` is the value that reproduces the behaviour before it
+    existed.
+
+    `options` are those of `dataclasses.field`.
+    """
     return dataclasses.field(metadata={_AS_BEFORE: as_before}, **options)
 
 
-def present_name(scope: str, name: str) -> str:
-    """The present name of what files may call by a former one."""
+def current_name(scope: str, name: str) -> str:
+    """Current name of something that files may call by a former name."""
     return RENAMED.get(f"{scope}.{name}", name)
 
 
-def present_fields(kind: type, content: Mapping[str, Any], plain: Plain = lambda value: value) -> dict[str, Any]:
-    """What a file says of a dataclass, by the present names of its fields; fields that it lacks are as before."""
+def current_fields(kind: type, content: Mapping[str, Any], plain: Plain = lambda value: value) -> dict[str, Any]:
+    """Fields of a dataclass as a file gives them, under their current names; added fields that it lacks are as
+    before.
+    """
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    found: dict[str, Any] = {}
+    current: dict[str, Any] = {}
     for name, value in content.items():
-        *outer, last = (name if name in fields else present_name(kind.__name__, name)).split(".")
-        place = found
+        *outer, last = (name if name in fields else current_name(kind.__name__, name)).split(".")
+        parent = current
         for part in outer:
-            place = place.setdefault(part, {})
-        place[last] = value
+            parent = parent.setdefault(part, {})
+        parent[last] = value
     for name, field in fields.items():
-        if name not in found and _AS_BEFORE in field.metadata:
-            found[name] = plain(field.metadata[_AS_BEFORE])
-    return found
+        if name not in current and _AS_BEFORE in field.metadata:
+            current[name] = plain(field.metadata[_AS_BEFORE])
+    return current
 
 
 def written_fields(kind: type, content: Mapping[str, Any], plain: Plain = lambda value: value) -> dict[str, Any]:
-    """The fields of a dataclass as JSON types, without those that are as before: what a file says."""
+    """Fields of a dataclass as JSON types, as a file holds them: without added fields whose value is as before."""
     before = {f.name: f.metadata[_AS_BEFORE] for f in dataclasses.fields(kind) if _AS_BEFORE in f.metadata}
     return {name: value for name, value in content.items() if name not in before or value != plain(before[name])}
 
 
-def nearest(name: str, known: Collection[str]) -> str:
-    """A suggestion in words for an unknown name; all known ones where none is near."""
+def suggestion(name: str, known: Collection[str]) -> str:
+    """Suggests, for an error message, the known name closest to an unknown one; lists all names if none is close."""
     near = difflib.get_close_matches(name, known, n=1)
-    return f"the nearest is {near[0]!r}" if near else f"there are {', '.join(known) or 'none'}"
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}"

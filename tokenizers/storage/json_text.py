@@ -1,11 +1,11 @@
-"""The only reader of JSON: strict and bounded, with errors that say where the fault is.
+"""The only JSON reader of the project: strict and bounded, with errors that say where the fault is.
 
-An object with a key twice, NaN, an infinite number, a string that is not valid Unicode, more than `MAX_DEPTH` levels,
-more than `MAX_BYTES`, and bytes that are not UTF-8 are refused. A byte order mark is skipped. An error reads
+It refuses duplicate keys, NaN, infinite numbers, strings that are not valid Unicode, more than `MAX_DEPTH` levels, more
+than `MAX_JSON_BYTES`, and bytes that are not UTF-8. A byte order mark is skipped. An error reads
 
     FILE, line 3: duplicate key "width" @ $.train.model
 
-where the path after @ names the object or list that holds the fault, as in JSONPath.
+where the path after @ names the object or list that contains the fault, as in JSONPath.
 """
 
 import json
@@ -19,10 +19,10 @@ from typing import Any, NoReturn
 
 from trimask.tokenizers.storage.files import require_regular_file
 
-MAX_BYTES = 1 << 28
-"""Largest file, or line of a file, that is read."""
+MAX_JSON_BYTES = 1 << 28
+"""Largest file, or line of a JSON-lines file, that is read, in bytes."""
 MAX_DEPTH = 64
-"""Most objects and lists inside one another."""
+"""Largest nesting depth of objects and lists."""
 
 _NAMES = {"true": True, "false": False, "null": None}
 _SPACE = " \t\r\n"
@@ -30,9 +30,10 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(content: str | bytes, origin: str | None, line: int = 1, *, allows_infinity: bool = False) -> Any:
-    """Parses one JSON value. Errors name `origin` and the line, counted from that of the content; None: neither.
+    """Parses one strict JSON value.
 
-    Raises ValueError for anything else than one value of strict JSON; Infinity, as Python writes it, may be allowed.
+    Raises ValueError that names `origin` and the line, counted from `line`; with `origin` None it names neither.
+    `allows_infinity` also accepts Infinity, as Python's json module writes it.
     """
     text = _decoded(content, origin, line)
     try:
@@ -56,7 +57,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yields the number and the value of every line of a JSON-lines file that is not blank."""
+    """Yields line number and value of every non-blank line of a JSON-lines file.
+
+    Raises OSError if the file cannot be opened, ValueError for a line that is not strict JSON.
+    """
     for number, line in enumerate(_bytes_of(path).splitlines(), 1):
         if line.strip():
             yield number, parse_json(line, str(path), number)
@@ -65,14 +69,14 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 def _bytes_of(path: Path) -> bytes:
     require_regular_file(path)
     size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(f"{path}: {size:,} bytes are too many for JSON, {MAX_BYTES:,} are allowed")
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"{path}: {size:,} bytes of JSON, at most {MAX_JSON_BYTES:,} are allowed")
     return path.read_bytes()
 
 
 def _decoded(content: str | bytes, origin: str | None, line: int) -> str:
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"{_where(origin, line)}longer than the {MAX_BYTES:,} bytes that JSON may have")
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(f"{_where(origin, line)}longer than the {MAX_JSON_BYTES:,} bytes that are allowed")
     if isinstance(content, str):
         return content.removeprefix("\ufeff")
     try:
@@ -122,7 +126,7 @@ def _require_depth(value: Any) -> None:
 
 
 class _Reader:
-    """Reads JSON a second time, slowly, to say where and why it is refused."""
+    """A slow second reader of a refused text, which finds where and why it is not strict JSON."""
 
     def __init__(self, text: str, origin: str | None, line: int):
         self.text, self.origin, self.line = text, origin, line

@@ -1,9 +1,10 @@
-"""Numbers whose type says their range: in one place for construction, command line, files and tests.
+"""Number types that carry their range, so that it is stated once for construction, command line, files and tests.
 
     width: Size = 128        where        Size = Annotated[int, whole(1, 1 << 24)]
 
-The command line refuses another number with the flag's name and shows the range in `--help`; a file is refused with the
-path of the field; a dataclass that is `Checked` refuses it when it is made. NaN and infinity are in no range.
+The command line names the flag of a number out of range and shows the range in `--help`; a file is refused with the
+path of the field; a dataclass derived from `Checked` refuses the number on construction. NaN and infinity are in no
+range.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from tyro.constructors import PrimitiveConstructorSpec
 
 _MOST = 10**15
-"""Largest whole number where none is said: tokens of the longest training are a hundredth of it."""
+"""Largest whole number where none is stated; the longest training has about a hundredth of that many tokens."""
 
 
 def _is_finite(value: Any) -> bool:
@@ -31,14 +32,14 @@ def _shown(end: float | int) -> str:
     return f"{end:g}" if isinstance(end, float) else f"{end:,}"
 
 
-def _cut(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 30 else f"{text[:29]}…"
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """An interval of whole or real numbers; its ends belong to it unless they are open."""
+    """An interval of whole or real numbers. Each end belongs to it unless it is open."""
 
     is_whole: bool
     least: float | int
@@ -47,7 +48,7 @@ class Range:
     is_open_above: bool = False
 
     def fault(self, value: Any) -> str | None:
-        """Why the value is not in the range, as the end of a sentence; None: it is."""
+        """Says why a value is not in the range, as the end of a sentence; None if it is in the range."""
         kind = numbers.Integral if self.is_whole else numbers.Real
         if not isinstance(value, kind) or isinstance(value, bool):
             return f"must be {'a whole number' if self.is_whole else 'a number'}, got {value!r}"
@@ -59,12 +60,12 @@ class Range:
         if not is_below and not is_above:
             return None
         if not self.is_whole and math.isfinite(self.most):
-            return f"must lie in {self}, got {_cut(value)}"
+            return f"must lie in {self}, got {_shortened(value)}"
         if is_above:
-            return f"must be at most {_shown(self.most)}, got {_cut(value)}"
+            return f"must be at most {_shown(self.most)}, got {_shortened(value)}"
         if self.least:
-            return f"must be at least {_shown(self.least)}, got {_cut(value)}"
-        return f"must {'be positive' if self.is_open_below else 'not be negative'}, got {_cut(value)}"
+            return f"must be at least {_shown(self.least)}, got {_shortened(value)}"
+        return f"must {'be positive' if self.is_open_below else 'not be negative'}, got {_shortened(value)}"
 
     @property
     def _usual_most(self) -> float | int:
@@ -76,7 +77,7 @@ class Range:
 
     @property
     def metavar(self) -> str:
-        """The kind of number and its range as `--help` shows them."""
+        """Kind of number and range, as `--help` shows them."""
         kind = "INT" if self.is_whole else "FLOAT"
         if self.most < self._usual_most:
             return f"{kind} {self}"
@@ -85,8 +86,8 @@ class Range:
         return f"{kind}{'>' if self.is_open_below else '≥'}{_shown(self.least)}"
 
 
-class Ranged(PrimitiveConstructorSpec[Any]):
-    """Metadata of a type: a range, and how tyro reads a number of it."""
+class RangeSpec(PrimitiveConstructorSpec[Any]):
+    """Annotation of a number type: its range, and how tyro parses a number of that range."""
 
     range: Range
 
@@ -101,9 +102,9 @@ class Ranged(PrimitiveConstructorSpec[Any]):
         )
 
     def read(self, word: str) -> Any:
-        """The number that a word of the command line says. Raises ValueError, in words."""
+        """Parses a word of the command line. Raises ValueError if it is not a number of the range."""
         value: Any = word
-        with suppress(ValueError):  # the range refuses what is no number
+        with suppress(ValueError):  # the range refuses a word that is no number
             value = int(word) if self.range.is_whole else float(word)
         fault = self.range.fault(value)
         if fault is not None:
@@ -114,9 +115,9 @@ class Ranged(PrimitiveConstructorSpec[Any]):
         return self.metavar
 
 
-def whole(least: int, most: int = _MOST) -> Ranged:
-    """A range of whole numbers, ends included."""
-    return Ranged(Range(True, least, most))
+def whole(least: int, most: int = _MOST) -> RangeSpec:
+    """Annotation for whole numbers from `least` to `most`, both included."""
+    return RangeSpec(Range(True, least, most))
 
 
 def real(
@@ -125,9 +126,9 @@ def real(
     *,
     above: float | int | None = None,
     below: float | int | None = None,
-) -> Ranged:
-    """A range of finite numbers, ends included; `above` and `below` are ends that are not."""
-    return Ranged(
+) -> RangeSpec:
+    """Annotation for finite numbers from `least` to `most`, both included; `above` and `below` exclude their end."""
+    return RangeSpec(
         Range(
             False,
             least if above is None else above,
@@ -141,20 +142,25 @@ def real(
 PositiveInt = Annotated[int, whole(1)]
 NonNegativeInt = Annotated[int, whole(0)]
 Size = Annotated[int, whole(1, 1 << 24)]
-"""Of an axis of an array, or of as many things that are held at a time."""
+"""Length of an array axis, or number of things held in memory at a time."""
 Workers = Annotated[int, whole(0, 4096)]
-"""Processes beside this one."""
+"""Number of processes besides this one."""
 Seed = Annotated[int, whole(0, 2**32 - 1)]
+"""Seed of a random number generator, 32 bits."""
 Finite = Annotated[float, real()]
 Positive = Annotated[float, real(above=0)]
 NonNegative = Annotated[float, real(0)]
 Share = Annotated[float, real(0, 1)]
+"""Fraction or probability."""
 Log2 = Annotated[float, real(-100, 100)]
 """Logarithm to base 2 of a learning rate."""
 
 
 class Checked:
-    """A dataclass whose numbers are compared with the ranges of their types when it is made."""
+    """Base of dataclasses that compare their numbers with the ranges of their types on construction.
+
+    Raises ValueError that names the field and the allowed range.
+    """
 
     def __post_init__(self) -> None:
         kind: Any = type(self)
@@ -164,35 +170,35 @@ class Checked:
 
 
 _Check = Callable[[Any], Iterator[tuple[str, str]]]
-"""Yields the place within a value, and what is wrong there."""
+"""Yields, for each fault in a value, the path of the faulty part within the value and the reason."""
 
 
 @cache
 def _checks(kind: Any) -> list[tuple[str, _Check]]:
-    """Fields of a dataclass whose type has a range, each with its check."""
+    """Name and check of every field of a dataclass whose type has a range."""
     hints = get_type_hints(kind, include_extras=True)
     checks = ((field.name, _check_of(hints[field.name])) for field in dataclasses.fields(kind))
     return [(name, check) for name, check in checks if check is not None]
 
 
-def ranged(kind: Any) -> Ranged | None:
-    """What an annotated type declares of its range."""
+def range_spec(kind: Any) -> RangeSpec | None:
+    """The `RangeSpec` of an annotated type; None if it has none."""
     parts = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
-    return next((part for part in parts if isinstance(part, Ranged)), None)
+    return next((part for part in parts if isinstance(part, RangeSpec)), None)
 
 
 def range_of(kind: Any) -> Range | None:
-    """The range that an annotated type declares itself."""
-    found = ranged(kind)
-    return None if found is None else found.range
+    """The range that an annotated type states itself; None if it states none."""
+    spec = range_spec(kind)
+    return None if spec is None else spec.range
 
 
 def _check_of(kind: Any) -> _Check | None:
-    own = range_of(kind)
-    if own is not None:
+    allowed = range_of(kind)
+    if allowed is not None:
 
         def check(value: Any) -> Iterator[tuple[str, str]]:
-            fault = own.fault(value)
+            fault = allowed.fault(value)
             if fault is not None:
                 yield "", fault
 
@@ -201,9 +207,9 @@ def _check_of(kind: Any) -> _Check | None:
     if not any(parts):
         return None
     if get_origin(kind) in (tuple, list):
-        return lambda value: _of_items(value, parts)
+        return lambda value: _check_items(value, parts)
     if get_origin(kind) is dict:
-        return lambda value: _of_entries(value, parts[1])
+        return lambda value: _check_entries(value, parts[1])
     return lambda value: iter(()) if value is None or isinstance(value, str) else _first(parts)(value)
 
 
@@ -211,14 +217,14 @@ def _first(parts: list[_Check | None]) -> _Check:
     return next(part for part in parts if part is not None)
 
 
-def _of_items(value: Any, parts: list[_Check | None]) -> Iterator[tuple[str, str]]:
-    for place, item in enumerate(value):
-        check = parts[min(place, len(parts) - 1)]
+def _check_items(value: Any, parts: list[_Check | None]) -> Iterator[tuple[str, str]]:
+    for index, item in enumerate(value):
+        check = parts[min(index, len(parts) - 1)]
         for path, fault in check(item) if check is not None else ():
-            yield f"[{place}]{path}", fault
+            yield f"[{index}]{path}", fault
 
 
-def _of_entries(value: Any, check: _Check | None) -> Iterator[tuple[str, str]]:
+def _check_entries(value: Any, check: _Check | None) -> Iterator[tuple[str, str]]:
     for key, item in value.items():
         for path, fault in check(item) if check is not None else ():
             yield f"[{key!r}]{path}", fault

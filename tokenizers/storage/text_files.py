@@ -1,7 +1,7 @@
-"""The only reader of text: UTF-8, whose lines end with LF, CRLF or CR and with nothing else.
+"""The only text reader of the project: UTF-8 with lines that end in LF, CRLF or CR and nothing else.
 
-A byte order mark at the beginning is skipped. A line loses its end and nothing more; blanks and the other separators of
-Unicode (U+2028, form feed, …) are characters as any. What holds NUL bytes, or is not UTF-8, is no text.
+A leading byte order mark is skipped. Only the line ending is removed from a line; blanks and the other separators of
+Unicode (U+2028, form feed, …) are ordinary characters. Content with NUL bytes or that is not UTF-8 is not text.
 """
 
 import codecs
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import cast
 
 MAX_LINE_BYTES = 1 << 24
-"""Longest line, or record of lines, that is used, if nothing else is said."""
+"""Default limit on the length of a line, or of a record of several lines, in bytes."""
 _CHUNK_BYTES = 1 << 20
 
 
-def decoded(content: bytes) -> str:
-    """Bytes as text with LF at the ends of lines. Raises ValueError for what is no text."""
+def decode_text(content: bytes) -> str:
+    """Decodes UTF-8 bytes and turns all line endings into LF. Raises ValueError if the bytes are not UTF-8 text."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -28,14 +28,14 @@ def decoded(content: bytes) -> str:
 
 
 def is_blank(line: bytes) -> bool:
-    """Whether a line holds nothing but blanks, tabs and its end; other separators are characters, a mark is none."""
+    """Whether a line holds only ASCII white space; a leading byte order mark does not count."""
     return not line.removeprefix(codecs.BOM_UTF8).strip()
 
 
 def byte_lines(file: BufferedIOBase, most: int = MAX_LINE_BYTES) -> Iterator[tuple[bytes, int]]:
-    """Each line of a binary file from where it stands, with its end, and the number of its bytes.
+    """Yields each remaining line of a binary file, with its ending, and the line's length in bytes.
 
-    Of a line with more than `most` bytes only the beginning.
+    A line longer than `most` bytes is cut to its first `most` + 1 bytes.
     """
     parts, kept, length = list[bytes](), 0, 0
     while chunk := file.read(_CHUNK_BYTES):
@@ -52,9 +52,9 @@ def byte_lines(file: BufferedIOBase, most: int = MAX_LINE_BYTES) -> Iterator[tup
 
 
 def read_lines(source: str) -> list[tuple[int, str]]:
-    """The lines of a file, or of standard input where it is called -, that are not blank, with their numbers.
+    """Line number and text of every non-blank line of a file; "-" reads standard input.
 
-    Raises OSError where it cannot be opened, ValueError, with the line, where one is no text or too long.
+    Raises OSError if the file cannot be opened, ValueError that names the line if one is not text or too long.
     """
     if source == "-":
         return list(_numbered(cast(BufferedIOBase, sys.stdin.buffer), "standard input"))
@@ -65,9 +65,11 @@ def read_lines(source: str) -> list[tuple[int, str]]:
 def _numbered(file: BufferedIOBase, name: str) -> Iterator[tuple[int, str]]:
     for number, (content, length) in enumerate(byte_lines(file), 1):
         if length > MAX_LINE_BYTES:
-            raise ValueError(f"{name}, line {number}: a line of {length:,} bytes; {MAX_LINE_BYTES:,} are allowed")
+            raise ValueError(
+                f"{name}, line {number}: a line of {length:,} bytes; at most {MAX_LINE_BYTES:,} are allowed"
+            )
         try:
-            line = decoded(content).removesuffix("\n")
+            line = decode_text(content).removesuffix("\n")
         except ValueError as error:
             raise ValueError(f"{name}, line {number}: {error}") from error
         if not is_blank(content):

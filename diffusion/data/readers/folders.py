@@ -31,7 +31,7 @@ from trimask.diffusion.data.readers.tables import TABLES, blocks_of_table, rows_
 from trimask.diffusion.data.reading_config import OpenConfig
 from trimask.diffusion.data.records import BadRecord, Block, Entry, RawExample
 from trimask.diffusion.data.splits import in_order, split_of_folder
-from trimask.tokenizers.storage.files import found_inside
+from trimask.tokenizers.storage.files import existing_path_inside
 from trimask.tokenizers.vocabulary import TEXT
 
 METADATA = "metadata.jsonl"
@@ -132,7 +132,7 @@ class Folder:
                 f"{', '.join(fields) or 'none'}"
             )
         text = self._text(metadata, fields)
-        path = found_inside(metadata.parent.resolve(), name)
+        path = existing_path_inside(metadata.parent.resolve(), name)
         id = _id_of(os.path.join(os.path.relpath(metadata.parent, self.folder), name))
         named = next(filter(None, map(split_of_folder, id.split("/")[:-1])), None)
         split = fields.split(default=named)

@@ -15,7 +15,7 @@ from typing import Any
 
 from trimask.tokenizers.storage.files import reading
 from trimask.tokenizers.storage.json_text import parse_json
-from trimask.tokenizers.storage.text_files import decoded
+from trimask.tokenizers.storage.text_files import decode_text
 
 _MAX_CARD_BYTES = 1 << 20
 """Largest README.md that is looked into."""
@@ -82,7 +82,7 @@ def _head_of(card: Path) -> Any:
             "--fields.labels gives them"
         )
     with reading(card, "cannot be read"):
-        found = _HEAD.match(decoded(card.read_bytes()))
+        found = _HEAD.match(decode_text(card.read_bytes()))
     if found is None:
         return None
     import yaml

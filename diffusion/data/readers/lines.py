@@ -14,7 +14,7 @@ from pathlib import Path
 
 from trimask.diffusion.data.records import Block, Unit
 from trimask.tokenizers.storage.files import require_regular_file
-from trimask.tokenizers.storage.text_files import MAX_LINE_BYTES, byte_lines, decoded, is_blank
+from trimask.tokenizers.storage.text_files import MAX_LINE_BYTES, byte_lines, decode_text, is_blank
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TextRecord:
         """The content as text. Raises ValueError for a record that is too long, or no text."""
         if self.num_bytes > self.most:
             raise ValueError(f"a record of {self.num_bytes:,} bytes; --limits.record-bytes allows {self.most:,}")
-        return decoded(self.content)
+        return decode_text(self.content)
 
 
 def blocks_of(path: Path, unit: Unit, records: int, most: int = MAX_LINE_BYTES) -> list[Block]:

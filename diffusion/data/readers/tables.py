@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from trimask.diffusion.data.records import Block
 from trimask.tokenizers.storage.files import reading, require_regular_file
-from trimask.tokenizers.storage.text_files import decoded
+from trimask.tokenizers.storage.text_files import decode_text
 
 TABLES = (".csv", ".parquet")
 """Endings of tables."""
@@ -67,7 +67,7 @@ def _rows(path: Path, changed_ns: int, size: int) -> tuple[TableRow, ...]:
 
 def _csv_rows(path: Path) -> Iterator[TableRow]:
     try:
-        text = decoded(path.read_bytes())
+        text = decode_text(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     csv.field_size_limit(min(sys.maxsize, MAX_BYTES))
