@@ -120,14 +120,14 @@ def _line(entry: Any, folder: Path, prompts: Prompts) -> AnswerLine:
     contents = {medium: medium_reader(medium, prompts)(found_inside(folder, entry[medium])) for medium in media}
     given = {TEXT: entry["prompt"]} if "prompt" in entry else {}
     if media and given:
-        return AnswerLine(entry, [prompts.scored(given, media[0], contents[media[0]])])
+        return AnswerLine(entry, [prompts.with_answer(given, media[0], contents[media[0]])])
     choices = entry.get("choices", [entry.get("text")])
     if not isinstance(choices, list) or len(choices) < 1 or not all(isinstance(choice, str) for choice in choices):
         raise ValueError(f"choices must be a list of strings, got {choices!r}")
     right = entry.get("answer", 0)
     if not isinstance(right, int) or isinstance(right, bool) or not 0 <= right < len(choices):
         raise ValueError(f"answer must be the number of a choice, 0 to {len(choices) - 1}, got {right!r}")
-    return AnswerLine(entry, [prompts.scored(given | contents, TEXT, choice) for choice in choices])
+    return AnswerLine(entry, [prompts.with_answer(given | contents, TEXT, choice) for choice in choices])
 
 
 def _scores(estimates: Float[np.ndarray, "repeats choices"], tokens: list[int], is_choice: bool) -> dict[str, Any]:
