@@ -1,6 +1,6 @@
 """Unmasking as a Gymnasium environment: agents say which proposals are revealed, and are paid for right answers.
 
-    reset        = start, enter_blocks, observe
+    reset        = initial_state, enter_blocks, observe
     step(action) = reveal, then enter_blocks and observe where masks are left, the reward where none are
 
 These are the sampler's own (`diffusion.sampling.loop`), with the sampler's keys: an environment that a strategy drives

@@ -20,7 +20,7 @@ from trimask.diffusion.denoiser import Denoiser
 from trimask.diffusion.sampling import sampler
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.guidance import Guidance, generation_denoiser
-from trimask.diffusion.sampling.state import Choice, Observation, Rules, State, start
+from trimask.diffusion.sampling.state import Choice, Observation, Rules, State, initial_state
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.reward import Reward
 from trimask.sampling_rl.rollout import gather_asked, scatter_asked
@@ -84,7 +84,7 @@ class Episodes:
         self.rules = config.rules(problems.vocabulary, self.length)
         # A Partial is a tree of its arrays: what is compiled takes weights as arguments, not as constants.
         self._denoise = denoise if isinstance(denoise, Partial) else Partial(denoise)
-        self._guidance = config.generation.guide
+        self._guidance = config.generation.guidance_settings
         self._row_length = max(problem.request.length for problem in problems.problems)
         self._numbers, self._seeds = [0] * num_rows, [0] * num_rows
         self._requests = [padding_rows(problems.vocabulary, (), self._row_length)] * num_rows
@@ -191,7 +191,7 @@ class _Facts(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 def _start(mask_id: int, sequence: TokenRows, seeds: UInt32[Array, " rows"]) -> State:
-    return start(sequence, jax.vmap(jax.random.key)(seeds), mask_id)
+    return initial_state(sequence, jax.vmap(jax.random.key)(seeds), mask_id)
 
 
 @jax.jit

@@ -22,8 +22,8 @@ from trimask.diffusion.data.readers import puzzles
 from trimask.diffusion.data.readers.lines import blocks_of, records_of
 from trimask.diffusion.data.records import BadRecord
 from trimask.diffusion.evaluation.evaluate import EvaluateConfig
-from trimask.diffusion.evaluation.exam import judges_of, question, reference
-from trimask.diffusion.evaluation.held_out import HeldOut, TrainingExamples, spread
+from trimask.diffusion.evaluation.exam import choose_judges, question, reference
+from trimask.diffusion.evaluation.held_out import HeldOutExamples, TrainingExamples, evenly_spaced
 from trimask.diffusion.evaluation.judges import Judge, NamedJudge, final_number, number_of
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.sampling_rl.problems import Grade, Problem, ProblemSet
@@ -60,7 +60,7 @@ def from_prepared(
     for what, name, there in (("task", task, list(tasks)), ("split", split, list(manifest.splits))):
         if name not in there:
             raise ValueError(f"{prepared.folder}: {dataset} has no {what} {name!r}, only {', '.join(there)}")
-    asked, part = tasks[task], HeldOut(prepared, dataset, split, max_examples)
+    asked, part = tasks[task], HeldOutExamples(prepared, dataset, split, max_examples)
     if asked.condition is None and not all(record["num_given"] for record in part.records):
         raise ValueError(f"{prepared.folder}: {dataset} has texts without a question, to which no answer is right")
     if length is not None and (asked.condition is not None or length < 1):
@@ -68,7 +68,7 @@ def from_prepared(
     if judge is None or isinstance(judge, str):
         named = judge or _judge_of_puzzles(manifest)
         real = TrainingExamples(prepared, dataset, EvaluateConfig.fit_examples)
-        judges = judges_of(asked, part, real, {} if named is None else {task: [named]})
+        judges = choose_judges(asked, part, real, {} if named is None else {task: [named]})
         if not judges:
             raise ValueError(f"{prepared.folder}: {dataset} has too few examples to judge {task} by; name a judge")
         (chosen,) = judges
@@ -102,7 +102,7 @@ def gsm8k(
         raise ValueError(f"the template must have a {{question}} in it, got {template!r}")
     records = [record for block in blocks_of(path, "line", _LINES) for record in records_of(block, "line")]
     problems = []
-    for record in (records[number] for number in spread(len(records), max_examples)):
+    for record in (records[number] for number in evenly_spaced(len(records), max_examples)):
         try:
             fields = Fields.of_json(record.text)
             asked, answer = (fields.text(name) for name in ("question", "answer"))

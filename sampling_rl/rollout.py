@@ -20,7 +20,7 @@ from trimask.diffusion.sampling.actions import Ranks
 from trimask.diffusion.sampling.generator import SamplerParts, sampler_arguments
 from trimask.diffusion.sampling.learned import LearnedStrategy
 from trimask.diffusion.sampling.policy import PolicyConfig, policy_features
-from trimask.diffusion.sampling.state import Choice, Observation, RowKeys, Rules, State, Strategy, start
+from trimask.diffusion.sampling.state import Choice, Observation, RowKeys, Rules, State, Strategy, initial_state
 from trimask.sampling_rl.problems import Problem
 from trimask.tokenizers.sequence import Example, TokenRows, assemble, disassemble, stack_rows
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -184,9 +184,9 @@ def rollout(
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(rows.tokens)))
     denoiser, recorder, rules = sampler_arguments(vocabulary, denoise, how)
     assert isinstance(recorder, Recorder)
-    state = start(rows, keys, rules.mask_id)
+    state = initial_state(rows, keys, rules.mask_id)
     memory = nothing(recorder.config, state.is_asked, asked, steps)
-    rules = recorder.config.watching(rules)
+    rules = recorder.config.extended_rules(rules)
     rules = dataclasses.replace(rules, shows_all=rules.shows_all or recorder.acts_anywhere)
     return _narrowing(partial(sampler.sample, denoiser, recorder, rules), state, memory)
 

@@ -30,7 +30,7 @@ from trimask.diffusion.run.step_loop import LoopConfig, train_loop
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import SamplerParts
 from trimask.diffusion.sampling.learned import LearnedStrategy, PolicyDescription, open_policy
-from trimask.diffusion.sampling.policy import PolicyConfig, PolicyParameters, new_parameters
+from trimask.diffusion.sampling.policy import PolicyConfig, PolicyParameters, new_policy_parameters
 from trimask.sampling_rl.grpo import Batch, GRPOConfig, advantages, update
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.reward import RewardConfig
@@ -134,7 +134,7 @@ class PolicyTraining:
     def init(self, takes_over: bool = True) -> PolicyState:
         """The state before the first step, of random parameters or of those that are to be taken over."""
         if self.config.init_from is None or not takes_over:
-            parameters = new_parameters(self.config.policy, jax.random.fold_in(self.key, 0))
+            parameters = new_policy_parameters(self.config.policy, jax.random.fold_in(self.key, 0))
         else:
             parameters = self._taken_over(self.config.init_from)
         start = jax.tree.map(jnp.copy, parameters) if self.config.grpo.kl else None
@@ -191,15 +191,15 @@ class PolicyTraining:
 
     def _by_policy(self, parameters: PolicyParameters, numbers: Int[np.ndarray, " groups"], key) -> "_Episodes":
         policy = LearnedStrategy(self.config.policy, parameters)
-        how = (self.config.generation.guide, Recorder(self.config.policy, policy), self.rules)
+        how = (self.config.generation.guidance_settings, Recorder(self.config.policy, policy), self.rules)
         return self._episodes(how, numbers, self.config.grpo.group, key)
 
     def _by_experts(self, numbers: Int[np.ndarray, " groups"], key) -> list["_Episodes"]:
         played, vocabulary = [], self.problems.vocabulary
         for number, expert in enumerate(self.experts, 1):
             acts_anywhere = self.config.generation.block_length is None
-            recorder = Recorder(self.config.policy, expert.chosen, acts_anywhere=acts_anywhere)
-            how = (expert.guide, recorder, expert.rules(vocabulary))
+            recorder = Recorder(self.config.policy, expert.strategy_function, acts_anywhere=acts_anywhere)
+            how = (expert.guidance_settings, recorder, expert.rules(vocabulary))
             played.append(self._episodes(how, numbers, 1, jax.random.fold_in(key, number)))
         return played
 

@@ -23,8 +23,14 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from trimask.diffusion.evaluation.intervals import ratio, wilson_interval
-from trimask.diffusion.evaluation.likelihood import Estimator, draws_of, estimates_of_bits, mean_of, num_asked
+from trimask.diffusion.evaluation.intervals import ratio_and_half_width, wilson_interval
+from trimask.diffusion.evaluation.likelihood import (
+    Estimator,
+    content_seed,
+    estimates_of_bits,
+    mean_and_half_width,
+    num_asked,
+)
 from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.run.folder import json_line
 from trimask.diffusion.sampling.prompts import Prompts
@@ -53,7 +59,7 @@ class AnswerLine:
         (*given, asked) = self.examples[0].segments
         if "choices" in self.entry:
             asked = dataclasses.replace(asked, codes=asked.codes[: asked.num_given])
-        return draws_of([*given, asked])
+        return content_seed([*given, asked])
 
 
 class LikelihoodConfig(NamedTuple):
@@ -79,7 +85,7 @@ def run(loaded: LoadedRun, path: Path, out: Path, how: LikelihoodConfig) -> None
             num_draws=how.draws,
             estimator=how.estimator,
             rows=how.rows,
-            draws=[line.draws for line in lines for _ in line.examples],
+            seeds=[line.draws for line in lines for _ in line.examples],
             report=partial(report, "likelihood"),
         )
     entries, done = [], 0
@@ -120,14 +126,14 @@ def _line(entry: Any, folder: Path, prompts: Prompts) -> AnswerLine:
     contents = {medium: medium_reader(medium, prompts)(existing_path_inside(folder, entry[medium])) for medium in media}
     given = {TEXT: entry["prompt"]} if "prompt" in entry else {}
     if media and given:
-        return AnswerLine(entry, [prompts.scored(given, media[0], contents[media[0]])])
+        return AnswerLine(entry, [prompts.with_answer(given, media[0], contents[media[0]])])
     choices = entry.get("choices", [entry.get("text")])
     if not isinstance(choices, list) or len(choices) < 1 or not all(isinstance(choice, str) for choice in choices):
         raise ValueError(f"choices must be a list of strings, got {choices!r}")
     right = entry.get("answer", 0)
     if not isinstance(right, int) or isinstance(right, bool) or not 0 <= right < len(choices):
         raise ValueError(f"answer must be the number of a choice, 0 to {len(choices) - 1}, got {right!r}")
-    return AnswerLine(entry, [prompts.scored(given | contents, TEXT, choice) for choice in choices])
+    return AnswerLine(entry, [prompts.with_answer(given | contents, TEXT, choice) for choice in choices])
 
 
 def _scores(estimates: Float[np.ndarray, "repeats choices"], tokens: list[int], is_choice: bool) -> dict[str, Any]:
@@ -136,12 +142,12 @@ def _scores(estimates: Float[np.ndarray, "repeats choices"], tokens: list[int], 
     `is_close` says of the likeliest that its lead over the next is within the 95 % interval of their difference, which
     is that of estimates by the same draws.
     """
-    bits, half_widths = mean_of(estimates)
+    bits, half_widths = mean_and_half_width(estimates)
     columns = {"bits": bits.tolist(), "half_width": half_widths.tolist(), "tokens": tokens}
     if not is_choice:
         return {name: column[0] for name, column in columns.items()}
     first, *others = np.argsort(bits, kind="stable")
-    lead, half = mean_of(estimates[:, others] - estimates[:, [first]])
+    lead, half = mean_and_half_width(estimates[:, others] - estimates[:, [first]])
     return columns | {"chosen": int(first), "is_close": bool((lead <= half).any())}
 
 
@@ -150,7 +156,7 @@ def _print(entries: list[dict[str, Any]], out: Path) -> None:
     answers = [entry for entry in entries if "choices" not in entry]
     if answers:
         bits, tokens = (np.array([float(entry[name]) for entry in answers]) for name in ("bits", "tokens"))
-        per_token, half = ratio(bits, tokens)
+        per_token, half = ratio_and_half_width(bits, tokens)
         shown = f"{per_token:.3f}" if half is None else f"{per_token:.3f} ± {half:.3f}"
         rows.append(["bits per token", shown, str(len(answers))])
         rows.append(["bits per answer", f"{bits.mean():.3f}", str(len(answers))])

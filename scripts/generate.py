@@ -18,8 +18,8 @@ from rich.live import Live
 
 from trimask.diffusion.pretraining.trained_model import LoadedRun, load
 from trimask.diffusion.run.limits import WorkLimits
-from trimask.diffusion.sampling.generation_config import GenerationConfig, is_policy, require_used
-from trimask.diffusion.sampling.generator import Answer, Generator, repeats
+from trimask.diffusion.sampling.generation_config import GenerationConfig, is_policy_path, require_used_fields
+from trimask.diffusion.sampling.generator import Answer, Generator, occurrence_numbers
 from trimask.diffusion.sampling.learned import describe_policy
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.scripts import cli
@@ -228,7 +228,7 @@ def _to_restore(arguments: Arguments, prompts: Prompts) -> list[Question]:
         content = read(path)
         if arguments.inpaint is not None:
             is_hole = read_mask(arguments.inpaint, path, shape[:2], layout.is_cropped)
-        example = prompts.restored(arguments.target, content, is_hole, prompt)
+        example = prompts.inpaint(arguments.target, content, is_hole, prompt)
         questions.append(Question(str(path), example, path.stem, partial(spliced, content, is_hole)))
     return questions
 
@@ -236,7 +236,7 @@ def _to_restore(arguments: Arguments, prompts: Prompts) -> list[Question]:
 def settings(arguments: Arguments, loaded: LoadedRun, example: Example) -> GenerationConfig:
     """The arguments' way to sample, refused where a part of it cannot have an effect."""
     default, config = loaded.generation(arguments.target), arguments.sampling
-    require_used(config, default)
+    require_used_fields(config, default)
     if not any(segment.is_condition and (segment.codes >= 0).any() for segment in example.segments):
         if config.guidance not in (0.0, default.guidance):
             raise ValueError("guidance needs a condition to follow; a text alone, or an empty prompt, has none")
@@ -254,7 +254,7 @@ def _outputs(
 ) -> list[Answered]:
     """Answers, the ends of paths, with what the index says of them."""
     outputs = []
-    numbers = repeats([question.example for question in questions])
+    numbers = occurrence_numbers([question.example for question in questions])
     for number, question, path in zip(numbers, questions, paths, strict=True):
         answer = path[-1]
         media = question.keep(prompts.decode(question.example, answer.example))
@@ -306,7 +306,7 @@ def main(arguments: Sequence[str]) -> None:
     loaded = load(parsed.run, parsed.checkpoint)
     # Once more, with the run's own way to sample where nothing is said, and the blocks of a policy.
     sampling = loaded.generation(parsed.target)
-    if is_policy(parsed.sampling.strategy):
+    if is_policy_path(parsed.sampling.strategy):
         sampling = dataclasses.replace(sampling, block_length=describe_policy(parsed.sampling.strategy).block_length)
     default = dataclasses.replace(parsed, sampling=sampling)
     parsed = parse(Arguments, words, "generate", __doc__ or "", default)

@@ -25,7 +25,7 @@ from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.splits import TRAIN, is_test
 from trimask.diffusion.data.verification import require_none
 from trimask.diffusion.evaluation.evaluate import EvaluateConfig
-from trimask.diffusion.evaluation.exam import label_judge, score_of
+from trimask.diffusion.evaluation.exam import label_judge, score_value
 from trimask.diffusion.evaluation.results import Evaluation
 from trimask.diffusion.parametrization import MODULES, PARAMETER_CLASSES, parameter_modules
 from trimask.diffusion.pretraining.trained_model import LoadedRun, load
@@ -135,7 +135,7 @@ def codec_qualities(prepared: Prepared, dataset: str) -> list[CodecQuality]:
         codes = np.stack([record[medium] for record in prepared.examples(dataset, split)])
         ours = codec.decode(codes)
         accuracy = [
-            None if judge is None else score_of(judge(medium, list(media), references)) for media in (real, ours)
+            None if judge is None else score_value(judge(medium, list(media), references)) for media in (real, ours)
         ]
         sizes = codec.codebook_sizes
         stages = codes[..., None] if len(sizes) == 1 else codes

@@ -18,7 +18,7 @@ from trimask.diffusion.data.batches import BatchConfig, DatasetUse
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.optimizer import Hyperparameters
 from trimask.diffusion.parametrization import ModuleMultipliers
-from trimask.diffusion.pretraining.description import RunDescription, TrainConfig, load_description, transferred
+from trimask.diffusion.pretraining.description import RunDescription, TrainConfig, load_description, transferred_config
 from trimask.diffusion.pretraining.train_run import train
 from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.run.folder import checkpoint_steps
@@ -115,7 +115,7 @@ def _defaults(experiment: Experiment, arguments: list[str]) -> TrainConfig:
             raise ValueError("--tuned-at gives all values, and goes with neither --preset nor --init-from")
         width, heads = option(arguments, "--model.width"), option(arguments, "--model.num-heads", "--model.num_heads")
         grows = width is not None and width.isdecimal() and heads is None
-        config = transferred(load_description(Path(tuned)), int(width or 0) if grows else None)
+        config = transferred_config(load_description(Path(tuned)), int(width or 0) if grows else None)
     elif source is not None and option(arguments, "--preset") is None:
         # What goes on from trained weights is no shorter or longer pretraining: the SDE rule says nothing of it.
         config = dataclasses.replace(load_description(Path(source)).train, sde=SDEScaling())

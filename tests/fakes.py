@@ -10,9 +10,9 @@ from flax import nnx
 from jax.tree_util import Partial
 
 from trimask.diffusion.denoiser import DenoiserOutput
-from trimask.diffusion.sampling.generation_config import GenerationConfig, numbers_of
+from trimask.diffusion.sampling.generation_config import GenerationConfig, strategy_parameters
 from trimask.diffusion.sampling.generator import request_keys
-from trimask.diffusion.sampling.state import Choice, State, start
+from trimask.diffusion.sampling.state import Choice, State, initial_state
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.diffusion.schedule import SCHEDULES as TABLE
 from trimask.diffusion.schedule import Schedule, ScheduleConfig
@@ -21,13 +21,13 @@ from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 VOCABULARY = Vocabulary(text_size=6, codebook_sizes={"image": (5,), "audio": (3, 4)})
 MASK = VOCABULARY.mask_id
-TEXT_IDS = VOCABULARY.text_range
+TEXT_IDS = VOCABULARY.ranges[1]
 
 
 class MaskedShares(ScheduleConfig):
     """Masked shares given as such, one for each modality: t³ for text, t for everything else."""
 
-    def build(self, vocabulary):
+    def of(self, vocabulary):
         powers = jnp.array([3.0 if name == TEXT else 1.0 for name in vocabulary.modalities])
         return Schedule(lambda t, modality: t ** powers[modality], is_masked_share=True)
 
@@ -126,13 +126,15 @@ def _joint(sequence, positions=None, cache=None, *, p):
 
 def any_strategy(name, **numbers):
     """A strategy of the table with its numbers; those without are 0. All are one program, which says which it is."""
-    every = {number: np.float32(numbers.get(number, 0)) for each in STRATEGIES for number in numbers_of(each)}
+    every = {number: np.float32(numbers.get(number, 0)) for each in STRATEGIES for number in strategy_parameters(each)}
     return Partial(_chosen, which=np.int32(list(STRATEGIES).index(name)), numbers=every)
 
 
 def _chosen(keys, seen, memory, *, which, numbers):
     def choose(name):
-        choice, _ = STRATEGIES[name](keys, seen, memory, **{number: numbers[number] for number in numbers_of(name)})
+        choice, _ = STRATEGIES[name](
+            keys, seen, memory, **{number: numbers[number] for number in strategy_parameters(name)}
+        )
         nothing, ends = jnp.zeros_like(choice.reveal), jnp.zeros_like(seen.step, bool)
         remask, goes_on = choice.remask, choice.goes_on
         return Choice(choice.reveal, nothing if remask is None else remask, ends if goes_on is None else goes_on)
@@ -145,8 +147,8 @@ class OneProgram(GenerationConfig):
     """A configuration whose strategy is `any_strategy`."""
 
     @property
-    def chosen(self):
-        return any_strategy(self.strategy, **{name: getattr(self, name) for name in numbers_of(self.strategy)})
+    def strategy_function(self):
+        return any_strategy(self.strategy, **{name: getattr(self, name) for name in strategy_parameters(self.strategy)})
 
 
 def opening(loaded, *expected):
@@ -165,4 +167,4 @@ def text_request(codes) -> Example:
 
 def begin(requests, length: int, seed: int = 0) -> State:
     rows = jax.tree.map(jnp.asarray, stack_rows([assemble(VOCABULARY, [r], length) for r in requests]))
-    return start(rows, request_keys(requests, seed), MASK)
+    return initial_state(rows, request_keys(requests, seed), MASK)

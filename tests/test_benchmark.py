@@ -154,7 +154,7 @@ def test_a_row_that_differs_is_followed_to_the_closest_choice_before_it():
     state = _start(np.full((1, 1), first), 3, vocabulary)
     how = GenerationConfig(steps=3, temperature=0.0)
     tokens = np.full((1, 4), first)
-    ours = Ours(Partial(fakes.fake(logits)), how.chosen, how.rules(vocabulary), state, tokens)
+    ours = Ours(Partial(fakes.fake(logits)), how.strategy_function, how.rules(vocabulary), state, tokens)
     # The order is 1, 3, 2; the last step has nothing left to prefer but its own token.
     for place, closest in ((1, best[1] - best[3]), (3, best[1] - best[3]), (2, 2 * best[2] - 1)):
         theirs = tokens.copy()
@@ -168,7 +168,7 @@ def test_a_row_is_as_close_to_another_choice_as_it_is_alone():
 
     def leads(prompts):
         state = _start(prompts, 3, vocabulary)
-        return sample._step(fakes.mixing(), how.chosen, how.rules(vocabulary), state, None)[2]
+        return sample._step(fakes.mixing(), how.strategy_function, how.rules(vocabulary), state, None)[2]
 
     together = leads(prompts)
     np.testing.assert_allclose(together, np.concatenate([leads(prompts[:1]), leads(prompts[1:])]), rtol=1e-5)
@@ -192,7 +192,7 @@ def test_of_several_rows_that_differ_the_largest_distance_counts(monkeypatch):
     tokens = np.full((3, 4), ours)
     theirs = tokens.copy()
     theirs[[0, 1], [1, 3]] += 1
-    assert Ours(Partial(max), how.chosen, how.rules(vocabulary), state, tokens).parted_at(theirs) == 0.45
+    assert Ours(Partial(max), how.strategy_function, how.rules(vocabulary), state, tokens).parted_at(theirs) == 0.45
 
 
 ROLLOUT = [
@@ -254,7 +254,7 @@ def test_a_policy_is_given_what_environments_show(monkeypatch):
         return candidates * (100 * is_masked * confidence[..., 0] + steps[:, None])
 
     monkeypatch.setattr(rollout, "policy_logits", policy_logits)
-    monkeypatch.setattr(rollout, "drawn", lambda law, keys, logits, is_masked: logits)
+    monkeypatch.setattr(rollout, "draw_action", lambda law, keys, logits, is_masked: logits)
     confidence = np.array([[[0.25, 0.1]] * 4, [[0.5, 0.1]] * 4], np.float32)
     shown = {"confidence": confidence, "is_masked": np.array([[0, 1, 1, 0], [0, 0, 1, 1]], np.int8)}
     shown |= {"progress": np.array([[0.75], [0.5]], np.float32)}
@@ -480,7 +480,7 @@ def test_a_generation_lasts_until_it_is_there_and_the_first_does_not_count(monke
     monkeypatch.setattr(sample, "_sample", lambda *given: asked.append(given) or state)
     monkeypatch.setattr(jax, "block_until_ready", arrives)
     assert sample._timed("network", how, fakes.VOCABULARY, state, 3) == (state, 2.0)
-    assert asked == [("network", how.chosen, how.rules(fakes.VOCABULARY), state)] * 4
+    assert asked == [("network", how.strategy_function, how.rules(fakes.VOCABULARY), state)] * 4
 
 
 def test_a_checkpoint_is_timed_until_it_is_back(tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ def test_a_run_that_is_there_is_not_begun_anew(folder):
     with pytest.raises(ValueError, match="holds a run at step 3; --no-resume needs a folder without one"):
         resumed_description(folder, DESCRIPTION, resume=False)
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"holds checkpoints and no config.json to say of what"):
+    with pytest.raises(ValueError, match=r"holds checkpoints without a config.json"):
         resumed_description(folder, DESCRIPTION, resume=True)
     (folder / "checkpoints/3").rmdir()
     for resume in (True, False):

@@ -19,7 +19,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from trimask.diffusion.sampling import sampler
 from trimask.diffusion.sampling.guidance import generation_denoiser
-from trimask.diffusion.sampling.state import Choice, start
+from trimask.diffusion.sampling.state import Choice, initial_state
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.sampling_rl.environment import UnmaskingEnv, UnmaskingVectorEnv
 from trimask.sampling_rl.episode_batch import UnmaskingConfig
@@ -126,9 +126,9 @@ def test_an_environment_that_a_strategy_drives_is_the_sampler(strategy, config):
 
     # The sampler, with rows that are longer.
     rows = stack_rows([assemble(VOCABULARY, [request], 17) for request in REQUESTS])
-    guidance = config.generation.guide
+    guidance = config.generation.guidance_settings
     sample = jax.jit(partial(sampler.sample, generation_denoiser(fakes.mixing(), VOCABULARY, guidance), strategy))
-    final, _ = sample(alone.rules, start(jax.tree.map(jnp.asarray, rows), jnp.concatenate(keys), MASK))
+    final, _ = sample(alone.rules, initial_state(jax.tree.map(jnp.asarray, rows), jnp.concatenate(keys), MASK))
     for number, (tokens, nfe, gave_up) in enumerate(found):
         (example,) = disassemble(VOCABULARY, jax.tree.map(lambda x, row=number: np.asarray(x[row]), final.sequence))
         asked = REQUESTS[number].segments[-1].codes < 0

@@ -15,9 +15,9 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.split_rules import SplitConfig
 from trimask.diffusion.evaluation import evaluate as evaluation
-from trimask.diffusion.evaluation.evaluate import EvaluateConfig, _unseen, evaluate
+from trimask.diffusion.evaluation.evaluate import EvaluateConfig, _beyond_training, evaluate
 from trimask.diffusion.evaluation.exam import Exam
-from trimask.diffusion.evaluation.held_out import HeldOut, TrainingExamples, spread
+from trimask.diffusion.evaluation.held_out import HeldOutExamples, TrainingExamples, evenly_spaced
 from trimask.diffusion.evaluation.likelihood import num_asked, target_bits
 from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.sampling.generation_config import GenerationConfig
@@ -66,7 +66,7 @@ def result(loaded, prepared):
 
 def test_answers_that_are_training_items_are_counted(loaded, prepared):
     task = loaded.vocabulary.tasks["text_to_image"]
-    part, real = HeldOut(prepared, "drawn", "test", None), TrainingExamples(prepared, "drawn", 10)
+    part, real = HeldOutExamples(prepared, "drawn", "test", None), TrainingExamples(prepared, "drawn", 10)
     known = [record["image"] for record in prepared.examples("drawn", "train")]
     new = (known[0] + 1) % 12
     grids = {codes.tobytes() for codes in known}
@@ -236,8 +236,8 @@ def test_a_prompt_that_was_asked_is_not_asked_again(loaded, prepared):
 
 
 def test_examples_are_spread_over_a_split():
-    assert spread(7, None) == spread(7, 9) == list(range(7))
-    assert spread(12, 5) == [0, 2, 4, 7, 9]
+    assert evenly_spaced(7, None) == evenly_spaced(7, 9) == list(range(7))
+    assert evenly_spaced(12, 5) == [0, 2, 4, 7, 9]
 
 
 # Refusals
@@ -248,7 +248,7 @@ def test_examples_are_spread_over_a_split():
     [
         ({"splits": ("test", "tset")}, "no split 'tset', only train, validation, test"),
         ({"judges": {"text_to_smell": ("label",)}}, "unknown task 'text_to_smell'; there are text, "),
-        ({"judges": {"text": ("label",)}}, "judge label is of media, not of text"),
+        ({"judges": {"text": ("label",)}}, "judge label judges media, not text"),
     ],
 )
 def test_what_is_not_there_is_refused(loaded, prepared, change, message):
@@ -316,7 +316,7 @@ def test_what_is_larger_than_anything_trained_on_is_noted(loaded, prepared):
         "drawn": dataclasses.replace(layouts["drawn"], shapes={"text": [99], "image": [1, 9]}),
         "tall": dataclasses.replace(layouts["drawn"], shapes={"text": [99], "image": [9, 1]}),
     }
-    assert list(_unseen("drawn", layouts["drawn"], wide.values())) == []
+    assert list(_beyond_training("drawn", layouts["drawn"], wide.values())) == []
 
 
 def test_judges_are_given_on_the_command_line():

@@ -246,13 +246,13 @@ def test_an_animation_stops_when_its_own_answer_is_full(loaded):
         (["--infill", "1+1=2"], "nothing is masked"),
         (["--image", "no.png", "--to", "audio"], "not trained on image to audio; it has text, text to audio"),
         (["--prompt", "1+", "--to", "text", "--guidance", "1"], "guidance needs a condition"),
-        (["--prompt", "one", "--to", "image", "--threshold", "0.5"], "of the strategy threshold"),
+        (["--prompt", "one", "--to", "image", "--threshold", "0.5"], "a parameter of threshold or leftmost"),
         (["--prompt", "one", "--to", "image", "--cache", "dual"], "needs a block_length"),
         (
             ["--image", "grey.png", "--inpaint", "large.png", "--to", "image"],
             "the mask is 12×8, and .* grey.png is 6×4",
         ),
-        (["--prompt", "one", "--to", "image", "--max-nfe", "1", "--block-length", "4"], "2 blocks take 2"),
+        (["--prompt", "one", "--to", "image", "--max-nfe", "1", "--block-length", "4"], "2 blocks take at least 2"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_written(generate, tmp_path, monkeypatch, arguments, reason):

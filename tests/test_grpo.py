@@ -17,8 +17,8 @@ from trimask.diffusion.sampling import policy, sampler
 from trimask.diffusion.sampling.actions import log_probability
 from trimask.diffusion.sampling.generator import sampler_arguments
 from trimask.diffusion.sampling.learned import LearnedStrategy
-from trimask.diffusion.sampling.policy import new_parameters
-from trimask.diffusion.sampling.state import Choice, Rules, start
+from trimask.diffusion.sampling.policy import new_policy_parameters
+from trimask.diffusion.sampling.state import Choice, Rules, initial_state
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.sampling_rl.grpo import Batch, GRPOConfig, advantages, gradient
 from trimask.sampling_rl.problems import Problem
@@ -47,7 +47,7 @@ def config_of(law):
 
 
 def parameters_of(law):
-    parameters = shuffled(new_parameters(config_of(law), jax.random.key(0)))
+    parameters = shuffled(new_policy_parameters(config_of(law), jax.random.key(0)))
     parameters["output"]["bias"] = jnp.array([-1.0])
     return parameters
 
@@ -68,9 +68,9 @@ def test_what_is_stored_is_what_the_policy_saw_and_did(law, rules):
     final, stored = recorded(law, rules)
     acts = LearnedStrategy(config_of(law), parameters_of(law), is_forced=False)
     assert stored.num_steps.tolist() == final.nfe.tolist() == final.step.tolist()
-    denoise, _, rules = sampler_arguments(VOCABULARY, fakes.mixing(), (None, acts, acts.config.watching(rules)))
+    denoise, _, rules = sampler_arguments(VOCABULARY, fakes.mixing(), (None, acts, acts.config.extended_rules(rules)))
     keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(3), n))(jnp.arange(6))
-    state, rows = start(ROWS, keys, MASK), jnp.arange(6)
+    state, rows = initial_state(ROWS, keys, MASK), jnp.arange(6)
 
     @jax.jit
     def act(state):
@@ -204,7 +204,7 @@ def oracle(law, parameters, batch, old, config, begin):
 def test_the_objective_and_its_gradient_are_those_of_the_definition(law, options):
     config = GRPOConfig(group=4, chunk=16, **options)
     batch, now = batch_of(law, experts=True), parameters_of(law)
-    begin = new_parameters(config_of(law), jax.random.key(9)) if config.kl else None
+    begin = new_policy_parameters(config_of(law), jax.random.key(9)) if config.kl else None
     # The policy has moved since the episodes were made.
     keys = iter(jax.random.split(jax.random.key(4), 100))
     before = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(next(keys), x.shape), now)

@@ -10,7 +10,7 @@ import scipy.linalg
 
 from trimask.diffusion.evaluation import features, judges
 from trimask.diffusion.evaluation.features import audio_features, frechet_distance, image_features
-from trimask.diffusion.evaluation.intervals import ratio, wilson_interval
+from trimask.diffusion.evaluation.intervals import ratio_and_half_width, wilson_interval
 from trimask.diffusion.evaluation.judges import (
     JUDGES,
     NamedJudge,
@@ -274,10 +274,10 @@ def test_frechet_takes_features_of_the_users(module):
         ("nowhere_to_be_found:f", "text", "module 'nowhere_to_be_found' cannot be imported"),
         ("math:nothing", "text", "module 'math' has no function 'nothing'"),
         ("math:pi", "text", "module 'math' has no function 'pi'"),
-        ("label", "text", "judge label is of media, not of text"),
-        ("exact_match", "image", "judge exact_match is of text, not of image"),
+        ("label", "text", "judge label judges media, not text"),
+        ("exact_match", "image", "judge exact_match judges text, not image"),
         ("label@math:sin", "image", "only frechet takes features"),
-        ("frechet", "text", "judge frechet is of media, not of text"),
+        ("frechet", "text", "judge frechet judges media, not text"),
     ],
 )
 def test_a_judge_that_is_not_there_is_refused(name, modality, message):
@@ -323,17 +323,17 @@ def test_the_interval_of_a_quotient_covers_the_truth_as_often_as_it_says():
     covered = 0
     for _ in range(400):
         counts = rng.integers(1, 30, 150).astype(float)
-        value, half = ratio(counts * 2 + rng.normal(size=150) * counts, counts)
+        value, half = ratio_and_half_width(counts * 2 + rng.normal(size=150) * counts, counts)
         covered += abs(value - 2) < half
     assert 0.92 < covered / 400 < 0.98
 
 
 def test_the_quotient_of_equal_counts_is_the_mean():
     totals = np.array([2.0, 5.0, 6.0, 6.0])
-    value, half = ratio(totals, np.full(4, 2.0))
+    value, half = ratio_and_half_width(totals, np.full(4, 2.0))
     assert value == pytest.approx((totals / 2).mean())
     assert half == pytest.approx(1.96 * (totals / 2).std(ddof=1) / 2)
-    assert ratio(totals[:1], np.ones(1)) == (2.0, None)
+    assert ratio_and_half_width(totals[:1], np.ones(1)) == (2.0, None)
 
 
 def test_a_share_of_none_or_all_has_an_interval_inside_zero_and_one():
@@ -344,7 +344,7 @@ def test_a_share_of_none_or_all_has_an_interval_inside_zero_and_one():
 
 def test_features_of_another_shape_or_of_none_are_refused():
     with pytest.raises(ValueError, match="there are no features of text; give some with frechet@module:function"):
-        judges._own_features(dataclasses.replace(_training("image"), modality="text"))
+        judges._builtin_features(dataclasses.replace(_training("image"), modality="text"))
     for shape in ((3,), (4, 2)):
         with pytest.raises(ValueError, match=rf"here 3 items; got shape \({shape[0]}"):
             judges._matrix(np.zeros(shape), 3)

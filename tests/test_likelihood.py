@@ -12,7 +12,13 @@ from fakes import VOCABULARY
 from jax.tree_util import Partial
 from PIL import Image
 
-from trimask.diffusion.evaluation.likelihood import draws_of, estimates_of_bits, mean_of, num_asked, target_bits
+from trimask.diffusion.evaluation.likelihood import (
+    content_seed,
+    estimates_of_bits,
+    mean_and_half_width,
+    num_asked,
+    target_bits,
+)
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.scripts.evaluate import main
 from trimask.tokenizers.sequence import make_example
@@ -23,7 +29,7 @@ CODES = [(0, 1, 0), (1, 1, 1), (0, 0, 0)]
 
 
 def estimated_bits(*args, **options):
-    return mean_of(estimates_of_bits(*args, **options))
+    return mean_and_half_width(estimates_of_bits(*args, **options))
 
 
 def example(codes, given=0):
@@ -46,7 +52,7 @@ def test_the_bound_of_an_exact_denoiser_is_the_likelihood(estimator):
 @pytest.mark.parametrize("name", fakes.SCHEDULES)
 def test_under_every_schedule_the_bound_is_unbiased(name):
     schedule = fakes.SCHEDULES[name]
-    options = {"num_draws": 16, "rows": 256, "draws": range(256)}
+    options = {"num_draws": 16, "rows": 256, "seeds": range(256)}
     bits = target_bits(jax.random.key(2), [example(CODES[0])] * 256, DENOISE, VOCABULARY, schedule, **options)
     exact, standard_error = -math.log2(CORRELATED[CODES[0]]), bits.std(ddof=1) / len(bits) ** 0.5
     assert abs(bits.mean() - exact) < 4 * standard_error + 2 * schedule.min_time * exact
@@ -88,7 +94,7 @@ def test_intervals_hold_the_value_as_often_as_they_say():
         ScheduleConfig(min_time=1e-4),
         num_draws=8,
         estimator="subsets",
-        draws=range(200),
+        seeds=range(200),
         repeats=6,
     )
     held = np.abs(bits + math.log2(CORRELATED[CODES[0]])) < half
@@ -101,7 +107,7 @@ def test_bits_do_not_depend_on_the_place_among_others():
     bits = target_bits(jax.random.key(3), examples, DENOISE, VOCABULARY, ScheduleConfig(), **options)
     again = target_bits(jax.random.key(3), examples[::-1] * 2, DENOISE, VOCABULARY, ScheduleConfig(), **options)
     np.testing.assert_array_equal(again, [*bits[::-1], *bits[::-1]])
-    assert len({draws_of(e.segments) for e in examples}) == len(examples)
+    assert len({content_seed(e.segments) for e in examples}) == len(examples)
 
 
 def test_equal_examples_are_computed_once_and_have_equal_bits():
@@ -111,7 +117,7 @@ def test_equal_examples_are_computed_once_and_have_equal_bits():
     assert len(set(bits.tolist())) == 2 and (bits.reshape(3, 3) == bits[:3]).all() and bits[0] == bits[2]
     assert reports == [(6, 9), (9, 9)]
     given = [example(CODES[0]), example(CODES[0], 1)]
-    both = target_bits(jax.random.key(0), given, DENOISE, VOCABULARY, ScheduleConfig(), num_draws=4, draws=[1, 1])
+    both = target_bits(jax.random.key(0), given, DENOISE, VOCABULARY, ScheduleConfig(), num_draws=4, seeds=[1, 1])
     assert both[0] != both[1]
 
 

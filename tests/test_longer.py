@@ -141,7 +141,7 @@ def test_with_the_last_step_before_the_decay_damaged_nothing_moves(prepared, cop
     for path in (copy / "checkpoints" / str(stable) / "state").rglob("*"):
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(bytes(len(path.read_bytes())))
-    with pytest.raises(ValueError, match="no good checkpoint from before its decay"):
+    with pytest.raises(ValueError, match="no undamaged checkpoint from before its decay"):
         train(copy, prepared.folder, config("warmup_stable_decay", 900))
     assert f"checkpoints/{stable}: damaged" in capsys.readouterr().err
     assert checkpoint_steps(copy) == [stable, *decayed] and not list(copy.glob("decayed-*"))
@@ -176,7 +176,9 @@ def test_a_run_without_a_checkpoint_from_before_its_decay_is_left_as_it_is(prepa
     stable, *decayed = checkpoint_steps(copy)
     shutil.rmtree(copy / "checkpoints" / str(stable))
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"}
-    said = f"no good checkpoint from before its decay, which begins after step {stable}; it has those of {decayed[0]}"
+    said = (
+        f"no undamaged checkpoint from before its decay, which begins after step {stable}; it has those of {decayed[0]}"
+    )
     with pytest.raises(ValueError, match=f"{said}.* --init-from"):
         train(copy, prepared.folder, config("warmup_stable_decay", 900))
     assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"}

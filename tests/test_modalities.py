@@ -9,8 +9,8 @@ from PIL import Image
 
 from trimask.diffusion.data.modalities import MODALITIES, modality
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.evaluation.exam import judges_of, score_of
-from trimask.diffusion.evaluation.held_out import HeldOut, TrainingExamples
+from trimask.diffusion.evaluation.exam import choose_judges, score_value
+from trimask.diffusion.evaluation.held_out import HeldOutExamples, TrainingExamples
 from trimask.diffusion.evaluation.judges import DEFAULT_JUDGES
 from trimask.diffusion.evaluation.results import Evaluation
 from trimask.diffusion.pretraining.trained_model import load
@@ -100,9 +100,9 @@ def test_it_is_evaluated_and_what_cannot_be_judged_is_a_note(run, capsys):
 def test_a_modality_may_have_judges_of_its_own(run, monkeypatch):
     monkeypatch.setitem(DEFAULT_JUDGES, "melody", ("melody:rises",))
     prepared = Prepared(run.parent / "data")
-    part, real = HeldOut(prepared, "songs", "test", None), TrainingExamples(prepared, "songs", 10)
-    (judge,) = judges_of(prepared.manifest.vocabulary.tasks["text_to_melody"], part, real, {})
-    score = score_of(judge("tunes", [e.media["melody"] for e in part.raw], [e.media for e in part.raw]))
+    part, real = HeldOutExamples(prepared, "songs", "test", None), TrainingExamples(prepared, "songs", 10)
+    (judge,) = choose_judges(prepared.manifest.vocabulary.tasks["text_to_melody"], part, real, {})
+    score = score_value(judge("tunes", [e.media["melody"] for e in part.raw], [e.media for e in part.raw]))
     assert (judge.name, score) == (
         "melody:rises",
         1.0,

@@ -18,18 +18,18 @@ from hypothesis import strategies as st
 
 from trimask.diffusion.run.checkpoint import Checkpoints, Retention
 from trimask.diffusion.sampling import actions, policy, sampler
-from trimask.diffusion.sampling.actions import drawn
+from trimask.diffusion.sampling.actions import draw_action
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import Generator
 from trimask.diffusion.sampling.learned import LearnedStrategy, PolicyDescription, folder_and_checkpoint, open_policy
-from trimask.diffusion.sampling.policy import PolicyConfig, new_parameters, policy_features
+from trimask.diffusion.sampling.policy import PolicyConfig, new_policy_parameters, policy_features
 from trimask.diffusion.sampling.state import Rules
 from trimask.diffusion.transformer import num_parameters
 from trimask.tokenizers.storage import configuration
 
 logits_of = jax.jit(policy.policy_logits, static_argnums=0)
 log_probability = jax.jit(actions.log_probability, static_argnums=0)
-draw = jax.jit(drawn, static_argnums=0)
+draw = jax.jit(draw_action, static_argnums=0)
 CONFIG = PolicyConfig()
 SMALL = PolicyConfig(width=8, mlp_width=8, num_heads=1)
 LAWS = typing.get_args(typing.get_type_hints(PolicyConfig)["law"])
@@ -127,12 +127,12 @@ def test_gradients_of_probabilities_are_those_of_finite_differences(law):
 
 def test_what_it_sees_changes_its_first_logits_a_little():
     """Weights of the last layer have a variance of 0.01 over its inputs; twice that would be 41 % more in deviation."""
-    kernel = new_parameters(CONFIG, jax.random.key(0))["output"]["kernel"]
+    kernel = new_policy_parameters(CONFIG, jax.random.key(0))["output"]["kernel"]
     assert float(kernel.std()) == pytest.approx((0.01 / CONFIG.width) ** 0.5, rel=0.2)
 
 
 def test_it_has_a_third_of_a_million_parameters_and_begins_with_twelve_percent():
-    parameters = new_parameters(CONFIG, jax.random.key(0))
+    parameters = new_policy_parameters(CONFIG, jax.random.key(0))
     assert 320_000 < num_parameters(parameters) < 340_000
     features = np.random.default_rng(1).random((4, 16, 1)).astype(np.float16)
     everywhere = np.ones((4, 16), bool)
@@ -141,7 +141,7 @@ def test_it_has_a_third_of_a_million_parameters_and_begins_with_twelve_percent()
 
 
 def test_only_what_is_asked_for_is_seen_wherever_it_stands():
-    parameters = shuffled(new_parameters(SMALL, jax.random.key(0)))
+    parameters = shuffled(new_policy_parameters(SMALL, jax.random.key(0)))
     wide = np.random.default_rng(1).random((1, 12, 1)).astype(np.float16)
     masked = np.array([[True, False, True, True, False]])
     asked = np.zeros((1, 12), bool)
@@ -194,7 +194,7 @@ def test_inputs_are_what_the_denoiser_says(inputs, size):
     hidden = fakes.VOCABULARY.size if "hidden" in inputs else None
     config = PolicyConfig(inputs=inputs, num_top=3, hidden_size=hidden, width=8, mlp_width=8, num_heads=1)
     assert config.num_features == size
-    rules = config.watching(Rules(mask_id=fakes.MASK, block_length=2))
+    rules = config.extended_rules(Rules(mask_id=fakes.MASK, block_length=2))
     features = seen_by(config, rules)
     assert features.shape == (1, 8, size) and features.dtype == np.float16
     assert (np.abs(features[0, 2:]).max(axis=-1) > 0).all(), "later blocks are seen"
@@ -203,16 +203,16 @@ def test_inputs_are_what_the_denoiser_says(inputs, size):
 
 def test_a_policy_may_see_its_block_alone():
     config = PolicyConfig(sees_beyond=False)
-    rules = config.watching(Rules(mask_id=fakes.MASK, block_length=2))
+    rules = config.extended_rules(Rules(mask_id=fakes.MASK, block_length=2))
     assert np.flatnonzero(seen_by(config, rules)[0, :, 0]).tolist() == [2, 3]
 
 
 @pytest.mark.parametrize("law", LAWS)
 def test_as_a_strategy_it_fills_everything_and_never_waits(law):
     config = PolicyConfig(law=law, width=8, mlp_width=8, num_heads=1)
-    parameters = new_parameters(config, jax.random.key(0))
+    parameters = new_policy_parameters(config, jax.random.key(0))
     # Of both blocks together 8 times the evaluations they need: who stalled would use them up, and not hang.
-    rules = config.watching(Rules(mask_id=fakes.MASK, block_length=4, max_nfe=48))
+    rules = config.extended_rules(Rules(mask_id=fakes.MASK, block_length=4, max_nfe=48))
     state = fakes.begin([fakes.text_request([-1] * 6)] * 2, 8)
     run = jax.jit(lambda strategy, rules: sampler.sample(fakes.mixing(), strategy, rules, state)[0])
     for logit, nfe in ((-30.0, 6), (-math.inf, 6), (math.nan, 6), (math.inf, 2)):
@@ -221,7 +221,7 @@ def test_as_a_strategy_it_fills_everything_and_never_waits(law):
         assert np.all(final.is_done) and final.nfe.tolist() == [nfe, nfe]
     parameters["output"]["bias"] = np.float32([-30.0])
     waiting = LearnedStrategy(config, parameters, is_forced=False)
-    rules = config.watching(Rules(mask_id=fakes.MASK, block_length=4, gives_up_after=4))
+    rules = config.extended_rules(Rules(mask_id=fakes.MASK, block_length=4, gives_up_after=4))
     final = run(waiting, rules)
     is_left = (np.asarray(final.sequence.tokens) == fakes.MASK).sum(axis=1).tolist()
     # By dpls one is revealed in every step.
@@ -234,7 +234,7 @@ def save_policy(folder):
     configuration.save(folder / "policy.json", about)
     with Checkpoints(folder, Retention(last=2)) as checkpoints:
         for step, cost in ((1, 0.1), (2, 0.2)):
-            state = {"parameters": new_parameters(SMALL, jax.random.key(step)), "optimizer": (jnp.zeros(2),)}
+            state = {"parameters": new_policy_parameters(SMALL, jax.random.key(step)), "optimizer": (jnp.zeros(2),)}
             checkpoints.save(step, state, notes={}, metrics={"cost": cost})
     return folder
 
@@ -252,11 +252,11 @@ def test_only_the_name_of_a_folder_says_which_checkpoint():
 
 @pytest.mark.parametrize(("suffix", "step"), [("", 2), ("@best", 1), ("@1", 1)])
 def test_a_folder_is_a_strategy_wherever_one_is_named(folder, suffix, step):
-    expected = new_parameters(SMALL, jax.random.key(step))
+    expected = new_policy_parameters(SMALL, jax.random.key(step))
     config = GenerationConfig(strategy=f"{folder}{suffix}", policy_scale=1.5)
-    assert jax.tree.all(jax.tree.map(np.array_equal, config.chosen.parameters, expected))
-    assert (config.chosen.temperature, config.chosen.scale) == (0.5, 1.5)
-    assert replace(config, policy_temperature=2.0).chosen.temperature == 2.0
+    assert jax.tree.all(jax.tree.map(np.array_equal, config.strategy_function.parameters, expected))
+    assert (config.strategy_function.temperature, config.strategy_function.scale) == (0.5, 1.5)
+    assert replace(config, policy_temperature=2.0).strategy_function.temperature == 2.0
     assert config.rules(fakes.VOCABULARY).shows_all
     (answer,) = Generator(fakes.mixing(), fakes.VOCABULARY).generate([fakes.text_request([-1] * 4)], config, seed=0)
     assert (answer.example.segments[0].codes >= 0).all() and 1 <= answer.nfe <= 4
@@ -266,11 +266,13 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before_and_that_is_said(folder
     for path in (folder / "checkpoints/2/state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"damaged")
-    chosen = GenerationConfig(strategy=str(folder)).chosen
-    assert jax.tree.all(jax.tree.map(np.array_equal, chosen.parameters, new_parameters(SMALL, jax.random.key(1))))
+    chosen = GenerationConfig(strategy=str(folder)).strategy_function
+    assert jax.tree.all(
+        jax.tree.map(np.array_equal, chosen.parameters, new_policy_parameters(SMALL, jax.random.key(1)))
+    )
     assert "checkpoints/2: damaged" in (said := capsys.readouterr().err) and "going back to step 1" in said
     with pytest.raises(ValueError, match="checkpoints/2: damaged"):
-        GenerationConfig(strategy=f"{folder}@2").chosen  # noqa: B018
+        GenerationConfig(strategy=f"{folder}@2").strategy_function  # noqa: B018
 
 
 def test_what_is_no_policy_is_refused_in_a_sentence(folder, tmp_path_factory):
@@ -281,27 +283,27 @@ def test_what_is_no_policy_is_refused_in_a_sentence(folder, tmp_path_factory):
         (str(empty), "not the folder of a policy"),
         (str(early), "has no complete checkpoint yet; `trimask train-policy` continues it"),
         (f"{folder}@7", "no checkpoint of step 7; there are 1, 2"),
-        (f"{folder}@last", "after @ comes a step or best"),
+        (f"{folder}@last", "a policy is named FOLDER, FOLDER@STEP or FOLDER@best"),
     ]
     for name, reason in cases:
         with pytest.raises((ValueError, FileNotFoundError), match=reason):
-            GenerationConfig(strategy=name).chosen  # noqa: B018
+            GenerationConfig(strategy=name).strategy_function  # noqa: B018
     about = configuration.load(folder / "policy.json", PolicyDescription)
     configuration.save(folder / "policy.json", replace(about, policy=replace(SMALL, law="dpls", mlp_width=12)))
     with pytest.raises(ValueError, match="not a checkpoint of the model in"):
         open_policy(str(folder))
     configuration.save(folder / "policy.json", replace(about, policy=replace(SMALL, law="dpls")))
-    with pytest.raises(ValueError, match="policy_scale is of bernoulli"):
-        GenerationConfig(strategy=str(folder), policy_scale=2.0).chosen  # noqa: B018
-    with pytest.raises(ValueError, match=r"no strategy 'fast'; there are random, .* and paths of policies"):
+    with pytest.raises(ValueError, match="policy_scale needs law bernoulli"):
+        GenerationConfig(strategy=str(folder), policy_scale=2.0).strategy_function  # noqa: B018
+    with pytest.raises(ValueError, match=r"no strategy 'fast'; there are random, .* and folders of policies"):
         GenerationConfig(strategy="fast")
 
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ({"inputs": ()}, "inputs must be some"),
-        ({"inputs": ("hidden",)}, "hidden_size is of the input hidden"),
+        ({"inputs": ()}, "inputs must be at least one"),
+        ({"inputs": ("hidden",)}, "hidden_size goes with the input hidden"),
         ({"width": 30}, "multiple of 4"),
         ({"num_top": 0}, "at least 1"),
     ],

@@ -69,15 +69,15 @@ def test_an_answer_is_as_long_as_those_of_its_dataset_and_a_prompt_prefers_them(
     assert segment.codes.tolist() == [*tokenizers.text.encode("4"), -1, tokenizers.vocabulary.eos_code]
     with pytest.raises(ValueError, match="6 tokens; at most 5 fit"):
         Prompts(tokenizers, layouts, dataset="questions").complete("123456")
-    with pytest.raises(ValueError, match="knows no dataset 'prse', only prose, questions"):
+    with pytest.raises(ValueError, match="not trained on a dataset 'prse', only prose, questions"):
         Prompts(tokenizers, layouts, dataset="prse")
     questions = Prompts(tokenizers, layouts, dataset="questions")
-    known = questions.scored({"text": "12345"}, "text", "678").segments[0]
+    known = questions.with_answer({"text": "12345"}, "text", "678").segments[0]
     assert known.codes.tolist() == [*tokenizers.text.encode("12345678"), tokenizers.vocabulary.eos_code]
     assert known.num_given == 5
     assert len(questions.infill("12345_78").segments[0].codes) == 9
     with pytest.raises(ValueError, match="a text of 9 tokens does not fit a buffer of 9"):
-        questions.scored({"text": "12345"}, "text", "6789")
+        questions.with_answer({"text": "12345"}, "text", "6789")
     twice = Prompts(tokenizers, layouts, dataset="prose").complete("4+", length=24)
     assert len(twice.segments[0].codes) == 26
     with pytest.raises(ValueError, match="at least 1 token to write, not 0"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 from trimask.diffusion.denoiser import DenoiserOutput
-from trimask.diffusion.sampling.proposals import Draw, drawn_tokens, propose
+from trimask.diffusion.sampling.proposals import TokenSampling, draw_tokens, propose
 
 SIZE = 37
 
@@ -25,7 +25,7 @@ def proposals(logits, is_wanted=None, chunk=64, num_top=0, **draw):
         jax.random.split(jax.random.key(0), len(logits)),
         np.tile(range(logits.shape[1]), (len(logits), 1)),
     )
-    return PROPOSE(logits, wanted, positions, keys, Draw(**draw), chunk * len(logits), num_top)
+    return PROPOSE(logits, wanted, positions, keys, TokenSampling(**draw), chunk * len(logits), num_top)
 
 
 @partial(jax.jit, static_argnums=(5, 6))
@@ -89,7 +89,7 @@ def test_only_chunks_with_wanted_positions_are_read():
 
     @jax.jit
     def run(logits, wanted, positions, keys):
-        return propose(DenoiserOutput(logits, Partial(read), logits, ()), wanted, positions, keys, Draw(), 8)
+        return propose(DenoiserOutput(logits, Partial(read), logits, ()), wanted, positions, keys, TokenSampling(), 8)
 
     keys, positions = jax.random.split(jax.random.key(0), 2), np.tile(np.arange(40), (2, 1))
     jax.block_until_ready(run(np.zeros((2, 40, SIZE), np.float32), wanted, positions, keys))
@@ -97,14 +97,14 @@ def test_only_chunks_with_wanted_positions_are_read():
     assert reads == [(2, 4, SIZE)] * 3  # nine positions of the second row
 
 
-DRAWN = jax.jit(lambda p, uniform, draw: drawn_tokens(jnp.log(p), uniform, draw))
+DRAWN = jax.jit(lambda p, uniform, draw: draw_tokens(jnp.log(p), uniform, draw))
 
 
 def test_tokens_are_drawn_with_the_tempered_probabilities():
     p = np.random.default_rng(0).dirichlet(np.full(SIZE, 0.3))
     count = 40_000
     uniform = np.random.default_rng(1).random(count, np.float32)
-    tokens = DRAWN(np.broadcast_to(p.astype(np.float32), (count, SIZE)), uniform, Draw(temperature=2.0))
+    tokens = DRAWN(np.broadcast_to(p.astype(np.float32), (count, SIZE)), uniform, TokenSampling(temperature=2.0))
     expected = p**0.5 / (p**0.5).sum()
     deviation = np.sqrt(expected * (1 - expected) / count)
     assert (np.abs(np.bincount(tokens, minlength=SIZE) / count - expected) < 5 * deviation + 1e-6).all()
@@ -117,7 +117,7 @@ def test_a_draw_inverts_the_cumulative_distribution(size, uniform, seed):
     p = np.random.default_rng(seed).dirichlet(np.ones(size)).astype(np.float32)
     p[seed % size] *= size == 1  # an impossible id, unless it is the only one
     uniform = np.float32(min(uniform, 1 - 2**-24))
-    token = int(DRAWN(p, uniform, Draw(temperature=1.0)))
+    token = int(DRAWN(p, uniform, TokenSampling(temperature=1.0)))
     cumulative = np.cumsum(p.astype(np.float64)) / p.sum(dtype=np.float64)
     assert p[token] > 0
     assert uniform <= cumulative[token] + 1e-5 and uniform >= (cumulative[token - 1] if token else 0) - 1e-5
@@ -125,7 +125,7 @@ def test_a_draw_inverts_the_cumulative_distribution(size, uniform, seed):
 
 def test_a_draw_at_an_edge_is_of_the_token_that_begins_there():
     uniform = np.array([0, 0.25, 0.5, 0.75], np.float32)
-    assert DRAWN(np.full((4, 4), 0.25, np.float32), uniform, Draw(temperature=1.0)).tolist() == [0, 1, 2, 3]
+    assert DRAWN(np.full((4, 4), 0.25, np.float32), uniform, TokenSampling(temperature=1.0)).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("used", list(itertools.product([False, True], repeat=3)), ids=str)
@@ -154,14 +154,14 @@ def test_filters_keep_what_their_definition_keeps(used, weights, top_k, top_p, m
         kept = np.where(kept >= min_p * kept.max() * (1 - 1e-6), kept, 0)
     grid = ((np.arange(2000) + 0.5) / 2000).astype(np.float32)
     rows = np.broadcast_to(p.astype(np.float32), (2000, len(p)))
-    draw = Draw(temperature=1.0, top_k=top_k, top_p=top_p, min_p=min_p)
+    draw = TokenSampling(temperature=1.0, top_k=top_k, top_p=top_p, min_p=min_p)
     drawn = np.bincount(DRAWN(rows, grid, draw), minlength=len(p)) / 2000
     np.testing.assert_allclose(drawn, kept / kept.sum(), atol=2e-3)
 
 
 def test_a_draw_depends_on_key_and_place_alone():
     logits = np.random.default_rng(0).normal(size=(2, 12, SIZE)).astype(np.float32)
-    keys, draw = jax.random.split(jax.random.key(0), 2), Draw(temperature=2.0)
+    keys, draw = jax.random.split(jax.random.key(0), 2), TokenSampling(temperature=2.0)
 
     def tokens(rows, places):
         here = logits[rows, places]
@@ -178,7 +178,7 @@ def test_an_unlikely_token_is_as_rare_as_it_is():
     p[7] = 0.5
     uniform = jax.random.uniform(jax.random.key(1), (20_000,))
     token = jax.lax.map(
-        lambda u: drawn_tokens(jnp.log(jnp.asarray(p)), u, Draw(temperature=1.0)), uniform, batch_size=500
+        lambda u: draw_tokens(jnp.log(jnp.asarray(p)), u, TokenSampling(temperature=1.0)), uniform, batch_size=500
     )
     share = float((np.asarray(token) == 7).mean())
     assert abs(share - 0.5) < 5 * 0.5 / 20_000**0.5
@@ -193,8 +193,8 @@ def test_filters_may_change_without_compiling_anew(name):
     @jax.jit
     def draw_one(draw):
         count.append(1)
-        return drawn_tokens(jnp.zeros(8), jnp.float32(0.5), draw)
+        return draw_tokens(jnp.zeros(8), jnp.float32(0.5), draw)
 
     for value in (1, 1) if name == "top_k" else (0.5, 0.9):
-        draw_one(Draw(temperature=1.0, **{name: value}))
+        draw_one(TokenSampling(temperature=1.0, **{name: value}))
     assert len(count) == 1

@@ -148,7 +148,7 @@ def test_a_request_that_cannot_be_kept_is_refused_before_any_is_answered(options
         raise AssertionError("the model was asked")
 
     requests = [text_request([-1] * 2), text_request([-1] * 20)]
-    with pytest.raises(ValueError, match=r"10 blocks take 10|order has 2 places, and 20"):
+    with pytest.raises(ValueError, match=r"10 blocks take at least 10|order has 2 indices, and the requests have 20"):
         Generator(never, VOCABULARY).generate(requests, GenerationConfig(**options), seed=0)
 
 
@@ -217,7 +217,7 @@ def test_the_budget_of_evaluations_is_kept():
     config = GenerationConfig(guidance=1.0, guidance_interval=(0.0, 0.5), max_nfe=5, **options)
     (answer,) = generator.generate([spoken(6)], config, seed=0)
     assert answer.nfe <= 5 and min(codes(answer)) >= 0
-    with pytest.raises(ValueError, match="max_nfe is 3, and 4 blocks take 4 evaluations at least"):
+    with pytest.raises(ValueError, match="max_nfe is 3, and 4 blocks take at least 4 evaluations"):
         generator.generate([text_request([-1]), request], GenerationConfig(block_length=2, max_nfe=3), seed=0)
 
 

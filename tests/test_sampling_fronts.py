@@ -269,8 +269,8 @@ def test_exams_are_of_every_dataset_that_has_the_split_and_media_are_compared_wi
         prepared.manifest, datasets=datasets | {name: dataclasses.replace(first, splits=splits)}
     )
     monkeypatch.setattr(prepared, "manifest", changed)
-    usual = sampling_fronts.judges_of
-    monkeypatch.setattr(sampling_fronts, "judges_of", lambda *given: usual(*given) * 2)  # of several, the first
+    usual = sampling_fronts.choose_judges
+    monkeypatch.setattr(sampling_fronts, "choose_judges", lambda *given: usual(*given) * 2)  # of several, the first
     exams = exams_of(loaded, prepared, SMALL)
     judges = {exam.task.name: [judge.name for judge in exam.judges] for exam in exams}
     assert judges == {

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 import typing
 from functools import cache
 
@@ -11,17 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 from fakes import OneProgram, any_strategy, text_request
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trimask.diffusion.sampling import sampler
-from trimask.diffusion.sampling.generation_config import GenerationConfig, numbers_of, require_used
+from trimask.diffusion.sampling.generation_config import GenerationConfig, require_used_fields, strategy_parameters
 from trimask.diffusion.sampling.generator import Generator, request_keys
 from trimask.diffusion.sampling.learned import LearnedStrategy
-from trimask.diffusion.sampling.policy import PolicyConfig, new_parameters
-from trimask.diffusion.sampling.state import Choice, Observation, start
-from trimask.diffusion.sampling.strategies import STRATEGIES, with_progress
+from trimask.diffusion.sampling.policy import PolicyConfig, new_policy_parameters
+from trimask.diffusion.sampling.state import Observation, initial_state
+from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.tokenizers.sequence import assemble
 
 EVERY_STRATEGY = pytest.mark.parametrize("name", STRATEGIES)
@@ -134,7 +136,6 @@ STEPS = 5
 ROWS = 64
 """Of every observation here, so that each strategy is one program."""
 CHOOSE = jax.jit(lambda strategy, keys, seen: strategy(keys, seen, None))
-FORCED = jax.jit(lambda choice, keys, seen: with_progress(lambda *_: (choice, None))(keys, seen, None)[0])
 
 
 def observation(rows, step=0):
@@ -213,14 +214,14 @@ anything = st.tuples(
     *[st.sampled_from(EXTREMES)] * 3, st.sampled_from(["masked", "masked", "revealed", "given", "outside"])
 )
 IN_EACH_ROUND = [name for name in STRATEGIES if name != "ancestral" and not name.startswith("remdm")]
-"""Strategies that need no `with_progress`."""
+"""Strategies that reveal something in every step."""
 
 
 @cache
 def policy(law, bias):
     """A policy whose logits are this everywhere, but for what it sees."""
     config = PolicyConfig(law=law, inputs=("confidence", "margin", "entropy"), width=8, mlp_width=8, num_heads=1)
-    parameters = new_parameters(config, jax.random.key(0))
+    parameters = new_policy_parameters(config, jax.random.key(0))
     parameters["output"]["bias"] = jnp.array([bias])
     return LearnedStrategy(config, parameters)
 
@@ -235,13 +236,10 @@ def test_whatever_the_confidences_it_reveals_something_and_only_candidates(name,
     seen = observation([row, [(0.5, 0.5, 0.5, "masked")] * ROW], step)
     chosen = any_strategy(name, **NUMBERS) if name in STRATEGIES else policy(name, bias)
     choice, _ = CHOOSE(chosen, keys_and_uniforms(step)[0], seen)
-    forced = FORCED(choice, keys_and_uniforms(step)[0], seen)
-    candidates = np.asarray(seen.candidates)
-    revealed, with_help = (np.asarray(c.reveal) for c in (choice, forced))
-    assert not (revealed & ~candidates).any() and not (with_help & ~candidates).any()
-    assert (with_help.any(axis=1) == candidates.any(axis=1)).all()
+    candidates, revealed = np.asarray(seen.candidates), np.asarray(choice.reveal)
+    assert not (revealed & ~candidates).any()
     if name in (*IN_EACH_ROUND, *LAWS):
-        assert (with_help == revealed).all()
+        assert (revealed.any(axis=1) == candidates.any(axis=1)).all()
     elif step == STEPS - 1:
         assert (revealed == candidates).all(), "what waits has ended by the last step"
     if choice.remask is not None:
@@ -285,7 +283,7 @@ def test_it_ends_with_the_answer_if_that_is_known_whatever_the_logits_and_compil
     (sure,) = Generator(fakes.mixing(answer, is_sure=True), fakes.VOCABULARY).generate([request], config, seed=0)
     assert sure.example.segments[0].codes.tolist() == codes
     np.testing.assert_allclose(sure.log_probs, 0.0, atol=1e-3)
-    planned = not numbers_of(name) and name not in ("entropy_bound", "first_hitting")
+    planned = not strategy_parameters(name) and name not in ("entropy_bound", "first_hitting")
     assert not planned or sure.nfe <= (4 if not options else 6)
     fakes.TRACES.clear()
     for logit in (0.0, math.nan, math.inf, -math.inf):
@@ -294,7 +292,7 @@ def test_it_ends_with_the_answer_if_that_is_known_whatever_the_logits_and_compil
         )
         assert 1 <= lost.nfe <= 5 + 4, "as many evaluations as masks and steps"
     for size in (7, 8, 9):
-        numbers = {n: NUMBERS[n] * (0.9 + 0.01 * size) for n in numbers_of(name)}
+        numbers = {n: NUMBERS[n] * (0.9 + 0.01 * size) for n in strategy_parameters(name)}
         changed = dataclasses.replace(config, steps=size, temperature=0.1 * size, **numbers)
         generator = Generator(fakes.mixing(answer), fakes.VOCABULARY)
         (other,) = generator.generate([text_request([-1] * size)], changed, seed=size)
@@ -314,9 +312,9 @@ def frequencies(denoise, config):
     request = text_request([-1, -1, -1])
     row = assemble(fakes.VOCABULARY, [request], 5)
     rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (COUNT, *x.shape)), row)
-    state = start(rows, request_keys([request] * COUNT, 0), fakes.MASK)
+    state = initial_state(rows, request_keys([request] * COUNT, 0), fakes.MASK)
     rules = dataclasses.replace(config.rules(fakes.VOCABULARY), eos_id=None)
-    final, _ = SAMPLE(denoise, config.chosen, rules, state)
+    final, _ = SAMPLE(denoise, config.strategy_function, rules, state)
     codes = np.asarray(final.sequence.tokens)[:, 2:5] - fakes.TEXT_IDS.start
     return np.array([(codes == c).all(axis=1).mean() for c in itertools.product((0, 1), repeat=3)]).reshape(2, 2, 2)
 
@@ -330,7 +328,7 @@ def test_one_token_at_a_time_is_a_sample_of_the_joint_distribution(name):
 
 @pytest.mark.parametrize("name", ["ancestral", "remdm_cap", "remdm_loop"])
 def test_orders_blind_to_the_tokens_leave_independent_ones_as_they_are(name):
-    config = OneProgram(strategy=name, steps=12, **{n: NUMBERS[n] for n in numbers_of(name)})
+    config = OneProgram(strategy=name, steps=12, **{n: NUMBERS[n] for n in strategy_parameters(name)})
     five_deviations = 5 * np.sqrt(INDEPENDENT * (1 - INDEPENDENT) / COUNT)
     assert (np.abs(frequencies(fakes.joint(INDEPENDENT), config) - INDEPENDENT) < five_deviations).all()
 
@@ -364,7 +362,7 @@ def exact(name, p):
 
 @pytest.mark.parametrize("name", ["confidence", "threshold", "factor"])
 def test_orders_that_look_at_the_tokens_sample_what_their_definition_says(name):
-    config = OneProgram(strategy=name, steps=3, **{n: NUMBERS[n] for n in numbers_of(name)})
+    config = OneProgram(strategy=name, steps=3, **{n: NUMBERS[n] for n in strategy_parameters(name)})
     expected = exact(name, CORRELATED)
     assert np.abs(expected - CORRELATED).max() > 0.01
     five_deviations = 5 * np.sqrt(expected * (1 - expected) / COUNT) + 1e-6
@@ -378,18 +376,8 @@ def test_a_given_order_is_followed():
     known = [np.flatnonzero(state.example.segments[0].codes >= 0).tolist() for state in path]
     assert known == [[1], [1, 3], [0, 1, 3], [0, 1, 2, 3]]
     others = [text_request([-1] * masks + [1] * (17 - masks)) for masks in (16, 2)]
-    with pytest.raises(ValueError, match="order has 3 places, and 2, 16 are asked for"):
+    with pytest.raises(ValueError, match="order has 3 indices, and the requests have 2, 16 masked codes"):
         Generator(fakes.mixing(), fakes.VOCABULARY).generate(others, config, seed=0)
-
-
-def test_progress_is_forced_only_where_nothing_was_chosen():
-    def nothing_in_row_0(keys, seen, memory):
-        return Choice(jnp.zeros_like(seen.is_masked).at[1, 0].set(True)), memory
-
-    row = [(c, 0.0, 0.0, "masked") for c in (0.125, 0.625, 0.625)]
-    keys, _ = keys_and_uniforms(0)
-    choice, _ = with_progress(nothing_in_row_0)(keys, observation([row, row]), None)
-    np.testing.assert_array_equal(choice.reveal[:2], [[False, True, False], [True, False, False]])
 
 
 def test_the_cosine_grid_reveals_few_at_first():
@@ -403,15 +391,21 @@ def test_the_cosine_grid_reveals_few_at_first():
     assert left == [*expected, 0] and expected[1] == 14
 
 
-def test_every_strategy_is_named_where_users_look():
-    text = GenerationConfig.__dataclass_fields__["strategy"]
-    assert text.default in STRATEGIES
+def test_the_help_names_the_strategies_of_the_table_and_no_others():
+    words = re.sub(r"[^\w-]+", " ", tyro.extras.get_parser(GenerationConfig).format_help())
+    listed = re.search(r"--strategy STR .*? each step reveals (.*?) or a trained policy", words)
+    assert listed is not None
+    assert [name for name in listed[1].split() if name != "or"] == list(STRATEGIES)
+
+
+def test_a_strategy_takes_its_own_parameters_and_no_others():
+    assert GenerationConfig().strategy in STRATEGIES
     for name in STRATEGIES:
-        chosen = GenerationConfig(strategy=name, **{n: NUMBERS[n] for n in numbers_of(name)}).chosen
+        chosen = GenerationConfig(strategy=name, **{n: NUMBERS[n] for n in strategy_parameters(name)}).strategy_function
         assert chosen.func is STRATEGIES[name]
-        assert chosen.keywords == {n: NUMBERS[n] for n in numbers_of(name)}
-    require_used(GenerationConfig(strategy="leftmost", threshold=0.5), GenerationConfig())
-    with pytest.raises(ValueError, match="--threshold is of the strategy threshold or leftmost; this is random"):
-        require_used(GenerationConfig(strategy="random", threshold=0.5), GenerationConfig())
+        assert chosen.keywords == {n: NUMBERS[n] for n in strategy_parameters(name)}
+    require_used_fields(GenerationConfig(strategy="leftmost", threshold=0.5), GenerationConfig())
+    with pytest.raises(ValueError, match="--threshold is a parameter of threshold or leftmost, not of random"):
+        require_used_fields(GenerationConfig(strategy="random", threshold=0.5), GenerationConfig())
     with pytest.raises(ValueError, match=r"no strategy 'best'; there are random, .*remdm_loop"):
         GenerationConfig(strategy="best")

@@ -94,7 +94,9 @@ def test_interrupted_and_gone_on_it_is_the_same(trained, tmp_path, monkeypatch):
     monkeypatch.undo()
     train_policy(tmp_path / "p", CONFIG, PROBLEMS, knowing(), "ones, of a model that knows")
     assert lines_of(tmp_path / "p") == lines_of(trained)
-    one, other = (GenerationConfig(strategy=str(folder)).chosen.parameters for folder in (trained, tmp_path / "p"))
+    one, other = (
+        GenerationConfig(strategy=str(folder)).strategy_function.parameters for folder in (trained, tmp_path / "p")
+    )
     assert jax.tree.all(jax.tree.map(jnp.array_equal, one, other))
 
 
@@ -133,7 +135,7 @@ def test_the_best_of_the_experts_is_imitated(tmp_path):
     config = dataclasses.replace(CONFIG, init_from=str(tmp_path / "imitated"))
     training = PolicyTraining(config, PROBLEMS, knowing())
     start = training.init()
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, start.parameters, how.chosen.parameters))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, start.parameters, how.strategy_function.parameters))
     assert float(training.step(start, training.batch(0))[1]["nfe"]) < 1.3
     other = dataclasses.replace(config, policy=dataclasses.replace(config.policy, law="dpls"))
     with pytest.raises(ValueError, match=r"another kind of policy.*law: bernoulli → dpls"):

@@ -180,7 +180,7 @@ def test_not_to_resume_is_refused_where_there_is_something_to_lose(prepared, run
 def test_checkpoints_without_a_configuration_are_not_guessed_at(prepared, run, tmp_path):
     folder = copied(run, tmp_path)
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match="holds checkpoints and no config"):
+    with pytest.raises(ValueError, match="holds checkpoints without a config"):
         train(folder, prepared.folder, CONFIG)
 
 
@@ -382,4 +382,4 @@ def test_nothing_is_announced_or_written_before_all_processes_know_what_the_fold
     monkeypatch.setattr(training, "wait_for_all", lambda what: waited.append((what, list(tmp_path.glob("*.json")))))
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, prepared.folder, CONFIG, announce=announce)
-    assert announced == [[("all know what the folder holds", [])]]
+    assert announced == [[("every process has read the folder", [])]]

@@ -12,7 +12,7 @@ from trimask.configs.presets import preset
 from trimask.diffusion.data.batches import BatchConfig, DatasetUse
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers
-from trimask.diffusion.pretraining.description import TrainConfig, load_description, transferred
+from trimask.diffusion.pretraining.description import TrainConfig, load_description, transferred_config
 from trimask.diffusion.pretraining.train_run import train
 from trimask.diffusion.pretraining.trained_model import load
 from trimask.diffusion.sampling.generation_config import GenerationConfig
@@ -63,11 +63,14 @@ def test_a_larger_run_is_transferred_from_the_tuned_one(prepared, tuned, tmp_pat
     assert "How large a batch may be is not known" in printed and "To train on" in printed
     # The run says all of it itself, so the same command resumes and another run can be transferred on.
     assert load(tmp_path).step == description.num_steps
-    assert transferred(description).parametrization == parametrization and transferred(description).sde == sde
+    assert (
+        transferred_config(description).parametrization == parametrization
+        and transferred_config(description).sde == sde
+    )
 
 
 def test_at_the_tuned_shape_batch_and_horizon_nothing_changes(tuned):
-    config, description = transferred(load_description(tuned)), load_description(tuned)
+    config, description = transferred_config(load_description(tuned)), load_description(tuned)
     assert config.sde.kappa(description.batch_tokens, 900) == 1.0
     assert config.model.base(config.parametrization) == dataclasses.replace(
         CONFIG.model, head_size=8, mlp_width=config.model.base(config.parametrization).mlp_width

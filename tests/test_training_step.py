@@ -7,7 +7,7 @@ import pytest
 
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.training_step import Pretraining
-from trimask.diffusion.sampling.policy import PolicyConfig, new_parameters
+from trimask.diffusion.sampling.policy import PolicyConfig, new_policy_parameters
 from trimask.diffusion.transformer import TransformerConfig
 
 SIZE = TransformerConfig(num_layers=2, width=16, num_heads=2, mlp_width=16, place_features=8)
@@ -49,7 +49,7 @@ def test_a_network_begins_with_the_parameters_of_its_seed():
 
 
 def test_a_policy_begins_with_the_parameters_of_its_seed():
-    parameters = new_parameters(PolicyConfig(width=8, mlp_width=8, num_heads=1), jax.random.key(3))
+    parameters = new_policy_parameters(PolicyConfig(width=8, mlp_width=8, num_heads=1), jax.random.key(3))
     assert first_of(parameters) == pytest.approx(
         {
             "attention_out/kernel": -0.5777,

@@ -17,7 +17,13 @@ from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.train_run import train
 from trimask.diffusion.pretraining.trained_model import load
 from trimask.diffusion.pretraining.training_step import Pretraining
-from trimask.diffusion.pretraining.warm_start import grown, new_ids, new_ranges, require_grown, require_same_model
+from trimask.diffusion.pretraining.warm_start import (
+    grown_parameters,
+    new_ids,
+    new_ranges,
+    require_grown,
+    require_same_model,
+)
 from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.sequence import Example, Segment, assemble, stack_rows
@@ -58,7 +64,7 @@ def test_ids_are_mapped_by_what_they_mean():
 def test_old_sequences_have_the_logits_they_had_over_the_old_ids(options):
     old, new = pretraining(OLD, **options), pretraining(NEW, seed=1, **options)
     parameters = old.init().parameters
-    after = grown(parameters, new.init().parameters, OLD, NEW)
+    after = grown_parameters(parameters, new.init().parameters, OLD, NEW)
     logits = jax.jit(old.denoise)(parameters, example(OLD)).logits
     new_logits = jax.jit(new.denoise)(after, example(NEW)).logits
     # Sums over the width in another order: float32 rounding only.
@@ -67,7 +73,7 @@ def test_old_sequences_have_the_logits_they_had_over_the_old_ids(options):
 
 def test_new_rows_are_as_initialised_and_no_two_alike():
     fresh = pretraining(NEW, seed=1).init().parameters
-    after = grown(pretraining(OLD).init().parameters, fresh, OLD, NEW)
+    after = grown_parameters(pretraining(OLD).init().parameters, fresh, OLD, NEW)
     is_new = np.setdiff1d(np.arange(NEW.size), new_ids(OLD, NEW))
     assert len(is_new) == NEW.size - OLD.size > 0
     for rows, initial in ((after["embedding"], fresh["embedding"]), (after["unembedding"].T, fresh["unembedding"].T)):
@@ -78,7 +84,7 @@ def test_new_rows_are_as_initialised_and_no_two_alike():
 
 def test_every_parameter_whose_shape_changes_is_mapped_and_every_other_taken_over():
     old, fresh = pretraining(OLD).init().parameters, pretraining(NEW, seed=1).init().parameters
-    after = grown(old, fresh, OLD, NEW)
+    after = grown_parameters(old, fresh, OLD, NEW)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, fresh)
     taken = jax.tree.map(lambda a, b: a.shape != b.shape or bool((a == b).all()), old, after)
     assert jax.tree.all(taken)
@@ -88,7 +94,7 @@ def test_every_parameter_whose_shape_changes_is_mapped_and_every_other_taken_ove
 
 def test_the_same_vocabulary_changes_nothing():
     parameters = pretraining(OLD).init().parameters
-    after = grown(parameters, pretraining(OLD, seed=1).init().parameters, OLD, OLD)
+    after = grown_parameters(parameters, pretraining(OLD, seed=1).init().parameters, OLD, OLD)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), parameters, after))
 
 

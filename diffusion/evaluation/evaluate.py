@@ -1,11 +1,11 @@
-"""What a trained model can do on held-out data.
+"""Evaluates a trained model on held-out data.
 
-- bits per token (negative ELBO) of what each direction asks for, and of each modality (`likelihood.py`);
-- scores of what it generates, by judges that know nothing of it (`judges.py`), beside those of real media;
-- memorisation: the share of generated code grids that copy a training item, and the distinct ones, beside the same
-  for real held-out items.
+- Bits per token (negative ELBO) of each task's targets, and of each modality (`likelihood.py`).
+- Scores of generated media by judges that are independent of the model (`judges.py`), beside those of real media.
+- Memorisation: the share of generated media whose codes are those of a training item, and the number of different
+  ones, beside the same for real held-out media.
 
-Everything follows from the seed: the same call gives the same numbers, bit for bit.
+The results are determined by the seed: the same call gives the same numbers, bit for bit.
 """
 
 import zlib
@@ -20,9 +20,17 @@ from jaxtyping import Float
 from trimask.diffusion.data.layout import Layout
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import is_test
-from trimask.diffusion.evaluation.exam import ALL_TASKS, Exam, is_asked, judges_of, num_given, why_unjudged
-from trimask.diffusion.evaluation.held_out import HeldOut, TrainingExamples
-from trimask.diffusion.evaluation.intervals import ratio
+from trimask.diffusion.evaluation.exam import (
+    ALL_TASKS,
+    Exam,
+    captions,
+    choose_judges,
+    has_new_questions,
+    num_given,
+    why_unjudged,
+)
+from trimask.diffusion.evaluation.held_out import HeldOutExamples, TrainingExamples
+from trimask.diffusion.evaluation.intervals import ratio_and_half_width
 from trimask.diffusion.evaluation.judges import NamedJudge
 from trimask.diffusion.evaluation.likelihood import num_asked, target_bits
 from trimask.diffusion.evaluation.results import Bound, Evaluation, Samples
@@ -37,70 +45,66 @@ from trimask.tokenizers.vocabulary import TEXT, Task
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Checked):
-    """What to measure."""
+    """What an evaluation measures."""
 
     splits: tuple[str, ...] | None = None
-    """Held-out splits; a dataset is evaluated on those it has. None: all whose name begins with test."""
+    """Held-out splits; each dataset is evaluated on those that it has. None: all whose name begins with test."""
     judges: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Task, or "all" → names of judges, in place of the usual ones: exact_match of texts; label of media whose captions
-    are labels, else frechet."""
+    """Names of judges for a task, or for "all", by the task's name. Tasks without one are judged by exact_match if they
+    generate text; else by label if captions are labels, and by frechet if not."""
     max_examples: PositiveInt | None = None
-    """At most so many examples of each split, evenly spread over it. None: all."""
+    """Most examples of each split, evenly spaced over it. None: all."""
     bound_samples: Size = 16
-    """Masks per example for the bits per token."""
+    """Number of random masks per example with which bits per token are estimated."""
     fit_examples: Size = 10_000
-    """At most so many training examples, evenly spread, for a judge to be fitted on."""
+    """Most training examples, evenly spaced, on which a judge is fitted."""
     rows: Size = 128
-    """Examples in one batch: a matter of memory."""
+    """Most examples per batch, which memory limits."""
     seed: Seed = 0
-    """Of generation and masks."""
+    """Seed of generation and of the masks for bits per token."""
     limits: WorkLimits = WorkLimits()
-    """What it may take."""
+    """Most memory and time that the evaluation may use."""
 
 
 def evaluate(
     loaded: LoadedRun, prepared: Prepared, config: EvaluateConfig, report: Report = silent
 ) -> tuple[Evaluation, list[Samples]]:
-    """All numbers, and what was generated for them."""
+    """Evaluates a model on prepared data; returns the results and what was generated for them.
+
+    Raises ValueError if the data has other tokenizers than the model, or if a split, judge or task is unknown.
+    """
     require_same_tokenizers(loaded, prepared)
     for judged in config.judges:
         if judged not in (ALL_TASKS, *loaded.vocabulary.tasks):
             raise ValueError(f"judges of an unknown task {judged!r}; there are {', '.join(loaded.vocabulary.tasks)}")
     splits = _splits(prepared, config)
     generator = Generator(loaded.denoise, loaded.vocabulary, rows=config.rows)
-    result, samples, measured = Evaluation(step=loaded.step), [], list[_Measured]()
+    result, samples, measured = Evaluation(step=loaded.step), list[Samples](), list[_TargetBits]()
     for name, manifest in prepared.manifest.datasets.items():
-        asked: dict[str, set[bytes]] = {}
-        real = TrainingExamples(prepared, name, config.fit_examples)
-        held_out = [HeldOut(prepared, name, split, config.max_examples) for split in splits if split in manifest.splits]
-        rows = min(config.rows, max((len(part.numbers) for part in held_out), default=1))
+        training = TrainingExamples(prepared, name, config.fit_examples)
+        held_out = [HeldOutExamples(prepared, name, s, config.max_examples) for s in splits if s in manifest.splits]
+        rows = min(config.rows, max((len(examples.indices) for examples in held_out), default=1))
         loaded.require_room(config.limits, rows, manifest.layout.example_length())
-        result.notes.extend(_unseen(name, manifest.layout, loaded.description.layouts.values()))
-        judges: dict[str, list[NamedJudge]] = {}
-        is_trained_on = prepared.fingerprint == loaded.description.data_fingerprint
+        result.notes.extend(_beyond_training(name, manifest.layout, loaded.description.layouts.values()))
         for task in manifest.tasks(loaded.vocabulary):
-            for part in held_out:
-                measured.append(_measured(loaded, task, part, config, report))
+            asked: set[bytes] = set()
+            judges: list[NamedJudge] = []
+            for examples in held_out:
+                measured.append(_measure_bits(loaded, task, examples, config, report))
                 result.bounds.append(_bound([measured[-1]], name, task.name))
-                if not is_asked(task, part, asked.setdefault(task.name, set())):
+                if not has_new_questions(task, examples, asked):
                     continue
-                if task.name not in judges:
-                    judges[task.name] = judges_of(task, part, real, config.judges)
-                if not judges[task.name]:
-                    why = why_unjudged(task, part, real)
+                asked |= captions(examples)
+                judges = judges or choose_judges(task, examples, training, config.judges)
+                if judges:
+                    exam = Exam(loaded, task, examples, training, judges)
+                    samples.append(_judge(exam, generator, config.seed, result, report))
+                else:
                     result.notes.append(
-                        f"{task.name} on {name} {part.split} is not judged: {why}; "
-                        f"--judge {task.name}=MODULE:FUNCTION names a judge of yours"
+                        f"{task.name} on {name} {examples.split} is not judged: "
+                        f"{why_unjudged(task, examples, training)}; --judge {task.name}=MODULE:FUNCTION names a judge "
+                        "of yours"
                     )
-                    continue
-                exam = Exam(loaded, task, part, real, judges[task.name])
-                progress = partial(report, f"{task.name} on {part.split}")
-                answers = exam.answers(generator, loaded.generation(task.target), config.seed, progress)
-                scores, sample = exam.graded(answers)
-                result.scores.extend(scores)
-                samples.append(sample)
-                if task.target != TEXT and is_trained_on:
-                    result.memorisation.append(exam.memorisation(answers))
     for split in splits:
         for modality in loaded.vocabulary.modalities:
             of_modality = [m for m in measured if (m.task.target, m.split) == (modality, split)]
@@ -109,8 +113,20 @@ def evaluate(
     return result, samples
 
 
+def _judge(exam: Exam, generator: Generator, seed: int, result: Evaluation, report: Report) -> Samples:
+    """Generates answers and adds their scores to the result, and the memorisation of media; returns the answers."""
+    task, loaded, prepared = exam.task, exam.loaded, exam.training.prepared
+    progress = partial(report, f"{task.name} on {exam.held_out.split}")
+    answers = exam.answers(generator, loaded.generation(task.target), seed, progress)
+    scores, samples = exam.grade(answers)
+    result.scores.extend(scores)
+    if task.target != TEXT and prepared.fingerprint == loaded.description.data_fingerprint:
+        result.memorisation.append(exam.memorisation(answers))
+    return samples
+
+
 def require_same_tokenizers(loaded: LoadedRun, prepared: Prepared) -> None:
-    """Refuses data of other tokens than the model's."""
+    """Raises ValueError if data was prepared with other tokenizers than the model's."""
     require_same_vocabulary(loaded.vocabulary, prepared.tokenizers.vocabulary, prepared.folder)
     ours, theirs = loaded.tokenizers.fingerprints, prepared.manifest.tokenizers
     other = [modality for modality in ours if ours[modality] != theirs.get(modality)]
@@ -122,47 +138,51 @@ def require_same_tokenizers(loaded: LoadedRun, prepared: Prepared) -> None:
 
 
 def _splits(prepared: Prepared, config: EvaluateConfig) -> list[str]:
-    """What to evaluate on, in the data's order."""
-    there = list(dict.fromkeys(split for d in prepared.manifest.datasets.values() for split in d.splits))
+    """Names of the splits to evaluate on, in the data's order."""
+    present = list(dict.fromkeys(split for d in prepared.manifest.datasets.values() for split in d.splits))
     if config.splits is None:
-        found = [split for split in there if is_test(split)]
-        if not found:
+        tests = [split for split in present if is_test(split)]
+        if not tests:
             raise ValueError(
-                f"{prepared.folder}: no split's name begins with test; --splits names others: {', '.join(there)}"
+                f"{prepared.folder}: no split's name begins with test; --splits names others: {', '.join(present)}"
             )
-        return found
+        return tests
     for split in config.splits:
-        if split not in there:
-            raise ValueError(f"{prepared.folder}: no split {split!r}, only {', '.join(there)}")
+        if split not in present:
+            raise ValueError(f"{prepared.folder}: no split {split!r}, only {', '.join(present)}")
     return list(config.splits)
 
 
-def _unseen(name: str, layout: Layout, trained: Iterable[Layout]) -> Iterator[str]:
-    """What of a dataset is larger than anything the model was trained on."""
+def _beyond_training(name: str, layout: Layout, trained: Iterable[Layout]) -> Iterator[str]:
+    """Notes on modalities of a dataset whose shape is larger than all that the model was trained on."""
     for modality, shape in layout.shapes.items():
         known = [other.shapes[modality] for other in trained if modality in other.shapes]
         most = [max(sizes) for sizes in zip(*known, strict=True)]
         if known and any(size > limit for size, limit in zip(shape, most, strict=True)):
-            here, there = ("×".join(map(str, sizes)) for sizes in (shape, most))
-            yield f"{name} has {modality} of {here} codes, and the model was trained on {there} at most"
+            found, trained_on = ("×".join(map(str, sizes)) for sizes in (shape, most))
+            yield f"{name} has {modality} of {found} codes, and the model was trained on {trained_on} at most"
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """Bits of the examples of one direction."""
+class _TargetBits:
+    """Bits of the targets of one task on one split."""
 
     task: Task
     split: str
     bits: Float[np.ndarray, " examples"]
     tokens: Float[np.ndarray, " examples"]
+    """Number of target tokens of each example."""
     characters: int | None
-    """Of all texts."""
+    """Number of characters of all target texts; None for media."""
 
 
-def _measured(loaded: LoadedRun, task: Task, part: HeldOut, config: EvaluateConfig, report: Report) -> _Measured:
-    examples = [make_example(task, record, num_given(task, record)) for record in part.records]
+def _measure_bits(
+    loaded: LoadedRun, task: Task, held_out: HeldOutExamples, config: EvaluateConfig, report: Report
+) -> _TargetBits:
+    """Estimates the bits of a task's targets on a split."""
+    examples = [make_example(task, record, num_given(task, record)) for record in held_out.records]
     key = jax.random.fold_in(
-        jax.random.key(config.seed), zlib.crc32(f"{part.dataset} {task.name} {part.split}".encode())
+        jax.random.key(config.seed), zlib.crc32(f"{held_out.dataset} {task.name} {held_out.split}".encode())
     )
     bits = target_bits(
         key,
@@ -172,20 +192,20 @@ def _measured(loaded: LoadedRun, task: Task, part: HeldOut, config: EvaluateConf
         loaded.description.train.masking.schedule,
         num_draws=config.bound_samples,
         rows=config.rows,
-        report=partial(report, f"bits of {task.name} on {part.split}"),
+        report=partial(report, f"bits of {task.name} on {held_out.split}"),
     )
     characters = None
     if task.target == TEXT:
-        asked = [record[TEXT][num_given(task, record) :] for record in part.records]
+        asked = [record[TEXT][num_given(task, record) :] for record in held_out.records]
         characters = sum(map(len, loaded.tokenizers.decode(TEXT, asked)))
     tokens = np.array([num_asked(example, loaded.vocabulary) for example in examples], float)
-    return _Measured(task, part.split, bits, tokens, characters)
+    return _TargetBits(task, held_out.split, bits, tokens, characters)
 
 
-def _bound(measured: Sequence[_Measured], dataset: str | None, task: str | None) -> Bound:
-    """All examples of one modality and split."""
+def _bound(measured: Sequence[_TargetBits], dataset: str | None, task: str | None) -> Bound:
+    """The negative ELBO of all examples measured, which are of one modality and split."""
     bits = np.concatenate([m.bits for m in measured])
-    value, half_width = ratio(bits, np.concatenate([m.tokens for m in measured]))
+    value, half_width = ratio_and_half_width(bits, np.concatenate([m.tokens for m in measured]))
     characters = sum(m.characters or 0 for m in measured)
     return Bound(
         dataset=dataset,

@@ -1,6 +1,6 @@
-"""Held-out questions of one task, put to a model and judged: what `evaluate.py` and the study of samplers share."""
+"""Asks a model the held-out questions of one task and judges the answers; shared by `evaluate.py` and studies."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -11,9 +11,9 @@ from jaxtyping import Bool
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.records import RawExample
 from trimask.diffusion.evaluation.features import FEATURES
-from trimask.diffusion.evaluation.held_out import HeldOut, TrainingExamples, spread
-from trimask.diffusion.evaluation.intervals import ratio, wilson_interval
-from trimask.diffusion.evaluation.judges import DEFAULT_JUDGES, NamedJudge, Scores, are_labels, fits, open_judge
+from trimask.diffusion.evaluation.held_out import HeldOutExamples, TrainingExamples, evenly_spaced
+from trimask.diffusion.evaluation.intervals import ratio_and_half_width, wilson_interval
+from trimask.diffusion.evaluation.judges import DEFAULT_JUDGES, NamedJudge, Scores, are_labels, can_judge, open_judge
 from trimask.diffusion.evaluation.results import Memorisation, Samples, Score
 from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.sampling.generation_config import GenerationConfig
@@ -22,39 +22,39 @@ from trimask.tokenizers.sequence import Example, make_example
 from trimask.tokenizers.vocabulary import TEXT, Task
 
 _FEW = 3
-"""Media are not judged by fewer held-out or training examples, unless a judge is named."""
+"""Least number of held-out and of training examples with which media are judged, unless a judge is named."""
 
 ALL_TASKS = "all"
-"""In place of a task's name: judges of every task that they can judge."""
+"""Stands for a task's name: its judges judge every task that they can."""
 
 
 @dataclass(frozen=True)
 class Exam:
-    """A task, the held-out examples that ask for it, and who judges the answers."""
+    """A task, the held-out examples of a split that ask for it, and the judges of the answers."""
 
     loaded: LoadedRun
     task: Task
-    part: HeldOut
-    real: TrainingExamples
+    held_out: HeldOutExamples
+    training: TrainingExamples
     judges: Sequence[NamedJudge]
 
     @cached_property
     def references(self) -> list[dict[str, Any]]:
-        """What judges compare with."""
-        return [reference(self.task, example) for example in self.part.raw]
+        """What the judges compare the answers with, one per held-out example."""
+        return [reference(self.task, example) for example in self.held_out.raw]
 
     @cached_property
-    def on_real(self) -> dict[str, float | None]:
-        """Judge → what it says of as many real media; None where it is known."""
-        found: dict[str, float | None] = {}
+    def scores_of_real_media(self) -> dict[str, float | None]:
+        """Each judge's score of as many real media as there are answers, by its name; None if it has no yardstick."""
+        scores: dict[str, float | None] = {}
         for judge in self.judges:
-            found[judge.name] = None
+            scores[judge.name] = None
             if judge.yardstick is not None:
-                others = self.part.raw if judge.yardstick == "held_out" else self.real.raw
-                chosen = spread(len(others), len(self.part.raw))
-                media = [others[number].media[self.task.target] for number in chosen]
-                found[judge.name] = score_of(judge(f"real {self.task.target}", media, self.references))
-        return found
+                examples = self.held_out.raw if judge.yardstick == "held_out" else self.training.raw
+                indices = evenly_spaced(len(examples), len(self.held_out.raw))
+                media = [examples[index].media[self.task.target] for index in indices]
+                scores[judge.name] = score_value(judge(f"real {self.task.target}", media, self.references))
+        return scores
 
     def answers(
         self,
@@ -63,148 +63,155 @@ class Exam:
         seed: int,
         report: Callable[[int, int], None] = lambda *_: None,
     ) -> list[Answer]:
-        """One per held-out example."""
-        questions = [question(self.task, record) for record in self.part.records]
+        """The model's answers, one per held-out example."""
+        questions = [question(self.task, record) for record in self.held_out.records]
         return generator.generate(questions, config, seed, report)
 
-    def graded(self, answers: Sequence[Answer]) -> tuple[list[Score], Samples]:
-        """What each judge says of the answers and of real media."""
-        task, part = self.task, self.part
+    def grade(self, answers: Sequence[Answer]) -> tuple[list[Score], Samples]:
+        """Each judge's score of the answers beside its score of real media, and the answers to look at."""
+        task, held_out = self.task, self.held_out
         codes = [answer.example.segments[-1].codes for answer in answers]
-        shown = [real_one.get("prompt", "") for real_one in self.references]
+        prompts = [real.get("prompt", "") for real in self.references]
         if task.condition is None:
-            codes = [c[num_given(task, record) :] for c, record in zip(codes, part.records, strict=True)]
+            codes = [c[num_given(task, record) :] for c, record in zip(codes, held_out.records, strict=True)]
         media = self.loaded.tokenizers.decode(task.target, codes)
         scores, is_right = [], None
         for judge in self.judges:
-            found = judge(task.name, media, self.references)
-            value, interval, verdicts = _summary(found)
+            value, interval, verdicts = _summary(judge(task.name, media, self.references))
             is_right = verdicts if is_right is None else is_right
             scores.append(
                 Score(
-                    dataset=part.dataset,
+                    dataset=held_out.dataset,
                     task=task.name,
-                    split=part.split,
+                    split=held_out.split,
                     judge=judge.name,
                     examples=len(media),
                     value=value,
                     interval=interval,
                     is_share=verdicts is not None,
                     higher_is_better=judge.higher_is_better,
-                    on_real=self.on_real[judge.name],
+                    on_real=self.scores_of_real_media[judge.name],
                     mean_nfe=float(np.mean([answer.nfe for answer in answers])),
                 )
             )
-        texts = [example.media[TEXT] for example in part.raw]
-        whole = [prompt + text for prompt, text in zip(shown, media, strict=True)] if task.target == TEXT else media
-        return scores, Samples(task.name, part.split, texts, whole, is_right)
+        texts = [example.media[TEXT] for example in held_out.raw]
+        whole = [prompt + text for prompt, text in zip(prompts, media, strict=True)] if task.target == TEXT else media
+        return scores, Samples(task.name, held_out.split, texts, whole, is_right)
 
     def memorisation(self, answers: Sequence[Answer]) -> Memorisation:
-        """How many generated, and for comparison real held-out, code grids equal one of the training set."""
-        task, part, real = self.task, self.part, self.real
-        generated = [answer.example.segments[-1].codes for answer in answers]
-        known = {_identity(record[task.target]) for record in real.codes}
-        grids = [_identity(codes) for codes in generated]
-        held_out = [_identity(record[task.target]) for record in part.records]
+        """Share of answers, and for comparison of held-out items, whose codes equal those of a training item."""
+        target = self.task.target
+        known = {_code_bytes(record[target]) for record in self.training.records}
+        generated = [_code_bytes(answer.example.segments[-1].codes) for answer in answers]
+        real = [_code_bytes(record[target]) for record in self.held_out.records]
         return Memorisation(
-            dataset=part.dataset,
-            task=task.name,
-            split=part.split,
-            generated=len(grids),
-            copied=float(np.mean([grid in known for grid in grids])),
-            distinct=len(set(grids)),
-            real=len(held_out),
-            real_copied=float(np.mean([grid in known for grid in held_out])),
-            real_distinct=len(set(held_out)),
+            dataset=self.held_out.dataset,
+            task=self.task.name,
+            split=self.held_out.split,
+            generated=len(generated),
+            copied=float(np.mean([codes in known for codes in generated])),
+            distinct=len(set(generated)),
+            real=len(real),
+            real_copied=float(np.mean([codes in known for codes in real])),
+            real_distinct=len(set(real)),
         )
 
 
 def num_given(task: Task, record: dict[str, Any]) -> int:
-    """Codes of a target that are given."""
+    """Number of codes at the beginning of a record's target that are given, as the question."""
     return record["num_given"] if task.condition is None else 0
 
 
 def question(task: Task, record: dict[str, Any]) -> Example:
-    """The example with what is asked for masked."""
+    """The example of a record with its target masked, except for given codes."""
     given, asked = num_given(task, record), record[task.target].copy()
     asked.reshape(-1)[given:] = -1
     return make_example(task, {**record, task.target: asked}, given)
 
 
 def reference(task: Task, example: RawExample) -> dict[str, Any]:
-    """Its media as judges take them: where a text is asked for alone, the answer, and "prompt" is the question."""
+    """The media of an example as judges take them.
+
+    For a task that continues a text, "text" is the answer alone and "prompt" the question before it.
+    """
     if task.condition is not None:
         return example.media
     text = example.media[TEXT]
     return {**example.media, TEXT: text[example.given :], "prompt": text[: example.given]}
 
 
-def is_asked(task: Task, part: HeldOut, asked: set[bytes]) -> bool:
-    """False where there is no question, or all of them were asked on an earlier split."""
+def has_new_questions(task: Task, held_out: HeldOutExamples, asked: Set[bytes]) -> bool:
+    """Whether a split asks for a task, with at least one caption that earlier splits did not ask.
+
+    `asked` holds the captions of earlier splits (`captions`); it matters only to tasks whose condition is text.
+    """
     if task.condition is None:
-        return any(record["num_given"] for record in part.records)
-    if task.condition != TEXT:
-        return True
-    prompts = {record[TEXT].tobytes() for record in part.records}
-    is_new = not prompts <= asked
-    asked |= prompts
-    return is_new
+        return any(record["num_given"] for record in held_out.records)
+    return task.condition != TEXT or not captions(held_out) <= asked
 
 
-def judges_of(
-    task: Task, part: HeldOut, real: TrainingExamples, named: Mapping[str, Sequence[str]]
+def captions(held_out: HeldOutExamples) -> set[bytes]:
+    """The different texts of the examples, as bytes of their codes."""
+    return {record[TEXT].tobytes() for record in held_out.records}
+
+
+def choose_judges(
+    task: Task, held_out: HeldOutExamples, training: TrainingExamples, named: Mapping[str, Sequence[str]]
 ) -> list[NamedJudge]:
-    """The judges named for this task, else the usual one; empty where `why_unjudged` says why."""
-    names = [name for name in named.get(ALL_TASKS, ()) if fits(name, task.target)]
+    """The judges named for this task, else the default ones; empty if `why_unjudged` gives a reason."""
+    names = [name for name in named.get(ALL_TASKS, ()) if can_judge(name, task.target)]
     names += named.get(task.name, ())
-    if not names and why_unjudged(task, part, real) is not None:
+    if not names and why_unjudged(task, held_out, training) is not None:
         return []
     if not names:
-        names = list(DEFAULT_JUDGES.get(task.target, ())) or [_usual(real)]
-    return [open_judge(name, task.target, partial(real.training, task.target)) for name in dict.fromkeys(names)]
+        names = list(DEFAULT_JUDGES.get(task.target, ())) or [_default_media_judge(training)]
+    media = partial(training.training_media, task.target)
+    return [open_judge(name, task.target, media) for name in dict.fromkeys(names)]
 
 
-def why_unjudged(task: Task, part: HeldOut, real: TrainingExamples) -> str | None:
-    """Why the usual judge cannot say anything of this task's answers; None if it can."""
+def why_unjudged(task: Task, held_out: HeldOutExamples, training: TrainingExamples) -> str | None:
+    """Reason why no default judge can judge this task's answers; None if one can."""
     if task.target in DEFAULT_JUDGES:
         return None
     if task.target not in FEATURES:
         return f"there are no features of {task.target}"
-    if not real.exists:
+    if not training.exists:
         return "there is no training split to fit a judge on"
-    if min(len(real.raw), len(part.records)) < _FEW:
+    if min(len(training.raw), len(held_out.records)) < _FEW:
         return f"there are fewer than {_FEW} examples"
     return None
 
 
-def _usual(real: TrainingExamples) -> str:
-    return "label" if are_labels([example.media[TEXT] for example in real.raw]) else "frechet"
+def _default_media_judge(training: TrainingExamples) -> str:
+    """Name of the judge of media if none is named: label if captions are labels, else frechet."""
+    return "label" if are_labels([example.media[TEXT] for example in training.raw]) else "frechet"
 
 
-def score_of(found: Scores | float) -> float:
-    """One number of what a judge said."""
-    return found if isinstance(found, float) else ratio(found.totals, found.counts)[0]
+def score_value(scores: Scores | float) -> float:
+    """The score of the whole set."""
+    return scores if isinstance(scores, float) else ratio_and_half_width(scores.totals, scores.counts)[0]
 
 
 def _summary(
-    found: Scores | float,
+    scores: Scores | float,
 ) -> tuple[float, tuple[float, float] | None, Bool[np.ndarray, " items"] | None]:
-    """Value, interval, and which answers are right if they are right or wrong."""
-    if isinstance(found, float):
-        return found, None, None
-    value, half_width = ratio(found.totals, found.counts)
-    if (found.counts == 1).all() and np.isin(found.totals, (0, 1)).all():
-        return value, wilson_interval(int(found.totals.sum()), len(found.totals)), found.totals == 1
+    """Value, 95 % interval, and which answers are right, None unless each is either right or wrong."""
+    if isinstance(scores, float):
+        return scores, None, None
+    value, half_width = ratio_and_half_width(scores.totals, scores.counts)
+    if (scores.counts == 1).all() and np.isin(scores.totals, (0, 1)).all():
+        return value, wilson_interval(int(scores.totals.sum()), len(scores.totals)), scores.totals == 1
     return value, None if half_width is None else (value - half_width, value + half_width), None
 
 
 def label_judge(prepared: Prepared, dataset: str, fit_examples: int) -> NamedJudge | None:
-    """The judge of labels of a dataset's medium; None where there is none, or captions are not labels."""
-    medium, real = prepared.dataset(dataset).medium, TrainingExamples(prepared, dataset, fit_examples)
-    if medium is None or medium not in FEATURES or not real.exists or _usual(real) != "label":
+    """The judge label for a dataset's medium; None if there is no medium, or its captions are not labels."""
+    medium, training = prepared.dataset(dataset).medium, TrainingExamples(prepared, dataset, fit_examples)
+    if medium is None or medium not in FEATURES or not training.exists or _default_media_judge(training) != "label":
         return None
-    return open_judge("label", medium, partial(real.training, medium))
+    return open_judge("label", medium, partial(training.training_media, medium))
 
 
-def _identity(codes: np.ndarray) -> bytes:
+def _code_bytes(codes: np.ndarray) -> bytes:
+    """Codes as bytes, which are equal if the codes are."""
     return np.ascontiguousarray(codes, np.int32).tobytes()

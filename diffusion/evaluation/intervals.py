@@ -1,17 +1,20 @@
-"""95 % intervals of what is measured on a sample.
+"""95 % confidence intervals of ratios and shares that are measured on a sample of examples.
 
-A measurement is a quotient R = Σ totals / Σ counts over examples: bits over tokens, word errors over words; a mean is
-the case of equal counts. Its standard error is the delta method's, √(n · var(totals − R · counts)) / Σ counts.
+A ratio is R = Σ totals / Σ counts over n examples: bits over tokens, word errors over words; with equal counts it is a
+mean. Its standard error is that of the delta method, √(n · var(totals − R · counts)) / Σ counts.
 """
 
 import numpy as np
 from jaxtyping import Float
 
 _Z = 1.96
+"""Quantile 97.5 % of the normal distribution."""
 
 
-def ratio(totals: Float[np.ndarray, " items"], counts: Float[np.ndarray, " items"]) -> tuple[float, float | None]:
-    """R and half of its 95 % interval; None for a single example."""
+def ratio_and_half_width(
+    totals: Float[np.ndarray, " items"], counts: Float[np.ndarray, " items"]
+) -> tuple[float, float | None]:
+    """R, and half the width of its 95 % interval, which is None for a single example."""
     value = float(totals.sum() / counts.sum())
     if len(totals) < 2:
         return value, None
@@ -20,7 +23,7 @@ def ratio(totals: Float[np.ndarray, " items"], counts: Float[np.ndarray, " items
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Interval of a share that stays inside [0, 1] (Wilson 1927)."""
+    """95 % interval of the share successes / trials, within [0, 1] (Wilson 1927)."""
     share = successes / trials
     center = (share + _Z**2 / (2 * trials)) / (1 + _Z**2 / trials)
     half = _Z / (1 + _Z**2 / trials) * (share * (1 - share) / trials + _Z**2 / (4 * trials**2)) ** 0.5

@@ -1,22 +1,22 @@
-"""Judges of what a model made. They know nothing of the model.
+"""Judges of generated media, independent of the model that generated them.
 
 A judge is a function
 
     judge(media, references) -> scores
 
-`media` is the list of what the model made: str, uint8 [height, width, channels], or float32 waveform [samples] in
-[-1, 1] at the data's rate. `references` is the list of the real examples' media by modality, such as
-{"text": "seven", "image": …}; of a text that begins with a question, media and "text" are the answer alone, and
-"prompt" is the question. `scores` is one of
+`media` is the list of generated media: str, uint8 [height, width, channels], or float32 waveform [samples] in [-1, 1]
+at the data's sample rate. `references` is the list of the real examples' media by modality, such as {"text": "seven",
+"image": …}; where the model continues a question, media and "text" are the answer alone, and "prompt" is the question.
+`scores` is one of
 
     a number or bool per item            the score is their mean
-    Scores(totals, counts)               the score is Σ totals / Σ counts, as of word errors and words
+    Scores(totals, counts)               the score is Σ totals / Σ counts, as for word errors and words
     one number                           the score of the whole set
 
-Whether higher is better is the judge's own business. A name is a key of JUDGES, or module:function for a function of
-the user's; frechet@module:function is the Fréchet distance on features(media) -> [items, features] of the user's.
-What is fitted is fitted on *real* training media of the same source, and its score on real held-out media says what
-its verdicts are worth.
+Each judge has its own unit, and says whether higher is better. A judge is named by a key of JUDGES, or as
+module:function if it is the user's; frechet@module:function is the Fréchet distance on the user's features(media) ->
+[items, features]. A fitted judge is fitted on *real* training media of the same dataset, and its score of real held-out
+media tells how far its scores can be trusted.
 """
 
 import importlib
@@ -37,25 +37,28 @@ from trimask.diffusion.evaluation.features import FEATURES, frechet_distance
 from trimask.tokenizers.vocabulary import TEXT
 
 Judge = Callable[[Sequence[Any], Sequence[Mapping[str, Any]]], Any]
+"""`judge(media, references) -> scores`, as above."""
 FeatureFunction = Callable[[Sequence[Any]], Any]
+"""`features(media) -> array [items, features]`."""
 
 _PER_LABEL = 3
-"""Captions are labels where each occurs so often, on average, …"""
+"""Captions are labels if each occurs at least this often, on average, …"""
 _MAX_LABELS = 500
-"""… and there are no more than so many."""
+"""… and there are at most this many different ones."""
 _FRECHET_DIMENSIONS = 64
+"""Most principal components that the Fréchet distance is computed on."""
 _NUMBER = re.compile(r"(?:-?\$?|\$-)(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
-"""As in -1,234.50 or $3."""
+"""A number, such as -1,234.50 or $3."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores that are quotients over the whole set."""
+    """Scores whose total over the set is Σ totals / Σ counts."""
 
     totals: Any
     """One number per item."""
     counts: Any
-    """Likewise; all ones make the score a mean."""
+    """One number per item; with ones the score is the mean of the totals."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +66,19 @@ class TrainingMedia:
     """Real training examples of a dataset, on which a judge is fitted."""
 
     dataset: str
+    """Name of the dataset."""
     modality: str
-    """Of what is judged."""
+    """Modality that is judged."""
     media: Sequence[Any]
+    """Media of that modality."""
     references: Sequence[Mapping[str, Any]]
+    """All media of the same examples, by modality."""
     codec: Any = None
-    """Of the modality; None for text."""
+    """Codec of the modality; None for text."""
 
     @property
     def texts(self) -> list[str]:
-        """The captions."""
+        """Captions of the media."""
         return [reference[TEXT] for reference in self.references]
 
 
@@ -81,25 +87,28 @@ class JudgeKind:
     """A built-in judge."""
 
     fit: Callable[[Callable[[], TrainingMedia], FeatureFunction | None], Judge]
-    """Makes the judge; reads the training examples only if it needs them."""
+    """`fit(training, features) -> judge`: calls `training` only if needed; `features` are the user's, if any."""
     judges: Literal["text", "media"]
+    """What it can judge."""
     higher_is_better: bool
+    """Whether a higher score is better."""
     yardstick: Literal["held_out", "train"] | None
-    """The real media whose score says what a good one is. None: it is known."""
+    """Split of the real media whose score is the yardstick for the model's. None: the best score is known."""
 
 
 @dataclass(frozen=True)
 class NamedJudge:
-    """A judge, ready."""
+    """A judge, fitted if it needs to be, with its name."""
 
     name: str
     judge: Judge
     higher_is_better: bool | None
-    """None: only its author knows."""
+    """Whether a higher score is better. None: unknown, since the judge is the user's."""
     yardstick: Literal["held_out", "train"] | None
+    """As in `JudgeKind`."""
 
     def __call__(self, what: str, media: Sequence[Any], references: Sequence[Mapping[str, Any]]) -> Scores | float:
-        """Its scores, checked; errors name the judge and `what` it was judging."""
+        """The scores, one per item or one number, checked; errors name the judge and `what` it judged."""
         where = f"judge {self.name} of {what}"
         try:
             result = self.judge(media, references)
@@ -109,6 +118,7 @@ class NamedJudge:
 
 
 def _checked(where: str, result: Any, num_items: int) -> Scores | float:
+    """A judge's result as `Scores` or one number; raises ValueError, which begins with `where`, if it is neither."""
     pair = (result.totals, result.counts) if isinstance(result, Scores) else (result,)
     try:
         arrays = [np.asarray(value, np.float64) for value in pair]
@@ -130,28 +140,28 @@ def _checked(where: str, result: Any, num_items: int) -> Scores | float:
 
 
 def exact_match(media: Sequence[str], references: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """True where two texts are equal."""
+    """Whether each text equals the reference's."""
     return [text == reference[TEXT] for text, reference in zip(media, references, strict=True)]
 
 
 def final_answer(media: Sequence[str], references: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """True where two texts come to the same answer, however they get there."""
+    """Whether each text ends in the same answer (`answer_of`) as the reference's, whatever comes before."""
     return [answer_of(text) == answer_of(reference[TEXT]) for text, reference in zip(media, references, strict=True)]
 
 
 def answer_of(text: str) -> str:
-    """What stands after the last space."""
+    """The part of a text after its last space."""
     return text.rpartition(" ")[2]
 
 
 def final_number(media: Sequence[str], references: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """True where two texts come to the same number."""
+    """Whether each text states the same final number (`number_of`) as the reference's."""
     numbers = [(number_of(text), number_of(reference[TEXT])) for text, reference in zip(media, references, strict=True)]
     return [ours is not None and ours == theirs for ours, theirs in numbers]
 
 
 def number_of(text: str) -> Decimal | None:
-    """The one number in the last <answer>…</answer>, else after the last #### of a text; None where there is none."""
+    """The number in a text's last <answer>…</answer>, else after its last ####; None unless there is exactly one."""
     tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
     stated = tagged[-1] if tagged else text.rpartition("####")[2].partition("\n")[0] if "####" in text else ""
     numbers = _NUMBER.findall(stated)
@@ -159,39 +169,39 @@ def number_of(text: str) -> Decimal | None:
 
 
 def word_error_rate(media: Sequence[str], references: Sequence[Mapping[str, Any]]) -> Scores:
-    """Substituted, left-out and added words over words of the reference, of the whole set."""
+    """Word error rate of the whole set: substituted, deleted and inserted words over words of the references."""
     errors, words = [], []
     for text, reference in zip(media, references, strict=True):
         words.append(len(reference[TEXT].split()))
         if words[-1]:
-            found = jiwer.process_words(reference[TEXT], text)
-            errors.append(found.substitutions + found.deletions + found.insertions)
+            alignment = jiwer.process_words(reference[TEXT], text)
+            errors.append(alignment.substitutions + alignment.deletions + alignment.insertions)
         else:
             errors.append(len(text.split()))
     return Scores(errors, words)
 
 
 def are_labels(texts: Sequence[str]) -> bool:
-    """True where captions are few and each occurs several times."""
+    """Whether captions are class labels: few different ones, each of which occurs several times."""
     return 2 <= len(set(texts)) <= min(_MAX_LABELS, len(texts) // _PER_LABEL)
 
 
 def fit_label(training: Callable[[], TrainingMedia], features: FeatureFunction | None = None) -> Judge:
-    """A support vector machine that tells which caption a medium has: a reference's caption, or not."""
+    """A judge of media by a support vector machine that predicts the caption: whether it is the reference's."""
     from sklearn.pipeline import make_pipeline  # takes seconds to load, and only fitting needs it
     from sklearn.svm import SVC
 
-    given = training()
-    if not are_labels(given.texts):
-        counts = Counter(given.texts)
+    examples = training()
+    if not are_labels(examples.texts):
+        counts = Counter(examples.texts)
         once = sum(count == 1 for count in counts.values())
         raise ValueError(
             f"judge label needs captions that are labels: between 2 and {_MAX_LABELS}, each occurring at least "
-            f"{_PER_LABEL} times on average; {given.dataset} has {len(counts):,} different captions of "
-            f"{len(given.texts):,}, {once:,} of them once. Judge frechet needs none"
+            f"{_PER_LABEL} times on average; {examples.dataset} has {len(counts):,} different captions of "
+            f"{len(examples.texts):,}, {once:,} of them once. Judge frechet needs none"
         )
-    features = _own_features(given)
-    classifier = make_pipeline(_scaling(given), SVC(C=10.0, gamma="scale")).fit(features(given.media), given.texts)
+    features, svm = _builtin_features(examples), SVC(C=10.0, gamma="scale")
+    classifier = make_pipeline(_scaling(examples), svm).fit(features(examples.media), examples.texts)
 
     def label(media: Sequence[Any], references: Sequence[Mapping[str, Any]]) -> Any:
         return classifier.predict(features(media)) == np.array([reference[TEXT] for reference in references])
@@ -200,40 +210,45 @@ def fit_label(training: Callable[[], TrainingMedia], features: FeatureFunction |
 
 
 def fit_frechet(training: Callable[[], TrainingMedia], features: FeatureFunction | None = None) -> Judge:
-    """Fréchet distance between features of the media and of the references, by PCA of real training media."""
+    """A judge by the Fréchet distance between features of media and references, reduced by PCA of training media."""
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
 
-    given = training()
-    features, scaling = (features, "passthrough") if features else (_own_features(given), _scaling(given))
-    known = _matrix(features(given.media), len(given.media))
+    examples = training()
+    if features is None:
+        features, scaling = _builtin_features(examples), _scaling(examples)
+    else:
+        scaling = "passthrough"
+    known = _matrix(features(examples.media), len(examples.media))
     dimensions = min(_FRECHET_DIMENSIONS, len(known) - 1, known.shape[1])
     projection = make_pipeline(scaling, PCA(dimensions, random_state=0)).fit(known)
 
     def frechet(media: Sequence[Any], references: Sequence[Mapping[str, Any]]) -> float:
-        real = [reference[given.modality] for reference in references]
+        real = [reference[examples.modality] for reference in references]
         ours, theirs = (projection.transform(_matrix(features(items), len(items))) for items in (media, real))
         return frechet_distance(ours, theirs)
 
     return frechet
 
 
-def _own_features(training: TrainingMedia) -> FeatureFunction:
-    own = FEATURES.get(training.modality)
-    if own is None:
+def _builtin_features(training: TrainingMedia) -> FeatureFunction:
+    """The features of `FEATURES` for a modality; raises ValueError if there are none."""
+    builtin = FEATURES.get(training.modality)
+    if builtin is None:
         raise ValueError(f"there are no features of {training.modality}; give some with frechet@module:function")
-    return lambda media: own.of(media, training.codec)
+    return lambda media: builtin.extract(media, training.codec)
 
 
 def _scaling(training: TrainingMedia) -> Any:
-    """A step of a pipeline."""
+    """The step of a scikit-learn pipeline that scales built-in features."""
     from sklearn.preprocessing import StandardScaler
 
-    own = FEATURES.get(training.modality)
-    return StandardScaler() if own is not None and own.is_scaled else "passthrough"
+    builtin = FEATURES.get(training.modality)
+    return StandardScaler() if builtin is not None and builtin.is_scaled else "passthrough"
 
 
 def _matrix(features: Any, num_items: int) -> Float[np.ndarray, "items features"]:
+    """Features as float64; raises ValueError unless their shape is [items, features]."""
     matrix = np.asarray(features, np.float64)
     if matrix.ndim != 2 or len(matrix) != num_items:
         raise ValueError(f"features must be [items, features], here {num_items} items; got shape {matrix.shape}")
@@ -249,42 +264,50 @@ JUDGES: dict[str, JudgeKind] = {
     "frechet": JudgeKind(fit=fit_frechet, judges="media", higher_is_better=False, yardstick="train"),
 }
 
+"""Built-in judges, by name."""
+
 DEFAULT_JUDGES: dict[str, tuple[str, ...]] = {TEXT: ("exact_match",)}
-"""Modality → its judges where none is named. Of a modality that is not listed: label, or frechet where captions are no
-labels."""
+"""Judges by modality, if none is named; one that is not listed has label if captions are labels, else frechet."""
 
 
 def open_judge(name: str, modality: str, training: Callable[[], TrainingMedia]) -> NamedJudge:
-    """The judge of this name for what is of this modality; fitted, if it is of a kind that is."""
-    own, at, given = name.partition("@")
-    if own not in JUDGES:
-        return NamedJudge(name, imported(name), None, None if modality == TEXT else "held_out")
-    kind = JUDGES[own]
-    if at and own != "frechet":
+    """The judge of this name for a modality, fitted on `training()` if it needs to be.
+
+    Raises ValueError if there is no such judge, or if it cannot judge the modality.
+    """
+    builtin, at, features = name.partition("@")
+    if builtin not in JUDGES:
+        return NamedJudge(name, import_function(name), None, None if modality == TEXT else "held_out")
+    kind = JUDGES[builtin]
+    if at and builtin != "frechet":
         raise ValueError(f"judge {name}: only frechet takes features of yours")
-    if not given and not fits(name, modality):
-        raise ValueError(f"judge {name} is of {kind.judges}, not of {modality}")
-    return NamedJudge(name, kind.fit(training, imported(given) if at else None), kind.higher_is_better, kind.yardstick)
+    if not features and not can_judge(name, modality):
+        raise ValueError(f"judge {name} judges {kind.judges}, not {modality}")
+    judge = kind.fit(training, import_function(features) if at else None)
+    return NamedJudge(name, judge, kind.higher_is_better, kind.yardstick)
 
 
-def fits(name: str, modality: str) -> bool:
-    """False for a built-in judge of something else."""
-    own = name.partition("@")[0]
-    return own not in JUDGES or (JUDGES[own].judges == "text") == (modality == TEXT)
+def can_judge(name: str, modality: str) -> bool:
+    """Whether a judge can judge a modality; always true for the user's judges."""
+    builtin = name.partition("@")[0]
+    return builtin not in JUDGES or (JUDGES[builtin].judges == "text") == (modality == TEXT)
 
 
-def imported(name: str) -> Callable[..., Any]:
-    """The function that module:function names; modules are looked for in the working directory too."""
+def import_function(name: str) -> Callable[..., Any]:
+    """The function that module:function names; modules are looked for in the working directory first.
+
+    Raises ValueError if it cannot be imported.
+    """
     module, colon, function = name.partition(":")
     if not (colon and module and function):
         raise ValueError(f"no judge {name!r}; there are {', '.join(JUDGES)}, and module:function of your own")
     sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        imported = getattr(importlib.import_module(module), function, None)
     except Exception as error:  # it may be anybody's module
         raise ValueError(f"judge {name}: module {module!r} cannot be imported: {error}") from error
     finally:
         sys.path.remove(os.getcwd())
-    if not callable(found):
+    if not callable(imported):
         raise ValueError(f"judge {name}: module {module!r} has no function {function!r}")
-    return found
+    return imported

@@ -1,15 +1,16 @@
-"""Bits of held-out examples: the negative ELBO of what each asks for, by Monte Carlo.
+"""Monte Carlo estimates of the negative ELBO, in bits, of the targets of held-out examples.
 
     bits = mean over draws d of  Σ_{i masked} w_d · (−log₂ p(x_i | x_d)),    τ_d = (u + d / draws) mod 1
 
-    times     every token is masked with probability 1 − α(τ_d), and w_d = −α′/(1 − α)
-    subsets   l = ⌈τ_d · n⌉ of the n tokens asked for are masked, w_d = n / l: without the chance of masking none,
-              and with a smaller variance (LLaDA, arXiv 2502.09992)
+    times     masks every target token with probability 1 − α(τ_d); w_d = −α′/(1 − α)
+    subsets   masks l = ⌈τ_d · n⌉ of the n target tokens; w_d = n / l. It never masks none, and has a smaller variance
+              (LLaDA, arXiv 2502.09992).
 
-Both are unbiased but for `min_time` of the first, and an upper bound of −log₂ p. An example's u and masks follow from
-the seed and its content alone: not from its number, the row it stands in, the rows beside it, or the padding after it.
-What else is asked changes the shapes of batches, and so at most the last bits of float32 sums.
-Examples that are to be compared may share them, by their `draws`.
+u ~ U[0, 1) is drawn once per example, and the masks once per draw d. Both estimators are unbiased, apart from
+`min_time` of the first, and estimate an upper bound of −log₂ p. An example's u and masks are determined by the random
+key and the example's seed, by default a digest of its content: not by its index, its row in a batch, the rows beside
+it, or the padding after it. The other examples of a call determine the shapes of batches, and so change at most the
+last bits of float32 sums. Examples that are to be compared can share a seed.
 """
 
 import hashlib
@@ -31,11 +32,11 @@ from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 Estimator = Literal["times", "subsets"]
 _MAX_LOGITS = 2**25
-"""Of one batch: 128 MiB in float32."""
+"""Most logits of one batch: 128 MiB in float32."""
 
 
 def num_asked(example: Example, vocabulary: Vocabulary) -> int:
-    """Tokens that are asked for: of a text up to its first EOS, which counts; those after it are known for nothing."""
+    """Number of target tokens; in a text up to and including its first EOS, after which EOS is certain."""
     asked = 0
     for segment in example.segments:
         codes = segment.codes.reshape(-1)[segment.num_given :]
@@ -45,12 +46,13 @@ def num_asked(example: Example, vocabulary: Vocabulary) -> int:
     return asked
 
 
-def draws_of(segments: Sequence[Segment]) -> int:
-    """The number of the draws of a content: equal ones have equal draws, whatever else is asked."""
+def content_seed(segments: Sequence[Segment]) -> int:
+    """An example's default seed: 32 bits of a digest of its segments, so that equal contents have equal draws."""
     return int.from_bytes(_digest(segments)[:4], "big")
 
 
 def _digest(segments: Sequence[Segment]) -> bytes:
+    """SHA-256 of modalities, shapes, numbers of given codes, and codes."""
     digest = hashlib.sha256()
     for segment in segments:
         digest.update(f"{segment.modality} {segment.codes.shape} {segment.num_given}\0".encode())
@@ -68,33 +70,43 @@ def target_bits(
     num_draws: int,
     estimator: Estimator = "times",
     rows: int = 128,
-    draws: Sequence[int] | None = None,
+    seeds: Sequence[int] | None = None,
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> Float[np.ndarray, " examples"]:
-    """Bits of all that each example asks for, given its condition; at most `rows` examples at a time.
+    """Estimate of the bits of each example's target given its condition, from `num_draws` draws.
 
-    `draws` has a number for each example, by which its u and masks are drawn; None: that of its content. Equal examples
-    with equal draws are computed once.
+    `seeds` has one number per example (see the module's docstring); None: `content_seed`. Equal examples with equal
+    seeds are computed once. A batch has at most `rows` examples; `report(done, examples)` is called after each.
     """
     bits, done = np.zeros(len(examples)), 0
-    streams = np.array([draws_of(e.segments) for e in examples] if draws is None else draws, np.uint32)
+    seeds = [content_seed(example.segments) for example in examples] if seeds is None else seeds
+    all_seeds = np.array(seeds, np.uint32)
     first_of: dict[Any, int] = {}
-    keys = ((e.task, int(stream), _digest(e.segments)) for e, stream in zip(examples, streams, strict=True))
-    same = np.array([first_of.setdefault(key, number) for number, key in enumerate(keys)], int)
+    contents = ((e.task, int(seed), _digest(e.segments)) for e, seed in zip(examples, all_seeds, strict=True))
+    first_equal = np.array([first_of.setdefault(content, number) for number, content in enumerate(contents)], int)
     for length, all_numbers in _by_length(examples).items():
-        numbers = [number for number in all_numbers if same[number] == number]
+        numbers = [number for number in all_numbers if first_equal[number] == number]
         size = max(1, min(rows, _MAX_LOGITS // (length * vocabulary.size)))
         for first in range(0, len(numbers), size):
             chunk = numbers[first : first + size]
             filled = np.array(chunk + chunk[:1] * (min(size, 1 << (len(chunk) - 1).bit_length()) - len(chunk)))
             batch = stack_rows([assemble(vocabulary, [examples[number]], length) for number in filled])
             for draw in range(num_draws):
-                place = np.int32(draw), np.int32(num_draws)
-                drawn = _bits(key, streams[filled], *place, denoise, batch, vocabulary, schedule, estimator)
+                drawn = _bits_of_one_draw(
+                    key,
+                    all_seeds[filled],
+                    np.int32(draw),
+                    np.int32(num_draws),
+                    denoise,
+                    batch,
+                    vocabulary,
+                    schedule,
+                    estimator,
+                )
                 bits[chunk] += np.asarray(drawn, np.float64)[: len(chunk)] / num_draws
-            done += int(np.isin(same, chunk).sum())
+            done += int(np.isin(first_equal, chunk).sum())
             report(done, len(examples))
-    return bits[same]
+    return bits[first_equal]
 
 
 def estimates_of_bits(
@@ -105,21 +117,21 @@ def estimates_of_bits(
     report: Callable[[int, int], None] = lambda *_: None,
     **options: Any,
 ) -> Float[np.ndarray, "repeats examples"]:
-    """So many independent estimates of `target_bits`."""
+    """`repeats` independent estimates by `target_bits`, whose further arguments are passed on."""
     if repeats < 2:
         raise ValueError(f"an interval needs at least 2 estimates, got {repeats}")
     total, estimates = repeats * len(examples), []
-    for number, own in enumerate(jax.random.split(key, repeats)):
+    for number, repeat_key in enumerate(jax.random.split(key, repeats)):
         before = number * len(examples)
         counted = partial(lambda before, done, _: report(before + done, total), before)
-        estimates.append(target_bits(own, examples, *args, report=counted, **options))
+        estimates.append(target_bits(repeat_key, examples, *args, report=counted, **options))
     return np.stack(estimates)
 
 
-def mean_of(
+def mean_and_half_width(
     estimates: Float[np.ndarray, "repeats *rest"],
 ) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
-    """Mean of independent estimates, and half the width of its 95 % interval (Student's t)."""
+    """Mean of independent estimates along the first axis, and half the width of its 95 % interval (Student's t)."""
     from scipy.special import stdtrit  # takes a third of a second to load
 
     repeats = len(estimates)
@@ -128,7 +140,7 @@ def mean_of(
 
 
 def _by_length(examples: Sequence[Example]) -> dict[int, list[int]]:
-    """Row length → numbers of its examples. Lengths are 2ⁿ or 3 · 2ⁿ, or the longest, so that few are compiled."""
+    """Indices of the examples by row length, which is 2ⁿ, 3 · 2ⁿ or that of the longest, so that few are compiled."""
     longest = max(example.length for example in examples)
     lengths = sorted({longest, *(b * 2**n for b in (2, 3) for n in range(3, longest.bit_length()))})
     groups: dict[int, list[int]] = {}
@@ -138,9 +150,9 @@ def _by_length(examples: Sequence[Example]) -> dict[int, list[int]]:
 
 
 @partial(jax.jit, static_argnames=("vocabulary", "schedule", "estimator"))
-def _bits(
+def _bits_of_one_draw(
     key: PRNGKeyArray,
-    streams: UInt32[Array, " batch"],
+    seeds: UInt32[Array, " batch"],
     draw: Int[Array, ""],
     num_draws: Int[Array, ""],
     denoise: Denoiser,
@@ -149,12 +161,12 @@ def _bits(
     schedule: ScheduleConfig,
     estimator: Estimator,
 ) -> Float[Array, " batch"]:
-    """Bits of every row by one draw of so many."""
+    """Estimate of each row's bits from draw `draw` of `num_draws`."""
 
-    chosen = schedule.build(vocabulary)
+    alpha = schedule.build(vocabulary)
 
-    def mask(stream, is_target, modality):
-        key_time, key_mask = jax.random.split(jax.random.fold_in(key, stream))
+    def mask(seed, is_target, modality):
+        key_time, key_mask = jax.random.split(jax.random.fold_in(key, seed))
         offset, key_mask = jax.random.uniform(key_time), jax.random.fold_in(key_mask, draw)
         # The first values of a row are the same however long it is (tested), so padding changes no mask.
         if estimator == "subsets":
@@ -163,10 +175,10 @@ def _bits(
             noise = jnp.where(is_target, jax.random.uniform(key_mask, is_target.shape), jnp.inf)
             return is_target & (jnp.argsort(jnp.argsort(noise)) < size), jnp.full(is_target.shape, count / size)
         times = jnp.full(is_target.shape, stratified_times(offset, draw / num_draws, schedule.min_time))
-        is_masked = draw_is_masked(key_mask, is_target[None], chosen.keep_probability(times, modality)[None])[0]
-        return is_masked, chosen.weight(times, modality)
+        is_masked = draw_is_masked(key_mask, is_target[None], alpha.keep_probability(times, modality)[None])[0]
+        return is_masked, alpha.weight(times, modality)
 
-    is_masked, weight = jax.vmap(mask)(streams, sequence.is_target, sequence.modality)
+    is_masked, weight = jax.vmap(mask)(seeds, sequence.is_target, sequence.modality)
     noised = sequence.replace(tokens=jnp.where(is_masked, vocabulary.mask_id, sequence.tokens))
     allowed = vocabulary.allowed_ids(sequence.modality, sequence.coordinates)
     nll, _ = cross_entropy(restrict(denoise(noised).logits, allowed), jnp.asarray(sequence.tokens))

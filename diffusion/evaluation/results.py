@@ -1,4 +1,4 @@
-"""What evaluating a model gives, as plain dataclasses; evaluation.json is an `Evaluation`."""
+"""Results of evaluating a model as plain dataclasses; evaluation.json holds an `Evaluation`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,59 +11,68 @@ from trimask.tokenizers.storage.formats import added_field
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a judge says of a task's answers."""
+    """Score that a judge gives to the answers to one task on one held-out split."""
 
     dataset: str
     task: str
     split: str
     judge: str
+    """Name of the judge."""
     examples: int
+    """Number of answers."""
     value: float
+    """The score: a share if `is_share`, else in the judge's unit."""
     interval: tuple[float, float] | None
-    """95 %: Wilson's of shares, else the delta method's. None: the judge gives one score for the whole set."""
+    """95 % interval: Wilson's for shares, else by the delta method. None: the judge scores the set as a whole."""
     is_share: bool
-    """True where every answer was found right or wrong."""
+    """Whether the judge found every answer right or wrong, so that the value is the share of right ones."""
     higher_is_better: bool | None
-    """None: only the judge's author knows."""
+    """Whether a higher value is better. None: unknown, since the judge is the user's."""
     on_real: float | None
-    """The judge's score of real media, held-out ones (Fréchet: training ones). None: it is known."""
+    """The judge's score of real media (`JudgeKind.yardstick`). None: it needs none, as exact_match does not."""
     mean_nfe: float
-    """Function evaluations per answer."""
+    """Mean number of function evaluations per answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """Negative ELBO in bits per token: Σ bits / Σ tokens over examples."""
+    """Negative ELBO in bits per token, Σ bits / Σ tokens over examples: it bounds −log₂ p from above."""
 
     dataset: str | None
-    """None: all."""
+    """Dataset that the examples are from. None: all datasets."""
     task: str | None
-    """None: all that ask for this modality."""
+    """Task whose targets are measured. None: all tasks that generate this modality."""
     modality: str
+    """Modality of the targets."""
     split: str
     examples: int
+    """Number of examples."""
     bits_per_token: float
     half_width: float | None
-    """Half of the 95 % interval over examples."""
+    """Half the width of the 95 % interval over examples. None: there is only one example."""
     bits_per_character: float | None
-    """Of texts: Σ bits / Σ characters, which does not depend on the tokenizer."""
+    """For texts: Σ bits / Σ characters, which does not depend on the tokenizer. Else None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memorisation:
-    """How much of what is generated is copied."""
+    """Share of generated media that are copies of training items, beside that of real held-out media."""
 
     dataset: str
     task: str
     split: str
     generated: int
+    """Number of generated items."""
     copied: float
-    """Share of generated code grids that equal a training item's."""
+    """Share of generated items whose codes equal those of a training item."""
     distinct: int
+    """Number of different items among the generated ones."""
     real: int
-    """Held-out items, for comparison."""
+    """Number of real held-out items, for comparison."""
     real_copied: float
+    """Share of held-out items whose codes equal those of a training item."""
     real_distinct: int
+    """Number of different items among the held-out ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,22 +80,26 @@ class Evaluation:
     """All results of one model."""
 
     step: int
+    """Training step of the model."""
     scores: list[Score] = field(default_factory=list)
+    """One per task, split and judge."""
     bounds: list[Bound] = field(default_factory=list)
-    """Of every direction, then of every modality."""
+    """One per dataset, task and split, then one per modality and split."""
     memorisation: list[Memorisation] = field(default_factory=list)
+    """One per task and split of media, if the data is what the model was trained on."""
     notes: list[str] = added_field(as_before=[], default_factory=list)
-    """What was not judged, and why."""
+    """What was not judged, and why; and where the data exceeds the shapes that the model was trained on."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What was generated for one task and split, for looking at."""
+    """Media generated for one task and split, to look at."""
 
     task: str
     split: str
     references: list[str]
     """The text of each example: the prompt of a medium, the right answer of a text."""
     media: list[Any]
+    """The generated media, in the same order; a text that answers a question is shown after the question."""
     is_right: Bool[np.ndarray, " items"] | None
-    """None where no judge found answers right or wrong."""
+    """True for right answers. None: no judge finds answers right or wrong."""

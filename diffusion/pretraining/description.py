@@ -1,8 +1,8 @@
-"""What config.json of a run folder holds, and what of it may differ when the run is continued.
+"""The description of a run (config.json in its folder), and which parts of it may change when the run is resumed.
 
-A run is resumed bit for bit or not at all: model, objective, optimizer, data and seed must be what they were. How often
-to log, save and sample, how samples are drawn, on how many devices it runs and by which kernels (which changes the
-order of sums, and so the last bits), is the user's to change at any time.
+A run is resumed bit for bit or not at all: model, objective, optimizer, data and seed must be what they were. Four
+things may change at any time: how often to log, save and sample; how samples are drawn; the number of devices; and the
+kernels, which change the order of sums and so the last bits.
 """
 
 import dataclasses
@@ -31,81 +31,86 @@ from trimask.tokenizers.vocabulary import Vocabulary
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Checked):
-    """A pretraining run."""
+    """Configuration of a pretraining run."""
 
     model: TransformerConfig = TransformerConfig()
-    """The network."""
+    """Shape of the network and how it is computed."""
     parametrization: ParametrizationConfig = ParametrizationConfig()
-    """From which shape its hyperparameters are transferred."""
+    """Rule and base shape from which hyperparameters are transferred to this shape."""
     masking: MaskingConfig = MaskingConfig()
-    """The forward process."""
+    """The forward process: which tokens are masked, and with what probability."""
     loss: LossConfig = LossConfig()
-    """The objective."""
+    """The training objective."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW, its schedule and the weight average, as tuned."""
+    """AdamW, its learning rate schedule and the weight average, as tuned at the base batch and horizon."""
     sde: SDEScaling = SDEScaling()
-    """At which batch and horizon it was tuned."""
+    """Base batch and horizon at which the optimizer was tuned, and how it is rescaled to this run's."""
     batch: BatchConfig = BatchConfig()
-    """What a step trains on."""
+    """Composition of the batches."""
     accumulate: Size = 1
-    """Micro-batches that a batch's rows are split into, one after another, to save memory."""
+    """Number of micro-batches into which a batch is split to save memory; their gradients are sum_over_processes."""
     mesh: MeshConfig = MeshConfig()
-    """How the work is shared among devices; a run may go on with other ones."""
+    """How work is divided among devices; a run may be resumed with another mesh."""
     loop: LoopConfig = LoopConfig()
-    """How often to log and save."""
+    """How often to log, save and sample."""
     generation: dict[str, GenerationConfig] = field(default_factory=dict)
-    """How each modality is sampled, by name, unless asked otherwise."""
+    """Default sampling settings by modality; a modality that is not listed has those of `GenerationConfig`."""
     seed: Seed = 0
-    """Fixes the run."""
+    """Seed of parameters, batches and masks: the same seed gives the same run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunDescription:
-    """What config.json of a run folder holds."""
+    """Contents of config.json in a run folder."""
 
     train: TrainConfig
+    """Configuration as given."""
     vocabulary: Vocabulary
+    """Vocabulary of the prepared data."""
     layouts: dict[str, Layout]
-    """Dataset → layout of the examples the model was trained on."""
+    """Layout of the training examples of every dataset, by the dataset's name."""
     data: str
-    """Where the prepared data was."""
+    """Absolute path of the prepared data."""
     data_fingerprint: str
-    """What the prepared data was, wherever it is."""
+    """Fingerprint of the prepared data, which does not depend on its path."""
     num_steps: int
+    """Number of training steps until the horizon."""
     batch_tokens: float
-    """Non-padding tokens of the mean step."""
+    """Mean number of non-padding tokens per step."""
     kappa: float
-    """κ of that batch and the horizon."""
+    """κ of this batch and horizon (`sde.py`)."""
     optimizer: OptimizerConfig
-    """The optimizer as it is used: `train.optimizer` at κ."""
+    """The optimizer as used: `train.optimizer` rescaled by κ."""
     epochs: dict[str, float]
-    """Dataset → how often its training examples are seen in these steps."""
+    """Number of epochs over the training examples of every dataset, by the dataset's name."""
     trimask: str
+    """Version of trimask."""
     git_commit: str | None
+    """Commit of the git checkout that trimask ran from. None: it ran from no checkout."""
     init_from: str | None = None
-    """Run folder whose weight average this run started from."""
+    """Run folder whose weight average this run started from. None: random parameters."""
     init_step: int | None = None
-    """The step of that weight average."""
+    """Step of that weight average."""
     first_horizon_tokens: int | None = added_field(as_before=None, default=None)
-    """Horizon of the run before it was made longer: that of `kappa` and `batch_tokens`. None: it was not."""
+    """First horizon of an extended run, in tokens, to which `kappa` and `batch_tokens` belong. None: not extended."""
 
     @property
     def tuned_horizon(self) -> int:
-        """The horizon in tokens that κ is of."""
+        """Horizon, in tokens, for which `kappa` was computed."""
         return self.first_horizon_tokens or self.train.optimizer.horizon_tokens
 
 
 def load_description(folder: Path) -> RunDescription:
-    """What the config.json of a run folder says."""
+    """Loads config.json of a run folder; raises FileNotFoundError if this is none."""
     if not (folder / "config.json").is_file() or (folder / "manifest.json").is_file():
         raise FileNotFoundError(f"{folder}: not a run folder; `trimask train` makes one")
     return configuration.load(folder / "config.json", RunDescription)
 
 
-def transferred(tuned: RunDescription, width: int | None = None) -> TrainConfig:
-    """The configuration of a run whose shape, batch and horizon are the base for others; at another width, more heads.
+def transferred_config(tuned: RunDescription, width: int | None = None) -> TrainConfig:
+    """The configuration of a run, as the base from which other shapes, batches and horizons are transferred.
 
-    What it was itself transferred from stays the base.
+    At another width the network has more heads, of the same size. If the run was itself transferred, its base is kept.
     """
     model, config = tuned.train.model, tuned.train
     parametrization, sde = config.parametrization, config.sde
@@ -128,14 +133,17 @@ def transferred(tuned: RunDescription, width: int | None = None) -> TrainConfig:
 
 
 def resumed_description(folder: Path, description: RunDescription, resume: bool) -> RunDescription:
-    """The description of the run in `folder`, continued as described; refused if that would make it another run."""
+    """The description that config.json in `folder` is to hold when the run there continues as `description` says.
+
+    Raises ValueError if it would be another run (see the module's docstring), or if `resume` is False and there is one.
+    """
     steps = checkpoint_steps(folder)
     if steps and not resume:
         raise ValueError(f"{folder} holds a run at step {steps[-1]}; --no-resume needs a folder without one")
     if not steps:
-        return description  # nothing was finished, so nothing is lost
+        return description  # without a checkpoint there is nothing to resume
     if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} holds checkpoints and no config.json to say of what; choose another folder")
+        raise ValueError(f"{folder} holds checkpoints without a config.json that describes them; choose another folder")
     old = configuration.load(folder / "config.json", RunDescription)
     batch = dataclasses.replace(description.train.batch, warn_epochs=old.train.batch.warn_epochs)
     free = {name: getattr(old.train, name) for name in ("loop", "generation", "mesh")}
@@ -158,7 +166,7 @@ def resumed_description(folder: Path, description: RunDescription, resume: bool)
 
 
 def _lengthened(old: RunDescription, asked: RunDescription) -> RunDescription:
-    """The run `old` with the horizon that is asked for."""
+    """The description of the run `old`, with the longer horizon of `asked`."""
     return dataclasses.replace(
         old,
         train=asked.train,
@@ -171,7 +179,7 @@ def _lengthened(old: RunDescription, asked: RunDescription) -> RunDescription:
 
 
 def write_description(folder: Path, description: RunDescription, tokenizers: MediaTokenizers) -> None:
-    """Writes config.json and, before it, tokenizers/."""
+    """Writes config.json and, before a run's first checkpoint, tokenizers/."""
     path = folder / "config.json"
     if not checkpoint_steps(folder):
         tokenizers.save(folder / "tokenizers")

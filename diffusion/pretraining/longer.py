@@ -1,11 +1,13 @@
-"""A run that is trained beyond its horizon, with its optimizer: what it has done so far is the beginning of the rest.
+"""Extends a run beyond its horizon, so that its steps so far are the first steps of the longer run.
 
-With a constant learning rate every step of a run is also one of a longer run. With warmup_stable_decay those before the
-decay are: the longer run goes on from the last checkpoint among them, and later ones move to RUN/decayed-<step>/, a run
-folder of its own. A cosine bends from the first step to the last, so no step of it is one of a longer run.
+With a constant learning rate every step of a run is also a step of a longer run. With warmup_stable_decay those before
+the decay are: the longer run continues from the last checkpoint among them, and later checkpoints move to
+RUN/decayed-<step>/, a run folder of its own. A cosine depends on the horizon in every step, so no step of it is one of
+a longer run.
 
-κ, and with it all that `sde.py` makes of a batch and a horizon, stays that of the first horizon. Warmup and the
-annealing of the weights of datasets are given in tokens, and N_m of the loss is each batch's own: they stay anyway.
+κ, and with it everything that `sde.py` derives from a batch and a horizon, stays that of the first horizon. Warmup and
+the annealing of the datasets' weights are given in tokens, and N_m of the loss is computed for each batch, so none of
+them depends on the horizon.
 """
 
 import os
@@ -21,13 +23,13 @@ from trimask.diffusion.run.checkpoint import Checkpoints, DamagedCheckpoint
 from trimask.diffusion.run.folder import checkpoint_steps, keep_lines_until, writing
 
 _COPIED = ("config.json", "metrics.jsonl", "tokenizers", "samples")
-"""What a run folder has beside its checkpoints, of the steps that both runs have and of those that move."""
+"""Parts of a run folder, beside checkpoints, that concern steps of both runs and are copied."""
 _MOVED = ("generated", "evaluation.json", "likelihood.jsonl")
-"""What other commands made of the newest checkpoint."""
+"""Parts of a run folder that other commands made from the newest checkpoint, and that move with it."""
 
 
 def require_longer(folder: Path, old: OptimizerConfig, new: OptimizerConfig) -> None:
-    """Refuses a horizon that is shorter, and one of a schedule that cannot grow."""
+    """Raises ValueError if the new horizon is shorter, or if the schedule is a cosine, which cannot be extended."""
     if new.horizon_tokens < old.horizon_tokens:
         raise ValueError(
             f"{folder} holds a run of {old.horizon_tokens:,} tokens, which can be made longer and not shorter; "
@@ -42,16 +44,17 @@ def require_longer(folder: Path, old: OptimizerConfig, new: OptimizerConfig) -> 
 
 
 def last_step_before_decay(optimizer: OptimizerConfig, batches: Batches) -> int | None:
-    """The last step whose learning rate is that of every longer run; None where there is no decay."""
+    """Last step whose learning rate is that of every longer run; None if the schedule has no decay."""
     if optimizer.schedule != "warmup_stable_decay":
         return None
     return batches.steps_within(optimizer.horizon_tokens - optimizer.length_of_decay)
 
 
 def steps_of_decay(folder: Path, last_stable: int, like: Any) -> list[int]:
-    """Steps of the checkpoints after that one; raises ValueError where no good one is left to go on from.
+    """Steps of the checkpoints after step `last_stable`, which belong to the decay.
 
-    `like` is a state of the run.
+    `like` is a state of the run, to restore into. Raises ValueError if no undamaged checkpoint from before the decay is
+    left to continue from.
     """
     steps = checkpoint_steps(folder)
     kept = [step for step in steps if step <= last_stable]
@@ -63,15 +66,15 @@ def steps_of_decay(folder: Path, last_stable: int, like: Any) -> list[int]:
             except DamagedCheckpoint as damage:
                 print(damage, file=sys.stderr)
     raise ValueError(
-        f"{folder} has no good checkpoint from before its decay, which begins after step {last_stable}; it has "
+        f"{folder} has no undamaged checkpoint from before its decay, which begins after step {last_stable}; it has "
         f"those of {', '.join(map(str, steps))}. Start a new run from its weights with --init-from {folder}"
     )
 
 
 def set_aside(folder: Path, steps: list[int]) -> Path:
-    """Moves checkpoints, and what was made of them, into a run folder of their own, RUN/decayed-<the last step>/.
+    """Moves the checkpoints of `steps`, and what was made from them, to RUN/decayed-<last step>/, which it returns.
 
-    Killed, it goes on the next time. The newest moves last, so that what is not done yet has the same name then.
+    If killed, the next call completes the move: the newest checkpoint moves last, so the folder's name stays the same.
     """
     name = f"decayed-{steps[-1]}"
     names = (f"{name}{suffix}" for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
@@ -93,7 +96,7 @@ def set_aside(folder: Path, steps: list[int]) -> Path:
 
 
 def _copy_folder(source: Path, target: Path) -> None:
-    """Copies a folder once, all at once, and links as links."""
+    """Copies a folder, keeping links, unless the target exists, which appears only when complete."""
     partial = target.with_name(f".{target.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
@@ -103,7 +106,7 @@ def _copy_folder(source: Path, target: Path) -> None:
 
 
 def _drop_samples(folder: Path, first: int) -> None:
-    """Removes samples of that step and later ones."""
+    """Removes samples of step `first` and later ones."""
     for path in folder.glob("step-*"):
         found = re.match(r"step-(\d+)-", path.name)
         if found is not None and int(found[1]) >= first and (path.is_symlink() or path.is_file()):

@@ -1,7 +1,7 @@
-"""A pretraining run: everything around the step of `training_step.py`.
+"""A pretraining run: starts or resumes it in its folder, and repeats the step of `training_step.py`.
 
-A run folder holds config.json (everything resolved), tokenizers/, checkpoints/, metrics.jsonl and tensorboard/: enough
-to resume, and to generate from without the data.
+A run folder holds config.json (`RunDescription`), tokenizers/, checkpoints/, metrics.jsonl and tensorboard/: enough to
+resume training, and to generate without the data.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from trimask.diffusion.data.batches import Batches, DatasetUse
 from trimask.diffusion.data.prepared import Prepared
@@ -47,17 +48,17 @@ def train(
     init_from: Path | None = None,
     resume: bool = True,
 ) -> LoadedRun:
-    """Trains on prepared data, or resumes, until the horizon; `sample(model, step)` is called at intervals.
+    """Trains on prepared data until the horizon, resuming from the newest checkpoint in `folder`; returns the model.
 
-    `announce` is told before the first step what is trained how, and how often each dataset will be seen.
-    With `init_from` a run that is new starts from the weight average of that run; without `resume` a folder that holds
-    checkpoints is refused. A longer horizon than that of the run in the folder makes it longer (`longer.py`).
+    Calls `announce(description, use of each dataset)` before the first step, and `sample(model, step)` at the intervals
+    of `config.loop`. A new run starts from the weight average of the run `init_from`, if given. Without `resume` a
+    folder that holds checkpoints is refused. If the horizon is longer than that of the run in the folder, the run is
+    extended (`longer.py`). Raises ValueError if the folder holds a run of another configuration.
     """
     prepared = Prepared(data)
-    vocabulary = prepared.tokenizers.vocabulary
     mesh = config.mesh.over(jax.devices())
     batches = training_batches(prepared, config, mesh)
-    description, use = _described(config, prepared, batches, data, init_from)
+    description, use = _new_description(config, prepared, batches, data, init_from)
     require_agreement(
         {
             "configuration": str(config),
@@ -68,7 +69,7 @@ def train(
     )
     with undone_if_empty(folder, *WRITTEN_FIRST), locked(folder):
         description = resumed_description(folder, description, resume)
-        pretraining = Pretraining(config, vocabulary, description.kappa, mesh)
+        pretraining = Pretraining(config, prepared.tokenizers.vocabulary, description.kappa, mesh)
         if init_from is None or checkpoint_steps(folder):
             state = pretraining.init()
         else:
@@ -77,55 +78,70 @@ def train(
             require_grown(init_from / "tokenizers", prepared.folder / "tokenizers")
             description = dataclasses.replace(description, init_step=source.step)
             state = pretraining.init(source.parameters, source.vocabulary)
-        decayed = _decayed(folder, description, batches, state)
-        wait_for_all("all know what the folder holds")
+        decayed = _checkpoints_of_decay(folder, description, batches, state)
+        wait_for_all("every process has read the folder")
         if is_first():
             announce(description, use)
             if decayed:
                 set_aside(folder, decayed)
             with writing(folder):
                 write_description(folder, description, prepared.tokenizers)
-        wait_for_all("the folder holds the beginning of what is trained")
-
-        alone = Pretraining(config, vocabulary, description.kappa)  # to sample with: on one device, whatever the mesh
-
-        def trained(state: TrainState, step: int) -> LoadedRun:
-            return LoadedRun(folder, description, prepared.tokenizers, alone, gather(state.average, mesh), step)
-
-        def sample_now(state: TrainState, step: int) -> None:
-            loaded = trained(state, step)  # by all processes together
-            if sample is not None and is_first():
-                sample(loaded, step)
-
-        verification = BackgroundVerification(prepared.paths, prepared.whole)
-
-        def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-            verification.require()
-            return pretraining.step(state, batch)
-
-        if is_first():
-            verification.start()
-        state = train_loop(
-            step,
-            state,
-            batches,
-            num_steps=description.num_steps,
-            folder=folder,
-            config=config.loop,
-            items=batches.num_tokens,
-            sample=sample_now if sample else None,
-            describe=batches.describe,
-            milestone=last_step_before_decay(config.optimizer, batches),
-            to_devices=partial(rows_to_devices, mesh=mesh, parts=config.accumulate),
-        )
-        verification.require(wait=True)
-        return trained(state, description.num_steps)
+        wait_for_all("the folder holds the description")
+        return _fit(folder, description, prepared, pretraining, mesh, state, batches, sample)
 
 
-def _described(
+def _fit(
+    folder: Path,
+    description: RunDescription,
+    prepared: Prepared,
+    pretraining: Pretraining,
+    mesh: Mesh,
+    state: TrainState,
+    batches: Batches,
+    sample: Callable[[LoadedRun, int], None] | None,
+) -> LoadedRun:
+    """Trains until the horizon, from the newest checkpoint or else from `state`, while the data is verified."""
+    config = pretraining.config
+    # Sampling uses one device, whatever the mesh.
+    alone = Pretraining(config, pretraining.vocabulary, description.kappa)
+
+    def trained(state: TrainState, step: int) -> LoadedRun:
+        return LoadedRun(folder, description, prepared.tokenizers, alone, gather(state.average, mesh), step)
+
+    def sample_now(state: TrainState, step: int) -> None:
+        loaded = trained(state, step)  # by all processes together
+        if sample is not None and is_first():
+            sample(loaded, step)
+
+    verification = BackgroundVerification(prepared.paths, prepared.whole)
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        verification.require()
+        return pretraining.step(state, batch)
+
+    if is_first():
+        verification.start()
+    state = train_loop(
+        step,
+        state,
+        batches,
+        num_steps=description.num_steps,
+        folder=folder,
+        config=config.loop,
+        items=batches.num_tokens,
+        sample=sample_now if sample else None,
+        describe=batches.describe,
+        milestone=last_step_before_decay(config.optimizer, batches),
+        to_devices=partial(rows_to_devices, mesh=mesh, parts=config.accumulate),
+    )
+    verification.require(wait=True)
+    return trained(state, description.num_steps)
+
+
+def _new_description(
     config: TrainConfig, prepared: Prepared, batches: Batches, data: Path, init_from: Path | None
 ) -> tuple[RunDescription, list[DatasetUse]]:
-    """What config.json says of a new run, and how often it sees each dataset."""
+    """The description of a run as if it were new, and the use that it makes of each dataset."""
     num_steps = batches.num_steps(config.optimizer.horizon_tokens)
     batch_tokens = batches.mean_tokens(num_steps)
     kappa = config.sde.kappa(batch_tokens, config.optimizer.horizon_tokens)
@@ -148,18 +164,18 @@ def _described(
     return description, use
 
 
-def _decayed(folder: Path, description: RunDescription, batches: Batches, state: TrainState) -> list[int]:
-    """Steps of the checkpoints in the folder that are none of the longer run that is described."""
+def _checkpoints_of_decay(folder: Path, description: RunDescription, batches: Batches, state: TrainState) -> list[int]:
+    """Steps of the folder's checkpoints from the decay, if the description extends the run there; else none."""
     if description.first_horizon_tokens is None:
         return []
-    before = load_description(folder).train.optimizer
-    last_stable = last_step_before_decay(before, batches)
-    is_longer = before.horizon_tokens < description.train.optimizer.horizon_tokens
+    previous = load_description(folder).train.optimizer
+    last_stable = last_step_before_decay(previous, batches)
+    is_longer = previous.horizon_tokens < description.train.optimizer.horizon_tokens
     return steps_of_decay(folder, last_stable, state) if is_longer and last_stable is not None else []
 
 
 def _git_commit() -> str | None:
-    """The commit, where trimask runs from a git checkout."""
+    """Commit of the git checkout that trimask runs from; None if it runs from none."""
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists() or shutil.which("git") is None:
         return None

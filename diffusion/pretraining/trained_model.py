@@ -1,4 +1,4 @@
-"""A trained model, opened from its run folder with all it needs to generate."""
+"""Loading a trained model from its run folder, with all it needs to generate."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,42 +22,43 @@ from trimask.tokenizers.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained model with all it needs to generate."""
+    """A trained model, with its tokenizers and the description of its run."""
 
     folder: Path
     description: RunDescription
     tokenizers: MediaTokenizers
     pretraining: Pretraining
     parameters: Parameters
-    """The weight average."""
+    """Exponential moving average of the weights."""
     step: int
-    """Training steps taken."""
+    """Number of training steps taken."""
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Its id space."""
+        """Vocabulary that the model was trained with."""
         return self.description.vocabulary
 
     def generation(self, modality: str) -> GenerationConfig:
-        """How a modality is sampled by default."""
+        """Default sampling settings for generating a modality."""
         return self.description.train.generation.get(modality, GenerationConfig())
 
     def require_room(self, limits: WorkLimits, rows: int, length: int) -> None:
-        """Refuses batches of so many rows of so many tokens that do not fit the memory of one device."""
+        """Raises ValueError if evaluating `rows` rows of `length` tokens does not fit the memory of one device."""
         what = f"evaluating the model on {rows:,} rows of {length:,} tokens"
         needed = evaluation_bytes(self.description.train.model, self.vocabulary, rows, length)
         limits.require_memory(needed, what, jax.local_devices()[:1])
 
     @property
     def denoise(self) -> Partial:
-        """The denoiser: all that sampling needs to know of the model."""
+        """The model as a denoiser, which is all that sampling depends on."""
         return Partial(self.pretraining.denoise, self.parameters)
 
 
 def load(folder: Path, checkpoint: int | Literal["best"] | None = None, mesh: Mesh | None = None) -> LoadedRun:
-    """Opens a run folder at its newest good checkpoint, at that of a step, or at the best by the run's best_metric.
+    """Loads the weight average of a run's newest undamaged checkpoint, that of a step, or the best by its best_metric.
 
-    Only the weight average is read: on a mesh every device gets its part of it, and all processes must ask.
+    On a mesh every device gets its part of the weights, and all processes must call this together. Raises
+    FileNotFoundError if the folder holds no run or no complete checkpoint.
     """
     description = load_description(folder)
     tokenizers = media_tokenizers.load_tokenizers(folder / "tokenizers")
@@ -77,7 +78,7 @@ def load(folder: Path, checkpoint: int | Literal["best"] | None = None, mesh: Me
 
 
 def require_same_vocabulary(model: Vocabulary, tokenizers: Vocabulary, folder: Path) -> None:
-    """Refuses tokenizers that are not those of the model, saying where they differ."""
+    """Raises ValueError, which lists the differences, if the tokenizers' vocabulary is not the model's."""
     changed = configuration.changed_fields(model, tokenizers)
     if changed:
         raise ValueError(

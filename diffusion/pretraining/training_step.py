@@ -1,4 +1,4 @@
-"""The training step of the masked diffusion objective, and the state that it changes."""
+"""The training step of the masked diffusion objective, its state, and the batches it takes."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from trimask.diffusion.mesh import AXES, constrain_parameters, local_rows, shard
 from trimask.diffusion.optimizer import Hyperparameters, adamw, update_average
 from trimask.diffusion.parametrization import parameter_multipliers, without_multipliers
 from trimask.diffusion.pretraining.description import TrainConfig
-from trimask.diffusion.pretraining.warm_start import grown
+from trimask.diffusion.pretraining.warm_start import grown_parameters
 from trimask.diffusion.run.limits import require_room_for_workers
 from trimask.diffusion.run.running_mean import Mean
 from trimask.diffusion.sde import rescaled
@@ -29,45 +29,50 @@ from trimask.diffusion.transformer import Transformer
 from trimask.tokenizers.sequence import TokenRows
 from trimask.tokenizers.vocabulary import Vocabulary
 
-_MANY = 1 << 20
+_UNIT = 1 << 20
+"""Unit of the first of the two numbers in which a state counts tokens."""
 
 Parameters = Any
-"""A tree of arrays."""
+"""Tree of the network's parameter arrays."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything a step changes."""
+    """State of training, which every step changes."""
 
     parameters: Parameters
+    """Parameters of the network."""
     average: Parameters
     """Exponential moving average of the parameters."""
     optimizer: optax.OptState
+    """State of the optimizer: AdamW's moments."""
     step: Any
-    """Steps taken, an int32 scalar (or, like all leaves, its description while saving and restoring)."""
+    """Number of steps taken, an int32 scalar (or, like all leaves, its abstract value while saving and restoring)."""
     tokens: Any
-    """Non-padding tokens seen: int32 [2], how often 2²⁰ and what is left. A float32 would miss some after 2²⁴."""
+    """Number of non-padding tokens trained on: int32 [2], quotient and remainder by 2²⁰ (float32 is exact to 2²⁴)."""
 
     @property
     def num_tokens(self) -> Float[Array, ""]:
-        """Non-padding tokens seen, rounded to a float32."""
-        return _rounded(self.tokens)
+        """Number of non-padding tokens trained on, rounded to float32."""
+        return _num_tokens(self.tokens)
 
 
-def _counted(tokens: Int[Array, "2"], more: Int[Array, ""]) -> Int[Array, "2"]:
+def _add_tokens(tokens: Int[Array, "2"], more: Int[Array, ""]) -> Int[Array, "2"]:
     rest = tokens[1] + more
-    return jnp.stack([tokens[0] + rest // _MANY, rest % _MANY])
+    return jnp.stack([tokens[0] + rest // _UNIT, rest % _UNIT])
 
 
-def _rounded(tokens: Int[Array, "2"]) -> Float[Array, ""]:
-    return tokens[0].astype(jnp.float32) * _MANY + tokens[1]
+def _num_tokens(tokens: Int[Array, "2"]) -> Float[Array, ""]:
+    return tokens[0].astype(jnp.float32) * _UNIT + tokens[1]
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network as a function of its parameters; equal to another, so that both are compiled once, if it computes the
-    same."""
+    """A network as a function of its parameters.
+
+    Two that compute the same are equal, so that they share one compiled program.
+    """
 
     graph: nnx.GraphDef
 
@@ -80,13 +85,14 @@ class Network:
 
 
 class Pretraining:
-    """The training step of one configuration: what is static beside the state.
+    """The training step of one configuration: everything beside the state that stays the same during a run.
 
-    Two are equal if they compile the same, that is, differ at most in the hyperparameters, key and data of a step.
+    Two are equal, and so share their compiled programs, if they differ at most in what a step takes as arguments: its
+    optimizer hyperparameters, random key and data.
     """
 
     def __init__(self, config: TrainConfig, vocabulary: Vocabulary, kappa: float = 1.0, mesh: Mesh | None = None):
-        """`kappa` is that of the run's batch and horizon, see `sde.py`; `mesh` the devices to train on, if not one."""
+        """`kappa` is κ of the run's batch and horizon (`sde.py`); `mesh` is that of its devices, None for one."""
         self.config, self.vocabulary, self.mesh = config, vocabulary, mesh
         abstract = nnx.eval_shape(lambda: self._new_model(jax.random.key(0)))
         self.optimizer = rescaled(config.optimizer, kappa)
@@ -107,38 +113,38 @@ class Pretraining:
         return Transformer(self.config.model, self.vocabulary, self.config.parametrization, key=key)
 
     def init(self, old: Parameters | None = None, vocabulary: Vocabulary | None = None) -> TrainState:
-        """The state before the first step, from random weights, or from old ones of a model with that vocabulary.
+        """State before the first step, with random parameters or with those of an older model, `old`.
 
-        On a mesh no device ever holds more than its part.
+        `vocabulary` is that of the older model, None if it is the same. On a mesh no device ever holds more than its
+        part of the state.
         """
 
         def new_state(key: PRNGKeyArray, old: Parameters | None) -> TrainState:
             parameters = self.new_parameters(key)
             if old is not None:
-                parameters = grown(old, parameters, vocabulary or self.vocabulary, self.vocabulary)
-            return constrain_parameters(self.state_of(parameters))
+                parameters = grown_parameters(old, parameters, vocabulary or self.vocabulary, self.vocabulary)
+            return constrain_parameters(self._initial_state(parameters))
 
         if self.mesh is None or self.mesh.size == 1:
             device = jax.devices()[0] if self.mesh is None else self.mesh.devices.item()
-            # Bound to its device, as a step's result is: or the second step would be compiled again.
+            # Committed to its device, as a step's result is; else the second step would compile again.
             return jax.device_put(new_state(self.key, old), device)
         with use_mesh(self.mesh):
             return jax.jit(new_state)(self.key, old)
 
     def abstract(self) -> TrainState:
-        """Shapes, types and, on a mesh, places of the state, which takes no memory."""
-        state = jax.eval_shape(lambda key: self.state_of(self.new_parameters(key)), self.key)
+        """Shapes, types and, on a mesh, shardings of the state, without its arrays."""
+        state = jax.eval_shape(lambda key: self._initial_state(self.new_parameters(key)), self.key)
         if self.mesh is None:
             return state
-        places = shardings(state, self.mesh)
-        return jax.tree.map(lambda x, place: x.update(sharding=place), state, places)
+        return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), state, shardings(state, self.mesh))
 
     def new_parameters(self, key: PRNGKeyArray) -> Parameters:
-        """Random ones."""
+        """Randomly initialised parameters."""
         return nnx.to_pure_dict(nnx.state(self._new_model(jax.random.fold_in(key, 0))))
 
-    def state_of(self, parameters: Parameters) -> TrainState:
-        """The state before the first step from these parameters."""
+    def _initial_state(self, parameters: Parameters) -> TrainState:
+        """State before the first step, with these parameters."""
         average = jax.tree.map(jnp.copy, parameters)  # not the same buffers: `step` donates both
         step, tokens = jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.int32)
         return TrainState(parameters, average, adamw(self.hyperparameters).init(parameters), step, tokens)
@@ -148,12 +154,15 @@ class Pretraining:
         return self.denoise.model(parameters)
 
     def step(self, state: TrainState, batch: TokenRows) -> tuple[TrainState, dict[str, Mean]]:
-        """One update; the state given is used up."""
+        """One update; the buffers of the given state are donated, so it must not be used again."""
         with use_mesh(self.mesh):
             return self.update(self.hyperparameters, self.key, state, batch)
 
     def compiled(self, state: TrainState, batch: TokenRows) -> jax.stages.Compiled:
-        """`update` compiled for such a state and batch; call it with (hyperparameters, key, state, batch)."""
+        """`update` compiled for such a state and batch, or their abstract values.
+
+        It takes (hyperparameters, key, state, batch).
+        """
         with use_mesh(self.mesh):
             return type(self).update.lower(self, self.hyperparameters, self.key, state, batch).compile()
 
@@ -161,16 +170,19 @@ class Pretraining:
     def update(
         self, hyperparameters: Hyperparameters, key: PRNGKeyArray, state: TrainState, batch: TokenRows
     ) -> tuple[TrainState, dict[str, Mean]]:
-        """Mask, loss, gradients, update; it is not compiled again for other hyperparameters or another key."""
+        """One update: mask, loss, gradients, AdamW, weight average; returns the new state and the step's metrics.
+
+        Hyperparameters and key may differ from this configuration's without compiling anew.
+        """
         key = jax.random.fold_in(jax.random.fold_in(key, 1), state.step)
         noised = forward_process(key, batch, self.vocabulary, self.config.masking)
         loss, metrics, gradients = self.gradients(state.parameters, noised)
         updates, optimizer = adamw(hyperparameters).update(gradients, state.optimizer, state.parameters)
-        step, tokens = state.step + 1, _counted(state.tokens, jnp.sum(~noised.sequence.is_padding))
-        rate = self.optimizer.learning_rate_fraction(_rounded(tokens))
+        step, tokens = state.step + 1, _add_tokens(state.tokens, jnp.sum(~noised.sequence.is_padding))
+        rate = self.optimizer.learning_rate_fraction(_num_tokens(tokens))
         parameters = jax.tree.map(lambda p, u: p - rate * u, state.parameters, updates)
         average = update_average(state.average, parameters, hyperparameters.ema_decay, step)
-        scalars = {"loss": loss, "gradient_norm": optax.tree.norm(gradients), "tokens": _rounded(tokens)}
+        scalars = {"loss": loss, "gradient_norm": optax.tree.norm(gradients), "tokens": _num_tokens(tokens)}
         scalars["largest_learning_rate"] = jnp.max(hyperparameters.learning_rate) * rate
         metrics |= {name: Mean(value, jnp.ones(())) for name, value in scalars.items()}
         return constrain_parameters(TrainState(parameters, average, optimizer, step, tokens)), metrics
@@ -178,36 +190,41 @@ class Pretraining:
     def loss(
         self, parameters: Parameters, noised: Noised, counts: Float[Array, " modality"]
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
-        """Loss and metrics of a (micro-)batch, with the normalisers of the whole batch."""
+        """Loss and metrics of a batch or micro-batch; `counts` are the whole batch's targets of each modality, N_m."""
         model = self.model(parameters)
         hidden = model.logit_multiplier * model(noised.sequence).hidden
         dtype = self.config.model.compute_dtype
         return loss_and_metrics(hidden, model.output_matrix, noised, counts, self.vocabulary, self.config.loss, dtype)
 
     def gradients(self, parameters: Parameters, noised: Noised) -> tuple[Float[Array, ""], dict[str, Mean], Parameters]:
-        """Loss, metrics and gradients of the batch, summed over micro-batches with the whole batch's normalisers."""
+        """Loss, metrics and gradients of the batch: the sums over micro-batches, with the whole batch's normalisers."""
         counts = target_counts(noised, self.vocabulary)
 
-        def of(noised):
+        def loss_and_gradients(noised):
             (loss, metrics), gradients = jax.value_and_grad(self.loss, has_aux=True)(parameters, noised, counts)
             return loss, metrics, gradients
 
         if self.config.accumulate == 1:
-            return of(noised)
+            return loss_and_gradients(noised)
         # Micro-batch k is rows k, k + parts, …: every device has some of each.
         parts = self.config.accumulate
         micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), noised)
-        zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(of, jax.tree.map(lambda x: x[0], micro)))
-        total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, of(part)), None), zero, micro)
-        return total
+        zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(loss_and_gradients, jax.tree.map(lambda x: x[0], micro)))
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, loss_and_gradients(part)), None
+
+        return jax.lax.scan(add, zero, micro)[0]
 
 
 def training_batches(prepared: Prepared, config: TrainConfig, mesh: Mesh | None = None) -> Batches:
-    """What a configuration is trained on; of each batch all rows, or those that this process takes on the mesh."""
+    """Batches of a configuration; on a mesh each has only the rows that this process takes."""
     copies = 2 if config.masking.complementary else 1
-    own = None if mesh is None else partial(local_rows, mesh=mesh, parts=config.accumulate)
+    rows_taken = None if mesh is None else partial(local_rows, mesh=mesh, parts=config.accumulate)
     limits = config.loop.limits
-    batches = Batches(prepared, config.batch, config.seed, copies, config.accumulate, own_rows=own, limits=limits)
+    batches = Batches(
+        prepared, config.batch, config.seed, copies, config.accumulate, own_rows=rows_taken, limits=limits
+    )
     _require_room(batches, config, prepared.tokenizers.vocabulary, copies, mesh)
     return batches
 
@@ -215,7 +232,7 @@ def training_batches(prepared: Prepared, config: TrainConfig, mesh: Mesh | None 
 def _require_room(
     batches: Batches, config: TrainConfig, vocabulary: Vocabulary, copies: int, mesh: Mesh | None
 ) -> None:
-    """Refuses a training that does not fit the devices, or the time, by the estimates of `cost.py`."""
+    """Raises ValueError if training does not fit the devices' memory or the time allowed, as estimated by `cost.py`."""
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
     data, fsdp, tensor = (1, 1, 1) if mesh is None else (mesh.shape[axis] for axis in AXES)
     model, horizon, limits = config.model, config.optimizer.horizon_tokens, config.loop.limits
@@ -239,6 +256,6 @@ def _require_room(
         limits.require_memory(step.estimate(rows).total, what, devices)
     shortest = min(dataset.row_length for dataset in batches.datasets)
     flops = horizon * flops_per_token(model, vocabulary, shortest)
-    everyone = devices if mesh is None else list(mesh.devices.flat)
+    all_devices = devices if mesh is None else list(mesh.devices.flat)
     require_room_for_workers(config.loop.workers, "loop.workers")
-    limits.require_time(flops, f"training on {horizon:,} tokens", everyone)
+    limits.require_time(flops, f"training on {horizon:,} tokens", all_devices)

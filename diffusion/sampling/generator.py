@@ -1,9 +1,9 @@
-"""From examples with holes to finished examples: batching, seeding and decoding of whole requests.
+"""Generates answers to requests, which are examples with masked codes: batching, random keys and reading of rows.
 
-A request's randomness is folded in from the seed and its own content and number, never from its place in a batch. Rows
-of one bucket of lengths go together, in batches of 2ⁿ rows. When half of a batch is done the rest goes on in half the
-batch, so that finished rows cost nothing. In a batch of another size or length an answer is the same as long as the
-rounding of the denoiser does not decide between two tokens.
+A request's random key is derived from the seed, its content and the number of equal requests before it, never from its
+row in a batch. Requests whose lengths round up to the same multiple are batched together, in 2ⁿ rows. When half of a
+batch is finished, the rest continues in a batch of half the size, so that finished rows cost nothing. In a batch of
+another size or length the answer is the same, unless the denoiser's rounding decides between two tokens.
 """
 
 import hashlib
@@ -23,27 +23,27 @@ from trimask.diffusion.denoiser import Cache, Denoiser
 from trimask.diffusion.sampling import sampler
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.guidance import Guidance, generation_denoiser
-from trimask.diffusion.sampling.state import Memory, RowKeys, Rules, State, Strategy, start
+from trimask.diffusion.sampling.state import Memory, RowKeys, Rules, State, Strategy, initial_state
 from trimask.tokenizers.sequence import Example, assemble, disassemble, stack_rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An example, finished or on its way."""
+    """A request with some or all of its masked codes filled."""
 
     example: Example
     nfe: int
-    """Function evaluations it took."""
+    """Number of function evaluations it took."""
     log_probs: Float[np.ndarray, " asked"]
-    """Log-probability, in nats, of each token that was asked for when it was revealed, in the order of the row."""
+    """Log-probability, in nats, of each generated token when it was revealed, in the order of the row; −∞ if masked."""
 
 
 class Generator:
-    """Fills requests with one denoiser; compiled once per row length, batch size and kind of configuration."""
+    """Answers requests with one denoiser; compiles once per row length, batch size and kind of configuration."""
 
     def __init__(self, denoise: Denoiser, vocabulary: Vocabulary, *, rows: int = 32, bucket: int = 8):
-        """Batches have `rows` rows at most, padded to a multiple of `bucket` tokens."""
+        """Batches have at most `rows` rows, which are padded to a multiple of `bucket` tokens."""
         # A Partial is a tree of its arrays: the compiled loop takes weights as arguments, not as constants.
         self.denoise = denoise if isinstance(denoise, Partial) else Partial(denoise)
         self.vocabulary, self.rows, self.bucket = vocabulary, rows, bucket
@@ -55,13 +55,16 @@ class Generator:
         seed: int,
         report: Callable[[int, int], None] = lambda *_: None,
     ) -> list[Answer]:
-        """Answers in the order of the requests. Code -1 is filled, everything else is kept."""
+        """Answers in the order of the requests: every code -1 is filled, all others are kept.
+
+        Calls `report(number of answers so far, number of requests)` as rows finish.
+        """
         answers: dict[int, Answer] = {}
-        how = _sampler_parts(config, self.vocabulary)
-        for numbers, state, memory in self._batches(requests, config, seed):
+        parts = _sampler_parts(config, self.vocabulary)
+        for numbers, state, memory in self._initial_batches(requests, config, seed):
             while numbers:
-                enough = len(state.step) // 2
-                state, memory, is_done = _sample(self.vocabulary, self.denoise, how, state, memory, enough)
+                half = len(state.step) // 2
+                state, memory, is_done = _sample(self.vocabulary, self.denoise, parts, state, memory, half)
                 is_done = np.asarray(is_done)
                 done = [row for row in range(len(numbers)) if is_done[row]]
                 answers |= {numbers[row]: answer for row, answer in self._answers(state, done)}
@@ -69,27 +72,28 @@ class Generator:
                 left = [row for row in range(len(numbers)) if not is_done[row]]
                 numbers = [numbers[row] for row in left]
                 if numbers:
-                    state, memory = _rows((state, memory), np.array(_filled(left, _batch_size(len(left), self.rows))))
+                    kept = _with_repeats(left, _batch_size(len(left), self.rows))
+                    state, memory = _take_rows((state, memory), np.array(kept))
         return [answers[number] for number in range(len(requests))]
 
     def largest_batch(self, requests: Sequence[Example]) -> tuple[int, int]:
-        """Rows of the largest batch that `generate` may make of requests, and tokens of the longest row."""
+        """Most rows of a batch that `generate` makes of these requests, and most tokens of a row."""
         longest = max(request.length for request in requests)
         return _batch_size(len(requests), self.rows), -(-longest // self.bucket) * self.bucket
 
     def watch(self, requests: Sequence[Example], config: GenerationConfig, seed: int) -> Iterator[tuple[int, Answer]]:
-        """Number and state of each request, before the first step and after each of its steps; else as `generate`.
+        """Yields (index of the request, its state) before the first step and after each of its steps.
 
-        The last of a request is its answer; of a token that is still masked the log-probability is −∞.
+        The last state of a request is the answer that `generate` gives.
         """
-        how = _sampler_parts(config, self.vocabulary)
-        for numbers, state, memory in self._batches(requests, config, seed):
+        parts = _sampler_parts(config, self.vocabulary)
+        for numbers, state, memory in self._initial_batches(requests, config, seed):
             yield from ((numbers[row], answer) for row, answer in self._answers(state, list(range(len(numbers)))))
             cache, passes = None, 0
             is_done = ~np.asarray(state.is_masked).any(axis=-1)
             while not np.asarray(is_done)[: len(numbers)].all():
                 before = np.asarray(state.step)
-                state, memory, cache, is_done = _advance(self.vocabulary, self.denoise, how, state, memory, cache)
+                state, memory, cache, is_done = _advance(self.vocabulary, self.denoise, parts, state, memory, cache)
                 moved = np.flatnonzero(np.asarray(state.step)[: len(numbers)] != before[: len(numbers)]).tolist()
                 yield from ((numbers[row], answer) for row, answer in self._answers(state, moved))
                 passes += 1
@@ -98,7 +102,7 @@ class Generator:
                     cache, passes = None, 0
 
     def trajectories(self, requests: Sequence[Example], config: GenerationConfig, seed: int) -> list[list[Answer]]:
-        """Each request before the first step and after every step; the last is what `generate` answers."""
+        """The states of each request, before the first step and after every step; the last is `generate`'s answer."""
         paths: list[list[Answer]] = [[] for _ in requests]
         for number, answer in self.watch(requests, config, seed):
             paths[number].append(answer)
@@ -115,17 +119,19 @@ class Generator:
     def _example(self, rows, row: int) -> Example:
         return disassemble(self.vocabulary, jax.tree.map(lambda x: x[row], rows))[0]
 
-    def _batches(self, requests, config: GenerationConfig, seed: int) -> Iterator[tuple[list[int], State, Memory]]:
-        """The batches at their start; all of them are checked before the first."""
+    def _initial_batches(
+        self, requests, config: GenerationConfig, seed: int
+    ) -> Iterator[tuple[list[int], State, Memory]]:
+        """Batches before their first step; all are checked before the first is yielded."""
         if config.max_nfe is not None or config.order is not None:
-            for _, state in self._states(requests, seed):
+            for _, state in self._initial_states(requests, seed):
                 _require_budget(config.rules(self.vocabulary), state)
-                _memory(config, state)
-        for numbers, state in self._states(requests, seed):
-            yield numbers, state, _memory(config, state)
+                _initial_memory(config, state)
+        for numbers, state in self._initial_states(requests, seed):
+            yield numbers, state, _initial_memory(config, state)
 
-    def _states(self, requests, seed: int) -> Iterator[tuple[list[int], State]]:
-        """Requests of one bucket of lengths, `rows` at most at a time; a batch is filled up with repeats."""
+    def _initial_states(self, requests, seed: int) -> Iterator[tuple[list[int], State]]:
+        """Indices of a batch's requests, of one padded length, and its state before the first step."""
         if not requests:
             return
         keys = request_keys(requests, seed)
@@ -135,109 +141,113 @@ class Generator:
         for length, numbers in by_length.items():
             for first in range(0, len(numbers), self.rows):
                 chunk = numbers[first : first + self.rows]
-                filled = _filled(chunk, _batch_size(len(chunk), self.rows))
+                filled = _with_repeats(chunk, _batch_size(len(chunk), self.rows))
                 sequence = stack_rows([assemble(self.vocabulary, [requests[n]], length) for n in filled])
-                yield chunk, start(sequence, _rows(keys, np.array(filled)), self.vocabulary.mask_id)
+                yield chunk, initial_state(sequence, _take_rows(keys, np.array(filled)), self.vocabulary.mask_id)
 
 
 SamplerParts = tuple[Guidance | None, Strategy, Rules]
+"""What a `GenerationConfig` becomes for the sampler."""
 
 
 def _sampler_parts(config: GenerationConfig, vocabulary: Vocabulary) -> SamplerParts:
-    return config.guide, config.chosen, config.rules(vocabulary)
+    return config.guidance_settings, config.strategy_function, config.rules(vocabulary)
 
 
-def _filled(numbers: list[int], size: int) -> list[int]:
+def _with_repeats(numbers: list[int], size: int) -> list[int]:
+    """The numbers, padded to `size` with repeats of the first."""
     return numbers + numbers[:1] * (size - len(numbers))
 
 
 def _batch_size(count: int, most: int) -> int:
-    """The least 2ⁿ that holds so many rows, but not more than `most`."""
+    """The smallest 2ⁿ of at least `count` rows, but at most `most`."""
     return min(most, 1 << (count - 1).bit_length())
 
 
 @jax.jit
-def _rows(tree: Any, rows: Int[Array, " rows"]) -> Any:
-    """These rows of every array."""
+def _take_rows(tree: Any, rows: Int[Array, " rows"]) -> Any:
+    """Selects rows of every array."""
     return jax.tree.map(lambda x: x[rows], tree)
 
 
-def _memory(config: GenerationConfig, state: State) -> Memory:
-    """What the strategy remembers at the start: the rank of every position in a given order."""
+def _initial_memory(config: GenerationConfig, state: State) -> Memory:
+    """The strategy's memory before the first step: for `given`, the rank of every position in the order; else None."""
     if config.strategy != "given" or config.order is None:
         return None
     is_asked = np.asarray(state.is_asked)
     counts = {int(count) for count in is_asked.sum(axis=-1)}
     if counts != {len(config.order)}:
         asked = ", ".join(map(str, sorted(counts)))
-        raise ValueError(f"order has {len(config.order)} places, and {asked} are asked for")
+        raise ValueError(f"order has {len(config.order)} indices, and the requests have {asked} masked codes")
     rank = np.zeros(is_asked.shape, np.int32)
     rank[is_asked] = np.tile(np.argsort(config.order), len(rank))
     return jax.device_put(rank)
 
 
 def _require_budget(rules: Rules, state: State) -> None:
-    """Every block takes a step."""
+    """Raises ValueError if `max_nfe` does not allow a step in every block."""
     if rules.max_nfe is None:
         return
     blocks = int(jnp.max(jnp.where(state.is_asked.any(axis=-1), state.num_blocks(rules), 1)))
     least = rules.passes_per_step * blocks
     if rules.max_nfe < least:
-        raise ValueError(f"max_nfe is {rules.max_nfe}, and {blocks} blocks take {least} evaluations at least")
+        raise ValueError(f"max_nfe is {rules.max_nfe}, and {blocks} blocks take at least {least} evaluations")
 
 
-def sampler_arguments(vocabulary: Vocabulary, denoise: Denoiser, how: SamplerParts) -> tuple[Denoiser, Strategy, Rules]:
-    """What `loop.sample` and `loop.advance` take before the state."""
-    guidance, strategy, rules = how
+def sampler_arguments(
+    vocabulary: Vocabulary, denoise: Denoiser, parts: SamplerParts
+) -> tuple[Denoiser, Strategy, Rules]:
+    """The arguments of `sampler.sample` and `sampler.advance` before the state."""
+    guidance, strategy, rules = parts
     return generation_denoiser(denoise, vocabulary, guidance), strategy, rules
 
 
 # Functions, not methods: a new Generator of the same network finds them compiled.
 @partial(jax.jit, static_argnums=0)
 def _sample(
-    vocabulary, denoise, how: SamplerParts, state: State, memory: Memory, enough: Int[Array, ""] | int
+    vocabulary, denoise, parts: SamplerParts, state: State, memory: Memory, max_unfinished: Int[Array, ""] | int
 ) -> tuple[State, Memory, Bool[Array, " batch"]]:
-    state, memory = sampler.sample(*sampler_arguments(vocabulary, denoise, how), state, memory, enough)
+    state, memory = sampler.sample(*sampler_arguments(vocabulary, denoise, parts), state, memory, max_unfinished)
     return state, memory, state.is_done
 
 
 @partial(jax.jit, static_argnums=0)
 def _advance(
-    vocabulary, denoise, how: SamplerParts, state: State, memory: Memory, cache: Cache
+    vocabulary, denoise, parts: SamplerParts, state: State, memory: Memory, cache: Cache
 ) -> tuple[State, Memory, Cache, Bool[Array, " batch"]]:
-    state, memory, cache = sampler.advance(*sampler_arguments(vocabulary, denoise, how), state, memory, cache)
+    state, memory, cache = sampler.advance(*sampler_arguments(vocabulary, denoise, parts), state, memory, cache)
     return state, memory, cache, state.is_done
 
 
 def request_keys(requests: Sequence[Example], seed: int) -> RowKeys:
-    """A key per request, from the seed, the request and how many equal ones came before it."""
+    """One random key per request, from the seed, the request and the number of equal requests before it."""
     digests = []
-    for request, repeat in zip(requests, repeats(requests), strict=True):
-        content = _content(request)
+    for request, repeat in zip(requests, occurrence_numbers(requests), strict=True):
+        content = _content_hash(request)
         content.update(str(repeat).encode())
         digests.append(np.frombuffer(content.digest()[:8], np.uint32))
-    return _folded(jax.random.key(seed), np.stack(digests))
+    return _fold_in(jax.random.key(seed), np.stack(digests))
 
 
 @jax.jit
-def _folded(base: PRNGKeyArray, words: UInt32[Array, "rows 2"]) -> RowKeys:
-    """The key with both words of every row folded in."""
+def _fold_in(base: PRNGKeyArray, words: UInt32[Array, "rows 2"]) -> RowKeys:
+    """The base key, with both words of every row folded in."""
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(base, row[0]), row[1]))(words)
 
 
-def repeats(requests: Sequence[Example]) -> list[int]:
-    """How many equal requests came before each: with seed and content all that an answer depends on."""
-    seen: Counter[bytes] = Counter()
+def occurrence_numbers(requests: Sequence[Example]) -> list[int]:
+    """Number of equal requests before each one; together with seed and content it determines an answer's random key."""
+    counts: Counter[bytes] = Counter()
     numbers = []
     for request in requests:
-        digest = _content(request).digest()
-        numbers.append(seen[digest])
-        seen[digest] += 1
+        digest = _content_hash(request).digest()
+        numbers.append(counts[digest])
+        counts[digest] += 1
     return numbers
 
 
-def _content(request: Example) -> Any:
-    """A hash that has seen the request."""
+def _content_hash(request: Example) -> Any:
+    """SHA-256 of a request's task and codes, to be updated further."""
     content = hashlib.sha256(request.task.encode())
     for segment in request.segments:
         codes = np.ascontiguousarray(segment.codes, np.int32)

@@ -1,4 +1,4 @@
-"""Transforms of a denoiser: the ids allowed at a position, and classifier-free guidance."""
+"""Transforms denoiser → denoiser: restriction to the ids allowed at a position, and classifier-free guidance."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from trimask.tokenizers.vocabulary import Vocabulary
 
 
 def restricted(denoise: Denoiser, vocabulary: Vocabulary) -> Denoiser:
-    """Gives every id that is not allowed at its position probability zero."""
+    """The denoiser, with probability zero for every id that is not allowed at its position."""
 
     def transformed(sequence, positions=None, cache=None):
         output = denoise(sequence, positions, cache)
@@ -25,8 +25,8 @@ def restricted(denoise: Denoiser, vocabulary: Vocabulary) -> Denoiser:
             coordinates = jnp.take_along_axis(coordinates, positions[..., None], axis=1)
 
         def read(features, inner):
-            of_model, modality, coordinates = features
-            return restrict(inner(of_model), vocabulary.allowed_ids(modality, coordinates))
+            inner_features, modality, coordinates = features
+            return restrict(inner(inner_features), vocabulary.allowed_ids(modality, coordinates))
 
         return dataclasses.replace(
             output, features=(output.features, modality, coordinates), read=Partial(read, inner=output.read)
@@ -41,15 +41,16 @@ class Guidance:
     """logits = u + (scale + 1)·(c − u), with c given the condition and u with the condition hidden (LLaDA, eq. 16)."""
 
     scale: Float[Array, ""] | float
-    """0 is none."""
+    """0 has no effect: the logits are then c."""
     interval: tuple[Float[Array, ""] | float, Float[Array, ""] | float] | None = None
-    """A row is guided while low < share of its targets that is masked ≤ high (arXiv 2404.07724). None: always."""
+    """A row is guided while low < masked share of its targets ≤ high (arXiv 2404.07724). None: always."""
 
 
 def guided(denoise: Denoiser, guidance: Guidance, mask_id: int) -> Denoiser:
-    """Guides; a guided pass counts two. Both are one batch of twice the rows, and so is a cache.
+    """The denoiser with classifier-free guidance; a guided pass counts as two.
 
-    Outside the interval of all rows only one pass is made.
+    The conditional and the unconditional pass are one batch of twice the rows, and so is the cache. If no row is inside
+    the interval, only the conditional pass is made.
     """
 
     def two_passes(sequence: TokenRows, positions, cache):
@@ -73,7 +74,7 @@ def guided(denoise: Denoiser, guidance: Guidance, mask_id: int) -> Denoiser:
             features, hidden, new_cache = jax.lax.cond(
                 is_guided.any(), two_passes, one_pass, sequence, positions, cache
             )
-        # Only how features are read is used of this call; the compiler drops the rest.
+        # Only `read` is used of this call; the compiler drops the rest.
         inner = denoise(sequence, positions, None if cache is None else _halves(cache)[0]).read
 
         def read(features, inner):
@@ -88,12 +89,13 @@ def guided(denoise: Denoiser, guidance: Guidance, mask_id: int) -> Denoiser:
 
 
 def generation_denoiser(denoise: Denoiser, vocabulary: Vocabulary, guidance: Guidance | None) -> Denoiser:
-    """What generation asks: guided if there is guidance, and restricted to the ids allowed."""
+    """The denoiser that generation uses: guided, unless `guidance` is None, and restricted to the allowed ids."""
     denoise = denoise if guidance is None else guided(denoise, guidance, vocabulary.mask_id)
     return restricted(denoise, vocabulary)
 
 
 def _is_inside(sequence: TokenRows, guidance: Guidance, mask_id: int) -> Bool[Array, " batch"]:
+    """True for rows whose masked share lies in the interval of guidance."""
     if guidance.interval is None:
         return jnp.ones(sequence.tokens.shape[:1], bool)
     low, high = guidance.interval
@@ -103,5 +105,5 @@ def _is_inside(sequence: TokenRows, guidance: Guidance, mask_id: int) -> Bool[Ar
 
 
 def _halves(tree: Any) -> tuple[Any, Any]:
-    """Of a tree of arrays of twice the rows, the first and the second of them."""
+    """The first and the second half of the rows of every array."""
     return jax.tree.map(lambda x: x[: len(x) // 2], tree), jax.tree.map(lambda x: x[len(x) // 2 :], tree)

@@ -1,4 +1,8 @@
-"""A policy as a strategy, and the folder it is opened from."""
+"""A trained policy as a strategy, and opening one from its run folder.
+
+A policy's folder, written by `trimask train-policy`, holds policy.json (`PolicyDescription`) and checkpoints/. It is
+named FOLDER for the newest checkpoint, FOLDER@STEP for that of a step, or FOLDER@best for the best by `best_metric`.
+"""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,93 +13,101 @@ import jax
 from jaxtyping import Array, Float
 
 from trimask.diffusion.run.checkpoint import Checkpoints
-from trimask.diffusion.sampling.actions import Ranks, drawn
+from trimask.diffusion.sampling.actions import Ranks, draw_action
 from trimask.diffusion.sampling.policy import (
     PolicyConfig,
     PolicyParameters,
-    new_parameters,
+    new_policy_parameters,
     policy_features,
     policy_logits,
 )
 from trimask.diffusion.sampling.state import Choice, Memory, Observation, RowKeys
-from trimask.diffusion.sampling.strategies import best
+from trimask.diffusion.sampling.strategies import highest_scoring
 from trimask.tokenizers.storage import configuration
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyDescription:
-    """What policy.json says: all it takes to use a policy."""
+    """Contents of policy.json: what it takes to use a policy."""
 
     policy: PolicyConfig
     temperature: float
-    """τ by default."""
+    """Default temperature τ, by which logits are divided."""
     block_length: int | None
-    """Of the blocks in which it was trained. None: everything at once."""
+    """Number of tokens in the blocks it was trained on. None: it was trained without blocks."""
     best_metric: str
-    """Which checkpoint is the best; lower is better."""
+    """Metric whose lowest value marks the best checkpoint."""
     trained_on: str
-    """In words: the model and the problems."""
+    """The model and the problems it was trained on, in words."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LearnedStrategy:
-    """A policy as a strategy."""
+    """A policy with its parameters, callable as a strategy."""
 
     config: PolicyConfig = dataclasses.field(metadata={"static": True})
     parameters: PolicyParameters
     temperature: Float[Array, ""] | float = 1.0
-    """τ, by which logits are divided."""
+    """Temperature τ, by which logits are divided."""
     scale: Float[Array, ""] | float = 1.0
-    """β of bernoulli: below 1 fewer are revealed at a time, above 1 more."""
+    """Factor β on the probabilities of the law bernoulli: below 1 fewer positions are revealed per step."""
     is_forced: bool = dataclasses.field(default=True, metadata={"static": True})
-    """Whether the position of the largest logit is revealed where nothing was drawn; what `act` draws never is."""
+    """Whether a call reveals the position of the largest logit in rows where the action is empty; `act` never does."""
 
-    def __call__(self, keys: RowKeys, seen: Observation, memory: Memory) -> tuple[Choice, Memory]:
-        ranks, logits = self.act(keys, seen)
+    def __call__(self, keys: RowKeys, observation: Observation, memory: Memory) -> tuple[Choice, Memory]:
+        ranks, logits = self.act(keys, observation)
         reveal = ranks > 0
         if self.is_forced:
             is_stuck = ~reveal.any(axis=-1, keepdims=True)
-            reveal |= is_stuck & best(logits, 1, seen).reveal
+            reveal |= is_stuck & highest_scoring(logits, 1, observation).reveal
         return Choice(reveal), memory
 
-    def act(self, keys: RowKeys, seen: Observation) -> tuple[Ranks, Float[Array, "batch seq"]]:
-        """What was drawn, and the logits before the temperature."""
-        features = policy_features(seen, self.config)
-        logits = policy_logits(self.config, self.parameters, features, seen.is_masked, seen.is_asked, seen.steps_taken)
-        return drawn(self.config.law, keys, logits / self.temperature, seen.candidates, self.scale), logits
+    def act(self, keys: RowKeys, observation: Observation) -> tuple[Ranks, Float[Array, "batch seq"]]:
+        """The action drawn, and the logits before the division by the temperature."""
+        features = policy_features(observation, self.config)
+        is_masked, is_asked = observation.is_masked, observation.is_asked
+        logits = policy_logits(self.config, self.parameters, features, is_masked, is_asked, observation.steps_taken)
+        ranks = draw_action(self.config.law, keys, logits / self.temperature, observation.candidates, self.scale)
+        return ranks, logits
 
 
 def folder_and_checkpoint(name: str) -> tuple[Path, str]:
-    """What FOLDER, FOLDER@STEP and FOLDER@best say; "" is the last checkpoint."""
+    """Folder and checkpoint of FOLDER, FOLDER@STEP or FOLDER@best; the checkpoint is "" for the newest."""
     path = Path(name)
     folder, _, checkpoint = path.name.partition("@")
     return path.with_name(folder) if folder else path, checkpoint
 
 
-def describe_policy(name: str) -> "PolicyDescription":
-    """What the folder of a policy, named as for `open_policy`, says of itself."""
+def describe_policy(name: str) -> PolicyDescription:
+    """The description in policy.json of a policy, named as for `open_policy`.
+
+    Raises FileNotFoundError if there is none.
+    """
     path, _ = folder_and_checkpoint(name)
     if not (path / "policy.json").is_file():
         raise FileNotFoundError(f"{path}: not the folder of a policy; `trimask train-policy` makes one")
     return configuration.load(path / "policy.json", PolicyDescription)
 
 
-def open_policy(name: str) -> "LearnedStrategy":
-    """The policy of a run folder of `trimask train-policy`: FOLDER, FOLDER@STEP or FOLDER@best."""
+def open_policy(name: str) -> LearnedStrategy:
+    """Loads a policy by its name: FOLDER, FOLDER@STEP or FOLDER@best.
+
+    Raises FileNotFoundError if there is no policy or no complete checkpoint, ValueError if the name is malformed.
+    """
     path, checkpoint = folder_and_checkpoint(name)
-    about = describe_policy(name)
+    description = describe_policy(name)
     if not (checkpoint in ("", "best") or checkpoint.isdecimal()):
-        raise ValueError(f"after @ comes a step or best, got {name!r}")
+        raise ValueError(f"a policy is named FOLDER, FOLDER@STEP or FOLDER@best, got {name!r}")
     with Checkpoints(path) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
             raise FileNotFoundError(f"{path}: has no complete checkpoint yet; `trimask train-policy` continues it")
-        like = {"parameters": jax.eval_shape(partial(new_parameters, about.policy), jax.random.key(0))}
+        like = {"parameters": jax.eval_shape(partial(new_policy_parameters, description.policy), jax.random.key(0))}
         if checkpoint == "":
             restored = checkpoints.restore_newest(like, set_aside=False, is_part=True)
             assert restored is not None
         else:
-            step = checkpoints.best(about.best_metric) if checkpoint == "best" else int(checkpoint)
+            step = checkpoints.best(description.best_metric) if checkpoint == "best" else int(checkpoint)
             restored = checkpoints.restore(step, like, is_part=True)
-    return LearnedStrategy(about.policy, restored.tree["parameters"], about.temperature)
+    return LearnedStrategy(description.policy, restored.tree["parameters"], description.temperature)

@@ -1,20 +1,17 @@
-"""A learned strategy: a transformer of one block that sees how sure the denoiser is, and says what to reveal.
+"""The policy network: a transformer of one block from the denoiser's confidences to a logit per position.
 
-Of arXiv 2512.09106. Each asked position enters as what the denoiser says of it; whether it is masked, and how many
-steps were taken, modulate the block (adaLN). What comes out is a logit b per position. An action is drawn by one of two
-laws, over the masked positions of the block:
+The network is that of arXiv 2512.09106. Its input at each asked position, one that was masked at the start, is what the
+denoiser predicts there (`PolicyConfig.inputs`); whether the position is still masked, and the number of steps taken,
+modulate the block (adaLN). `actions.py` draws an action from the logits, `learned.py` makes a strategy of the network,
+and `sampling_rl` trains it.
 
-    bernoulli   each by itself, with probability σ(b)
-    dpls        one by softmax(b), then more without replacement, each by softmax over those left and STOP, whose logit
-                is 0, until STOP (dynamic Plackett–Luce with stop)
-
-A policy is trained by `sampling_rl`; here is what it takes to use it.
-
-Deviations
+Deviations from the paper's published code
 1. The time embedding has periods from 1/128 to 2 of the whole; the published code's are all the same.
-2. The output's weights begin at a tenth of the usual size, so that the bias says how much is revealed at first.
-3. Inputs are rounded to half precision, as they are stored for training: what is learned from is what was seen.
-4. What the denoiser says of positions that are not masked is not asked: there the input is 0.
+2. The output's weights are initialised at a tenth of the usual size, so that its bias determines how much is revealed
+   at first.
+3. Inputs are rounded to half precision, as they are stored for training, so that the policy acts on the same numbers
+   that it learns from.
+4. The input is 0 at positions that are not masked: the denoiser's predictions there are not computed.
 """
 
 import dataclasses
@@ -32,52 +29,52 @@ from trimask.diffusion.sampling.state import Observation, Rules
 from trimask.tokenizers.storage.ranges import Checked, Size
 
 PolicyParameters = Any
-"""A tree of arrays."""
+"""Tree of the network's parameter arrays."""
 
 _ROTARY_BASE = 10_000.0
 _TIME_UNITS = 256.0
-"""Sinusoids have periods from 2 to 512 of these."""
+"""Units that times in [0, 1] are measured in; the embedding's sinusoids have periods from 2 to 512 units."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig(Checked):
-    """Inputs, law and shape of a policy."""
+    """Inputs, probability law of actions and shape of a policy network."""
 
     inputs: tuple[Literal["confidence", "top", "margin", "entropy", "hidden"], ...] = ("confidence",)
-    """What it sees of a position: the proposal's probability, the largest probabilities, the difference of the two
-    largest, the entropy in nats, or the denoiser's hidden state."""
+    """Inputs at each position: confidence is the probability of the proposed token, top the largest probabilities,
+    margin the difference of the two largest, entropy is in nats, hidden is the denoiser's last hidden state."""
     num_top: Size = 8
-    """How many probabilities `top` is."""
+    """Number of probabilities in the input top."""
     hidden_size: Size | None = None
-    """Width of the denoiser, for `hidden`."""
+    """Width of the denoiser, if hidden is among the inputs. None: it is not."""
     law: Literal["bernoulli", "dpls"] = "bernoulli"
-    """How actions are drawn."""
+    """Probability law of actions: independent per position (bernoulli), or without replacement until STOP (dpls)."""
     sees_beyond: bool = True
-    """Whether it sees the masked positions of later blocks, too."""
+    """Whether the inputs cover the masked positions of later blocks as well."""
     width: Size = 128
-    """Size of the residual stream."""
+    """Width of the residual stream."""
     num_heads: Size = 2
-    """Attention heads."""
+    """Number of attention heads."""
     mlp_width: Size = 512
-    """Hidden size of the feed-forward layer."""
+    """Hidden width of the feed-forward layer."""
 
     def __post_init__(self):
         super().__post_init__()
         if not self.inputs or len(set(self.inputs)) < len(self.inputs):
-            raise ValueError(f"inputs must be some, each once; got {self.inputs}")
+            raise ValueError(f"inputs must be at least one, each once; got {self.inputs}")
         if ("hidden" in self.inputs) != (self.hidden_size is not None):
-            raise ValueError(f"hidden_size is of the input hidden; got {self.hidden_size} and inputs {self.inputs}")
+            raise ValueError(f"hidden_size goes with the input hidden; got {self.hidden_size} and inputs {self.inputs}")
         if self.width % (2 * self.num_heads) or self.width % 4:
             raise ValueError(f"width must be a multiple of 4 and of twice num_heads, got {self.width}/{self.num_heads}")
 
     @property
     def num_features(self) -> int:
-        """Numbers per position."""
+        """Number of input features per position."""
         sizes = {"top": self.num_top, "hidden": self.hidden_size or 0}
         return sum(sizes.get(name, 1) for name in self.inputs)
 
-    def watching(self, rules: Rules) -> Rules:
-        """The rules, with what this policy wants to see."""
+    def extended_rules(self, rules: Rules) -> Rules:
+        """The rules, extended so that observations hold what this policy takes as input."""
         return dataclasses.replace(
             rules,
             num_top=self.num_top if "top" in self.inputs else 0,
@@ -116,22 +113,22 @@ class Policy(nnx.Module):
         is_asked: Bool[Array, "batch seq"],
         time: Float[Array, " batch"],
     ) -> Float[Array, "batch seq"]:
-        """A logit per position; what is not asked for is not seen. Time is steps taken over tokens asked for."""
-        places = jnp.maximum(jnp.cumsum(is_asked, axis=-1) - 1, 0)
-        moment = self.time_out(jax.nn.silu(self.time_in(sinusoids(_TIME_UNITS * time, self.config.width))))
-        condition = jax.nn.silu(self.status(is_masked.astype(jnp.int32)) + moment[:, None])
+        """A logit per position; attention is among asked positions only. `time` is steps taken / asked positions."""
+        indices = jnp.maximum(jnp.cumsum(is_asked, axis=-1) - 1, 0)
+        time_embedding = self.time_out(jax.nn.silu(self.time_in(sinusoids(_TIME_UNITS * time, self.config.width))))
+        condition = jax.nn.silu(self.status(is_masked.astype(jnp.int32)) + time_embedding[:, None])
         scale, shift, gate, mlp_scale, mlp_shift, mlp_gate = jnp.split(self.modulation(condition), 6, axis=-1)
         h = self.input(features)
         x = self.attention_norm(h) * (1 + scale) + shift
-        h = h + (1 + gate) * self._attend(x, places, is_asked)
+        h = h + (1 + gate) * self._attend(x, indices, is_asked)
         x = self.mlp_norm(h) * (1 + mlp_scale) + mlp_shift
         h = h + (1 + mlp_gate) * self.down(jax.nn.gelu(self.up(x)))
         return self.output(self.final_norm(h))[..., 0]
 
-    def _attend(self, x, places, is_asked):
+    def _attend(self, x, indices, is_asked):
         heads = (*x.shape[:2], self.config.num_heads, -1)
         query, key, value = (part.reshape(heads) for part in jnp.split(self.query_key_value(x), 3, axis=-1))
-        sin_cos = rotary_sin_cos(places, x.shape[1], query.shape[-1], _ROTARY_BASE)
+        sin_cos = rotary_sin_cos(indices, x.shape[1], query.shape[-1], _ROTARY_BASE)
         query, key = rotate(query, sin_cos), rotate(key, sin_cos)
         attended = jax.nn.dot_product_attention(query, key, value, mask=is_asked[:, None, None, :])
         return self.attention_out(attended.reshape(x.shape))
@@ -139,18 +136,19 @@ class Policy(nnx.Module):
 
 @lru_cache
 def _graph(config: PolicyConfig) -> Any:
+    """The network without its parameters, built once per configuration."""
     return nnx.split(nnx.eval_shape(lambda: Policy(config, jax.random.key(0))))[0]
 
 
 @partial(jax.jit, static_argnums=0)
-def new_parameters(config: PolicyConfig, key: PRNGKeyArray) -> PolicyParameters:
-    """Random ones; the first actions reveal 12 % of the masks (bernoulli), or about half of them (dpls)."""
+def new_policy_parameters(config: PolicyConfig, key: PRNGKeyArray) -> PolicyParameters:
+    """Random initial parameters, with which an action reveals 12 % of the masks (bernoulli) or about half (dpls)."""
     return nnx.to_pure_dict(nnx.state(Policy(config, key)))
 
 
-def policy_features(seen: Observation, config: PolicyConfig) -> Float16[Array, "batch seq features"]:
-    """What a policy sees of every position, rounded as it is stored."""
-    parts = [jnp.asarray(getattr(seen, name)) for name in config.inputs]
+def policy_features(observation: Observation, config: PolicyConfig) -> Float16[Array, "batch seq features"]:
+    """A policy's input features at every position, in the half precision in which they are stored."""
+    parts = [jnp.asarray(getattr(observation, name)) for name in config.inputs]
     return jnp.concatenate([x if x.ndim == 3 else x[..., None] for x in parts], axis=-1).astype(jnp.float16)
 
 
@@ -162,7 +160,7 @@ def policy_logits(
     is_asked: Bool[Array, "batch seq"],
     steps_taken: Int[Array, " batch"],
 ) -> Float[Array, "batch seq"]:
-    """The policy's logits."""
+    """Logit of revealing each position, from stored features; `steps_taken` is 0 in a row's first step."""
     time = steps_taken / jnp.maximum(is_asked.sum(axis=-1), 1)
     network = nnx.merge(_graph(config), nnx.State(parameters))
     return network(features.astype(jnp.float32), is_masked, is_asked, time)

@@ -4,20 +4,20 @@
     strategy(keys, observation, memory) -> (Choice, memory)
     reveal(state, observation, choice, rules) -> state       the only writer of tokens
 
-A denoiser is any callable `denoise(sequence) -> Output`; guidance and the ids allowed at a position are transforms of
-it (`guidance.py`). Each row has a key and a clock of its own, so what it becomes does not depend on its neighbours. The
-number of function evaluations (NFE) counts forward passes made while the row's block had masks; a guided pass counts
-two.
+A denoiser is any callable `denoise(sequence) -> DenoiserOutput`; guidance and the ids allowed at a position are
+transforms of it (`guidance.py`). Each row has its own random key and its own count of steps, so its tokens do not
+depend on the other rows. The number of function evaluations (NFE) counts forward passes made while the row's block had
+masks; a guided pass counts as two.
 
-Blocks are filled from left to right, each of them by the strategy, which sees nothing else (semi-autoregressive, LLaDA,
-arXiv 2502.09992). Steps and evaluations that are planned for a row are shared out evenly among its blocks.
+Blocks are filled from left to right, each by the strategy, which acts on nothing else (semi-autoregressive, LLaDA,
+arXiv 2502.09992). The steps and evaluations planned for a row are divided evenly among its blocks.
 
-Generation goes in rounds. A round begins with a pass over whole rows, whose keys and values the rest of the round may
-keep (`cache`, Fast-dLLM, arXiv 2505.22618): `dual` keeps all but the block's, `prefix` those before the block. It ends
-after `refresh_every` passes, or when the block of every row is full; rows that are full sooner wait, and what they
-become is the same as if they were alone. Without a cache, or with refresh_every = 1, a round is one pass: nothing is
-approximated, and nobody waits. Keys and values of a token depend on all other tokens, so a round of several passes is
-an approximation, as it is in Fast-dLLM.
+Generation proceeds in rounds. A round begins with a pass over whole rows, whose keys and values the other passes of the
+round may reuse (`Rules.cache`; Fast-dLLM, arXiv 2505.22618): `dual` reuses all but the block's, `prefix` those before
+the block. A round ends after `refresh_every` passes, or when the block of every row is filled; rows whose block is
+filled sooner wait, and get the same tokens as if they were alone. Without a cache, or with refresh_every = 1, a round
+is one pass: it is exact, and no row waits. Keys and values of a token depend on all other tokens, so a round of several
+passes is an approximation, as in Fast-dLLM.
 """
 
 import dataclasses
@@ -25,15 +25,18 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from trimask.diffusion.denoiser import Cache, Denoiser
 from trimask.diffusion.sampling.proposals import propose
 from trimask.diffusion.sampling.state import Choice, Memory, Observation, RowKeys, Rules, State, Strategy
 
+_TEXT = 1
+"""Number of the modality text (`Vocabulary.modalities`)."""
+
 
 def enter_blocks(state: State, rules: Rules) -> State:
-    """Rows whose block is full go on to the next one that has masks."""
+    """Moves rows whose block needs no further step to their next block with masks."""
     enters = ~state.is_open & state.is_masked.any(axis=-1)
     block = jnp.zeros_like(state.block)
     if rules.block_length is not None:
@@ -53,49 +56,29 @@ def observe(
 ) -> tuple[Observation, Cache]:
     """Runs the denoiser once and proposes a token wherever the block is masked; `keys` has one key per row.
 
-    With a cache only what it does not keep is computed: of a prefix cache `suffix` positions from the block's first on
-    (None: as many as a row has). Also returns the keys and values of this pass.
+    With a cache only the positions whose keys and values it lacks are computed: for a prefix cache, `suffix` positions
+    from the block's first one on (None: as many as a row has). Also returns the keys and values of this pass.
     """
-    length = state.sequence.length
-    positions = jnp.arange(length)
-    start = state.block_start(rules)[:, None]
-    in_block = jnp.broadcast_to(state.is_open[:, None], state.is_masked.shape)
-    if rules.block_length is not None:
-        in_block &= (positions >= start) & (positions < start + rules.block_length)
+    in_block = _in_block(state, rules)
     is_wanted = state.is_masked & (in_block | rules.shows_all)
-    asked = jnp.broadcast_to(positions, state.is_masked.shape)
-    computed = None
-    if rules.block_length is not None and rules.block_length < length and not rules.shows_all:
-        asked = jnp.minimum(start + jnp.arange(rules.block_length), length - 1)
-        is_wanted = jnp.take_along_axis(is_wanted, asked, axis=1)
-        computed = asked
-        if cache is not None and rules.cache == "prefix":
-            computed = jnp.minimum(start + jnp.arange(suffix or length), length - 1)
+    block, computed = _positions_to_compute(state, rules, cache, suffix)
     output = denoise(state.sequence, computed, cache)
-    if computed is not None and computed.shape != asked.shape:
-        output = output.first(asked.shape[1])
-    proposals = propose(output, is_wanted, asked, keys, rules.draw, rules.chunk, rules.num_top)
+    positions = jnp.broadcast_to(jnp.arange(state.sequence.length), is_wanted.shape)
+    if block is not None:
+        positions, is_wanted = block, jnp.take_along_axis(is_wanted, block, axis=1)
+        if computed is not block:
+            output = output.first(block.shape[1])
+    proposals = propose(output, is_wanted, positions, keys, rules.token_sampling, rules.chunk, rules.num_top)
     hidden = jnp.where(is_wanted[..., None], output.hidden, 0) if rules.shows_hidden else None
-
-    def everywhere(x):
-        """What is known of the block, and 0 at the other positions of the rows."""
-        if computed is None:
-            return x
-        place = jnp.broadcast_to(positions - start, state.is_masked.shape)
-        is_there = (place >= 0) & (place < asked.shape[1])
-        place, is_there = (jax.lax.expand_dims(a, range(2, x.ndim)) for a in (place, is_there))
-        return jnp.where(is_there, jnp.take_along_axis(x, jnp.clip(place, 0, asked.shape[1] - 1), axis=1), 0)
-
-    full, hidden = jax.tree.map(everywhere, (proposals, hidden))
-    # Of S steps over B blocks, block b has ⌊(b + 1)S/B⌋ − ⌊bS/B⌋, but one at least.
-    blocks, block = state.num_blocks(rules), state.block
-    planned = jnp.maximum((block + 1) * rules.num_steps // blocks - block * rules.num_steps // blocks, 1)
-    share = {"linear": lambda u: 1 - u, "cosine": lambda u: jnp.cos(jnp.pi / 2 * u)}[rules.grid]
+    if block is not None:
+        scatter = partial(_scatter_block, block_start=state.block_start(rules), length=state.sequence.length)
+        proposals, hidden = jax.tree.map(scatter, (proposals, hidden))
+    planned, time, next_time = _plan(state, rules)
     return Observation(
-        proposal=full.token,
-        confidence=full.confidence,
-        entropy=full.entropy,
-        margin=full.margin,
+        proposal=proposals.token,
+        confidence=proposals.confidence,
+        entropy=proposals.entropy,
+        margin=proposals.margin,
         is_masked=state.is_masked,
         in_block=in_block,
         is_asked=state.is_asked,
@@ -103,17 +86,68 @@ def observe(
         step=state.block_step,
         steps_taken=state.step,
         num_steps=planned,
-        time=share(jnp.minimum(state.block_step / planned, 1.0)),
-        next_time=jnp.where(state.block_step + 1 >= planned, 0.0, share((state.block_step + 1) / planned)),
+        time=time,
+        next_time=next_time,
         commit_confidence=state.commit_confidence,
         num_passes=jnp.broadcast_to(jnp.asarray(output.num_passes), state.step.shape),
-        top=full.top if rules.num_top else None,
+        top=proposals.top if rules.num_top else None,
         hidden=hidden,
     ), output.cache
 
 
+def _in_block(state: State, rules: Rules) -> Bool[Array, "batch seq"]:
+    """True in the current block of each row; False everywhere in rows that wait or are done."""
+    in_block = jnp.broadcast_to(state.is_open[:, None], state.is_masked.shape)
+    if rules.block_length is not None:
+        positions, start = jnp.arange(state.sequence.length), state.block_start(rules)[:, None]
+        in_block &= (positions >= start) & (positions < start + rules.block_length)
+    return in_block
+
+
+def _positions_to_compute(
+    state: State, rules: Rules, cache: Cache, suffix: int | None
+) -> tuple[Int[Array, "batch block"] | None, Int[Array, "batch computed"] | None]:
+    """Positions of the current block, and those that the denoiser is to compute, which begin with the block's.
+
+    Both are None where whole rows are computed.
+    """
+    length = state.sequence.length
+    if rules.block_length is None or rules.block_length >= length or rules.shows_all:
+        return None, None
+    start = state.block_start(rules)[:, None]
+    block = jnp.minimum(start + jnp.arange(rules.block_length), length - 1)
+    if cache is not None and rules.cache == "prefix":
+        return block, jnp.minimum(start + jnp.arange(suffix or length), length - 1)
+    return block, block
+
+
+def _scatter_block(
+    values: Shaped[Array, "batch block *rest"], block_start: Int[Array, " batch"], length: int
+) -> Shaped[Array, "batch seq *rest"]:
+    """Values of the current block at their positions in the row, and 0 at all other positions."""
+    block_length = values.shape[1]
+    offset = jnp.arange(length) - block_start[:, None]
+    is_inside = (offset >= 0) & (offset < block_length)
+    offset, is_inside = (jax.lax.expand_dims(a, range(2, values.ndim)) for a in (offset, is_inside))
+    gather = jnp.take_along_axis(values, jnp.clip(offset, 0, block_length - 1), axis=1)
+    return jnp.where(is_inside, gather, 0)
+
+
+def _plan(state: State, rules: Rules) -> tuple[Int[Array, " batch"], Float[Array, " batch"], Float[Array, " batch"]]:
+    """Number of steps planned for the current block, and the planned share of masks before and after this step."""
+    # Of S steps over B blocks, block b has ⌊(b + 1)S/B⌋ − ⌊bS/B⌋, but one at least.
+    blocks, block = state.num_blocks(rules), state.block
+    planned = jnp.maximum((block + 1) * rules.num_steps // blocks - block * rules.num_steps // blocks, 1)
+    share = {"linear": lambda u: 1 - u, "cosine": lambda u: jnp.cos(jnp.pi / 2 * u)}[rules.grid]
+    time = share(jnp.minimum(state.block_step / planned, 1.0))
+    return planned, time, jnp.where(state.block_step + 1 >= planned, 0.0, share((state.block_step + 1) / planned))
+
+
 def reveal(state: State, observation: Observation, choice: Choice, rules: Rules) -> State:
-    """Writes the chosen proposals, masks what is to be masked again, counts the evaluation, and keeps the rules."""
+    """Writes the chosen proposals, remasks, and counts the step and its evaluations.
+
+    Also applies the rules that end a block early: `max_nfe`, `patience`, EOS and `gives_up_after`.
+    """
     candidates = observation.candidates
     is_active = state.is_open
     had_masks = candidates.any(axis=-1)
@@ -134,7 +168,7 @@ def reveal(state: State, observation: Observation, choice: Choice, rules: Rules)
     confidence = jnp.where(revealed, observation.confidence, jnp.where(remasked, 0.0, state.commit_confidence))
     is_masked = (state.is_masked & ~revealed) | remasked
     if rules.eos_id is not None:
-        ended = is_masked & _after_the_end(tokens, is_masked, state, rules)
+        ended = is_masked & _after_eos(tokens, is_masked, state, rules)
         tokens, is_masked = jnp.where(ended, rules.eos_id, tokens), is_masked & ~ended
         confidence = jnp.where(ended, 1.0, confidence)
     goes_on = jnp.zeros_like(is_active) if choice.goes_on is None else choice.goes_on & ~is_last
@@ -157,14 +191,16 @@ def reveal(state: State, observation: Observation, choice: Choice, rules: Rules)
     )
 
 
-def _after_the_end(tokens, is_masked, state: State, rules: Rules) -> Bool[Array, "batch seq"]:
-    """True after an EOS that was generated with neither a mask nor anything given between the last given and itself."""
+def _after_eos(tokens, is_masked, state: State, rules: Rules) -> Bool[Array, "batch seq"]:
+    """True after the last given token of each text that has ended.
+
+    A text has ended if there is a generated EOS after its last given token, and no mask between these two.
+    """
     length = tokens.shape[-1]
     positions = jnp.arange(length)
-    is_given = ~state.is_asked & state.sequence.is_target & state.sequence.is_text
+    is_given = ~state.is_asked & state.sequence.is_target & (state.sequence.modality == _TEXT)
     last_given = jnp.max(jnp.where(is_given, positions, -1), axis=-1, keepdims=True)
-    # An EOS is text, and so is what it ends.
-    is_text = state.sequence.is_text
+    is_text = state.sequence.modality == _TEXT
     is_hole = (tokens == rules.mask_id) & is_text & (positions > last_given)
     first_hole = jnp.min(jnp.where(is_hole, positions, length), axis=-1, keepdims=True)
     is_end = is_text & (tokens == rules.eos_id) & state.is_asked & ~is_masked & (positions > last_given)
@@ -172,7 +208,7 @@ def _after_the_end(tokens, is_masked, state: State, rules: Rules) -> Bool[Array,
 
 
 def step_keys(state: State) -> tuple[RowKeys, RowKeys]:
-    """Keys of the next step of every row: to draw tokens, and for the strategy."""
+    """Random keys of every row's next step: one to draw tokens, one for the strategy."""
     keys = jax.vmap(lambda key, step: jax.random.split(jax.random.fold_in(key, step)))(state.keys, state.step)
     return keys[:, 0], keys[:, 1]
 
@@ -186,12 +222,12 @@ def advance(
     cache: Cache = None,
     suffix: int | None = None,
 ) -> tuple[State, Memory, Cache]:
-    """One step of every row; without a cache it begins a round."""
+    """One step of every row; without a cache it is the first of a round, whose keys and values are returned."""
     if cache is None:
         state = enter_blocks(state, rules)
-    of_tokens, of_choice = step_keys(state)
-    observation, new_cache = observe(of_tokens, denoise, state, rules, cache, suffix)
-    choice, memory = strategy(of_choice, observation, memory)
+    token_keys, strategy_keys = step_keys(state)
+    observation, new_cache = observe(token_keys, denoise, state, rules, cache, suffix)
+    choice, memory = strategy(strategy_keys, observation, memory)
     return reveal(state, observation, choice, rules), memory, new_cache if cache is None else cache
 
 
@@ -201,12 +237,12 @@ def sample(
     rules: Rules,
     state: State,
     memory: Memory = None,
-    enough: Int[Array, ""] | int = 0,
+    max_unfinished: Int[Array, ""] | int = 0,
 ) -> tuple[State, Memory]:
-    """Rounds until at most `enough` rows are unfinished, in one loop on the device."""
+    """Repeats rounds until at most `max_unfinished` rows are unfinished, in one loop on the device."""
 
     def is_unfinished(carry):
-        return (~carry[0].is_done).sum() > enough
+        return (~carry[0].is_done).sum() > max_unfinished
 
     def rest_of_round(suffix, state, memory, cache):
         def goes_on(carry):
@@ -227,7 +263,7 @@ def sample(
             return state, memory
         if rules.cache == "dual":
             return rest_of_round(None, state, memory, cache)
-        # Shapes are fixed when compiled, so what is behind a prefix is cut to one of a few lengths.
+        # Compiled shapes are fixed, so the number of positions after the prefix is rounded up to one of four.
         length = state.sequence.length
         suffixes = sorted(
             {max(-(-length * part // 4), min(rules.block_length or length, length)) for part in (1, 2, 3, 4)}

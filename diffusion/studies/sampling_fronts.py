@@ -27,8 +27,8 @@ import numpy as np
 
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
-from trimask.diffusion.evaluation.exam import Exam, is_asked, judges_of, question
-from trimask.diffusion.evaluation.held_out import HeldOut, TrainingExamples
+from trimask.diffusion.evaluation.exam import Exam, choose_judges, has_new_questions, question
+from trimask.diffusion.evaluation.held_out import HeldOutExamples, TrainingExamples
 from trimask.diffusion.evaluation.results import Score
 from trimask.diffusion.pretraining.trained_model import LoadedRun, load
 from trimask.diffusion.sampling.generation_config import GenerationConfig
@@ -168,14 +168,14 @@ def exams_of(loaded: LoadedRun, prepared: Prepared, config: SamplingStudy) -> li
     for name, manifest in prepared.manifest.datasets.items():
         if config.split not in manifest.splits:
             continue
-        part = HeldOut(prepared, name, config.split, config.max_examples)
+        part = HeldOutExamples(prepared, name, config.split, config.max_examples)
         real = TrainingExamples(prepared, name, _FIT_EXAMPLES)
         for task in manifest.tasks(loaded.vocabulary):
             is_wanted = config.modalities is None or task.target in config.modalities
-            if is_wanted and is_asked(task, part, set()):
-                judges = judges_of(task, part, real, {})[:1]
+            if is_wanted and has_new_questions(task, part, set()):
+                judges = choose_judges(task, part, real, {})[:1]
                 if judges and task.target != TEXT and judges[0].name != "frechet":
-                    judges += judges_of(task, part, real, {task.name: ("frechet",)})
+                    judges += choose_judges(task, part, real, {task.name: ("frechet",)})
                 if judges:
                     exams.append(Exam(loaded, task, part, real, judges))
     return exams
@@ -192,7 +192,7 @@ def measured(
     guidances = config.guidances if target != TEXT else (0.0,)
     grid: list[dict[str, Any]] = [{"guidance": g, "temperature": t} for t in config.temperatures for g in guidances]
     ways = config.ways()
-    length = max(len(_asked(exam, number)) for exam in exams for number in range(len(exam.part.records)))
+    length = max(len(_asked(exam, number)) for exam in exams for number in range(len(exam.held_out.records)))
     blocks = [block for block in config.blocks if block < length]
     kept: list[dict[str, Any]] = [{"block_length": b, "cache": cache} for b in blocks for cache in _CACHES]
     total, points, means = config.draws + len(grid) + len(ways) + len(kept), list[Point](), list[Point]()
@@ -216,7 +216,7 @@ def measured(
     record(draws[0])
     for options in ways:
         measure("strategy", dataclasses.replace(before, **options))
-    records = [record[target].tobytes() for exam in exams for record in exam.part.records]
+    records = [record[target].tobytes() for exam in exams for record in exam.held_out.records]
     least = len(set(records)) / len(records) - config.alike if target != TEXT else 0.0
     best = choose(means, least).config
     for options in grid:
@@ -230,15 +230,15 @@ def measured(
 
 def _asked(exam: Exam, number: int) -> np.ndarray:
     """Places of the codes that are asked for."""
-    return np.flatnonzero(question(exam.task, exam.part.records[number]).segments[-1].codes.reshape(-1) < 0)
+    return np.flatnonzero(question(exam.task, exam.held_out.records[number]).segments[-1].codes.reshape(-1) < 0)
 
 
 def _point(exam: Exam, part: str, way: GenerationConfig, generator: Generator, seed: int) -> Point:
     answers = exam.answers(generator, way, seed)
-    verdicts = tuple(_verdict(score) for score in exam.graded(answers)[0])
+    verdicts = tuple(_verdict(score) for score in exam.grade(answers)[0])
     codes = {answer.example.segments[-1].codes.tobytes() for answer in answers}
     nfe = float(np.mean([answer.nfe for answer in answers]))
-    task = f"{exam.part.dataset}: {exam.task.name}"
+    task = f"{exam.held_out.dataset}: {exam.task.name}"
     return Point(exam.task.target, task, part, way, verdicts, nfe, len(codes) / len(answers))
 
 

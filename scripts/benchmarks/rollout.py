@@ -26,9 +26,9 @@ from jax.tree_util import Partial
 from trimask.diffusion.cost import evaluation_bytes
 from trimask.diffusion.run.children import require_program
 from trimask.diffusion.run.limits import WorkLimits
-from trimask.diffusion.sampling.actions import drawn
+from trimask.diffusion.sampling.actions import draw_action
 from trimask.diffusion.sampling.learned import LearnedStrategy
-from trimask.diffusion.sampling.policy import PolicyConfig, new_parameters, policy_logits
+from trimask.diffusion.sampling.policy import PolicyConfig, new_policy_parameters, policy_logits
 from trimask.diffusion.sampling.state import Rules
 from trimask.diffusion.transformer import Transformer, TransformerConfig
 from trimask.sampling_rl.environment import UnmaskingEnv, UnmaskingVectorEnv
@@ -140,7 +140,7 @@ class _Setting:
         graph, parameters = nnx.split(Transformer(self.network, self.vocabulary, key=jax.random.key(0)))
         self.denoise = Partial(partial(denoise_with, graph), parameters)
         self.policy = PolicyConfig()
-        self.parameters = new_parameters(self.policy, jax.random.key(1))
+        self.parameters = new_policy_parameters(self.policy, jax.random.key(1))
         rng = np.random.default_rng(0)
         self.prompts = rng.integers(0, arguments.vocabulary, (arguments.episodes, arguments.prompt))
         masks = np.full(arguments.length, -1)
@@ -210,7 +210,7 @@ def _act(policy: PolicyConfig, parameters, keys, shown):
     is_masked = jnp.asarray(shown["is_masked"]).astype(bool)
     steps = jnp.round(jnp.asarray(shown["progress"])[:, 0] * is_masked.shape[1]).astype(jnp.int32)
     logits = policy_logits(policy, parameters, confidence, is_masked, jnp.ones_like(is_masked), steps)
-    return drawn(policy.law, keys, logits, is_masked).astype(jnp.int8)
+    return draw_action(policy.law, keys, logits, is_masked).astype(jnp.int8)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ from trimask.diffusion.run.children import require_program
 from trimask.diffusion.run.limits import WorkLimits
 from trimask.diffusion.sampling import sampler
 from trimask.diffusion.sampling.generation_config import GenerationConfig
-from trimask.diffusion.sampling.state import Rules, State, Strategy, start
+from trimask.diffusion.sampling.state import Rules, State, Strategy, initial_state
 from trimask.diffusion.transformer import Transformer, TransformerConfig, num_parameters
 from trimask.scripts import cli
 from trimask.scripts.benchmark import denoise_with, parse_size, run_elsewhere, write
@@ -163,7 +163,9 @@ def _network(arguments: Arguments, size: str) -> list[Case]:
         count, evaluations = rows * length, int(final.nfe.max())
         numbers = (seconds, count / seconds, evaluations, 1000 * seconds / evaluations)
         cases[key] = Case("trimask", size, num_parameters(parameters), *key, *numbers)
-        ours[key] = Ours(denoise, how.chosen, how.rules(vocabulary), state, np.asarray(final.sequence.tokens))
+        ours[key] = Ours(
+            denoise, how.strategy_function, how.rules(vocabulary), state, np.asarray(final.sequence.tokens)
+        )
     others = [] if arguments.fast_dllm is None else _others(arguments, config, vocabulary, model, prompts, cases, ours)
     return [*cases.values(), *others]
 
@@ -237,7 +239,7 @@ def _start(prompts: np.ndarray, generated: int, vocabulary: Vocabulary) -> State
         segment=jnp.ones(tokens.shape, jnp.int32),
         is_condition=jnp.asarray(tokens != vocabulary.mask_id),
     )
-    return start(rows, jax.random.split(jax.random.key(0), len(tokens)), vocabulary.mask_id)
+    return initial_state(rows, jax.random.split(jax.random.key(0), len(tokens)), vocabulary.mask_id)
 
 
 @jax.jit
@@ -250,7 +252,7 @@ def _timed(denoise, how: GenerationConfig, vocabulary: Vocabulary, state, repeat
     rules, seconds = how.rules(vocabulary), []
     for _ in range(1 + repeats):
         begin = time.perf_counter()
-        final = jax.block_until_ready(_sample(denoise, how.chosen, rules, state))
+        final = jax.block_until_ready(_sample(denoise, how.strategy_function, rules, state))
         seconds.append(time.perf_counter() - begin)
     return final, median(seconds[1:])
 
