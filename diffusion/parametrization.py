@@ -202,7 +202,7 @@ class ParametrizationConfig(Checked):
     """Base network from which hyperparameters are transferred, and the rules of the transfer."""
 
     kind: ParametrizationKind = "completed_p"
-    """Parametrization: the table of factors."""
+    """Parametrization, that is, the table of scaling factors."""
     base_width: Size | None = None
     """Width of the base network, on which hyperparameters were tuned. None: the model's width."""
     base_layers: Size | None = None

@@ -86,8 +86,8 @@ class ScheduleConfig(Checked):
     """Configuration of the noise schedule α(t)."""
 
     kind: Kind = "linear"
-    """α(t): linear is 1 − t; cosine_md4 is 1 − cos(π/2·(1 − t)); cosine_mdlm is cos(π/2·t); polynomial is 1 −
-    t^power."""
+    """Formula of α(t): 1 − t (linear), 1 − cos(π/2·(1 − t)) (cosine_md4), cos(π/2·t) (cosine_mdlm) or 1 − t^power
+    (polynomial)."""
     power: Positive = 2.0
     """Exponent of the polynomial schedule."""
     min_time: Annotated[float, real(above=0, below=0.5)] = 1e-3

@@ -77,8 +77,8 @@ class TransformerConfig(Checked):
     attention: Literal["plain", "kernel"] = "plain"
     """Implementation of attention: plain matrix products, or the fused kernel of the device if it has one."""
     blocks: Literal["unrolled", "scanned"] = "unrolled"
-    """unrolled: compile every block; scanned: compile one block and loop over stacked parameters, without which XLA for
-    CPUs undoes remat."""
+    """How blocks are compiled: each one (unrolled), or one in a loop over stacked parameters (scanned), without which
+    XLA for CPUs undoes remat."""
     remat: Literal["none", "block"] = "none"
     """What the backward pass recomputes instead of storing: nothing, or everything within a block."""
 

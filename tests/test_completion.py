@@ -161,7 +161,7 @@ def test_zsh_reads_its_script_and_finds_folders(scripts, here):
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_flags_are_explained_by_the_first_sentence_of_their_help(scripts, shell):
     written = (scripts / shell).read_text()
-    assert "What follows warmup" in written and "a cosine down to the end" not in written
+    assert "Learning rate after warmup" in written and "cosine decay to the horizon" not in written
     assert "(default" not in written and "(required" not in written
 
 
