@@ -17,9 +17,7 @@ def paper() -> PolicyTrainConfig:
 
 
 def blocks() -> PolicyTrainConfig:
-    """Blocks of 8 tokens, for small models and a few minutes: a quarter of the paper's width, smaller batches, larger
-    steps.
-    """
+    """Blocks of 8 tokens, for small models and short training: smaller policy and batches, larger learning rate."""
     return PolicyTrainConfig(
         policy=PolicyConfig(width=64, mlp_width=256),
         generation=replace(_EPISODES, block_length=8),
@@ -39,9 +37,7 @@ def steered() -> PolicyTrainConfig:
 
 
 def imitation() -> PolicyTrainConfig:
-    """Imitates, without blocks, the best of four confidence thresholds in blocks of 8: a start for `full`, or a
-    baseline.
-    """
+    """Imitates the best of four confidence thresholds in blocks of 8: a start for `full`, or a baseline."""
     return replace(
         full(),
         learns_from="experts",

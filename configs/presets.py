@@ -30,9 +30,9 @@ class Experiment:
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     """What data to prepare, and how."""
     train: TrainConfig = TrainConfig()
-    """How to train."""
+    """How to train the model."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """How to evaluate."""
+    """How to evaluate the trained model."""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -64,9 +64,7 @@ def tiny() -> Experiment:
 
 
 def small() -> Experiment:
-    """Two-digit pictures, spoken numbers up to ninety-nine, and sums. Trains in about twenty minutes on two CPU
-    cores.
-    """
+    """Two-digit pictures, spoken numbers up to ninety-nine, and sums. Trains in twenty minutes on two CPU cores."""
     return Experiment(
         prepare=PrepareConfig(
             sources=_digits(handwritten="handwritten_numbers", spoken="spoken_numbers", sums="all_sums"),
@@ -81,8 +79,7 @@ def small() -> Experiment:
 
 
 def digits_real() -> Experiment:
-    """Digits drawn at 28×28 and spoken at 8 kHz, and plain text, from your own folders. Trains in half an hour on two
-    cores.
+    """Drawn digits (28×28), spoken digits (8 kHz) and text from your own folders. Trains in half an hour on two cores.
 
     The sources must be named handwritten (--images), spoken (--audio) and prose (--text).
     """
@@ -105,9 +102,7 @@ def digits_real() -> Experiment:
 
 
 def addition() -> Experiment:
-    """Sums worked out column by column, by a model that errs if it decodes too fast. Trains in three minutes on two
-    cores.
-    """
+    """Sums worked out column by column, by a model that errs if it decodes too fast. Trains in 3 minutes on 2 cores."""
     return _puzzles("addition", num_layers=2, response_tokens=48, horizon_tokens=4_000_000)
 
 
@@ -150,9 +145,7 @@ PRESETS: dict[str, Callable[[], Experiment]] = {
 
 
 def preset(name: str | None) -> Experiment:
-    """A named experiment; without a name, the defaults of every configuration. Raises ValueError for an unknown
-    name.
-    """
+    """A named experiment; None: the defaults of every configuration. Raises ValueError for an unknown name."""
     if name is None:
         return Experiment()
     if name not in PRESETS:

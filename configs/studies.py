@@ -109,14 +109,12 @@ def batch_invariance_accelerator() -> BatchInvariance:
 
 
 def search_cpu() -> Search:
-    """0.1M parameters, 100,000 tokens per run; results are verified on a network four times as wide and twice as
-    deep.
-    """
+    """0.1M parameters, 100,000 tokens per run; verified on a network four times as wide and twice as deep."""
     return Search(base=_proxy(32, 2, replace(_SHORT, horizon_tokens=100_000)))
 
 
 def search_accelerator() -> Search:
-    """3M parameters, 4M tokens per run, 600 runs; results are verified on networks of 50M parameters and more."""
+    """3M parameters, 4M tokens per run, 600 runs; verified on networks of 50M parameters and more."""
     recipe = replace(_SHORT, horizon_tokens=4_000_000, warmup_tokens=200_000)
     return Search(base=_proxy(256, 4, recipe, batch=2048), runs=601, per_round=20)
 

@@ -82,9 +82,7 @@ def count_parameters(model: TransformerConfig, vocabulary: Vocabulary) -> Parame
 
 
 def mean_allowed_ids(vocabulary: Vocabulary) -> float:
-    """V if all modalities have equally many tokens: mean over modalities of the number of ids that a position may
-    take.
-    """
+    """V if all modalities have equally many tokens: mean over modalities of the size of a position's range."""
     sizes = {
         name: [r.stop - r.start for r in vocabulary.ranges if r.modality == name] for name in vocabulary.modalities[1:]
     }
@@ -148,7 +146,7 @@ class StepOnMesh:
     def __post_init__(self):
         for name, size in (("heads", self.model.num_heads), ("hidden units", self.model.size_of_mlp)):
             if size % self.tensor:
-                raise ValueError(f"{size} {name} cannot be shared by a tensor axis of {self.tensor}")
+                raise ValueError(f"{size} {name} cannot be split evenly over a tensor axis of {self.tensor}")
 
     @property
     def bytes_of_activation(self) -> int:
@@ -167,9 +165,7 @@ class StepOnMesh:
         return self._memory(count, blocks, rows)
 
     def estimate(self, rows: int) -> MemoryEstimate:
-        """Memory as in `memory`, but without the parameters' shapes: as if all were split over the fsdp and tensor
-        axes.
-        """
+        """Memory as in `memory`, but without the parameters' shapes, as if all were split over fsdp and tensor axes."""
         count, parts = count_parameters(self.model, self.vocabulary), self.fsdp * self.tensor
         return self._memory(count.total // parts, count.blocks // parts, rows)
 

@@ -76,9 +76,7 @@ masked_cross_entropy.defvjp(_forward, _backward)
 
 
 def _sums(hidden, matrix, clean, bounds, is_masked, weight, z_weight, tile_positions, tile_ids, dtype, with_gradient):
-    """The values of `masked_cross_entropy`, and (d hidden, d matrix) or None; distributed over the current mesh if
-    any.
-    """
+    """The values of `masked_cross_entropy`, and (d hidden, d matrix) or None, distributed over the current mesh."""
     mesh, matrix = current_mesh(), matrix.astype(dtype)
     per_token = (hidden, clean, bounds, is_masked, weight, z_weight)
     local_sums = partial(_local_sums, tile_positions=tile_positions, tile_ids=tile_ids, with_gradient=with_gradient)
@@ -174,9 +172,7 @@ def _chunk(hidden, clean, bounds, is_valid, weight, z_weight, *, vocab, tile_ids
 
 
 def _columns(matrix, chunk: _Chunk, number, ids: int):
-    """First id of a tile, and the matrix columns of its ids; the last tile starts early so that it ends in the
-    matrix.
-    """
+    """First id of a tile, and the matrix columns of its ids; the last tile starts early to end inside the matrix."""
     first = jnp.minimum(chunk.low + number * ids, matrix.shape[1] - ids)
     return first, jax.lax.dynamic_slice_in_dim(matrix, first, ids, axis=1)
 

@@ -87,9 +87,7 @@ def current_mesh() -> AbstractMesh | None:
 
 
 def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """Sharding of every array in a tree of parameters, or of anything like it, looked up by the last name in its
-    path.
-    """
+    """Sharding of every array in a tree of parameters, moments or the like, looked up by the last name in its path."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, partition_spec(_name(path), leaf.shape, mesh)), tree
     )
@@ -184,9 +182,7 @@ def local_rows(num_rows: int, mesh: Mesh, parts: int = 1) -> Bool[np.ndarray, " 
 
 
 def split_rows(x: Shaped[Array | np.ndarray, "rows *rest"]) -> Shaped[Array | np.ndarray, "rows *rest"]:
-    """Splits rows over all devices if their number is a multiple of the devices; otherwise returns the array
-    unchanged.
-    """
+    """Splits rows over all devices if these divide them evenly; otherwise returns the array unchanged."""
     devices = jax.devices()
     if len(devices) == 1 or len(x) % len(devices):
         return x

@@ -76,9 +76,7 @@ def completed_p(n: float, l: float, a: float) -> Table:  # noqa: E741
 
 
 def completep(n: float, l: float, a: float) -> Table:  # noqa: E741
-    """CompleteP (arXiv 2505.01618), as in Table 1 of Complete(d)P; the unembedding has a multiplier in the forward
-    pass.
-    """
+    """CompleteP (arXiv 2505.01618) as in Table 1 of Complete(d)P, with a factor 1/n on the logits."""
     return Table(
         residual=l**-a,
         logits=n**-1,
@@ -100,9 +98,7 @@ def mup(n: float, l: float, a: float) -> Table:  # noqa: E741
 
 
 def standard(n: float, l: float, a: float) -> Table:  # noqa: E741
-    """Standard parametrization: initial variance 1 / fan-in, and one learning rate, ε and weight decay for all
-    parameters.
-    """
+    """Standard parametrization: initial variance 1 / fan-in; the same learning rate, ε and weight decay for all."""
     same = Row(1.0, 1.0, 1.0, 1.0)
     shrinking = Row(n**-1, 1.0, 1.0, 1.0)
     return Table({name: shrinking if name in ("hidden_weight", "unembedding") else same for name in PARAMETER_CLASSES})
@@ -151,7 +147,7 @@ class Family(Checked):
     of: dict[str, NonNegative] = field(default_factory=dict)
     """Factor for each module; 1 for modules that are not listed."""
     depth: tuple[Positive, ...] = ()
-    """Factors at equal distances over the depth, for modules inside blocks; block k of L is at relative depth (k +
+    """Factors at equal distances over the depth, for modules inside blocks; block k of L blocks is at depth (k +
     ½)/L."""
 
     def __post_init__(self):
@@ -309,9 +305,7 @@ def parameter_multipliers(model: nnx.Module) -> Any:
 
 
 def without_multipliers(model: nnx.Module) -> nnx.Module:
-    """The model with the `Multipliers` removed from its parameters, so that networks that compute the same are
-    equal.
-    """
+    """The model without the `Multipliers` of its parameters, so that networks that compute the same are equal."""
     for parameter in jax.tree.leaves(nnx.state(model, nnx.Param), is_leaf=lambda x: isinstance(x, nnx.Variable)):
         parameter.del_metadata("multipliers")
     return model

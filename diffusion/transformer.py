@@ -113,8 +113,7 @@ class TransformerConfig(Checked):
         return replace(self, attention=other.attention, blocks=other.blocks, remat=other.remat)
 
     def at_width(self, width: int) -> "TransformerConfig":
-        """The network at another width, with proportionally many heads of the same size; explicitly given sizes scale
-        along.
+        """The network at another width, with as many more heads of the same size; explicitly given sizes scale along.
 
         Raises ValueError if a size would not be a whole number.
         """

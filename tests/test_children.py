@@ -79,6 +79,6 @@ def test_a_program_that_ends_has_its_status_and_what_it_said():
 def test_a_program_that_cannot_be_run_is_refused_with_its_flag(tmp_path):
     (tmp_path / "text").write_text("no program")
     for path in (tmp_path / "none", tmp_path / "text", tmp_path, Path("\x1b[31m")):
-        with pytest.raises(ValueError, match=r"--python must be a program; got .*, which is none that can be run"):
+        with pytest.raises(ValueError, match=r"--python must be an executable program, got "):
             require_program(path, "--python")
     require_program(Path(sys.executable), "--python")

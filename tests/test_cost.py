@@ -105,7 +105,7 @@ def test_memory_and_exchanges_are_what_xla_plans():
 def test_a_plan_names_what_is_impossible(capsys):
     with pytest.raises(ValueError, match="does not use all 12 devices"):
         main(["trimodal_1b", "--devices", "12"])
-    with pytest.raises(ValueError, match="15 heads cannot be shared by a tensor axis of 8"):
+    with pytest.raises(ValueError, match="15 heads cannot be split evenly over a tensor axis of 8"):
         main(["--devices", "8", "trimodal_1b", "--mesh.fsdp", "1", "--mesh.tensor", "8"])
     with pytest.raises(ValueError, match="no preset 'trimodal_2b'; there are"):
         main(["trimodal_2b"])

@@ -41,7 +41,7 @@ def holder(tmp_path):
 
 
 def test_a_second_process_is_refused_by_number_until_the_first_is_killed(holder, tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path} is in use: process {holder.pid} works there"), locked(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} is in use by process {holder.pid}"), locked(tmp_path):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -272,7 +272,7 @@ def test_of_two_processes_the_second_waits_and_sees_what_the_first_wrote(tmp_pat
     while not (tmp_path / "begun").exists():
         time.sleep(0.01)
     monkeypatch.setattr(folder, "_PATIENCE_S", 0.0)
-    with pytest.raises(ValueError, match=f"is in use: process {child} works there"), staged(tmp_path):
+    with pytest.raises(ValueError, match=f"is in use by process {child}"), staged(tmp_path):
         pass
     monkeypatch.setattr(folder, "_PATIENCE_S", 60.0)
     with staged(tmp_path):

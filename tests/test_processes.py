@@ -58,7 +58,7 @@ KILLED = """
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
 """
-LOST = r"process {} of {}: another process is gone, or does not answer \(.*\); .* resumes from the newest checkpoint"
+LOST = r"process {} of {}: another process has ended or does not answer \(.*\); .* resumes from the newest checkpoint"
 
 
 def train_as_told(folder: str, data: str, stop: str, fsdp: str, init_from: str | None = None) -> None:
@@ -263,7 +263,7 @@ def meet_faults(folder: str) -> None:
         wait_for_all("damaged")
         print("restored:", checkpoints.restore_newest({"x": x}, set_aside=True).step)
     print("set aside:", [path.name for path in Path(folder, "checkpoints").glob("damaged-*")])
-    with pytest.raises(ValueError, match="share their folders; this one has") as refusal:
+    with pytest.raises(ValueError, match="share their folders; this one differs in") as refusal:
         require_agreement({"same": "a", "folder": f"of {jax.process_index()}"})
     print("refused:", refusal.value, flush=True)
     if second:
@@ -276,10 +276,10 @@ def test_processes_agree_on_faults_and_end_together(two):
     for process, finite, number in ((first, None, 0), (second, "x is not finite", 1)):
         assert f"not finite: {finite}\n" in process[1], process[1:]
         assert "restored: 1\nset aside: ['damaged-2']\n" in process[1], process[1:]
-        assert process[1].endswith(f"this one has folder: of {number}\n"), process[1]
+        assert process[1].endswith(f"this one differs in folder: of {number}\n"), process[1]
     assert (first[0], second[0]) == (1, 1)
     assert "Traceback" in second[2] and "process 1 of 2: INTERNAL: cuDNN: no execution plan" in second[2], second[2]
-    assert "process 0 of 2: another process is gone" in first[2], first[2]
+    assert "process 0 of 2: another process has ended" in first[2], first[2]
 
 
 @pytest.mark.parametrize(
@@ -378,5 +378,5 @@ def test_a_launcher_that_does_not_say_who_is_there_is_refused(unlinked, monkeypa
     for name in (*_GIVEN, *SLURM, *MPI):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    with pytest.raises(ValueError, match="a launcher started this process, but does not say"):
+    with pytest.raises(ValueError, match="a launcher started this process but does not give its number"):
         join()

@@ -195,7 +195,7 @@ def test_another_process_in_the_folder_is_refused(tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], **pipes) as process:
         process.stdout.read(4)
-        with pytest.raises(ValueError, match=f"in use: process {process.pid}"):
+        with pytest.raises(ValueError, match=f"in use by process {process.pid}"):
             run(tmp_path, 3)
         process.kill()
     run(tmp_path, 3)

@@ -112,13 +112,16 @@ class MelCodec(StoredTokenizer):
 
     @property
     def sample_rate_hz(self) -> int:
+        """Sample rate of the waveforms in Hz."""
         return self.config.sample_rate_hz
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codewords of each residual codebook, coarsest first."""
         return tuple(len(codebook) for codebook in self.codebooks)
 
     def encode(self, media: Float32[np.ndarray, "batch samples"]) -> Int[np.ndarray, "batch frames codebooks"]:
+        """Codes of mono waveforms in [-1, 1]. Raises ValueError for NaN and infinite samples."""
         residual = self._features(media)
         codes = np.empty((*residual.shape[:2], len(self.codebooks)), np.int32)
         for stage, codebook in enumerate(self.codebooks):
@@ -127,6 +130,7 @@ class MelCodec(StoredTokenizer):
         return codes
 
     def decode(self, codes: Int[np.ndarray, "batch frames codebooks"]) -> Float32[np.ndarray, "batch samples"]:
+        """Waveforms of these codes. Raises ValueError for another number of codebooks, or codes outside them."""
         batch, frames, num_codebooks = codes.shape
         if num_codebooks != len(self.codebooks):
             raise ValueError(f"codes must be of {len(self.codebooks)} codebooks, got {num_codebooks}")

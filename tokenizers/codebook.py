@@ -23,8 +23,7 @@ _MINI_BATCH_PASSES = 3
 def fit_codebook(
     vectors: Num[np.ndarray, "count dim"], size: int, seed: int, max_vectors: int
 ) -> Num[np.ndarray, "codewords dim"]:
-    """Fits a codebook of at most `size` codewords by k-means, on a random `max_vectors` of the vectors if there are
-    more.
+    """Fits at most `size` codewords by k-means, on a random `max_vectors` of the vectors if there are more.
 
     If there are at most `size` distinct vectors, they are the codebook. For large problems, such as 200,000 vectors of
     48 numbers and 1,024 codewords, Lloyd's hundreds of passes would take minutes to days; mini-batch k-means (Sculley

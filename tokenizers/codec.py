@@ -68,7 +68,9 @@ class Stored(Protocol):
         """Digest of everything that decides what a code means, 16 hex digits."""
         ...
 
-    def save(self, folder: str | Path) -> None: ...
+    def save(self, folder: str | Path) -> None:
+        """Writes the tokenizer to a folder."""
+        ...
 
 
 @runtime_checkable
@@ -84,9 +86,13 @@ class MediaCodec(Stored, Protocol):
         """Number of codewords of each residual codebook, coarsest first."""
         ...
 
-    def encode(self, media: Shaped[np.ndarray, "batch ..."]) -> Int[np.ndarray, "batch rows columns"]: ...
+    def encode(self, media: Shaped[np.ndarray, "batch ..."]) -> Int[np.ndarray, "batch rows columns"]:
+        """Codes of a batch of media of one shape. Raises ValueError for media that the codec cannot encode."""
+        ...
 
-    def decode(self, codes: Int[np.ndarray, "batch rows columns"]) -> Shaped[np.ndarray, "batch ..."]: ...
+    def decode(self, codes: Int[np.ndarray, "batch rows columns"]) -> Shaped[np.ndarray, "batch ..."]:
+        """Media of a batch of codes of one shape. Raises ValueError for codes outside the codebooks."""
+        ...
 
     def code_shape(self, media_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the codes (two numbers) of one medium of this shape, both without the batch axis.
@@ -105,7 +111,9 @@ class SoundCodec(MediaCodec, Protocol):
     """A codec for waveforms of one sample rate."""
 
     @property
-    def sample_rate_hz(self) -> int: ...
+    def sample_rate_hz(self) -> int:
+        """Sample rate of the waveforms in Hz."""
+        ...
 
 
 class StoredTokenizer(ABC):
@@ -143,9 +151,11 @@ class StoredTokenizer(ABC):
 
     @property
     def fingerprint(self) -> str:
+        """Digest of kind, configuration and files, 16 hex digits; the formula is at the top of the module."""
         return fingerprint(self._description, self._content)
 
     def save(self, folder: str | Path) -> None:
+        """Writes the tokenizer to a folder, which `load` reads."""
         write_folder(folder, self._description, self._content)
 
     @classmethod
@@ -184,7 +194,7 @@ class _Description:
 
 
 def load_tokenizer(folder: str | Path) -> Stored:
-    """Loads the tokenizer or codec that a folder holds, of whatever kind. Raises ValueError if the kind is unknown."""
+    """Loads the tokenizer or codec that a folder holds. Raises ValueError if its kind is unknown."""
     kind = current_name("codec", _read_description(Path(folder)).kind)
     if kind not in CODECS:
         raise ValueError(f"{folder}: unknown tokenizer kind {kind!r}, known are {', '.join(CODECS)}")

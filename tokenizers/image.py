@@ -60,15 +60,18 @@ class PatchCodec(StoredTokenizer):
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codewords of the single codebook."""
         return (len(self.codebook),)
 
     def encode(self, media: UInt8[np.ndarray, "batch height width channels"]) -> Int[np.ndarray, "batch rows columns"]:
+        """Index of the nearest codeword of every patch. Raises ValueError for pictures of other channels or sides."""
         batch, *shape = media.shape
         rows, columns = self.code_shape(tuple(shape))
         patches = _patches(media, self.config.patch_side)
         return nearest_codeword(patches, self._vectors).reshape(batch, rows, columns)
 
     def decode(self, codes: Int[np.ndarray, "batch rows columns"]) -> UInt8[np.ndarray, "batch height width channels"]:
+        """Pictures put together from the codewords. Raises ValueError for codes outside the codebook."""
         check_codes(codes, len(self.codebook))
         patches = self.codebook[codes]
         return patches.transpose(0, 1, 3, 2, 4, 5).reshape(len(codes), *self.media_shape(codes.shape[1:]))

@@ -48,9 +48,7 @@ def log_mel_distance_db(
     sample_rate_hz: int,
     floor_db: float = -60.0,
 ) -> Float[np.ndarray, " batch"]:
-    """Log-mel distance of each pair of clips in dB; levels below `floor_db` count as `floor_db`, so silences are
-    equal.
-    """
+    """Log-mel distance of each pair of clips in dB. Levels below `floor_db` count as `floor_db`: silences are equal."""
     first, second = (_mel_db(clips, sample_rate_hz, floor_db) for clips in (originals, reconstructions))
     return np.sqrt(np.square(first - second).mean(axis=(1, 2)))
 

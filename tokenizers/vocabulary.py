@@ -175,9 +175,7 @@ class Vocabulary(Checked):
     def allowed_ids(
         self, modality: Int[Array, "*shape"], coordinates: Int[Array, "*shape 2"]
     ) -> Bool[Array, "*shape vocab"]:
-        """Mask of the ids that each position may take: those of its range, so never MASK and never another
-        modality's.
-        """
+        """True for the ids that each position may take: those of its range, so never MASK or another modality's."""
         bounds = self.allowed_bounds(modality, coordinates)
         ids = jnp.arange(self.size)
         return (ids >= bounds[..., 0, None]) & (ids < bounds[..., 1, None])

@@ -110,9 +110,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best(self, metric: str) -> int:
-        """Step of the checkpoint with the lowest value of a metric. Raises ValueError if no checkpoint has the
-        metric.
-        """
+        """Step of the checkpoint with the lowest value of a metric. Raises ValueError if none has the metric."""
         ranked = _ranked(self._metrics, metric)
         if not ranked:
             known = sorted({name for metrics in self._metrics.values() for name in metrics})
@@ -203,7 +201,7 @@ class Checkpoints:
         return about
 
     def _read(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
-        """Reads one item of a checkpoint; raises DamagedCheckpoint for whatever Orbax raises."""
+        """Reads one item of a checkpoint; turns any exception of Orbax's readers into DamagedCheckpoint."""
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
         except (MemoryError, PermissionError):
@@ -255,9 +253,7 @@ class Checkpoints:
 
 
 def _require_plain(checkpoint: Path) -> None:
-    """Raises DamagedCheckpoint, before Orbax opens it, for special files and for JSON that is not strict or too
-    large.
-    """
+    """Raises DamagedCheckpoint for special files and for JSON that is not strict, before Orbax opens the checkpoint."""
     for path in checkpoint.rglob("*"):
         mode, name = path.lstat().st_mode, path.relative_to(checkpoint)
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -329,7 +325,7 @@ def _leaves(tree: Any) -> dict[str, list[Any]]:
 
 
 def _checksum_here(leaf: Any) -> int:
-    """Checksum of those elements of which this process holds the first copy: Σ bits·w modulo 2⁶⁴.
+    """Checksum of the elements whose first copy is on this process: Σ bits·w modulo 2⁶⁴.
 
     The weight w of an element is odd and pseudo-random in its index, so flipped bits and swapped elements both change
     the sum.

@@ -39,7 +39,7 @@ def run_watched(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
 def require_program(path: Path, flag: str) -> None:
     """Raises ValueError that names the flag unless the path is an executable program."""
     if shutil.which(path) is None:
-        raise ValueError(f"{flag} must be a program; got {str(path)!r}, which is none that can be run")
+        raise ValueError(f"{flag} must be an executable program, got {str(path)!r}")
 
 
 def _watch(parent: int, command: Sequence[str]) -> int:

@@ -56,8 +56,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def undone_if_empty(folder: Path, *names: str) -> Iterator[None]:
-    """If the block fails, removes a folder that it created, unless it holds more than the lock and files of these
-    names.
+    """Removes a folder that the block created if the block fails and left only the lock and files of these names.
 
     A folder with a complete checkpoint is kept.
     """
@@ -124,7 +123,7 @@ def _acquired(folder: Path, patience_s: float) -> FileLock:
     except Timeout as error:
         holder = path.read_text(encoding="utf-8").strip()
         who = f"process {holder}" if holder.isdecimal() else "another process"
-        raise ValueError(f"{folder} is in use: {who} works there") from error
+        raise ValueError(f"{folder} is in use by {who}") from error
     try:
         file = os.open(path, os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0))
         os.write(file, f"{os.getpid()}\n".encode())

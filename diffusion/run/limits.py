@@ -30,8 +30,7 @@ class WorkLimits(Checked):
     """Longest training time in days, estimated for processors faster than any that exist."""
 
     def require_memory(self, needed: float | int, what: str, devices: Sequence[Any] = ()) -> None:
-        """Raises ValueError if the work needs more bytes than allowed: on each of the devices or, if none is given, the
-        host.
+        """Raises ValueError if the work needs more bytes than allowed: on each device or, without devices, on the host.
 
         `what` names the work in the error.
         """
@@ -49,8 +48,9 @@ class WorkLimits(Checked):
             )
 
     def require_time(self, flops: float | int, what: str, devices: Sequence[Any]) -> None:
-        """Raises ValueError if this many floating-point operations take longer than `days` on all devices of all
-        processes.
+        """Raises ValueError if this many floating-point operations would take all devices longer than `days`.
+
+        `what` names the work in the error.
         """
         fastest = _FASTEST.get(devices[0].platform, max(_FASTEST.values()))
         count = len(devices) if devices[0].platform != "cpu" else len({device.process_index for device in devices})

@@ -36,9 +36,7 @@ _HELLO_S = 10.0
 
 
 class Links:
-    """All links of this process; `lost` is called with a reason when another process is gone, and must end the
-    process.
-    """
+    """All links of this process; `lost` is called with a reason if another process is gone, and must end this one."""
 
     def __init__(self, count: int, number: int, lost: Callable[[str], object]):
         self.count, self.number = count, number
@@ -101,9 +99,7 @@ class Links:
             _start(self._welcome, connection, service)
 
     def _welcome(self, connection: socket.socket, service: tuple[str, int]) -> None:
-        """Checks the greeting of a connecting process, and then follows its link; strangers and duplicates are
-        disconnected.
-        """
+        """Checks the greeting of a connecting process, then follows its link; strangers and duplicates are refused."""
         try:
             connection.settimeout(_HELLO_S)
             hello = connection.recv(_HELLO.size, socket.MSG_WAITALL)

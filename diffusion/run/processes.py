@@ -43,8 +43,7 @@ _speaks = threading.Lock()
 
 
 def join() -> None:
-    """Connects to the other processes of this run, if there are any; must be called before JAX is asked for its
-    devices.
+    """Connects to the other processes of this run, if any; must be called before JAX initialises its devices.
 
     Raises ValueError if the environment variables are incomplete, if the port is taken, or if the first process cannot
     be reached.
@@ -59,7 +58,9 @@ def join() -> None:
             return
         address, count, number, devices = _detected()
         if address is None or count is None or number is None:
-            raise ValueError("a launcher started this process, but does not say which of how many it is, and where")
+            raise ValueError(
+                "a launcher started this process but does not give its number, the number of processes and the address"
+            )
     else:
         address, *numbers = given.values()
         port = address.rpartition(":")[2]
@@ -170,7 +171,9 @@ def require_agreement(values: Mapping[str, str]) -> None:
     differing = [name for name, same in zip(values, (everyone == everyone[0]).all(axis=0), strict=True) if not same]
     if differing:
         here = "; ".join(f"{name}: {values[name]}" for name in differing)
-        raise ValueError(f"all processes must be given the same, and share their folders; this one has {here}")
+        raise ValueError(
+            f"all processes must get the same arguments and share their folders; this one differs in {here}"
+        )
 
 
 @contextmanager
@@ -189,9 +192,7 @@ def ending_together() -> Iterator[None]:
 
 
 def _end(links: Links, error: Exception) -> None:
-    """Ends the process: status 2 after a refusal; status 1 after the loss of a peer, or a bug, which prints a
-    traceback.
-    """
+    """Ends the process: status 2 after a refusal; status 1 after losing a peer, or after a bug, with its traceback."""
     line = str(error).partition("\n")[0]
     if _LOST.search(line):
         _end_without(line)
@@ -209,8 +210,8 @@ def _end_without(reason: str) -> None:
     if sys.exc_info()[0] is not None and os.environ.get("TRIMASK_DEBUG", "0") != "0":
         traceback.print_exc()
     _leave(
-        f"another process is gone, or does not answer ({reason}); it may have said why, and the same command on all of "
-        "them resumes from the newest checkpoint",
+        f"another process has ended or does not answer ({reason}); its own output may say why. The same command on all "
+        "processes resumes from the newest checkpoint",
         1,
     )
 

@@ -9,14 +9,12 @@ import jax
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mean:
-    """A mean as its sum and count, so that means add up correctly; `float()` gives the quotient, NaN if the count is
-    0.
-    """
+    """A mean stored as sum and count, so that it can be added; `float()` is their quotient, NaN if the count is 0."""
 
     total: Any
-    """Scalar sum."""
+    """Sum, a scalar."""
     count: Any
-    """Scalar count."""
+    """Number of terms (or sum of weights), a scalar."""
 
     def __add__(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.count + other.count)

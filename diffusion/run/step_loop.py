@@ -95,8 +95,7 @@ def train_loop(
     milestone: int | None = None,
     to_devices: Callable[[Any], Any] = jax.device_put,
 ) -> _State:
-    """Trains until `num_steps` steps are done in total, resuming from the newest good checkpoint in `folder` if there
-    is one.
+    """Trains up to step `num_steps`, resuming from the newest good checkpoint in `folder`.
 
     `items` counts what the rate is quoted in (tokens) for a step; `describe` gives the content of its batch as plain
     JSON types, for the report of a divergence; the checkpoint of step `milestone` is always kept; `to_devices` copies a
@@ -208,6 +207,7 @@ class _Clock:
         self.reset()
 
     def reset(self):
+        """Starts measuring from now."""
         self.start = self.last = time.perf_counter()
         self.waiting = 0.0
 

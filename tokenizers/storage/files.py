@@ -85,9 +85,7 @@ def path_on_disk(path: Path) -> Path:
 
 @lru_cache(maxsize=64)
 def _names_in(folder: Path, changed_ns: int) -> dict[str, str]:
-    """Maps NFC-normalised names to the names of all entries of a folder; `changed_ns` makes the cache notice
-    changes.
-    """
+    """NFC-normalised name → name of every entry of a folder; `changed_ns` is part of the cache key."""
     try:
         return {unicodedata.normalize("NFC", name): name for name in os.listdir(folder)}
     except OSError:
@@ -95,9 +93,7 @@ def _names_in(folder: Path, changed_ns: int) -> dict[str, str]:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name has only letters (with their marks), digits, `_`, `.` and `-`, and starts with a letter, digit or
-    `_`.
-    """
+    """Whether a name has only letters (with marks), digits, `_`, `.` and `-`, and starts with no mark, `.` or `-`."""
     kinds = [unicodedata.category(c)[0] for c in name]
     return (
         bool(name)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 RENAMED: dict[str, str] = {
-    # Fields: CLASS.FIELD → the present field of that class, or a path of fields inside it.
+    # Fields: CLASS.FIELD → the current field of that class, or a path of fields inside it.
     "LoopConfig.keep_checkpoints": "keep_last",
     "LossConfig.rows": "tile_positions",
     "LossConfig.columns": "tile_ids",
@@ -33,8 +33,7 @@ Plain = Callable[[Any], Any]
 
 
 def added_field(as_before: Any, **options: Any) -> Any:
-    """A dataclass field that earlier files lack; `as_before` is the value that reproduces the behaviour before it
-    existed.
+    """A dataclass field that earlier files lack; `as_before` is its value that reproduces the earlier behaviour.
 
     `options` are those of `dataclasses.field`.
     """
@@ -47,9 +46,7 @@ def current_name(scope: str, name: str) -> str:
 
 
 def current_fields(kind: type, content: Mapping[str, Any], plain: Plain = lambda value: value) -> dict[str, Any]:
-    """Fields of a dataclass as a file gives them, under their current names; added fields that it lacks are as
-    before.
-    """
+    """A file's fields of a dataclass under their current names; added fields that it lacks are as before."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     current: dict[str, Any] = {}
     for name, value in content.items():
