@@ -76,16 +76,16 @@ SCHEDULES: dict[str, Callable[["ScheduleConfig", Vocabulary], Schedule]] = {
 """Schedule kind → function of configuration and vocabulary that returns the schedule."""
 
 if TYPE_CHECKING:
-    Kind = str
+    ScheduleKind = str
 else:
-    Kind = Literal[tuple(SCHEDULES)]  # `--help` and errors list the table
+    ScheduleKind = Literal[tuple(SCHEDULES)]  # `--help` and errors list the table
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Checked):
     """Configuration of the noise schedule α(t)."""
 
-    kind: Kind = "linear"
+    kind: ScheduleKind = "linear"
     """Formula of α(t): 1 − t (linear), 1 − cos(π/2·(1 − t)) (cosine_md4), cos(π/2·t) (cosine_mdlm) or 1 − t^power
     (polynomial)."""
     power: Positive = 2.0

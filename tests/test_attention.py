@@ -1,4 +1,4 @@
-"""Attention: whoever computes it, the same sums over the same positions."""
+"""Attention: all implementations compute the same sums over the same positions."""
 
 import inspect
 from functools import partial
@@ -19,7 +19,7 @@ from trimask.tokenizers.vocabulary import Vocabulary
 
 
 def inputs(asked=128, length=256, heads=4, kv_heads=2, size=16):
-    """Queries, keys, values and segments; rows of three examples, and of one and padding."""
+    """Queries, keys, values and segments of two rows: one with three examples, one with an example and padding."""
     rng = np.random.default_rng(0)
     shapes = ((asked, heads), (length, kv_heads), (length, kv_heads))
     q, k, v = (jnp.asarray(rng.normal(size=(2, *shape, size)), jnp.float32) for shape in shapes)
@@ -28,7 +28,7 @@ def inputs(asked=128, length=256, heads=4, kv_heads=2, size=16):
 
 
 def by_hand(q, k, v, own, segment):
-    """The definition, a query and a head at a time."""
+    """The definition of attention, one query and one head at a time."""
     q, k, v, own, segment = map(np.asarray, (q, k, v, own, segment))
     out, group = np.zeros_like(q), q.shape[2] // k.shape[2]
     for row, i, head in np.ndindex(*q.shape[:3]):
@@ -107,7 +107,7 @@ def test_what_is_asked_for_is_called(monkeypatch):
 
 
 def test_a_training_step_with_kernels_is_a_program_for_tpus(monkeypatch):
-    """As far as it goes without one: lowered, with the kernel forward and two backward."""
+    """Lowered only, since there is no TPU here: with the kernel once in the forward and twice in the backward pass."""
     model = TransformerConfig(num_layers=2, width=128, num_heads=1, attention="kernel", compute_dtype="bfloat16")
     pretraining = Pretraining(TrainConfig(model=model), Vocabulary(text_size=50, codebook_sizes={}))
     numbers = jax.ShapeDtypeStruct((2, 128), jnp.int32)

@@ -1,4 +1,4 @@
-"""Log-mel frames, residual vector quantisation, Griffin–Lim."""
+"""The mel codec: log-mel frames, residual vector quantisation, Griffin–Lim."""
 
 import dataclasses
 
@@ -16,7 +16,9 @@ RATE = 8000
 
 
 def _tones(num_clips: int, samples: int, seed: int = 0) -> np.ndarray:
-    """Harmonic tones of random pitch, loudness and length that fade in and out, then silence: like words."""
+    """Harmonic tones of random pitch, loudness and length that fade in and out, followed by silence, similar to
+    words.
+    """
     generator = np.random.default_rng(seed)
     time = np.arange(samples) / RATE
     clips = []
@@ -66,7 +68,7 @@ def test_each_code_is_nearest_to_what_the_codebooks_before_left_over(fitted, sam
 
 
 def test_a_codec_has_the_sample_rate_that_it_was_fitted_with(fitted):
-    """And puts a tone of 1,000 Hz into the band that holds it at that rate."""
+    """A tone of 1,000 Hz falls into the mel band that contains it at that sample rate."""
     slow = MelCodec(dataclasses.replace(CONFIG, sample_rate_hz=4000), fitted.codebooks)
     assert (fitted.sample_rate_hz, slow.sample_rate_hz) == (RATE, 4000)
     tone = np.sin(2 * np.pi * 1000 * np.arange(4800) / RATE).astype(np.float32)[None]
@@ -74,7 +76,7 @@ def test_a_codec_has_the_sample_rate_that_it_was_fitted_with(fitted):
 
 
 def test_filters_that_do_not_tell_all_bands_apart_make_no_noise():
-    """Of 64 bands on 101 frequencies some are the same; an inverse that told them apart would multiply errors."""
+    """Some of 64 bands on 101 frequencies are equal; an inverse that distinguished them would amplify errors."""
     waveforms = _tones(20, 4800)
     codec = MelCodec.fit(waveforms, MelConfig(codebook_size=8, num_codebooks=1, num_mels=64))
     back = codec.decode(codec.encode(waveforms))

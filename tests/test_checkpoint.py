@@ -1,4 +1,4 @@
-"""Checkpoints: what is damaged is noticed and kept, what is another model's is refused, what is old goes or stays."""
+"""Checkpoints: damage is noticed and kept, other models' checkpoints are refused, old ones are kept or deleted."""
 
 import logging
 import os

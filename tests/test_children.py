@@ -1,4 +1,4 @@
-"""Processes that a command started are gone soon after it was killed."""
+"""Processes that a command started end soon after it was killed."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from trimask.diffusion.run.children import require_program, run_watched
 
 
 def is_running(process):
-    """Whether there is such a process, and it is no zombie that nobody has asked for its status."""
+    """Whether the process exists and is not a zombie."""
     try:
         with open(f"/proc/{process}/stat", encoding="utf-8") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"

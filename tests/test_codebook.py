@@ -1,4 +1,4 @@
-"""k-means codebooks."""
+"""Codebooks fitted by k-means."""
 
 import numpy as np
 import pytest

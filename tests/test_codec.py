@@ -1,4 +1,6 @@
-"""The contract of tokenizers and codecs, one battery for every kind in the table, and the folder they live in."""
+"""The contract of tokenizers and codecs: one battery for every kind in the table, and for the folders they are saved
+in.
+"""
 
 import importlib
 import json
@@ -39,7 +41,7 @@ IDEMPOTENT = {"patch": True, "mel": False}
 
 
 def example_of(kind, table, what):
-    """What a table of this file says of a kind."""
+    """Looks up a codec kind in one of this file's tables."""
     if kind not in table:
         pytest.fail(f"codec.CODECS has a kind {kind!r}, of which this file has no {what}")
     return table[kind]
@@ -47,7 +49,7 @@ def example_of(kind, table, what):
 
 @pytest.fixture(params=codec.CODECS)
 def stored(request, tmp_path):
-    """A tokenizer of each kind and a folder it has been saved to."""
+    """A tokenizer of each kind, and the folder in which it was saved."""
     tokenizer = example_of(request.param, MAKERS, "MAKERS")()
     folder = tmp_path / "runs" / request.param
     tokenizer.save(folder)
@@ -110,7 +112,7 @@ def test_shapes_are_announced_truthfully(media_codec):
 
 
 def any_codes(fitted, batch, shape):
-    """Codes drawn from all that each codebook has; a codec of several has one column for each."""
+    """Random codes; with several codebooks, one column for each."""
     sizes = np.resize(fitted.codebook_sizes, shape)
     return np.random.default_rng(2).integers(0, sizes, (batch, *shape), np.int32)
 

@@ -1,4 +1,4 @@
-"""Exchanges of compiled programs, as XLA writes them down."""
+"""Collective operations of compiled programs, as XLA prints them."""
 
 import pytest
 

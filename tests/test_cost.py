@@ -1,4 +1,4 @@
-"""What a step costs: against networks that are made, and against what XLA plans."""
+"""Cost of a step, compared with actual networks and with XLA's plans."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def test_parameters_are_those_of_the_network(config):
 
 
 def test_operations_are_those_that_xla_counts():
-    """Of the forward pass of a network of one layer, but for norms, rotations and the softmax."""
+    """The forward pass of a one-layer network, except norms, rotations and softmax."""
     config = TransformerConfig(num_layers=1, width=256, num_heads=4, place_embedding=False)
     network = Transformer(config, VOCABULARY, key=jax.random.key(0))
     one = jax.numpy.ones((1, 128), int)
@@ -73,7 +73,9 @@ ALONE = StepOnMesh(WIDE, VOCABULARY, data=1, fsdp=1, tensor=1, row_length=64)
     ],
 )
 def test_coefficients_are_those_that_were_compared_with_xla(changes, sent, activations, weights):
-    """Another one needs that comparison again, whose 15 % let small changes pass."""
+    """A changed coefficient must be compared with XLA again; the tolerance of 15 % elsewhere lets small changes
+    pass.
+    """
     step = replace(ALONE, **changes)
     assert step.communication(8) == sent
     assert step._memory(1_000_000, 600_000, 8) == MemoryEstimate(16_000_000, activations, weights)

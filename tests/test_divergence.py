@@ -1,4 +1,4 @@
-"""What is too far from the recent mean of the loss, and what is said of it."""
+"""Detection of a diverging loss, and its report."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Names stay in their folder, and what is written follows no link and is whole or not there."""
+"""File names stay in their folder; files are written without following links, completely or not at all."""
 
 import os
 from pathlib import Path

@@ -166,7 +166,7 @@ def test_lines_that_say_no_step_are_left_out_as_torn_ones_are(tmp_path):
 
 
 def in_a_process(act):
-    """Runs `act` in a child process without its cleaning up, and returns the exit status."""
+    """Runs `act` in a child process without its cleanup, and returns the exit status."""
     child = os.fork()
     if child == 0:
         try:

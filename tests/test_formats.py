@@ -1,4 +1,4 @@
-"""Files outlive the code: former names are read, and fields that came later change nothing where they are not said."""
+"""Files of earlier versions: former names are read, and fields added later change nothing where a file lacks them."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ class Outer:
 
 
 def classes(kind, found):
-    """Every dataclass in the type of a field, or inside one that is."""
+    """All dataclasses that occur in the type of a field, recursively."""
     if dataclasses.is_dataclass(kind) and kind not in found:
         found.add(kind)
         for inner in get_type_hints(kind).values():
@@ -106,7 +106,7 @@ def test_an_unknown_field_is_refused_with_the_nearest_one():
 
 
 def test_checkpoints_are_read_by_former_names_whole_and_in_part(tmp_path, monkeypatch):
-    """Shapes differ, so that no leaf can stand for another."""
+    """All shapes differ, so that no leaf can be mistaken for another."""
     weights = {"old": np.arange(3), "list": [np.zeros(2, int), np.full(5, 7)]}
     saved = jax.tree.map(jnp.asarray, {"weights": weights, "old": np.ones(4, int)})
     with Checkpoints(tmp_path, Retention()) as checkpoints:

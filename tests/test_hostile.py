@@ -1,4 +1,4 @@
-"""Small files that were made to do harm are refused in words, by whoever reads files of their kind, at once."""
+"""Small malicious files are refused at once, with a clear message, by every reader of files of their kind."""
 
 import resource
 import time

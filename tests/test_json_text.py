@@ -1,4 +1,4 @@
-"""The reader of JSON: it agrees with Python's on strict JSON, and says where and why it refuses all else."""
+"""The JSON reader agrees with Python's on strict JSON, and says where and why it refuses everything else."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What networks are made of, each against its formula."""
+"""Layers of networks, each compared with its formula."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Work that does not fit the memory or the clock of the machine is refused before it begins."""
+"""Work that exceeds the machine's memory or the time limit is refused before it begins."""
 
 from types import SimpleNamespace
 

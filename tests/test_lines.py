@@ -15,7 +15,7 @@ LINES = st.lists(st.sampled_from([b"", b" ", b"a", b"bc\t", "é…".encode(), b"
 
 
 def expected(content, unit):
-    """The obvious way, the whole file at once."""
+    """Oracle: reads the whole file at once."""
     lines = re.split(rb"\r\n|\r|\n", content)
     records, run = [], []
     for line in [*lines, b""]:
@@ -105,7 +105,7 @@ def test_lines_are_numbered_from_one_and_a_bad_one_is_named(tmp_path):
 
 
 def test_blank_is_the_same_line_for_every_reader(tmp_path):
-    """A no-break space and a separator are characters; a mark of the byte order is nothing."""
+    """A no-break space and a separator count as characters; a byte order mark does not."""
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf\na\n\xc2\xa0\n \t\nb\n\x1c\n")
     (block,) = blocks_of(tmp_path / "a.txt", "line", 9)
     found = [(record.line, record.text) for record in records_of(block, "line")]

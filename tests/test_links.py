@@ -1,4 +1,4 @@
-"""Links between processes, here all in one process: what they carry, and what they notice."""
+"""Links between processes, all within one process here: what they relay, and what they notice."""
 
 import socket
 import threading
@@ -12,7 +12,7 @@ from trimask.diffusion.run.links import Links
 
 
 class Ends:
-    """The links of process 0 and of process 1 of two, a service behind the first, and why either was lost."""
+    """Links of process 0 and process 1 of two, a service behind the first, and the reasons why either was lost."""
 
     def __init__(self):
         self.reasons: dict[int, str] = {}

@@ -22,7 +22,7 @@ compiled_process = jax.jit(forward_process, static_argnums=(2, 3))
 
 
 def noised_by(key, batch, vocabulary, config):
-    """The forward process in one program, as arrays of NumPy."""
+    """The forward process, compiled, as NumPy arrays."""
     return arrays_of(compiled_process(jax.random.key(key), batch, vocabulary, config))
 
 
@@ -113,7 +113,7 @@ def test_complementary_masks_lower_the_variance_of_the_gradient_at_equal_compute
 
 
 def test_devices_that_share_the_rows_have_equal_work(toy, vocabulary):
-    """Of 64 rows each of 8 devices has 8; with times that are evenly spread in order of the rows it is 1.8."""
+    """Each of 8 devices has 8 of 64 rows. If times were evenly spread in row order, the ratio would be 1.8."""
     _, row = toy
     batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (64, *x.shape)), row)
     masks = jax.jit(jax.vmap(lambda key: forward_process(key, batch, vocabulary, MaskingConfig()).is_masked))

@@ -1,4 +1,4 @@
-"""Pictures of media: what is unknown is seen to be, and the same media give the same bytes."""
+"""Pictures of media: unknown parts are visibly marked, and the same media give the same bytes."""
 
 import io
 import re
@@ -49,7 +49,7 @@ def frame(tokenizers, modality, codes, num_given=0):
 
 
 def stripes(pixels):
-    """Share of pixels that are one of the two greys of the hatch."""
+    """Share of pixels that have one of the two greys of the hatch pattern."""
     return np.isin(pixels, (110, 190)).all(axis=-1).mean()
 
 

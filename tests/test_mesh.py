@@ -1,4 +1,4 @@
-"""Devices that share the work: in every shape of the mesh the same step, and no device with more than its part."""
+"""Meshes of devices: every shape gives the same step, and no device holds more than its part."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a run writes of its numbers while it goes on: lines of JSON, and events for TensorBoard."""
+"""Metrics of a run in progress: lines of JSON, and events for TensorBoard."""
 
 import json
 import struct

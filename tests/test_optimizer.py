@@ -1,4 +1,4 @@
-"""AdamW against NumPy and against optax, factors parameter by parameter, schedules and the average in tokens."""
+"""AdamW compared with NumPy and with optax; factors per parameter; schedules and weight average."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ def drawn(rng):
 
 @pytest.fixture
 def problem():
-    """Parameters, and gradients small enough for ε to matter."""
+    """Parameters, and gradients that are small enough for ε to matter."""
     rng = np.random.default_rng(0)
     return drawn(rng), [jax.tree.map(lambda g: 1e-2 * g, drawn(rng)) for _ in range(6)]
 

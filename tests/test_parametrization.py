@@ -1,4 +1,4 @@
-"""Table 1 of Complete(d)P, cell by cell as the paper prints it, and what it does to a network."""
+"""Table 1 of Complete(d)P, cell by cell as the paper prints it, and its effect on a network."""
 
 import dataclasses
 
@@ -51,12 +51,12 @@ def build(config=TARGET, parametrization=FROM_BASE, seed=0):
 
 
 def shape_of(*options):
-    """A network without numbers, where its parameters' names and multipliers are enough."""
+    """A network of abstract arrays, for tests that need only its parameters' names and multipliers."""
     return nnx.eval_shape(lambda: build(*options))
 
 
 def by_path(tree):
-    """Path → leaf."""
+    """Leaves by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Multipliers))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
@@ -149,7 +149,7 @@ def test_grouped_keys_and_values_keep_the_fan_in_of_the_width():
 
 
 def test_fixed_attention_width_does_not_follow_the_width():
-    """Four heads of 16 in both networks: the output projection's fan-in is the base's."""
+    """Both networks have four heads of size 16, so the output projection's fan-in is that of the base network."""
     fixed = dataclasses.replace(TARGET, num_heads=4, head_size=16)
     parametrization = dataclasses.replace(FROM_BASE, base_heads=4)
     of = by_path(parameter_multipliers(shape_of(fixed, parametrization)))["blocks/0/attention/out"]
@@ -233,7 +233,7 @@ def test_initial_weights_have_multipliers_of_their_own():
 
 
 def test_a_residual_multiplier_is_one_on_its_branch_at_the_start_and_in_training():
-    """Two networks: ζ in the last matrices, as we have it, and ζ in the forward pass, written out here."""
+    """Compares two networks: ζ in the last matrices, as implemented, and ζ in the forward pass, written out here."""
     factors = {"attention": [2 * 4 ** ((block + 0.5) / 2) for block in range(2)]}
     factors["mlp"] = [0.5 * factor for factor in factors["attention"]]
     residual = ModuleMultipliers(residual=EVERYTHING.residual)

@@ -1,4 +1,4 @@
-"""Several processes, as on several hosts: they take the steps of one, stop together, and go on as one."""
+"""Several processes, as on several hosts: they take the same steps as one, stop together, and resume as one."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ LOST = r"process {} of {}: another process has ended or does not answer \(.*\); 
 
 
 def train_as_told(folder: str, data: str, stop: str, fsdp: str, init_from: str | None = None) -> None:
-    """Trains, and at a step sends a process a signal: "SIGTERM@8" the last one, "SIGTERM@8@0" the first."""
+    """Trains, and sends a process a signal at a step: "SIGTERM@8" the last process, "SIGTERM@8@0" the first."""
     own = local_rows(10, MeshConfig(fsdp=2).over(jax.devices()))  # filled up to 12
     if jax.process_count() == 2:
         assert np.flatnonzero(own).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]][jax.process_index()]
@@ -80,7 +80,7 @@ def train_as_told(folder: str, data: str, stop: str, fsdp: str, init_from: str |
 
 
 def train_until_stopped(*told: str) -> None:
-    """In a process of its own, which ends as a command does."""
+    """Trains in a process of its own, which ends as a command does."""
     try:
         with ending_together():
             train_as_told(*told)
@@ -89,9 +89,9 @@ def train_until_stopped(*told: str) -> None:
 
 
 def train_and_meet_faults(folder: str, data: str, alone: str) -> None:
-    """In a process of its own, one of two: goes on with a run, then with another, and then ends by a fault.
+    """In one of two processes: resumes a run, trains another one, and then ends with a fault.
 
-    All by the same processes, as to start them is most of what it takes.
+    The same processes do all of this, because starting them takes most of the time.
     """
     with ending_together():
         with pytest.raises(Interrupted):
@@ -101,7 +101,7 @@ def train_and_meet_faults(folder: str, data: str, alone: str) -> None:
 
 
 def recorded_training(folder: Path, data: Path, config: TrainConfig, name="", stop=0, init_from=None, who=0):
-    """Trains, writes down which rows the devices of this process were given, and stops where told."""
+    """Trains, records which rows the devices of this process were given, and stops where told."""
     plain = Pretraining.step
 
     def step(self, state, batch):
@@ -121,9 +121,9 @@ def recorded_training(folder: Path, data: Path, config: TrainConfig, name="", st
 
 
 def processes(number: int, devices: int, *words: str, script: str = SCRIPT) -> list[tuple[int, str, str]]:
-    """Status, output and errors of so many processes, of so many devices each, that call a function of this file.
+    """Status, output and errors of several processes, with several devices each, that call a function of this file.
 
-    Where one of them is killed the others end soon.
+    If one of them is killed, the others end soon.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -156,7 +156,7 @@ def processes(number: int, devices: int, *words: str, script: str = SCRIPT) -> l
 
 
 def told_the_loss(errors: str, number: int, count: int) -> bool:
-    """Whether a process said that another one is gone, in one line, and nothing else."""
+    """Whether a process reported in one line that another one has ended, and nothing else."""
     _, *lines = errors.splitlines()  # it waited for the others
     return len(lines) == 1 and re.fullmatch(LOST.format(number, count), lines[0]) is not None
 
@@ -168,7 +168,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 
 
 def rows_seen(folder: Path) -> dict[int, set[int]]:
-    """Step → the rows it trained on; each process may have taken a step once."""
+    """Step → the rows it was trained on; each process may have taken a step once."""
     seen: dict[int, set[int]] = {}
     lines = [json.loads(line) for line in (folder.parent / f"{folder.name}.seen").read_text().splitlines()]
     assert len({(step, process) for step, process, _ in lines}) == len(lines)
@@ -208,7 +208,7 @@ def killed(prepared, alone) -> list[tuple[int, str, str]]:
 
 @pytest.fixture(scope="module")
 def two(prepared, alone, run, killed) -> list[tuple[int, str, str]]:
-    """Two processes of 2 devices each, which go on with the run until step 8, then with `both`, and meet faults."""
+    """Two processes of 2 devices each, which resume the run until step 8, then train `both`, and meet faults."""
     return processes(2, 2, "train_and_meet_faults", str(run.parent), str(prepared.folder), str(alone))
 
 
@@ -230,7 +230,7 @@ def test_the_first_process_is_killed_while_both_train(killed):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_is_killed_while_the_others_wait_for_nothing(victim):
-    """No exchange fails: what the others notice is that its link ended."""
+    """No exchange fails: the others only notice that the link has ended."""
     count = 2 + victim
     for number, (status, output, errors) in enumerate(processes(count, 1, str(victim), script=KILLED)):
         if number != victim:
@@ -238,7 +238,7 @@ def test_a_process_is_killed_while_the_others_wait_for_nothing(victim):
 
 
 def test_processes_start_from_the_weights_of_a_run_and_end_with_the_same_bits(prepared, alone, two):
-    """Killed in between, they go on from their checkpoint."""
+    """Killed in between, they resume from their checkpoint."""
     one, both = alone.parent / "one", alone.parent / "both"
     first, second = (re.findall("ended with .*", output) for _, output, _ in two)
     assert first == second and len(first) == 1
@@ -247,7 +247,7 @@ def test_processes_start_from_the_weights_of_a_run_and_end_with_the_same_bits(pr
 
 
 def meet_faults(folder: str) -> None:
-    """What the second of two processes sees, or meets, and the first does not."""
+    """Faults that only the second of two processes meets."""
     second = jax.process_index() == 1
     split = NamedSharding(jax.make_mesh((4,), ("devices",)), PartitionSpec("devices"))
     x = jax.make_array_from_callback((4,), split, lambda part: np.array([0, 1, np.nan, 3], np.float32)[part])
@@ -301,7 +301,7 @@ def test_half_of_an_address_is_refused(given, monkeypatch):
 
 @pytest.fixture
 def unlinked(monkeypatch):
-    """What joins others here does so for one test: a process that has joined ends itself at the next error."""
+    """Undoes joining after one test: a process that has joined ends itself at the next error."""
     monkeypatch.setattr(our_processes, "_links", None)
 
 

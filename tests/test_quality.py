@@ -1,4 +1,4 @@
-"""Measures of reconstruction and of codebook use."""
+"""Reconstruction quality and codebook use."""
 
 import numpy as np
 import pytest

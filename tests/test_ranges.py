@@ -1,4 +1,4 @@
-"""Every number of every configuration declares its range, which construction, files and the command line keep alike."""
+"""Every number of every configuration declares its range; construction, files and the command line all enforce it."""
 
 import dataclasses
 import importlib
@@ -20,7 +20,7 @@ from trimask.tokenizers.storage.ranges import Checked, NonNegative, PositiveInt,
 
 
 def configurations(kind: Any, found: set[type]) -> set[type]:
-    """All dataclasses of which a type is made."""
+    """All dataclasses that occur in a type, recursively."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if kind not in found:
             found.add(kind)
@@ -33,7 +33,7 @@ def configurations(kind: Any, found: set[type]) -> set[type]:
 
 
 def numbers(kind: Any) -> list[Any]:
-    """int and float, with what is declared of them, wherever they stand in a type."""
+    """All int and float types within a type, with their annotations."""
     if kind in (int, float) or (get_origin(kind) is Annotated and get_args(kind)[0] in (int, float)):
         return [kind]
     if get_origin(kind) is Literal:
@@ -42,7 +42,7 @@ def numbers(kind: Any) -> list[Any]:
 
 
 def roots() -> list[type]:
-    """What the command line sets: arguments of commands and benchmarks, studies, and codecs."""
+    """Everything that the command line sets: arguments of commands and benchmarks, studies, and codecs."""
     names = [COMMANDS[name].module for name in COMMANDS if name not in ("study", "benchmark")]
     modules = [importlib.import_module(name) for name in [*names, *BENCHMARKS.values()]]
     studies = [type(make()) for study in STUDIES.values() for make in study.presets.values()]

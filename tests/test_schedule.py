@@ -27,7 +27,7 @@ def schedule(config):
 
 
 def of_modalities(share, times):
-    """The share of tokens of every modality, at these times."""
+    """Shares of every modality at these times."""
     modality = jnp.arange(len(VOCABULARY.modalities))[:, None]
     return np.asarray(share(*jnp.broadcast_arrays(jnp.asarray(times, jnp.float32), modality)), np.float64)
 

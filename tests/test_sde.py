@@ -1,4 +1,6 @@
-"""The SDE rule: each value by its formula, and the stationary behaviour of a noisy optimizer that it keeps."""
+"""The SDE rule: each value by its formula, and the stationary behaviour of a noisy optimizer, which the rule
+preserves.
+"""
 
 import dataclasses
 from functools import partial
@@ -31,7 +33,7 @@ def test_every_value_follows_its_rule():
 
 @pytest.mark.parametrize("kappa", [0.3, 1.0, 5.0])
 def test_a_rescaled_step_is_that_of_adamw_with_the_papers_values(kappa):
-    """Clipping, AdamW and the average written out in NumPy, each value by its rule."""
+    """Clipping, AdamW and the weight average are written out in NumPy, each value by the rule."""
     rng = np.random.default_rng(0)
     start, gradients = rng.normal(size=4), 0.02 * rng.normal(size=(5, 4))
     p, average, m, v = start.copy(), start.copy(), np.zeros(4), np.zeros(4)
@@ -87,7 +89,9 @@ def test_impossible_bases_are_refused(bad):
 
 @partial(jax.jit, static_argnums=(1, 2))
 def noisy_descent(hyperparameters: Hyperparameters, batch: int, steps: int, key):
-    """Mean square of parameter and of average at the end of AdamW on ½p², its gradient noise of variance 100/batch."""
+    """Mean square of parameter and weight average at the end of AdamW on ½p², with gradient noise of variance
+    100/batch.
+    """
     transform = adamw(hyperparameters)
     start = jnp.full(4000, 1.0)
 
@@ -107,7 +111,7 @@ def noisy_descent(hyperparameters: Hyperparameters, batch: int, steps: int, key)
 
 
 def test_a_noisy_optimizer_ends_the_same_at_every_batch_only_with_the_whole_rule():
-    """The claim on the smallest problem there is, 4,000 noisy quadratics at fixed B·S; Monte-Carlo error about 3 %."""
+    """The claim on a minimal problem: 4,000 noisy quadratics at fixed B·S; the Monte Carlo error is about 3 %."""
     base = OptimizerConfig(learning_rate=3e-3, epsilon=1.0, weight_decay=1.0, clip_norm=1e9, ema_decay=0.98)
     reference = noisy_descent(base.hyperparameters(Multipliers()), 16, 800, jax.random.key(0))
     for kappa in (0.25, 4.0):

@@ -1,4 +1,4 @@
-"""Layout of rows, there and back."""
+"""Layout of examples in rows, and its inverse."""
 
 import numpy as np
 import pytest

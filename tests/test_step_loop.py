@@ -1,4 +1,4 @@
-"""The loop: stopped, killed, out of space or gone wrong, it loses nothing and says what it did."""
+"""The training loop: interrupted, killed, out of space or diverged, it loses nothing and reports what it did."""
 
 import io
 import json
@@ -26,7 +26,7 @@ CONFIG = LoopConfig(log_every=2, checkpoint_every=4)
 
 
 class Killed(BaseException):
-    """What the process dies of, as far as files can tell: nothing is saved after it."""
+    """Simulates the death of the process: nothing is saved after it."""
 
 
 @jax.jit
@@ -54,7 +54,7 @@ def lines(folder: Path) -> list[tuple[int, float]]:
 
 
 def at(moment: int, act):
-    """A step that acts before it takes step number `moment`."""
+    """A step function that calls `act` before step number `moment`."""
 
     def acting(state, batch):
         if int(batch["x"]) + 1 == moment:
@@ -202,7 +202,7 @@ def test_another_process_in_the_folder_is_refused(tmp_path):
 
 
 def spoiled(*, at: int, value: float):
-    """Batches of ones, but for one."""
+    """Batches of ones, except one."""
     return lambda index: {"x": np.asarray(value if index + 1 == at else 1, np.float32)}
 
 

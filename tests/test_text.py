@@ -1,4 +1,4 @@
-"""Byte-level BPE on Hugging Face's library."""
+"""Byte-level BPE tokenizers on Hugging Face's library."""
 
 import json
 import random
@@ -110,7 +110,7 @@ def test_a_vocabulary_smaller_than_the_bytes_is_refused():
 
 
 def _foreign_tokenizer() -> tokenizers.Tokenizer:
-    """A word-level tokenizer with all that could get in our way: normaliser, specials, limits, padding."""
+    """A word-level tokenizer with everything that could interfere: normaliser, special tokens, truncation, padding."""
     words = ["<unk>", "<s>", "<", "s", ">", "hello", "world"]
     foreign = tokenizers.Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, "<unk>"))
     foreign.normalizer = normalizers.Lowercase()

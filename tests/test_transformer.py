@@ -1,4 +1,4 @@
-"""The network: what may and may not influence a position, and that its options do what they say."""
+"""The transformer: what may influence a position and what may not, and the effects of its options."""
 
 import dataclasses
 

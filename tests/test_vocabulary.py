@@ -1,4 +1,4 @@
-"""One id space: ranges do not overlap, and only the vocabulary knows where they lie."""
+"""The id space: ranges do not overlap, and only the vocabulary knows where they start."""
 
 import jax.numpy as jnp
 import numpy as np
