@@ -1,4 +1,4 @@
-"""What a run's config.json holds the run to, and what may change when it goes on."""
+"""What of a run's config.json must stay, and what may change, when the run is resumed."""
 
 import dataclasses
 import shutil
@@ -34,7 +34,7 @@ DESCRIPTION = RunDescription(
 
 @pytest.fixture
 def folder(tmp_path):
-    """A run at step 3."""
+    """Folder of a run with a checkpoint at step 3."""
     configuration.save(tmp_path / "config.json", DESCRIPTION)
     (tmp_path / "checkpoints/3").mkdir(parents=True)
     return tmp_path

@@ -34,7 +34,7 @@ CONFIG = EvaluateConfig(max_examples=5, bound_samples=2, rows=4)
 
 @pytest.fixture(scope="module")
 def loaded(loaded) -> LoadedRun:
-    """With fewer steps."""
+    """The trained model, with fewer sampling steps."""
     generation = {name: GenerationConfig(steps=2) for name in ("text", "image", "audio")}
     train = dataclasses.replace(loaded.description.train, generation=generation)
     return dataclasses.replace(loaded, description=dataclasses.replace(loaded.description, train=train), step=1)
@@ -66,17 +66,17 @@ def result(loaded, prepared):
 
 def test_answers_that_are_training_items_are_counted(loaded, prepared):
     task = loaded.vocabulary.tasks["text_to_image"]
-    part, real = HeldOutExamples(prepared, "drawn", "test", None), TrainingExamples(prepared, "drawn", 10)
+    held_out, training = HeldOutExamples(prepared, "drawn", "test", None), TrainingExamples(prepared, "drawn", 10)
     known = [record["image"] for record in prepared.examples("drawn", "train")]
     new = (known[0] + 1) % 12
     grids = {codes.tobytes() for codes in known}
     assert new.tobytes() not in grids
     examples = [Example(task.name, (Segment("image", codes),)) for codes in (known[0], new, known[1], known[0])]
-    found = Exam(loaded, task, part, real, []).memorisation([Answer(one, 1, np.zeros(0)) for one in examples])
+    found = Exam(loaded, task, held_out, training, []).memorisation([Answer(one, 1, np.zeros(0)) for one in examples])
     assert (found.generated, found.copied, found.distinct) == (4, 0.75, 3)
-    held_out = [record["image"].tobytes() for record in part.records]
-    assert (found.real, found.real_distinct) == (len(held_out), len(set(held_out)))
-    assert found.real_copied == np.mean([codes in grids for codes in held_out])
+    real = [record["image"].tobytes() for record in held_out.records]
+    assert (found.real, found.real_distinct) == (len(real), len(set(real)))
+    assert found.real_copied == np.mean([codes in grids for codes in real])
     assert (found.dataset, found.task, found.split) == ("drawn", "text_to_image", "test")
 
 
@@ -263,7 +263,7 @@ def test_numbers_below_one_are_refused(name):
 
 
 def _without(prepared, split):
-    """The folder as if it lacked a split."""
+    """The prepared folder without one of its splits."""
     other = Prepared(prepared.folder)
     datasets = {
         name: dataclasses.replace(d, splits={s: n for s, n in d.splits.items() if s != split})

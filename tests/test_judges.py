@@ -28,7 +28,7 @@ WORDS = ("one: #### 1", "two: #### 2", "three: #### 3")
 
 
 def _media(modality, rng, word):
-    """An example whose word shows, with noise."""
+    """An example whose media depend on its word, with noise."""
     number = WORDS.index(word)
     if modality == "text":
         return word
@@ -57,7 +57,7 @@ CASES = [
 
 @pytest.fixture(scope="module", params=CASES, ids=" of ".join)
 def case(request):
-    """A built-in judge with held-out media and references."""
+    """A fitted built-in judge, with held-out media and references to judge."""
     name, modality = request.param
     training, held_out = _training(modality), _training(modality, 12, seed=1)
     return open_judge(name, modality, lambda: training), list(held_out.media), list(held_out.references)

@@ -38,7 +38,7 @@ def example(codes, given=0):
 
 @pytest.mark.parametrize("estimator", ["times", "subsets"])
 def test_the_bound_of_an_exact_denoiser_is_the_likelihood(estimator):
-    """Unmasked in any order, exact conditionals multiply to the joint probability, so that the bound is tight."""
+    """In any order of unmasking, exact conditionals multiply to the joint probability, so that the bound is tight."""
     options = {"num_draws": 64, "estimator": estimator, "repeats": 12}
     key, schedule = jax.random.key(0), ScheduleConfig(min_time=1e-4)
     bits, half = estimated_bits(key, [example(c) for c in CODES], DENOISE, VOCABULARY, schedule, **options)
@@ -71,7 +71,7 @@ def test_progress_is_the_number_of_examples_that_are_done():
 
 
 def test_random_subsets_are_all_there_is_of_one_token():
-    """With one token asked for, one mask is the only one, and nothing is left to chance."""
+    """With one target token only one set can be masked, so that the estimate has no variance."""
     bits = target_bits(
         jax.random.key(0),
         [example(c, 2) for c in CODES],

@@ -44,21 +44,21 @@ def equal(a, b):
 
 
 def learning(folder: Path) -> list[tuple[float, ...]]:
-    """What each line of metrics says of learning, and not of time."""
+    """The metrics of each line that concern learning rather than time."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [tuple(line[name] for name in ("step", "loss", "tokens", "largest_learning_rate")) for line in lines]
 
 
 @pytest.fixture(scope="module")
 def whole(prepared, tmp_path_factory):
-    """Schedule → a run of 900 tokens from its beginning, and what it gave."""
+    """By schedule, a run of 900 tokens trained without interruption, and its result."""
     folders = {schedule: tmp_path_factory.mktemp(schedule) for schedule in ("constant", "warmup_stable_decay")}
     return {s: (folder, train(folder, prepared.folder, config(s, 900))) for s, folder in folders.items()}
 
 
 @pytest.fixture(scope="module")
 def shorter(prepared, tmp_path_factory):
-    """A run of 600 tokens with a decay."""
+    """A run of 600 tokens whose learning rate decays at the end."""
     folder = tmp_path_factory.mktemp("shorter")
     return folder, train(folder, prepared.folder, config("warmup_stable_decay", 600))
 

@@ -36,25 +36,25 @@ LAWS = typing.get_args(typing.get_type_hints(PolicyConfig)["law"])
 
 
 def shuffled(parameters, size=0.5):
-    """Parameters away from their start, where many are zero."""
+    """Parameters with noise added, since many are initialised to zero."""
     rng = np.random.default_rng(4)
     return jax.tree.map(lambda leaf: leaf + size * rng.normal(size=leaf.shape).astype(leaf.dtype), parameters)
 
 
 def actions(law, candidates):
-    """All actions, as ranks."""
-    places = [i for i, is_candidate in enumerate(candidates) if is_candidate]
-    for size in range(len(places) + 1):
+    """All possible actions of a law, as ranks."""
+    positions = [i for i, is_candidate in enumerate(candidates) if is_candidate]
+    for size in range(len(positions) + 1):
         if law == "bernoulli":
-            for chosen in itertools.combinations(places, size):
+            for chosen in itertools.combinations(positions, size):
                 yield [int(i in chosen) for i in range(len(candidates))]
-        elif size or not places:
-            for order in itertools.permutations(places, size):
+        elif size or not positions:
+            for order in itertools.permutations(positions, size):
                 yield [order.index(i) + 1 if i in order else 0 for i in range(len(candidates))]
 
 
 def probability(law, logits, ranks, candidates):
-    """Straight from the definition."""
+    """Probability of an action, computed from the law's definition."""
     left = {i: math.exp(logits[i]) for i, is_candidate in enumerate(candidates) if is_candidate}
     result = 1.0
     if law == "bernoulli":
@@ -126,7 +126,7 @@ def test_gradients_of_probabilities_are_those_of_finite_differences(law):
 
 
 def test_what_it_sees_changes_its_first_logits_a_little():
-    """Weights of the last layer have a variance of 0.01 over its inputs; twice that would be 41 % more in deviation."""
+    """The last layer's weights have variance 0.01 / fan-in; twice that would be 41 % more standard deviation."""
     kernel = new_policy_parameters(CONFIG, jax.random.key(0))["output"]["kernel"]
     assert float(kernel.std()) == pytest.approx((0.01 / CONFIG.width) ** 0.5, rel=0.2)
 
@@ -148,7 +148,7 @@ def test_only_what_is_asked_for_is_seen_wherever_it_stands():
     asked[:, 4:9] = True
 
     def logits(features, masked, step=3):
-        """Of five places among twelve."""
+        """Logits at five positions among twelve."""
         around = wide.copy(), np.zeros((1, 12), bool)
         for whole, part in zip(around, (features, masked), strict=True):
             whole[:, 4:9] = part
@@ -161,7 +161,7 @@ def test_only_what_is_asked_for_is_seen_wherever_it_stands():
     network = nnx.merge(policy._graph(SMALL), nnx.State(parameters))
     after_three_of_five = jax.jit(network)(features.astype(np.float32), masked, np.ones((1, 5), bool), np.array([0.6]))
     np.testing.assert_allclose(alone, after_three_of_five, atol=1e-5)
-    # Place, status and time matter.
+    # Position, status and time matter.
     for other in (
         logits(features, ~masked),
         logits(features, masked, step=4),
@@ -171,7 +171,7 @@ def test_only_what_is_asked_for_is_seen_wherever_it_stands():
 
 
 def seen_by(config, rules):
-    """Features of the first step, where six places are asked for, from the third on."""
+    """Features of the first step in a row that asks for six positions, from the third one on."""
 
     @jax.jit
     def features(state):
@@ -211,7 +211,7 @@ def test_a_policy_may_see_its_block_alone():
 def test_as_a_strategy_it_fills_everything_and_never_waits(law):
     config = PolicyConfig(law=law, width=8, mlp_width=8, num_heads=1)
     parameters = new_policy_parameters(config, jax.random.key(0))
-    # Of both blocks together 8 times the evaluations they need: who stalled would use them up, and not hang.
+    # 8 times the evaluations that both blocks need: a policy that stalled would use them up, and not hang.
     rules = config.extended_rules(Rules(mask_id=fakes.MASK, block_length=4, max_nfe=48))
     state = fakes.begin([fakes.text_request([-1] * 6)] * 2, 8)
     run = jax.jit(lambda strategy, rules: sampler.sample(fakes.mixing(), strategy, rules, state)[0])

@@ -1,4 +1,4 @@
-"""From what a user gives to examples with holes."""
+"""Prompts: examples with masked codes from what a user gives."""
 
 import numpy as np
 import pytest

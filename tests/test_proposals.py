@@ -18,7 +18,7 @@ SIZE = 37
 
 
 def proposals(logits, is_wanted=None, chunk=64, num_top=0, **draw):
-    """With `chunk` positions of a row at a time."""
+    """Proposals, computed for `chunk` positions of a row at a time."""
     logits = np.asarray(logits, np.float32)
     wanted = np.ones(logits.shape[:2], bool) if is_wanted is None else is_wanted
     keys, positions = (

@@ -28,7 +28,7 @@ enter_blocks, reveal, sample = map(jax.jit, (sampler.enter_blocks, sampler.revea
 
 @jax.jit
 def observe(logits, state, rules):
-    """Of the denoiser that has these logits."""
+    """The observation of a denoiser with these logits."""
     keys = jax.random.split(jax.random.key(0), len(state.step))
     return sampler.observe(keys, fakes.fake(logits), state, rules)[0]
 
@@ -39,9 +39,9 @@ def codes(answer):
 
 @pytest.fixture(scope="module")
 def network():
-    """A transformer with large random weights: its choices are not all the same, and what it sees decides them.
+    """A transformer with large random weights, so that its choices differ and depend on its input.
 
-    Of two layers, for keys and values of the first depend on nothing but their own token, and never grow old.
+    It has two layers, since keys and values of the first depend only on their own token, and are never out of date.
     """
     model = Transformer(TransformerConfig(num_layers=2, width=32, num_heads=2), VOCABULARY, key=jax.random.key(0))
     model.unembedding[...] = 3.0 * jax.random.normal(jax.random.key(1), model.unembedding.shape)
@@ -92,9 +92,9 @@ def test_blocks_are_filled_from_left_to_right_and_share_the_steps():
     masked = [np.flatnonzero(state.example.segments[0].codes < 0).tolist() for state in path]
     assert masked[0] == [1, 2, 3, 5, 6, 7] and masked[-1] == []
     for before, after in itertools.pairwise(masked):
-        start = min(before) - (min(before) - 1) % 3  # blocks begin at the first asked place
+        start = min(before) - (min(before) - 1) % 3  # blocks begin at the first asked position
         assert set(before) - set(after) <= set(range(start, start + 3))
-    # Six steps over three blocks are two each: ⌈3/2⌉ and the rest of places 1–3; 5 and 6; 7.
+    # Six steps over three blocks are two each: ⌈3/2⌉ and the rest of positions 1–3; 5 and 6; 7.
     assert [len(m) for m in masked] == [6, 4, 3, 2, 1, 0]
 
 
@@ -111,7 +111,7 @@ def test_what_is_given_up_stays_masked_and_costs_nothing_more():
 
     rules = Rules(mask_id=MASK, block_length=4, gives_up_after=3, eos_id=VOCABULARY.eos_id)
     state, _ = sample(fakes.mixing(), Partial(nothing_at_odd_places), rules, begin([text_request([-1] * 8)], 16))
-    # Places 2 to 9; in each block of four the odd ones are waited for in three steps.
+    # Positions 2 to 9; in each block of four the odd ones are given up after three steps.
     assert state.is_done.all() and state.nfe.item() == state.step.item() == 6
     assert np.flatnonzero(np.asarray(state.sequence.tokens[0]) == MASK).tolist() == [3, 5, 7, 9]
 
@@ -161,7 +161,7 @@ def test_patience_waits_while_remasking_has_nothing_masked():
 
 
 def test_a_text_is_over_at_its_first_eos():
-    # Place 1 of five is EOS, sure of it; the rest is anything.
+    # Position 1 of five is EOS with certainty; the others may be anything.
     logits = jnp.zeros((8, VOCABULARY.size)).at[3, VOCABULARY.eos_id].set(9.0).at[2, fakes.TEXT_IDS.start + 4].set(9.0)
     request = text_request([-1] * 5)
     stopping = GenerationConfig(strategy="first_hitting", temperature=1.0)
@@ -239,7 +239,7 @@ def test_restricted_logits_follow_the_positions_asked_for():
 
 
 def of_condition(sequence, positions=None, cache=None):
-    """Logits 3 where the condition is seen and 1 where it is hidden."""
+    """A denoiser with logits 3 where the condition is given and 1 where it is masked."""
     hidden = ((sequence.tokens == MASK) & sequence.is_condition).any(axis=1)
     full = jnp.where(hidden[:, None, None], 1.0, 3.0) * jnp.ones((*sequence.tokens.shape, 4))
     return fakes.output(fakes.at(full, positions))
@@ -344,7 +344,7 @@ def test_a_cache_that_is_always_refreshed_is_none(network, cache, guidance):
 
 
 def test_a_cached_row_is_what_it_is_alone(network):
-    """Rows that finish their block early wait, and change nothing for others; to the rounding of batches."""
+    """Rows that finish their block early wait and change nothing for others, apart from the rounding of batches."""
     requests = [text_request([-1] * 12), *requests_of(1, 12)]
     config = GenerationConfig(**CACHED, temperature=0.0)
     generator = Generator(network, VOCABULARY)
@@ -364,7 +364,7 @@ def test_a_dual_cache_computes_the_block_and_a_prefix_cache_what_follows_until_i
             jax.debug.callback(lambda p: asked.append(p.shape[1]), positions)
         return fakes.mixing()(sequence, positions, cache)
 
-    # Blocks of 6, 6 and 2 places, with 14, 8 and 2 places from their first one on; a token in every pass.
+    # Blocks of 6, 6 and 2 positions, with 14, 8 and 2 positions from their first one on; a token in every pass.
     request = text_request([-1] * 14)
     config = GenerationConfig(strategy="first_hitting", block_length=6, stop_at_eos=False)
     (plain,) = Generator(counting, VOCABULARY).generate([request], config, seed=0)

@@ -42,10 +42,10 @@ NUMBERS = {
 
 @jax.jit
 def keys_and_uniforms(seed):
-    """A key for each row, and a number for each of its places, from the key and the place alone."""
+    """A key for each row, and a number for each of its positions, from the key and the position alone."""
     keys = jax.random.split(jax.random.key(seed), ROWS)
-    of_place = jax.vmap(lambda key, place: jax.random.uniform(jax.random.fold_in(key, place)), (None, 0))
-    return keys, jax.vmap(of_place, (0, None))(keys, jnp.arange(ROW))
+    one_row = jax.vmap(lambda key, position: jax.random.uniform(jax.random.fold_in(key, position)), (None, 0))
+    return keys, jax.vmap(one_row, (0, None))(keys, jnp.arange(ROW))
 
 
 def even_share(row):
@@ -75,7 +75,7 @@ def by_entropy(row):
 
 
 def remasked(row, sigma_of):
-    """Revealed and masked again by ReMDM with σ(position)."""
+    """Positions that ReMDM reveals, and those that it masks again, with σ(position)."""
     t, s = row["t"], row["s"]
     reveal = {i for i in row["candidates"] if s == 0 or row["u"][i] < (1 - s - (1 - sigma_of(None)) * (1 - t)) / t}
     return reveal, {i for i in row["revealed"] if row["u"][i] < sigma_of(i)}
@@ -134,12 +134,12 @@ ORACLES = {
 }
 STEPS = 5
 ROWS = 64
-"""Of every observation here, so that each strategy is one program."""
+"""Number of rows of every observation here, so that each strategy is one program."""
 CHOOSE = jax.jit(lambda strategy, keys, seen: strategy(keys, seen, None))
 
 
 def observation(rows, step=0):
-    """Of rows of (confidence, entropy, margin, status): masked, revealed, given, or outside the block.
+    """The observation of rows of (confidence, entropy, margin, status): masked, revealed, given, or outside the block.
 
     The last row is repeated up to ROWS.
     """
@@ -219,7 +219,7 @@ IN_EACH_ROUND = [name for name in STRATEGIES if name != "ancestral" and not name
 
 @cache
 def policy(law, bias):
-    """A policy whose logits are this everywhere, but for what it sees."""
+    """A policy whose logits are `bias` plus what a random network adds."""
     config = PolicyConfig(law=law, inputs=("confidence", "margin", "entropy"), width=8, mlp_width=8, num_heads=1)
     parameters = new_policy_parameters(config, jax.random.key(0))
     parameters["output"]["bias"] = jnp.array([bias])
@@ -334,7 +334,7 @@ def test_orders_blind_to_the_tokens_leave_independent_ones_as_they_are(name):
 
 
 def exact(name, p):
-    """The distribution that a strategy which looks at the drawn tokens leads to: by enumerating all draws."""
+    """The distribution of answers under a strategy that looks at the drawn tokens, by enumerating all draws."""
     result = np.zeros(p.shape)
 
     def go(known, probability):

@@ -82,7 +82,7 @@ def test_a_run_interrupted_and_resumed_ends_bit_for_bit_like_an_uninterrupted_on
 
 
 def test_a_line_of_metrics_is_the_mean_of_its_steps(prepared, run):
-    """All names, and of the first line the values; gradients and the learning rate are computed anew."""
+    """All names of metrics, and the values of the first line, of which gradients and learning rate are recomputed."""
     pretraining = run[1].pretraining
     batches, state, mesh = Batches(prepared, CONFIG.batch, seed=0), pretraining.init(), CONFIG.mesh.over(jax.devices())
     first, seen = lines(run[0])[0], []
@@ -329,7 +329,7 @@ def test_what_takes_more_micro_batches_or_devices_is_another_program(prepared):
 
 
 def test_tokens_are_counted_where_a_float32_would_miss_them(prepared, run):
-    """3·10¹⁰ tokens and some hundred more, twice."""
+    """Counts beyond the integers that float32 and int32 can hold stay exact."""
     pretraining, first = run[1].pretraining, Batches(prepared, CONFIG.batch, seed=0)(0)
     first = rows_to_devices(first, CONFIG.mesh.over(jax.devices()))
     seen, batch = 30_000_000_000, int((~first.is_padding).sum())

@@ -1,4 +1,4 @@
-"""Starting from another run: what is old means what it meant, what is new is as initialised, all else is refused."""
+"""Starting from another run: old ids keep their meaning, new ones keep initial values, anything else is refused."""
 
 import dataclasses
 import json
