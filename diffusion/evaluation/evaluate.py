@@ -45,7 +45,7 @@ from trimask.tokenizers.vocabulary import TEXT, Task
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Checked):
-    """What an evaluation measures."""
+    """What an evaluation measures, and on how many examples."""
 
     splits: tuple[str, ...] | None = None
     """Held-out splits; each dataset is evaluated on those that it has. None: all whose name begins with test."""

@@ -42,9 +42,9 @@ FeatureFunction = Callable[[Sequence[Any]], Any]
 """`features(media) -> array [items, features]`."""
 
 _PER_LABEL = 3
-"""Captions are labels if each occurs at least this often, on average, …"""
+"""Least number of times that a caption occurs on average, for captions to be labels."""
 _MAX_LABELS = 500
-"""… and there are at most this many different ones."""
+"""Most different captions, for captions to be labels."""
 _FRECHET_DIMENSIONS = 64
 """Most principal components that the Fréchet distance is computed on."""
 _NUMBER = re.compile(r"(?:-?\$?|\$-)(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
@@ -84,12 +84,12 @@ class TrainingMedia:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeKind:
-    """A built-in judge."""
+    """A built-in judge: how it is made, and what it judges."""
 
     fit: Callable[[Callable[[], TrainingMedia], FeatureFunction | None], Judge]
     """`fit(training, features) -> judge`: calls `training` only if needed; `features` are the user's, if any."""
     judges: Literal["text", "media"]
-    """What it can judge."""
+    """Media that it judges: texts, or media with built-in features."""
     higher_is_better: bool
     """Whether a higher score is better."""
     yardstick: Literal["held_out", "train"] | None
@@ -105,14 +105,14 @@ class NamedJudge:
     higher_is_better: bool | None
     """Whether a higher score is better. None: unknown, since the judge is the user's."""
     yardstick: Literal["held_out", "train"] | None
-    """As in `JudgeKind`."""
+    """Split of the real media whose score is the yardstick for the model's. None: there is none."""
 
     def __call__(self, what: str, media: Sequence[Any], references: Sequence[Mapping[str, Any]]) -> Scores | float:
         """The scores, one per item or one number, checked; errors name the judge and `what` it judged."""
         where = f"judge {self.name} of {what}"
         try:
             result = self.judge(media, references)
-        except Exception as error:  # it may be anybody's function
+        except Exception as error:  # a user's function may raise anything
             raise ValueError(f"{where} failed: {type(error).__name__}: {error}") from error
         return _checked(where, result, len(media))
 
@@ -304,7 +304,7 @@ def import_function(name: str) -> Callable[..., Any]:
     sys.path.insert(0, os.getcwd())
     try:
         imported = getattr(importlib.import_module(module), function, None)
-    except Exception as error:  # it may be anybody's module
+    except Exception as error:  # a user's module may raise anything
         raise ValueError(f"judge {name}: module {module!r} cannot be imported: {error}") from error
     finally:
         sys.path.remove(os.getcwd())

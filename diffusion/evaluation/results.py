@@ -51,7 +51,7 @@ class Bound:
     half_width: float | None
     """Half the width of the 95 % interval over examples. None: there is only one example."""
     bits_per_character: float | None
-    """For texts: Σ bits / Σ characters, which does not depend on the tokenizer. Else None."""
+    """Σ bits / Σ characters, which does not depend on the tokenizer. None: the targets are not text."""
 
 
 @dataclass(frozen=True, kw_only=True)

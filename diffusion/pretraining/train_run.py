@@ -62,7 +62,7 @@ def train(
     require_agreement(
         {
             "configuration": str(config),
-            f"fingerprint of {data}": prepared.fingerprint,  # which may lie elsewhere on another host
+            f"fingerprint of {data}": prepared.fingerprint,  # whose path may differ between hosts
             "run to start from": str(init_from),
             f"checkpoints in {folder}": ", ".join(map(str, checkpoint_steps(folder))) or "none",
         }

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Literal
 
+import tyro
 from jax.tree_util import Partial
 
 from trimask.diffusion.sampling.guidance import Guidance
@@ -17,17 +18,18 @@ from trimask.tokenizers.vocabulary import Vocabulary
 
 _ANY_POLICY = "policies/…"
 """Stands for every policy in lists of strategies."""
+_STRATEGY_HELP = (
+    f"Rule that decides which masked positions each step reveals: {', '.join(STRATEGIES)}; or a trained policy, as the "
+    "path of its folder: policies/fast (newest checkpoint), policies/fast@best or policies/fast@STEP."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig(Checked):
     """How masked positions are filled. Parameters of strategies other than the chosen one have no effect."""
 
-    strategy: str = "confidence"
-    """Rule that decides which masked positions each step reveals: random, ancestral, first_hitting, confidence, margin,
-    entropy, position, entropy_bound, threshold, leftmost, factor, given, remdm_cap, remdm_rescale, remdm_confidence or
-    remdm_loop; or a trained policy, as the path of its folder: policies/fast (newest checkpoint), policies/fast@best
-    or policies/fast@STEP."""
+    strategy: Annotated[str, tyro.conf.arg(help=_STRATEGY_HELP)] = "confidence"
+    """Name of a strategy in `STRATEGIES`, or the path of a policy's folder."""
     steps: Size = 16
     """Number of steps in which random, ancestral, confidence, margin, entropy, position, given and remdm_* reveal
     everything; fewer if there are fewer masks. The other strategies take as many steps as they need."""

@@ -57,7 +57,8 @@ class Generator:
     ) -> list[Answer]:
         """Answers in the order of the requests: every code -1 is filled, all others are kept.
 
-        Calls `report(number of answers so far, number of requests)` as rows finish.
+        Calls `report(number of answers so far, number of requests)` as rows finish. Raises ValueError if `max_nfe` or
+        `order` of the configuration do not suit the requests.
         """
         answers: dict[int, Answer] = {}
         parts = _sampler_parts(config, self.vocabulary)
@@ -147,7 +148,7 @@ class Generator:
 
 
 SamplerParts = tuple[Guidance | None, Strategy, Rules]
-"""What a `GenerationConfig` becomes for the sampler."""
+"""Guidance, strategy and rules: what the sampler needs of a `GenerationConfig`."""
 
 
 def _sampler_parts(config: GenerationConfig, vocabulary: Vocabulary) -> SamplerParts:

@@ -80,10 +80,7 @@ def folder_and_checkpoint(name: str) -> tuple[Path, str]:
 
 
 def describe_policy(name: str) -> PolicyDescription:
-    """The description in policy.json of a policy, named as for `open_policy`.
-
-    Raises FileNotFoundError if there is none.
-    """
+    """Loads policy.json of a policy, named as for `open_policy`; raises FileNotFoundError if there is none."""
     path, _ = folder_and_checkpoint(name)
     if not (path / "policy.json").is_file():
         raise FileNotFoundError(f"{path}: not the folder of a policy; `trimask train-policy` makes one")

@@ -66,7 +66,7 @@ def propose(
     `num_top` is the number of largest probabilities to return.
     """
     batch, asked = is_wanted.shape
-    chunk = -(-chunk // batch)  # of a row
+    chunk = -(-chunk // batch)  # positions per row
     if asked <= chunk:
         return _zero_unless(is_wanted, _propose(output, output.features, positions, keys, sampling, num_top))
     # Wanted positions first, in order; indices past the end are clipped for reading, and dropped when writing.
