@@ -42,8 +42,7 @@ class GenerationConfig(Checked):
     """Strategy factor: reveals the largest n positions for which (n + 1)(1 − n-th largest confidence) is smaller than
     this."""
     entropy_bound: NonNegative = 0.1
-    """Strategy entropy_bound: most entropy, in nats, that the positions revealed in one step may have in sum, without
-    the largest."""
+    """Strategy entropy_bound: largest sum of entropies, in nats and not counting the largest, revealed in one step."""
     position_penalty: NonNegative = 0.02
     """Strategy position: factor e^−penalty by which confidence is discounted from each position to the next."""
     order: tuple[NonNegativeInt, ...] | None = None
