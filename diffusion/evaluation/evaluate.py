@@ -180,7 +180,7 @@ def _measure_bits(
     loaded: LoadedRun, task: Task, held_out: HeldOutExamples, config: EvaluateConfig, report: Report
 ) -> _TargetBits:
     """Estimates the bits of a task's targets on a split."""
-    examples = [direct(task, record, num_given(task, record)) for record in held_out.records]
+    examples = [make_example(task, record, num_given(task, record)) for record in held_out.records]
     key = jax.random.fold_in(
         jax.random.key(config.seed), zlib.crc32(f"{held_out.dataset} {task.name} {held_out.split}".encode())
     )

@@ -163,7 +163,7 @@ def _bits_of_one_draw(
 ) -> Float[Array, " batch"]:
     """Estimate of each row's bits from draw `draw` of `num_draws`."""
 
-    alpha = schedule.of(vocabulary)
+    alpha = schedule.build(vocabulary)
 
     def mask(seed, is_target, modality):
         key_time, key_mask = jax.random.split(jax.random.fold_in(key, seed))
@@ -175,7 +175,7 @@ def _bits_of_one_draw(
             noise = jnp.where(is_target, jax.random.uniform(key_mask, is_target.shape), jnp.inf)
             return is_target & (jnp.argsort(jnp.argsort(noise)) < size), jnp.full(is_target.shape, count / size)
         times = jnp.full(is_target.shape, stratified_times(offset, draw / num_draws, schedule.min_time))
-        is_masked = draw_is_masked(key_mask, is_target[None], alpha.kept(times, modality)[None])[0]
+        is_masked = draw_is_masked(key_mask, is_target[None], alpha.keep_probability(times, modality)[None])[0]
         return is_masked, alpha.weight(times, modality)
 
     is_masked, weight = jax.vmap(mask)(seeds, sequence.is_target, sequence.modality)

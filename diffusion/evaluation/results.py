@@ -87,7 +87,7 @@ class Evaluation:
     """One per dataset, task and split, then one per modality and split."""
     memorisation: list[Memorisation] = field(default_factory=list)
     """One per task and split of media, if the data is what the model was trained on."""
-    notes: list[str] = added(as_before=[], default_factory=list)
+    notes: list[str] = added_field(as_before=[], default_factory=list)
     """What was not judged, and why; and where the data exceeds the shapes that the model was trained on."""
 
 

@@ -20,7 +20,7 @@ from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
 from trimask.diffusion.pretraining.trained_model import LoadedRun, load
 from trimask.diffusion.pretraining.training_step import Pretraining
-from trimask.diffusion.schedule import Kind, ScheduleConfig
+from trimask.diffusion.schedule import ScheduleConfig, ScheduleKind
 from trimask.diffusion.studies.findings import markdown_table, write_csv
 from trimask.diffusion.studies.trials import Trials
 from trimask.tokenizers.storage.ranges import Checked, whole
@@ -32,7 +32,7 @@ class MaskVariance(Checked):
 
     run: str = "runs/tiny"
     """Run folder of a trained model."""
-    schedules: tuple[Kind, ...] = ("linear", "cosine_md4", "cosine_mdlm", "polynomial")
+    schedules: tuple[ScheduleKind, ...] = ("linear", "cosine_md4", "cosine_mdlm", "polynomial")
     """Noise schedules to compare."""
     draws: Annotated[int, whole(2, 1 << 24)] = 200
     """Batches per schedule and kind of mask."""
