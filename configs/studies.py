@@ -27,7 +27,7 @@ from trimask.diffusion.studies.critical_batch import CriticalBatch
 from trimask.diffusion.studies.kill_and_resume import KillAndResume
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
 from trimask.diffusion.studies.mask_variance import MaskVariance
-from trimask.diffusion.studies.multiplier_search import Search
+from trimask.diffusion.studies.multiplier_search import MultiplierSearch
 from trimask.diffusion.studies.sampling_fronts import SamplingStudy
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.transformer import TransformerConfig
@@ -108,15 +108,15 @@ def batch_invariance_accelerator() -> BatchInvariance:
     return BatchInvariance(base=_proxy(256, 4, recipe, batch=2048), seeds=5)
 
 
-def search_cpu() -> Search:
+def search_cpu() -> MultiplierSearch:
     """0.1M parameters, 100,000 tokens a run; tried on a network four times as wide and twice as deep."""
-    return Search(base=_proxy(32, 2, replace(_SHORT, horizon_tokens=100_000)))
+    return MultiplierSearch(base=_proxy(32, 2, replace(_SHORT, horizon_tokens=100_000)))
 
 
-def search_accelerator() -> Search:
+def search_accelerator() -> MultiplierSearch:
     """3M parameters, 4M tokens a run, 600 runs; tried on networks of 50M and more."""
     recipe = replace(_SHORT, horizon_tokens=4_000_000, warmup_tokens=200_000)
-    return Search(base=_proxy(256, 4, recipe, batch=2048), runs=601, per_round=20)
+    return MultiplierSearch(base=_proxy(256, 4, recipe, batch=2048), runs=601, per_round=20)
 
 
 def policies_cpu() -> PolicyStudy:

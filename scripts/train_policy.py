@@ -17,7 +17,7 @@ from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
 from trimask.diffusion.pretraining.trained_model import load
 from trimask.diffusion.transformer import num_parameters
 from trimask.sampling_rl.problem_sets import from_prepared
-from trimask.sampling_rl.train_policy import PolicyTrainConfig, train_policy, trained_on
+from trimask.sampling_rl.train_policy import PolicyTrainConfig, problems_summary, train_policy
 from trimask.scripts import cli
 from trimask.scripts.console import option, parse, progress_report, say
 from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, PositiveInt
@@ -68,9 +68,9 @@ def run(arguments: Arguments) -> None:
     )
     config = arguments.config
     longest = max(problem.request.length for problem in problems.problems)
-    loaded.require_room(config.loop.limits, config.problems_per_step * config.episodes_of_group, longest)
-    about = trained_on(str(arguments.run), loaded.step, problems)
-    policy = train_policy(arguments.policy, arguments.config, problems, loaded.denoise, about)
+    loaded.require_room(config.loop.limits, config.problems_per_step * config.episodes_per_problem, longest)
+    summary = problems_summary(str(arguments.run), loaded.step, problems)
+    policy = train_policy(arguments.policy, arguments.config, problems, loaded.denoise, summary)
     size = f"{num_parameters(policy.parameters):,} parameters"
     say(f"A policy of {size}: {arguments.policy}")
 

@@ -34,7 +34,7 @@ from trimask.diffusion.transformer import Transformer, TransformerConfig
 from trimask.sampling_rl.environment import UnmaskingEnv, UnmaskingVectorEnv
 from trimask.sampling_rl.episode_batch import UnmaskingConfig
 from trimask.sampling_rl.problems import Problem, ProblemSet
-from trimask.sampling_rl.rollout import Recorder, rollout, rows_of
+from trimask.sampling_rl.rollout import Recorder, problem_rows, rollout
 from trimask.scripts import cli
 from trimask.scripts.benchmark import denoise_with, parse_size, run_elsewhere, write
 from trimask.scripts.console import parse, tracked
@@ -147,7 +147,7 @@ class _Setting:
         requests = [Example("text", (Segment("text", np.concatenate([p, masks])),)) for p in self.prompts]
         grade = lambda problems, answers: np.ones(len(answers))  # noqa: E731
         self.problems = ProblemSet("random", self.vocabulary, [Problem(request, {}) for request in requests], grade)
-        self.rows = jax.device_put(rows_of(self.problems.problems, self.vocabulary))
+        self.rows = jax.device_put(problem_rows(self.problems.problems, self.vocabulary))
         self.config = UnmaskingConfig(stop_at_eos=False)
 
     def in_one_loop(self, number: int) -> tuple[int, int]:
