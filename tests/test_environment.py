@@ -172,11 +172,8 @@ def episode(env, **reset):
 
 
 def test_blocks_longer_than_what_is_asked_are_full_diffusion():
-    assert [UnmaskingConfig(block_length=n).episode_rules(VOCABULARY, 6).gives_up_after for n in (None, 4, 99)] == [
-        6,
-        4,
-        6,
-    ]
+    rules = [UnmaskingConfig(block_length=length).episode_rules(VOCABULARY, 6) for length in (None, 4, 99)]
+    assert [of_length.gives_up_after for of_length in rules] == [6, 4, 6]
 
 
 def test_a_seed_fixes_the_problem_and_what_is_drawn():

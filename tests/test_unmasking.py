@@ -470,7 +470,7 @@ def test_the_command_trains_on_questions_of_prepared_data(loaded, prepared, tmp_
     config = json.loads((tmp_path / "fast/config.json").read_text())
     assert config["generation"]["block_length"] == 8 and config["grpo"]["learning_rate"] == 3e-4
     assert len((tmp_path / "fast/metrics.jsonl").read_text().splitlines()) == 1
-    assert "A policy of" in capsys.readouterr().out
+    assert "Policy with" in capsys.readouterr().out
     about = json.loads((tmp_path / "fast/policy.json").read_text())
     assert "8 problems of sums text train" in about["trained_on"]
     with pytest.raises(ValueError, match="no preset 'quick'; there are paper"):

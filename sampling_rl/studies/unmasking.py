@@ -63,7 +63,8 @@ class UnmaskingStudy(Checked):
     task: str = TEXT
     """Task of the problems, such as text (complete a text), text_to_image or audio_to_text."""
     judge: str | None = None
-    """Judge that decides which answers are right, as in `trimask evaluate --judge`. None: the task's default judge."""
+    """Judge that decides which answers are right: a name that `trimask evaluate` takes, or MODULE:FUNCTION. None: the
+    task's default judge."""
     split: str = "test"
     """Split with the problems."""
     length: Size | None = None
