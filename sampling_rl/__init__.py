@@ -1,4 +1,8 @@
-"""Registers the environment: `gymnasium.make("trimask/Unmasking-v0", problems=…, denoise=…)`, and `make_vec`."""
+"""Learned unmasking. Importing it registers the Gymnasium environment trimask/Unmasking-v0.
+
+gymnasium.make("trimask/Unmasking-v0", problems=…, denoise=…)
+gymnasium.make_vec("trimask/Unmasking-v0", num_envs, problems=…, denoise=…)
+"""
 
 from gymnasium.envs.registration import register
 

@@ -1,11 +1,11 @@
-"""Unmasking as a Gymnasium environment: agents say which proposals are revealed, and are paid for right answers.
+"""Unmasking as a Gymnasium environment: agents choose which proposals are revealed, and are rewarded for right answers.
 
-    reset        = initial_state, enter_blocks, observe
-    step(action) = reveal, then enter_blocks and observe where masks are left, the reward where none are
+    reset        = start, enter_blocks, observe
+    step(action) = reveal, then enter_blocks and observe if masks are left, else the reward
 
-These are the sampler's own (`diffusion.sampling.loop`), with the sampler's keys: an environment that a strategy drives
-is the sampler with that strategy, token for token and evaluation for evaluation. Agents number what is asked for in
-the order of the row: index i of an action or observation is the i-th asked position, wherever that is in a row.
+These are the functions of `diffusion.sampling.sampler`, with the sampler's random keys: an environment that is driven
+by a strategy does the same as the sampler with that strategy, token for token and evaluation for evaluation. Index i of
+an action or an observation is the i-th asked position of the row, that is, the i-th one that is masked in the request.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,98 +21,100 @@ from jaxtyping import Bool
 
 from trimask.diffusion.denoiser import Denoiser
 from trimask.diffusion.sampling.state import Observation, State
-from trimask.sampling_rl.episode_batch import Episodes, Shown, UnmaskingConfig
+from trimask.sampling_rl.episode_batch import AgentObservation, EpisodeBatch, UnmaskingConfig
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.reward import Reward, RewardConfig
 
 _CONFIG, _REWARD = UnmaskingConfig(), RewardConfig()
 
 
-class _OfSampler:
-    """What the sampler has of the episodes under way."""
+class _SamplerAccess:
+    """Access to the sampler's view of the running episodes, which a strategy that drives the environment needs."""
 
-    episodes: Episodes
+    episodes: EpisodeBatch
 
     @property
     def state(self) -> State:
-        """The sampler's state, a row per environment."""
+        """The sampler's state, one row per environment."""
         return self.episodes.state
 
     @property
-    def seen(self) -> Observation:
-        """All that a strategy sees of it."""
-        return self.episodes.seen
+    def sampler_observation(self) -> Observation:
+        """The observation that the sampler would pass to a strategy, one row per environment."""
+        return self.episodes.sampler_observation
 
 
-class UnmaskingEnv(_OfSampler, gymnasium.Env[Shown, np.ndarray]):
+class UnmaskingEnv(_SamplerAccess, gymnasium.Env[AgentObservation, np.ndarray]):
     """A frozen masked diffusion model, and an agent that decides what to reveal when.
 
     ## Description
 
     A problem is a row of tokens of which some, at most L, are masked: a text to write, a picture's or a sound's codes.
-    In every step the model looks at the row once and proposes a token wherever the current block is masked. The agent
-    chooses which of the proposals become part of the row; they stay. Many at once is quick. But tokens proposed
-    together do not know of each other, so waiting makes answers better: what to reveal when is the agent's art. Blocks
-    are filled from left to right, and a block takes as many steps as it has tokens at most.
+    In every step the model evaluates the row once and proposes a token at every masked position of the current block.
+    The agent chooses which of the proposals become part of the row; they stay. Revealing many at once is fast, but
+    tokens that are proposed together are sampled independently of each other, so revealing fewer makes better answers.
+    Blocks are filled from left to right, and a block takes at most as many steps as it has tokens.
 
     ## Action Space
 
-    `MultiBinary(L)`. Bit i reveals the proposal for the i-th token asked for. Bits of tokens that are not masked, not
-    in the current block or not there (a problem may ask for less than L) have no effect. Revealing nothing is allowed,
-    and costs as much as any other step.
+    `MultiBinary(L)`. Bit i reveals the proposal for the i-th asked position. Bits of positions that are not masked or
+    not in the current block, and bits beyond the last position of a problem that asks for fewer than L tokens, have no
+    effect. Revealing nothing is allowed, and costs as much as any other step.
 
     ## Observation Space
 
-    `Dict`, of the tokens asked for; all zero where a problem asks for less than L.
+    `Dict` over the asked positions; all zero past the last one if a problem asks for fewer than L tokens.
 
     | Key          | Space                       | Meaning                                                            |
     |--------------|-----------------------------|--------------------------------------------------------------------|
     | `confidence` | `Box(0, 1, (L, K), float32)`| the model's K largest probabilities, in falling order; 0 where     |
     |              |                             | nothing is masked or outside the block                             |
     | `is_masked`  | `MultiBinary(L)`            | whether the token is still to be revealed                          |
-    | `in_block`   | `MultiBinary(L)`            | whether the token is of the block that is being filled             |
-    | `progress`   | `Box(0, 1, (1,), float32)`  | steps taken / tokens asked for, 1 at most                          |
+    | `in_block`   | `MultiBinary(L)`            | whether the token is in the block that is being filled             |
+    | `progress`   | `Box(0, 1, (1,), float32)`  | steps taken / tokens asked for, at most 1                          |
 
-    At the end of an episode no evaluation is made: everything but `progress` is 0.
+    The observation at the end of an episode is made without an evaluation: everything but `progress` is 0.
 
     ## Starting State
 
-    One of the problems, each as likely as any other, with everything that it asks for masked.
+    A problem drawn uniformly at random, with all tokens that it asks for masked.
 
     ## Reward
 
-    0 until the end of the episode; then `reward(right, nfe, length)`: how right the answer is by the problems' own
-    judge, what is still masked included, the evaluations it took, and the tokens it was asked for. By default
+    0 until the end of the episode; then `reward(right, nfe, length)`: the grade of the answer in [0, 1] (positions that
+    were given up included), the number of function evaluations, and the number of tokens asked for. By default
     right · (n − min(NFE, n) + 1)/n for n tokens.
 
     ## Episode End
 
-    - Termination: everything was revealed.
-    - Truncation: nothing is left to do, but some block ran out of steps and its masks were given up. The answer is
-      judged as it is.
+    - Termination: everything is revealed.
+    - Truncation: the last block is finished, but a block ran out of steps and its remaining masks were given up. The
+      answer is graded as it is.
 
     ## Information
 
-    `problem`: its number. `nfe`: function evaluations so far, 2 a step with guidance. `tokens`: the L codes asked for,
-    −1 where one is masked or not there. At the end also `right`, in [0, 1].
+    `problem`: index of the problem. `nfe`: number of function evaluations so far, two per step with guidance. `tokens`:
+    the L codes asked for, −1 where a token is masked and past the last one. At the end also `right`, the grade of the
+    answer in [0, 1].
 
     ## Arguments
 
-    - `problems`: what is asked, and who judges (`ProblemSet`).
-    - `denoise`: the model, or any transform of one (`Denoiser`); restricted to the ids that a position may take.
+    - `problems`: the problems and the function that grades answers (`ProblemSet`).
+    - `denoise`: the model, or any transform of one (`Denoiser`); its logits are restricted to the ids that a position
+      may take.
     - `config`: blocks, K, temperature, guidance (`UnmaskingConfig`).
-    - `reward`: rightness, evaluations and tokens asked for → reward (`RewardConfig`, or any such function).
-    - `render_mode`: "ansi" renders the codes of the row, masks as `_`.
+    - `reward`: function of grade, evaluations and tokens asked for (`RewardConfig`, or any such function).
+    - `render_mode`: "ansi" renders the codes of the row, with masks as `_`.
 
-    `reset` takes `options={"problem": number}`. A seed fixes the problem, and with it or with a chosen one everything
-    that is drawn thereafter. `unwrapped.state`, `unwrapped.seen` and `unwrapped.rules` are the sampler's: what a
-    strategy needs.
+    `reset` takes `options={"problem": index}` to choose the problem. A seed determines the problem, unless it is
+    chosen, and all randomness of the following episodes. `unwrapped.state`, `unwrapped.sampler_observation` and
+    `unwrapped.rules` are those of the sampler, for strategies that drive the environment.
 
     ## References
 
     *Learning Unmasking Policies for Diffusion Language Models* (arXiv 2512.09106).
 
-    Deviation: a text is over at its first EOS, unless `stop_at_eos` is False.
+    Deviation: a text ends at its first EOS, unless `stop_at_eos` is False.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012
@@ -126,34 +128,34 @@ class UnmaskingEnv(_OfSampler, gymnasium.Env[Shown, np.ndarray]):
         reward: Reward = _REWARD,
         render_mode: str | None = None,
     ):
-        self.episodes = Episodes(problems, denoise, config, reward, 1)
+        self.episodes = EpisodeBatch(problems, denoise, config, reward, 1)
         self.observation_space, self.action_space = _spaces(problems, config)
         self.rules, self.render_mode = self.episodes.rules, render_mode
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Shown, dict[str, Any]]:
-        """Begins an episode."""
+    ) -> tuple[AgentObservation, dict[str, Any]]:
+        """Begins an episode, with the problem of `options={"problem": index}` or a random one."""
         super().reset(seed=seed)
-        (chosen,) = _chosen(self.episodes.problems, options, 1)
-        self.episodes.begin({0: self.episodes.drawn(self.np_random, chosen)})
-        return self._observed(), self.episodes.info(0)
+        (chosen,) = _chosen_problems(self.episodes.problems, options, 1)
+        self.episodes.begin({0: self.episodes.draw_episode(self.np_random, chosen)})
+        return self._observe(), self.episodes.info(0)
 
-    def step(self, action: Any) -> tuple[Shown, float, bool, bool, dict[str, Any]]:
-        """Reveals where bits are set."""
+    def step(self, action: Any) -> tuple[AgentObservation, float, bool, bool, dict[str, Any]]:
+        """Reveals the proposals whose bit is set. Raises ValueError if the action is not L values 0 or 1."""
         (reward,), (terminated,), (truncated,) = self.episodes.reveal(_bits(action, (self.episodes.length,))[None])
         if terminated or truncated:
             observation = self.episodes.last_observation(0)
             self.episodes.end()
         else:
-            observation = self._observed()
+            observation = self._observe()
         return observation, float(reward), bool(terminated), bool(truncated), self.episodes.info(0)
 
-    def _observed(self) -> Shown:
+    def _observe(self) -> AgentObservation:
         return {key: rows[0] for key, rows in self.episodes.observe().items()}
 
     def render(self) -> str | None:  # type: ignore[override]
-        """The codes of the row, a line per medium."""
+        """Codes of the row, one line per medium; None without a render mode."""
         if self.render_mode is None:
             return None
         segments = self.episodes.answer(0).segments
@@ -163,32 +165,32 @@ class UnmaskingEnv(_OfSampler, gymnasium.Env[Shown, np.ndarray]):
         )
 
 
-class UnmaskingVectorEnv(_OfSampler, VectorEnv[Shown, np.ndarray, np.ndarray]):
-    """Many `UnmaskingEnv`s whose rows are one batch.
+class UnmaskingVectorEnv(_SamplerAccess, VectorEnv[AgentObservation, np.ndarray, np.ndarray]):
+    """A vector environment of `UnmaskingEnv`s whose rows are evaluated as one batch.
 
     ## Description, Action Space, Observation Space, Starting State, Reward
 
-    Those of `UnmaskingEnv`, for each sub-environment. Rows do not depend on their neighbours: sub-environment i of a
-    batch that is reset with seed s is the single environment with seed s + i, episode for episode.
+    As for `UnmaskingEnv`, for each sub-environment. Rows do not depend on their neighbours: sub-environment i of a
+    vector environment that is reset with seed s equals the single environment with seed s + i, episode for episode.
 
     ## Episode End
 
-    A row whose episode ends begins its next one in the same step (`AutoresetMode.SAME_STEP`), before the one evaluation
-    of the batch, so none is spent on what is finished.
+    A row whose episode ends begins its next one in the same step (`AutoresetMode.SAME_STEP`), before the evaluation of
+    the batch, so that no evaluation is spent on a finished row.
 
     ## Information
 
-    As in Gymnasium's own vector environments: arrays over the sub-environments, each with a mask `_key`, and
+    As in Gymnasium's own vector environments: arrays over the sub-environments, each with a boolean array `_key`, and
     `final_obs` and `final_info` of the episodes that have just ended.
 
     ## Arguments
 
-    Those of `UnmaskingEnv` but `render_mode`, and `num_envs`. `reset` takes a seed or a list of them, and
-    `options={"problem": …}` a number, or one for each sub-environment.
+    As for `UnmaskingEnv`, without `render_mode`, and with `num_envs`. `reset` takes a seed or a list of seeds, and
+    `options={"problem": …}` with one index, or one for each sub-environment.
 
     ## References
 
-    Those of `UnmaskingEnv`.
+    As for `UnmaskingEnv`.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
@@ -202,7 +204,7 @@ class UnmaskingVectorEnv(_OfSampler, VectorEnv[Shown, np.ndarray, np.ndarray]):
         config: UnmaskingConfig = _CONFIG,
         reward: Reward = _REWARD,
     ):
-        self.episodes = Episodes(problems, denoise, config, reward, num_envs)
+        self.episodes = EpisodeBatch(problems, denoise, config, reward, num_envs)
         self.num_envs, self.rules = num_envs, self.episodes.rules
         self.single_observation_space, self.single_action_space = _spaces(problems, config)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -211,15 +213,15 @@ class UnmaskingVectorEnv(_OfSampler, VectorEnv[Shown, np.ndarray, np.ndarray]):
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Shown, dict[str, Any]]:
-        """Begins an episode in every row."""
-        chosen = _chosen(self.episodes.problems, options, self.num_envs)
+    ) -> tuple[AgentObservation, dict[str, Any]]:
+        """Begins an episode in every row, with the problems of `options={"problem": …}` or random ones."""
+        chosen = _chosen_problems(self.episodes.problems, options, self.num_envs)
         self._seed([seed + row for row in range(self.num_envs)] if isinstance(seed, int) else seed)
         self._begin(range(self.num_envs), chosen)
-        return self._observed({})
+        return self._observe({})
 
-    def step(self, actions: Any) -> tuple[Shown, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Reveals where bits are set."""
+    def step(self, actions: Any) -> tuple[AgentObservation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Reveals the proposals whose bit is set. Raises ValueError if actions are not num_envs × L values 0 or 1."""
         rewards, terminated, truncated = self.episodes.reveal(_bits(actions, (self.num_envs, self.episodes.length)))
         infos: dict[str, Any] = {}
         ended = np.flatnonzero(terminated | truncated).tolist()
@@ -227,30 +229,30 @@ class UnmaskingVectorEnv(_OfSampler, VectorEnv[Shown, np.ndarray, np.ndarray]):
             last = {"final_obs": self.episodes.last_observation(row), "final_info": self.episodes.info(row)}
             infos = self._add_info(infos, last, row)
         self._begin(ended, [None] * self.num_envs)
-        observations, infos = self._observed(infos)
+        observations, infos = self._observe(infos)
         return observations, rewards, terminated, truncated, infos
 
     def _begin(self, rows: Iterable[int], chosen: list[int | None]) -> None:
-        self.episodes.begin({row: self.episodes.drawn(self._generators[row], chosen[row]) for row in rows})
+        self.episodes.begin({row: self.episodes.draw_episode(self._generators[row], chosen[row]) for row in rows})
 
-    def _observed(self, infos: dict[str, Any]) -> tuple[Shown, dict[str, Any]]:
+    def _observe(self, infos: dict[str, Any]) -> tuple[AgentObservation, dict[str, Any]]:
         observations = self.episodes.observe()
         for row in range(self.num_envs):
             infos = self._add_info(infos, self.episodes.info(row), row)
         return observations, infos
 
     def _seed(self, seeds: list[int | None] | None) -> None:
-        """A generator for each row; None keeps the one that is there."""
+        """Makes a generator for each row from its seed; None keeps the row's generator, or makes a random one."""
         seeds = seeds or [None] * self.num_envs
         if len(seeds) != self.num_envs:
-            raise ValueError(f"there are {self.num_envs} sub-environments, and {len(seeds)} seeds")
+            raise ValueError(f"there must be a seed for each of {self.num_envs} sub-environments, got {len(seeds)}")
         for row, seed in enumerate(seeds):
             if seed is not None or self._generators[row] is None:
                 self._generators[row] = seeding.np_random(seed)[0]
 
 
 def _spaces(problems: ProblemSet, config: UnmaskingConfig) -> tuple[spaces.Space[Any], spaces.Space[np.ndarray]]:
-    """What one agent sees, and what it does."""
+    """Observation space and action space of one agent."""
     length = problems.length
     observation = {
         "confidence": spaces.Box(0.0, 1.0, (length, config.num_top), np.float32),
@@ -262,7 +264,7 @@ def _spaces(problems: ProblemSet, config: UnmaskingConfig) -> tuple[spaces.Space
 
 
 def _bits(action: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "*shape"]:
-    """The action, if it is one."""
+    """The action as booleans. Raises ValueError if it is not an array of this shape with values 0 and 1."""
     bits = np.asarray(action)
     if bits.shape != shape:
         raise ValueError(f"an action is an array {shape} of 0 and 1, got one of shape {bits.shape}")
@@ -271,15 +273,15 @@ def _bits(action: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "*shape"]:
     return bits.astype(bool)
 
 
-def _chosen(problems: ProblemSet, options: Mapping[str, Any] | None, num_rows: int) -> list[int | None]:
-    """The problem of every row, where the options say it."""
+def _chosen_problems(problems: ProblemSet, options: Mapping[str, Any] | None, num_rows: int) -> list[int | None]:
+    """Index of the problem that the options choose for every row; None without options."""
     if not options:
         return [None] * num_rows
     if set(options) != {"problem"}:
-        raise ValueError(f"reset takes the option problem, got {', '.join(map(str, options))}")
-    numbers = np.asarray(options["problem"])
-    if numbers.shape not in ((), (num_rows,)) or numbers.dtype.kind not in "iu":
-        raise ValueError(f"problem is a number, or one for each of {num_rows} rows, got {options['problem']!r}")
-    if numbers.min() < 0 or numbers.max() >= len(problems.problems):
+        raise ValueError(f"reset takes one option, problem; got {', '.join(map(str, options))}")
+    indices = np.asarray(options["problem"])
+    if indices.shape not in ((), (num_rows,)) or indices.dtype.kind not in "iu":
+        raise ValueError(f"problem must be an integer, or one for each of {num_rows} rows, got {options['problem']!r}")
+    if indices.min() < 0 or indices.max() >= len(problems.problems):
         raise ValueError(f"problem must lie in [0, {len(problems.problems)}), got {options['problem']!r}")
-    return np.broadcast_to(numbers, num_rows).tolist()
+    return np.broadcast_to(indices, num_rows).tolist()

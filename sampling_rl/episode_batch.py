@@ -1,13 +1,13 @@
-"""Rows that are filled by an agent's choices, a problem each: what both environments have in common.
+"""A batch of episodes, one row of tokens each, in which an agent chooses what to reveal: the core of both environments.
 
-Agents number what is asked for in the order of the row: place i of what they see and choose is the i-th asked position,
-wherever that is in a row.
+Agents see and choose the asked positions only, in the order of the row: index i of an observation or an action is the
+i-th asked position, wherever that is in the row.
 """
 
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,164 +25,165 @@ from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.reward import Reward
 from trimask.sampling_rl.rollout import gather_asked, scatter_asked
 from trimask.tokenizers.sequence import Example, TokenRows, assemble, disassemble, padding_rows, stack_rows
-from trimask.tokenizers.storage.ranges import Checked, NonNegative, Share, Size, real
+from trimask.tokenizers.storage.ranges import NonNegative, Size
 from trimask.tokenizers.vocabulary import Vocabulary
+
+_USED_BY_EPISODES = (
+    *("block_length", "temperature", "top_k", "top_p", "min_p", "guidance", "guidance_interval"),
+    *("stop_at_eos", "steps"),
+)
+"""Fields of `GenerationConfig` that have an effect although an agent acts in place of a strategy."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnmaskingConfig(Checked):
-    """How rows are filled, but for what the agent decides. What `GenerationConfig` has too means the same here."""
+class UnmaskingConfig(GenerationConfig):
+    """Sampling settings of episodes: the fields of `GenerationConfig` that do not belong to a strategy, and `num_top`.
 
-    block_length: Size | None = None
-    """Fill blocks of so many tokens from left to right. None: everything at once (full diffusion)."""
-    num_top: Size = 1
-    """Largest probabilities of each position that are observed: K."""
+    Those fields are block_length, temperature, top_k, top_p, min_p, guidance (a guided step counts two evaluations),
+    guidance_interval and stop_at_eos; and steps, which only strategies see that drive the environment in place of an
+    agent. Raises ValueError if another field differs from its default.
+    """
+
     temperature: NonNegative = 0.0
-    """Of the tokens' draw; 0 takes the most probable, and all randomness is the agent's."""
-    top_k: Size | None = None
-    """Draw among so many most probable tokens."""
-    top_p: Annotated[float, real(above=0, most=1)] | None = None
-    """Draw among the most probable tokens that together have this probability."""
-    min_p: Share | None = None
-    """Draw among the tokens at least so many times as probable as the most probable one."""
-    guidance: NonNegative = 0.0
-    """Classifier-free guidance: 0 is none. A guided step counts two evaluations."""
-    guidance_interval: tuple[Share, Share] | None = None
-    """Guide only while the share of masks lies in (low, high]. None: always."""
-    stop_at_eos: bool = True
-    """A text is over at its first EOS: what comes after is EOS, at no cost."""
-    steps: Size = 16
-    """Steps planned: agents see nothing of them, but strategies do that reveal an even share."""
+    """Temperature of the tokens; 0 takes the most probable token, so that all randomness is the agent's."""
+    num_top: Size = 1
+    """K: number of largest probabilities of each position that are observed."""
 
     def __post_init__(self):
         super().__post_init__()
-        _ = self.generation  # which checks the rest
+        for field in dataclasses.fields(GenerationConfig):
+            value, default = (getattr(config, field.name) for config in (self, GenerationConfig()))
+            if field.name not in _USED_BY_EPISODES and value != default:
+                raise ValueError(f"{field.name} has no effect in an environment and must be {default!r}, got {value!r}")
 
-    @property
-    def generation(self) -> GenerationConfig:
-        """The same for a sampler."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["num_top"]
-        return GenerationConfig(**fields)
+    def episode_rules(self, vocabulary: Vocabulary, length: int) -> Rules:
+        """Rules for episodes that ask for at most `length` tokens.
 
-    def rules(self, vocabulary: Vocabulary, length: int) -> Rules:
-        """Of episodes that ask for so many tokens at most: as many steps as a block has tokens, then it is given up."""
-        patience = min(self.block_length or length, length)
-        return dataclasses.replace(self.generation.rules(vocabulary), num_top=self.num_top, gives_up_after=patience)
-
-
-Shown = dict[str, np.ndarray]
-"""An agent's observation, or a batch of them."""
+        A block may take as many steps as it has tokens; then its remaining masks are given up.
+        """
+        max_num_steps = min(self.block_length or length, length)
+        return dataclasses.replace(self.rules(vocabulary), num_top=self.num_top, gives_up_after=max_num_steps)
 
 
-class Episodes:
-    """A row of tokens per episode; all rows have the length of the longest request, so everything is compiled once."""
+AgentObservation = dict[str, np.ndarray]
+"""Observation of an agent, or a batch of observations, by the keys of the environment's observation space."""
+
+
+class EpisodeBatch:
+    """A row of tokens per episode; all rows have the length of the longest request, so that each step compiles once."""
 
     def __init__(self, problems: ProblemSet, denoise: Denoiser, config: UnmaskingConfig, reward: Reward, num_rows: int):
         self.problems, self.config, self.reward = problems, config, reward
         self.length = problems.length
-        self.rules = config.rules(problems.vocabulary, self.length)
-        # A Partial is a tree of its arrays: what is compiled takes weights as arguments, not as constants.
+        self.rules = config.episode_rules(problems.vocabulary, self.length)
+        # A Partial is a tree of its arrays, so compiled functions take the weights as arguments, not as constants.
         self._denoise = denoise if isinstance(denoise, Partial) else Partial(denoise)
-        self._guidance = config.generation.guidance_settings
+        self._guidance = config.guidance_settings
         self._row_length = max(problem.request.length for problem in problems.problems)
         self._numbers, self._seeds = [0] * num_rows, [0] * num_rows
         self._requests = [padding_rows(problems.vocabulary, (), self._row_length)] * num_rows
         self._right: dict[int, float] = {}
         self._state: State | None = None
-        self._seen: Observation | None = None
+        self._observation: Observation | None = None
 
     @property
     def state(self) -> State:
-        """Of the sampler."""
-        return _begun(self._state)
+        """The sampler's state. Raises ResetNeeded before the first episode."""
+        return _require_begun(self._state)
 
     @property
-    def seen(self) -> Observation:
-        """What a strategy sees of the state; none is made of a finished batch."""
-        return _begun(self._seen)
+    def sampler_observation(self) -> Observation:
+        """What a strategy would see of the state. Raises ResetNeeded before the first episode and after `end`."""
+        return _require_begun(self._observation)
 
-    def drawn(self, generator: np.random.Generator, chosen: int | None) -> tuple[int, int]:
-        """The number of an episode's problem, if none is chosen, and the seed of all that is drawn in it."""
+    def draw_episode(self, generator: np.random.Generator, chosen: int | None) -> tuple[int, int]:
+        """Index of a problem, random if `chosen` is None, and the seed of an episode."""
         seed = int(generator.integers(2**32))
         return int(generator.integers(len(self.problems.problems))) if chosen is None else chosen, seed
 
-    def begin(self, drawn: dict[int, tuple[int, int]]) -> None:
-        """Rows begin with a problem, by number, and a seed; all of them at first."""
-        if not drawn:
+    def begin(self, episodes: dict[int, tuple[int, int]]) -> None:
+        """Begins episodes: row → (index of the problem, seed). The first call must begin all rows."""
+        if not episodes:
             return
         vocabulary = self.problems.vocabulary
-        for row, (number, seed) in drawn.items():
+        for row, (number, seed) in episodes.items():
             self._numbers[row], self._seeds[row] = number, seed
             self._requests[row] = assemble(vocabulary, [self.problems.problems[number].request], self._row_length)
             self._right.pop(row, None)
         fresh = _start(vocabulary.mask_id, stack_rows(self._requests), np.array(self._seeds, np.uint32))
-        is_new = np.isin(np.arange(len(self._requests)), list(drawn))
+        is_new = np.isin(np.arange(len(self._requests)), list(episodes))
         self._state = fresh if is_new.all() else _replaced(is_new, fresh, self.state)
 
-    def observe(self) -> Shown:
-        """One evaluation of the batch."""
+    def observe(self) -> AgentObservation:
+        """Enters the next blocks and runs the denoiser once; returns the agents' observations."""
         vocabulary = self.problems.vocabulary
-        how = (self._denoise, self._guidance, self.rules)
-        self._state, self._seen, shown, facts = _observe(vocabulary, self.length, *how, self.state)
-        self._facts = jax.device_get(facts)
+        self._state, self._observation, shown, status = _observe(
+            vocabulary, self.length, self._denoise, self._guidance, self.rules, self.state
+        )
+        self._status = jax.device_get(status)
         return {key: np.array(value) for key, value in shown.items()}
 
     def reveal(self, bits: Bool[np.ndarray, "rows asked"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rewards, and which episodes end with everything revealed, and with something given up."""
-        self._state, facts = _reveal(self.problems.vocabulary, self.length, self.rules, self.state, self.seen, bits)
-        self._facts = jax.device_get(facts)
+        """Reveals the proposals whose bit is set, and grades the answers of episodes that end.
+
+        Returns of each row the reward, whether it ended with everything revealed, and whether it ended with masks that
+        were given up.
+        """
+        observation = self.sampler_observation
+        self._state, status = _reveal(self.problems.vocabulary, self.length, self.rules, self.state, observation, bits)
+        self._status = jax.device_get(status)
         rewards = np.zeros(len(bits))
-        ended = np.flatnonzero(self._facts.is_done).tolist()
+        ended = np.flatnonzero(self._status.is_done).tolist()
         if ended:
             problems = [self.problems.problems[self._numbers[row]] for row in ended]
             right = self.problems.grade(problems, [self.answer(row) for row in ended])
             lengths = np.array([problem.length for problem in problems])
-            rewards[ended] = self.reward(right, self._facts.nfe[ended], lengths)
+            rewards[ended] = self.reward(right, self._status.nfe[ended], lengths)
             self._right = dict(zip(ended, right.tolist(), strict=True))
-        return rewards, self._facts.is_done & self._facts.is_whole, self._facts.is_done & ~self._facts.is_whole
+        return rewards, self._status.is_done & self._status.is_whole, self._status.is_done & ~self._status.is_whole
 
     def end(self) -> None:
-        """Nothing is to be revealed before rows begin anew."""
-        self._seen = None
+        """Forgets the observation, so that `reveal` raises ResetNeeded until episodes begin anew."""
+        self._observation = None
 
     def answer(self, row: int) -> Example:
-        """The example of a row; code -1 is not revealed."""
+        """The example that a row holds; code −1 where a token is not revealed."""
         sequence = jax.tree.map(lambda x: np.asarray(x[row]), self.state.sequence)
         return disassemble(self.problems.vocabulary, sequence)[0]
 
-    def last_observation(self, row: int) -> Shown:
-        """Of a finished row, without an evaluation: nothing is masked."""
+    def last_observation(self, row: int) -> AgentObservation:
+        """Observation of a finished row, made without an evaluation: all zero but for the progress."""
         nothing = np.zeros(self.length, np.int8)
         return {
             "confidence": np.zeros((self.length, self.config.num_top), np.float32),
             "is_masked": nothing,
             "in_block": nothing.copy(),
-            "progress": self._facts.progress[row].copy(),
+            "progress": self._status.progress[row].copy(),
         }
 
     def info(self, row: int) -> dict[str, Any]:
-        """What is known of a row besides."""
+        """The info that Gymnasium returns beside a row's observation; see `UnmaskingEnv`."""
         info = {
             "problem": self._numbers[row],
-            "nfe": int(self._facts.nfe[row]),
-            "tokens": self._facts.tokens[row].copy(),
+            "nfe": int(self._status.nfe[row]),
+            "tokens": self._status.tokens[row].copy(),
         }
         return info | ({"right": self._right[row]} if row in self._right else {})
 
 
-def _begun(what: Any) -> Any:
-    if what is None:
+def _require_begun(value: Any) -> Any:
+    if value is None:
         raise ResetNeeded("no episode has begun, or it is over: reset the environment first")
-    return what
+    return value
 
 
-class _Facts(NamedTuple):
-    """Of every row."""
+class _RowStatus(NamedTuple):
+    """Status of every row, for agents and rewards."""
 
     progress: Float[Array, "rows 1"]
+    """Steps taken over tokens asked for, at most 1."""
     tokens: Int[Array, "rows asked"]
-    """Codes; −1 where one is masked, given up or not there."""
+    """Codes; −1 where a token is masked or given up, and past the last asked position."""
     nfe: Int[Array, " rows"]
     is_done: Bool[Array, " rows"]
     is_whole: Bool[Array, " rows"]
@@ -205,35 +206,40 @@ def _replaced(is_new: Bool[Array, " rows"], fresh: State, old: State) -> State:
 @partial(jax.jit, static_argnums=(0, 1))
 def _observe(
     vocabulary: Vocabulary, length: int, denoise: Denoiser, guidance: Guidance | None, rules: Rules, state: State
-) -> tuple[State, Observation, dict[str, Array], _Facts]:
+) -> tuple[State, Observation, dict[str, Array], _RowStatus]:
     state = sampler.enter_blocks(state, rules)
-    of_tokens, _ = sampler.step_keys(state)
-    seen, _ = sampler.observe(of_tokens, generation_denoiser(denoise, vocabulary, guidance), state, rules)
-    facts = _facts(vocabulary, length, state)
-    assert seen.top is not None  # num_top is 1 at least
+    token_keys, _ = sampler.step_keys(state)
+    observation, _ = sampler.observe(token_keys, generation_denoiser(denoise, vocabulary, guidance), state, rules)
+    status = _row_status(vocabulary, length, state)
+    assert observation.top is not None  # num_top is 1 at least
     shown = {
-        "confidence": gather_asked(seen.top, state.is_asked, length),
+        "confidence": gather_asked(observation.top, state.is_asked, length),
         "is_masked": gather_asked(state.is_masked, state.is_asked, length).astype(jnp.int8),
-        "in_block": gather_asked(seen.in_block, state.is_asked, length).astype(jnp.int8),
-        "progress": facts.progress,
+        "in_block": gather_asked(observation.in_block, state.is_asked, length).astype(jnp.int8),
+        "progress": status.progress,
     }
-    return state, seen, shown, facts
+    return state, observation, shown, status
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _reveal(
-    vocabulary: Vocabulary, length: int, rules: Rules, state: State, seen: Observation, bits: Bool[Array, "rows asked"]
-) -> tuple[State, _Facts]:
-    state = sampler.reveal(state, seen, Choice(scatter_asked(bits, state.is_asked)), rules)
-    return state, _facts(vocabulary, length, state)
+    vocabulary: Vocabulary,
+    length: int,
+    rules: Rules,
+    state: State,
+    observation: Observation,
+    bits: Bool[Array, "rows asked"],
+) -> tuple[State, _RowStatus]:
+    state = sampler.reveal(state, observation, Choice(scatter_asked(bits, state.is_asked)), rules)
+    return state, _row_status(vocabulary, length, state)
 
 
-def _facts(vocabulary: Vocabulary, length: int, state: State) -> _Facts:
+def _row_status(vocabulary: Vocabulary, length: int, state: State) -> _RowStatus:
     sequence = state.sequence
     starts = jnp.array([ids.start for ids in vocabulary.ranges])
     codes = sequence.tokens - starts[vocabulary.range_numbers(sequence.modality, sequence.coordinates)]
     is_hole = state.is_asked & (sequence.tokens == vocabulary.mask_id)
-    return _Facts(
+    return _RowStatus(
         progress=jnp.minimum(state.step / state.is_asked.sum(axis=-1), 1.0)[:, None].astype(jnp.float32),
         tokens=gather_asked(jnp.where(is_hole, -1, codes) + 1, state.is_asked, length) - 1,  # −1 past the last, too
         nfe=state.nfe,

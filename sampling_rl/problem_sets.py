@@ -1,10 +1,10 @@
-"""Problem sets: questions of prepared data and of files in GSM8K's format, graded by the judges of evaluation.
+"""Problem sets from prepared data and from files in GSM8K's format, graded by the judges of evaluation.
 
-    from_prepared(prepared, "addition", "text", "test")    what `trimask evaluate` asks
-    gsm8k(path, prompts)                                   word problems that come to a number
+    from_prepared(prepared, "addition", "text", "test")    questions of `trimask evaluate`
+    gsm8k(path, prompts)                                   word problems whose answer is a number
 
-A token that was never revealed (code -1) is left out of a text, which is judged as it is; a picture or sound that
-lacks one is worth nothing. Any other grade: `dataclasses.replace(problems, grade=yours)`.
+Tokens that were never revealed (code −1) are left out of a text, and the rest is judged; a picture or sound with such a
+token has the grade 0. To grade otherwise, use `dataclasses.replace(problems, grade=…)`.
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ from trimask.diffusion.sampling.prompts import Prompts
 from trimask.sampling_rl.problems import Grade, Problem, ProblemSet
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Example
-from trimask.tokenizers.vocabulary import TEXT
+from trimask.tokenizers.vocabulary import TEXT, Task
 
 _LINES = 1024
-"""Of a file, read as a block."""
+"""Number of lines of a file that are read at a time."""
 
 
 def from_prepared(
@@ -45,44 +45,58 @@ def from_prepared(
     max_examples: int | None = None,
     judge: str | Judge | None = None,
 ) -> ProblemSet:
-    """What a task asks of a split of a dataset (None: the only one): of all examples, or of some, evenly spread.
+    """Problems of a task, from a split of a dataset (None: the only dataset), graded by a judge.
 
-    `length` is how many tokens a question may be answered with; None: as many as it was prepared with.
-    The judge is a name that `trimask evaluate --judge` takes, or a function of yours of the same kind. None: by which
-    a puzzle is right, else the task's usual one.
+    `max_examples` problems are taken, evenly spread over the split; None: all. `length` is the number of tokens of a
+    text's answer; None: the length with which the data were prepared. `judge` is a name that `trimask evaluate --judge`
+    takes, or a function of that kind; None: the one that a puzzle names, else the task's default judge.
+
+    Raises ValueError if the dataset, task or split does not exist, if there is nothing to ask or to judge, or if the
+    length cannot be chosen.
     """
-    names = list(prepared.manifest.datasets)
-    if dataset is None and len(names) > 1:
-        raise ValueError(f"{prepared.folder} has several datasets; --dataset names one of {', '.join(names)}")
-    dataset = dataset or names[0]
+    dataset = _dataset_name(prepared, dataset)
     manifest = prepared.dataset(dataset)
     tasks = {known.name: known for known in manifest.tasks(prepared.tokenizers.vocabulary)}
-    for what, name, there in (("task", task, list(tasks)), ("split", split, list(manifest.splits))):
-        if name not in there:
-            raise ValueError(f"{prepared.folder}: {dataset} has no {what} {name!r}, only {', '.join(there)}")
-    asked, part = tasks[task], HeldOutExamples(prepared, dataset, split, max_examples)
-    if asked.condition is None and not all(record["num_given"] for record in part.records):
+    for what, name, known in (("task", task, list(tasks)), ("split", split, list(manifest.splits))):
+        if name not in known:
+            raise ValueError(f"{prepared.folder}: {dataset} has no {what} {name!r}, only {', '.join(known)}")
+    chosen_task, part = tasks[task], HeldOutExamples(prepared, dataset, split, max_examples)
+    if chosen_task.condition is None and not all(record["num_given"] for record in part.records):
         raise ValueError(f"{prepared.folder}: {dataset} has texts without a question, to which no answer is right")
-    if length is not None and (asked.condition is not None or length < 1):
+    if length is not None and (chosen_task.condition is not None or length < 1):
         raise ValueError(f"the length of answers, at least 1, can be chosen of texts; got {length} of {task}")
-    if judge is None or isinstance(judge, str):
-        named = judge or _judge_of_puzzles(manifest)
-        real = TrainingExamples(prepared, dataset, EvaluateConfig.fit_examples)
-        judges = choose_judges(asked, part, real, {} if named is None else {task: [named]})
-        if not judges:
-            raise ValueError(f"{prepared.folder}: {dataset} has too few examples to judge {task} by; name a judge")
-        (chosen,) = judges
-    else:
-        chosen = NamedJudge(getattr(judge, "__name__", "of yours"), judge, None, None)
     return ProblemSet(
         name=f"{dataset} {task} {split}",
         vocabulary=prepared.tokenizers.vocabulary,
         problems=[
-            Problem(_of_length(question(asked, record), length), reference(asked, example))
+            Problem(_with_answer_length(question(chosen_task, record), length), reference(chosen_task, example))
             for record, example in zip(part.records, part.raw, strict=True)
         ],
-        grade=graded_by(chosen, prepared.tokenizers),
+        grade=grade_by(_named_judge(prepared, part, chosen_task, judge), prepared.tokenizers),
     )
+
+
+def _dataset_name(prepared: Prepared, dataset: str | None) -> str:
+    """The dataset, or the only one. Raises ValueError if none is given and there are several."""
+    names = list(prepared.manifest.datasets)
+    if dataset is None and len(names) > 1:
+        raise ValueError(f"{prepared.folder} has several datasets; --dataset names one of {', '.join(names)}")
+    return dataset or names[0]
+
+
+def _named_judge(prepared: Prepared, part: HeldOutExamples, task: Task, judge: str | Judge | None) -> NamedJudge:
+    """The judge with its name. Raises ValueError if there are too few examples for the default one."""
+    if judge is not None and not isinstance(judge, str):
+        return NamedJudge(getattr(judge, "__name__", "of yours"), judge, None, None)
+    name = judge or _judge_of_puzzles(prepared.dataset(part.dataset))
+    real = TrainingExamples(prepared, part.dataset, EvaluateConfig.fit_examples)
+    judges = choose_judges(task, part, real, {} if name is None else {task.name: [name]})
+    if not judges:
+        raise ValueError(
+            f"{prepared.folder}: {part.dataset} has too few examples to judge {task.name} by default; name a judge"
+        )
+    (chosen,) = judges
+    return chosen
 
 
 def gsm8k(
@@ -93,13 +107,15 @@ def gsm8k(
     length: int | None = None,
     max_examples: int | None = None,
 ) -> ProblemSet:
-    """Word problems of JSON lines with a `question` and an `answer` that ends in #### and a number.
+    """Word problems from JSON lines with a `question` and an `answer` that ends in #### and a number.
 
-    The template is what the model is given; `length` is how many tokens it may answer with, as of `Prompts.complete`.
-    An answer is right if it comes to the same number (`judges.number_of`).
+    The prompt is the template with the question in it; `length` is the number of tokens of an answer, as in
+    `Prompts.complete`. An answer is right if its number is that of the reference (`judges.number_of`).
+
+    Raises ValueError if the template has no {question}, and BadRecord for a line that is not such a problem.
     """
     if "{question}" not in template:
-        raise ValueError(f"the template must have a {{question}} in it, got {template!r}")
+        raise ValueError(f"the template must contain {{question}}, got {template!r}")
     records = [record for block in blocks_of(path, "line", _LINES) for record in records_of(block, "line")]
     problems = []
     for record in (records[number] for number in evenly_spaced(len(records), max_examples)):
@@ -107,17 +123,17 @@ def gsm8k(
             fields = Fields.of_json(record.text)
             asked, answer = (fields.text(name) for name in ("question", "answer"))
             if number_of(answer) is None:
-                raise ValueError(f'"answer" must come to a number after ####, got {answer[-40:]!r}')
+                raise ValueError(f'"answer" must end in #### and a number, got {answer[-40:]!r}')
             prompt = template.replace("{question}", asked)
             problems.append(Problem(prompts.complete(prompt, length), {TEXT: answer, "prompt": prompt}))
         except ValueError as error:
             raise BadRecord(str(path), record.line, str(error)) from error
     judge = NamedJudge("final_number", final_number, True, None)
-    return ProblemSet(path.stem, prompts.tokenizers.vocabulary, problems, graded_by(judge, prompts.tokenizers))
+    return ProblemSet(path.stem, prompts.tokenizers.vocabulary, problems, grade_by(judge, prompts.tokenizers))
 
 
-def _of_length(request: Example, length: int | None) -> Example:
-    """The question with so many tokens to answer it."""
+def _with_answer_length(request: Example, length: int | None) -> Example:
+    """The request of a text, with `length` masked tokens after the given ones; None leaves it as it is."""
     if length is None:
         return request
     (segment,) = request.segments
@@ -126,10 +142,13 @@ def _of_length(request: Example, length: int | None) -> Example:
     return replace(request, segments=(replace(segment, codes=codes),))
 
 
-def graded_by(judge: NamedJudge, tokenizers: MediaTokenizers) -> Grade:
-    """The grade that is a judge's score of each answer."""
+def grade_by(judge: NamedJudge, tokenizers: MediaTokenizers) -> Grade:
+    """Grade that is a judge's score of each answer.
+
+    Raises ValueError if lower scores are better. The grade raises it if scores are not in [0, 1], one per answer.
+    """
     if judge.higher_is_better is False:
-        raise ValueError(f"judge {judge.name} cannot grade answers: the better they are, the lower it is")
+        raise ValueError(f"judge {judge.name} cannot grade answers: its lower scores are better")
 
     def grade(problems: Sequence[Problem], answers: Sequence[Example]) -> Float[np.ndarray, " answers"]:
         codes = [_asked_codes(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
@@ -144,7 +163,7 @@ def graded_by(judge: NamedJudge, tokenizers: MediaTokenizers) -> Grade:
 
 
 def _asked_codes(problem: Problem, answer: Example) -> np.ndarray:
-    """The codes that were asked for; of a text, those that were revealed."""
+    """Codes of the generated medium; of a text, those of the asked positions that were revealed."""
     target = answer.segments[-1]
     if target.modality != TEXT:
         return target.codes
@@ -152,12 +171,12 @@ def _asked_codes(problem: Problem, answer: Example) -> np.ndarray:
     return asked[asked >= 0]
 
 
-def _scores(judge: NamedJudge, what: str, media: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
-    """One per item, in [0, 1]."""
-    found = judge(what, media, references)
-    if isinstance(found, float):
+def _scores(judge: NamedJudge, task: str, media: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
+    """Score of each medium, in [0, 1]. Raises ValueError if the judge gives no such scores."""
+    verdict = judge(task, media, references)
+    if isinstance(verdict, float):
         raise ValueError(f"judge {judge.name} cannot grade answers: it gives one score for all of them")
-    scores = found.totals / found.counts
+    scores = verdict.totals / verdict.counts
     if not (0 <= scores.min() <= scores.max() <= 1):
         raise ValueError(f"judge {judge.name} must give scores in [0, 1], got {scores.min():g} to {scores.max():g}")
     return scores

@@ -1,4 +1,4 @@
-"""Questions whose answers can be judged: what environments and rollouts are played on."""
+"""Problems: requests to fill masked tokens, whose answers can be graded."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ from trimask.tokenizers.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Problem:
-    """One question."""
+    """One problem."""
 
     request: Example
-    """What is asked is masked (code -1)."""
+    """The example with the tokens that are asked for masked (code −1)."""
     reference: Mapping[str, Any]
-    """Media of the real example by modality, as judges take them; "prompt" is what was given of a text."""
+    """Modality → medium of the real example, as judges take them; "prompt" → the part of a text that is given."""
 
     @property
     def length(self) -> int:
-        """Tokens asked for: L of the paper."""
+        """Number of tokens asked for: L of the paper (arXiv 2512.09106)."""
         return sum(int((segment.codes < 0).sum()) for segment in self.request.segments)
 
 
 Grade = Callable[[Sequence[Problem], Sequence[Example]], Float[np.ndarray, " answers"]]
-"""Problems and their answers, where code -1 is a token that was never revealed → how right each is, in [0, 1]."""
+"""(Problems, their answers) → grade of each answer in [0, 1], 1 for a right one. Code −1 is a token never revealed."""
 
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """Problems of one kind, and who judges."""
+    """Problems of one kind, and the function that grades their answers."""
 
     name: str
     vocabulary: Vocabulary
@@ -43,9 +43,9 @@ class ProblemSet:
         if not self.problems:
             raise ValueError(f"{self.name} has no problems")
         if any(problem.length == 0 for problem in self.problems):
-            raise ValueError(f"{self.name} has a problem that asks for nothing")
+            raise ValueError(f"{self.name} has a problem that asks for no tokens")
 
     @property
     def length(self) -> int:
-        """The most tokens that a problem asks for."""
+        """Largest number of tokens that a problem asks for."""
         return max(problem.length for problem in self.problems)

@@ -1,7 +1,7 @@
-"""What an episode is worth: a right answer, made in few evaluations (arXiv 2512.09106).
+"""Rewards of episodes: higher for right answers that took few function evaluations (arXiv 2512.09106).
 
-`right` says how right each episode's answer is, in [0, 1]; `nfe` is its number of function evaluations, `length` (L)
-the number of tokens asked for, and α how much speed is worth.
+`right` is the grade of each episode's answer in [0, 1], `nfe` its number of function evaluations, `length` (L) the
+number of tokens asked for, and α the weight of speed.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def multiplicative(
     length: Int[np.ndarray, " episodes"],
     alpha: float,
 ) -> Float[np.ndarray, " episodes"]:
-    """right · ((L − min(NFE, L) + 1)/L)^α."""
+    """Reward right · ((L − min(NFE, L) + 1)/L)^α."""
     return right * ((length - np.minimum(nfe, length) + 1) / length) ** alpha
 
 
@@ -36,7 +36,7 @@ def additive(
     length: Int[np.ndarray, " episodes"],
     alpha: float,
 ) -> Float[np.ndarray, " episodes"]:
-    """right − α · NFE/L, which collapses: revealing everything at once pays."""
+    """Reward right − α · NFE/L. Policies collapse under it: revealing everything at once pays, even if it is wrong."""
     return right - alpha * nfe / length
 
 
@@ -44,22 +44,24 @@ REWARDS: dict[str, Callable[..., Float[np.ndarray, " episodes"]]] = {
     "multiplicative": multiplicative,
     "additive": additive,
 }
-"""Name → (right, nfe, length, alpha) → rewards. None may rise with evaluations, and each rises with rightness."""
+"""Name → function (right, nfe, length, alpha) → rewards. Rewards must rise with `right` and not rise with `nfe`."""
 
 if TYPE_CHECKING:
-    Kind = str
+    RewardKind = str
 else:
-    Kind = Literal[tuple(REWARDS)]  # `--help` and errors list the table
+    RewardKind = Literal[tuple(REWARDS)]  # `--help` and errors list the table
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig(Checked):
-    """How evaluations count against being right."""
+    """Reward of an episode by the grade of its answer and its number of function evaluations."""
 
-    kind: Kind = "multiplicative"
-    """right · ((L − min(NFE, L) + 1)/L)^α, or right − α · NFE/L, which collapses: revealing everything at once pays."""
+    kind: RewardKind = "multiplicative"
+    """Formula of the reward, for an answer of L tokens with the grade right in [0, 1]: multiplicative is
+    right · ((L − min(NFE, L) + 1)/L)^α; additive is right − α · NFE/L, under which policies collapse to revealing
+    everything at once."""
     alpha: NonNegative = 1.0
-    """α: how much speed is worth. 0: nothing."""
+    """α: weight of speed in the reward; 0 rewards right answers alone."""
 
     def __call__(
         self,
@@ -67,5 +69,5 @@ class RewardConfig(Checked):
         nfe: Int[np.ndarray, " episodes"],
         length: Int[np.ndarray, " episodes"],
     ) -> Float[np.ndarray, " episodes"]:
-        """Rewards of finished episodes."""
+        """Rewards of finished episodes, in float64."""
         return REWARDS[self.kind](np.asarray(right, np.float64), nfe, length, self.alpha)

@@ -1,7 +1,7 @@
-"""Episodes of a policy or a strategy on a batch of problems, on the device in one call, and what is learned from them.
+"""Plays episodes of a policy or a strategy on a batch of problems, in one call on the device, and records their steps.
 
-Every step of an episode is stored as the policy saw it, and with its rounding: inputs in half precision, masks and
-revealed positions as bits; for the law dpls the order of picks, 16 bits per position.
+Every step is recorded with the inputs that the policy saw, rounded as they were: features in half precision, masks and
+revealed positions as bits; under the law dpls also the order of picks, with 16 bits per position.
 """
 
 import dataclasses
@@ -26,32 +26,33 @@ from trimask.tokenizers.sequence import Example, TokenRows, assemble, disassembl
 from trimask.tokenizers.vocabulary import Vocabulary
 
 _BUCKET = 8
-"""Rows are padded to a multiple of so many tokens."""
+"""Row lengths are multiples of this number of tokens."""
 
 _FEWEST = 16
-"""No fewer rows are played by themselves."""
+"""Smallest number of rows that are played by themselves, after the others are done."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Trajectories:
-    """Steps of episodes. Positions are those asked for, in order; behind the last of a problem there is nothing."""
+    """Recorded steps of episodes. Positions are the asked ones, in order of the row; all is 0 past the last one."""
 
     features: Float16[Array, "episodes steps asked features"]
     is_masked: UInt8[Array, "episodes steps bytes"]
-    """Bits."""
+    """Whether each position was masked before the step, as bits."""
     candidates: UInt8[Array, "episodes steps bytes"]
-    """Bits: what the action could reveal."""
+    """Whether the action could reveal each position, as bits."""
     action: UInt8[Array, "episodes steps bytes"] | Int[Array, "episodes steps asked"]
-    """Bits of bernoulli, int16 ranks of dpls."""
+    """Revealed positions: bits under the law bernoulli; under dpls int16 ranks, 1 for the first pick, 0 for none."""
     is_asked: Bool[Array, "episodes asked"]
+    """False past the last asked position of a problem."""
     num_steps: Int[Array, " episodes"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PolicyInputs:
-    """Steps of trajectories, unpacked: what the policy is asked."""
+    """A batch of recorded steps, unpacked: inputs of the policy, and the action as ranks."""
 
     features: Float16[Array, "batch asked features"]
     is_masked: Bool[Array, "batch asked"]
@@ -61,8 +62,10 @@ class PolicyInputs:
     steps_taken: Int[Array, " batch"]
 
 
-def step_of(trajectories: Trajectories, episodes: Int[Array, " batch"], steps: Int[Array, " batch"]) -> PolicyInputs:
-    """The given steps of the given episodes."""
+def policy_inputs_at(
+    trajectories: Trajectories, episodes: Int[Array, " batch"], steps: Int[Array, " batch"]
+) -> PolicyInputs:
+    """Unpacks the given step of each of the given episodes."""
     asked = trajectories.is_asked.shape[-1]
 
     def bits(packed):
@@ -80,8 +83,10 @@ def step_of(trajectories: Trajectories, episodes: Int[Array, " batch"], steps: I
     )
 
 
-def nothing(config: PolicyConfig, is_asked: Bool[Array, "episodes seq"], asked: int, steps: int) -> Trajectories:
-    """Trajectories without a step, with room for so many."""
+def empty_trajectories(
+    config: PolicyConfig, is_asked: Bool[Array, "episodes seq"], asked: int, steps: int
+) -> Trajectories:
+    """Trajectories without steps, with room for `steps` steps of `asked` positions."""
     episodes, num_bytes = len(is_asked), -(-asked // 8)
     bits = jnp.zeros((episodes, steps, num_bytes), jnp.uint8)
     ranks = jnp.zeros((episodes, steps, asked), jnp.int16)
@@ -98,15 +103,15 @@ def nothing(config: PolicyConfig, is_asked: Bool[Array, "episodes seq"], asked: 
 def gather_asked(
     values: Shaped[Array, "rows seq *rest"], is_asked: Bool[Array, "rows seq"], length: int
 ) -> Shaped[Array, "rows asked *rest"]:
-    """Values at the asked positions of each row, in order; 0 or False past the last."""
-    places = jnp.argsort(~is_asked, axis=-1, stable=True)[:, :length]
+    """Values at the first `length` asked positions of each row, in order; 0 or False past the last one."""
+    positions = jnp.argsort(~is_asked, axis=-1, stable=True)[:, :length]
     exists = jnp.arange(length) < is_asked.sum(axis=-1, keepdims=True)
-    places, exists = (x.reshape(*x.shape, *[1] * (values.ndim - 2)) for x in (places, exists))
-    return jnp.where(exists, jnp.take_along_axis(values, places, axis=1), jnp.zeros((), values.dtype))
+    positions, exists = (x.reshape(*x.shape, *[1] * (values.ndim - 2)) for x in (positions, exists))
+    return jnp.where(exists, jnp.take_along_axis(values, positions, axis=1), jnp.zeros((), values.dtype))
 
 
 def scatter_asked(bits: Bool[Array, "rows asked"], is_asked: Bool[Array, "rows seq"]) -> Bool[Array, "rows seq"]:
-    """The inverse: True at the asked positions whose bit is set."""
+    """Inverse of `gather_asked`: True at the asked positions whose bit is set."""
     number = jnp.maximum(jnp.cumsum(is_asked, axis=-1) - 1, 0)
     return is_asked & jnp.take_along_axis(bits, number, axis=1)
 
@@ -114,13 +119,13 @@ def scatter_asked(bits: Bool[Array, "rows asked"], is_asked: Bool[Array, "rows s
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Recorder:
-    """A policy or a strategy as a strategy whose memory is what it saw and did."""
+    """Strategy that acts as a policy or another strategy does, and records the steps in its memory, `Trajectories`."""
 
     config: PolicyConfig = dataclasses.field(metadata={"static": True})
-    """Of the policy that is to learn from it."""
+    """Configuration of the policy that learns from the recorded steps."""
     strategy: Strategy
     acts_anywhere: bool = dataclasses.field(default=False, metadata={"static": True})
-    """Whether actions are taken to be of all masked positions, whatever block the strategy had (expert steering)."""
+    """Whether all masked positions are recorded as candidates, even beyond the strategy's block (expert steering)."""
 
     def __call__(self, keys: RowKeys, seen: Observation, memory: Trajectories) -> tuple[Choice, Trajectories]:
         if isinstance(self.strategy, LearnedStrategy):
@@ -128,40 +133,41 @@ class Recorder:
         else:
             ranks = self._ranks(self.strategy(keys, seen, None)[0].reveal & seen.candidates, seen)
         candidates = seen.is_masked if self.acts_anywhere else seen.candidates
-        rows, at = jnp.arange(len(seen.step)), jnp.where(seen.in_block.any(axis=-1), seen.steps_taken, 1 << 30)
+        # Rows without an open block have no step to record: their index is out of bounds, and dropped.
+        rows, step = jnp.arange(len(seen.step)), jnp.where(seen.in_block.any(axis=-1), seen.steps_taken, 1 << 30)
 
-        def wrote(old, new):
+        def recorded(old, new):
             new = gather_asked(new, seen.is_asked, memory.is_asked.shape[-1])
             new = jnp.packbits(new, axis=-1) if new.dtype == bool else new.astype(old.dtype)
-            return old.at[rows, at].set(new, mode="drop")
+            return old.at[rows, step].set(new, mode="drop")
 
         is_bits = self.config.law == "bernoulli"
         return Choice(ranks > 0), dataclasses.replace(
             memory,
-            features=wrote(memory.features, policy_features(seen, self.config)),
-            is_masked=wrote(memory.is_masked, seen.is_masked),
-            candidates=wrote(memory.candidates, candidates),
-            action=wrote(memory.action, ranks > 0 if is_bits else ranks),
+            features=recorded(memory.features, policy_features(seen, self.config)),
+            is_masked=recorded(memory.is_masked, seen.is_masked),
+            candidates=recorded(memory.candidates, candidates),
+            action=recorded(memory.action, ranks > 0 if is_bits else ranks),
             num_steps=jnp.where(seen.in_block.any(axis=-1), seen.steps_taken + 1, memory.num_steps),
         )
 
     def _ranks(self, reveal: Bool[Array, "batch seq"], seen: Observation) -> Ranks:
-        """Picks of a strategy that has no order: the most confident first."""
+        """Ranks of revealed positions for a strategy that has no order: the most confident first."""
         if self.config.law == "bernoulli":
             return reveal.astype(jnp.int32)
         order = jnp.argsort(jnp.where(reveal, -seen.confidence, jnp.inf), axis=-1, stable=True)
         return jnp.where(reveal, jnp.argsort(order, axis=-1) + 1, 0)
 
 
-def rows_of(problems: Sequence[Problem], vocabulary: Vocabulary) -> TokenRows:
-    """All problems as rows of one length."""
+def problem_rows(problems: Sequence[Problem], vocabulary: Vocabulary) -> TokenRows:
+    """Requests of all problems as rows of one length."""
     length = max(problem.request.length for problem in problems)
     length = -(-length // _BUCKET) * _BUCKET
     return stack_rows([assemble(vocabulary, [problem.request], length) for problem in problems])
 
 
-def episodes_of(vocabulary: Vocabulary, state: State) -> list[Example]:
-    """The answers, code -1 where a token was never revealed."""
+def decoded_answers(vocabulary: Vocabulary, state: State) -> list[Example]:
+    """Answers of all rows; code −1 where a token was never revealed."""
     rows = jax.device_get(state.sequence)
     return [disassemble(vocabulary, jax.tree.map(itemgetter(n), rows))[0] for n in range(len(rows.tokens))]
 
@@ -170,40 +176,44 @@ def episodes_of(vocabulary: Vocabulary, state: State) -> list[Example]:
 def rollout(
     vocabulary: Vocabulary,
     denoise: Partial,
-    how: SamplerParts,
+    parts: SamplerParts,
     rows: TokenRows,
     key: PRNGKeyArray,
     *,
     asked: int,
     steps: int,
 ) -> tuple[State, Trajectories]:
-    """An episode per row, all in one call on the device; the strategy of `how` is a `Recorder`.
+    """Plays an episode per row, all in one call on the device; the strategy of `parts` must be a `Recorder`.
 
-    `asked` is the most tokens that a row asks for, `steps` the most steps an episode can have.
+    `asked` is the largest number of tokens that a row asks for, `steps` the largest number of steps of an episode.
+    Returns the final state and the recorded steps.
     """
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(rows.tokens)))
-    denoiser, recorder, rules = sampler_arguments(vocabulary, denoise, how)
+    denoiser, recorder, rules = sampler_arguments(vocabulary, denoise, parts)
     assert isinstance(recorder, Recorder)
     state = initial_state(rows, keys, rules.mask_id)
-    memory = nothing(recorder.config, state.is_asked, asked, steps)
+    memory = empty_trajectories(recorder.config, state.is_asked, asked, steps)
     rules = recorder.config.extended_rules(rules)
     rules = dataclasses.replace(rules, shows_all=rules.shows_all or recorder.acts_anywhere)
-    return _narrowing(partial(sampler.sample, denoiser, recorder, rules), state, memory)
+    return _sample_narrowing(partial(sampler.sample, denoiser, recorder, rules), state, memory)
 
 
-def _narrowing(sample, state: State, memory: Trajectories) -> tuple[State, Trajectories]:
-    """Plays all rows until half of them are done, then the other half by themselves, and so on."""
+def _sample_narrowing(sample, state: State, memory: Trajectories) -> tuple[State, Trajectories]:
+    """Plays all rows until half of them are done, then the other half as a smaller batch, and so on."""
     half = len(state.step) // 2
     if half < _FEWEST:
         return sample(state, memory)
     whole = sample(state, memory, half)
     left = jnp.argsort(whole[0].is_done, stable=True)[:half]
-    part = _narrowing(sample, *jax.tree.map(lambda x: x[left], whole))
+    part = _sample_narrowing(sample, *jax.tree.map(lambda x: x[left], whole))
     return jax.tree.map(lambda x, new: x.at[left].set(new), whole, part)
 
 
-def most_steps(rules: Rules, asked: int) -> int:
-    """Steps that an episode can have: so many in a block as the rules say, or as it has positions."""
+def max_num_steps(rules: Rules, asked: int) -> int:
+    """Largest number of steps of an episode that asks for `asked` tokens.
+
+    A block takes at most `rules.gives_up_after` steps; None: as many as it has positions.
+    """
     block = min(rules.block_length or asked, asked)
-    in_block = int(rules.gives_up_after or block)
-    return -(-asked // block) * in_block
+    steps_of_block = int(rules.gives_up_after or block)
+    return -(-asked // block) * steps_of_block

@@ -1,12 +1,12 @@
-"""trimask benchmark: how fast it is here, in tables and JSON.
+"""trimask benchmark: measures speed on this machine, and writes tables and JSON.
 
-trimask benchmark sample OUT      the sampler, beside LLaDA's and Fast-dLLM's own code if you have it
-trimask benchmark rollout OUT     episodes of an unmasking policy, beside environments and a loop in PyTorch
-trimask benchmark train OUT       the training step over vocabularies and sizes, beside other code
-trimask benchmark loss OUT        the loss and its gradients, with and without an array of logits
-trimask benchmark attention OUT   attention and its gradients, plain and by a kernel
-trimask benchmark data OUT        batches from prepared data, by threads and processes
-trimask benchmark checkpoint OUT  saving and restoring
+trimask benchmark sample OUT      sampler, compared with the code of LLaDA and Fast-dLLM if you have it
+trimask benchmark rollout OUT     episodes of an unmasking policy, compared with environments and a loop in PyTorch
+trimask benchmark train OUT       training step for several vocabularies and sizes, compared with other code
+trimask benchmark loss OUT        loss and its gradients, with and without an array of logits
+trimask benchmark attention OUT   attention and its gradients, by matrix products and by a kernel
+trimask benchmark data OUT        preparation of batches by threads and processes
+trimask benchmark checkpoint OUT  saving and restoring checkpoints
 """
 
 import importlib
@@ -35,28 +35,32 @@ BENCHMARKS = {
     name: f"trimask.scripts.benchmarks.{name}"
     for name in ("sample", "rollout", "train", "loss", "attention", "data", "checkpoint")
 }
-"""Name → module, which has `main(argv)`."""
+"""Name of a benchmark → its module, which has `main(argv)`."""
 
 
 def parse_size(size: str) -> tuple[int, int]:
-    """Width and layers of WIDTHxLAYERS."""
+    """Width and number of layers of a size WIDTHxLAYERS.
+
+    Raises ValueError if it is not of this form or the width is not a multiple of 64, the size of a head.
+    """
     width, _, layers = size.partition("x")
     if not (width.isdecimal() and layers.isdecimal() and int(width) and not int(width) % 64 and int(layers)):
-        raise ValueError(f"a size is WIDTHxLAYERS with a width that 64 divides, as 512x8; got {size!r}")
+        raise ValueError(f"a size is WIDTHxLAYERS, such as 512x8, with a width that is a multiple of 64; got {size!r}")
     return int(width), int(layers)
 
 
 def denoise_with(graph, parameters, sequence, positions=None, cache=None):
-    """The network as a function of its parameters too."""
+    """Denoiser of a network that is split into its graph and parameters (`nnx.split`)."""
     return nnx.merge(graph, parameters)(sequence, positions, cache)
 
 
-def run_elsewhere(
+def run_peer(
     python: Path, script: str, spec: dict[str, Any], weights: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """What a script of `benchmarks/peers` prints in another Python, an object of JSON a line; other lines are left out.
+    """Runs a script of `benchmarks/peers` in another Python; returns the JSON objects that it prints, one per line.
 
-    It is called as SCRIPT SPEC.json, and WEIGHTS.npz if there are any.
+    It is called as SCRIPT SPEC.json [WEIGHTS.npz]. Other lines of its output are ignored. Raises ValueError with the
+    end of its error output if it fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         write_text(Path(folder) / "spec.json", json.dumps(spec))
@@ -70,10 +74,10 @@ def run_elsewhere(
     return [parse_json(line, script) for line in done.stdout.splitlines() if line.startswith('{"')]
 
 
-def write(
+def write_results(
     out: Path, name: str, arguments: Any, cases: Sequence[Any], columns: list[str], cells: list[list[str]]
 ) -> None:
-    """OUT/NAME.json with everything, OUT/NAME.md with a table, which is also printed."""
+    """Writes OUT/NAME.json with all arguments and cases, and OUT/NAME.md with the table, and prints the table."""
     machine = f"{platform.machine()}, {jax.default_backend()}, {jax.device_count()} device(s), jax {jax.__version__}"
     content = {"machine": machine, "arguments": json.loads(json.dumps(asdict(arguments), default=str))}
     content["cases"] = [asdict(case) for case in cases]
@@ -85,7 +89,7 @@ def write(
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the command."""
+    """Runs `trimask benchmark` with these arguments."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         say(f"{__doc__}\nusage: trimask benchmark NAME OUT [options]")

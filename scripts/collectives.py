@@ -1,6 +1,6 @@
-"""What a device sends to others in a compiled program, read from XLA's text of it.
+"""Bytes that a device sends to others in a compiled program, read from the text of its XLA program.
 
-On a ring of n devices, with B the bytes that an exchange leaves on each of them, every device sends
+On a ring of n devices, with B the bytes of an exchange's result on each device, every device sends
 
     all-gather           B (n - 1)/n
     all-reduce           B 2 (n - 1)/n
@@ -14,7 +14,7 @@ from math import prod
 
 
 def sent_bytes(program: str, num_devices: int) -> float:
-    """What each of so many devices sends in one run of a program without loops around exchanges."""
+    """Bytes that each of `num_devices` devices sends in one run of the program; exchanges must not be inside loops."""
     return sum(_sent(line, num_devices) for line in program.splitlines())
 
 
@@ -23,12 +23,13 @@ _EXCHANGE = re.compile(
     r"(?P<start>-start)?\((?P<operands>.*?)\)"
 )
 _ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
-# Devices that exchange: the named axes of a mesh, or lists, or the lists that a shape gives.
+# Groups of devices that exchange: given by axes of a mesh, by lists, or by the shape of an array of all devices.
 _AXES = re.compile(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(.*?\))? \{(.*?)\}")
 _LISTS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
 
 
 def _sent(line: str, num_devices: int) -> float:
+    """Bytes that each device sends in one instruction; 0 if it is no exchange."""
     found = _EXCHANGE.search(line)
     if found is None:
         return 0.0
@@ -36,7 +37,7 @@ def _sent(line: str, num_devices: int) -> float:
         int(bits or 8) / 8 * prod(int(side) for side in shape.split(",") if side)
         for bits, shape in _ARRAY.findall(found["arrays"])
     ]
-    if found["start"] and found["kind"] != "all-reduce":  # operands, as many results, then its own counters
+    if found["start"] and found["kind"] != "all-reduce":  # operands, results of the same number, then counters
         number = found["operands"].count(",") + 1
         sizes = sizes[number : 2 * number]
     n = _group_size(line, num_devices)
@@ -51,7 +52,7 @@ def _sent(line: str, num_devices: int) -> float:
 
 
 def _group_size(line: str, num_devices: int) -> int:
-    """Devices that exchange with each other; an axis may be taken in part, as in 'axis':(2)4."""
+    """Number of devices that exchange with each other; an axis may be used in part, as in 'axis':(2)4."""
     mesh, lists = _AXES.search(line), _LISTS.search(line)
     if mesh is not None:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))

@@ -1,11 +1,11 @@
-"""trimask completion: what the Tab key adds, in bash, zsh or fish: commands, flags, presets, and folders of your own.
+"""trimask completion: prints a script that completes commands, flags, presets and your folders in bash, zsh or fish.
 
     bash    trimask completion bash > ~/.local/share/bash-completion/completions/trimask
     zsh     trimask completion zsh > "${fpath[1]}/_trimask"
     fish    trimask completion fish > ~/.config/fish/completions/trimask.fish
 
-What is printed lists the flags of this version, so write it again after an update. Folders of runs, policies and
-prepared data are looked for when Tab is pressed, by `trimask completion folders KIND BEGINNING`.
+The script holds the flags of this version, so write it again after an update. Folders of runs, policies and prepared
+data are searched for whenever Tab is pressed, by `trimask completion folders KIND BEGINNING`.
 """
 
 import importlib
@@ -31,8 +31,8 @@ _FOLDERS: dict[str, Callable[[Path], bool]] = {
     "policy": lambda path: (path / "policy.json").is_file(),
     "made": lambda path: any(_FOLDERS[kind](path) for kind in ("run", "data")),
 }
-"""Kind of folder → whether one is of it."""
-_NAMED = {
+"""Kind of folder → whether a folder is of this kind. "made" are runs and prepared data."""
+_KIND_OF_ARGUMENT = {
     "run": "run",
     "init-from": "run",
     "tuned-at": "run",
@@ -43,32 +43,32 @@ _NAMED = {
     "strategy": "policy",
     "init-from of train-policy": "policy",
 }
-"""Last part of an argument's name, which is a path → what kind of folder it names."""
+"""Last part of the name of an argument that is a path, or "NAME of COMMAND" → kind of folder that it names."""
 _FILES = ("images", "audio", "text", "prompts", "text-tokenizer")
-"""Arguments that are text, and name files."""
+"""Arguments of type str that name files."""
 _DEPTH = 2
-"""How far below a folder those of a kind are looked for, to offer the way to them."""
+"""Number of levels below a folder that are searched for folders of a kind, to offer the path to them."""
 _MOST = 2_000
-"""Files of one folder that are looked at."""
+"""Largest number of entries of one folder that are examined."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """For which shell."""
+    """Shell for which a completion script is printed."""
 
     shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
-    """Shell whose script is printed."""
+    """Shell for which the completion script is printed."""
 
 
 def run(shell: str) -> str:
-    """The shell's script."""
+    """Completion script for a shell."""
     import shtab
 
     return shtab.complete(parser_of_all(), shell)
 
 
 def parser_of_all() -> ArgumentParser:
-    """All commands and their flags as one parser, with what completes each value."""
+    """All commands and their flags as one parser, whose arguments say how shtab completes their values."""
     from trimask.configs.studies import STUDIES
     from trimask.scripts.benchmark import BENCHMARKS
 
@@ -81,69 +81,73 @@ def parser_of_all() -> ArgumentParser:
     for name, command in cli.COMMANDS.items():
         parser = commands.add_parser(name, help=command.summary, add_help=False)
         if name not in inner:
-            _add_flags(parser, name, _asked(command.module, []))
+            _add_flags(parser, name, _command_parser(command.module, []))
             continue
         parts = parser.add_subparsers()
         for part, summary in inner[name].items():
-            _add_flags(parts.add_parser(part, help=summary, add_help=False), name, _asked(command.module, [part]))
+            _add_flags(
+                parts.add_parser(part, help=summary, add_help=False), name, _command_parser(command.module, [part])
+            )
     return whole
 
 
 def _summary(module: str) -> str:
+    """First line of a module's docstring, without the command's name."""
     text = importlib.import_module(module).__doc__ or ""
     return text.splitlines()[0].partition(": ")[2].rstrip(".")
 
 
-def _asked(module: str, words: list[str]) -> Any:
-    """The parser of a command, like one of argparse."""
-    from trimask.scripts.console import AskedForFlags, only_flags
+def _command_parser(module: str, words: list[str]) -> Any:
+    """The parser of a command, which has the attributes of one of argparse."""
+    from trimask.scripts.console import ParserRequested, parser_only
 
     try:
-        with only_flags():
+        with parser_only():
             importlib.import_module(module).main(words)
-    except AskedForFlags as answer:
-        return answer.parser
+    except ParserRequested as request:
+        return request.parser
     raise RuntimeError(f"{module} did not parse its arguments")
 
 
-def _add_flags(parser: ArgumentParser, command: str, theirs: Any) -> None:
-    for action in theirs._actions:
+def _add_flags(parser: ArgumentParser, command: str, of_command: Any) -> None:
+    """Adds the arguments of a command's own parser to one that shtab reads."""
+    for action in of_command._actions:
         name, takes = action.dest.rpartition(".")[2], action.nargs
         options: dict[str, Any] = {"dest": action.dest} if action.option_strings else {}
         words = action.option_strings or [action.dest]
-        about = _about(action)
+        summary = _first_sentence(action)
         if takes == 0:
-            parser.add_argument(*words, **options, action="store_true", help=about)
+            parser.add_argument(*words, **options, action="store_true", help=summary)
             continue
-        added = parser.add_argument(*words, **options, nargs=None if takes == 1 else takes, metavar=name, help=about)
+        added = parser.add_argument(*words, **options, nargs=None if takes == 1 else takes, metavar=name, help=summary)
         choices = [*_choices(action, command)]
-        completes = _completes(action, command, choices)
-        if completes is not None:
-            added.complete = completes  # type: ignore[attr-defined]  # what shtab goes by, and argparse does not know
+        completer = _completer(action, command, choices)
+        if completer is not None:
+            added.complete = completer  # type: ignore[attr-defined]  # read by shtab, unknown to argparse
         elif choices:
             added.choices = choices
 
 
-def _completes(action: Any, command: str, choices: list[str]) -> Any:
-    """What completes a path, as shtab takes it; None for what is none."""
+def _completer(action: Any, command: str, choices: list[str]) -> Any:
+    """Completer of an argument that is a path, in the form that shtab takes; None if it is none."""
     import shtab
 
     flag = (action.option_strings or [action.dest])[0].removeprefix("--")
     name = flag if flag.rpartition(".")[2] not in ("run", "strategy") else flag.rpartition(".")[2]
-    kind = _NAMED.get(f"{name} of {command}", _NAMED.get(name))
-    if kind is not None and command != "inspect":  # which also takes a trace
-        return _completer(kind, choices)
+    kind = _KIND_OF_ARGUMENT.get(f"{name} of {command}", _KIND_OF_ARGUMENT.get(name))
+    if kind is not None and command != "inspect":  # which also takes a file, a trace
+        return _folder_completer(kind, choices)
     return shtab.FILE if "PATH" in str(action.metavar) or flag in _FILES or kind is not None else None
 
 
-def _about(action: Any) -> str:
-    """The first sentence of a flag's help."""
+def _first_sentence(action: Any) -> str:
+    """First sentence of a flag's help, without its default."""
     text = " ".join((action.help or "").split()).partition(" (default:")[0].partition(" (required")[0]
     return re.split(r"(?<=[a-z])[.:;] ", text)[0].rstrip(".").replace("%", "%%")
 
 
 def _choices(action: Any, command: str) -> Iterable[str]:
-    """Words that a value may be: those the parser knows, and names that are kept in tables."""
+    """Possible values of an argument: those that its parser lists, and names of presets and strategies."""
     from trimask.configs.policies import POLICIES
     from trimask.configs.presets import PRESETS
     from trimask.diffusion.sampling.strategies import STRATEGIES
@@ -158,11 +162,11 @@ def _choices(action: Any, command: str) -> Iterable[str]:
     return (word for group in braces for word in group.split(",") if word != "None")
 
 
-def _completer(kind: str, words: Sequence[str] = ()) -> dict[str, str | dict[str, str]]:
-    """How each shell completes a folder of a kind, or a word, as shtab takes it: a function that asks this module."""
-    # -P: what lies in the folder where Tab is pressed is not imported.
+def _folder_completer(kind: str, words: Sequence[str] = ()) -> dict[str, str | dict[str, str]]:
+    """Completer of folders of a kind, or of words, in the form that shtab takes: functions that call this module."""
+    # -P: modules in the folder where Tab is pressed are not imported.
     ask = f"{shlex.quote(sys.executable)} -P -m trimask.scripts.cli completion folders {shlex.join([kind, *words])}"
-    # A name by which shtab lets bash know that these are files.
+    # In bash, shtab takes what a function offers for file names if its own name contains _dir.
     name = f"_trimask_{kind}{'_or_word' if words else ''}_dirs"
     return {
         "bash": name,
@@ -179,9 +183,9 @@ def _completer(kind: str, words: Sequence[str] = ()) -> dict[str, str | dict[str
 
 
 def folders(kind: str, beginning: str) -> list[str]:
-    """Folders of a kind that a beginning may become, or those on the way to one; of any kind where there is none.
+    """Folders that begin so and are of a kind, or lead to one of that kind; all folders that begin so if there is none.
 
-    The beginning is as it was typed: after an opening quote, or with backslashes, and with variables.
+    The beginning is as it was typed: it may have an opening quote, backslashes and environment variables.
     """
     beginning = beginning[1:] if beginning[:1] in "'\"" else re.sub(r"\\(.)", r"\1", beginning)
     beginning = os.path.expandvars(beginning)
@@ -203,7 +207,7 @@ def _leads_to(path: Path, is_kind: Callable[[Path], bool], depth: int) -> bool:
 
 
 def _children(path: Path, is_hidden: bool = False) -> Iterator[Path]:
-    """Folders in a folder that can be looked at; hidden ones on request."""
+    """Folders in a readable folder; hidden ones only with `is_hidden`."""
     with suppress(OSError):
         for child in islice(path.iterdir(), _MOST):
             if child.is_dir() and (is_hidden or not child.name.startswith(".")):
@@ -215,7 +219,7 @@ def _is_data(path: Path) -> bool:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the command."""
+    """Runs `trimask completion` with these arguments."""
     if arguments[:1] == ["folders"] and len(arguments) >= 3 and arguments[1] in _FOLDERS:
         _, kind, *words, beginning = arguments
         for found in [*(word for word in words if word.startswith(beginning)), *folders(kind, beginning)]:

@@ -1,4 +1,4 @@
-"""What commands share on the terminal: parsing by preset, progress bars, tables."""
+"""Command line and terminal, for all commands: parsing with presets, progress bars, tables."""
 
 import argparse
 import io
@@ -30,48 +30,55 @@ from trimask.tokenizers.storage.files import printable
 _T = TypeVar("_T")
 
 console = Console()
-_only_flags = False
+_parser_only = False
+"""Whether `parse` raises `ParserRequested` instead of parsing."""
 
 
 def parse(kind: Any, arguments: list[str], command: str, description: str, default: Any = None) -> Any:
-    """The command's arguments as its dataclass; wrong ones end with a usage message and suggestions."""
+    """Parses the arguments of a command as the dataclass `kind`, with `default` for all that they do not set.
+
+    Impossible arguments end the process with status 2, a usage message and suggestions.
+    """
     given = {} if default is None else {"default": default}
     with FLAGS, _plain_errors(arguments):
-        if _only_flags:
+        if _parser_only:
             with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # it has no other name so far
-                raise AskedForFlags(tyro.extras.get_parser(kind, prog=f"trimask {command}", **given))
+                raise ParserRequested(tyro.extras.get_parser(kind, prog=f"trimask {command}", **given))
         return tyro.cli(kind, args=arguments, prog=f"trimask {command}", description=description, **given)
 
 
-class AskedForFlags(Exception):
-    """What a command ends with that was only asked for its flags."""
+class ParserRequested(Exception):
+    """Raised by `parse` within `parser_only`; carries the command's parser."""
 
     def __init__(self, parser: Any):
-        self.parser = parser  # like argparse's: tyro has a copy of that
+        self.parser = parser  # has the attributes of argparse's; tyro has a copy of argparse
 
 
 @contextmanager
-def only_flags() -> Iterator[None]:
-    """Lets commands that parse their arguments here go no further, and raise `AskedForFlags`."""
-    global _only_flags
-    _only_flags = True
+def parser_only() -> Iterator[None]:
+    """Makes `parse` raise `ParserRequested` within, so that commands end once their parser is made."""
+    global _parser_only
+    _parser_only = True
     try:
         yield
     finally:
-        _only_flags = False
+        _parser_only = False
 
 
 def parse_from_preset(make: Callable[[Experiment], _T], arguments: list[str], command: str, description: str) -> _T:
-    """The arguments as a dataclass whose defaults are what `make` takes of the experiment that --preset names."""
+    """Parses the arguments with defaults that `make` takes from the experiment which --preset names.
+
+    The presets are listed in the help.
+    """
     presets = "\n".join(f"  {name:12} {(preset.__doc__ or '').splitlines()[0]}" for name, preset in PRESETS.items())
     default = make(preset(option(arguments, "--preset")))
-    description = f"{description}\n\nWhat --preset can name; its values are the defaults shown below:\n{presets}"
+    description = f"{description}\n\nPresets; the values of the chosen one are the defaults below:\n{presets}"
     return parse(type(default), arguments, command, description, default)
 
 
 @contextmanager
 def _plain_errors(arguments: list[str]) -> Iterator[None]:
-    """What is said of arguments with characters that steer a terminal is said without them, and without colours."""
+    """Removes terminal control characters, and colours, from messages about arguments that contain such characters."""
     if all(printable(word, keep="\n\t") == word for word in arguments):
         yield
         return
@@ -85,9 +92,9 @@ def _plain_errors(arguments: list[str]) -> Iterator[None]:
 
 
 def joined(arguments: list[str], *flags: str) -> list[str]:
-    """Flags of several values may be given several times: --infill A --infill B is --infill A B.
+    """Joins repeated flags that take several values: --infill A --infill B becomes --infill A B.
 
-    After = a value may begin with dashes: --prompt=--x. The values are `escaped`, which parsing takes back.
+    After = a value may begin with dashes: --prompt=--x. The values are `escaped`; parsing undoes this.
     """
     values: dict[str, list[str]] = {}
     rest: list[str] = []
@@ -105,17 +112,17 @@ def joined(arguments: list[str], *flags: str) -> list[str]:
 
 
 def option(arguments: list[str], *names: str) -> str | None:
-    """The value of one option, ahead of parsing all of them."""
+    """Value of the option with one of these names, before all arguments are parsed; None if it is not given."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument(*names, dest="value")
     try:
         return parser.parse_known_args(arguments)[0].value
     except argparse.ArgumentError:
-        return None  # it lacks its value, which the real parser will say
+        return None  # its value is missing, which `parse` will report
 
 
 class _Rate(ProgressColumn):
-    """Items per second."""
+    """Column of a progress bar: items per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -124,7 +131,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress_report() -> Iterator[Callable[[str, int, int], None]]:
-    """A function `report(what, done, total)` that moves a progress bar per `what`."""
+    """Shows progress bars; yields a function `report(what, done, total)` that moves the bar of `what`."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -144,7 +151,7 @@ def progress_report() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def tracked(items: Collection[_T], what: str) -> Iterator[_T]:
-    """The items in turn; a progress bar counts those that are done."""
+    """Iterates over the items and shows how many are done in a progress bar labelled `what`."""
     with progress_report() as report:
         for done, item in enumerate(items):
             report(what, done, len(items))
@@ -153,15 +160,15 @@ def tracked(items: Collection[_T], what: str) -> Iterator[_T]:
 
 
 def say(text: str) -> None:
-    """Prints text as it is: never markup, on one line however long, without characters that steer a terminal."""
+    """Prints text literally: no markup, no line wrapping, and without terminal control characters."""
     console.print(Text(printable(text, keep="\n\t")), soft_wrap=True)
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    """A table whose first column is left-aligned and whose others are right-aligned."""
+    """A table with its first column left-aligned and the others right-aligned; cells are literal text, not markup."""
     result = Table(title=Text(printable(title), style="table.title"), title_justify="left")
     for number, column in enumerate(columns):
         result.add_column(Text(printable(column)), justify="right" if number else "left", overflow="fold")
     for row in rows:
-        result.add_row(*(Text(printable(cell)) for cell in row))  # not markup, whatever a caption holds
+        result.add_row(*(Text(printable(cell)) for cell in row))
     return result

@@ -1,4 +1,4 @@
-"""trimask demo: the whole story, from nothing to a model that writes, draws and speaks."""
+"""trimask demo: prepares data, trains, evaluates, and writes a report of a model that writes, draws and speaks."""
 
 import sys
 import time
@@ -17,18 +17,18 @@ from trimask.scripts.output.report import write_report
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What to make, and where."""
+    """Experiment of the demo, and its folders."""
 
     run: tyro.conf.Positional[Path | None] = None
-    """Run folder. None: runs/ and the preset's name."""
+    """Run folder to write. None: runs/PRESET."""
     preset: str = "tiny"
-    """Named experiment."""
+    """Name of the experiment, a preset of `trimask train`."""
     data: Path | None = None
-    """Folder for the prepared data. None: data/ and the preset's name."""
+    """Folder for the prepared data. None: data/PRESET."""
 
 
 def run(folder: Path, data: Path, experiment: Experiment) -> Path:
-    """Prepares, trains, evaluates and reports; what is done already is not done again. Returns the report."""
+    """Prepares, trains, evaluates and reports, and returns the path of the report. Finished parts are not repeated."""
     clock = _Clock()
     with clock.stage("prepare"):
         prepared = prepare.run(data, experiment.prepare)
@@ -45,8 +45,8 @@ def run(folder: Path, data: Path, experiment: Experiment) -> Path:
 
 def _print_next(folder: Path, report: Path) -> None:
     lines = f"""
-Look and listen:  {report.absolute()}
-Or ask it yourself:
+Report:  {report.absolute()}
+Commands to try next:
   trimask generate {folder} --prompt "a handwritten seven" --to image
   trimask generate {folder} --prompt seven --to audio
   trimask generate {folder} --infill "47+38=__"
@@ -56,7 +56,7 @@ Or ask it yourself:
 
 
 class _Clock:
-    """Seconds per stage."""
+    """Measures the duration of each stage, in seconds."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
@@ -70,11 +70,11 @@ class _Clock:
 
     def summary(self) -> str:
         parts = [f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items()]
-        return " · ".join([*parts, f"all {sum(self.seconds.values()):.0f} s"])
+        return " · ".join([*parts, f"total {sum(self.seconds.values()):.0f} s"])
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the command."""
+    """Runs `trimask demo` with these arguments."""
     parsed: Arguments = parse(Arguments, list(arguments), "demo", __doc__ or "")
     folder, data = parsed.run or Path("runs", parsed.preset), parsed.data or Path("data", parsed.preset)
     run(folder, data, preset(parsed.preset))

@@ -1,4 +1,4 @@
-"""trimask evaluate: what a model can do on held-out data, judged independently of it."""
+"""trimask evaluate: scores a model on held-out data: bits per token, and generated answers by independent judges."""
 
 import dataclasses
 import sys
@@ -25,30 +25,32 @@ from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, Size
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Checked):
-    """Which model on which data, and who judges."""
+    """Model, data and judges of an evaluation."""
 
     run: tyro.conf.Positional[Path]
     """Run folder that `trimask train` wrote."""
     data: Path | None = None
-    """Prepared folder with held-out splits and the run's tokenizers. None: the one the run was trained on."""
+    """Folder of prepared data with held-out splits, made with the run's tokenizers. None: the data that the run was
+    trained on."""
     checkpoint: NonNegativeInt | Literal["best"] | None = None
-    """Step of the checkpoint, or the best by the run's best_metric. None: the newest."""
+    """Step of the checkpoint, or "best" for the best one by the run's best_metric. None: the newest."""
     out: Path | None = None
-    """File for the results. None: evaluation.json in the run folder."""
+    """File for the results. None: evaluation.json in the run folder, or likelihood.jsonl there."""
     judge: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """NAME, or TASK=NAME for one task alone; may be given again. Names are exact_match, final_answer, final_number,
-    word_error_rate, label, frechet, frechet@MODULE:FUNCTION for features of yours, and MODULE:FUNCTION for a judge of
-    yours: judge(media, references) -> scores."""
+    """Judge of the generated answers: NAME for all tasks, or TASK=NAME for one task; may be given several times. Names
+    are exact_match, final_answer, final_number, word_error_rate, label, frechet, frechet@MODULE:FUNCTION for your own
+    features, and MODULE:FUNCTION for your own judge: judge(media, references) -> scores."""
     likelihood: Path | None = None
-    """JSON lines to score instead: how likely is each answer, which of several choices is likeliest?"""
+    """File of JSON lines to score instead of generating answers: the likelihood of each answer, or which of several
+    choices is the most likely."""
     estimator: Estimator = "subsets"
-    """Of --likelihood: random times, or random numbers of masks."""
+    """Estimator of likelihoods: by random times, or by random numbers of masks."""
     draws: Size = 16
-    """Of --likelihood: masks per estimate, of which there are eight."""
+    """Number of random masks in each of the eight estimates of a likelihood."""
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluateConfig)
 
     def resolved(self) -> EvaluateConfig:
-        """The configuration with all judges by task."""
+        """The configuration with the judges of --judge added."""
         judges = dict(self.config.judges)
         for given in self.judge:
             task, equals, name = given.partition("=")
@@ -61,11 +63,14 @@ class Arguments(Checked):
 def run(
     loaded: LoadedRun, data: Path, config: EvaluateConfig, out: Path | None = None
 ) -> tuple[Evaluation, list[Samples]]:
-    """Evaluates with a progress bar, writes the results and prints the tables."""
+    """Evaluates with a progress bar, writes the results (None: to evaluation.json of the run) and prints tables.
+
+    Raises FileNotFoundError if there are no prepared data.
+    """
     if not (data / "manifest.json").is_file():
         raise FileNotFoundError(
-            f"{data}: no prepared data here; `trimask prepare {data} --tokenizers {loaded.folder}` and the folder or "
-            "files, as in --images FOLDER, makes it"
+            f"{data}: not a folder of prepared data; make one with `trimask prepare {data} --tokenizers "
+            f"{loaded.folder}` and its sources, such as --images FOLDER"
         )
     out = out or loaded.folder / "evaluation.json"
     require_replaceable(out)
@@ -81,7 +86,7 @@ def run(
 
 
 def print_evaluation(result: Evaluation) -> None:
-    """The tables of scores, bits per token and memorisation."""
+    """Prints tables of scores, bits per token and memorisation, and notes."""
     rows = [
         [
             *(s.task.replace("_", " "), f"{s.dataset} {s.split}", s.judge.replace("_", " "), shown_score(s, s.value)),
@@ -117,25 +122,25 @@ def print_evaluation(result: Evaluation) -> None:
 
 
 def shown_score(score: Score, value: float) -> str:
-    """A value on the scale of a score."""
+    """A value of the score's judge as text: in per cent if it is a share."""
     return f"{value:.1%}" if score.is_share else f"{value:.4g}"
 
 
 def shown_bits(bound: Bound) -> str:
-    """Bits per token with their interval."""
+    """Bits per token ± half the width of their 95 % interval, as text."""
     half_width = "" if bound.half_width is None else f" ± {bound.half_width:.3f}"
     return f"{bound.bits_per_token:.3f}{half_width}"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the command."""
+    """Runs `trimask evaluate` with these arguments."""
     parsed: Arguments = parse(Arguments, list(arguments), "evaluate", __doc__ or "")
     config = parsed.resolved()
     loaded = load(parsed.run, parsed.checkpoint)
     if parsed.likelihood is not None:
         out = parsed.out or loaded.folder / "likelihood.jsonl"
-        how = evaluate_likelihood.LikelihoodConfig(parsed.estimator, parsed.draws, config.rows, config.seed)
-        evaluate_likelihood.run(loaded, parsed.likelihood, out, how)
+        settings = evaluate_likelihood.LikelihoodSettings(parsed.estimator, parsed.draws, config.rows, config.seed)
+        evaluate_likelihood.run(loaded, parsed.likelihood, out, settings)
         return
     run(loaded, parsed.data or Path(loaded.description.data), config, parsed.out)
 

@@ -1,16 +1,16 @@
-"""How likely a model finds given answers: `trimask evaluate RUN --likelihood FILE`.
+"""Estimates how likely given answers are under a model: `trimask evaluate RUN --likelihood FILE`.
 
-Each line of FILE is an example as JSON: one answer or several choices, and at most one thing given.
+Each line of FILE is an example as JSON: one answer or several choices, and at most one given text or medium.
 
-    {"text": "47+38=85"}                                      a text
-    {"prompt": "47+38=", "text": "85"}                        how a text goes on
-    {"image": "seven.png", "text": "a handwritten seven"}     a description; of audio and all other modalities likewise
-    {"prompt": "seven", "audio": "seven.wav"}                 a medium for a text
-    {"prompt": "47+38=", "choices": ["85", "75"], "answer": 0}     which of several; `answer` may be missing
+    {"text": "47+38=85"}                                           a text
+    {"prompt": "47+38=", "text": "85"}                             continuation of a text
+    {"image": "seven.png", "text": "a handwritten seven"}          text for a medium of any modality
+    {"prompt": "seven", "audio": "seven.wav"}                      medium for a text
+    {"prompt": "47+38=", "choices": ["85", "75"], "answer": 0}     several choices; `answer`, the right one, is optional
 
-Media are paths inside the folder of FILE. A line with a medium, and with text or choices, asks for the text. The
-answer's end (EOS) is part of it where the model's texts have one. Bits follow from the seed and the line alone, and
-choices are compared by the same draws: `is_close` marks a choice whose lead may be chance.
+Media are paths inside the folder of FILE. In a line with a medium and with text or choices, the text is the answer. The
+end of a text (EOS) is part of the answer if the model's texts have one. Results depend on the seed and the line alone.
+Choices are compared with the same random masks; `is_close` marks a choice whose lead may be due to chance.
 """
 
 import dataclasses
@@ -47,45 +47,48 @@ _KEYS = {"prompt", "text", "choices", "answer"}
 
 @dataclass(frozen=True)
 class AnswerLine:
-    """One line of the file, read."""
+    """One line of the file, as examples."""
 
     entry: dict[str, Any]
+    """The line's JSON object."""
     examples: list[Example]
-    """One per choice."""
+    """One example per choice, or the only one."""
 
     @property
     def draws(self) -> int:
-        """By what is drawn: of choices by what they share, so that they differ by themselves alone."""
+        """Number that selects the random masks; derived from what choices have in common, so it is equal for all."""
         (*given, asked) = self.examples[0].segments
         if "choices" in self.entry:
             asked = dataclasses.replace(asked, codes=asked.codes[: asked.num_given])
         return content_seed([*given, asked])
 
 
-class LikelihoodConfig(NamedTuple):
-    """How precisely, and how many rows at a time."""
+class LikelihoodSettings(NamedTuple):
+    """Settings of the estimates."""
 
     estimator: Estimator
     draws: int
+    """Number of random masks per estimate."""
     rows: int
+    """Number of rows evaluated at once."""
     seed: int
 
 
-def run(loaded: LoadedRun, path: Path, out: Path, how: LikelihoodConfig) -> None:
-    """Scores every line, writes them with their bits, and prints what they come to."""
+def run(loaded: LoadedRun, path: Path, out: Path, settings: LikelihoodSettings) -> None:
+    """Scores every line of `path`, writes the lines with their scores to `out`, and prints a summary."""
     lines = read(path, Prompts(loaded.tokenizers, loaded.description.layouts))
     examples = [example for line in lines for example in line.examples]
     with progress_report() as report:
         estimates = estimates_of_bits(
-            jax.random.key(how.seed),
+            jax.random.key(settings.seed),
             examples,
             loaded.denoise,
             loaded.vocabulary,
             loaded.description.train.masking.schedule,
-            num_draws=how.draws,
-            estimator=how.estimator,
-            rows=how.rows,
-            seeds=[line.draws for line in lines for _ in line.examples],
+            num_draws=settings.draws,
+            estimator=settings.estimator,
+            rows=settings.rows,
+            draws=[line.draws for line in lines for _ in line.examples],
             report=partial(report, "likelihood"),
         )
     entries, done = [], 0
@@ -99,7 +102,7 @@ def run(loaded: LoadedRun, path: Path, out: Path, how: LikelihoodConfig) -> None
 
 
 def read(path: Path, prompts: Prompts) -> list[AnswerLine]:
-    """The lines of a file; an error names the line."""
+    """Reads all lines of a file. Raises ValueError that names the line if one is not such an example."""
     lines = []
     for number, entry in read_json_lines(path):
         try:
@@ -107,19 +110,21 @@ def read(path: Path, prompts: Prompts) -> list[AnswerLine]:
         except (ValueError, OSError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     if not lines:
-        raise ValueError(f"{path}: holds no lines to score")
+        raise ValueError(f"{path}: contains no lines to score")
     return lines
 
 
 def _line(entry: Any, folder: Path, prompts: Prompts) -> AnswerLine:
     known = _KEYS | set(prompts.tokenizers.codecs)
     if not isinstance(entry, dict) or not set(entry) <= known:
-        raise ValueError(f"an example has some of {', '.join(sorted(known))}; got {configuration.short_json(entry)}")
+        raise ValueError(
+            f"an example is an object with some of {', '.join(sorted(known))}; got {configuration.short_json(entry)}"
+        )
     media = [medium for medium in prompts.tokenizers.codecs if medium in entry]
     if len(media) > 1 or ("text" in entry) + ("choices" in entry) + bool(media and "prompt" in entry) != 1:
-        raise ValueError("an example has one answer: text, choices, or a medium for a prompt")
+        raise ValueError("an example must have exactly one answer: text, choices, or a medium with a prompt")
     if "answer" in entry and "choices" not in entry:
-        raise ValueError("answer is the number of a choice, and the example has no choices")
+        raise ValueError("answer is the index of the right choice, but the example has no choices")
     for name in {"prompt", "text", *media} & set(entry):
         if not isinstance(entry[name], str):
             raise ValueError(f"{name} must be a string, got {entry[name]!r}")
@@ -132,15 +137,15 @@ def _line(entry: Any, folder: Path, prompts: Prompts) -> AnswerLine:
         raise ValueError(f"choices must be a list of strings, got {choices!r}")
     right = entry.get("answer", 0)
     if not isinstance(right, int) or isinstance(right, bool) or not 0 <= right < len(choices):
-        raise ValueError(f"answer must be the number of a choice, 0 to {len(choices) - 1}, got {right!r}")
+        raise ValueError(f"answer must be the index of a choice, 0 to {len(choices) - 1}, got {right!r}")
     return AnswerLine(entry, [prompts.with_answer(given | contents, TEXT, choice) for choice in choices])
 
 
 def _scores(estimates: Float[np.ndarray, "repeats choices"], tokens: list[int], is_choice: bool) -> dict[str, Any]:
-    """What a line gets: bits, half of their 95 % interval and tokens; of choices one per choice, and the likeliest.
+    """Scores of a line: bits, half the width of their 95 % interval, and number of tokens; lists of these for choices.
 
-    `is_close` says of the likeliest that its lead over the next is within the 95 % interval of their difference, which
-    is that of estimates by the same draws.
+    For choices also `chosen`, the index of the most likely one, and `is_close`, whether its lead over another choice
+    is within the 95 % interval of their difference, which is estimated with the same random masks.
     """
     bits, half_widths = mean_and_half_width(estimates)
     columns = {"bits": bits.tolist(), "half_width": half_widths.tolist(), "tokens": tokens}
@@ -166,7 +171,7 @@ def _print(entries: list[dict[str, Any]], out: Path) -> None:
         rows.append(["right choices", f"{np.mean(chosen):.1%} ({low:.1%} – {high:.1%})", str(len(chosen))])
     close = [entry["is_close"] for entry in entries if "choices" in entry]
     if any(close):
-        rows.append(["choices too close to tell; more --draws", f"{sum(close)}", str(len(close))])
+        rows.append(["undecided choices; increase --draws", f"{sum(close)}", str(len(close))])
     if rows:
         console.print(table("Likelihood (bound)", ["", "95 %", "examples"], rows))
-    say(f"{len(entries)} lines in {out}")
+    say(f"Scores of {len(entries)} lines: {out}")

@@ -1,4 +1,7 @@
-"""How the command line reads numbers of a range, so that an error names the flag, what came and what is allowed."""
+"""Rules by which tyro reads numbers with a range, paths, and tuples and mappings of them from the command line.
+
+Errors name the flag, the value that came and what is allowed.
+"""
 
 from collections.abc import Callable
 from itertools import cycle
@@ -13,12 +16,12 @@ from trimask.tokenizers.storage.ranges import range_spec
 
 FLAGS = ConstructorRegistry()
 ESCAPE = "\ue000"
-"""A character of private use, before values of lists that would be taken for flags."""
+"""A private-use character that precedes values of lists which would be taken for flags; see `escaped`."""
 
 
 @FLAGS.primitive_rule
 def _numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Reads optional numbers, tuples and mappings of them as a whole, so that an error has the reason."""
+    """Reads optional values, tuples and mappings as one unit, so that errors state the reason; None for other types."""
     origin, kinds = info.type_origin, get_args(info.type)
     present = [kind for kind in kinds if kind is not type(None)]
     if origin in (Union, UnionType) and len(present) == 1:
@@ -38,11 +41,11 @@ def _numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 
 
 def _spec_of(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
-    """How a number of a range, a tuple of them, or a mapping from names to them is read."""
+    """How a path, a number with a range, or a tuple or mapping of such values is read; None for other types."""
     origin, kinds = get_origin(kind), get_args(kind)
-    own = range_spec(kind)
-    if own is not None:
-        return own
+    spec = range_spec(kind)
+    if spec is not None:
+        return spec
     if kind is Path:
         return _spec(1, "PATH", lambda words: _path(words[0]), lambda value: [str(value)])
     if origin is tuple and kinds in ((str, ...), (Path, ...)):
@@ -78,18 +81,18 @@ def _spec_of(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
 
 
 def escaped(word: str) -> str:
-    """A value of a list that argparse does not take for a flag, whatever it begins with."""
+    """A value of a list in a form that the parser does not take for a flag, even if it begins with a dash."""
     return ESCAPE + word if word.startswith(("-", ESCAPE)) else word
 
 
 def unescaped(word: str) -> str:
-    """The value as it was given."""
+    """The value before `escaped`."""
     return word.removeprefix(ESCAPE)
 
 
 def _path(word: str) -> Path:
     if not word:
-        raise ValueError("must be a path, got an empty word")
+        raise ValueError("must be a path, got an empty string")
     return Path(word)
 
 

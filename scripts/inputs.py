@@ -1,4 +1,4 @@
-"""Files that a user gives → media of the shape a model reads; what is changed on the way is said."""
+"""Reads files that a user gives as media of the shape that a model reads, and prints what was changed in doing so."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,13 +20,16 @@ from trimask.tokenizers.vocabulary import TEXT
 
 
 def medium_reader(medium: str, prompts: Prompts) -> Callable[[Path], np.ndarray]:
-    """Reads files as the model was trained on such media, and says what is changed on the way."""
+    """Function that reads files of a modality as the model's training data were read, with `read_medium`."""
     codec, layout = prompts.tokenizers.codec(medium), prompts.layout(prompts.task(medium, TEXT))
     return partial(read_medium, medium, codec, prompts.media_shape(medium), layout.is_cropped)
 
 
 def read_medium(medium: str, codec: Any, shape: tuple[int, ...], is_cropped: bool, path: Path) -> np.ndarray:
-    """A file of a modality, as its codec reads it and at this shape; what is changed on the way is said."""
+    """Reads a file of a modality for a codec, at a given shape, and prints what was changed.
+
+    Raises ValueError if the file cannot be read.
+    """
     kind, path = modality(medium), path_on_disk(path)
     as_trained = MediaConfig(codecs={medium: codec.config}, pictures=PictureConfig(crop=is_cropped))
     config = kind.as_given(as_trained, shape, codec)
@@ -37,15 +40,16 @@ def read_medium(medium: str, codec: Any, shape: tuple[int, ...], is_cropped: boo
 
 
 def read_mask(path: Path, picture: Path, shape: tuple[int, ...], is_cropped: bool) -> Bool[np.ndarray, "height width"]:
-    """True where a picture file is bright and opaque, brought to this height and width as the picture is that it masks.
+    """Mask from a picture file: True where it is bright (grey ≥ 128) and opaque.
 
-    Raises ValueError if the two are not of one size.
+    It is cropped and resized to this height and width like `picture`, the picture that it masks. Raises ValueError if
+    the two files differ in size.
     """
     mask, masked = (read_picture(path_on_disk(file), background=b) for file, b in ((path, "black"), (picture, "white")))
     if mask.shape[:2] != masked.shape[:2]:
         sizes = [f"{width}×{height}" for height, width in (mask.shape[:2], masked.shape[:2])]
         raise ValueError(
-            f"{path}: the mask is {sizes[0]}, and the picture {picture} is {sizes[1]}; make them of one size"
+            f"{path}: the mask is {sizes[0]} but the picture {picture} is {sizes[1]}; they must have the same size"
         )
     is_bright = (resize_picture(mask, (*mask.shape[:2], 1), is_cropped) >= 128).astype(np.uint8)
     # Of a smaller picture whatever a bright pixel is part of; of a larger one what is nearest to one.
@@ -59,7 +63,7 @@ def read_mask(path: Path, picture: Path, shape: tuple[int, ...], is_cropped: boo
 
 
 def spliced(content: np.ndarray, is_hole: Bool[np.ndarray, "*where"], made: np.ndarray) -> np.ndarray:
-    """What was made inside the hole and what was given outside; in sound, with a hundred samples of transition."""
+    """The generated medium inside the hole and the given one outside; sounds are cross-faded over 101 samples."""
     if content.ndim > is_hole.ndim:
         return np.where(is_hole[..., None], made, content)
     size = min(101, len(is_hole))
@@ -69,8 +73,8 @@ def spliced(content: np.ndarray, is_hole: Bool[np.ndarray, "*where"], made: np.n
 
 
 def read_prompts(source: str) -> list[str]:
-    """The lines of a file, or of standard input where it is called -, that are not blank."""
+    """Non-blank lines of a file, or of standard input if `source` is "-". Raises ValueError if there are none."""
     prompts = [line for _, line in read_lines(source)]
     if not prompts:
-        raise ValueError(f"{'standard input' if source == '-' else source}: holds no prompts")
+        raise ValueError(f"{'standard input' if source == '-' else source}: contains no prompts")
     return prompts

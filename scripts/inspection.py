@@ -1,10 +1,12 @@
-"""trimask inspect: what a prepared folder or a run holds.
+"""trimask inspect: describes prepared data or a run, or makes a page of a trace.
 
-Of a prepared folder: its datasets, how a sequence of each task is laid out, what the tokenizers make of held-out data,
-and how much of it the codecs keep. Of a run: its parameters, how far it is, and what it has been measured to do. Of a
-trace, which `trimask generate --trace` writes: a page that goes through it step by step.
+For a folder of prepared data it shows the datasets, the layout of the sequences of each task, the tokens of some
+held-out texts, and how well the codecs reconstruct held-out media. For a run it shows the parameters, the newest
+metrics and the results of its evaluation. From a trace, which `trimask generate --trace` writes, it makes an HTML page
+that shows the generation step by step.
 
-Not called inspect.py: a script run by its path would find it before the standard library's.
+The module is not called inspect.py, because a script that is run by its path would import it in place of the standard
+library's.
 """
 
 import os
@@ -42,37 +44,42 @@ from trimask.tokenizers.text import TextTokenizer
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 _SAMPLE_TEXTS = 3
+"""Number of texts of each dataset whose tokens are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What to look at."""
+    """Folder or trace to inspect."""
 
     folder: tyro.conf.Positional[Path]
-    """Folder that `trimask prepare` or `trimask train` wrote, or a trace by `trimask generate --trace`."""
+    """Folder that `trimask prepare` or `trimask train` wrote, or a trace file that `trimask generate --trace` wrote."""
     verify: bool = False
-    """Compare every shard of prepared data with the SHA-256 that was written with it, and show nothing else."""
+    """Only verify prepared data: compare every shard with the SHA-256 that was written with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodecQuality:
-    """What a codec keeps of one held-out split."""
+    """How well a codec reconstructs the media of one held-out split."""
 
     medium: str
     split: str
     examples: int
+    """Number of media."""
     quality: float | None
-    """Mean over examples, in dB, of what the modality's codec is measured by. None: it is not measured."""
+    """Mean over examples of the modality's measure of reconstruction, in dB. None: the modality has no measure."""
     judge_on_real: float | None
     """Share of the real media that a judge of the dataset's labels accepts. None: its captions are not labels."""
     judge_on_reconstructed: float | None
-    """The same after encoding and decoding."""
+    """Share of the media that the judge accepts after encoding and decoding. None: as above."""
     books: list[CodebookUse]
     """Use of each residual codebook."""
 
 
 def run(folder: Path) -> None:
-    """Prints what the folder holds."""
+    """Prints a description of prepared data or a run.
+
+    Raises FileNotFoundError if there is no such folder, and ValueError if it is neither.
+    """
     if (folder / "manifest.json").is_file():
         prepared = Prepared(folder)
         if not prepared.is_verified:
@@ -85,13 +92,13 @@ def run(folder: Path) -> None:
         raise FileNotFoundError(f"{folder}: no such folder")
     else:
         raise ValueError(
-            f"{folder}: neither prepared data (it has no manifest.json; `trimask prepare` writes one) "
-            "nor a run (it has no config.json; `trimask train` writes one)"
+            f"{folder}: neither prepared data (no manifest.json, which `trimask prepare` writes) "
+            "nor a run (no config.json, which `trimask train` writes)"
         )
 
 
 def verify(prepared: Prepared) -> None:
-    """Says that all shards are as they were written, or raises Damaged."""
+    """Compares all shards with their SHA-256 and prints that they are intact. Raises Damaged if one is not."""
     with progress_report() as report:
         require_none(prepared.paths, prepared.verify(report))
     shards = sum(len(report.shards) for reports in prepared.reports.values() for report in reports)
@@ -99,7 +106,7 @@ def verify(prepared: Prepared) -> None:
 
 
 def inspect_prepared(prepared: Prepared) -> None:
-    """Prints datasets, layouts, sample encodings and the quality of every codec."""
+    """Prints datasets, layouts of sequences, tokens of sample texts, and the quality of every codec."""
     datasets, vocabulary = prepared.manifest.datasets, prepared.manifest.vocabulary
     rows = [
         [name, _source(dataset.source), split, f"{examples:,}"]
@@ -121,7 +128,7 @@ def inspect_prepared(prepared: Prepared) -> None:
 
 
 def codec_qualities(prepared: Prepared, dataset: str) -> list[CodecQuality]:
-    """What the codec of the dataset's medium keeps of each held-out split."""
+    """Quality of the codec of a dataset's medium on each held-out split; empty for a dataset of texts alone."""
     manifest = prepared.dataset(dataset)
     medium = manifest.medium
     if medium is None:
@@ -144,7 +151,7 @@ def codec_qualities(prepared: Prepared, dataset: str) -> list[CodecQuality]:
                 medium=medium,
                 split=split,
                 examples=len(raw),
-                quality=None if measure is None else float(measure.of(real, ours, codec).mean()),
+                quality=None if measure is None else float(measure.measure(real, ours, codec).mean()),
                 judge_on_real=accuracy[0],
                 judge_on_reconstructed=accuracy[1],
                 books=[codebook_use(stages[..., stage], size) for stage, size in enumerate(sizes)],
@@ -154,7 +161,7 @@ def codec_qualities(prepared: Prepared, dataset: str) -> list[CodecQuality]:
 
 
 def inspect_run(loaded: LoadedRun) -> None:
-    """Prints parameters, progress, vocabulary, and the newest numbers."""
+    """Prints description, parameters, vocabulary, newest metrics, and the evaluation of a run if there is one."""
     description = loaded.description
     facts = {
         "data": description.data,
@@ -174,7 +181,7 @@ def inspect_run(loaded: LoadedRun) -> None:
 
 
 def parameters_per_class(loaded: LoadedRun) -> dict[str, int]:
-    """Scalars of each parameter class that occurs."""
+    """Number of scalars of each parameter class that occurs."""
     modules = parameter_modules(loaded.pretraining.model(loaded.parameters))
     counts: Counter[str] = Counter()
     for name, leaf in zip(jax.tree.leaves(modules), jax.tree.leaves(loaded.parameters), strict=True):
@@ -197,7 +204,7 @@ def _print_vocabulary(vocabulary: Vocabulary) -> None:
 
 
 def _print_encodings(prepared: Prepared) -> None:
-    """A few held-out texts of each dataset, token by token."""
+    """Prints a few held-out texts of each dataset, token by token."""
     text, rows = prepared.tokenizers.text, []
     for name, dataset in prepared.manifest.datasets.items():
         split = next(filter(is_test, dataset.splits), TRAIN)
@@ -220,8 +227,8 @@ def _print_codecs(measured: Sequence[CodecQuality]) -> None:
     ]
     columns = ["codec", "held out", "examples", "distance", "judge: real", "reconstructed"]
     measures = [presentation_of(medium).quality for medium in dict.fromkeys(m.medium for m in measured)]
-    better = ", ".join(f"{measure.name}: {measure.nearer}" for measure in measures if measure is not None)
-    title = f"What the codecs keep ({better} is nearer)" if better else "What the codecs keep"
+    better = ", ".join(f"{measure.name}: {measure.better}" for measure in measures if measure is not None)
+    title = f"Reconstruction by the codecs ({better} is better)" if better else "Reconstruction by the codecs"
     console.print(table(title, columns, rows))
     rows = [
         [f"{m.medium} {number}", m.split, f"{book.used} of {book.size}", f"{book.share:.0%}", f"{book.perplexity:.1f}"]
@@ -232,20 +239,20 @@ def _print_codecs(measured: Sequence[CodecQuality]) -> None:
 
 
 def _shown(measured: CodecQuality) -> str:
-    """The measure of a codec by its name; empty where there is none."""
+    """Value and name of the measure of reconstruction; empty if the modality has none."""
     measure = presentation_of(measured.medium).quality
     return "" if measure is None or measured.quality is None else f"{measure.name} {measured.quality:.1f} dB"
 
 
 def _left(listed: Table, columns: int) -> Table:
-    """The table with its first columns, which hold words, left-aligned."""
+    """The table with its first columns left-aligned."""
     for column in listed.columns[:columns]:
         column.justify = "left"
     return listed
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the command."""
+    """Runs `trimask inspect` with these arguments."""
     parsed: Arguments = parse(Arguments, list(arguments), "inspect", __doc__ or "")
     if parsed.verify:
         verify(Prepared(parsed.folder))

@@ -1,6 +1,6 @@
-"""trimask prepare: your files, or the embedded dataset, become tokens.
+"""trimask prepare: turns your files, or the embedded datasets, into tokens for training.
 
-Called again after it was stopped, it goes on where it was.
+If it is stopped, the same command resumes.
 """
 
 import dataclasses
@@ -29,47 +29,50 @@ from trimask.scripts import cli
 from trimask.scripts.console import console, joined, parse_from_preset, progress_report, say, table
 
 _STRETCHED = 2
-"""By how much the longest text exceeds nearly all others, to be worth a word."""
+"""Ratio of the longest text to the 99 % quantile of lengths from which a remark is printed."""
 _KINDS = ("images", "audio", "media", "text", "prompts", "tfds")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Where to, and what. A source is written NAME=WHERE, or WHERE alone, whose own name is then the dataset's."""
+    """Folder to write, and sources of the data.
+
+    A source is NAME=PATH, which names the dataset, or PATH alone, whose last part is then the name.
+    """
 
     folder: tyro.conf.Positional[Path]
     """Folder to write: tokenizers/, shards and manifest.json."""
     preset: str | None = None
-    """Named experiment whose values are the defaults, sources included."""
+    """Name of an experiment whose values, sources included, are the defaults. None: no preset."""
     images: tuple[str, ...] = ()
-    """Folders of pictures with a metadata.jsonl of file_name and text."""
+    """Folders of pictures, each with a metadata.jsonl of file_name and text."""
     audio: tuple[str, ...] = ()
-    """Folders of sounds with a metadata.jsonl of file_name and text."""
+    """Folders of sounds, each with a metadata.jsonl of file_name and text."""
     media: tuple[str, ...] = ()
-    """MODALITY:FOLDER or MODALITY:NAME=FOLDER, for folders of any modality; --images FOLDER is short for --media
-    image:FOLDER, and --audio FOLDER for --media audio:FOLDER."""
+    """Folders of media of any modality, written MODALITY:FOLDER or MODALITY:NAME=FOLDER. --images FOLDER is short for
+    --media image:FOLDER, and --audio FOLDER for --media audio:FOLDER."""
     text: tuple[str, ...] = ()
-    """Text files (.txt or .jsonl); together one dataset, unless they are given names."""
+    """Text files (.txt or .jsonl); those without a NAME form one dataset, text."""
     prompts: tuple[str, ...] = ()
-    """JSON lines of prompt and response; together one dataset, unless they are given names."""
+    """Files of JSON lines with prompt and response; those without a NAME form one dataset, prompts."""
     tfds: tuple[str, ...] = ()
-    """Names of TFDS datasets."""
+    """Names of datasets of TensorFlow Datasets."""
     config: Annotated[PrepareConfig, tyro.conf.arg(name="")]
 
     def resolved(self) -> PrepareConfig:
-        """The configuration with all sources by name."""
+        """The configuration with the sources of all flags added. Raises ValueError if two have the same name."""
         sources = dict(self.config.sources)
         for kind in _KINDS:
             for given_kind, given in _by_kind(kind, getattr(self, kind)).items():
                 for name, where in _named(given_kind, given).items():
                     if name in sources:
-                        raise ValueError(f"two sources are called {name}; name one with --{kind} NAME={where[0]}")
+                        raise ValueError(f"two sources are named {name}; rename one with --{kind} NAME={where[0]}")
                     sources[name] = SourceConfig(kind=given_kind, where=where)
         return dataclasses.replace(self.config, sources=sources)
 
 
 def _by_kind(flag: str, given: Sequence[str]) -> dict[str, list[str]]:
-    """Kind of source → what is given of it by a flag; of --media the kind is that of its modality's folders."""
+    """Kind of source → sources that a flag gives; for --media the kind is that of the modality's folders."""
     if flag != "media":
         return {flag: list(given)}
     kinds: dict[str, list[str]] = {}
@@ -77,13 +80,16 @@ def _by_kind(flag: str, given: Sequence[str]) -> dict[str, list[str]]:
         medium, colon, source = word.partition(":")
         if not colon or medium not in MODALITIES:
             known = ", ".join(MODALITIES)
-            raise ValueError(f"--media is MODALITY:[NAME=]FOLDER, with a modality of {known}; got {word!r}")
+            raise ValueError(f"--media takes MODALITY:[NAME=]FOLDER, with modality one of {known}; got {word!r}")
         kinds.setdefault(folder_kind(medium), []).append(source)
     return kinds
 
 
 def _named(kind: str, given: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Dataset name → where it is, with paths made absolute."""
+    """Name of the dataset → its paths, made absolute, or its TFDS name.
+
+    Raises ValueError if a source is empty, its name is that of a split, or two have the same name.
+    """
     named: dict[str, tuple[str, ...]] = {}
     for source in given:
         name, equals, where = source.partition("=")
@@ -91,35 +97,38 @@ def _named(kind: str, given: Sequence[str]) -> dict[str, tuple[str, ...]]:
         if not equals or not name.isidentifier() or is_path:
             name, where = "", source
         if not where:
-            raise ValueError(f"--{kind} must say where the data are, got {source!r}")
+            raise ValueError(f"--{kind} needs a path or a name of a dataset, got {source!r}")
         if kind != "tfds":
             where = str(Path(where).absolute())
         if not name:
             name = kind if kind in ("text", "prompts") else _as_name(where)
             if split_of_folder(name) is not None:
                 raise ValueError(
-                    f"--{kind} {source}: {name} is what a split is called. Give the folder above, whose {name}/ is that"
-                    f" split then, or call a dataset otherwise, NAME={source}"
+                    f"--{kind} {source}: {name} is the name of a split. Give the parent folder, whose {name}/ is then "
+                    f"that split, or name the dataset otherwise with NAME={source}"
                 )
         if name in named and kind not in ("text", "prompts"):
-            raise ValueError(f"two sources are called {name}; name one with --{kind} NAME={source}")
+            raise ValueError(f"two sources are named {name}; rename one with --{kind} NAME={source}")
         named[name] = (*named.get(name, ()), where)
     return named
 
 
 def _as_name(where: str) -> str:
-    """A plain word out of a path or a TFDS name."""
+    """Identifier made of the last part of a path, or of a TFDS name."""
     word = "".join(c if c.isalnum() else "_" for c in Path(where.partition(":")[0]).name).strip("_")
     return word if word.isidentifier() else f"data_{word}"
 
 
 def run(folder: Path, config: PrepareConfig) -> Prepared:
-    """Prepares with a progress bar and prints what came out."""
+    """Prepares data with a progress bar, and prints a table of the datasets and remarks on them.
+
+    Raises ValueError, with a hint how to go on, for a record that cannot be read.
+    """
     try:
         with progress_report() as report:
             prepared = prepare(folder, config, report)
     except BadRecord as error:
-        hint = "mend it, or list such records in rejects.jsonl and go on, with --on-error skip"
+        hint = "correct it, or use --on-error skip, which lists such records in rejects.jsonl and goes on"
         raise ValueError(f"{error}\n{hint}") from error
     rows = []
     for name, dataset in prepared.manifest.datasets.items():
@@ -135,32 +144,32 @@ def run(folder: Path, config: PrepareConfig) -> Prepared:
     columns = ["dataset", "records = used + rejected", "examples", "media", "codes", "tokens each"]
     console.print(table(f"Prepared in {folder}", columns, rows))
     if any(dataset.rejected for dataset in prepared.manifest.datasets.values()):
-        say(f"What was rejected, and why: {folder / 'rejects.jsonl'}")
+        say(f"Rejected records, with reasons: {folder / 'rejects.jsonl'}")
     for remark in remarks(prepared):
         say(remark)
     return prepared
 
 
 def remarks(prepared: Prepared) -> Iterator[str]:
-    """What the table does not show, and what its reader should know."""
+    """Remarks on prepared data that the table does not show, such as unused files and contents in several splits."""
     for name, dataset in prepared.manifest.datasets.items():
         unused = [split for split in dataset.splits if not is_used(split)]
         if unused:
-            yield f"{name}: no command uses {_listed(unused)} by itself; `trimask evaluate --splits` does"
+            yield f"{name}: only `trimask evaluate --splits` uses {_listed(unused)}"
         if dataset.unread:
             files = [f"{count:,} in {place}" for place, count in dataset.unread.items()]
-            yield f"{name}: files that no record names, and that nothing reads: {_listed(files)}"
+            yield f"{name}: files that no record names, and that are therefore not read: {_listed(files)}"
         for split, others in dataset.shared.items():
             for other, count in others.items():
                 yield (
-                    f"{name}: {count:,} of the {dataset.splits[split]:,} examples of {split} are of a content that is "
-                    f"in {other}, too; --splits.by content keeps equal contents together"
+                    f"{name}: {count:,} of the {dataset.splits[split]:,} examples of {split} have the same content as "
+                    f"examples of {other}; --splits.by content puts equal contents into one split"
                 )
         for what, count in sum((Counter(report.lost) for report in prepared.reports[name]), Counter[str]()).items():
-            yield f"{name}: {count:,} examples lose their {what}; what the tokenizer was fitted on has none"
+            yield f"{name}: {count:,} examples lose their {what}, which the data that the tokenizer was fitted on lack"
         if dataset.source.kind in ("text", "prompts"):
             for path in other_cases(dataset.source.where):
-                yield f"{name}: {path} differs from what is named in the case of its letters, and is not read"
+                yield f"{name}: {path} differs from a given name in upper and lower case only, and is not read"
         if dataset.source.kind == "text":
             for path in look_like_json(dataset.source.where):
                 yield f"{name}: {path} looks like JSON lines and is read as plain text; name it .jsonl to read a field"
@@ -169,14 +178,14 @@ def remarks(prepared: Prepared) -> Iterator[str]:
         name, _, split = held_out.partition("/")
         for other, count in others.items():
             yield (
-                f"{name}: {count:,} of the {prepared.dataset(name).splits[split]:,} examples of {split} are of a "
-                f"content that is in train of {other.partition('/')[0]}, too; --splits.by content keeps equal contents "
-                "together"
+                f"{name}: {count:,} of the {prepared.dataset(name).splits[split]:,} examples of {split} have the same "
+                f"content as examples of train of {other.partition('/')[0]}; --splits.by content puts equal contents "
+                "into one split"
             )
 
 
 def _outliers(name: str, prepared: Prepared) -> Iterator[str]:
-    """What to do about a few texts that make every row longer than nearly all need."""
+    """Remark on a few long texts that make the rows of all texts long."""
     layout = prepared.dataset(name).layout
     shards = [shard for report in prepared.reports[name] for shard in report.shards.values()]
     text, given = (np.concatenate([getattr(s, f"{what}_tokens") for s in shards]) for what in ("text", "given"))
@@ -187,7 +196,7 @@ def _outliers(name: str, prepared: Prepared) -> Iterator[str]:
     if layout.fill != "none" and lengths.max() >= _STRETCHED * most:
         yield (
             f"{name}: the longest {what} has {lengths.max():,} tokens, 99 % have at most {most:,}, and every row is as "
-            f"long as the longest; {flag} {most} --on-error skip leaves {int((lengths > most).sum()):,} out"
+            f"long as the longest; {flag} {most} --on-error skip would leave out {int((lengths > most).sum()):,} texts"
         )
 
 
@@ -196,7 +205,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the command."""
+    """Runs `trimask prepare` with these arguments."""
 
     def default(experiment: Experiment) -> Arguments:
         return Arguments(folder=tyro.MISSING, config=experiment.prepare)

@@ -1,6 +1,7 @@
-"""trimask study: the experiments behind the claims; the same command goes on where it stopped.
+"""trimask study: runs one of the experiments behind the claims of the documentation.
 
-A study writes OUT/README.md, which says what was found, figures, tables as CSV, its configuration and trials.jsonl.
+A study writes its report OUT/README.md, figures, tables as CSV, its configuration and trials.jsonl, from which the same
+command resumes if it is stopped.
 """
 
 import dataclasses
@@ -32,21 +33,25 @@ from trimask.tokenizers.storage.ranges import Checked, Workers
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Checked):
-    """Where to, on what, and how large."""
+    """Options that all studies have."""
 
     out: tyro.conf.Positional[Path]
-    """Folder to write."""
+    """Folder to write the results to."""
     data: Path | None = None
-    """Folder that `trimask prepare` wrote. None: what the run was trained on, or, of studies that are trainings, the
-    embedded digits, prepared in OUT/data."""
+    """Folder that `trimask prepare` wrote. None: the data of the model's run, or, for studies that train models, the
+    embedded digits and words, prepared in OUT/data."""
     preset: Literal["cpu", "accelerator"] = "cpu"
-    """Whose values are the defaults: for two cores and half an hour, or for an accelerator."""
+    """Preset with the default values: cpu, for two cores and half an hour, or accelerator, with larger models."""
     workers: Workers | None = None
-    """Processes. None: one per core on a CPU, none on an accelerator; 0: this process alone."""
+    """Number of worker processes; 0: all is computed in this process. None: one per core on a CPU, 0 on an
+    accelerator."""
 
 
 def run(name: str, options: Options, config: Any, command: str) -> str:
-    """Runs a study and says what was found."""
+    """Runs a study, writes and prints its report, and returns it.
+
+    `command` is the command line, for the report.
+    """
     out, study = options.out, STUDIES[name]
     data = options.data
     if data is None and "run" in _fields(config):
@@ -55,27 +60,27 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
         data = out / "data"
         prepare.run(data, DATA)
     if _trains(config):
-        usual = study.presets[options.preset]().base.batch
-        config = dataclasses.replace(config, base=with_mixture(config.base, usual, data))
+        preset_batch = study.presets[options.preset]().base.batch
+        config = dataclasses.replace(config, base=with_mixture(config.base, preset_batch, data))
     with undone_if_empty(out, "config.json"):
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
             configuration.save(out / "config.json", config)
         with progress_report() as report, Trials(out, data, options.workers, report) as trials:
             Prepared(data).require_verified(report)
-            found = study.run(config, trials)
+            report_text = study.run(config, trials)
     figures = "\n".join(f"![{path.stem}]({path.name})" for path in sorted(out.glob("*.png")))
     where = f"{platform.machine()}, {jax.devices()[0].device_kind}, jax {jax.__version__}"
-    text = f"# {name}\n\n`{command}`, {datetime.date.today()}, {where}\n\n{found}\n\n{figures}\n"
+    text = f"# {name}\n\n`{command}`, {datetime.date.today()}, {where}\n\n{report_text}\n\n{figures}\n"
     with writing(out):
         write_text(out / "README.md", text)
-    console.print(Markdown(found))
-    say(f"Figures, tables and this text: {out}")
-    return found
+    console.print(Markdown(report_text))
+    say(f"Figures, tables and this report: {out}")
+    return report_text
 
 
 def _trains(config: Any) -> bool:
-    """Whether the study is made of trainings, rather than of something that is there."""
+    """Whether the study trains models, rather than measuring one that is trained."""
     return "base" in _fields(config)
 
 
@@ -84,7 +89,7 @@ def _fields(config: Any) -> set[str]:
 
 
 def _without_weights(config: Any) -> Any:
-    """Flags of a dictionary that has entries cannot name others."""
+    """The configuration without mixture weights: flags of a dictionary with entries cannot add others."""
     if not _trains(config):
         return config
     batch = dataclasses.replace(config.base.batch, weights={})
@@ -92,7 +97,7 @@ def _without_weights(config: Any) -> Any:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the command."""
+    """Runs `trimask study` with these arguments."""
     listed = "\n".join(f"  {name:22} {study.summary}" for name, study in STUDIES.items())
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
@@ -110,7 +115,7 @@ def main(arguments: Sequence[str]) -> None:
         frozen=True,
         kw_only=True,
     )
-    description = f"{STUDIES[name].summary}.\n{__doc__}"
+    description = f"{name}: {STUDIES[name].summary}\n\n{__doc__}"
     parsed: Any = parse(kind, rest, f"study {name}", description)
     run(name, parsed, parsed.config, shlex.join(["trimask", "study", *arguments]))
 

@@ -1,6 +1,7 @@
-"""trimask train-policy: learn which tokens to unmask when, on a model that stays as it is; the same command resumes.
+"""trimask train-policy: trains a policy that decides which tokens to unmask when, for a frozen model.
 
-The policy is then a strategy: `trimask generate RUN --strategy policies/fast`.
+The same command resumes a training that was stopped. The policy is then used as a strategy, as in
+`trimask generate RUN --strategy policies/fast`.
 """
 
 import sys
@@ -17,7 +18,7 @@ from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
 from trimask.diffusion.pretraining.trained_model import load
 from trimask.diffusion.transformer import num_parameters
 from trimask.sampling_rl.problem_sets import from_prepared
-from trimask.sampling_rl.train_policy import PolicyTrainConfig, train_policy, trained_on
+from trimask.sampling_rl.train_policy import PolicyTrainConfig, problems_summary, train_policy
 from trimask.scripts import cli
 from trimask.scripts.console import option, parse, progress_report, say
 from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, PositiveInt
@@ -26,33 +27,34 @@ from trimask.tokenizers.vocabulary import TEXT
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Checked):
-    """Where to, for which model, on which problems, and how."""
+    """Folder of the policy, model, problems and configuration of a training."""
 
     policy: tyro.conf.Positional[Path]
-    """Folder to write: policy.json, config.json, checkpoints/, metrics.jsonl."""
+    """Folder of the policy to write: policy.json, config.json, checkpoints/, metrics.jsonl."""
     run: Path
-    """Run folder of the model."""
+    """Run folder of the frozen model."""
     data: Path | None = None
-    """Folder that `trimask prepare` wrote, whose questions are the problems. None: what the run was trained on."""
+    """Folder of prepared data with the problems. None: the data that the run was trained on."""
     dataset: str | None = None
-    """Dataset with the questions. None: the only one."""
+    """Dataset with the problems. None: the only one."""
     task: str = TEXT
-    """What is asked, as text (a prompt's response), text_to_image or audio_to_text."""
+    """Task of the problems, such as text (the response to a prompt), text_to_image or audio_to_text."""
     split: str = "train"
-    """Split with the questions."""
+    """Split with the problems."""
     max_problems: PositiveInt | None = None
-    """At most so many of them. None: all."""
+    """Largest number of problems. None: all."""
     judge: str | None = None
-    """Who says what is right, as of `trimask evaluate`: final_number, or module:function. None: the task's usual."""
+    """Judge that decides which answers are right: a name that `trimask evaluate` takes, such as final_number, or
+    MODULE:FUNCTION. None: the task's default judge."""
     checkpoint: NonNegativeInt | None = None
-    """Step of the model. None: its newest."""
+    """Step of the model's checkpoint. None: the newest."""
     preset: str | None = None
-    """Named settings whose values are the defaults."""
+    """Name of a preset whose values are the defaults. None: general defaults."""
     config: Annotated[PolicyTrainConfig, tyro.conf.arg(name="")]
 
 
 def run(arguments: Arguments) -> None:
-    """Trains and says where the policy is."""
+    """Trains or resumes a policy, and prints where it is."""
     loaded = load(arguments.run, arguments.checkpoint)
     prepared = Prepared(arguments.data or Path(loaded.description.data))
     require_same_tokenizers(loaded, prepared)
@@ -68,22 +70,21 @@ def run(arguments: Arguments) -> None:
     )
     config = arguments.config
     longest = max(problem.request.length for problem in problems.problems)
-    loaded.require_room(config.loop.limits, config.problems_per_step * config.episodes_of_group, longest)
-    about = trained_on(str(arguments.run), loaded.step, problems)
-    policy = train_policy(arguments.policy, arguments.config, problems, loaded.denoise, about)
-    size = f"{num_parameters(policy.parameters):,} parameters"
-    say(f"A policy of {size}: {arguments.policy}")
+    loaded.require_room(config.loop.limits, config.problems_per_step * config.episodes_per_problem, longest)
+    summary = problems_summary(str(arguments.run), loaded.step, problems)
+    policy = train_policy(arguments.policy, arguments.config, problems, loaded.denoise, summary)
+    say(f"Policy with {num_parameters(policy.parameters):,} parameters: {arguments.policy}")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the command."""
+    """Runs `trimask train-policy` with these arguments."""
     name = option(list(arguments), "--preset")
     if name is not None and name not in POLICIES:
         raise ValueError(f"no preset {name!r}; there are {', '.join(POLICIES)}")
     config = POLICIES[name]() if name else PolicyTrainConfig()
     default = Arguments(policy=tyro.MISSING, run=tyro.MISSING, preset=name, config=config)
     listed = "\n".join(f"  {preset:8} {make.__doc__}" for preset, make in POLICIES.items())
-    description = f"{__doc__}\n\nWhat --preset can name; its values are the defaults shown below:\n{listed}"
+    description = f"{__doc__}\n\nPresets; the values of the chosen one are the defaults below:\n{listed}"
     run(parse(Arguments, list(arguments), "train-policy", description, default))
 
 

@@ -16,10 +16,10 @@ class MadeUp(Trials):
     def report(self, *progress):
         self.reports.append(progress)
 
-    def losses(self, configs, what="trials"):
-        return self.measured(configs, None, Outcome, what)
+    def outcomes(self, configs, what="trials"):
+        return self.measurements(configs, None, Outcome, what)
 
-    def measured(self, configs, measure, kind, what="trials"):
+    def measurements(self, configs, measure, kind, what="trials"):
         self.asked.append((what, measure, list(configs)))
         return [self.outcome(config) for config in configs]
 
@@ -35,7 +35,7 @@ def figures(monkeypatch, module):
     def draw(path, panels, columns=4):
         drawn[path.name] = (list(panels), columns)
 
-    monkeypatch.setattr(module, "draw", draw)
+    monkeypatch.setattr(module, "draw_panels", draw)
     return drawn
 
 
@@ -46,8 +46,8 @@ def described(figures):
         said.append(f"{name}, {columns} columns")
         for panel in panels:
             labels = " + ".join(filter(None, (", ".join(panel.curves), ", ".join(panel.points))))
-            marks = ["markers"] * panel.markers + ["coincide"] * panel.coincide + list(panel.lines or ())
-            marks += [] if panel.highest is None else [f"up to {panel.highest:g}"]
+            marks = ["markers"] * panel.markers + ["coincide"] * panel.coincide + list(panel.vertical_lines or ())
+            marks += [] if panel.y_max is None else [f"up to {panel.y_max:g}"]
             axes = f"{panel.x} ({panel.scales[0]}) × {panel.y} ({panel.scales[1]})"
             said.append(": ".join(filter(None, (panel.title, axes, labels, ", ".join(marks)))))
     return "\n".join(said)

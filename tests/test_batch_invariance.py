@@ -108,7 +108,9 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         "nothing": [360.0, 180.0, 1440.0],
     }
     assert [mean for _, mean in loss.curves["nothing"]] == pytest.approx([2.005, 2.115, 2.35])
-    assert loss.lines == {"B_crit, predicted": pytest.approx(842, abs=1)} and loss.highest == pytest.approx(1.5 * 2.005)
+    assert loss.vertical_lines == {"B_crit, predicted": pytest.approx(842, abs=1)} and loss.y_max == pytest.approx(
+        1.5 * 2.005
+    )
     assert [panel.title for panel in curves] == ["sde", "nothing"]
     assert curves[1].curves == {
         "batch × 1": [(8000.0, 2.0), (16_000.0, 2.0), (32_000.0, 2.0)],
@@ -131,4 +133,4 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     [(1, 0.0, "undecided, too few batches below B_crit"), (2, 0.01, "flat"), (2, 0.011, "not flat")],
 )
 def test_two_batches_may_be_flat(batches, spread, verdict):
-    assert Flatness(batches, spread=spread, error=0.0, allowed=0.01, apart=0.0).verdict == verdict
+    assert Flatness(batches, spread=spread, error=0.0, allowed=0.01, curve_deviation=0.0).verdict == verdict

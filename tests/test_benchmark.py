@@ -108,13 +108,13 @@ def test_samples_are_timed_of_what_is_asked_for(tmp_path, monkeypatch):
         asked.append((how.steps, how.block_length, how.cache, how.temperature, tokens, repeats))
         return dataclasses.replace(state, nfe=state.nfe + how.steps), 2.0
 
-    def run_elsewhere(python, script, spec, weights):
+    def run_peer(python, script, spec, weights):
         told.update(spec, script=script, spread=weights["model.transformer.ff_out.weight"].std())
         tokens = [[[9] * (3 + case["length"])] * case["rows"] for case in spec["cases"]]
         return [{"seconds": [1.0, 5.0, 4.0], "tokens": of_case} for of_case in tokens]
 
     monkeypatch.setattr(sample, "_timed", timed)
-    monkeypatch.setattr(sample, "run_elsewhere", run_elsewhere)
+    monkeypatch.setattr(sample, "run_peer", run_peer)
     monkeypatch.setattr(Ours, "parted_at", lambda ours, tokens: 0.0)
     arguments = sample.Arguments(
         out=tmp_path, sizes=("64x1",), vocabulary=50, rows=(1, 2), prompt=3, lengths=(4, 8), blocks=(4,),

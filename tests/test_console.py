@@ -156,4 +156,4 @@ def test_an_empty_word_is_no_path(capsys):
     for flag in ("--path", "--maybe"):
         with pytest.raises(SystemExit):
             console.parse(Words, [flag, ""], "x", "")
-        assert f"Error parsing {flag}: must be a path, got an empty word" in capsys.readouterr().err
+        assert f"Error parsing {flag}: must be a path, got an empty string" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.studies import coordinate_check
-from trimask.diffusion.studies.coordinate_check import CoordinateCheck, Coordinates, misses
+from trimask.diffusion.studies.coordinate_check import CoordinateCheck, Coordinates, unexpected_exponents
 from trimask.diffusion.transformer import TransformerConfig
 
 BASE = TrainConfig(
@@ -27,7 +27,7 @@ EXPONENTS = {
     ("mup", 1.0, "initial"): ((0.01, 0.02, 0.03, 0.2, -0.3), (-0.5, -0.06, -0.07, -0.08)),
     ("mup", 1.0, "update"): ((0.5, 0.06, 0.07, 0.08, 0.09), (0.01, 0.02, 0.03, 1.0)),
 }
-"""(Parametrization, α, what) → exponents of width, and of depth, at the places that are compared along them."""
+"""(Parametrization, α, initial or update) → exponents of width, and of depth, of the layers compared along them."""
 
 
 def made_up(config):
@@ -71,11 +71,11 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         | mup | initial | -0.50 | -0.06 | -0.07 | -0.08 |
         | mup | update | +0.01 | +0.02 | +0.03 | +1.00 |
 
-        - completed_p, α = 0.5: as promised everywhere
+        - completed_p, α = 0.5: all exponents within 0.1 of the prediction
 
-        - mup: 5 of 18 off: last block, initial, against width: +0.20; logits, initial, against width: -0.30; \
-        embedding, update, against width: +0.50; embedding, initial, against depth: -0.50; logits, update, against \
-        depth: +1.00
+        - mup: 5 of 18 exponents off by more than 0.1: last block, initial, against width: +0.20; logits, initial, \
+        against width: -0.30; embedding, update, against width: +0.50; embedding, initial, against depth: -0.50; \
+        logits, update, against depth: +1.00
         """
     )
     ((what, measure, _),) = made.asked
@@ -148,12 +148,12 @@ def test_a_check_of_nothing_is_refused(bad, reason):
         CoordinateCheck(base=BASE, **bad)
 
 
-def test_a_tenth_is_as_promised_and_more_is_not():
+def test_exponents_may_differ_by_a_tenth_from_the_prediction():
     def found(slope):
         return {("depth", "mup", "initial", "logits"): slope, ("width", "mup", "initial", "logits"): slope - 0.5}
 
-    assert misses(found(0.1), "mup") == misses(found(0.11), "standard") == []
-    assert misses(found(-0.11), "mup") == [
+    assert unexpected_exponents(found(0.1), "mup") == unexpected_exponents(found(0.11), "standard") == []
+    assert unexpected_exponents(found(-0.11), "mup") == [
         "logits, initial, against depth: -0.11",
         "logits, initial, against width: -0.61",
     ]

@@ -31,7 +31,7 @@ def made_up(config):
 
 
 def test_all_that_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(critical_batch, "tuned_here", lambda config, data: config)
+    monkeypatch.setattr(critical_batch, "as_sde_base", lambda config, data: config)
     monkeypatch.setattr(critical_batch, "_DRAWS", 40)
     figures = madeup.figures(monkeypatch, critical_batch)
     config = CriticalBatch(
@@ -87,7 +87,7 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     for panel, steps, last in zip(panels, (17, 9, 35), (278, 139, 556), strict=True):
         fitted = panel.curves["fit"]
         assert (len(fitted), fitted[0][0], fitted[-1][0]) == (50, pytest.approx(steps), pytest.approx(last))
-        assert panel.lines == {"S_crit of the first two": pytest.approx(40, abs=0.1)}
+        assert panel.vertical_lines == {"S_crit of the first two": pytest.approx(40, abs=0.1)}
     assert [(steps, round(loss, 4)) for steps, loss in panels[1].points["runs"]] == [
         (9, 3.2603), (9, 3.3024), (35, 3.0339), (35, 3.0394), (139, 3.0043), (139, 3.005)
     ]  # fmt: skip
@@ -111,10 +111,10 @@ def test_the_largest_flat_batch_is_within_noise_of_the_plateau():
 
 
 def test_a_study_without_a_flat_batch_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(critical_batch, "tuned_here", lambda config, data: config)
+    monkeypatch.setattr(critical_batch, "as_sde_base", lambda config, data: config)
     madeup.figures(monkeypatch, critical_batch)
     monkeypatch.setattr(critical_batch, "largest_flat_batch", lambda *_: None)
     config = CriticalBatch(base=BASE, horizons=(16_000,), predicted_horizon=64_000, batches=(512, 128, 2048), seeds=1)
     text = critical_batch.study(config, MadeUp(tmp_path, made_up))
-    assert text.endswith("The largest batch whose loss is within noise of the plateau has none measured.")
+    assert text.endswith("No measured batch has a loss within noise of the plateau.")
     assert "S_crit = 38 steps (one seed: no interval), p = 1.50, from horizons 16,000." in text

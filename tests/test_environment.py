@@ -110,7 +110,7 @@ def test_an_environment_that_a_strategy_drives_is_the_sampler(strategy, config):
         keys.append(alone.state.keys)
         ended = False
         while not ended:
-            _, _, terminated, truncated, info = alone.step(act(alone.state, alone.seen)[0])
+            _, _, terminated, truncated, info = alone.step(act(alone.state, alone.sampler_observation)[0])
             ended = terminated or truncated
         found.append((info["tokens"].tolist(), info["nfe"], truncated))
 
@@ -118,7 +118,7 @@ def test_an_environment_that_a_strategy_drives_is_the_sampler(strategy, config):
     together.reset(seed=7, options={"problem": range(4)})
     first = {}
     while len(first) < 4:
-        _, _, _, truncated, infos = together.step(act(together.state, together.seen))
+        _, _, _, truncated, infos = together.step(act(together.state, together.sampler_observation))
         for row in np.flatnonzero(infos.get("_final_info", [])):
             info = infos["final_info"]
             first.setdefault(row, (info["tokens"][row].tolist(), info["nfe"][row], truncated[row]))
@@ -126,7 +126,7 @@ def test_an_environment_that_a_strategy_drives_is_the_sampler(strategy, config):
 
     # The sampler, with rows that are longer.
     rows = stack_rows([assemble(VOCABULARY, [request], 17) for request in REQUESTS])
-    guidance = config.generation.guidance_settings
+    guidance = config.guidance_settings
     sample = jax.jit(partial(sampler.sample, generation_denoiser(fakes.mixing(), VOCABULARY, guidance), strategy))
     final, _ = sample(alone.rules, initial_state(jax.tree.map(jnp.asarray, rows), jnp.concatenate(keys), MASK))
     for number, (tokens, nfe, gave_up) in enumerate(found):
@@ -172,7 +172,8 @@ def episode(env, **reset):
 
 
 def test_blocks_longer_than_what_is_asked_are_full_diffusion():
-    assert [UnmaskingConfig(block_length=n).rules(VOCABULARY, 6).gives_up_after for n in (None, 4, 99)] == [6, 4, 6]
+    rules = [UnmaskingConfig(block_length=length).episode_rules(VOCABULARY, 6) for length in (None, 4, 99)]
+    assert [of_length.gives_up_after for of_length in rules] == [6, 4, 6]
 
 
 def test_a_seed_fixes_the_problem_and_what_is_drawn():
@@ -406,7 +407,7 @@ def test_there_is_no_step_before_and_after_an_episode():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"problems": 1}, "reset takes the option problem, got problems"),
+        ({"problems": 1}, "reset takes one option, problem; got problems"),
         ({"problem": 4}, r"problem must lie in \[0, 4\), got 4"),
         ({"problem": -1}, "got -1"),
         ({"problem": 1.5}, r"or one for each of 2 rows, got 1\.5"),
@@ -416,7 +417,7 @@ def test_there_is_no_step_before_and_after_an_episode():
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make_vec(2).reset(options=options)
-    with pytest.raises(ValueError, match="there are 2 sub-environments, and 3 seeds"):
+    with pytest.raises(ValueError, match="a seed for each of 2 sub-environments, got 3"):
         make_vec(2).reset(seed=[1, 2, 3])
 
 
@@ -427,3 +428,21 @@ def test_impossible_settings_are_refused(bad):
     ((name, value),) = bad.items()
     with pytest.raises(ValueError, match=f"{name} must .*{value}"):
         UnmaskingConfig(**bad)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"strategy": "random"},
+        {"threshold": 0.5},
+        {"cache": "dual"},
+        {"max_nfe": 3},
+        {"patience": 2},
+        {"grid": "cosine"},
+    ],
+    ids=str,
+)
+def test_settings_that_an_agent_takes_the_place_of_are_refused(other):
+    (*_, (name, value)) = other.items()
+    with pytest.raises(ValueError, match=f"{name} has no effect in an environment .*got {value!r}"):
+        UnmaskingConfig(**other)

@@ -297,7 +297,8 @@ def test_a_folder_of_other_tokenizers_is_refused_even_where_ids_agree(loaded, pr
 
 def test_a_folder_that_was_not_prepared_is_told_how(loaded, tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=rf"no prepared data here; `trimask prepare .* --tokenizers {loaded.folder}"
+        FileNotFoundError,
+        match=rf"not a folder of prepared data; make one with `trimask prepare .* --tokenizers {loaded.folder}",
     ):
         command.run(loaded, tmp_path, CONFIG)
 

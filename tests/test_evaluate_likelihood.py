@@ -44,7 +44,7 @@ CHOICES = [
         (ANSWERS[:1], [["bits per token", "1.500", "1"], ["bits per answer", "6.000", "1"]]),
         (CHOICES, [["right choices", "66.7% (20.8% – 93.9%)", "3"]]),
         (CHOICES[3:], None),
-        ([CHOICES[3] | {"is_close": True}], [["choices too close to tell; more --draws", "1", "1"]]),
+        ([CHOICES[3] | {"is_close": True}], [["undecided choices; increase --draws", "1", "1"]]),
     ],
     ids=["answers", "one answer", "choices", "choices without answers", "close choices"],
 )
@@ -53,7 +53,7 @@ def test_what_is_printed_is_bits_of_answers_and_the_share_of_right_choices(monke
     monkeypatch.setattr(evaluate_likelihood, "table", lambda *shown: tables.append(shown) or "")
     evaluate_likelihood._print(entries, Path("out.jsonl"))
     assert tables == ([] if rows is None else [("Likelihood (bound)", ["", "95 %", "examples"], rows)])
-    assert capsys.readouterr().out.strip().endswith(f"{len(entries)} lines in out.jsonl")
+    assert capsys.readouterr().out.strip().endswith(f"Scores of {len(entries)} lines: out.jsonl")
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
@@ -66,7 +66,9 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 def test_an_answer_without_choices_is_refused_by_its_line(tmp_path, asked):
     (tmp_path / "lines.jsonl").write_text(f'\n{{{asked}, "answer": 0}}\n')
     prompts = SimpleNamespace(tokenizers=SimpleNamespace(codecs={"image": None}))
-    with pytest.raises(ValueError, match=r"lines.jsonl, line 2: answer is the number of a choice, .* no choices"):
+    with pytest.raises(
+        ValueError, match=r"lines.jsonl, line 2: answer is the index of the right choice, .* no choices"
+    ):
         evaluate_likelihood.read(tmp_path / "lines.jsonl", prompts)
 
 
@@ -77,6 +79,6 @@ def test_the_estimate_is_made_as_was_asked_for(monkeypatch, tmp_path, given, out
     monkeypatch.setattr(evaluate.evaluate_likelihood, "run", lambda *arguments: asked.append(arguments))
     numbers = ["--estimator", "subsets", "--draws", "3", "--rows", "5", "--seed", "7"]
     evaluate.main(["x", "--likelihood", "asked.jsonl", *numbers, *given])
-    how = evaluate_likelihood.LikelihoodConfig("subsets", draws=3, rows=5, seed=7)
+    settings = evaluate_likelihood.LikelihoodSettings("subsets", draws=3, rows=5, seed=7)
     where = tmp_path / out if not given else Path(out)
-    assert asked == [(Path("x"), None), (run, Path("asked.jsonl"), where, how)]
+    assert asked == [(Path("x"), None), (run, Path("asked.jsonl"), where, settings)]

@@ -10,18 +10,18 @@ from figure_text import described_figure
 
 from trimask.diffusion.studies.findings import (
     Panel,
-    deviation,
-    draw,
-    exponent,
+    draw_panels,
     markdown_table,
     mean_and_deviation,
+    power_law_exponent,
+    standard_deviation,
     write_csv,
 )
 
 
 def test_an_exponent_is_the_slope_in_logarithms():
     x = np.array([1.0, 2.0, 8.0])
-    assert exponent(x, 3 * x**-0.5) == pytest.approx(-0.5)
+    assert power_law_exponent(x, 3 * x**-0.5) == pytest.approx(-0.5)
 
 
 def test_tables_are_markdown():
@@ -30,7 +30,7 @@ def test_tables_are_markdown():
 
 def test_a_mean_comes_with_the_deviation_of_the_seeds_or_with_how_many_diverged():
     assert mean_and_deviation([1.0, 2.0, 6.0]) == "3.0000 ± 2.6458"  # √((4 + 1 + 9) / 2)
-    assert mean_and_deviation([1.5]) == "1.5000 ± 0.0000" and deviation([1.5]) == 0.0
+    assert mean_and_deviation([1.5]) == "1.5000 ± 0.0000" and standard_deviation([1.5]) == 0.0
     assert mean_and_deviation([1.0, math.inf, math.nan]) == "2 of 3 diverged"
 
 
@@ -47,7 +47,7 @@ def axes_of(tmp_path, monkeypatch):
         saved = []
         monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, path, **_: saved.append((figure, path)))
         with matplotlib.rc_context(matplotlib.rcParamsDefault):
-            draw(tmp_path / "a.png", panels, columns)
+            draw_panels(tmp_path / "a.png", panels, columns)
         ((figure, path),) = saved
         assert path == tmp_path / "a.png.partial" and (tmp_path / "a.png").is_file()
         return figure.axes
@@ -64,8 +64,8 @@ def test_a_figure_shows_all_of_its_panels(axes_of):
     first = panel(
         curves={"a": [(1.0, 2.0), (2.0, math.inf), (4.0, 3.0)], "b": [(1.0, math.nan)]},
         points={"runs": [(3.0, 5.0), (1.0, 4.0)]},
-        lines={"critical": 7.0},
-        highest=6.0,
+        vertical_lines={"critical": 7.0},
+        y_max=6.0,
         markers=False,
     )
     curves = {label: [(1.0, 2.0), (2.0, 2.02)] for label in "abcdef"}
@@ -122,7 +122,7 @@ def test_there_may_be_more_labels_than_colours(axes_of):
 
 
 def test_a_figure_is_a_picture(tmp_path):
-    draw(tmp_path / "a.png", [panel()])
+    draw_panels(tmp_path / "a.png", [panel()])
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 

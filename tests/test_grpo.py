@@ -20,18 +20,26 @@ from trimask.diffusion.sampling.learned import LearnedStrategy
 from trimask.diffusion.sampling.policy import new_policy_parameters
 from trimask.diffusion.sampling.state import Choice, Rules, initial_state
 from trimask.diffusion.sampling.strategies import STRATEGIES
-from trimask.sampling_rl.grpo import Batch, GRPOConfig, advantages, gradient
+from trimask.sampling_rl.grpo import GRPOBatch, GRPOConfig, group_advantages, objective_gradient
 from trimask.sampling_rl.problems import Problem
-from trimask.sampling_rl.rollout import Recorder, episodes_of, gather_asked, most_steps, rollout, rows_of, step_of
+from trimask.sampling_rl.rollout import (
+    Recorder,
+    decoded_answers,
+    gather_asked,
+    max_num_steps,
+    policy_inputs_at,
+    problem_rows,
+    rollout,
+)
 
 PROBLEMS = [Problem(text_request([1, *[-1] * 10]), {}), Problem(text_request([-1] * 7), {})] * 3
-ROWS = jax.tree.map(jnp.asarray, rows_of(PROBLEMS, VOCABULARY))
+ROWS = jax.tree.map(jnp.asarray, problem_rows(PROBLEMS, VOCABULARY))
 EXPERTS = 2
 RULES = {
     "blocks": Rules(mask_id=MASK, block_length=4, gives_up_after=4),
     "full": Rules(mask_id=MASK, gives_up_after=10),
 }
-stored_at = jax.jit(step_of)
+stored_at = jax.jit(policy_inputs_at)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -57,7 +65,7 @@ def recorded(law, rules, strategy=None, play=rollout, **options):
     config = config_of(law)
     acts = strategy or LearnedStrategy(config, parameters_of(law))
     how = (None, Recorder(config, acts, **options), rules)
-    steps = most_steps(rules, 10)
+    steps = max_num_steps(rules, 10)
     return play(VOCABULARY, fakes.mixing(), how, ROWS, jax.random.key(3), asked=10, steps=steps)
 
 
@@ -113,10 +121,10 @@ def test_rows_that_are_done_leave_and_change_nothing(monkeypatch):
 def test_episodes_end_with_what_was_not_revealed_in_time():
     impatient = Rules(mask_id=MASK, block_length=4, gives_up_after=1)
     final, stored = recorded("bernoulli", impatient)
-    answers = episodes_of(VOCABULARY, final)
+    answers = decoded_answers(VOCABULARY, final)
     assert stored.num_steps.tolist() == [3, 2] * 3
     assert any((answer.segments[0].codes < 0).any() for answer in answers)
-    assert most_steps(impatient, 10) == 3 and most_steps(RULES["full"], 10) == 10
+    assert max_num_steps(impatient, 10) == 3 and max_num_steps(RULES["full"], 10) == 10
 
 
 def test_an_expert_is_seen_as_acting_anywhere():
@@ -147,7 +155,7 @@ def test_what_an_expert_did_is_seen_as_a_policy_without_blocks_sees_it():
 
 
 def test_advantages_are_differences_from_the_mean_of_the_group():
-    found, has_signal = advantages(np.array([[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5]]))
+    found, has_signal = group_advantages(np.array([[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5]]))
     assert found.tolist() == [[0.75, -0.25, -0.25, -0.25], [0, 0, 0, 0]] and has_signal.tolist() == [True, False]
 
 
@@ -155,7 +163,7 @@ def batch_of(law, experts):
     _, stored = recorded(law, RULES["full"])
     gain = jnp.array([0.7, -0.4, 0.2, -0.6, 0.9, 0.0])
     is_expert = jnp.array([False, True] * 3) & experts
-    return Batch(stored, gain, is_expert, jnp.array([True] * 5 + [False]))
+    return GRPOBatch(stored, gain, is_expert, jnp.array([True] * 5 + [False]))
 
 
 def oracle(law, parameters, batch, old, config, begin):
@@ -209,7 +217,7 @@ def test_the_objective_and_its_gradient_are_those_of_the_definition(law, options
     keys = iter(jax.random.split(jax.random.key(4), 100))
     before = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(next(keys), x.shape), now)
     old = oracle(law, before, batch, np.zeros(batch.trajectories.features.shape[:2]), config, None)[1]
-    found, likelihoods, metrics = gradient(
+    found, likelihoods, metrics = objective_gradient(
         now, batch, jnp.asarray(old, jnp.float32), begin, policy=config_of(law), config=config, experts=EXPERTS
     )
     expected, of_steps = oracle(law, now, batch, old, config, begin)
@@ -227,7 +235,7 @@ def test_the_objective_and_its_gradient_are_those_of_the_definition(law, options
     assert 0 < float(metrics["clip_fraction"]) < 1 and float(metrics["log_likelihood"]) < 0
     assert (float(metrics["kl"]) > 0) == (config.kl > 0) and float(metrics["entropy"]) > 0
     # However the steps are cut.
-    whole, _, of_whole = gradient(
+    whole, _, of_whole = objective_gradient(
         now,
         batch,
         jnp.asarray(old, jnp.float32),
@@ -242,11 +250,11 @@ def test_the_objective_and_its_gradient_are_those_of_the_definition(law, options
 
 def test_at_first_every_ratio_is_one_and_nothing_is_clipped():
     config, batch = GRPOConfig(clip=1e-6), batch_of("bernoulli", False)
-    _, likelihoods, metrics = gradient(
+    _, likelihoods, metrics = objective_gradient(
         parameters_of("bernoulli"), batch, None, None, policy=config_of("bernoulli"), config=config
     )
     assert float(metrics["clip_fraction"]) == 0
-    again = gradient(
+    again = objective_gradient(
         parameters_of("bernoulli"), batch, likelihoods, None, policy=config_of("bernoulli"), config=config
     )[2]
     assert float(again["clip_fraction"]) == 0 and float(again["loss"]) == pytest.approx(float(metrics["loss"]))

@@ -466,7 +466,7 @@ def test_prompts_are_the_lines_that_prepare_sees(tmp_path, monkeypatch, from_pip
     assert [record.text for record in records_of(block, "line")] == seen
 
 
-@pytest.mark.parametrize(("content", "reason"), [(b"\n \n", "holds no prompts"), (b"\xff\xfe", "not UTF-8")])
+@pytest.mark.parametrize(("content", "reason"), [(b"\n \n", "contains no prompts"), (b"\xff\xfe", "not UTF-8")])
 def test_a_file_without_prompts_is_refused(tmp_path, content, reason):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(ValueError, match=reason):

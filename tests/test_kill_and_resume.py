@@ -13,7 +13,7 @@ from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.studies import kill_and_resume
-from trimask.diffusion.studies.kill_and_resume import Kill, KillAndResume, differences
+from trimask.diffusion.studies.kill_and_resume import Kill, KillAndResume, run_differences
 from trimask.scripts import study as study_script
 
 
@@ -69,11 +69,11 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     lines = kill_and_resume.study(KillAndResume(kills=4), trials).removeprefix(table).split("\n\n")
     assert lines == [" 22 differences.", *(f"- different: leaf {number}" for number in range(20))]
     (tmp_path / "killed").mkdir()
-    with pytest.raises(ValueError, match="killed is there already; remove it or choose another folder"):
+    with pytest.raises(ValueError, match="killed exists already; remove it or choose another folder"):
         kill_and_resume.study(KillAndResume(kills=4), trials)
 
 
-class Timeline(kill_and_resume.Child):
+class Timeline(kill_and_resume.TrainingProcess):
     """A child that begins after a second, takes a step a second, writes in the last half of every fourth, and ends."""
 
     def __init__(self, run, steps=20):
@@ -161,15 +161,15 @@ def test_kills_come_in_the_order_of_their_steps_and_the_run_is_finished(tmp_path
         def finish(self):
             made.append("finished")
 
-    def kill_at(child, aim, step, start_seconds, draw):
+    def kill_at(child, aim, step, start_seconds, rng):
         asked.append((aim, step))
         assert isinstance(child, Fake) and start_seconds > 0
         return None if len(asked) == through_at else Kill(aim, step, 0, "training")
 
-    monkeypatch.setattr(kill_and_resume, "Child", Fake)
+    monkeypatch.setattr(kill_and_resume, "TrainingProcess", Fake)
     monkeypatch.setattr(kill_and_resume, "kill_at", kill_at)
     monkeypatch.setattr(kill_and_resume, "checkpoint_steps", {tmp_path / "whole": [5, 40]}.__getitem__)
-    monkeypatch.setattr(kill_and_resume, "differences", lambda *runs: [str(len(runs))])
+    monkeypatch.setattr(kill_and_resume, "run_differences", lambda *runs: [str(len(runs))])
     config = KillAndResume(kills=6, steps=40)
     places = tmp_path / "whole", tmp_path / "killed", tmp_path / "data", tmp_path / "compiled"
     whole, killed = ((config.training, run, *places[2:]) for run in places[:2])
@@ -183,12 +183,12 @@ def test_kills_come_in_the_order_of_their_steps_and_the_run_is_finished(tmp_path
     asked.clear()
     through_at = 3
     kills, found = kill_and_resume.kill_and_resume(config, *places, lambda *_: None)
-    assert len(kills) == 2 and found == ["the run was through after 2 kills"]
+    assert len(kills) == 2 and found == ["the run was finished after 2 kills"]
 
 
 @pytest.mark.parametrize(("status", "is_running"), [(None, True), (0, False)])
 def test_a_child_runs_until_it_has_a_status(status, is_running):
-    child = kill_and_resume.Child.__new__(kill_and_resume.Child)
+    child = kill_and_resume.TrainingProcess.__new__(kill_and_resume.TrainingProcess)
     child.process = SimpleNamespace(exitcode=status)
     assert child.is_running() is is_running
     child.process.join = lambda: setattr(child.process, "exitcode", 3)
@@ -210,12 +210,12 @@ def test_a_run_that_was_killed_has_the_same_bits(study):
 
 def test_the_study_would_notice_a_difference(study, tmp_path):
     whole, killed = study / "uninterrupted", shutil.copytree(study / "killed", tmp_path / "killed")
-    assert differences(whole, killed) == []
+    assert run_differences(whole, killed) == []
     lines = (killed / "metrics.jsonl").read_text().splitlines()
     changed = json.loads(lines[7])
     changed["loss"] += 1e-6
     (killed / "metrics.jsonl").write_text("\n".join([*lines[:7], json.dumps(changed), *lines[8:], lines[-1]]) + "\n")
     shutil.rmtree(max((killed / "checkpoints").iterdir(), key=lambda path: int(path.name)))
-    found = " ".join(differences(whole, killed))
+    found = " ".join(run_differences(whole, killed))
     assert "parameters/embedding" in found and "optimizer" in found and "step 8: loss" in found
     assert "20 lines, 21 after kills" in found

@@ -125,7 +125,7 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     ]
     assert panels[3].curves["depth 1"] == [(2**-9, 4.0), (2**-8, 3.0), (2**-7, 3.0)]
     # Of 26 finite losses the third largest and its neighbour decide.
-    assert panels[0].highest == pytest.approx(3.5625)
+    assert panels[0].y_max == pytest.approx(3.5625)
     assert madeup.described(figures) == written(
         """
         loss.png, 2 columns

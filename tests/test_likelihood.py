@@ -188,7 +188,7 @@ def test_choices_are_drawn_alike_and_a_lead_by_chance_is_marked(score, capsys):
     choices = {"prompt": "01+01=", "choices": ["2", "2", "3"]}
     (scored,) = score(choices, draws=1)
     assert scored["bits"][0] == scored["bits"][1] and scored["is_close"]
-    assert "choices too close to tell; more --draws" in capsys.readouterr().out
+    assert "undecided choices; increase --draws" in capsys.readouterr().out
     (other,) = score(choices | {"choices": ["2", "7"]}, draws=1)
     assert other["bits"][0] == pytest.approx(scored["bits"][0], rel=1e-6)
 
@@ -203,7 +203,7 @@ def test_choices_are_drawn_alike_and_a_lead_by_chance_is_marked(score, capsys):
         ({"text": 7}, "text must be a string, got 7"),
         ({"choices": "ab"}, "choices must be a list of strings"),
         ({"choices": []}, "choices must be a list of strings"),
-        ({"choices": ["1", "2"], "answer": 2}, "number of a choice, 0 to 1, got 2"),
+        ({"choices": ["1", "2"], "answer": 2}, "index of a choice, 0 to 1, got 2"),
         ({"text": ""}, "must not be empty"),
         ({"image": "none.png", "text": "one"}, "none.png"),
         ({"text": "x" * 99}, "line 1: a text of 99 tokens does not fit a buffer"),

@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
+import fakes
 import jax
 import madeup
 import numpy as np
@@ -26,7 +27,7 @@ BATCH = BatchConfig(tokens=120, weights={"spoken": 0.0, "sums": 0.0})
 def test_the_variance_is_the_trace_of_the_covariance(prepared, loaded, tmp_path, monkeypatch):
     train = dataclasses.replace(loaded.description.train, batch=BATCH)
     loaded = dataclasses.replace(loaded, description=dataclasses.replace(loaded.description, train=train))
-    monkeypatch.setattr(mask_variance, "load", {Path("runs/small"): loaded}.__getitem__)
+    monkeypatch.setattr("trimask.diffusion.studies.trials.load", fakes.opening(loaded, Path("runs/small")))
     arguments = ["--run", "runs/small", "--draws", "4", "--schedules", "cosine_md4"]
     study.main(["mask-variance", str(tmp_path / "out"), "--data", str(prepared.folder), *arguments])
     with (tmp_path / "out/variances.csv").open() as file:
@@ -56,9 +57,8 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         asked.append(draws)
         return traces[masking.schedule.kind, masking.complementary]
 
-    monkeypatch.setattr(mask_variance, "load", {Path("runs/small"): SimpleNamespace(step=1234)}.__getitem__)
-    monkeypatch.setattr(mask_variance, "Prepared", lambda data: None)
-    monkeypatch.setattr(mask_variance, "require_same_tokenizers", lambda *_: None)
+    opened = fakes.opening((SimpleNamespace(step=1234), None), "runs/small", tmp_path / "data")
+    monkeypatch.setattr(mask_variance, "open_run", opened)
     monkeypatch.setattr(mask_variance, "gradient_variance", variance)
     config = MaskVariance(run="runs/small", draws=7, schedules=("linear", "cosine_md4"))
     trials = MadeUp(tmp_path, None)

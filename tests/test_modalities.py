@@ -133,7 +133,7 @@ def test_what_is_missing_is_named():
 
 
 def test_a_folder_of_no_modality_and_a_file_of_none_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"--media is MODALITY:\[NAME=\]FOLDER, with a modality of image, audio"):
+    with pytest.raises(ValueError, match=r"--media takes MODALITY:\[NAME=\]FOLDER, with modality one of image, audio"):
         prepare.main([str(tmp_path), "--media", "smell:roses"])
     with pytest.raises(ValueError, match="--given is MODALITY=FILE"):
         generate.Arguments(run=tmp_path, given=("seven.png",))

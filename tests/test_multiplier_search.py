@@ -12,7 +12,7 @@ from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import ModuleMultipliers
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.studies import multiplier_search
-from trimask.diffusion.studies.multiplier_search import Search, coordinates, multipliers_at
+from trimask.diffusion.studies.multiplier_search import MultiplierSearch, multipliers_at, search_dimensions
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.storage import configuration
 
@@ -22,13 +22,13 @@ BASE = TrainConfig(
     batch=BatchConfig(tokens=400),
     seed=5,
 )
-COORDINATES = coordinates()
-MLP, DEPTH = COORDINATES.index(("learning_rate", "mlp")), COORDINATES.index(("init", "depth 1"))
+DIMENSIONS = search_dimensions()
+MLP, DEPTH = DIMENSIONS.index(("learning_rate", "mlp")), DIMENSIONS.index(("init", "depth 1"))
 
 
 def at(mlp, depth):
-    """A point of the search: octaves of two coordinates, and a little of nine others."""
-    point = np.zeros(len(COORDINATES))
+    """A point of the search with given values in two dimensions, and 0.125 in nine others."""
+    point = np.zeros(len(DIMENSIONS))
     point[-9:] = 0.125
     point[[MLP, DEPTH]] = mlp, depth
     return point
@@ -36,7 +36,7 @@ def at(mlp, depth):
 
 ROUNDS = {1: [at(2.0, -3.0), at(1.0, -0.5)], 2: [at(3.0, 0.5), at(-1.0, 1.0)], 3: [at(0.5, 0.5), at(0.25, 0.25)]}
 SEARCHED = {0.0: 2.9, 2.0: 2.8, 1.0: 2.7, 3.0: 2.75, -1.0: 2.95, 0.5: 2.7, 0.25: 2.71}
-"""Octaves of the MLP's learning rate → loss of the search."""
+"""log2 of the multiplier of the MLP's learning rate → loss in the search."""
 COMPARED = {
     (32, 2): ((3.0, 3.5), (2.5, 2.75)),
     (128, 2): ((2.0, 2.25), (2.0, 2.0)),
@@ -62,13 +62,13 @@ def made_up(config):
 def test_all_that_is_written(tmp_path, monkeypatch):
     asked = []
 
-    def proposals(config, seed, number, centre, radius):
+    def random_points(config, seed, number, centre, radius):
         asked.append((seed, number, centre[MLP], centre[DEPTH], radius))
         return ROUNDS[number]
 
-    monkeypatch.setattr(multiplier_search, "proposals", proposals)
+    monkeypatch.setattr(multiplier_search, "random_points", random_points)
     figures = madeup.figures(monkeypatch, multiplier_search)
-    config = Search(
+    config = MultiplierSearch(
         base=BASE,
         log2_learning_rates=(-7.0, -6.0, -8.0),
         runs=7,
@@ -82,7 +82,7 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     text = multiplier_search.study(config, made)
     assert text == written(
         r"""
-        Tuned learning rate 0.00781; 7 runs of 32,000 tokens in 52 dimensions took the loss of the seed searched on \
+        Tuned learning rate 0.00781; 7 runs of 32,000 tokens in 52 dimensions lowered the loss of the searched seed \
         from 2.9000 to 2.7000. On 2 other seeds, at the base and transferred:
 
         | shape | parameters | untuned | with multipliers | difference ± standard error | speed-up |
@@ -92,8 +92,8 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         | 3 times as deep | 32,006 | 1.2500 | 1.8750 | +50.0% ± 10.0% | 0.79 |
         | both | 128,006 | 4.0000 | 3.2500 | -18.8% ± 6.2% | 2.00 |
 
-        Speed-up: tokens of the untuned runs over those after which the others have the same loss on held-out data, \
-        of the weight average.
+        Speed-up: ratio of the tokens that the untuned runs need to those that the runs with multipliers need, to the \
+        same held-out loss of the averaged weights.
 
         The largest multipliers: learning_rate of mlp ×2.00, init of depth 1 ×0.71, init of unembedding ×1.09, \
         init of depth 0 ×1.09, init of depth 2 ×1.09, residual of attention ×1.09, residual of mlp ×1.09, residual \
@@ -153,22 +153,24 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     )
 
 
-def test_the_proposals_of_a_round_stay_the_same():
-    """A resumed search must propose the same points, or it would train again."""
-    centre = np.arange(len(COORDINATES)) / 8
-    config = Search(base=BASE, per_round=400, radius=9.0)
-    points = np.array(multiplier_search.proposals(config, 3, 2, centre, 0.5))
-    assert points.shape == (400, len(COORDINATES))
+def test_the_points_of_a_round_stay_the_same():
+    """A resumed search must try the same points, or it would train again."""
+    centre = np.arange(len(DIMENSIONS)) / 8
+    config = MultiplierSearch(base=BASE, per_round=400, radius=9.0)
+    points = np.array(multiplier_search.random_points(config, 3, 2, centre, 0.5))
+    assert points.shape == (400, len(DIMENSIONS))
     steps = points - centre
     assert np.flatnonzero(steps[0])[:3].tolist() == [6, 7, 8]
     np.testing.assert_allclose(steps[0][6:9], [-0.320685, 0.412719, -0.250356], atol=1e-6)
 
 
-def test_steps_of_a_search_are_normal_along_a_share_of_the_coordinates():
+def test_steps_of_a_search_are_normal_along_a_share_of_the_dimensions():
     """Of 400 · 52 numbers: a share of 0.3 and a deviation of 0.5, within five of their deviations."""
-    config = Search(base=BASE, per_round=400, changed=0.3, radius=9.0)
-    steps = np.array(multiplier_search.proposals(config, 3, 2, np.zeros(len(COORDINATES)), 0.5))
+    config = MultiplierSearch(base=BASE, per_round=400, changed=0.3, radius=9.0)
+    steps = np.array(multiplier_search.random_points(config, 3, 2, np.zeros(len(DIMENSIONS)), 0.5))
     changed = steps != 0
     assert changed.mean() == pytest.approx(0.3, abs=0.02) and steps[changed].std() == pytest.approx(0.5, abs=0.01)
     for other in ((4, 2), (3, 1)):
-        assert not np.array_equal(multiplier_search.proposals(config, *other, np.zeros(len(COORDINATES)), 0.5), steps)
+        assert not np.array_equal(
+            multiplier_search.random_points(config, *other, np.zeros(len(DIMENSIONS)), 0.5), steps
+        )

@@ -55,17 +55,15 @@ def test_a_pattern_with_an_equals_sign_that_names_files_is_a_pattern(tmp_path, m
 
 @pytest.mark.parametrize("name", ["train", "Test", "dev"])
 def test_a_dataset_is_not_called_like_a_split_by_its_folder(name):
-    with pytest.raises(
-        ValueError, match=rf"--images a/{name}: {name} is what a split is called. Give the folder above"
-    ):
+    with pytest.raises(ValueError, match=rf"--images a/{name}: {name} is the name of a split. Give the parent folder"):
         where(images=(f"a/{name}",))
     assert where(images=(f"pets=a/{name}",))["pets"][0] == "images"
 
 
 def test_two_sources_of_one_name_are_refused_with_the_way_out():
-    with pytest.raises(ValueError, match="two sources are called sea; name one with --audio NAME="):
+    with pytest.raises(ValueError, match="two sources are named sea; rename one with --audio NAME="):
         where(images=("a/sea",), audio=("b/sea",))
-    with pytest.raises(ValueError, match="two sources are called sea; name one with --images NAME="):
+    with pytest.raises(ValueError, match="two sources are named sea; rename one with --images NAME="):
         where(images=("a/sea", "b/sea"))
 
 
@@ -106,16 +104,16 @@ def test_what_is_there_and_not_used_is_said(tmp_path, capsys, monkeypatch):
     out = printed(tmp_path, capsys, *words)
     assert "4×4 colour" in out and "train 7 · extra 1 · test 4" in out.replace("│", "")
     for remark in (
-        "photos: no command uses extra by itself; `trimask evaluate --splits` does",
-        "photos: files that no record names, and that nothing reads: 1 in ./, 1 in a/ and 1 in b/",
+        "photos: only `trimask evaluate --splits` uses extra",
+        "photos: files that no record names, and that are therefore not read: 1 in ./, 1 in a/ and 1 in b/",
         "T.txt looks like JSON lines and is read as plain text; name it .jsonl to read a field",
     ):
         assert remark in out
     assert "P.txt looks like JSON" not in out
-    assert "is of a content" not in out and out == out.replace("of a content that is in train", "")
+    assert "the same content" not in out
     Image.new("RGB", (4, 4), (3, 0, 0)).save(tmp_path / "photos" / "test" / "9.png")
     out = printed(tmp_path / "again", capsys, *words)
-    assert "photos: 1 of the 4 examples of test are of a content that is in train, too; --splits.by content" in out
+    assert "photos: 1 of the 4 examples of test have the same content as examples of train; --splits.by content" in out
 
 
 @pytest.mark.parametrize(("kind", "flag"), [("prompts", "--response-tokens 3"), ("photos", "--max-text-tokens 2")])
@@ -133,7 +131,7 @@ def test_a_few_long_texts_are_said_to_stretch_every_row(tmp_path, capsys, monkey
         (tmp_path / "photos" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         words = ("--images", tmp_path / "photos", "--splits.test", "0", "--splits.validation", "0")
     out = printed(tmp_path, capsys, *words, "--text-vocabulary", "256")
-    assert "99 % have at most" in out and f"{flag} --on-error skip leaves 1 out" in out
+    assert "99 % have at most" in out and f"{flag} --on-error skip would leave out 1 texts" in out
     again = printed(tmp_path / "again", capsys, *words, "--text-vocabulary", "256", *flag.split(), "--on-error", "skip")
     assert "200 = 199 + 1" in again and "99 % have at most" not in again
 
@@ -145,7 +143,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(tmp_path):
 
 @pytest.mark.parametrize("word", ["", "prose="])
 def test_a_source_that_is_nowhere_is_refused(word, tmp_path):
-    with pytest.raises(ValueError, match=f"--text must say where the data are, got '{word}'"):
+    with pytest.raises(ValueError, match=f"--text needs a path or a name of a dataset, got '{word}'"):
         main([str(tmp_path / "new"), "--text", word])
     assert not (tmp_path / "new").exists()
 
@@ -163,6 +161,6 @@ def test_colour_that_is_lost_is_counted_unless_grey_was_asked_for(tmp_path, caps
     (tmp_path / "photos/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     asked = () if channels is None else ("--pictures.channels", str(channels))
     out = printed(tmp_path, capsys, "--images", tmp_path / "photos", *asked)
-    assert ("photos: 2 examples lose their colour; what the tokenizer was fitted on has none" in out) == (
+    assert ("photos: 2 examples lose their colour, which the data that the tokenizer was fitted on lack" in out) == (
         channels is None
     )

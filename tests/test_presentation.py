@@ -55,10 +55,10 @@ def test_quality_is_measured_by_what_suits_the_medium():
     pictures = rng.integers(0, 256, (2, 3, 4, 6, 1), np.uint8)
     sounds = rng.uniform(-1, 1, (2, 3, 4000)).astype(np.float32)
     of_pictures, of_sounds = presentation_of("image").quality, presentation_of("audio").quality
-    assert (of_pictures.name, of_pictures.nearer) == ("PSNR", "higher")
-    assert (of_sounds.name, of_sounds.nearer) == ("mel", "lower")
-    np.testing.assert_array_equal(of_pictures.of(*pictures, None), psnr_db(*pictures))
-    np.testing.assert_array_equal(of_sounds.of(*sounds, AT_8_KHZ), log_mel_distance_db(*sounds, 8000))
+    assert (of_pictures.name, of_pictures.better) == ("PSNR", "higher")
+    assert (of_sounds.name, of_sounds.better) == ("mel", "lower")
+    np.testing.assert_array_equal(of_pictures.measure(*pictures, None), psnr_db(*pictures))
+    np.testing.assert_array_equal(of_sounds.measure(*sounds, AT_8_KHZ), log_mel_distance_db(*sounds, 8000))
 
 
 def test_endings_are_those_of_the_table_and_what_is_not_there_is_named():

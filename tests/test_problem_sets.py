@@ -139,9 +139,9 @@ def test_what_cannot_be_asked_or_graded_is_refused(prepared, tmp_path):
         from_prepared(prepared, "sums", "text_to_image", "test")
     with pytest.raises(ValueError, match="sums has no split 'exam', only train, validation, test"):
         from_prepared(prepared, "sums", "text", "exam")
-    with pytest.raises(ValueError, match="drawn has too few examples to judge text_to_image by; name a judge"):
+    with pytest.raises(ValueError, match="drawn has too few examples to judge text_to_image by default; name a judge"):
         from_prepared(prepared, "drawn", "text_to_image", "test", max_examples=2)
-    with pytest.raises(ValueError, match="frechet cannot grade answers: the better they are, the lower it is"):
+    with pytest.raises(ValueError, match="frechet cannot grade answers: its lower scores are better"):
         from_prepared(prepared, "drawn", "text_to_image", "test", judge="frechet")
     (tmp_path / "prose.txt").write_text("one two\n\n" * 20)
     config = PrepareConfig(
@@ -189,7 +189,7 @@ def test_word_problems_are_asked_by_a_template(prompts, tmp_path):
         assert prompts.tokenizers.decode("text", [codes[:-7]]) == [f"Q: What is {number}?\nA:"]
         assert dict(problem.reference) == {**_reference(number), "prompt": f"Q: What is {number}?\nA:"}
     assert gsm8k(path, prompts).length == 60
-    with pytest.raises(ValueError, match=r"must have a \{question\} in it, got 'Q:'"):
+    with pytest.raises(ValueError, match=r"must contain \{question\}, got 'Q:'"):
         gsm8k(path, prompts, template="Q:")
 
 
@@ -240,7 +240,7 @@ def test_answers_that_come_to_no_number_are_wrong(prompts, tmp_path):
         ("[1]", "must be a JSON object"),
         ({"question": "How many?"}, 'needs a "answer"'),
         ({"question": " ", "answer": "#### 1"}, '"question" is empty'),
-        ({"question": "How many?", "answer": "It is 7."}, "must come to a number after ####, got 'It is 7.'"),
+        ({"question": "How many?", "answer": "It is 7."}, "must end in #### and a number, got 'It is 7.'"),
         (word_problem(1, "How many? " * 20), "at most 100 fit"),
     ],
 )

@@ -31,7 +31,7 @@ from trimask.diffusion.studies.critical_batch import CriticalBatch
 from trimask.diffusion.studies.kill_and_resume import KillAndResume
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
 from trimask.diffusion.studies.mask_variance import MaskVariance
-from trimask.diffusion.studies.multiplier_search import Search
+from trimask.diffusion.studies.multiplier_search import MultiplierSearch
 from trimask.diffusion.studies.sampling_fronts import SamplingStudy
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.sampling_rl.episode_batch import UnmaskingConfig
@@ -101,11 +101,11 @@ LIMITS = [
     (CriticalBatch, {"base": BASE}, {"batches": (1, 2, 3)}, {"batches": (1, 2)}),
     (KillAndResume, {"steps": 12}, {"kills": 8}, {"kills": 9}),
     (KillAndResume, {"steps": 12}, {"kills": 1}, {"kills": 0}),
-    *((Search, {"base": BASE}, {name: 1}, {name: 0}) for name in ("per_round", "runs", "seeds")),
-    *((Search, {"base": BASE}, {name: 1}, {name: 0}) for name in ("width_factor", "depth_factor")),
-    (Search, {"base": BASE}, {"radius": 0.1}, {"radius": 0.0}),
-    (Search, {"base": BASE}, {"changed": 1.0}, {"changed": 1.1}),
-    (Search, {"base": BASE}, {"changed": 0.1}, {"changed": 0.0}),
+    *((MultiplierSearch, {"base": BASE}, {name: 1}, {name: 0}) for name in ("per_round", "runs", "seeds")),
+    *((MultiplierSearch, {"base": BASE}, {name: 1}, {name: 0}) for name in ("width_factor", "depth_factor")),
+    (MultiplierSearch, {"base": BASE}, {"radius": 0.1}, {"radius": 0.0}),
+    (MultiplierSearch, {"base": BASE}, {"changed": 1.0}, {"changed": 1.1}),
+    (MultiplierSearch, {"base": BASE}, {"changed": 0.1}, {"changed": 0.0}),
     (BatchInvariance, {"base": BASE}, {"seeds": 1}, {"seeds": 0}),
     (BatchInvariance, {"base": BASE}, {"log2_factors": (0,)}, {"log2_factors": (1,)}),
     (CoordinateCheck, {"base": BASE}, {"widths": (1, 2)}, {"widths": (1,)}),

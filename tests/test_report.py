@@ -243,8 +243,8 @@ def test_the_story_told_again_does_not_train_again(story, experiment, prepared, 
     demo.run(run, prepared.folder, experiment)
     assert (run / "metrics.jsonl").read_bytes() == metrics
     out = capsys.readouterr().out
-    assert f"Look and listen:  {run / 'report.html'}" in out and " train ─" in out
-    assert re.search(r"prepare \d+ s · train \d+ s · evaluate \d+ s · report \d+ s · all \d+ s", out)
+    assert f"Report:  {run / 'report.html'}" in out and " train ─" in out
+    assert re.search(r"prepare \d+ s · train \d+ s · evaluate \d+ s · report \d+ s · total \d+ s", out)
     for ours, theirs in zip(*(jax.tree.leaves(model.parameters) for model in models), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

@@ -81,7 +81,7 @@ def test_an_unknown_kind_is_refused_with_the_known_ones():
 
 def test_problems_that_ask_for_nothing_are_refused():
     empty = Problem(Example("text", (Segment("text", np.array([1])),)), {})
-    with pytest.raises(ValueError, match="sums has a problem that asks for nothing"):
+    with pytest.raises(ValueError, match="sums has a problem that asks for no tokens"):
         ProblemSet("sums", fakes.VOCABULARY, [empty], lambda *_: [])
     with pytest.raises(ValueError, match="sums has no problems"):
         ProblemSet("sums", fakes.VOCABULARY, [], lambda *_: [])

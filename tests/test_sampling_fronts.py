@@ -16,7 +16,15 @@ from madeup import MadeUp, written
 from trimask.diffusion.pretraining.description import RunDescription
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.studies import sampling_fronts
-from trimask.diffusion.studies.sampling_fronts import Point, SamplingStudy, Verdict, choose, exams_of, measured, study
+from trimask.diffusion.studies.sampling_fronts import (
+    SamplingPoint,
+    SamplingStudy,
+    Verdict,
+    cheapest_of_best,
+    exams_to_measure,
+    measure_target,
+    study,
+)
 from trimask.diffusion.studies.trials import Trials
 from trimask.tokenizers.storage import configuration
 
@@ -24,30 +32,32 @@ from trimask.tokenizers.storage import configuration
 def point(score, nfe, error=0.02, distance=None):
     verdicts = [Verdict("label", score, error, True)]
     verdicts += [] if distance is None else [Verdict("frechet", distance, 0.5, False)]
-    return Point("image", "a: b", "strategy", GenerationConfig(steps=int(nfe)), tuple(verdicts), float(nfe), 1.0)
+    return SamplingPoint(
+        "image", "a: b", "strategy", GenerationConfig(steps=int(nfe)), tuple(verdicts), float(nfe), 1.0
+    )
 
 
 def test_the_cheapest_of_those_as_good_as_the_best_is_chosen():
     scores = [(0.97, 8), (0.99, 32), (0.98, 16), (0.99, 24), (0.5, 1)]
     for error, nfe in ((0.02, 8), (0.01, 16), (0.0, 24)):
-        assert choose([point(*score, error) for score in scores], 0.0).nfe == nfe
+        assert cheapest_of_best([point(*score, error) for score in scores], 0.0).nfe == nfe
 
 
 def test_of_those_that_are_right_the_nearest_to_real_media_are_chosen():
     points = [point(1.0, 1, distance=9.0), point(0.99, 8, distance=3.4), point(0.99, 16, distance=3.0)]
-    assert choose(points, 0.0).nfe == 8
+    assert cheapest_of_best(points, 0.0).nfe == 8
     # To be classified better than real media is not better.
     real = [replace(p, verdicts=(replace(p.verdicts[0], on_real=0.9), p.verdicts[1])) for p in points]
-    assert choose([*real[:2], point(0.89, 4, distance=3.4), real[2]], 0.0).nfe == 4
+    assert cheapest_of_best([*real[:2], point(0.89, 4, distance=3.4), real[2]], 0.0).nfe == 4
     # What is wrong is not chosen, however near.
-    assert choose([*points, point(0.5, 2, distance=0.1)], 0.0).nfe == 8
-    assert choose([*points, point(0.99, 32, distance=2.0)], 0.0).nfe == 32
+    assert cheapest_of_best([*points, point(0.5, 2, distance=0.1)], 0.0).nfe == 8
+    assert cheapest_of_best([*points, point(0.99, 32, distance=2.0)], 0.0).nfe == 32
 
 
 def test_answers_that_are_all_the_same_are_not_chosen_while_others_differ():
     points = [replace(point(1.0, 1), distinct=0.1), replace(point(0.9, 4), distinct=0.96)]
-    assert choose(points, 0.95).nfe == 4
-    assert choose(points[:1], 0.95).nfe == 1
+    assert cheapest_of_best(points, 0.95).nfe == 4
+    assert cheapest_of_best(points[:1], 0.95).nfe == 1
 
 
 SMALL = SamplingStudy(
@@ -65,7 +75,7 @@ SMALL = SamplingStudy(
 
 @pytest.fixture
 def trials(loaded, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("trimask.diffusion.studies.sampling_fronts.load", fakes.opening(loaded, Path(SMALL.run)))
+    monkeypatch.setattr("trimask.diffusion.studies.trials.load", fakes.opening(loaded, Path(SMALL.run)))
     return Trials(tmp_path, prepared.folder, 0, lambda *_: None)
 
 
@@ -80,8 +90,8 @@ def made(task, part, config, values, nfe, distinct):
     """A point; pictures have two judges, one of which also judges real ones."""
     if task.endswith("image"):
         verdicts = (Verdict("label", values[0], 0.0125, True, 0.875), Verdict("frechet", values[1], 0.25, False, 1.5))
-        return Point("image", task, part, config, verdicts, nfe, distinct)
-    return Point("text", task, part, config, (Verdict("exact_match", values[0], 0.0625, True),), nfe, distinct)
+        return SamplingPoint("image", task, part, config, verdicts, nfe, distinct)
+    return SamplingPoint("text", task, part, config, (Verdict("exact_match", values[0], 0.0625, True),), nfe, distinct)
 
 
 CHOSEN = {"image": replace(IMAGE, strategy="random", steps=3), "text": replace(TEXT, guidance=0.0, steps=5)}
@@ -116,33 +126,32 @@ POINTS = {
 
 def test_all_that_is_written(tmp_path, monkeypatch):
     exams = [SimpleNamespace(task=SimpleNamespace(target=target)) for target in ("image", "text", "text")]
-    monkeypatch.setattr(sampling_fronts, "load", {Path("runs/small"): SimpleNamespace(step=1234)}.__getitem__)
-    monkeypatch.setattr(sampling_fronts, "Prepared", lambda data: None)
-    monkeypatch.setattr(sampling_fronts, "require_same_tokenizers", lambda *_: None)
-    monkeypatch.setattr(sampling_fronts, "exams_of", lambda *_: exams)
+    opened = fakes.opening((SimpleNamespace(step=1234), None), "runs/small", tmp_path / "data")
+    monkeypatch.setattr(sampling_fronts, "open_run", opened)
+    monkeypatch.setattr(sampling_fronts, "exams_to_measure", lambda *_: exams)
     monkeypatch.setattr(
-        sampling_fronts, "measured", lambda own, *_: (POINTS[own[0].task.target], CHOSEN[own[0].task.target])
+        sampling_fronts, "measure_target", lambda own, *_: (POINTS[own[0].task.target], CHOSEN[own[0].task.target])
     )
     figures = madeup.figures(monkeypatch, sampling_fronts)
     text = study(replace(SMALL, run="runs/small", split="validation"), MadeUp(tmp_path, None))
     assert text == written(
         r"""
-        runs/small at step 1234, split validation: 16 measurements. Chosen: fewest evaluations of all as good as the \
-        best.
+        runs/small at step 1234, split validation: 16 measurements. Chosen: the settings with the fewest evaluations among \
+        all as good as the best.
 
-        | task |  | how | score | NFE | distinct |
+        | task |  | settings | score | NFE | distinct |
         | --- | --- | --- | --- | --- | --- |
         | a: text_to_image | before | threshold, 0.75, temperature 0.25, guidance 0.5 | label 50.0% ± 1.2%; frechet 9 ± 0.25 | 16.5 | 100.0% |
         | a: text_to_image | chosen | random, 3 steps, temperature 0.25, guidance 0.5 | label 75.0% ± 1.2%; frechet 6.25 ± 0.25 | 3.0 | 90.0% |
-        | a: text_to_image | real |  | label 87.5%; frechet 1.5 |  |  |
+        | a: text_to_image | real media |  | label 87.5%; frechet 1.5 |  |  |
         | b: text | before | random, 7 steps, temperature 0.125, guidance 0 | exact_match 93.8% ± 6.2% | 7.0 | 43.8% |
         | b: text | chosen | random, 5 steps, temperature 0.125, guidance 0 | exact_match 96.9% ± 6.2% | 5.0 | 56.2% |
         | c: image_to_text | before | random, 7 steps, temperature 0.125, guidance 0 | exact_match 81.2% ± 6.2% | 8.0 | 31.2% |
         | c: image_to_text | chosen | random, 5 steps, temperature 0.125, guidance 0 | exact_match 100.0% ± 6.2% | 6.0 | 68.8% |
 
-        With --apply it becomes the default of the run.
+        With --apply they become the run's defaults.
 
-        What is chosen, in blocks and with caches:
+        The chosen settings in blocks, with caches:
 
         | task | block | NFE | none | prefix | dual |
         | --- | --- | --- | --- | --- | --- |
@@ -194,7 +203,7 @@ def test_all_that_is_written(tmp_path, monkeypatch):
 def test_a_way_is_described_by_the_number_that_it_goes_by():
     names = ("factor", "entropy_bound", "threshold", "margin")
     configs = {name: GenerationConfig(strategy=name, factor=2.5, entropy_bound=0.25, steps=3) for name in names}
-    of = {name: sampling_fronts.described(config) for name, config in configs.items()}
+    of = {name: sampling_fronts.summary(config) for name, config in configs.items()}
     assert {name: words.removesuffix(", temperature 1, guidance 0") for name, words in of.items()} == {
         "factor": "factor, 2.5",
         "entropy_bound": "entropy_bound, 0.25",
@@ -216,9 +225,10 @@ def test_what_is_tried_is_every_strategy_then_guidance_then_caches(loaded, prepa
         max_examples=2,
         seed=40,
     )
-    exams = [exam for exam in exams_of(loaded, prepared, config) if exam.task.name != "audio_to_text"]
+    exams = [exam for exam in exams_to_measure(loaded, prepared, config) if exam.task.name != "audio_to_text"]
     before = loaded.generation("text")
     asked, reports, let_go = [], [], []
+    monkeypatch.setattr("trimask.diffusion.studies.trials._compiled", set())
     monkeypatch.setattr("jax.clear_caches", lambda: let_go.append(len(asked)))
 
     def made_up(exam, part, way, generator, seed):
@@ -226,10 +236,10 @@ def test_what_is_tried_is_every_strategy_then_guidance_then_caches(loaded, prepa
         score = {"before": 0.5 + (seed - 40) / 4, "cache": 0.0}.get(part, 0.75)
         score += 0.25 * (way.temperature == 0.5) + 0.0625 * (exam.task.name == "text")
         nfe = 10.0 * way.steps + (way.strategy == "threshold")
-        return Point("text", exam.task.name, part, way, (Verdict("exact_match", score, 0.0, True),), nfe, 1.0)
+        return SamplingPoint("text", exam.task.name, part, way, (Verdict("exact_match", score, 0.0, True),), nfe, 1.0)
 
-    monkeypatch.setattr(sampling_fronts, "_point", made_up)
-    points, chosen = measured(exams, config, lambda *report: reports.append(report))
+    monkeypatch.setattr(sampling_fronts, "_measure_point", made_up)
+    points, chosen = measure_target(exams, config, lambda *report: reports.append(report))
     names = [exam.task.name for exam in exams]
     assert sorted(names) == ["image_to_text", "text"]
     best = replace(before, strategy="random", steps=2)
@@ -271,7 +281,7 @@ def test_exams_are_of_every_dataset_that_has_the_split_and_media_are_compared_wi
     monkeypatch.setattr(prepared, "manifest", changed)
     usual = sampling_fronts.choose_judges
     monkeypatch.setattr(sampling_fronts, "choose_judges", lambda *given: usual(*given) * 2)  # of several, the first
-    exams = exams_of(loaded, prepared, SMALL)
+    exams = exams_to_measure(loaded, prepared, SMALL)
     judges = {exam.task.name: [judge.name for judge in exam.judges] for exam in exams}
     assert judges == {
         "text_to_audio": ["label", "frechet", "frechet"],
@@ -294,7 +304,7 @@ def test_a_task_is_measured_and_what_is_chosen_becomes_the_runs_default(trials, 
         # Blocks of one token: a cache that is made anew for each approximates nothing.
         assert len({row["value"] for row in own if row["part"] == "cache"}) == 1
     ways = json.loads((tmp_path / "generation.json").read_text())
-    assert set(ways) == {"image"} and "It is the default of the run now." in text
+    assert set(ways) == {"image"} and "These are the run's defaults now." in text
     description = configuration.load(loaded.folder / "config.json", RunDescription)
     (loaded.folder / "config.json").unlink()
     usual = {name: configuration.to_dict(way) for name, way in loaded.description.train.generation.items()}
@@ -319,7 +329,7 @@ def test_impossible_grids_are_refused(bad, reason):
 
 
 def test_a_split_without_questions_is_refused(trials):
-    with pytest.raises(ValueError, match="its split 'tset' asks nothing"):
+    with pytest.raises(ValueError, match="split 'tset' has no questions"):
         study(dataclasses.replace(SMALL, split="tset"), trials)
-    with pytest.raises(ValueError, match="asks nothing of smells that can be judged"):
+    with pytest.raises(ValueError, match="no questions for smells that can be judged"):
         study(dataclasses.replace(SMALL, modalities=("smells",)), trials)

@@ -26,10 +26,17 @@ from trimask.diffusion.studies import (
 )
 from trimask.diffusion.studies.batch_invariance import RULES, BatchInvariance, under_rule
 from trimask.diffusion.studies.coordinate_check import CoordinateCheck
-from trimask.diffusion.studies.critical_batch import CriticalBatch, Fit
+from trimask.diffusion.studies.critical_batch import CriticalBatch, CriticalBatchFit
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer, Optimum, optimum
-from trimask.diffusion.studies.multiplier_search import Round, Search, coordinates, moved, multipliers_at, speedup
-from trimask.diffusion.studies.trials import Outcome, Trials, mean_tokens, tuned_here
+from trimask.diffusion.studies.multiplier_search import (
+    MultiplierSearch,
+    SearchRound,
+    multipliers_at,
+    next_round,
+    search_dimensions,
+    speedup,
+)
+from trimask.diffusion.studies.trials import Outcome, Trials, as_sde_base, mean_tokens
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import study as study_script
 from trimask.tokenizers.storage import configuration
@@ -49,7 +56,7 @@ class World(Trials):
         self.loss = loss
         self.asked = []
 
-    def losses(self, configs, what="trials"):
+    def outcomes(self, configs, what="trials"):
         self.asked += configs
         return [self._outcome(config) for config in configs]
 
@@ -135,7 +142,7 @@ def test_critical_steps_are_found_with_an_interval_and_predict_a_third_horizon(w
     for row in rows(tmp_path / "losses.csv"):
         cell = (int(row["horizon"]), int(row["batch"]))
         losses.setdefault(cell, []).append((float(row["steps"]), float(row["loss"])))
-    fitted = critical_batch.fit({cell: points for cell, points in losses.items() if cell[0] < 64_000})
+    fitted = critical_batch.fit_critical_steps({cell: points for cell, points in losses.items() if cell[0] < 64_000})
     low, high = fitted.interval
     assert low < fitted.critical_steps < high and 1.01 < high / low < 1.5
     assert fitted.critical_steps == pytest.approx(80, rel=0.1)
@@ -148,19 +155,21 @@ def test_critical_steps_are_found_with_an_interval_and_predict_a_third_horizon(w
 
 def test_diverged_runs_do_not_break_the_fit():
     losses = {(1000, 10): [(100.0, 2.0)], (1000, 20): [(50.0, 2.02)], (1000, 100): [(10.0, math.inf)]}
-    fitted = critical_batch.fit(losses)
+    fitted = critical_batch.fit_critical_steps(losses)
     finite = losses | {(1000, 100): [(10.0, 20.2)]}
-    assert fitted.critical_steps == critical_batch.fit(finite).critical_steps
+    assert fitted.critical_steps == critical_batch.fit_critical_steps(finite).critical_steps
     with pytest.raises(ValueError, match="all runs diverged"):
-        critical_batch.fit({cell: [(steps, math.inf) for steps, _ in points] for cell, points in losses.items()})
+        critical_batch.fit_critical_steps(
+            {cell: [(steps, math.inf) for steps, _ in points] for cell, points in losses.items()}
+        )
 
 
 def test_what_speaks_against_a_fit_is_said():
-    sure = Fit(100.0, (90.0, 110.0), 1.5, 400.0, {})
-    assert sure.described == "S_crit = 100 steps (95 %: 90–110), p = 1.50,"
-    assert "beyond the longest runs of 80," in dataclasses.replace(sure, longest=80.0).described
-    assert "p = 4.00, at its bound" in dataclasses.replace(sure, power=4.0).described
-    assert "(one seed: no interval)" in dataclasses.replace(sure, interval=(math.nan, math.nan)).described
+    sure = CriticalBatchFit(100.0, (90.0, 110.0), 1.5, 400.0, {})
+    assert sure.summary == "S_crit = 100 steps (95 %: 90–110), p = 1.50,"
+    assert "beyond the longest runs of 80," in dataclasses.replace(sure, longest=80.0).summary
+    assert "p = 4.00, at its bound" in dataclasses.replace(sure, power=4.0).summary
+    assert "(one seed: no interval)" in dataclasses.replace(sure, interval=(math.nan, math.nan)).summary
 
 
 def test_a_seed_that_is_common_to_all_batches_does_not_widen_the_interval():
@@ -170,16 +179,16 @@ def test_a_seed_that_is_common_to_all_batches_does_not_widen_the_interval():
         (16_000, int(16_000 / s)): [(s, (1 + 0.05 * seed) * (1 + 0.01 * (80 / s) ** 1.5)) for seed in range(4)]
         for s in steps
     }
-    low, high = critical_batch.fit(losses).interval
+    low, high = critical_batch.fit_critical_steps(losses).interval
     assert high / low < 1.2
 
 
 def test_one_run_that_went_wrong_moves_the_fit_little():
     losses = {(16_000, int(16_000 / s)): [(s, 1 + 0.01 * (80 / s) ** 1.5)] for s in (800.0, 400.0, 200.0, 100.0, 50.0)}
-    alone = critical_batch.fit(losses)
+    alone = critical_batch.fit_critical_steps(losses)
     assert alone.critical_steps == pytest.approx(80, rel=0.02) and np.isnan(alone.interval).all(), "of one seed"
     ((cell, [(steps, loss)]), *_) = losses.items()
-    spoilt = critical_batch.fit({**losses, cell: [(steps, 1.3 * loss)]}).critical_steps
+    spoilt = critical_batch.fit_critical_steps({**losses, cell: [(steps, 1.3 * loss)]}).critical_steps
     assert spoilt == pytest.approx(80, rel=0.5)
 
 
@@ -187,7 +196,7 @@ def test_one_run_that_went_wrong_moves_the_fit_little():
 
 
 def test_each_rule_scales_what_it_says(prepared):
-    tuned = tuned_here(BASE, prepared.folder)
+    tuned = as_sde_base(BASE, prepared.folder)
     of = {rule: under_rule(tuned, rule, 4.0, 1, prepared.folder) for rule in RULES}
     tokens, base_tokens = (mean_tokens(config, prepared.folder) for config in (of["sde"], BASE))
     kappa = tokens / base_tokens  # not 4: rows that do not fill a batch are left out
@@ -231,7 +240,7 @@ def test_flatness_by_hand():
     assert (of.batches, of.verdict) == (2, "flat")
     assert (of.spread, of.error) == (pytest.approx(0.02 / 2.05), pytest.approx(0.0, abs=1e-9))
     assert of.allowed == pytest.approx(2 * 0.1 / 2**0.5 / 2.05)
-    assert of.apart == pytest.approx(0.05 / 2.15)
+    assert of.curve_deviation == pytest.approx(0.05 / 2.15)
     assert batch_invariance.flatness(cells, "sde", 40.0).verdict == "not flat"
     assert batch_invariance.flatness(cells, "sde", 15.0).verdict == "undecided, too few batches below B_crit"
     diverged = {**cells, ("sde", 1): runs(20, (2.02, math.inf))}
@@ -239,15 +248,15 @@ def test_flatness_by_hand():
 
 
 def test_settings_that_cannot_be_run_are_refused_at_once():
-    with pytest.raises(ValueError, match="log2_factors must hold 0"):
+    with pytest.raises(ValueError, match="log2_factors must contain 0"):
         BatchInvariance(base=BASE, log2_factors=(-1, 1))
     with pytest.raises(ValueError, match="seeds must be at least 1, got 0"):
         LearningRateTransfer(base=BASE, seeds=0)
     with pytest.raises(ValueError, match="batches must be at least 3, got 2"):
         CriticalBatch(base=BASE, batches=(64, 128))
     with pytest.raises(ValueError, match="per_round must be at least 1, got 0"):
-        Search(base=BASE, per_round=0)
-    with pytest.raises(ValueError, match="two of the kinds are the same"):
+        MultiplierSearch(base=BASE, per_round=0)
+    with pytest.raises(ValueError, match="kinds must differ from each other"):
         CoordinateCheck(base=BASE, kinds=(("mup", 0.5), ("mup", 1.0)))
 
 
@@ -255,7 +264,7 @@ def test_settings_that_cannot_be_run_are_refused_at_once():
 
 
 def test_every_coordinate_is_a_multiplier_of_its_own():
-    listed = coordinates()
+    listed = search_dimensions()
     plain = multipliers_at(np.zeros(len(listed)))
     for number in range(len(listed)):
         point = np.zeros(len(listed))
@@ -267,13 +276,14 @@ def test_every_coordinate_is_a_multiplier_of_its_own():
 
 
 def test_the_trust_region_grows_after_a_gain_and_shrinks_without():
-    here = Round(1, np.zeros(2), 2.0, 0.5)
-    better = moved(here, [np.ones(2), np.full(2, 2.0)], [1.9, 1.8])
+    here = SearchRound(1, np.zeros(2), 2.0, 0.5)
+    better = next_round(here, [np.ones(2), np.full(2, 2.0)], [1.9, 1.8])
     assert (better.runs, better.loss, better.radius) == (3, 1.8, 0.6) and better.centre.tolist() == [2.0, 2.0]
-    worse = moved(here, [np.ones(2)], [math.inf])
+    worse = next_round(here, [np.ones(2)], [math.inf])
     assert (worse.runs, worse.loss, worse.radius) == (2, 2.0, 0.4) and worse.centre.tolist() == [0.0, 0.0]
     ends = [
-        moved(dataclasses.replace(here, radius=r), [np.ones(2)], [loss]).radius for r, loss in ((0.9, 1.0), (0.06, 3.0))
+        next_round(dataclasses.replace(here, radius=r), [np.ones(2)], [loss]).radius
+        for r, loss in ((0.9, 1.0), (0.06, 3.0))
     ]
     assert ends == [1.0, 0.05]
 
@@ -286,7 +296,7 @@ def bowl(config):
 
 
 def test_the_search_finds_what_there_is_to_find_and_transfers_it(world, tmp_path):
-    config = Search(base=BASE, runs=241, per_round=12, radius=0.4)
+    config = MultiplierSearch(base=BASE, runs=241, per_round=12, radius=0.4)
     trials = world(bowl)
     text = multiplier_search.study(config, trials)
     found = configuration.load(tmp_path / "multipliers.json", ModuleMultipliers)
@@ -299,7 +309,7 @@ def test_the_search_finds_what_there_is_to_find_and_transfers_it(world, tmp_path
 
 
 def test_a_search_goes_the_same_way_again(world):
-    config = Search(base=BASE, runs=49, per_round=12)
+    config = MultiplierSearch(base=BASE, runs=49, per_round=12)
     first, second = world(bowl), world(bowl)
     assert multiplier_search.study(config, first) == multiplier_search.study(config, second)
     assert first.asked == second.asked
@@ -307,7 +317,7 @@ def test_a_search_goes_the_same_way_again(world):
 
 def test_no_time_no_rounds(world):
     trials = world(bowl)
-    multiplier_search.study(Search(base=BASE, runs=1000, hours=0.0), trials)
+    multiplier_search.study(MultiplierSearch(base=BASE, runs=1000, hours=0.0), trials)
     assert len(trials.asked) == 8 + 1 + 2 * 4 * 3
 
 
@@ -337,7 +347,7 @@ def test_a_small_coordinate_check(prepared, tmp_path, monkeypatch):
     )
     kinds = (("completed_p", 0.5), ("standard", 0.5))
     config = CoordinateCheck(base=base, widths=(64, 256), depths=(2, 6), kinds=kinds, seeds=1)
-    monkeypatch.setattr(coordinate_check, "draw", lambda *_, **__: None)
+    monkeypatch.setattr(coordinate_check, "draw_panels", lambda *_, **__: None)
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
         coordinate_check.study(config, trials)
     for kind, initial_logits, is_flat in (("completed_p, α = 0.5", -0.5, True), ("standard", 0.0, False)):
@@ -357,7 +367,7 @@ def test_a_small_coordinate_check(prepared, tmp_path, monkeypatch):
 
 
 def test_the_fit_is_what_its_formula_says():
-    fitted = Fit(100.0, (90.0, 110.0), 2.0, 400.0, {1000: 3.0})
+    fitted = CriticalBatchFit(100.0, (90.0, 110.0), 2.0, 400.0, {1000: 3.0})
     assert fitted.loss(1000, 100.0) == pytest.approx(3.03)
     assert fitted.loss(1000, 10.0) == pytest.approx(6.0)
 

@@ -55,7 +55,7 @@ def test_the_page_says_what_was_run_where_and_what_was_found(made_up, prepared, 
     assert command.startswith(f"`trimask study made-up out`, {datetime.date.today()}, abacus, cpu, jax ")
     assert configuration.load(out / "config.json", OfARun) == OfARun()
     shown = capsys.readouterr().out
-    assert "Found: little." in shown and f"this text: {out}" in shown.replace("\n", "")
+    assert "Found: little." in shown and f"this report: {out}" in shown.replace("\n", "")
 
 
 def test_trainings_without_data_are_of_digits_that_are_prepared_for_them(made_up, prepared, tmp_path, monkeypatch):

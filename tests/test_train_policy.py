@@ -22,8 +22,8 @@ from trimask.sampling_rl import train_policy as module
 from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.problems import Problem, ProblemSet
 from trimask.sampling_rl.reward import RewardConfig
-from trimask.sampling_rl.rollout import nothing
-from trimask.sampling_rl.train_policy import PolicyTrainConfig, PolicyTraining, _Episodes, train_policy
+from trimask.sampling_rl.rollout import empty_trajectories
+from trimask.sampling_rl.train_policy import PolicyTrainConfig, PolicyTraining, _GradedEpisodes, train_policy
 
 LENGTH = 4
 SURE = np.zeros((8, VOCABULARY.size), np.float32)
@@ -191,8 +191,8 @@ def test_an_epoch_may_end_inside_a_batch():
 def episodes(rewards, right=0.0, nfe=1):
     rewards = np.array(rewards, np.float64)
     number = rewards.size
-    steps = nothing(CONFIG.policy, jnp.ones((number, 8), bool), LENGTH, LENGTH)
-    return _Episodes(steps, np.full(rewards.shape, right), np.full(rewards.shape, nfe), rewards)
+    steps = empty_trajectories(CONFIG.policy, jnp.ones((number, 8), bool), LENGTH, LENGTH)
+    return _GradedEpisodes(steps, np.full(rewards.shape, right), np.full(rewards.shape, nfe), rewards)
 
 
 @pytest.mark.parametrize(("block", "anywhere"), [(None, True), (2, False)])
@@ -201,8 +201,8 @@ def test_experts_act_anywhere_where_the_policy_does(monkeypatch, block, anywhere
     generation, recorders = dataclasses.replace(CONFIG.generation, block_length=block), []
     config = dataclasses.replace(CONFIG, experts=(0.5, 0.9), expert_block=2, generation=generation)
     training = PolicyTraining(config, PROBLEMS, knowing())
-    monkeypatch.setattr(training, "_episodes", lambda how, *_: recorders.append(how[1]) or episodes([[0.5]]))
-    training._by_experts(np.arange(1), jax.random.key(0))
+    monkeypatch.setattr(training, "_play", lambda how, *_: recorders.append(how[1]) or episodes([[0.5]]))
+    training._play_experts(np.arange(1), jax.random.key(0))
     assert [recorder.acts_anywhere for recorder in recorders] == [anywhere] * 2
 
 
@@ -216,8 +216,8 @@ def stepped(config, own, experts, monkeypatch):
         return parameters, state, {"log_likelihood": Mean(jnp.float32(-6.0), jnp.float32(4.0))}
 
     monkeypatch.setattr(module, "update", made_up)
-    monkeypatch.setattr(training, "_by_policy", lambda *_: own)
-    monkeypatch.setattr(training, "_by_experts", lambda *_: experts)
+    monkeypatch.setattr(training, "_play_policy", lambda *_: own)
+    monkeypatch.setattr(training, "_play_experts", lambda *_: experts)
     state = training.init()
     after, metrics = training.step(state, np.arange(len(experts[0].rewards)))
     ((batch, rest),) = given
@@ -289,7 +289,7 @@ def test_the_loop_is_told_what_a_step_costs_and_holds(tmp_path, monkeypatch):
     assert told["describe"](2) == told["batch"](2).tolist() and len(told["describe"](2)) == 5
     assert (told["num_steps"], told["folder"], told["config"]) == (13, tmp_path / "p", config.loop)
     imitating = dataclasses.replace(config, learns_from="experts", experts=(0.5, 0.9))
-    assert imitating.episodes_of_group == 2 and config.episodes_of_group == 5
+    assert imitating.episodes_per_problem == 2 and config.episodes_per_problem == 5
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_a_larger_run_is_transferred_from_the_tuned_one(prepared, tuned, tmp_pat
     assert line["largest_learning_rate"] == pytest.approx(1e-2 * kappa**0.5 * float(rate), rel=1e-5)
     printed = capsys.readouterr().out
     assert f"Hyperparameters, at κ = {kappa:.4g}" in printed and f"{description.optimizer.beta2:.5g}" in printed
-    assert "How large a batch may be is not known" in printed and "To train on" in printed
+    assert "The critical batch is not known" in printed and "Training data" in printed
     # The run says all of it itself, so the same command resumes and another run can be transferred on.
     assert load(tmp_path).step == description.num_steps
     assert (
@@ -80,9 +80,9 @@ def test_at_the_tuned_shape_batch_and_horizon_nothing_changes(tuned):
 @pytest.mark.parametrize(
     ("batch", "said"),
     [
-        (225.0, "The batch is 2 times below the critical one, 450 tokens."),
-        (450.0, "The batch is 1 times below the critical one, 450 tokens."),
-        (900.0, "Note: the batch is 2 times the critical one, 450 tokens: with fewer than 2 steps the loss will be"),
+        (225.0, "The critical batch, 450 tokens, is 2 times the batch."),
+        (450.0, "The critical batch, 450 tokens, is 1 times the batch."),
+        (900.0, "Note: the batch is 2 times the critical batch, 450 tokens: with fewer than 2 steps the loss will be"),
     ],
 )
 def test_the_distance_from_the_critical_batch_is_said(tuned, capsys, batch, said):
@@ -106,14 +106,14 @@ def test_datasets_that_are_seen_too_often_are_named(capsys, limit, often):
 
 @pytest.mark.parametrize("flag", ["--tuned-at", "--init-from"])
 def test_weights_that_change_in_training_are_of_the_run_that_had_them(tuned, tmp_path, flag):
-    """No weights are defaults of flags, which could then not name others; `_usual` has those of the whole training."""
+    """No weights are defaults of flags, which could then not name others; `_default_batch` has the whole mixture."""
     description, weights = load_description(tuned), {"weights": {"drawn": 2.0}, "task_weights": {"text": 3.0}}
     batch = dataclasses.replace(CONFIG.batch, **weights, final_weights={"drawn": 1.0}, anneal_tokens=(100, 200))
     config = dataclasses.replace(description.train, batch=batch)
     configuration.save(tmp_path / "config.json", dataclasses.replace(description, train=config))
     taken = train_script._defaults(preset(None), [flag, str(tmp_path)])
     assert taken.batch == BatchConfig(tokens=120) and taken.optimizer == CONFIG.optimizer
-    usual = train_script._usual([flag, str(tmp_path)], None)
+    usual = train_script._default_batch([flag, str(tmp_path)], None)
     assert usual == (batch if flag == "--tuned-at" else preset(None).train.batch)
 
 
@@ -135,7 +135,7 @@ def test_found_multipliers_are_taken_from_their_file(prepared, tmp_path):
 
 
 def test_tuned_at_goes_with_no_other_source_of_values(tuned, prepared, tmp_path):
-    with pytest.raises(ValueError, match="goes with neither --preset nor --init-from"):
+    with pytest.raises(ValueError, match="cannot be combined with --preset or --init-from"):
         train_script.main([str(tmp_path), "--data", str(prepared.folder), "--tuned-at", str(tuned), "--preset", "tiny"])
 
 

@@ -23,12 +23,12 @@ from trimask.diffusion.studies.trials import (
     HeldOutLoss,
     Outcome,
     Trials,
-    _in_order,
+    _interleaved,
+    as_sde_base,
     at_batch,
     at_shape,
-    make_room,
+    make_room_for,
     outcome_of,
-    tuned_here,
     with_learning_rate,
 )
 from trimask.diffusion.transformer import TransformerConfig
@@ -98,7 +98,7 @@ def test_training_lowers_it(prepared, outcome):
 
 def test_a_trial_of_one_step_has_an_outcome(prepared, monkeypatch):
     made_room = []
-    monkeypatch.setattr(studies_trials, "make_room", made_room.append)
+    monkeypatch.setattr(studies_trials, "make_room_for", made_room.append)
     monkeypatch.setattr(Batches, "num_steps", lambda *_: 1)
     trial = outcome_of(CONFIG, prepared.folder)
     assert trial.steps == len(trial.curve) == len(made_room) == 1 and math.isfinite(trial.loss)
@@ -120,13 +120,13 @@ def test_the_ninth_program_makes_room(prepared, monkeypatch):
     vocabulary = prepared.tokenizers.vocabulary
     nine = [Pretraining(dataclasses.replace(CONFIG, accumulate=parts), vocabulary) for parts in range(1, 10)]
     for number in (*range(8), 3, 8, 3):
-        make_room(nine[number])
+        make_room_for(nine[number])
     assert let_go == [0] and studies_trials._compiled == {nine[8], nine[3]}
 
 
 def test_a_run_that_diverges_is_not_saved_by_an_average_that_is_still_finite(prepared, monkeypatch):
-    trained = studies_trials._trained
-    monkeypatch.setattr(studies_trials, "_trained", lambda *given: (trained(*given)[0], [[1.0, math.inf, 2.0]]))
+    trained = studies_trials._train
+    monkeypatch.setattr(studies_trials, "_train", lambda *given: (trained(*given)[0], [[1.0, math.inf, 2.0]]))
     outcome = outcome_of(CONFIG, prepared.folder)
     assert outcome.loss == outcome.last_loss == math.inf
 
@@ -150,19 +150,19 @@ def test_what_is_known_is_not_run_again(prepared, tmp_path):
     reports = []
     with Trials(tmp_path, prepared.folder, 0, lambda *report: reports.append(report)) as trials:
         with pytest.raises(RuntimeError):
-            trials.measured([*configs[:2], fatal], fake, Outcome)
+            trials.measurements([*configs[:2], fatal], fake, Outcome)
         path = tmp_path / "trials.jsonl"
         assert len(path.read_text().splitlines()) == 2
         path.write_text(path.read_text() + '{"key": "torn')
         reports.clear()
-        found = trials.measured(configs, fake, Outcome, "again")
+        found = trials.measurements(configs, fake, Outcome, "again")
         assert [one.loss for one in found] == [0.1, 0.2, 0.3]
         assert reports == [("again", 2, 3), ("again", 3, 3)]
         lines = list(map(json.loads, path.read_text().splitlines()))
         assert [line["outcome"]["loss"] for line in lines] == [0.1, 0.2, 0.3]
     with Trials(tmp_path, prepared.folder, 0, silent) as trials:
-        assert trials.measured(configs, fake, Outcome) == found
-        assert trials.measured([], fake, Outcome) == []
+        assert trials.measurements(configs, fake, Outcome) == found
+        assert trials.measurements([], fake, Outcome) == []
         compiled = Path(trials._compiled.name)
         assert compiled.is_dir()
     assert not compiled.exists()
@@ -175,7 +175,7 @@ def test_a_line_that_is_no_outcome_is_refused_by_its_number(prepared, tmp_path, 
         Trials(tmp_path, prepared.folder, 0, silent) as trials,
         pytest.raises(ValueError, match=r"trials.jsonl, line 1: not an outcome of this study"),
     ):
-        trials.measured([CONFIG], fake, Outcome)
+        trials.measurements([CONFIG], fake, Outcome)
 
 
 def test_data_that_a_trial_cannot_be_judged_on_are_refused_before_training(prepared, tmp_path, monkeypatch):
@@ -184,7 +184,7 @@ def test_data_that_a_trial_cannot_be_judged_on_are_refused_before_training(prepa
         Trials(tmp_path, prepared.folder, 0, lambda *_: pytest.fail("a trial was begun")) as trials,
         pytest.raises(ValueError, match="holds fewer than 1 rows of drawn"),
     ):
-        trials.losses([CONFIG])
+        trials.outcomes([CONFIG])
 
 
 def test_processes_are_refused_where_they_would_not_use_the_accelerator(prepared, tmp_path, monkeypatch):
@@ -201,12 +201,12 @@ def die(config, data) -> Outcome:
 
 def test_a_process_that_dies_is_one_clear_error_and_loses_nothing(prepared, tmp_path):
     with Trials(tmp_path, prepared.folder, 0, silent) as trials:
-        trials.measured([CONFIG], fake, Outcome)
+        trials.measurements([CONFIG], fake, Outcome)
     with (
         Trials(tmp_path, prepared.folder, 1, silent) as trials,
         pytest.raises(ChildProcessError, match="the same command"),
     ):
-        trials.measured([CONFIG], die, Outcome)
+        trials.measurements([CONFIG], die, Outcome)
     assert len((tmp_path / "trials.jsonl").read_text().splitlines()) == 1
 
 
@@ -219,7 +219,7 @@ def test_what_is_compiled_alike_does_not_come_at_once():
         wide,
         dataclasses.replace(wide, seed=2),
     ]
-    order = _in_order({str(number): config for number, config in enumerate(configs)})
+    order = _interleaved({str(number): config for number, config in enumerate(configs)})
     assert order == ["0", "3", "1", "4", "2"]
 
 
@@ -228,10 +228,10 @@ def test_other_data_or_another_measurement_is_another_trial(prepared, tmp_path):
         return dataclasses.replace(fake(config, data), loss=0.5)
 
     with Trials(tmp_path, prepared.folder, 0, silent) as trials:
-        trials.measured([CONFIG], fake, Outcome)
-        assert trials.measured([CONFIG], other, Outcome)[0].loss == 0.5
+        trials.measurements([CONFIG], fake, Outcome)
+        assert trials.measurements([CONFIG], other, Outcome)[0].loss == 0.5
         trials.fingerprint = "other"
-        trials.measured([CONFIG], fake, Outcome)
+        trials.measurements([CONFIG], fake, Outcome)
     assert len((tmp_path / "trials.jsonl").read_text().splitlines()) == 3
 
 
@@ -243,9 +243,9 @@ def test_a_trial_is_known_by_the_names_its_line_has_and_whatever_its_loop_was(pr
         line = {"key": trials._key("fake", said, TrainConfig), "outcome": asdict(fake(config, None)), "config": said}
         (tmp_path / "trials.jsonl").write_text(json.dumps(line) + "\n")
         monkeypatch.setitem(RENAMED, "OptimizerConfig.pace", "learning_rate")
-        monkeypatch.setattr(trials, "shared", lambda _, work: iter(work and pytest.fail("it was run again")))
+        monkeypatch.setattr(trials, "run_unordered", lambda _, work: iter(work and pytest.fail("it was run again")))
         asked = dataclasses.replace(config, loop=LoopConfig(log_every=3))
-        assert trials.measured([asked], fake, Outcome)[0].loss == 0.25
+        assert trials.measurements([asked], fake, Outcome)[0].loss == 0.25
 
 
 def test_processes_agree_with_this_one_and_leave_its_environment_alone(
@@ -255,7 +255,7 @@ def test_processes_agree_with_this_one_and_leave_its_environment_alone(
     outcome = outcome_of(CONFIG, prepared.folder)
     before = dict(os.environ)
     with Trials(tmp_path, prepared.folder, 1, silent) as trials:
-        (one,) = trials.losses([CONFIG])
+        (one,) = trials.outcomes([CONFIG])
     # Sums in one thread may be taken in another order.
     assert one.loss == pytest.approx(outcome.loss, rel=1e-4)
     assert dict(os.environ) == before
@@ -263,7 +263,7 @@ def test_processes_agree_with_this_one_and_leave_its_environment_alone(
 
 def test_what_processes_say_is_known_by_its_number(prepared, tmp_path):
     with Trials(tmp_path, prepared.folder, 2, silent) as trials:
-        assert dict(trials.shared(divmod, [(7, 2), (9, 4), (5, 5)])) == {0: (3, 1), 1: (2, 1), 2: (1, 0)}
+        assert dict(trials.run_unordered(divmod, [(7, 2), (9, 4), (5, 5)])) == {0: (3, 1), 1: (2, 1), 2: (1, 0)}
 
 
 def test_another_shape_is_transferred_from_the_bases():
@@ -277,7 +277,7 @@ def test_another_shape_is_transferred_from_the_bases():
 
 
 def test_another_batch_is_transferred_from_the_tuned_one(prepared):
-    tuned = tuned_here(CONFIG, prepared.folder)
+    tuned = as_sde_base(CONFIG, prepared.folder)
     tokens = Batches(prepared, CONFIG.batch, 0).mean_tokens(8)
     assert tuned.sde == SDEScaling(base_batch_tokens=tokens, base_horizon_tokens=900)
     larger = at_batch(tuned, 240, 1800, 2)
@@ -294,7 +294,7 @@ def test_processes_leave_no_variable_of_theirs_behind(monkeypatch):
     for name in ("JAX_PLATFORMS", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
-    with studies_trials._one_thread_each("folder"):
+    with studies_trials._worker_environment("folder"):
         within = {name: value for name, value in os.environ.items() if before.get(name) != value}
     assert within == {
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",

@@ -22,18 +22,18 @@ from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.problem_sets import from_prepared
 from trimask.sampling_rl.reward import RewardConfig
 from trimask.sampling_rl.studies import policy_study, unmasking, unmasking_report
-from trimask.sampling_rl.studies.policy_study import PolicyStudy, chains, trainings
+from trimask.sampling_rl.studies.policy_study import PolicyStudy, chains, policy_trials
 from trimask.sampling_rl.studies.policy_study import study as run_policy_study
 from trimask.sampling_rl.studies.unmasking import (
     Measurement,
     PolicyOrigin,
     UnmaskingStudy,
-    _when,
+    _reveal_steps,
+    planned_trials,
+    policy_origins,
     study,
-    trainings_of,
-    ways,
 )
-from trimask.sampling_rl.studies.unmasking_report import Order, Point, front, merged
+from trimask.sampling_rl.studies.unmasking_report import FrontPoint, Order, front, merged
 from trimask.sampling_rl.train_policy import PolicyTrainConfig, PolicyTraining, train_policy
 from trimask.scripts import train_policy as command
 from trimask.tokenizers.sequence import Example, Segment
@@ -70,9 +70,11 @@ def policies(loaded, prepared, tmp_path_factory):
 
 
 def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_path, monkeypatch):
-    let_go = []
-    monkeypatch.setattr("jax.clear_caches", lambda: let_go.append(1))  # here it serves the next way, too
-    monkeypatch.setattr("trimask.sampling_rl.studies.unmasking.load", fakes.opening(loaded, Path(STUDY.run)))
+    cleared = []
+    monkeypatch.setattr("trimask.diffusion.studies.trials._compiled", set())
+    monkeypatch.setattr("jax.clear_caches", lambda: cleared.append(1))  # here the programs serve the next setting, too
+    for module in ("trimask.diffusion.studies.trials", "trimask.sampling_rl.studies.unmasking"):
+        monkeypatch.setattr(f"{module}.load", fakes.opening(loaded, Path(STUDY.run)))
     asked = dataclasses.replace(STUDY, policies=policies, max_examples=4)
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
         text = study(asked, trials)
@@ -83,7 +85,7 @@ def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_pa
     assert {name: own.count(name) for name in own} == {"threshold": 1, "leftmost": 1, label: 4}
     assert all(1 <= float(row["nfe"]) <= 4 and 0 <= float(row["accuracy"]) <= 1 for row in rows)
     assert text.count(label) == 2 + 1 and (tmp_path / "fronts.png").stat().st_size
-    assert len(let_go) == 1 + 1 + 2, "programs of a strategy go when the next begins"
+    assert len(cleared) == 1 + 1 + 2 - 1, "programs of a strategy are cleared when the next begins"
     with (tmp_path / "orders.csv").open() as file:
         orders = list(csv.DictReader(file))
     assert len(orders) == 1 + 1 + 2 and (tmp_path / "orders.png").stat().st_size
@@ -130,15 +132,14 @@ def seen(way):
 
 
 def test_all_that_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(unmasking, "load", {Path("runs/small"): SimpleNamespace(step=1234)}.__getitem__)
-    monkeypatch.setattr(unmasking, "Prepared", lambda data: None)
-    monkeypatch.setattr(unmasking, "require_same_tokenizers", lambda *_: None)
+    opened = fakes.opening((SimpleNamespace(step=1234), None), "runs/small", tmp_path / "data")
+    monkeypatch.setattr(unmasking, "open_run", opened)
     laws = {"p/a": "bernoulli", "p/b": "bernoulli", "p/c": "dpls"}
     monkeypatch.setattr(
         unmasking, "open_policy", lambda name: SimpleNamespace(config=dataclasses.replace(SMALL, law=laws[name]))
     )
     monkeypatch.setattr(GenerationConfig, "__post_init__", lambda _: None)  # policies that are nowhere
-    monkeypatch.setattr(unmasking, "trainings_of", lambda names: TRAININGS)
+    monkeypatch.setattr(unmasking, "policy_origins", lambda names: TRAININGS)
     monkeypatch.setattr(unmasking, "checkpoint_steps", lambda folder: [30, 20])
     figures = madeup.figures(monkeypatch, unmasking_report)
     config = UnmaskingStudy(
@@ -230,9 +231,9 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     assert fronts[1].curves["best heuristic"] == [(1.0, 0.1), (2.0, 0.7), (6.0, 0.8)]
     assert fronts[1].curves["policy, α 1"] == [(8.0, pytest.approx(0.85)), (8.5, pytest.approx(0.94))]
     assert [(panel.title, panel.x, list(panel.curves)) for panel in orders] == [
-        ("blocks of 2", "place", ["threshold", "leftmost", "policy, α 1", "policy of before"]),
+        ("blocks of 2", "position", ["threshold", "leftmost", "policy, α 1", "policy of before"]),
         ("blocks of 2", "step", ["threshold", "leftmost", "policy, α 1", "policy of before"]),
-        ("full diffusion", "place", ["threshold", "leftmost", "policy of before"]),
+        ("full diffusion", "position", ["threshold", "leftmost", "policy of before"]),
         ("full diffusion", "step", ["threshold", "leftmost", "policy of before"]),
     ]
     assert orders[0].curves["policy, α 1"] == [(0.0, 0.5), (1.0, 1.0)]
@@ -247,11 +248,11 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         entropy_bound: markers
         full diffusion: evaluations (NFE) (log) × accuracy (linear): best heuristic, policy of before: markers
         orders.png, 2 columns
-        blocks of 2: place (linear) × step, share of the last (linear): threshold, leftmost, policy, α 1, \\
+        blocks of 2: position (linear) × step, share of the last (linear): threshold, leftmost, policy, α 1, \\
         policy of before: markers
         blocks of 2: step (linear) × tokens revealed (linear): threshold, leftmost, policy, α 1, policy of \\
         before: markers
-        full diffusion: place (linear) × step, share of the last (linear): threshold, leftmost, policy of \\
+        full diffusion: position (linear) × step, share of the last (linear): threshold, leftmost, policy of \\
         before: markers
         full diffusion: step (linear) × tokens revealed (linear): threshold, leftmost, policy of before: markers
         """
@@ -260,7 +261,7 @@ def test_all_that_is_written(tmp_path, monkeypatch):
 
 def test_more_policies_than_fit_in_a_panel_are_shown_six_at_a_time(tmp_path, monkeypatch):
     figures = madeup.figures(monkeypatch, unmasking_report)
-    unmasking_report.draw_fronts(tmp_path / "f.png", [Point(0, f"p{n}", 1.0, 0.5, 2.0, 10, 0) for n in range(7)])
+    unmasking_report.draw_fronts(tmp_path / "f.png", [FrontPoint(0, f"p{n}", 1.0, 0.5, 2.0, 10, 0) for n in range(7)])
     unmasking_report.draw_orders(
         tmp_path / "o.png",
         [Order(0, "threshold", None, 0.0, [1.0], [1.0]), *(Order(0, f"p{n}", 0, 0.0, [1.0], [1.0]) for n in range(7))],
@@ -291,10 +292,10 @@ def test_a_policy_is_called_by_what_is_not_usual_in_its_training(tmp_path, monke
     for number, config in enumerate(configs.values()):
         (tmp_path / f"p{number}").mkdir()
         configuration.save(tmp_path / f"p{number}/config.json", config)
-    found = trainings_of([str(tmp_path / f"p{number}") for number in range(len(configs))])
+    found = policy_origins([str(tmp_path / f"p{number}") for number in range(len(configs))])
     assert [training.label for training in found] == list(configs)
     assert [(training.seed, training.block) for training in found] == [(0, 0), (5, 8)] + [(0, 0)] * 4
-    (of_another,) = trainings_of([str(tmp_path / "elsewhere/fast")])
+    (of_another,) = policy_origins([str(tmp_path / "elsewhere/fast")])
     assert (of_another.label, of_another.seed, of_another.block) == ("fast", None, None)
 
 
@@ -302,14 +303,14 @@ def answer(*codes):
     return Answer(Example("text", (Segment("text", np.array(codes)),)), 1, np.zeros(0))
 
 
-def test_an_order_is_the_mean_over_problems_of_when_places_were_revealed():
-    """Code 0 is a token like others; the place that was given counts for nothing."""
+def test_an_order_is_the_mean_over_problems_of_the_steps_in_which_positions_are_revealed():
+    """Code 0 is a token like others; positions that are given do not count."""
     paths = [
         [answer(5, -1, -1, -1), answer(5, -1, -1, 0), answer(5, 0, 3, 0)],
         [answer(-1, -1), answer(0, -1), answer(0, -1), answer(0, 2)],
         [answer(-1, -1), answer(4, 0)],
     ]
-    assert [_when(path).tolist() for path in paths] == [[2, 2, 1], [1, 3], [1, 1]]
+    assert [_reveal_steps(path).tolist() for path in paths] == [[2, 2, 1], [1, 3], [1, 1]]
     tendency, shares, per_step = unmasking._order(paths)
     # Ranks (2.5, 2.5, 1) against (1, 2, 3); in order; and one without an order of its own.
     assert tendency == pytest.approx((-(3**0.5) / 2 + 1) / 2)
@@ -321,9 +322,9 @@ def test_an_order_is_the_mean_over_problems_of_when_places_were_revealed():
 def test_policies_of_other_blocks_are_measured_only_if_that_is_wanted(policies):
     elsewhere = dataclasses.replace(STUDY, policies=policies[:1], blocks=(3,), thresholds=(), scales=(1.0,))
     with pytest.raises(ValueError, match=r"trained in blocks of 2, which are not among \(3,\)"):
-        list(ways(elsewhere, 7))
+        list(planned_trials(elsewhere, 7))
     for everywhere, blocks in ((False, [2]), (True, [2, 3])):
-        found = list(ways(dataclasses.replace(elsewhere, blocks=(2, 3), everywhere=everywhere), 7))
+        found = list(planned_trials(dataclasses.replace(elsewhere, blocks=(2, 3), everywhere=everywhere), 7))
         assert [point.block for point, _ in found] == [way.how.block_length for _, way in found] == blocks
         assert {(way.shown, way.model_step, way.policy_step) for _, way in found} == {(3, 7, 4)}
 
@@ -334,9 +335,9 @@ def test_other_lengths_are_other_problems(prepared):
 
 
 def test_only_policies_that_differ_in_their_seed_are_one_curve(policies):
-    first, second = trainings_of(policies)
+    first, second = policy_origins(policies)
     assert first.label == second.label and (first.seed, second.seed) == (0, 1)
-    again, best, _ = trainings_of((policies[0], f"{policies[0]}@best", policies[1]))
+    again, best, _ = policy_origins((policies[0], f"{policies[0]}@best", policies[1]))
     assert (again.label, best.label) == (f"{first.label} (seed0)", f"{first.label} (seed0@best)")
 
 
@@ -390,7 +391,7 @@ def test_every_part_differs_from_the_rest_in_what_it_says(tmp_path):
         # Five experts play a problem, of which GRPO makes two episodes.
         ("imitated-alone-s0", "", 100 + 70 * 2 // 5, [alpha, *experts]),
     ]
-    planned = list(trainings(dataclasses.replace(config, inputs=("top", "hidden")), tmp_path, 16))
+    planned = list(policy_trials(dataclasses.replace(config, inputs=("top", "hidden")), tmp_path, 16))
     assert [training.name for training in planned] == [name for name, *_ in expected]
     for training, (_, start, problems, differs) in zip(planned, expected, strict=True):
         found = training.config
@@ -398,7 +399,7 @@ def test_every_part_differs_from_the_rest_in_what_it_says(tmp_path):
         assert sorted(configuration.changed_fields(CONFIG, dataclasses.replace(found, init_from=None))) == sorted(
             differs
         )
-    seeds = [training.config.seed for training in trainings(dataclasses.replace(config, seeds=2), tmp_path, 16)]
+    seeds = [training.config.seed for training in policy_trials(dataclasses.replace(config, seeds=2), tmp_path, 16)]
     assert seeds == sorted(seeds) and set(seeds) == {0, 1}
 
 
@@ -409,7 +410,7 @@ def test_a_study_without_trainings_is_refused(bad):
 
 
 def test_policies_are_trained_and_measured_and_not_trained_again(loaded, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("trimask.sampling_rl.studies.policy_study.load", fakes.opening(loaded, Path(ALL_PARTS.run)))
+    monkeypatch.setattr("trimask.diffusion.studies.trials.load", fakes.opening(loaded, Path(ALL_PARTS.run)))
     small = dataclasses.replace(ALL_PARTS, parts=("rewards",))
     monkeypatch.setattr(
         "trimask.sampling_rl.studies.unmasking.study", lambda config, _: " ".join((config.dataset, *config.policies))
@@ -430,7 +431,7 @@ def test_policies_are_trained_and_measured_and_not_trained_again(loaded, prepare
 
 def test_a_chain_is_a_start_and_all_that_goes_on_from_it(tmp_path):
     config = dataclasses.replace(ALL_PARTS, parts=("alphas", "scratch"), seeds=2)
-    planned = list(trainings(config, tmp_path, 16))
+    planned = list(policy_trials(config, tmp_path, 16))
     names = [[training.name for training in chain] for chain in chains(planned)]
     assert names[0] == ["imitated-full-s0", "full-a1-s0", "full-a0.3-s0", "full-a3-s0"]
     assert [len(chain) for chain in names] == [4, 4, 1, 1, 1] * 2
@@ -444,7 +445,8 @@ def test_the_front_is_what_nothing_cheaper_reaches():
 
 def test_curves_of_several_seeds_are_one_with_the_error_of_the_mean():
     points = [
-        Point(0, "p", 1.0, accuracy, nfe, 50, seed) for seed, (accuracy, nfe) in enumerate([(0.4, 5.0), (0.6, 7.0)])
+        FrontPoint(0, "p", 1.0, accuracy, nfe, 50, seed)
+        for seed, (accuracy, nfe) in enumerate([(0.4, 5.0), (0.6, 7.0)])
     ]
     ((number, accuracy, nfe, error),) = merged(points)
     assert (number, accuracy, nfe) == (1.0, 0.5, 6.0) and error == pytest.approx(0.1)
@@ -456,7 +458,7 @@ def test_the_step_of_a_place_is_the_one_that_revealed_it(loaded, prepared):
     problem = from_prepared(prepared, "sums", "text", "test").problems[0]
     how = GenerationConfig(strategy="given", steps=problem.length, temperature=0.0, stop_at_eos=False)
     (path,) = Generator(loaded.denoise, loaded.vocabulary).trajectories([problem.request], how, 0)
-    np.testing.assert_array_equal(_when(path), np.arange(1, problem.length + 1))
+    np.testing.assert_array_equal(_reveal_steps(path), np.arange(1, problem.length + 1))
 
 
 def test_the_command_trains_on_questions_of_prepared_data(loaded, prepared, tmp_path, monkeypatch, capsys):
@@ -470,7 +472,7 @@ def test_the_command_trains_on_questions_of_prepared_data(loaded, prepared, tmp_
     config = json.loads((tmp_path / "fast/config.json").read_text())
     assert config["generation"]["block_length"] == 8 and config["grpo"]["learning_rate"] == 3e-4
     assert len((tmp_path / "fast/metrics.jsonl").read_text().splitlines()) == 1
-    assert "A policy of" in capsys.readouterr().out
+    assert "Policy with" in capsys.readouterr().out
     about = json.loads((tmp_path / "fast/policy.json").read_text())
     assert "8 problems of sums text train" in about["trained_on"]
     with pytest.raises(ValueError, match="no preset 'quick'; there are paper"):
@@ -478,7 +480,7 @@ def test_the_command_trains_on_questions_of_prepared_data(loaded, prepared, tmp_
 
 
 def test_a_study_without_orders_ends_well(loaded, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("trimask.sampling_rl.studies.unmasking.load", fakes.opening(loaded, Path(STUDY.run)))
+    monkeypatch.setattr("trimask.diffusion.studies.trials.load", fakes.opening(loaded, Path(STUDY.run)))
     trials = MadeUp(tmp_path, lambda way: Measurement(0.5, 1.0, 2, None, [], []))
     trials.data = prepared.folder
     assert "| threshold | 0.5 |" in study(dataclasses.replace(STUDY, thresholds=(0.5,)), trials)

@@ -1,10 +1,11 @@
-"""Does the loss depend on the batch, when the recipe is tuned once and rescaled?
+"""Does the loss depend on the batch, if the recipe is tuned at one batch and rescaled to the others?
 
-At one horizon, B from an eighth to eight times the tuned batch, under four rules: nothing scaled, learning rate times
-κ, learning rate times √κ, and the whole SDE rule. The base's learning rate is tuned first. Up to which batch the rule
-is to hold is predicted beforehand, from S_crit at half the horizon (`critical_batch.py`). Flat means that the spread of
-mean losses over the batches below it is at most max(1 %, 2 standard deviations of seeds). Since a seed is the same
-start and the same examples at every batch, the spread's own error is that of differences within seeds.
+At one horizon, the study trains with batches from an eighth to eight times the tuned one, under four rules: nothing
+scaled, learning rate times κ, learning rate times √κ, and the whole SDE rule. The learning rate of the base is tuned
+first. The largest batch for which the SDE rule should hold, B_crit, is predicted from S_crit at half the horizon
+(`critical_batch.py`). The loss is called flat if the spread of its mean over the batches up to B_crit is at most
+max(1 %, 2 standard deviations of seeds). A seed means the same initialisation and the same examples at every batch, so
+the standard error of the spread is that of differences within seeds.
 """
 
 import dataclasses
@@ -18,25 +19,26 @@ import numpy as np
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.sde import SDEScaling, rescaled
-from trimask.diffusion.studies.critical_batch import EXCESS, Fit, by_cell, fit
+from trimask.diffusion.studies.critical_batch import EXCESS, CriticalBatchFit, by_cell, fit_critical_steps
 from trimask.diffusion.studies.findings import (
     Curve,
     Panel,
-    deviation,
-    draw,
+    draw_panels,
     markdown_table,
     mean_and_deviation,
+    standard_deviation,
+    standard_error,
     write_csv,
 )
 from trimask.diffusion.studies.trials import (
     AT_EDGE,
     Outcome,
     Trials,
+    as_sde_base,
     at_batch,
     mean_tokens,
     require_at_least,
-    tuned_here,
-    tuned_on,
+    with_tuned_learning_rate,
 )
 from trimask.tokenizers.storage.ranges import Checked, Log2, Size, whole
 
@@ -45,24 +47,25 @@ Rule = Literal["nothing", "linear", "root", "sde"]
 
 @dataclass(frozen=True, kw_only=True)
 class BatchInvariance(Checked):
-    """Batches, and how the base is tuned."""
+    """Batches and rules that the study of batch invariance compares."""
 
     base: TrainConfig
-    """Network and recipe; its learning rate is tuned first."""
+    """Training configuration at the tuned batch; its learning rate is tuned first."""
     log2_learning_rates: tuple[Log2, ...] = (-9.0, -8.5, -8.0, -7.5, -7.0, -6.5, -6.0)
-    """Grid on which it is tuned."""
+    """Logarithms to base 2 of the learning rates among which that of `base` is chosen."""
     log2_factors: tuple[Annotated[int, whole(-62, 62)], ...] = (-3, -2, -1, 0, 1, 2, 3)
-    """Batches, as powers of two of the base's."""
+    """Batches to compare, as logarithms to base 2 of their ratio to the batch of `base`; 0 must be among them."""
     rules: tuple[Rule, ...] = ("nothing", "linear", "root", "sde")
-    """What becomes of the recipe; see RULES."""
+    """How the recipe is rescaled to other batches: nothing, the learning rate times κ (linear) or √κ (root), or all
+    hyperparameters by the SDE rule (sde)."""
     seeds: Size = 3
-    """Seeds of every cell."""
+    """Number of seeds for every batch and rule."""
 
     def __post_init__(self):
         super().__post_init__()
         require_at_least(1, rules=len(self.rules), learning_rates=len(self.log2_learning_rates))
         if 0 not in self.log2_factors:
-            raise ValueError(f"log2_factors must hold 0, the tuned batch; got {self.log2_factors}")
+            raise ValueError(f"log2_factors must contain 0, the tuned batch; got {self.log2_factors}")
 
 
 RULES: Mapping[Rule, Callable[[OptimizerConfig, float], OptimizerConfig]] = {
@@ -71,20 +74,20 @@ RULES: Mapping[Rule, Callable[[OptimizerConfig, float], OptimizerConfig]] = {
     "root": lambda optimizer, kappa: dataclasses.replace(optimizer, learning_rate=optimizer.learning_rate * kappa**0.5),
     "sde": rescaled,
 }
-"""What becomes of the recipe at κ = B / B_base, both in non-padding tokens."""
+"""Rule → function (optimizer config, κ) → rescaled optimizer config, with κ = B / B_base in non-padding tokens."""
 
 Cell = tuple[str, int]
-"""Rule, and the batch as a power of two of the base's."""
+"""Rule, and log2 of the ratio of the batch to the base's."""
 
 
 def study(config: BatchInvariance, trials: Trials) -> str:
-    """Runs it, writes losses.csv and two figures; returns the text."""
-    best, is_edge = tuned_on(config.base, config.log2_learning_rates, 2, trials)
-    base = tuned_here(best, trials.data)
-    fitted = _critical(config, base, trials)
+    """Runs the study of batch invariance, writes losses.csv and two figures, and returns the report in Markdown."""
+    best, is_edge = with_tuned_learning_rate(config.base, config.log2_learning_rates, 2, trials)
+    base = as_sde_base(best, trials.data)
+    fit = _critical_batch(config, base, trials)
     cells = [(rule, k, seed) for rule in config.rules for k in config.log2_factors for seed in range(config.seeds)]
     configs = [under_rule(base, rule, 2.0**k, seed, trials.data) for rule, k, seed in cells]
-    outcomes = dict(zip(cells, trials.losses(configs, "batches"), strict=True))
+    outcomes = dict(zip(cells, trials.outcomes(configs, "batches"), strict=True))
     by_seeds: dict[Cell, list[Outcome]] = {}
     for (rule, k, _), outcome in outcomes.items():
         by_seeds.setdefault((rule, k), []).append(outcome)
@@ -94,77 +97,81 @@ def study(config: BatchInvariance, trials: Trials) -> str:
         for (rule, k, seed), o in outcomes.items()
     ]
     write_csv(trials.folder / "losses.csv", rows)
-    critical = base.optimizer.horizon_tokens / fitted.critical_steps
-    draw(trials.folder / "loss.png", _loss_panel(config, by_seeds, critical), columns=1)
-    draw(trials.folder / "curves.png", [_curves_panel(config, rule, by_seeds) for rule in config.rules])
-    return _text(config, base, is_edge, by_seeds, fitted)
+    critical = base.optimizer.horizon_tokens / fit.critical_steps
+    draw_panels(trials.folder / "loss.png", _loss_panel(config, by_seeds, critical), columns=1)
+    draw_panels(trials.folder / "curves.png", [_curves_panel(config, rule, by_seeds) for rule in config.rules])
+    return _text(config, base, is_edge, by_seeds, fit)
 
 
 def under_rule(base: TrainConfig, rule: Rule, factor: float, seed: int, data: Path) -> TrainConfig:
-    """The recipe, tuned at the base's batch, at `factor` times it."""
+    """The configuration at `factor` times the batch of the base, with its optimizer rescaled by the rule."""
     horizon = base.optimizer.horizon_tokens
     config = at_batch(base, round(base.batch.tokens * factor), horizon, seed)
     kappa = base.sde.kappa(mean_tokens(config, data), horizon)
     return dataclasses.replace(config, optimizer=RULES[rule](config.optimizer, kappa), sde=SDEScaling())
 
 
-def _critical(config: BatchInvariance, base: TrainConfig, trials: Trials) -> Fit:
-    """S_crit at half the horizon, from the batches of the study."""
+def _critical_batch(config: BatchInvariance, base: TrainConfig, trials: Trials) -> CriticalBatchFit:
+    """S_crit at half the horizon, fitted to the batches of the study."""
     horizon = base.optimizer.horizon_tokens // 2
     batches = [round(base.batch.tokens * 2.0**k) for k in config.log2_factors]
     cells = [(horizon, batch, seed) for batch in batches for seed in range(config.seeds)]
     configs = [at_batch(base, batch, horizon, seed) for horizon, batch, seed in cells]
-    outcomes = trials.losses(configs, "half the horizon")
-    return fit(by_cell(dict(zip(cells, outcomes, strict=True))))
+    outcomes = trials.outcomes(configs, "half the horizon")
+    return fit_critical_steps(by_cell(dict(zip(cells, outcomes, strict=True))))
 
 
 @dataclass(frozen=True)
 class Flatness:
-    """How much the loss depends on the batch, up to the critical one."""
+    """How much the loss depends on the batch, up to the critical batch."""
 
     batches: int
-    """How many batches are compared."""
+    """Number of batches compared."""
     spread: float
-    """(highest − lowest) / lowest of the mean losses over batches."""
+    """(highest − lowest) / lowest of the batches' mean losses."""
     error: float
     """Standard error of the spread, from differences within seeds."""
     allowed: float
-    """max(1 %, 2 standard deviations of seeds)."""
-    apart: float
-    """Largest deviation of a mean curve of the held-out loss from the others' mean, over the second half."""
+    """Largest spread that counts as flat: max(1 %, 2 standard deviations of seeds)."""
+    curve_deviation: float
+    """Largest relative deviation of a batch's held-out loss curve from the mean curve, in the second half of training;
+    curves are means over seeds."""
 
     @property
     def verdict(self) -> str:
-        """Whether the loss is as the rule promises."""
+        """Whether the loss is flat, in words; undecided if fewer than two batches are compared."""
         if self.batches < 2:
             return "undecided, too few batches below B_crit"
         return "flat" if self.spread <= self.allowed else "not flat"
 
 
 def flatness(by_seeds: Mapping[Cell, Sequence[Outcome]], rule: str, critical: float) -> Flatness:
-    """Over all batches of at most `critical` tokens."""
-    cells = [o for (of, _), o in by_seeds.items() if of == rule and o[0].batch_tokens <= critical]
+    """Flatness of the loss under a rule over all batches of at most `critical` tokens.
+
+    NaN if there are fewer than two of them, infinite if a run diverged.
+    """
+    cells = [o for (of_rule, _), o in by_seeds.items() if of_rule == rule and o[0].batch_tokens <= critical]
     if len(cells) < 2:
-        return Flatness(len(cells), spread=np.nan, error=np.nan, allowed=np.nan, apart=np.nan)
+        return Flatness(len(cells), spread=np.nan, error=np.nan, allowed=np.nan, curve_deviation=np.nan)
     losses = np.array([[o.loss for o in outcomes] for outcomes in cells])
     if not np.isfinite(losses).all():
-        return Flatness(len(cells), spread=np.inf, error=np.inf, allowed=EXCESS, apart=np.inf)
+        return Flatness(len(cells), spread=np.inf, error=np.inf, allowed=EXCESS, curve_deviation=np.inf)
     means = losses.mean(axis=1)
-    within = np.sqrt(np.mean([deviation(of_cell) ** 2 for of_cell in losses.tolist()]))
+    within_seeds = np.sqrt(np.mean([standard_deviation(of_cell) ** 2 for of_cell in losses.tolist()]))
     differences = losses[np.argmax(means)] - losses[np.argmin(means)]
-    error = deviation(differences.tolist()) / len(differences) ** 0.5
+    error = standard_error(differences.tolist())
     curves = np.array([_second_half(outcomes) for outcomes in cells])
     return Flatness(
         batches=len(cells),
         spread=float(np.ptp(means) / means.min()),
         error=float(error / means.min()),
-        allowed=max(EXCESS, float(2 * within / means.min())),
-        apart=float(np.abs(curves / curves.mean(axis=0) - 1).max()),
+        allowed=max(EXCESS, float(2 * within_seeds / means.min())),
+        curve_deviation=float(np.abs(curves / curves.mean(axis=0) - 1).max()),
     )
 
 
 def _second_half(outcomes: Sequence[Outcome]) -> np.ndarray:
-    """Mean held-out loss at ten points of the second half of the tokens."""
+    """Held-out loss, the mean over seeds, at ten points of the second half of training."""
     curves = []
     for outcome in outcomes:
         tokens, _, losses = np.array(outcome.curve).T
@@ -173,7 +180,7 @@ def _second_half(outcomes: Sequence[Outcome]) -> np.ndarray:
 
 
 def _point(outcomes: Sequence[Outcome]) -> tuple[float, float]:
-    """Batch and mean loss."""
+    """Batch in tokens and mean loss over seeds."""
     return outcomes[0].batch_tokens, float(np.mean([outcome.loss for outcome in outcomes]))
 
 
@@ -186,8 +193,8 @@ def _loss_panel(config: BatchInvariance, by_seeds: Mapping[Cell, Sequence[Outcom
             curves=curves,
             x="batch in tokens",
             y="loss",
-            lines={"B_crit, predicted": critical},
-            highest=1.5 * lowest,
+            vertical_lines={"B_crit, predicted": critical},
+            y_max=1.5 * lowest,
         )
     ]
 
@@ -205,15 +212,15 @@ def _text(
     base: TrainConfig,
     is_edge: bool,
     by_seeds: Mapping[Cell, Sequence[Outcome]],
-    fitted: Fit,
+    fit: CriticalBatchFit,
 ) -> str:
     horizon = base.optimizer.horizon_tokens
-    critical = horizon / fitted.critical_steps
+    critical = horizon / fit.critical_steps
     parts = [
         f"{by_seeds[config.rules[0], 0][0].num_parameters:,} parameters, {horizon:,} tokens, base batch "
         f"{base.sde.base_batch_tokens:,.0f} tokens, tuned learning rate {base.optimizer.learning_rate:.3g}"
-        f"{AT_EDGE if is_edge else ''}, {config.seeds} seeds. {fitted.described} at half the horizon predicts "
-        f"B_crit = {critical:,.0f} tokens ({horizon / fitted.interval[1]:,.0f}–{horizon / fitted.interval[0]:,.0f})."
+        f"{AT_EDGE if is_edge else ''}, {config.seeds} seeds. {fit.summary} at half the horizon predicts "
+        f"B_crit = {critical:,.0f} tokens ({horizon / fit.interval[1]:,.0f}–{horizon / fit.interval[0]:,.0f})."
     ]
     header = ["batch in tokens", "steps", *config.rules]
     rows = []
@@ -223,9 +230,10 @@ def _text(
         rows.append([f"{one.batch_tokens:,.0f}", f"{one.steps:,}", *cells])
     parts.append(markdown_table(header, rows) + "\n\n± is one standard deviation of seeds.")
     for rule in config.rules:
-        of = flatness(by_seeds, rule, critical)
+        result = flatness(by_seeds, rule, critical)
         parts.append(
-            f"- {rule}: {of.verdict}; spread {of.spread:.1%} ± {of.error:.1%} (standard error) over the {of.batches} "
-            f"batches up to B_crit, allowed {of.allowed:.1%}; held-out curves within {of.apart:.1%} of their mean."
+            f"- {rule}: {result.verdict}; spread {result.spread:.1%} ± {result.error:.1%} (standard error) over the "
+            f"{result.batches} batches up to B_crit, allowed {result.allowed:.1%}; held-out curves within "
+            f"{result.curve_deviation:.1%} of their mean."
         )
     return "\n\n".join(parts)

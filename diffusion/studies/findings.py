@@ -1,26 +1,27 @@
-"""What studies leave behind: a table as CSV, figures as PNG, and a short text in Markdown."""
+"""Output of studies: tables as CSV and Markdown, figures as PNG, and the statistics that both show."""
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trimask.tokenizers.storage.files import replacing, write_text, written_to
 
 _COLORS = matplotlib.color_sequences["tab10"]
 
-_FLAT = 5.0
-"""A logarithmic axis spans at least this factor, so that what hardly changes looks flat."""
+_MIN_LOG_SPAN = 5.0
+"""Smallest ratio of the ends of a logarithmic y axis, so that nearly constant values look flat."""
 
-_INSIDE = 5
-"""So many labels have room within the axes."""
+_MAX_LABELS_INSIDE = 5
+"""Largest number of labels for which the legend is drawn inside the axes; longer legends stand below them."""
 
 Curve = Sequence[tuple[float, float]]
 """Points (x, y)."""
@@ -28,28 +29,31 @@ Curve = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One set of axes."""
+    """Contents of one set of axes of a figure."""
 
     title: str
     curves: Mapping[str, Curve]
-    """Label → points of a line; infinite ones are left out."""
+    """Label → points joined by a line; points whose y is not finite are left out."""
     points: Mapping[str, Curve] = field(default_factory=dict)
-    """Label → points that no line joins."""
+    """Label → points that are not joined."""
     x: str
+    """Label of the x axis."""
     y: str
+    """Label of the y axis."""
     scales: tuple[str, str] = ("log", "linear")
-    lines: Mapping[str, float] | None = None
-    """Label → x of a vertical line."""
-    highest: float | None = None
-    """Upper limit of y."""
+    """Scales of the x and of the y axis: "log" or "linear"; a logarithmic x axis has base 2."""
+    vertical_lines: Mapping[str, float] | None = None
+    """Label → x of a dashed vertical line."""
+    y_max: float | None = None
+    """Upper limit of the y axis. None: chosen by Matplotlib."""
     markers: bool = True
-    """Whether lines show their points."""
+    """Whether the points of curves are marked."""
     coincide: bool = False
-    """Earlier lines are drawn wider, so that those that lie under others are seen."""
+    """Whether earlier curves are drawn wider, so that they stay visible under curves that coincide with them."""
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table with the keys of the first row as its header."""
+    """Writes rows as CSV; the header consists of the keys of the first row."""
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, fieldnames=list(rows[0]))
     writer.writeheader()
@@ -57,45 +61,61 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_text(path, file.getvalue())
 
 
-def draw(path: Path, panels: Sequence[Panel], columns: int = 4) -> None:
-    """Panels side by side, one colour per label; where there are too many labels for that, per label of a panel."""
+def draw_panels(path: Path, panels: Sequence[Panel], columns: int = 4) -> None:
+    """Draws panels in a grid and writes them as PNG.
+
+    A label has the same colour in all panels; if there are more labels than colours, only within its panel.
+    """
     columns = min(columns, len(panels))
-    lines = -(-len(panels) // columns)
-    most = max(len({**panel.points, **panel.curves}) for panel in panels)
-    height = 3.1 + (0.16 * most if most > _INSIDE else 0)
-    figure = Figure(figsize=(3.6 * columns, height * lines), layout="constrained", dpi=110)
-    grid = figure.subplots(lines, columns, squeeze=False).reshape(-1)
+    rows = -(-len(panels) // columns)
+    most_labels = max(len({**panel.points, **panel.curves}) for panel in panels)
+    height = 3.1 + (0.16 * most_labels if most_labels > _MAX_LABELS_INSIDE else 0)
+    figure = Figure(figsize=(3.6 * columns, height * rows), layout="constrained", dpi=110)
+    grid = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     labels = list(dict.fromkeys(label for panel in panels for label in [*panel.points, *panel.curves]))
     for axes, panel in zip(grid, panels, strict=False):
-        own = {**panel.points, **panel.curves}
-        colored = labels if len(labels) <= len(_COLORS) else list(own)
-        for number, (label, points) in enumerate(own.items()):
-            finite = [(x, y) for x, y in points if np.isfinite(y)]
-            if finite:
-                color = _COLORS[colored.index(label) % len(_COLORS)]
-                marker = "o" if panel.markers or label in panel.points else None
-                width = 1.2 + (1.5 * (len(panel.curves) - 1 - number) if panel.coincide else 0)
-                width = 0 if label in panel.points else width
-                axes.plot(
-                    *zip(*finite, strict=True), color=color, marker=marker, markersize=3, linewidth=width, label=label
-                )
-        for label, x in (panel.lines or {}).items():
+        _plot_series(axes, panel, labels)
+        for label, x in (panel.vertical_lines or {}).items():
             axes.axvline(x, color="0.4", linestyle="--", linewidth=1, label=label)
-        axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y, yscale=panel.scales[1])
-        if panel.scales[0] == "log":
-            axes.set_xscale("log", base=2)  # sizes, batches and learning rates go in factors of two
-        if panel.scales[1] == "log":
-            low, high = axes.get_ylim()
-            margin = max(1.0, (_FLAT / (high / low)) ** 0.5)
-            axes.set_ylim(low / margin, high * margin)
-        if panel.highest is not None:
-            axes.set_ylim(top=panel.highest)
-        axes.spines[["top", "right"]].set_visible(False)
-        below = {"loc": "upper left", "bbox_to_anchor": (0, -0.16)} if len(own) > _INSIDE else {}
-        axes.legend(fontsize=7, frameon=False, **below)
+        _set_axes(axes, panel)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     save_figure(figure, path)
+
+
+def _plot_series(axes: Axes, panel: Panel, labels: list[str]) -> None:
+    """Plots the points and curves of a panel; `labels` are those of all panels."""
+    series = {**panel.points, **panel.curves}
+    colored = labels if len(labels) <= len(_COLORS) else list(series)
+    for number, (label, points) in enumerate(series.items()):
+        finite = [(x, y) for x, y in points if np.isfinite(y)]
+        if finite:
+            color = _COLORS[colored.index(label) % len(_COLORS)]
+            marker = "o" if panel.markers or label in panel.points else None
+            width = 1.2 + (1.5 * (len(panel.curves) - 1 - number) if panel.coincide else 0)
+            width = 0 if label in panel.points else width
+            axes.plot(
+                *zip(*finite, strict=True), color=color, marker=marker, markersize=3, linewidth=width, label=label
+            )
+
+
+def _set_axes(axes: Axes, panel: Panel) -> None:
+    """Sets title, labels, scales, limits and legend."""
+    axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y, yscale=panel.scales[1])
+    if panel.scales[0] == "log":
+        axes.set_xscale("log", base=2)  # sizes, batches and learning rates go in factors of two
+    if panel.scales[1] == "log":
+        low, high = axes.get_ylim()
+        margin = max(1.0, (_MIN_LOG_SPAN / (high / low)) ** 0.5)
+        axes.set_ylim(low / margin, high * margin)
+    if panel.y_max is not None:
+        axes.set_ylim(top=panel.y_max)
+    axes.spines[["top", "right"]].set_visible(False)
+    num_labels = len({**panel.points, **panel.curves})
+    below: dict[str, Any] = (
+        {"loc": "upper left", "bbox_to_anchor": (0, -0.16)} if num_labels > _MAX_LABELS_INSIDE else {}
+    )
+    axes.legend(fontsize=7, frameon=False, **below)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -105,24 +125,46 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Formats a header and rows of cells as a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def deviation(values: Sequence[float]) -> float:
-    """The standard deviation of the seeds; 0 of a single one."""
+_Item = TypeVar("_Item")
+_Group = TypeVar("_Group")
+
+
+def grouped(items: Iterable[_Item], group_of: Callable[[_Item], _Group]) -> dict[_Group, list[_Item]]:
+    """Group → its items; groups stand in the order of their first item, items in the order given."""
+    groups: dict[_Group, list[_Item]] = {}
+    for item in items:
+        groups.setdefault(group_of(item), []).append(item)
+    return groups
+
+
+def standard_deviation(values: Sequence[float]) -> float:
+    """Sample standard deviation, usually over seeds; 0 for a single value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
+def standard_error(values: Sequence[float]) -> float:
+    """Standard error of the mean of independent values, usually over seeds; 0 for a single value."""
+    return standard_deviation(values) / len(values) ** 0.5
+
+
+def standard_error_of_interval(low: float, high: float) -> float:
+    """Standard error of which a 95 % confidence interval is the normal approximation: its width / (2 · 1.96)."""
+    return (high - low) / (2 * 1.96)
+
+
 def mean_and_deviation(losses: Sequence[float]) -> str:
-    """mean ± standard deviation of seeds; or how many of them diverged."""
+    """Formats losses of several seeds as mean ± standard deviation, or as "n of m diverged" if any is not finite."""
     diverged = sum(not np.isfinite(loss) for loss in losses)
     if diverged:
         return f"{diverged} of {len(losses)} diverged"
-    return f"{np.mean(losses):.4f} ± {deviation(losses):.4f}"
+    return f"{np.mean(losses):.4f} ± {standard_deviation(losses):.4f}"
 
 
-def exponent(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"]) -> float:
-    """The slope of log y over log x by least squares: a of y ∝ x^a."""
+def power_law_exponent(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"]) -> float:
+    """Exponent a of y ∝ x^a: the least-squares slope of log y against log x."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])

@@ -1,8 +1,8 @@
-"""Does the best learning rate stay where it is when the network grows?
+"""Does the best learning rate stay the same when the network grows?
 
-For each parametrization and shape, the loss at the end against the learning rate of the base, on a grid of factors 2.
-Under Complete(d)P the best ones are to be at most a factor of 2 apart; under the standard parametrization they are
-visibly further.
+For each parametrization and shape, the study measures the final loss against the learning rate, on a grid of powers of
+2; learning rates are those of the base shape, and are transferred to the others. Under Complete(d)P the best ones
+should be at most a factor of 2 apart; under the standard parametrization they are visibly further apart.
 """
 
 import dataclasses
@@ -15,27 +15,27 @@ import numpy as np
 
 from trimask.diffusion.parametrization import ParametrizationKind
 from trimask.diffusion.pretraining.description import TrainConfig
-from trimask.diffusion.studies.findings import Panel, draw, markdown_table, write_csv
+from trimask.diffusion.studies.findings import Panel, draw_panels, markdown_table, write_csv
 from trimask.diffusion.studies.trials import Outcome, Trials, at_shape, require_at_least, with_learning_rate
 from trimask.tokenizers.storage.ranges import Checked, Size, whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRateTransfer(Checked):
-    """Shapes, learning rates and parametrizations to compare."""
+    """Shapes, learning rates and parametrizations that the study of learning-rate transfer compares."""
 
     base: TrainConfig
-    """The network and recipe that are scaled."""
+    """Training configuration that is scaled to every shape."""
     widths: tuple[Size, ...] = (64, 128, 256)
-    """At the base's depth."""
+    """Widths to compare, at the number of layers of `base`."""
     depths: tuple[Size, ...] = (2, 4, 8, 16)
-    """At the base's width."""
+    """Numbers of layers to compare, at the width of `base`."""
     log2_learning_rates: tuple[Annotated[int, whole(-100, 100)], ...] = (-11, -10, -9, -8, -7)
-    """The grid."""
+    """Logarithms to base 2 of the learning rates to compare."""
     kinds: tuple[ParametrizationKind, ...] = ("completed_p", "standard")
-    """Parametrizations."""
+    """Parametrizations to compare."""
     seeds: Size = 1
-    """Seeds, whose losses are averaged."""
+    """Number of seeds of every training, over which the loss is averaged."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -43,20 +43,20 @@ class LearningRateTransfer(Checked):
 
 
 Shape = tuple[int, int]
-"""Width and depth."""
+"""Width and number of layers."""
 Cell = tuple[ParametrizationKind, Shape]
 """Parametrization and shape."""
 
 
 def shapes(config: LearningRateTransfer) -> list[Shape]:
-    """Each shape once: the base, the scan over widths, then that over depths."""
+    """All shapes without repetition: that of the base, then the scan over widths, then the scan over depths."""
     base = config.base.model
     scans = [(width, base.num_layers) for width in config.widths] + [(base.width, depth) for depth in config.depths]
     return list(dict.fromkeys([(base.width, base.num_layers), *scans]))
 
 
 def study(config: LearningRateTransfer, trials: Trials) -> str:
-    """Runs it, writes losses.csv, optima.csv and a figure; returns the text."""
+    """Runs the study of learning-rate transfer, writes losses.csv, optima.csv and a figure; returns the report."""
     cells = [
         (kind, shape, log2_rate, seed)
         for shape in shapes(config)
@@ -70,7 +70,7 @@ def study(config: LearningRateTransfer, trials: Trials) -> str:
         )
         for kind, shape, log2_rate, seed in cells
     ]
-    outcomes = dict(zip(cells, trials.losses(configs), strict=True))
+    outcomes = dict(zip(cells, trials.outcomes(configs), strict=True))
     names = ("kind", "width", "depth", "log2_learning_rate", "seed", "loss", "last_loss", "num_parameters", "seconds")
     write_csv(trials.folder / "losses.csv", [_row(names, cell, outcome) for cell, outcome in outcomes.items()])
     curves = {
@@ -87,22 +87,26 @@ def study(config: LearningRateTransfer, trials: Trials) -> str:
         for (kind, (width, depth)), optimum in best.items()
     ]
     write_csv(trials.folder / "optima.csv", rows)
-    draw(trials.folder / "loss.png", _panels(config, curves), columns=2)
+    draw_panels(trials.folder / "loss.png", _panels(config, curves), columns=2)
     return _text(config, best)
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best learning rate of a shape."""
+    """Best learning rate of a shape under a parametrization."""
 
     log2_learning_rate: float
     loss: float
     edge: str = ""
-    """≤ or ≥ where it is the first or the last of the grid, and the best one may lie beyond."""
+    """≤ or ≥ if it is the first or the last of the grid, so that the best one may lie beyond; else empty."""
 
 
 def optimum(curve: Sequence[tuple[float, float]]) -> Optimum:
-    """The lowest point, refined by the parabola through it and its neighbours; at an edge as it is."""
+    """Minimum of a curve of (log2 learning rate, loss): the lowest point, refined by a parabola.
+
+    The parabola goes through that point and its two neighbours. Without refinement if one of these is missing or not
+    finite.
+    """
     losses = [loss for _, loss in curve]
     lowest = int(np.argmin(losses))
     if lowest in (0, len(curve) - 1):
@@ -115,9 +119,12 @@ def optimum(curve: Sequence[tuple[float, float]]) -> Optimum:
     return Optimum(float(x), float(a * x**2 + b * x + c))
 
 
-def spread(best: Mapping[Cell, Optimum], kind: str, base: Shape, axis: int) -> tuple[float, bool]:
-    """How far apart the best learning rates are when width (0) or depth (1) changes, in log2; is one at an edge?"""
-    along = [o for (of, shape), o in best.items() if of == kind and shape[1 - axis] == base[1 - axis]]
+def optimum_range(best: Mapping[Cell, Optimum], kind: str, base: Shape, axis: int) -> tuple[float, bool]:
+    """log2 of the ratio of the largest to the smallest best learning rate along width (axis 0) or depth (axis 1).
+
+    Also returns whether one of them is at an edge of the grid.
+    """
+    along = [o for (of_kind, shape), o in best.items() if of_kind == kind and shape[1 - axis] == base[1 - axis]]
     rates = [o.log2_learning_rate for o in along]
     return max(rates) - min(rates), any(o.edge for o in along)
 
@@ -145,7 +152,7 @@ def _panels(config: LearningRateTransfer, curves: Mapping[Cell, Sequence[tuple[f
                     curves=lines,
                     x="learning rate at the base",
                     y="loss",
-                    highest=float(np.quantile(finite, 0.9)),
+                    y_max=float(np.quantile(finite, 0.9)),
                 )
             )
     return panels
@@ -164,9 +171,9 @@ def _text(config: LearningRateTransfer, best: Mapping[Cell, Optimum]) -> str:
         markdown_table(["parametrization", "width × depth", "best learning rate", "loss"], rows),
     ]
     for kind in config.kinds:
-        (by_width, _), (by_depth, _) = found = [spread(best, kind, base, axis) for axis in (0, 1)]
+        (by_width, _), (by_depth, _) = ranges = [optimum_range(best, kind, base, axis) for axis in (0, 1)]
         within = "at most" if max(by_width, by_depth) <= 1 else "more than"
-        edge = " At the edge of the grid (≤, ≥) they may lie further." if any(is_edge for _, is_edge in found) else ""
+        edge = " At the edge of the grid (≤, ≥) they may lie further." if any(is_edge for _, is_edge in ranges) else ""
         lines.append(
             f"- {kind}: the best learning rates are 2^{by_width:.2f} apart over widths and 2^{by_depth:.2f} over "
             f"depths, {within} a factor of 2.{edge}"

@@ -1,12 +1,12 @@
 """Do complementary masks lower the variance of the gradient at equal compute?
 
-For a trained model and each schedule: the trace of the gradient's covariance over random batches and masks, with n
-independent examples, and with n/2 examples that enter with a mask and its complement. Both cost n rows.
+For a trained model and each noise schedule, the study estimates the trace of the covariance of the gradient over random
+batches and masks: with n independently masked examples, and with n/2 examples that enter twice, with a mask and with
+its complement. Both cost n rows.
 """
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import jax
@@ -15,33 +15,31 @@ from jax.flatten_util import ravel_pytree
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
-from trimask.diffusion.pretraining.trained_model import LoadedRun, load
+from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.schedule import ScheduleConfig, ScheduleKind
 from trimask.diffusion.studies.findings import markdown_table, write_csv
-from trimask.diffusion.studies.trials import Trials
+from trimask.diffusion.studies.trials import Trials, open_run
 from trimask.tokenizers.storage.ranges import Checked, whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskVariance(Checked):
-    """Which model, and how precisely."""
+    """Model and noise schedules for which the study measures the variance of the gradient."""
 
     run: str = "runs/tiny"
-    """Run folder of a trained model."""
+    """Run folder of the trained model."""
     schedules: tuple[ScheduleKind, ...] = ("linear", "cosine_md4", "cosine_mdlm", "polynomial")
     """Noise schedules to compare."""
     draws: Annotated[int, whole(2, 1 << 24)] = 200
-    """Batches per schedule and kind of mask."""
+    """Number of batches for each schedule and kind of mask."""
 
 
 def study(config: MaskVariance, trials: Trials) -> str:
-    """Measures every schedule, writes variances.csv; returns the text."""
-    loaded, prepared = load(Path(config.run)), Prepared(trials.data)
-    require_same_tokenizers(loaded, prepared)
+    """Measures every schedule, writes variances.csv, and returns the report in Markdown."""
+    loaded, prepared = open_run(config.run, trials.data)
     rows, cells = [], []
     for number, kind in enumerate(config.schedules):
         trials.report("schedules", number, len(config.schedules))
@@ -53,12 +51,12 @@ def study(config: MaskVariance, trials: Trials) -> str:
     trials.report("schedules", len(config.schedules), len(config.schedules))
     write_csv(trials.folder / "variances.csv", rows)
     table = markdown_table(["schedule", "independent", "complementary", "ratio"], cells)
-    of = f"{config.draws} draws, {config.run} at step {loaded.step}"
-    return f"Trace of the covariance of the ELBO's gradient, {of}.\n\n{table}"
+    conditions = f"{config.draws} draws, {config.run} at step {loaded.step}"
+    return f"Trace of the covariance of the ELBO's gradient, {conditions}.\n\n{table}"
 
 
 def gradient_variance(loaded: LoadedRun, prepared: Prepared, masking: MaskingConfig, draws: int) -> float:
-    """Trace of the covariance of the ELBO's gradient, by `draws` batches of one dataset."""
+    """Trace of the covariance of the ELBO's gradient, estimated from `draws` batches of the first dataset."""
     train = dataclasses.replace(loaded.description.train, masking=masking, loss=LossConfig(weighting="elbo"))
     pretraining = Pretraining(train, loaded.vocabulary)
     others = {name: 0.0 for name in list(prepared.manifest.datasets)[1:]}

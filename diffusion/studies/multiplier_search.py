@@ -1,12 +1,13 @@
-"""Per-module multipliers by trust-region random search, and what they are worth on a larger network.
+"""Searches multipliers for each module by trust-region random search, and measures their gain on larger networks.
 
-    log2 ζ(module, block) = of its group + of its depth (three values, interpolated),     for each family of multipliers
+    log2 ζ(module, block) = value of the module's group + value of the block's depth
 
-The centre is moved to the best of a round of random points around it, if that is better than the centre; the radius
-then grows, else it shrinks (Complete(d)P, arXiv 2512.22382, section 4; the sizes of both are ours). All trials of the
-search have one seed, so that they differ by their multipliers alone; whether the gain is one is seen on other seeds and
-shapes at the end, against the same recipe without multipliers. A round is a function of the seed and the rounds before
-it, so that a search goes on where it stopped, on any number of processes.
+for each family of multipliers; the values of depth are interpolated between three. Each round tries random points
+around a centre. If the best of them is better than the centre, it becomes the new centre and the radius grows;
+otherwise the radius shrinks (Complete(d)P, arXiv 2512.22382, section 4; the factors of growing and shrinking are ours).
+All trials of the search have the same seed, so that they differ by their multipliers alone. Whether the gain is real is
+measured at the end on other seeds and shapes, against the same recipe without multipliers. A round is a function of the
+seed and of the rounds before it, so a search can be resumed, with any number of worker processes.
 """
 
 import dataclasses
@@ -20,8 +21,8 @@ from jaxtyping import Float
 
 from trimask.diffusion.parametrization import Family, ModuleMultipliers
 from trimask.diffusion.pretraining.description import TrainConfig
-from trimask.diffusion.studies.findings import Panel, deviation, draw, markdown_table, write_csv
-from trimask.diffusion.studies.trials import AT_EDGE, Outcome, Trials, at_shape, tuned_on
+from trimask.diffusion.studies.findings import Panel, draw_panels, markdown_table, standard_error, write_csv
+from trimask.diffusion.studies.trials import AT_EDGE, Outcome, Trials, at_shape, with_tuned_learning_rate
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.ranges import Checked, Log2, NonNegative, Positive, PositiveInt, Size, real
 
@@ -32,136 +33,146 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "norms": ("attention_norm", "mlp_norm", "query_norm", "key_norm", "final_norm"),
     "unembedding": ("unembedding",),
 }
-"""Modules that share a multiplier in the search."""
+"""Group → modules that share a multiplier in the search."""
 
 _DEPTHS = 3
-"""Values of a depth profile."""
+"""Number of values that describe how multipliers change with depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search(Checked):
-    """Budget and trust region."""
+class MultiplierSearch(Checked):
+    """Budget and trust region of the search for multipliers, and the networks on which the result is compared."""
 
     base: TrainConfig
-    """Network and recipe; its learning rate is tuned first."""
+    """Training configuration of the search; its learning rate is tuned first."""
     log2_learning_rates: tuple[Log2, ...] = (-9.0, -8.5, -8.0, -7.5, -7.0, -6.5, -6.0, -5.5)
-    """Grid on which it is tuned."""
+    """Logarithms to base 2 of the learning rates among which that of `base` is chosen."""
     runs: PositiveInt = 193
-    """Trials of the search: the centre, and rounds of `per_round`."""
+    """Largest number of trainings in the search: one at the centre, and rounds of per_round."""
     hours: NonNegative | None = None
-    """Time after which this call begins no further round. None: only `runs` ends it."""
+    """Hours after which this call begins no further round. None: only `runs` ends the search."""
     per_round: Size = 12
-    """Random points of a round."""
+    """Number of random points per round."""
     radius: Positive = 0.4
-    """Standard deviation of a coordinate in octaves, at first."""
+    """Initial radius of the trust region: standard deviation of log2 of a multiplier."""
     changed: Annotated[float, real(above=0, most=1)] = 0.3
-    """Share of the coordinates that a point changes."""
+    """Probability that a point changes a coordinate of the centre."""
     width_factor: Size = 4
-    """How much wider the network is on which the result is tried."""
+    """Ratio of the width of the larger network, on which the result is compared, to that of `base`."""
     depth_factor: Size = 2
-    """How much deeper."""
+    """Ratio of the number of layers of the larger network to that of `base`."""
     seeds: Size = 3
-    """Seeds of the comparison at the end."""
+    """Number of seeds of the final comparison."""
 
 
-Point = Float[np.ndarray, " coordinates"]
-"""log2 ζ."""
+SearchPoint = Float[np.ndarray, " dimensions"]
+"""log2 of the multipliers, one for each of `search_dimensions`."""
 
 
-def coordinates() -> list[tuple[str, str]]:
-    """(Family, group) of every coordinate; groups are those above, branches, and the depth profile's values."""
-    listed = []
+def search_dimensions() -> list[tuple[str, str]]:
+    """(Family, group) of every dimension; groups are those of `GROUPS`, residual branches, and the values of depth."""
+    dimensions = []
     for family in (field.name for field in dataclasses.fields(ModuleMultipliers)):
         groups = ["attention", "mlp"] if family == "residual" else [*GROUPS]
         if family == "init":
             groups.remove("norms")
-        listed += [(family, group) for group in [*groups, *(f"depth {number}" for number in range(_DEPTHS))]]
-    return listed
+        dimensions += [(family, group) for group in [*groups, *(f"depth {number}" for number in range(_DEPTHS))]]
+    return dimensions
 
 
-def multipliers_at(point: Point) -> ModuleMultipliers:
-    """The multipliers that a point stands for."""
+def multipliers_at(point: SearchPoint) -> ModuleMultipliers:
+    """Multipliers of every module at a point of the search."""
     values: dict[str, dict[str, float]] = {}
-    for (family, group), octaves in zip(coordinates(), point.tolist(), strict=True):
-        values.setdefault(family, {})[group] = 2.0**octaves
+    for (family, group), log2_factor in zip(search_dimensions(), point.tolist(), strict=True):
+        values.setdefault(family, {})[group] = 2.0**log2_factor
     families = {}
-    for family, of in values.items():
-        depth = tuple(of.pop(f"depth {number}") for number in range(_DEPTHS))
-        modules = of if family == "residual" else {m: factor for group, factor in of.items() for m in GROUPS[group]}
-        families[family] = Family(of=modules, depth=depth)
+    for family, factors in values.items():
+        depth = tuple(factors.pop(f"depth {number}") for number in range(_DEPTHS))
+        if family != "residual":
+            factors = {module: factor for group, factor in factors.items() for module in GROUPS[group]}
+        families[family] = Family(of=factors, depth=depth)
     return ModuleMultipliers(**families)
 
 
-def study(config: Search, trials: Trials) -> str:
-    """Runs it, writes multipliers.json, search.csv, comparison.csv and a figure; returns the text."""
-    base, is_edge = tuned_on(config.base, config.log2_learning_rates, 1, trials)
+def study(config: MultiplierSearch, trials: Trials) -> str:
+    """Runs the search and the comparison, writes multipliers.json, two tables and a figure; returns the report.
+
+    The tables are search.csv and comparison.csv.
+    """
+    base, is_edge = with_tuned_learning_rate(config.base, config.log2_learning_rates, 1, trials)
     rounds = _search(config, base, trials)
     best = min(rounds, key=lambda one: one.loss)
-    found = multipliers_at(best.centre)
-    configuration.save(trials.folder / "multipliers.json", found)
+    multipliers = multipliers_at(best.centre)
+    configuration.save(trials.folder / "multipliers.json", multipliers)
     write_csv(trials.folder / "search.csv", [{"runs": r.runs, "loss": r.loss, "radius": r.radius} for r in rounds])
-    compared = _compared(config, base, found, trials)
-    draw(trials.folder / "search.png", [_panel(rounds)])
+    compared = _compare(config, base, multipliers, trials)
+    draw_panels(trials.folder / "search.png", [_panel(rounds)])
     return _text(config, base, is_edge, rounds, best, compared)
 
 
 @dataclass(frozen=True)
-class Round:
-    """Where the search stood."""
+class SearchRound:
+    """State of the search after a round."""
 
     runs: int
-    centre: Point
+    """Number of trainings so far."""
+    centre: SearchPoint
     loss: float
-    """At the centre."""
+    """Loss at the centre."""
     radius: float
 
 
 def with_multipliers(config: TrainConfig, multipliers: ModuleMultipliers) -> TrainConfig:
-    """The configuration with these multipliers."""
+    """The configuration with other multipliers."""
     parametrization = dataclasses.replace(config.parametrization, multipliers=multipliers)
     return dataclasses.replace(config, parametrization=parametrization)
 
 
-def proposals(config: Search, seed: int, number: int, centre: Point, radius: float) -> list[Point]:
-    """The points of round `number`: normal steps from the centre along a random part of the coordinates."""
+def random_points(
+    config: MultiplierSearch, seed: int, number: int, centre: SearchPoint, radius: float
+) -> list[SearchPoint]:
+    """Points of round `number`: normal steps from the centre along random dimensions."""
     rng = np.random.default_rng([seed, number])
     shape = (config.per_round, len(centre))
     steps = radius * rng.normal(size=shape) * (rng.random(shape) < config.changed)
     return list(centre + steps)
 
 
-def _search(config: Search, base: TrainConfig, trials: Trials) -> list[Round]:
-    """Round after round, until the budget is spent; what is known from before is not run again."""
+def _search(config: MultiplierSearch, base: TrainConfig, trials: Trials) -> list[SearchRound]:
+    """All rounds until the budget is spent; trainings that are recorded are not repeated."""
     started = time.monotonic()
-    centre = np.zeros(len(coordinates()))
-    (first,) = trials.losses([base], "search")
-    rounds = [Round(1, centre, first.loss, config.radius)]
+    centre = np.zeros(len(search_dimensions()))
+    (first,) = trials.outcomes([base], "search")
+    rounds = [SearchRound(1, centre, first.loss, config.radius)]
     while rounds[-1].runs + config.per_round <= config.runs:
         if config.hours is not None and time.monotonic() - started > 3600 * config.hours:
             break
         last = rounds[-1]
-        points = proposals(config, base.seed, len(rounds), last.centre, last.radius)
-        outcomes = trials.losses(
+        points = random_points(config, base.seed, len(rounds), last.centre, last.radius)
+        outcomes = trials.outcomes(
             [with_multipliers(base, multipliers_at(point)) for point in points], f"search, round {len(rounds)}"
         )
-        rounds.append(moved(last, points, [outcome.loss for outcome in outcomes]))
+        rounds.append(next_round(last, points, [outcome.loss for outcome in outcomes]))
     return rounds
 
 
-def moved(last: Round, points: Sequence[Point], losses: Sequence[float]) -> Round:
-    """The next centre and radius: 1.2 times it after a better point, 0.8 times it after none."""
+def next_round(last: SearchRound, points: Sequence[SearchPoint], losses: Sequence[float]) -> SearchRound:
+    """State after a round: at the best point with 1.2 times the radius if it is better, else with 0.8 times the radius.
+
+    The radius stays within [0.05, 1].
+    """
     best, runs = int(np.argmin(losses)), last.runs + len(points)
     if losses[best] < last.loss:
-        return Round(runs, points[best], losses[best], min(1.0, 1.2 * last.radius))
-    return Round(runs, last.centre, last.loss, max(0.05, 0.8 * last.radius))
+        return SearchRound(runs, points[best], losses[best], min(1.0, 1.2 * last.radius))
+    return SearchRound(runs, last.centre, last.loss, max(0.05, 0.8 * last.radius))
 
 
 Comparison = dict[tuple[str, bool], list[Outcome]]
-"""(Shape, with multipliers) → outcomes of the seeds."""
+"""(Name of the shape, whether with multipliers) → outcomes of all seeds."""
 
 
-def _compared(config: Search, base: TrainConfig, found: ModuleMultipliers, trials: Trials) -> Comparison:
-    """Base shape, wider, deeper and both, with and without what was found, on seeds that the search has not seen."""
+def _compare(config: MultiplierSearch, base: TrainConfig, multipliers: ModuleMultipliers, trials: Trials) -> Comparison:
+    """Trains at the base shape, wider, deeper and both, with and without the multipliers, on seeds not yet used."""
     width, depth = base.model.width * config.width_factor, base.model.num_layers * config.depth_factor
     shapes = {
         "base": (base.model.width, base.model.num_layers),
@@ -172,11 +183,11 @@ def _compared(config: Search, base: TrainConfig, found: ModuleMultipliers, trial
     cells = [(name, tuned, s) for name in shapes for tuned in (False, True) for s in range(config.seeds)]
     configs = []
     for name, is_tuned, seed in cells:
-        at = at_shape(base, base.parametrization.kind, *shapes[name])
+        train = at_shape(base, base.parametrization.kind, *shapes[name])
         if is_tuned:
-            at = with_multipliers(at, found)
-        configs.append(dataclasses.replace(at, seed=base.seed + 1 + seed))
-    outcomes = dict(zip(cells, trials.losses(configs, "comparison"), strict=True))
+            train = with_multipliers(train, multipliers)
+        configs.append(dataclasses.replace(train, seed=base.seed + 1 + seed))
+    outcomes = dict(zip(cells, trials.outcomes(configs, "comparison"), strict=True))
     write_csv(
         trials.folder / "comparison.csv",
         [
@@ -191,9 +202,9 @@ def _compared(config: Search, base: TrainConfig, found: ModuleMultipliers, trial
 
 
 def speedup(plain: Sequence[Outcome], tuned: Sequence[Outcome]) -> float:
-    """Tokens that the plain runs take over those that the tuned ones take, to the lowest loss that both reach.
+    """Ratio of the tokens that plain runs need to those that tuned runs need, to the lowest loss that both reach.
 
-    By the mean curves of the held-out loss; not a number where a run diverged.
+    Tokens are read from the mean curves of the held-out loss. NaN if a run diverged.
     """
     if not all(np.isfinite(one.loss) for one in [*plain, *tuned]):
         return float("nan")
@@ -206,7 +217,7 @@ def speedup(plain: Sequence[Outcome], tuned: Sequence[Outcome]) -> float:
     return float(slow / fast)
 
 
-def _panel(rounds: Sequence[Round]) -> Panel:
+def _panel(rounds: Sequence[SearchRound]) -> Panel:
     return Panel(
         title="search",
         curves={"loss at the centre": [(float(r.runs), r.loss) for r in rounds]},
@@ -217,35 +228,35 @@ def _panel(rounds: Sequence[Round]) -> Panel:
 
 
 def _text(
-    config: Search,
+    config: MultiplierSearch,
     base: TrainConfig,
     is_edge: bool,
-    rounds: Sequence[Round],
-    best: Round,
+    rounds: Sequence[SearchRound],
+    best: SearchRound,
     compared: Comparison,
 ) -> str:
     rows = []
     for name in dict.fromkeys(name for name, _ in compared):
         plain, tuned = ([o.loss for o in compared[name, is_tuned]] for is_tuned in (False, True))
         difference = np.array(tuned) - np.array(plain)
-        error = deviation(difference.tolist()) / len(difference) ** 0.5
+        error = standard_error(difference.tolist())
         means = (f"{np.mean(plain):.4f}", f"{np.mean(tuned):.4f}")
         gain = f"{difference.mean() / np.mean(plain):+.1%} ± {error / np.mean(plain):.1%}"
         faster = f"{speedup(compared[name, False], compared[name, True]):.2f}"
         rows.append([name, f"{compared[name, False][0].num_parameters:,}", *means, gain, faster])
-    largest = sorted(zip(coordinates(), best.centre.tolist(), strict=True), key=lambda pair: -abs(pair[1]))[:10]
-    named = ", ".join(f"{family} of {group} ×{2.0**octaves:.2f}" for (family, group), octaves in largest)
+    largest = sorted(zip(search_dimensions(), best.centre.tolist(), strict=True), key=lambda pair: -abs(pair[1]))[:10]
+    named = ", ".join(f"{family} of {group} ×{2.0**log2_factor:.2f}" for (family, group), log2_factor in largest)
     header = ["shape", "parameters", "untuned", "with multipliers", "difference ± standard error", "speed-up"]
     return "\n\n".join(
         [
             f"Tuned learning rate {base.optimizer.learning_rate:.3g}{AT_EDGE if is_edge else ''}; "
             f"{rounds[-1].runs} runs of "
-            f"{base.optimizer.horizon_tokens:,} tokens in {len(coordinates())} dimensions took the loss of the seed "
-            f"searched on from {rounds[0].loss:.4f} to {best.loss:.4f}. On {config.seeds} other seeds, at the base and "
-            "transferred:",
+            f"{base.optimizer.horizon_tokens:,} tokens in {len(search_dimensions())} dimensions lowered the loss of "
+            f"the searched seed from {rounds[0].loss:.4f} to {best.loss:.4f}. On {config.seeds} other seeds, at the "
+            "base and transferred:",
             markdown_table(header, rows),
-            "Speed-up: tokens of the untuned runs over those after which the others have the same loss on held-out "
-            "data, of the weight average.",
+            "Speed-up: ratio of the tokens that the untuned runs need to those that the runs with multipliers need, to "
+            "the same held-out loss of the averaged weights.",
             f"The largest multipliers: {named}. All of them: multipliers.json, for `trimask train --multipliers`.",
         ]
     )

@@ -1,15 +1,15 @@
-"""Trainings by the hundred: what the studies of hyperparameters are made of.
+"""Runs the many short trainings that studies of hyperparameters compare, and remembers their outcomes.
 
-A trial is a training configuration, and its outcome usually the loss it ends with: the training objective on held-out
-batches and masks that are the same for all trials. Outcomes are lines of trials.jsonl in the study's folder, each with
-its configuration and a key, the digest of measurement, configuration and data as the line says them; a study that is
-called again goes on where it stopped. Nothing else is kept. What the code was is not in the key: after a change of the
-model, a study wants a folder of its own.
+A trial is a training configuration. Its outcome is usually the final loss: the training objective on held-out batches,
+with masks that are the same for all trials. Each outcome is a line of trials.jsonl in the study's folder, with its
+configuration and a key: a digest of the measuring function's name, the configuration and the fingerprint of the data,
+as the line itself states them. A study that is called again skips the trials that the file holds. Parameters are not
+kept. The key does not identify the code: after a change of the model, use a new folder.
 
-On a CPU each worker process computes in one thread: networks of this size use two cores no better, and two processes
-do twice as much. Compiling takes longer than most trainings, so that what one process compiles the others read, and
-trials that are compiled alike come one after the other only where there is nothing else to compile. On an accelerator
-this process trains one after the other.
+On a CPU each worker process computes in one thread: two threads hardly speed up networks of this size, whereas two
+processes do twice the work. Compiling takes longer than most of the trainings, so worker processes share a compilation
+cache, and trials that share a compiled program are spread out as far as possible, so that different programs are
+compiled at the same time. On an accelerator, trials run one after another in this process.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -34,10 +34,12 @@ import numpy as np
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
 from trimask.diffusion.loss import target_counts
 from trimask.diffusion.masking import forward_process
 from trimask.diffusion.parametrization import ModuleMultipliers, ParametrizationKind
 from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.pretraining.trained_model import LoadedRun, load
 from trimask.diffusion.pretraining.training_step import Parameters, Pretraining, TrainState, training_batches
 from trimask.diffusion.run.children import end_with
 from trimask.diffusion.run.folder import json_line, locked, read_intact_lines, writing
@@ -51,48 +53,61 @@ from trimask.tokenizers.storage.files import append_text, write_text
 
 _Measured = TypeVar("_Measured")
 
-_NO_MATTER = {
+_LOOP_IN_KEYS = {
     **{"log_every": 10, "checkpoint_every": 500, "keep_last": 2, "keep_every": None, "keep_best": 0},
     **{"best_metric": "loss", "sample_every": 0, "spike_factor": 10.0, "prefetch": 4, "workers": 0},
 }
-"""Stands for the loop in keys of trainings, whose outcome it does not change: the default of the first version."""
+"""Replaces the loop configuration in keys of trainings, because it does not affect outcomes: the defaults of the first
+version, so that keys stay the same."""
 
 _CURVE_POINTS = 20
+"""Number of points of an outcome's curve."""
 _HELD_OUT_BATCHES, _HELD_OUT_TOKENS = 8, 4096
+"""Number of held-out batches of a final loss, and positions per held-out batch."""
 _CURVE_BATCHES = 2
-"""Held-out batches of a curve's point."""
+"""Number of held-out batches of a point of the curve."""
+_MAX_PROGRAMS = 8
+"""Number of compiled training programs that a process keeps."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended."""
+    """Result of one training."""
 
     loss: float
-    """The objective on held-out data, of the weight average; infinite where training diverged."""
+    """Objective on held-out data with the update_average weights; infinite if training diverged."""
     last_loss: float
-    """The same of the last parameters."""
+    """Objective on held-out data with the weights of the last step; infinite if training diverged."""
     curve: list[list[float]]
-    """[tokens, mean training loss since the point before, held-out loss of the weight average by a few batches]."""
+    """Points [tokens seen, mean training loss since the previous point, held-out loss of the averaged weights]; the
+    held-out loss is of fewer batches than `loss`."""
     steps: int
+    """Number of training steps."""
     batch_tokens: float
-    """Non-padding tokens of the mean step."""
+    """Mean number of non-padding tokens per step."""
     num_parameters: int
     seconds: float
-    """Of training and evaluating, compilation included."""
+    """Duration of training and evaluation, compilation included."""
 
 
 class Trials:
-    """Runs trials, or remembers them; a context, at whose end its processes end."""
+    """Runs the trials of a study, unless its folder holds their outcomes; a context manager that owns the workers."""
 
     def __init__(self, folder: Path, data: Path, workers: int | None, report: Report):
-        """`workers` are processes; None: one per core on a CPU, none on an accelerator; 0: this process."""
+        """`workers` is the number of worker processes; 0: this process runs the trials. None: one worker per core on a
+        CPU, 0 on an accelerator.
+
+        Raises ValueError if it is negative, or positive on an accelerator.
+        """
         require_room_for_workers(workers or 0, "workers")
         if workers is None:
             workers = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 0
         if workers < 0:
             raise ValueError(f"workers must not be negative, got {workers}")
         if workers and jax.default_backend() != "cpu":
-            raise ValueError(f"processes compute on the CPU; on this {jax.default_backend()} workers must be 0")
+            raise ValueError(
+                f"worker processes compute on the CPU; on this {jax.default_backend()} workers must be 0, got {workers}"
+            )
         self.folder, self.data, self.workers, self.report = folder, data, workers, report
         self.fingerprint = Prepared(data).fingerprint
 
@@ -108,52 +123,59 @@ class Trials:
             self._pool.shutdown(cancel_futures=True)
         self._compiled.cleanup()
 
-    def losses(self, configs: Sequence[TrainConfig], what: str = "trials") -> list[Outcome]:
-        """How each training ends."""
+    def outcomes(self, configs: Sequence[TrainConfig], what: str = "trials") -> list[Outcome]:
+        """Outcome of each training. Raises ValueError before training if there is too little held-out data."""
         for config in configs[:1]:
-            held_out_batches(Prepared(self.data), config.batch)  # says now what would be an error after a training
-        return self.measured(configs, outcome_of, Outcome, what)
+            held_out_batches(Prepared(self.data), config.batch)  # raises now what it would raise after a training
+        return self.measurements(configs, outcome_of, Outcome, what)
 
-    def measured(
+    def measurements(
         self,
         configs: Sequence[Any],
         measure: Callable[[Any, Path], Any],
         kind: type[_Measured],
         what: str = "trials",
     ) -> list[_Measured]:
-        """What `measure(config, data)`, a dataclass, says of every configuration; what is known is not run again.
+        """Results of `measure(config, data)`, of dataclass `kind`, for every configuration; recorded ones are reused.
 
-        Configurations are dataclasses, of trainings or of anything else that a measurement depends on.
+        Configurations are dataclasses: of trainings, or of anything else that the result depends on. The name of the
+        function `measure` is part of the key of a recorded result. `what` labels the progress reports.
+
+        Raises ValueError if trials.jsonl holds a line that is not such a result, and ChildProcessError if a worker
+        process is killed.
         """
         if not configs:
             return []
-        asked = [_identity(config) for config in configs]
+        identities = [_identity(config) for config in configs]
         path = self.folder / "trials.jsonl"
         with locked(self.folder):
             lines = read_intact_lines(path)
             if path.exists():
                 with writing(self.folder):
-                    write_text(path, "".join(map(json_line, lines)))  # without what a crash tore
-            known = self._known(lines, measure.__name__, type(configs[0]), kind)
-            left = {name: config for name, config in zip(asked, configs, strict=True) if name not in known}
-            done, total = len(set(asked)) - len(left), len(set(asked))
+                    write_text(path, "".join(map(json_line, lines)))  # without a last line that a crash cut short
+            results = self._recorded(lines, measure.__name__, type(configs[0]), kind)
+            missing = {name: config for name, config in zip(identities, configs, strict=True) if name not in results}
+            done, total = len(set(identities)) - len(missing), len(set(identities))
             self.report(what, done, total)
-            for name, outcome in self._outcomes(left, measure):
-                known[name] = outcome
-                said = configuration.to_dict(left[name])
-                key = self._key(measure.__name__, said, type(left[name]))
-                line = {"key": key, "outcome": configuration.to_dict(outcome), "config": said}
+            for name, result in self._run(missing, measure):
+                results[name] = result
+                config_dict = configuration.to_dict(missing[name])
+                key = self._key(measure.__name__, config_dict, type(missing[name]))
+                line = {"key": key, "outcome": configuration.to_dict(result), "config": config_dict}
                 with writing(self.folder):
                     append_text(path, json_line(line))
                 done += 1
                 self.report(what, done, total)
-        return [known[name] for name in asked]
+        return [results[name] for name in identities]
 
-    def _known(
+    def _recorded(
         self, lines: Sequence[Any], measure: str, config_type: type, kind: type[_Measured]
     ) -> dict[str, _Measured]:
-        """Identity of a configuration → its outcome by this measurement on this data. Refuses what is no outcome."""
-        known = {}
+        """Identity of a configuration → its recorded result by the function named `measure` on this data.
+
+        Raises ValueError for a line whose outcome is not of dataclass `kind`.
+        """
+        results = {}
         for number, line in enumerate(lines, 1):
             where = f"{self.folder / 'trials.jsonl'}, line {number}"
             try:
@@ -162,28 +184,29 @@ class Trials:
                 raise ValueError(
                     f"{where}: not an outcome of this study ({error}); choose another folder, or remove the line"
                 ) from error
-            said = line.get("config")
-            if isinstance(said, dict) and line.get("key") == self._key(measure, said, config_type):
-                known[_identity(configuration.from_dict(said, config_type, where))] = outcome
-        return known
+            config_dict = line.get("config")
+            if isinstance(config_dict, dict) and line.get("key") == self._key(measure, config_dict, config_type):
+                results[_identity(configuration.from_dict(config_dict, config_type, where))] = outcome
+        return results
 
-    def _key(self, measure: str, said: Mapping[str, Any], config_type: type) -> str:
-        """Digest of what a line says: the measurement, the configuration in the line's own order, and the data."""
+    def _key(self, measure: str, config_dict: Mapping[str, Any], config_type: type) -> str:
+        """Digest of the measuring function's name, a configuration with its fields in the given order, and the data."""
         if config_type is TrainConfig:
-            said = {**said, "loop": _NO_MATTER}
-        return hashlib.sha256(json.dumps([measure, said, self.fingerprint]).encode()).hexdigest()[:16]
+            config_dict = {**config_dict, "loop": _LOOP_IN_KEYS}
+        return hashlib.sha256(json.dumps([measure, config_dict, self.fingerprint]).encode()).hexdigest()[:16]
 
-    def _outcomes(self, left: Mapping[str, Any], measure: Callable[[Any, Path], Any]) -> Iterator[tuple[str, Any]]:
-        order = _in_order(left) if self._pool is not None else list(left)
-        for number, outcome in self.shared(measure, [(left[key], self.data) for key in order]):
-            yield order[number], outcome
+    def _run(self, missing: Mapping[str, Any], measure: Callable[[Any, Path], Any]) -> Iterator[tuple[str, Any]]:
+        """Identity and result of each configuration, in the order in which they finish."""
+        order = _interleaved(missing) if self._pool is not None else list(missing)
+        for number, result in self.run_unordered(measure, [(missing[key], self.data) for key in order]):
+            yield order[number], result
 
-    def shared(self, function: Callable[..., Any], work: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """What `function` says of each tuple of arguments, with its number; in processes, as they are done."""
+    def run_unordered(self, function: Callable[..., Any], work: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """Index in `work` and result of the function for each tuple of arguments, in the order in which they finish."""
         if self._pool is None:
             yield from ((number, function(*arguments)) for number, arguments in enumerate(work))
             return
-        with _one_thread_each(self._compiled.name):
+        with _worker_environment(self._compiled.name):
             futures = {self._pool.submit(function, *arguments): number for number, arguments in enumerate(work)}
             # A process starts when there is work for it, so all have started by now.
         for future in as_completed(futures):
@@ -191,32 +214,32 @@ class Trials:
                 yield futures[future], future.result()
             except BrokenProcessPool as error:
                 raise ChildProcessError(
-                    f"a process ended before it was through (memory?); what was finished before is in {self.folder}, "
-                    f"and the same command goes on from there"
+                    f"a worker process was killed, perhaps because memory ran out; finished results are kept in "
+                    f"{self.folder}, and the same command goes on from there"
                 ) from error
 
 
 def _identity(config: Any) -> str:
-    """The same for configurations whose outcome is the same."""
+    """Text that is equal for configurations whose results are equal: their JSON, trainings without their loop."""
     if isinstance(config, TrainConfig):
         config = replace(config, loop=LoopConfig())
     return json.dumps(configuration.to_dict(config), sort_keys=True)
 
 
-def _in_order(configs: Mapping[str, Any]) -> list[str]:
-    """The keys, so that of trainings which compile the same program the first come first."""
-    seen: Counter[str] = Counter()
+def _interleaved(configs: Mapping[str, Any]) -> list[str]:
+    """Keys of the configurations: the first training of every compiled program, then the second of every one, …"""
+    counts: Counter[str] = Counter()
     rounds = []
     for key, config in configs.items():
         program = _program(config) if isinstance(config, TrainConfig) else key
-        rounds.append((seen[program], key))
-        seen[program] += 1
+        rounds.append((counts[program], key))
+        counts[program] += 1
     return [key for _, key in sorted(rounds, key=lambda pair: pair[0])]
 
 
 @contextmanager
-def _one_thread_each(compiled: str) -> Iterator[None]:
-    """Processes that start in here compute in one thread, on the CPU, and share what they compile in a folder."""
+def _worker_environment(compiled: str) -> Iterator[None]:
+    """Makes processes that start within use one thread of the CPU, and the folder `compiled` as compilation cache."""
     before = dict(os.environ)
     single = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ["XLA_FLAGS"] = f"{before.get('XLA_FLAGS', '')} {single}".strip()
@@ -230,11 +253,22 @@ def _one_thread_each(compiled: str) -> Iterator[None]:
 
 
 _opened = lru_cache(maxsize=4)(Prepared)
-_compiled: set[Pretraining] = set()
+_compiled: set[Hashable] = set()
+"""Programs for which this process has compiled since it last cleared JAX's caches."""
+
+
+def open_run(run: str, data: Path) -> tuple[LoadedRun, Prepared]:
+    """Loads a run and opens prepared data. Raises ValueError if their tokenizers differ."""
+    loaded, prepared = load(Path(run)), Prepared(data)
+    require_same_tokenizers(loaded, prepared)
+    return loaded, prepared
 
 
 def outcome_of(config: TrainConfig, data: Path) -> Outcome:
-    """Trains, and measures the loss at the end; nothing is written."""
+    """Trains and evaluates one configuration, without writing anything.
+
+    The name of this function is part of the keys in trials.jsonl, so it must not change.
+    """
     start = time.perf_counter()
     prepared = _opened(data)
     batches = training_batches(prepared, config)
@@ -242,9 +276,9 @@ def outcome_of(config: TrainConfig, data: Path) -> Outcome:
     batch_tokens = batches.mean_tokens(steps)
     kappa = config.sde.kappa(batch_tokens, config.optimizer.horizon_tokens)
     pretraining = Pretraining(config, prepared.tokenizers.vocabulary, kappa)
-    make_room(pretraining)
+    make_room_for(pretraining)
     held_out = HeldOutLoss(pretraining, prepared, config.batch)
-    state, curve = _trained(pretraining, batches, held_out, steps)
+    state, curve = _train(pretraining, batches, held_out, steps)
     losses = [math.inf, math.inf]
     if math.isfinite(curve[-1][1]):
         losses = [held_out(tree) for tree in (state.average, state.parameters)]
@@ -259,17 +293,20 @@ def outcome_of(config: TrainConfig, data: Path) -> Outcome:
     )
 
 
-def make_room(pretraining: Pretraining) -> None:
-    """Lets go of what was compiled for others when it is for eight: a process may hold only so much."""
-    if pretraining not in _compiled and len(_compiled) >= 8:
+def make_room_for(program: Hashable, most: int = _MAX_PROGRAMS) -> None:
+    """Clears JAX's caches if `program` is new and `most` others were compiled since they were cleared.
+
+    Compiled programs take memory maps, and the operating system limits their number per process.
+    """
+    if program not in _compiled and len(_compiled) >= most:
         _compiled.clear()
         jax.clear_caches()
-    _compiled.add(pretraining)
+    _compiled.add(program)
 
 
 def _program(config: TrainConfig) -> str:
-    """What all configurations have in common that are compiled alike."""
-    alike = replace(
+    """Text that is equal for configurations that share a compiled program: their JSON without traced numbers."""
+    normalised = replace(
         config,
         parametrization=replace(config.parametrization, multipliers=ModuleMultipliers()),
         optimizer=config.optimizer.schedule_only,
@@ -278,13 +315,13 @@ def _program(config: TrainConfig) -> str:
         sde=SDEScaling(),
         seed=0,
     )
-    return json.dumps(configuration.to_dict(alike))
+    return json.dumps(configuration.to_dict(normalised))
 
 
-def _trained(
+def _train(
     pretraining: Pretraining, batches: Batches, held_out: "HeldOutLoss", steps: int
 ) -> tuple[TrainState, list[list[float]]]:
-    """The state at the end, and the curve of the loss; both end early where the loss is not finite."""
+    """Final state and loss curve (`Outcome.curve`); training stops early once the loss is not finite."""
     state = pretraining.init()
     bounds = sorted({round(steps * (number + 1) / _CURVE_POINTS) for number in range(_CURVE_POINTS)} - {0})
     curve: list[list[float]] = []
@@ -303,13 +340,16 @@ def _trained(
 
 
 def held_out_batches(prepared: Prepared, config: BatchConfig) -> Batches:
-    """Those of the validation split, with the mixture of the beginning, whatever the size of a training batch."""
+    """Batches of the validation split with the initial mixture weights and a fixed size, whatever the training batch.
+
+    Raises ValueError if the split is too small for a batch.
+    """
     held_out = replace(config, tokens=_HELD_OUT_TOKENS, final_weights={}, anneal_tokens=None)
     return Batches(prepared, held_out, seed=0, split="validation")
 
 
 class HeldOutLoss:
-    """The mean objective on the validation split, with batches and masks that are the same for all parameters."""
+    """Mean objective on the validation split, on batches and masks that are the same for all parameters."""
 
     def __init__(self, pretraining: Pretraining, prepared: Prepared, config: BatchConfig):
         batches = held_out_batches(prepared, config)
@@ -317,9 +357,9 @@ class HeldOutLoss:
         self.batches = [jax.device_put(batches(number)) for number in range(_HELD_OUT_BATCHES)]
 
     def __call__(self, parameters: Parameters, num_batches: int = _HELD_OUT_BATCHES) -> float:
-        """Of the first so many batches."""
-        asked = enumerate(self.batches[:num_batches])
-        return float(np.mean(jax.device_get([_loss(self.pretraining, parameters, batch, n) for n, batch in asked])))
+        """Mean loss over the first `num_batches` batches."""
+        batches = enumerate(self.batches[:num_batches])
+        return float(np.mean(jax.device_get([_loss(self.pretraining, parameters, batch, n) for n, batch in batches])))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -331,9 +371,9 @@ def _loss(pretraining: Pretraining, parameters: Parameters, batch: Any, number: 
 def at_shape(
     config: TrainConfig, kind: ParametrizationKind, width: int | None = None, layers: int | None = None
 ) -> TrainConfig:
-    """The configuration, tuned at its own shape, at another one, transferred by the parametrization `kind`.
+    """The configuration, tuned at its own shape, transferred to another width and depth by the parametrization `kind`.
 
-    Heads keep their size. Without a width or a number of layers these stay.
+    The size of attention heads stays the same. None leaves the width or the number of layers as it is.
     """
     base = config.model
     model = replace(base.at_width(width or base.width), num_layers=layers or base.num_layers)
@@ -349,35 +389,38 @@ def at_shape(
 
 
 def with_learning_rate(config: TrainConfig, learning_rate: float) -> TrainConfig:
-    """The configuration at another learning rate."""
+    """The configuration with another peak learning rate."""
     return replace(config, optimizer=replace(config.optimizer, learning_rate=learning_rate))
 
 
 AT_EDGE = " (at the edge of the grid: the best one may lie beyond)"
+"""Note for a learning rate that is the smallest or the largest of its grid."""
 
 
-def tuned_on(base: TrainConfig, log2_rates: Sequence[float], seeds: int, trials: Trials) -> tuple[TrainConfig, bool]:
-    """The base at the best learning rate of a grid, by the mean of some seeds; and whether that is the grid's edge."""
+def with_tuned_learning_rate(
+    base: TrainConfig, log2_rates: Sequence[float], seeds: int, trials: Trials
+) -> tuple[TrainConfig, bool]:
+    """The base with the learning rate of lowest mean loss over `seeds` seeds, and whether it is at the grid's edge."""
     rates = sorted(log2_rates)
     configs = [
         replace(with_learning_rate(base, 2.0**rate), seed=base.seed + 100 + seed)
         for rate in rates
         for seed in range(seeds)
     ]
-    losses = [outcome.loss for outcome in trials.losses(configs, "tuning the learning rate")]
+    losses = [outcome.loss for outcome in trials.outcomes(configs, "tuning the learning rate")]
     best = int(np.argmin(np.reshape(losses, (-1, seeds)).mean(axis=1)))
     return with_learning_rate(base, 2.0 ** rates[best]), best in (0, len(rates) - 1)
 
 
 def require_at_least(least: int, **values: int) -> None:
-    """Refuses values that are too small, by their names."""
+    """Raises ValueError that names a value that is less than `least`."""
     for name, value in values.items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def tuned_here(config: TrainConfig, data: Path) -> TrainConfig:
-    """The configuration as one that was tuned at its own batch and horizon."""
+def as_sde_base(config: TrainConfig, data: Path) -> TrainConfig:
+    """The configuration with its own batch and horizon as the base of the SDE rule, as if it were tuned there."""
     sde = replace(
         config.sde, base_batch_tokens=mean_tokens(config, data), base_horizon_tokens=config.optimizer.horizon_tokens
     )
@@ -385,13 +428,16 @@ def tuned_here(config: TrainConfig, data: Path) -> TrainConfig:
 
 
 def mean_tokens(config: TrainConfig, data: Path) -> float:
-    """Non-padding tokens of the configuration's mean step."""
+    """Mean number of non-padding tokens per training step."""
     batches = training_batches(_opened(data), config)
     return batches.mean_tokens(batches.num_steps(config.optimizer.horizon_tokens))
 
 
 def at_batch(config: TrainConfig, batch: int, horizon: int, seed: int) -> TrainConfig:
-    """The configuration at another batch, in positions, and horizon, in tokens, transferred by the SDE rule."""
+    """The configuration at another batch, in positions, and horizon, in tokens, with `seed` added to its own seed.
+
+    Hyperparameters stay as tuned; training transfers them by the SDE rule.
+    """
     return replace(
         config,
         batch=replace(config.batch, tokens=batch),

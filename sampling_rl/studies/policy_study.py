@@ -1,16 +1,16 @@
-"""Training of policies by the dozen, each measured beside the heuristics: the evidence for learned unmasking.
+"""Trains unmasking policies under many settings and compares each with the heuristics: evidence for learned unmasking.
 
-What is varied, each with several seeds:
+Parts of the study, each with several seeds; an initial policy imitates thresholds, and GRPO goes on from it:
 
-    alphas     how much speed is worth (α), in blocks and without, from a start that imitates thresholds
-    scratch    no start: in blocks; without them; without them and with an expert in every group
-    inputs     what the policy sees, without blocks
-    laws       dpls in place of bernoulli, without blocks
-    rewards    the additive reward in place of the multiplicative one, without blocks
-    imitation  nothing but imitation, without blocks, of as many episodes as a start and GRPO have together
+    alphas     the weight of speed in the reward (α), in blocks and without, from an initial policy
+    scratch    random initialisation: in blocks; without blocks; without blocks, with an expert in every group
+    inputs     inputs of the policy, without blocks, from an initial policy
+    laws       the law dpls in place of bernoulli, without blocks, from an initial policy
+    rewards    the additive reward in place of the multiplicative one, without blocks, from random initialisation
+    imitation  imitation alone, without blocks, of as many episodes as an initial policy and GRPO use together
 
-OUT/policies holds a folder for each; one that is complete is not trained again. Each worker process trains a start and
-what goes on from there.
+OUT/policies holds a folder for each policy; a complete one is not trained again. Each worker process trains an initial
+policy and all policies that start from it.
 """
 
 import os
@@ -22,15 +22,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 
-from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
-from trimask.diffusion.pretraining.trained_model import load
 from trimask.diffusion.sampling.policy import PolicyConfig
-from trimask.diffusion.studies.trials import Trials
+from trimask.diffusion.studies.findings import grouped
+from trimask.diffusion.studies.trials import Trials, open_run
 from trimask.sampling_rl.problem_sets import from_prepared
 from trimask.sampling_rl.studies import unmasking
 from trimask.sampling_rl.studies.unmasking import UnmaskingStudy
-from trimask.sampling_rl.train_policy import PolicyTrainConfig, train_policy, trained_on
+from trimask.sampling_rl.train_policy import PolicyTrainConfig, problems_summary, train_policy
 from trimask.tokenizers.storage.ranges import Checked, NonNegative, PositiveInt, Size
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -39,36 +37,37 @@ Part = Literal["alphas", "scratch", "inputs", "laws", "rewards", "imitation"]
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyStudy(Checked):
-    """What is trained, on what, and how it is measured."""
+    """Model, problems and training settings that the study of policies compares."""
 
     run: str = "runs/cups"
     """Run folder of the model."""
     dataset: str | None = None
     """Dataset with the problems. None: the only one."""
     parts: tuple[Part, ...] = get_args(Part)
-    """What is varied."""
+    """Parts of the study to run: what is varied among the policies."""
     alphas: tuple[NonNegative, ...] = (1.0, 0.3, 3.0)
-    """Of the reward; the first is that of all other parts."""
+    """Values of the reward's α to compare; the first one is used in all other parts."""
     inputs: tuple[Literal["top", "margin", "entropy", "hidden"], ...] = ("top", "margin", "entropy", "hidden")
-    """What a policy sees in place of the confidence, each by itself."""
+    """Inputs of the policy to compare, each in place of the confidence."""
     seeds: Size = 3
-    """Of every training."""
+    """Number of seeds of every training."""
     imitated: PositiveInt = 1600
-    """Problems on which thresholds are imitated."""
+    """Number of problems of a training of an initial policy, which imitates thresholds."""
     problems: PositiveInt = 2000
-    """Problems of a training from there."""
+    """Number of problems of a training that starts from an initial policy."""
     scratch: PositiveInt = 3200
-    """Problems of a training without a start."""
+    """Number of problems of a training from random initialisation."""
     blocks: PolicyTrainConfig
-    """In blocks."""
+    """Training in blocks."""
     full: PolicyTrainConfig
-    """Without blocks."""
+    """Training without blocks."""
     steered: PolicyTrainConfig
-    """Without blocks, with experts."""
+    """Training without blocks, with experts."""
     imitation: PolicyTrainConfig
-    """Imitation without blocks; in blocks it has those of `blocks`."""
+    """Training by imitation, without blocks; for initial policies in blocks, with the generation settings of
+    `blocks`."""
     measure: UnmaskingStudy = UnmaskingStudy()
-    """How; run, dataset and policies are those of this study."""
+    """Settings of the comparison with heuristics; its run, dataset and policies are replaced by those of this study."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -77,35 +76,39 @@ class PolicyStudy(Checked):
 
     @property
     def imitated_alone(self) -> int:
-        """Problems of imitation alone: as many episodes as `imitated` and then `problems` make."""
+        """Number of problems of imitation alone, with as many episodes as an initial policy and GRPO use together."""
         return self.imitated + self.problems * self.full.grpo.group // len(self.imitation.experts)
 
 
 class PolicyTrial(NamedTuple):
-    """One policy."""
+    """Training of one policy."""
 
     name: str
+    """Name of the policy's folder."""
     config: PolicyTrainConfig
     problems: int
+    """Number of problems to train on."""
 
 
-def trainings(config: PolicyStudy, folder: Path, hidden_size: int) -> Iterator[PolicyTrial]:
-    """All of them, each after the one it starts from; their folders are in `folder`.
+def policy_trials(config: PolicyStudy, folder: Path, hidden_size: int) -> Iterator[PolicyTrial]:
+    """All trainings of the study, each after the one that it is initialised from; `folder` holds the policies' folders.
 
-    `hidden_size` is that of the model, for policies that see its hidden states.
+    `hidden_size` is the width of the model, for policies whose input is its hidden states.
     """
     for seed in range(config.seeds):
         for part in config.parts:
-            yield from _of_part(part, config, folder, hidden_size, seed)
+            yield from _trials_of_part(part, config, folder, hidden_size, seed)
 
 
-def _of_part(part: Part, config: PolicyStudy, folder: Path, hidden_size: int, seed: int) -> Iterator[PolicyTrial]:
+def _trials_of_part(
+    part: Part, config: PolicyStudy, folder: Path, hidden_size: int, seed: int
+) -> Iterator[PolicyTrial]:
     blocks, full, steered, imitation = (
         replace(base, seed=seed, reward=replace(base.reward, alpha=config.alphas[0]))
         for base in (config.blocks, config.full, config.steered, config.imitation)
     )
 
-    def started(
+    def after_imitation(
         start: str, imitation: PolicyTrainConfig, then: Mapping[str, PolicyTrainConfig]
     ) -> Iterator[PolicyTrial]:
         yield PolicyTrial(f"imitated-{start}-s{seed}", imitation, config.imitated)
@@ -114,13 +117,13 @@ def _of_part(part: Part, config: PolicyStudy, folder: Path, hidden_size: int, se
             yield PolicyTrial(f"{name}-s{seed}", replace(training, init_from=init_from), config.problems)
 
     def with_policy(name: str, policy: PolicyConfig) -> Iterator[PolicyTrial]:
-        yield from started(name, replace(imitation, policy=policy), {name: replace(full, policy=policy)})
+        yield from after_imitation(name, replace(imitation, policy=policy), {name: replace(full, policy=policy)})
 
     if part == "alphas":
         in_blocks = replace(imitation, generation=blocks.generation)
         for name, base, start in (("full", full, imitation), ("blocks", blocks, in_blocks)):
             rewards = [replace(base.reward, alpha=alpha) for alpha in config.alphas]
-            yield from started(
+            yield from after_imitation(
                 name, start, {f"{name}-a{reward.alpha:g}": replace(base, reward=reward) for reward in rewards}
             )
     elif part == "scratch":
@@ -140,42 +143,42 @@ def _of_part(part: Part, config: PolicyStudy, folder: Path, hidden_size: int, se
 
 
 def chains(planned: Iterable[PolicyTrial]) -> list[list[PolicyTrial]]:
-    """Each a policy that starts from nothing, and those that start from it."""
-    found: dict[str, list[PolicyTrial]] = {}
-    for training in planned:
-        start = training.config.init_from
-        found.setdefault(Path(start).name if start else training.name, []).append(training)
-    return list(found.values())
+    """Groups of trainings: each a policy with random initialisation, followed by those that are initialised from it."""
+
+    def first(trial: PolicyTrial) -> str:
+        return Path(trial.config.init_from).name if trial.config.init_from else trial.name
+
+    return list(grouped(planned, first).values())
 
 
 def train_chain(run: str, data: Path, dataset: str | None, folder: Path, chain: Sequence[PolicyTrial]) -> None:
-    """Trains what is not there yet, one after another."""
-    loaded, prepared = load(Path(run)), Prepared(data)
-    for training in chain:
-        problems = from_prepared(prepared, dataset, TEXT, "train", max_examples=training.problems)
-        about = trained_on(run, loaded.step, problems)
-        train_policy(folder / training.name, training.config, problems, loaded.denoise, about)
-        jax.clear_caches()  # of all trainings they would be more than a process can map
+    """Trains the policies of a chain one after another, except those that are complete."""
+    loaded, prepared = open_run(run, data)
+    for trial in chain:
+        problems = from_prepared(prepared, dataset, TEXT, "train", max_examples=trial.problems)
+        summary = problems_summary(run, loaded.step, problems)
+        train_policy(folder / trial.name, trial.config, problems, loaded.denoise, summary)
+        jax.clear_caches()  # compiled programs take memory maps, whose number per process is limited
 
 
 def _train_chain_quietly(*arguments: Any) -> None:
-    """The same without a progress bar: in several processes they would be written over each other."""
+    """`train_chain` without progress bars, which would overwrite each other in several processes."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         train_chain(*arguments)
 
 
 def study(config: PolicyStudy, trials: Trials) -> str:
-    """Trains what is not there, measures everything as the study `unmasking` does; returns the text."""
-    loaded, folder, prepared = load(Path(config.run)), trials.folder / "policies", Prepared(trials.data)
-    require_same_tokenizers(loaded, prepared)
-    planned = list(trainings(config, folder, loaded.description.train.model.width))
+    """Trains the policies, compares them with heuristics as the study `unmasking` does, and returns its report."""
+    loaded, _ = open_run(config.run, trials.data)
+    folder = trials.folder / "policies"
+    planned = list(policy_trials(config, folder, loaded.description.train.model.width))
     work = [(config.run, trials.data, config.dataset, folder, chain) for chain in chains(planned)]
     train = _train_chain_quietly if trials.workers else train_chain
     trials.report("policies", 0, len(planned))
     done = 0
-    for number, _ in trials.shared(train, work):
+    for number, _ in trials.run_unordered(train, work):
         done += len(work[number][-1])
         trials.report("policies", done, len(planned))
-    policies = tuple(str(folder / training.name) for training in planned)
-    beside_heuristics = replace(config.measure, run=config.run, dataset=config.dataset, policies=policies)
-    return unmasking.study(beside_heuristics, trials)
+    policies = tuple(str(folder / trial.name) for trial in planned)
+    comparison = replace(config.measure, run=config.run, dataset=config.dataset, policies=policies)
+    return unmasking.study(comparison, trials)

@@ -1,12 +1,12 @@
-"""Does a learned policy beat the heuristics? Accuracy against evaluations (NFE), in blocks and without.
+"""Does a learned policy beat the heuristics? Accuracy against function evaluations (NFE), in blocks and without.
 
-On held-out problems of one model:
+On held-out problems of one model the study measures
 
-1. every heuristic over its number, in every setting of blocks: fronts;
-2. policies over β (of bernoulli) in the same settings; those that differ in their seed alone are one curve, with the
-   standard error of their mean;
-3. the order in which positions are revealed, how far it runs from left to right (Spearman's correlation of place and
-   step), and how many are revealed per step.
+1. every heuristic over its parameter, in every setting of blocks;
+2. policies over β (those with the law bernoulli), in the same settings; policies that differ in their seed alone give
+   one curve, with the standard error of their mean;
+3. the order in which positions are revealed: how far it runs from left to right (Spearman's correlation of position and
+   step), and how many positions are revealed per step.
 """
 
 import dataclasses
@@ -16,25 +16,24 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 from scipy.stats import spearmanr
 
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
 from trimask.diffusion.pretraining.trained_model import load
 from trimask.diffusion.run.folder import checkpoint_steps
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import Answer, Generator
 from trimask.diffusion.sampling.learned import describe_policy, folder_and_checkpoint, open_policy
-from trimask.diffusion.studies.findings import write_csv
-from trimask.diffusion.studies.trials import Trials
+from trimask.diffusion.studies.findings import grouped, write_csv
+from trimask.diffusion.studies.heuristics import HeuristicSetting, heuristic_settings
+from trimask.diffusion.studies.trials import Trials, make_room_for, open_run
 from trimask.sampling_rl.problem_sets import from_prepared
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.studies.unmasking_report import (
+    FrontPoint,
     Order,
-    Point,
     draw_fronts,
     draw_orders,
     table_of_orders,
@@ -46,72 +45,77 @@ from trimask.tokenizers.storage.ranges import Checked, NonNegative, PositiveInt,
 from trimask.tokenizers.vocabulary import TEXT
 
 _ROWS = 128
+"""Number of rows generated at once."""
+_SHOWN_VALUES = (1.0, 0.9)
+"""Values of β, and thresholds, at which the order of revealing is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnmaskingStudy(Checked):
-    """Which model, which policies, and what they are compared with."""
+    """Model, problems, policies and heuristics that the study of unmasking compares."""
 
     run: str = "runs/cups"
     """Run folder of the model."""
     policies: tuple[str, ...] = ()
-    """Folders that `trimask train-policy` wrote."""
+    """Folders of policies, which `trimask train-policy` wrote; FOLDER@STEP or FOLDER@best names a checkpoint."""
     dataset: str | None = None
     """Dataset with the problems. None: the only one."""
     task: str = TEXT
-    """What is asked."""
+    """Task of the problems, such as text (complete a text), text_to_image or audio_to_text."""
     judge: str | None = None
-    """Who says what is right, as of `trimask evaluate`. None: the task's usual one."""
+    """Judge that decides which answers are right: a name that `trimask evaluate` takes, or MODULE:FUNCTION. None: the
+    task's default judge."""
     split: str = "test"
     """Split with the problems."""
     length: Size | None = None
-    """Tokens of an answer. None: as many as it was prepared with."""
+    """Length of an answer in tokens. None: the length with which the data were prepared."""
     max_examples: PositiveInt | None = 300
-    """At most so many problems. None: all."""
+    """Largest number of problems. None: all."""
     blocks: tuple[Annotated[int, whole(0, 1 << 24)], ...] = (8, 0)
-    """Block lengths; 0: without blocks (full diffusion)."""
+    """Block lengths to compare, in tokens; 0: without blocks (full diffusion)."""
     everywhere: bool = False
-    """Whether a policy is measured in all of these, rather than in that alone in which it was trained."""
+    """Measure policies with all block lengths, rather than only with the one they were trained with."""
     steps: tuple[Size, ...] = (1, 2, 4, 8, 16, 32)
-    """Of the strategies that reveal an even share."""
+    """Numbers of steps to compare, for the strategies in `planned`."""
     planned: tuple[str, ...] = ("random", "confidence", "margin", "entropy")
-    """Those strategies."""
+    """Strategies to compare that reveal everything in a planned number of steps."""
     thresholds: tuple[Share, ...] = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
-    """Of threshold and leftmost."""
+    """Confidences to compare from which the strategies threshold and leftmost reveal a token."""
     factors: tuple[NonNegative, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
-    """Of factor."""
+    """Factors to compare, for the strategy factor."""
     entropy_bounds: tuple[NonNegative, ...] = (0.01, 0.1, 0.5, 2.0)
-    """Of entropy_bound, in nats."""
+    """Entropy bounds to compare, in nats, for the strategy entropy_bound."""
     scales: tuple[NonNegative, ...] = (0.5, 1.0, 2.0, 4.0)
-    """β of policies with the law bernoulli."""
+    """Values of β to compare, for policies with the law bernoulli: factors of the probability to reveal."""
     shown: Size = 48
-    """Problems by which orders are looked at."""
+    """Number of problems on which the order of revealing is measured."""
     seed: Seed = 0
-    """Of the policies' draws."""
+    """Seed of the policies' actions."""
 
     def __post_init__(self):
         super().__post_init__()
         if not self.blocks:
-            raise ValueError("there must be blocks; 0 is none, everything at once")
-        for way in self.heuristics():
-            replace(GenerationConfig(), **way)
+            raise ValueError("there must be block lengths; 0 means no blocks, all positions at once")
+        for setting in self.heuristics():
+            setting.applied_to(GenerationConfig())
 
-    def heuristics(self) -> list[dict[str, Any]]:
-        """Strategies with their numbers."""
-        tried: list[dict[str, Any]] = [{"strategy": s, "steps": n} for s in self.planned for n in self.steps]
-        for name, field, values in (
-            ("threshold", "threshold", self.thresholds),
-            ("leftmost", "threshold", self.thresholds),
-            ("factor", "factor", self.factors),
-            ("entropy_bound", "entropy_bound", self.entropy_bounds),
-        ):
-            tried += [{"strategy": name, field: value} for value in values]
-        return tried
+    def heuristics(self) -> list[HeuristicSetting]:
+        """Heuristic strategies to compare, at all their values."""
+        values = {
+            "threshold": self.thresholds,
+            "leftmost": self.thresholds,
+            "factor": self.factors,
+            "entropy_bound": self.entropy_bounds,
+        }
+        return heuristic_settings(self.planned, self.steps, values)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
-    """A way to sample, with everything else that the outcome depends on; fields named alike are the study's."""
+class SamplingTrial:
+    """One setting to sample with, and all else that its result depends on; stored in trials.jsonl.
+
+    Fields that `UnmaskingStudy` has too mean the same.
+    """
 
     run: str
     dataset: str | None
@@ -121,39 +125,45 @@ class Way:
     length: int | None
     max_examples: int | None
     shown: int
-    """Problems by which the order is looked at; 0: none."""
+    """Number of problems on which the order of revealing is measured; 0: none."""
     seed: int
     how: GenerationConfig
+    """Sampling settings."""
     model_step: int
+    """Step of the model's checkpoint."""
     policy_step: int | None
-    """Newest checkpoint of the policy."""
+    """Step of the policy's newest checkpoint. None: a heuristic."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What came of a way."""
+    """Result of a `SamplingTrial`; stored in trials.jsonl."""
 
     accuracy: float
+    """Mean grade of the answers, in [0, 1]."""
     nfe: float
+    """Mean number of function evaluations of an answer."""
     problems: int
+    """Number of problems."""
     left_to_right: float | None
-    """The rest is as of `Order`; None where no order was looked at, or all is revealed at once."""
+    """As in `Order`. None: no order was measured, or every answer was revealed in one step."""
     steps: list[float]
+    """As in `Order`; empty if no order was measured."""
     per_step: list[float]
+    """As in `Order`; empty if no order was measured."""
 
 
 def study(config: UnmaskingStudy, trials: Trials) -> str:
-    """Measures everything, writes points.csv, orders.csv and figures; returns the text."""
-    loaded = load(Path(config.run))
-    require_same_tokenizers(loaded, Prepared(trials.data))
-    planned = list(ways(config, loaded.step))
-    outcomes = trials.measured([way for _, way in planned], measure, Measurement, "ways to sample")
+    """Measures all settings, writes points.csv, orders.csv and two figures, and returns the report in Markdown."""
+    loaded, _ = open_run(config.run, trials.data)
+    planned = list(planned_trials(config, loaded.step))
+    measured = trials.measurements([trial for _, trial in planned], measure, Measurement, "ways to sample")
     points, orders = [], []
-    for (point, way), seen in zip(planned, outcomes, strict=True):
-        points.append(replace(point, accuracy=seen.accuracy, nfe=seen.nfe, problems=seen.problems))
-        if way.shown and seen.steps:
-            tendency = 0.0 if seen.left_to_right is None else seen.left_to_right
-            orders.append(Order(point.block, point.label, point.seed, tendency, seen.steps, seen.per_step))
+    for (point, trial), result in zip(planned, measured, strict=True):
+        points.append(replace(point, accuracy=result.accuracy, nfe=result.nfe, problems=result.problems))
+        if trial.shown and result.steps:
+            tendency = 0.0 if result.left_to_right is None else result.left_to_right
+            orders.append(Order(point.block, point.label, point.seed, tendency, result.steps, result.per_step))
     write_csv(trials.folder / "points.csv", [dataclasses.asdict(point) for point in points])
     if orders:
         write_csv(trials.folder / "orders.csv", [dataclasses.asdict(order) for order in orders])
@@ -164,57 +174,61 @@ def study(config: UnmaskingStudy, trials: Trials) -> str:
     return f"{where}.\n\n{table_of_points(points)}\n\n{table_of_orders(orders)}"
 
 
-def ways(config: UnmaskingStudy, model_step: int) -> Iterator[tuple[Point, Way]]:
-    """All that is measured, each with the point that it will be."""
-    policies = list(zip(config.policies, map(open_policy, config.policies), trainings_of(config.policies), strict=True))
-    for name, _, training in policies:
-        if not config.everywhere and training.block not in (None, *config.blocks):
-            raise ValueError(f"{name} was trained in blocks of {training.block}, which are not among {config.blocks}")
-    asked = {field.name for field in dataclasses.fields(Way)} & {field.name for field in dataclasses.fields(config)}
-    shared: dict[str, Any] = {name: getattr(config, name) for name in asked - {"shown"}}
-    shared |= {"model_step": model_step}
+def planned_trials(config: UnmaskingStudy, model_step: int) -> Iterator[tuple[FrontPoint, SamplingTrial]]:
+    """All trials, each with its point, whose results are 0 until they are measured.
 
-    def of(block, label, number, how, seed=None, policy_step=None):
-        is_shown = number in (1.0, 0.9) and (label in ("threshold", "leftmost") or policy_step is not None)
+    Raises ValueError if a policy was trained in blocks that are not among those of the study.
+    """
+    origins = policy_origins(config.policies)
+    policies = list(zip(config.policies, map(open_policy, config.policies), origins, strict=True))
+    for name, _, origin in policies:
+        if not config.everywhere and origin.block not in (None, *config.blocks):
+            raise ValueError(f"{name} was trained in blocks of {origin.block}, which are not among {config.blocks}")
+    names = {field.name for field in dataclasses.fields(SamplingTrial)}
+    names &= {field.name for field in dataclasses.fields(config)} - {"shown"}
+    shared: dict[str, Any] = {name: getattr(config, name) for name in names} | {"model_step": model_step}
+
+    def planned(block, label, number, how, seed=None, policy_step=None):
+        is_shown = number in _SHOWN_VALUES and (label in ("threshold", "leftmost") or policy_step is not None)
         shown = config.shown if is_shown else 0
-        point = Point(block, label, number, 0.0, 0.0, 0, seed)
-        return point, Way(**shared, how=how, shown=shown, policy_step=policy_step)
+        point = FrontPoint(block, label, number, 0.0, 0.0, 0, seed)
+        return point, SamplingTrial(**shared, how=how, shown=shown, policy_step=policy_step)
 
     for block in config.blocks:
         base = GenerationConfig(temperature=0.0, stop_at_eos=False, block_length=block or None)
-        for options in config.heuristics():
-            yield of(block, options["strategy"], _number(options), replace(base, **options))
-        for name, policy, training in policies:
-            if not config.everywhere and training.block not in (None, block):
+        for setting in config.heuristics():
+            yield planned(block, setting.strategy, float(setting.value), setting.applied_to(base))
+        for name, policy, origin in policies:
+            if not config.everywhere and origin.block not in (None, block):
                 continue
             newest = max(checkpoint_steps(folder_and_checkpoint(name)[0]))
             for scale in config.scales if policy.config.law == "bernoulli" else (1.0,):
                 how = replace(base, strategy=name, policy_scale=scale)
-                yield of(block, training.label, scale, how, training.seed, newest)
+                yield planned(block, origin.label, scale, how, origin.seed, newest)
 
 
-def measure(way: Way, data: Path) -> Measurement:
-    """Samples all problems in a way."""
-    _let_go_of_programs_but(way.how.strategy, way.how.block_length)
+def measure(trial: SamplingTrial, data: Path) -> Measurement:
+    """Samples answers to all problems, and grades them.
+
+    The name of this function is part of the keys in trials.jsonl, so it must not change.
+    """
+    make_room_for((trial.how.strategy, trial.how.block_length), most=1)
     generator, problems = _opened(
-        way.run, data, way.dataset, way.task, way.judge, way.split, way.length, way.max_examples
+        trial.run, data, trial.dataset, trial.task, trial.judge, trial.split, trial.length, trial.max_examples
     )
     requests = [problem.request for problem in problems.problems]
-    answers = generator.generate(requests, way.how, way.seed)
-    right = problems.grade(problems.problems, [answer.example for answer in answers])
+    answers = generator.generate(requests, trial.how, trial.seed)
+    grades = problems.grade(problems.problems, [answer.example for answer in answers])
     nfe = float(np.mean([answer.nfe for answer in answers]))
-    order = _order(generator.trajectories(requests[: way.shown], way.how, way.seed)) if way.shown else (None, [], [])
-    return Measurement(float(np.mean(right)), nfe, len(answers), *order)
-
-
-@lru_cache(maxsize=1)
-def _let_go_of_programs_but(strategy: str, block: int | None) -> None:
-    """Of a hundred ways they would be more than a process can map."""
-    jax.clear_caches()
+    order: tuple[float | None, list[float], list[float]] = (None, [], [])
+    if trial.shown:
+        order = _order(generator.trajectories(requests[: trial.shown], trial.how, trial.seed))
+    return Measurement(float(np.mean(grades)), nfe, len(answers), *order)
 
 
 @lru_cache(maxsize=1)
 def _opened(run: str, data: Path, dataset, task, judge, split, length, max_examples) -> tuple[Generator, ProblemSet]:
+    """Generator and problems, kept for the next trial, which usually has the same."""
     loaded = load(Path(run))
     problems = from_prepared(
         Prepared(data), dataset, task, split, length=length, max_examples=max_examples, judge=judge
@@ -224,30 +238,34 @@ def _opened(run: str, data: Path, dataset, task, judge, split, length, max_examp
 
 @dataclass(frozen=True)
 class PolicyOrigin:
-    """What is known of a policy's training."""
+    """How a policy was trained."""
 
     label: str
+    """Name of the policy in figures and tables; without its seed."""
     seed: int | None
+    """Seed of the training. None: unknown."""
     block: int | None
-    """Length of its blocks; 0: without."""
+    """Block length in training, in tokens; 0: without blocks. None: unknown."""
     kind: str
-    """Everything but the seed and, of a start that was taken over, its folder."""
+    """Everything but the seed and the folder of a policy that it was initialised from; equal for repeated trainings."""
 
 
-def trainings_of(names: Sequence[str]) -> list[PolicyOrigin]:
-    """Of policies by their names; those that share a label differ in their seed alone."""
-    found = [_training(name) for name in names]
-    for label in {training.label for training in found}:
-        same = [training for training in found if training.label == label]
-        if len({training.kind for training in same}) > 1 or len({training.seed for training in same}) < len(same):
-            found = [
-                replace(training, label=f"{label} ({Path(name).name})") if training.label == label else training
-                for training, name in zip(found, names, strict=True)
+def policy_origins(names: Sequence[str]) -> list[PolicyOrigin]:
+    """Origins of policies, given by their paths.
+
+    Policies share a label only if they differ in their seed alone; otherwise the folder's name is added to it.
+    """
+    origins = [_policy_origin(name) for name in names]
+    for label, same in grouped(origins, lambda origin: origin.label).items():
+        if len({origin.kind for origin in same}) > 1 or len({origin.seed for origin in same}) < len(same):
+            origins = [
+                replace(origin, label=f"{label} ({Path(name).name})") if origin.label == label else origin
+                for origin, name in zip(origins, names, strict=True)
             ]
-    return found
+    return origins
 
 
-def _training(name: str) -> PolicyOrigin:
+def _policy_origin(name: str) -> PolicyOrigin:
     folder, checkpoint = folder_and_checkpoint(name)
     if not (folder / "config.json").is_file():
         return PolicyOrigin(folder.name, None, None, name)
@@ -260,31 +278,28 @@ def _training(name: str) -> PolicyOrigin:
     parts += [config.policy.law] if config.policy.law != "bernoulli" else []
     parts += [" and ".join(config.policy.inputs)] if config.policy.inputs != ("confidence",) else []
     parts += [config.reward.kind] if config.reward.kind != "multiplicative" else []
-    about = describe_policy(str(folder))
-    alike = replace(config, seed=0, init_from=config.init_from and "a start")
-    return PolicyOrigin(", ".join(parts), config.seed, block or 0, f"{alike} {about.trained_on} {checkpoint}")
+    description = describe_policy(str(folder))
+    normalised = replace(config, seed=0, init_from=config.init_from and "a start")
+    kind = f"{normalised} {description.trained_on} {checkpoint}"
+    return PolicyOrigin(", ".join(parts), config.seed, block or 0, kind)
 
 
-def _number(way: dict[str, Any]) -> float:
-    return float(next(value for name, value in way.items() if name != "strategy"))
-
-
-def _order(paths: Sequence[Sequence[Answer]]) -> tuple[float | None, list[float], list[float]]:
-    """The last three fields of `Order`."""
-    whens = [_when(path) for path in paths]
-    correlations = [spearmanr(np.arange(len(when)), when).statistic for when in whens if len(set(when)) > 1]
-    longest, most = max(len(when) for when in whens), max(int(when.max()) for when in whens)
-    shares = np.full((len(whens), longest), np.nan)
-    counts = np.zeros((len(whens), most))
-    for row, when in enumerate(whens):
-        shares[row, : len(when)] = when / when.max()
-        counts[row, : int(when.max())] = np.bincount(when.astype(int))[1:]
+def _order(trajectories: Sequence[Sequence[Answer]]) -> tuple[float | None, list[float], list[float]]:
+    """The last three fields of `Measurement`, from the states of every answer before and after each step."""
+    steps = [_reveal_steps(trajectory) for trajectory in trajectories]
+    correlations = [spearmanr(np.arange(len(of_row)), of_row).statistic for of_row in steps if len(set(of_row)) > 1]
+    longest, most = max(len(of_row) for of_row in steps), max(int(of_row.max()) for of_row in steps)
+    shares = np.full((len(steps), longest), np.nan)
+    counts = np.zeros((len(steps), most))
+    for row, of_row in enumerate(steps):
+        shares[row, : len(of_row)] = of_row / of_row.max()
+        counts[row, : int(of_row.max())] = np.bincount(of_row.astype(int))[1:]
     tendency = float(np.mean(correlations)) if correlations else None
     return tendency, np.nanmean(shares, axis=0).tolist(), counts.mean(axis=0).tolist()
 
 
-def _when(path: Sequence[Answer]) -> Float[np.ndarray, " asked"]:
-    """Of each place that was asked for, the step in which it was revealed."""
-    states = np.stack([answer.example.segments[-1].codes.reshape(-1) for answer in path])
+def _reveal_steps(trajectory: Sequence[Answer]) -> Float[np.ndarray, " asked"]:
+    """Step, counted from 1, in which each masked position of the request was revealed."""
+    states = np.stack([answer.example.segments[-1].codes.reshape(-1) for answer in trajectory])
     is_asked = states[0] < 0
     return np.argmax(states[:, is_asked] >= 0, axis=0).astype(float)

@@ -20,7 +20,7 @@ import tyro
 from trimask.diffusion.attention import attend, kernel_for
 from trimask.diffusion.run.limits import WorkLimits
 from trimask.scripts import cli
-from trimask.scripts.benchmark import write
+from trimask.scripts.benchmark import write_results
 from trimask.scripts.benchmarks.timing import Timing, timed
 from trimask.scripts.console import parse, tracked
 from trimask.tokenizers.storage.ranges import Checked, Size
@@ -96,7 +96,7 @@ def run(arguments: Arguments) -> list[Case]:
                 f"{case.timing.compile_seconds:.1f}",
             ]
         )
-    write(arguments.out, "attention", arguments, cases, _COLUMNS, cells)
+    write_results(arguments.out, "attention", arguments, cases, _COLUMNS, cells)
     return cases
 
 

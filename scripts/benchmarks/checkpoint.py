@@ -24,7 +24,7 @@ from trimask.diffusion.run.folder import writing
 from trimask.diffusion.run.limits import WorkLimits
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
-from trimask.scripts.benchmark import parse_size, write
+from trimask.scripts.benchmark import parse_size, write_results
 from trimask.scripts.console import parse, tracked
 from trimask.tokenizers.storage.ranges import Checked, Size
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -85,7 +85,7 @@ def run(arguments: Arguments) -> list[Case]:
         ]
         for case in cases
     ]
-    write(arguments.out, "checkpoint", arguments, cases, _COLUMNS, cells)
+    write_results(arguments.out, "checkpoint", arguments, cases, _COLUMNS, cells)
     return cases
 
 

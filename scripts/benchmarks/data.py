@@ -24,7 +24,7 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.run.limits import WorkLimits, require_room_for_workers
 from trimask.diffusion.run.step_loop import LoopConfig, prefetched
 from trimask.scripts import cli
-from trimask.scripts.benchmark import write
+from trimask.scripts.benchmark import write_results
 from trimask.scripts.console import parse, tracked
 from trimask.tokenizers.storage.ranges import Checked, Size, Workers
 
@@ -88,7 +88,7 @@ def run(arguments: Arguments) -> list[Case]:
         ]
         for case in cases
     ]
-    write(arguments.out, "data", arguments, cases, _COLUMNS, cells)
+    write_results(arguments.out, "data", arguments, cases, _COLUMNS, cells)
     return cases
 
 

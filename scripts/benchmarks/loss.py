@@ -27,7 +27,7 @@ from trimask.diffusion.cross_entropy import cross_entropy, masked_cross_entropy,
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.run.limits import WorkLimits
 from trimask.scripts import cli
-from trimask.scripts.benchmark import write
+from trimask.scripts.benchmark import write_results
 from trimask.scripts.benchmarks.timing import Timing, timed
 from trimask.scripts.console import parse, tracked
 from trimask.tokenizers.storage.ranges import Checked, Size, real, whole
@@ -102,7 +102,7 @@ def run(arguments: Arguments) -> list[Case]:
         ratios = ["" if ratio is None else f"×{ratio:.2f}" for ratio in (case.speedup, case.memory_ratio)]
         own = [f"{case.vocabulary:,}", case.code, f"{1000 * case.timing.seconds:,.1f}", ratios[0], memory, ratios[1]]
         cells.append([*own, f"{case.timing.compile_seconds:.1f}"])
-    write(arguments.out, "loss", arguments, cases, _COLUMNS, cells)
+    write_results(arguments.out, "loss", arguments, cases, _COLUMNS, cells)
     return cases
 
 

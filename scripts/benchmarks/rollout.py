@@ -34,9 +34,9 @@ from trimask.diffusion.transformer import Transformer, TransformerConfig
 from trimask.sampling_rl.environment import UnmaskingEnv, UnmaskingVectorEnv
 from trimask.sampling_rl.episode_batch import UnmaskingConfig
 from trimask.sampling_rl.problems import Problem, ProblemSet
-from trimask.sampling_rl.rollout import Recorder, rollout, rows_of
+from trimask.sampling_rl.rollout import Recorder, problem_rows, rollout
 from trimask.scripts import cli
-from trimask.scripts.benchmark import denoise_with, parse_size, run_elsewhere, write
+from trimask.scripts.benchmark import denoise_with, parse_size, run_peer, write_results
 from trimask.scripts.console import parse, tracked
 from trimask.tokenizers.sequence import Example, Segment
 from trimask.tokenizers.storage.ranges import Checked, Size
@@ -107,7 +107,7 @@ def run(arguments: Arguments) -> list[Case]:
         own = [case.code, f"{case.episodes_per_second:,.1f}", f"{case.evaluations_per_second:,.1f}"]
         faster = "" if case.speedup is None else f"×{case.speedup:.2f}"
         cells.append([*own, f"{case.evaluations_per_episode:.1f}", faster])
-    write(arguments.out, "rollout", arguments, cases, _COLUMNS, cells)
+    write_results(arguments.out, "rollout", arguments, cases, _COLUMNS, cells)
     return cases
 
 
@@ -147,7 +147,7 @@ class _Setting:
         requests = [Example("text", (Segment("text", np.concatenate([p, masks])),)) for p in self.prompts]
         grade = lambda problems, answers: np.ones(len(answers))  # noqa: E731
         self.problems = ProblemSet("random", self.vocabulary, [Problem(request, {}) for request in requests], grade)
-        self.rows = jax.device_put(rows_of(self.problems.problems, self.vocabulary))
+        self.rows = jax.device_put(problem_rows(self.problems.problems, self.vocabulary))
         self.config = UnmaskingConfig(stop_at_eos=False)
 
     def in_one_loop(self, number: int) -> tuple[int, int]:
@@ -199,7 +199,7 @@ class _Setting:
             "repeats": self.arguments.repeats,
             "prompts": (self.prompts + self.vocabulary.text_range.start).tolist(),
         }
-        (printed,) = run_elsewhere(python, "torch_rollout.py", spec)
+        (printed,) = run_peer(python, "torch_rollout.py", spec)
         return [(seconds, self.arguments.episodes, evaluations) for seconds, evaluations in printed["found"]]
 
 

@@ -35,7 +35,7 @@ from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.state import Rules, State, Strategy, initial_state
 from trimask.diffusion.transformer import Transformer, TransformerConfig, num_parameters
 from trimask.scripts import cli
-from trimask.scripts.benchmark import denoise_with, parse_size, run_elsewhere, write
+from trimask.scripts.benchmark import denoise_with, parse_size, run_peer, write_results
 from trimask.scripts.console import parse, tracked
 from trimask.tokenizers.sequence import TokenRows as Rows
 from trimask.tokenizers.storage.ranges import Checked, Size
@@ -137,7 +137,7 @@ def run(arguments: Arguments) -> list[Case]:
         arguments.limits.require_memory(needed, what, jax.local_devices()[:1])
     for size in tracked(arguments.sizes, "networks"):
         cases += _network(arguments, size)
-    write(arguments.out, "sample", arguments, cases, _COLUMNS, _cells(cases))
+    write_results(arguments.out, "sample", arguments, cases, _COLUMNS, _cells(cases))
     return cases
 
 
@@ -290,7 +290,7 @@ def _others(
             for code, (length, block, rows, cache) in asked
         ],
     }
-    printed = run_elsewhere(arguments.python, "llada_generate.py", spec, _llada_weights(model))
+    printed = run_peer(arguments.python, "llada_generate.py", spec, _llada_weights(model))
     return [_compared(code, cases[key], ours[key], found) for (code, key), found in zip(asked, printed, strict=True)]
 
 

@@ -28,7 +28,7 @@ from trimask.diffusion.run.children import require_program
 from trimask.diffusion.run.limits import WorkLimits
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import cli
-from trimask.scripts.benchmark import parse_size, run_elsewhere, write
+from trimask.scripts.benchmark import parse_size, run_peer, write_results
 from trimask.scripts.benchmarks.timing import temporary_bytes
 from trimask.scripts.console import parse, tracked
 from trimask.tokenizers.sequence import TokenRows as Rows
@@ -130,7 +130,7 @@ def run(arguments: Arguments) -> list[Case]:
         arguments.limits.require_memory(step.estimate(arguments.rows).total, what, jax.local_devices()[:1])
     for size, vocabulary in tracked(asked, "sizes and vocabularies"):
         cases += _cases(arguments, size, vocabulary)
-    write(arguments.out, "train", arguments, cases, _COLUMNS, [_cells(arguments, case) for case in cases])
+    write_results(arguments.out, "train", arguments, cases, _COLUMNS, [_cells(arguments, case) for case in cases])
     return cases
 
 
@@ -240,7 +240,7 @@ def _theirs(
     }
     for python, script in ((arguments.md4_python, "md4_train.py"), (arguments.python, "torch_train.py")):
         if python is not None:
-            for found in run_elsewhere(python, script, spec):
+            for found in run_peer(python, script, spec):
                 yield found["code"], found["seconds"]
 
 

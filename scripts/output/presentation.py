@@ -40,9 +40,9 @@ class Quality:
     """What a codec keeps of a medium."""
 
     name: str
-    of: Callable[[np.ndarray, np.ndarray, Any], Float[np.ndarray, " batch"]]
+    measure: Callable[[np.ndarray, np.ndarray, Any], Float[np.ndarray, " batch"]]
     """Real media, reconstructed ones, and their codec → a number in dB for each."""
-    nearer: str
+    better: str
     """Which way is better, in words."""
 
 
@@ -100,7 +100,7 @@ PRESENTATIONS: dict[str, Presentation] = {
         picture=lambda picture, codec: enlarged(picture, enlargement(*picture.shape[:2])),
         write_together=_write_pictures,
         live=live_picture,
-        quality=Quality(name="PSNR", of=lambda real, ours, _: psnr_db(real, ours), nearer="higher"),
+        quality=Quality(name="PSNR", measure=lambda real, ours, _: psnr_db(real, ours), better="higher"),
     ),
     "audio": Presentation(
         ending="wav",
@@ -110,8 +110,8 @@ PRESENTATIONS: dict[str, Presentation] = {
         write_together=_write_sounds,
         quality=Quality(
             name="mel",
-            of=lambda real, ours, codec: log_mel_distance_db(real, ours, codec.sample_rate_hz),
-            nearer="lower",
+            measure=lambda real, ours, codec: log_mel_distance_db(real, ours, codec.sample_rate_hz),
+            better="lower",
         ),
     ),
 }

@@ -50,7 +50,7 @@ from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfe
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.problem_sets import from_prepared
-from trimask.sampling_rl.train_policy import PolicyTrainConfig, train_policy, trained_on
+from trimask.sampling_rl.train_policy import PolicyTrainConfig, problems_summary, train_policy
 from trimask.scripts import evaluate, generate, study
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
@@ -223,7 +223,7 @@ def _write_policy() -> None:
         problems_per_step=2, epochs=4 / len(problems.problems),
         loop=LoopConfig(log_every=1, checkpoint_every=1, keep_best=1, best_metric="cost", spike_factor=None),
     )  # fmt: skip
-    train_policy(Path("policy"), config, problems, loaded.denoise, trained_on("run", loaded.step, problems))
+    train_policy(Path("policy"), config, problems, loaded.denoise, problems_summary("run", loaded.step, problems))
 
 
 def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
