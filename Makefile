@@ -62,7 +62,7 @@ setup: .venv/.ready  ## .venv with everything pinned by constraints.txt
 
 # The stamp goes first and comes back last, so an interrupted setup is done again; it says with which extras.
 other_extras := $(filter-out $(EXTRAS),$(shell cat .venv/.ready 2>/dev/null))
-.venv/.ready: pyproject.toml constraints.txt $(if $(other_extras),other_extras)
+.venv/.ready: pyproject.toml setup.py constraints.txt $(if $(other_extras),other_extras)
 	@rm -f $@; \
 	enough='import sys; print(".".join(map(str, sys.version_info[:3]))); sys.exit(sys.version_info < (3, 11))'; \
 	python=; seen=; \

@@ -29,7 +29,7 @@ from trimask.diffusion.sampling.prompts import Prompts
 from trimask.sampling_rl.problems import Grade, Problem, ProblemSet
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Example
-from trimask.tokenizers.vocabulary import TEXT
+from trimask.tokenizers.vocabulary import TEXT, Task
 
 _LINES = 1024
 """Of a file, read as a block."""
@@ -45,18 +45,16 @@ def from_prepared(
     max_examples: int | None = None,
     judge: str | Judge | None = None,
 ) -> ProblemSet:
-    """What a task asks of a split of a dataset (None: the only one): of all examples, or of some, evenly spread.
+    """What a task asks of a split of a dataset: of all examples, or of some, evenly spread.
 
+    The dataset may be None if only one has the task.
     `length` is how many tokens a question may be answered with; None: as many as it was prepared with.
     The judge is a name that `trimask evaluate --judge` takes, or a function of yours of the same kind. None: by which
     a puzzle is right, else the task's usual one.
     """
-    names = list(prepared.manifest.datasets)
-    if dataset is None and len(names) > 1:
-        raise ValueError(f"{prepared.folder} has several datasets; --dataset names one of {', '.join(names)}")
-    dataset = dataset or names[0]
+    dataset = _with_task(prepared, task) if dataset is None else dataset
     manifest = prepared.dataset(dataset)
-    tasks = {known.name: known for known in manifest.tasks(prepared.tokenizers.vocabulary)}
+    tasks = _tasks(prepared, manifest)
     for what, name, there in (("task", task, list(tasks)), ("split", split, list(manifest.splits))):
         if name not in there:
             raise ValueError(f"{prepared.folder}: {dataset} has no {what} {name!r}, only {', '.join(there)}")
@@ -83,6 +81,19 @@ def from_prepared(
         ],
         grade=graded_by(chosen, prepared.tokenizers),
     )
+
+
+def _tasks(prepared: Prepared, manifest: DatasetManifest) -> dict[str, Task]:
+    return {task.name: task for task in manifest.tasks(prepared.tokenizers.vocabulary)}
+
+
+def _with_task(prepared: Prepared, task: str) -> str:
+    """The only dataset that has a task; where none has it, the only dataset, which can be said to lack it."""
+    every = prepared.manifest.datasets
+    fitting = [name for name, manifest in every.items() if task in _tasks(prepared, manifest)] or list(every)
+    if len(fitting) > 1:
+        raise ValueError(f"{prepared.folder}: several datasets have the task {task}; name one: {', '.join(fitting)}")
+    return fitting[0]
 
 
 def gsm8k(

@@ -411,7 +411,7 @@ def test_every_strategy_is_named_where_users_look():
         assert chosen.func is STRATEGIES[name]
         assert chosen.keywords == {n: NUMBERS[n] for n in numbers_of(name)}
     require_used(GenerationConfig(strategy="leftmost", threshold=0.5), GenerationConfig())
-    with pytest.raises(ValueError, match="--threshold is of the strategy threshold or leftmost; this is random"):
+    with pytest.raises(ValueError, match="threshold is of the strategy threshold or leftmost; this is random"):
         require_used(GenerationConfig(strategy="random", threshold=0.5), GenerationConfig())
     with pytest.raises(ValueError, match=r"no strategy 'best'; there are random, .*remdm_loop"):
         GenerationConfig(strategy="best")

@@ -152,5 +152,4 @@ def require_used(config: GenerationConfig, default: GenerationConfig) -> None:
     chosen = _ANY_POLICY if is_policy(config.strategy) else config.strategy
     for name, strategies in of.items():
         if getattr(config, name) != getattr(default, name) and chosen not in strategies:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is of the strategy {' or '.join(strategies)}; this is {config.strategy}")
+            raise ValueError(f"{name} is of the strategy {' or '.join(strategies)}; this is {config.strategy}")

@@ -93,6 +93,8 @@ class State:
     """Evaluations whose proposals for this block were those of the one before."""
     commit_confidence: Float[Array, "batch seq"]
     """Confidence of each token when it was revealed; 1 where it was given."""
+    commit_step: Int[Array, "batch seq"]
+    """Step, counted from 1, in which each token was revealed; 0 where it was given or is masked."""
 
     @property
     def is_done(self) -> Bool[Array, " batch"]:
@@ -201,4 +203,5 @@ def start(sequence: TokenRows, keys: RowKeys, mask_id: int) -> State:
         proposal=jnp.zeros_like(sequence.tokens),
         stable_for=zero,
         commit_confidence=(~is_masked).astype(jnp.float32),
+        commit_step=jnp.zeros_like(sequence.tokens),
     )

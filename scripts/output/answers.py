@@ -25,7 +25,7 @@ from trimask.tokenizers.vocabulary import TEXT
 
 _INDEX = "index.jsonl"
 _TRACE = ".trace.jsonl"
-_FRAME_MILLISECONDS = 150
+FRAME_MILLISECONDS = 150
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ def write_answers(out: Path, outputs: Sequence[Answered], tokenizers: MediaToken
                 stem = file_stem(answer.title, partial(_is_taken, out, stems, ending))
                 stems.add(stem)
                 name = f"{stem}.{ending}"
-            _write_media(stage / name, answer.entry["to"], answer.media, tokenizers)
+            write_media(stage / name, answer.entry["to"], answer.media, tokenizers)
             entry = {**lines.get(name, {}), **answer.entry, "file": name}
             if answer.animation is not None:
                 entry["animation"] = Path(name).with_suffix(f".{answer.animation}").name
-                write_animation(stage / entry["animation"], answer.frames, _FRAME_MILLISECONDS)
+                write_animation(stage / entry["animation"], answer.frames, FRAME_MILLISECONDS)
             if answer.trace is not None:
                 entry["trace"] = Path(name).with_suffix(_TRACE).name
                 write_text(stage / entry["trace"], answer.trace)
@@ -106,7 +106,8 @@ def write_answers(out: Path, outputs: Sequence[Answered], tokenizers: MediaToken
         write_text(stage / _INDEX, text)
 
 
-def _write_media(path: Path, modality: str, media: Any, tokenizers: MediaTokenizers) -> None:
+def write_media(path: Path, modality: str, media: Any, tokenizers: MediaTokenizers) -> None:
+    """Writes one answer."""
     if modality == TEXT:
         write_text(path, media + "\n")
     else:

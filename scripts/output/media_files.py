@@ -4,7 +4,9 @@ An unknown token, code -1, is drawn as a hatched grey tile wherever it stands: o
 moments of a sound, in place of a word of a text. The same media give the same bytes (of an mp4, nearly always).
 """
 
+import base64
 import importlib.util
+import io
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -102,10 +104,33 @@ def write_png(path: Path, image: Image.Image) -> None:
         image.save(partial, "PNG")
 
 
+def png_bytes(image: Image.Image) -> bytes:
+    """What `write_png` writes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def write_wav(path: Path, waveform: Float32[np.ndarray, " samples"], sample_rate_hz: int) -> None:
     """Writes 16-bit PCM; what exceeds [-1, 1] is clipped."""
     with written_to(path), replacing(path) as partial:
-        soundfile.write(partial, np.clip(waveform, -1, 1), sample_rate_hz, subtype="PCM_16", format="WAV")
+        _write_wav(partial, waveform, sample_rate_hz)
+
+
+def wav_bytes(waveform: Float32[np.ndarray, " samples"], sample_rate_hz: int) -> bytes:
+    """What `write_wav` writes."""
+    buffer = io.BytesIO()
+    _write_wav(buffer, waveform, sample_rate_hz)
+    return buffer.getvalue()
+
+
+def _write_wav(file: Path | io.BytesIO, waveform: Float32[np.ndarray, " samples"], sample_rate_hz: int) -> None:
+    soundfile.write(file, np.clip(waveform, -1, 1), sample_rate_hz, subtype="PCM_16", format="WAV")
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """An address that holds all of a file, of a kind such as image/png."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def write_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int) -> None:
