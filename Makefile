@@ -54,9 +54,9 @@ types: .venv/.ready  ## mypy on the wheel, as a user would install it
 	where='import sysconfig; print(sysconfig.get_path("purelib"))' && \
 	site=$$("$$scratch/venv/bin/python" -c "$$where") && \
 	$(bin)/python -c "$$where" > "$$site/dependencies.pth" && \
-	root=$$PWD && cd "$$site/trimask" && rooms=$$(printf -- ' --package trimask.%s' *) && cd "$$scratch" && \
+	root=$$PWD && cd "$$scratch" && \
 	"$$root/$(bin)/mypy" --config-file "$$root/pyproject.toml" --cache-dir "$$root/.mypy_cache" \
-	    --python-executable "$$scratch/venv/bin/python" $$rooms
+	    --python-executable "$$scratch/venv/bin/python" --package trimask
 
 setup: .venv/.ready  ## .venv with everything pinned by constraints.txt
 

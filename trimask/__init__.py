@@ -5,11 +5,16 @@
     model = trimask.load("runs/tiny")
     answer = model.generate("a handwritten seven", to="image")
     answer.save("seven.png")
+    model.generate(["three", "eight"], to="audio", strategy="threshold", threshold=0.9)
+    model.generate(infill="47+38=__")
+    model.generate(image="seven.png", to="text")
+    model.trace("a handwritten seven", to="image").animate("seven.gif")
+    env = model.environment(task="text")
 
-Nothing else is imported before one of these names is used. In a wheel the rooms of the project (tokenizers, diffusion,
-…) lie beside this file; in a clone they lie beside its folder, without an `__init__.py` and under names that other
-packages may have, so they are found by the path of this package alone: `trimask.tokenizers` is ours and `tokenizers`
-Hugging Face's, whatever stands on `sys.path`.
+Nothing else is imported before one of the public names is used. In a wheel the rooms of the project (tokenizers,
+diffusion, …) lie in this folder; in a clone they lie beside it, and this package looks for them there. They have no
+`__init__.py`, so wherever the clone's root is on `sys.path`, `tokenizers` is still Hugging Face's, and ours is
+`trimask.tokenizers`.
 """
 
 from pathlib import Path

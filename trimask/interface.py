@@ -28,6 +28,7 @@ from trimask.scripts.output.presentation import ending_of, frame_of, presentatio
 from trimask.scripts.output.trajectory import confidences, text_in_order, trace_of, write_page
 from trimask.scripts.questions import Asked, Query, Question, prompts_of, query_of, usual_sampling
 from trimask.scripts.train_policy import problems_of
+from trimask.tokenizers.codec import SoundCodec
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.formats import nearest
@@ -93,7 +94,10 @@ class Answer:
     def sample_rate_hz(self) -> int:
         """Samples per second of the waveform."""
         self._as("audio", "sample_rate_hz")
-        return self.tokenizers.codec("audio").sample_rate_hz
+        codec = self.tokenizers.codec("audio")
+        if not isinstance(codec, SoundCodec):
+            raise AttributeError(f"the codec for audio, {codec.kind}, has no sample rate")
+        return codec.sample_rate_hz
 
     @property
     def text(self) -> str:
@@ -265,10 +269,13 @@ class TrainedModel:
         return found if is_list else found[0]
 
     @overload
-    def trace(self, prompt: str | None = None, **asked: Any) -> Trace: ...
+    def trace(self, prompt: str, **asked: Any) -> Trace: ...
 
     @overload
     def trace(self, prompt: _SomeTexts, **asked: Any) -> list[Trace]: ...
+
+    @overload
+    def trace(self, prompt: None = None, **asked: Any) -> Any: ...
 
     def trace(self, prompt: Any = None, **asked: Any) -> Trace | list[Trace]:
         """As `generate`, of which it takes all keywords, with every step on the way to each answer.
@@ -322,7 +329,7 @@ class TrainedModel:
 
     def _query(
         self,
-        prompt: Any,
+        prompt: Any = None,
         *,
         to: str | None = None,
         infill: Any = None,
