@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import trimask
 from trimask.diffusion.data.modalities import MODALITIES, modality
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluation.exam import judges_of, score_of
@@ -77,6 +78,17 @@ def test_it_is_made_watched_and_animated(run):
     assert np.loadtxt(made).shape == SHAPE
     with Image.open(made.with_suffix(".gif")) as animation:
         assert animation.n_frames == 3
+
+
+def test_it_is_made_from_python_and_drawn_in_a_notebook(run, tunes):
+    model = trimask.load(run)
+    answer = model.generate("up", to="melody", steps=2)
+    assert answer.content.shape == SHAPE and answer.steps.max() == 2
+    assert answer._repr_png_().startswith(b"\x89PNG") and answer._repr_html_() is None
+    with pytest.raises(AttributeError, match=r"an answer in melody has \.content, and no \.image"):
+        _ = answer.image
+    (read,) = model.generate(given={"melody": [tunes / "3.tune"]}, steps=2)
+    assert (read.modality, read.prompt) == ("text", str(tunes / "3.tune"))
 
 
 def test_a_file_of_it_is_read_to_be_described(run, tunes):

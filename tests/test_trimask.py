@@ -76,6 +76,8 @@ def test_it_gives_the_answers_of_the_command(model, loaded, tmp_path, monkeypatc
         np.testing.assert_array_equal(trace.steps[-1].tokens, answer.tokens)
         np.testing.assert_array_equal(trace.answer.tokens, answer.tokens)
         np.testing.assert_array_equal(trace.answer.steps, answer.steps)
+        for number, step in enumerate(trace.steps):
+            np.testing.assert_array_equal(step.tokens >= 0, answer.steps <= number)
         assert (entry["prompt"], entry["to"], entry["nfe"]) == (answer.prompt, answer.modality, answer.nfe)
         answer.save(f"own{Path(entry['file']).suffix}")
         assert Path("out", entry["file"]).read_bytes() == Path(f"own{Path(entry['file']).suffix}").read_bytes()
@@ -142,8 +144,6 @@ def test_a_trace_shows_and_writes_every_step(model):
     first, _, last = trace.steps
     assert (first.tokens == -1).all() and (first.confidence == 0).all() and [s.nfe for s in trace.steps] == [0, 1, 2]
     assert (last.confidence > 0).all() and (last.confidence <= 1).all() and last.confidence.shape == (2, 3)
-    for number, step in enumerate(trace.steps):
-        np.testing.assert_array_equal(step.tokens >= 0, trace.answer.steps <= number)
     trace.page("way.html")
     assert '"confidence"' in Path("way.html").read_text()
     trace.animate("way.gif")
