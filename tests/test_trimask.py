@@ -29,16 +29,21 @@ def model(loaded, tmp_path, monkeypatch) -> trimask.TrainedModel:
     return trimask.load("runs/tiny")
 
 
-def test_the_example_of_its_docstring_runs(model):
-    example = "".join(f"{line[4:]}\n" for line in trimask.__doc__.splitlines() if line.startswith("    "))
-    known = {"a handwritten seven": "one", "eight": "two"}  # the words of the tests' model
-    for word, ours in known.items():
-        assert word in example
-        example = example.replace(word, ours)
-    names = {}
-    exec(example, names)
-    assert names["answer"].image.shape == (4, 6, 1)
-    assert Image.open("seven.png").size == (26 * 6, 26 * 4) and Image.open("seven.gif").n_frames == 4
+def test_the_examples_of_its_docstring_and_of_the_pages_run(model):
+    pages = [
+        (Path(__file__).parents[1] / page).read_text(encoding="utf-8") for page in ("README.md", "docs/sampling.md")
+    ]
+    shown = [re.search(r"```python\n(import trimask\n.*?)```", page, re.DOTALL)[1] for page in pages]
+    own = "".join(f"{line[4:]}\n" for line in trimask.__doc__.splitlines() if line.startswith("    "))
+    for example in (*shown, own):
+        names: dict = {}
+        for word, known in {"a handwritten seven": "one", "eight": "two"}.items():  # the words of the tests' model
+            example = example.replace(word, known)
+        exec(example, names)
+        assert names["answer"].image.shape == (4, 6, 1)
+        assert Image.open("seven.png").size == (26 * 6, 26 * 4)
+        for path in (Path("seven.png"), Path("seven.gif")):
+            path.unlink()
     assert names["env"].reset(seed=0)[0]["is_masked"].any()
 
 

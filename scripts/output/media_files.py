@@ -7,9 +7,7 @@ moments of a sound, in place of a word of a text. The same media give the same b
 import base64
 import importlib.util
 import io
-import re
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -29,9 +27,6 @@ from trimask.tokenizers.storage.files import replacing, written_to
 _MARGIN = 8
 _FONT_SIZE = 14
 _FRAME_WIDTH = 320
-_STEM_LENGTH = 60
-_STEM_BYTES = 120
-_ACCENTS = re.compile("([a-z])[\u0300-\u036f]+")
 _LAST_FRAME = 10
 """How many times as long the last frame of an animation stays."""
 
@@ -183,27 +178,6 @@ def _write_mp4(partial: Path, pages: Sequence[Image.Image], milliseconds: int) -
         for page in pages:
             container.mux(stream.encode(av.VideoFrame.from_image(page)))
         container.mux(stream.encode())
-
-
-def file_stem(prompt: str, is_taken: Callable[[str], bool] = lambda _: False) -> str:
-    """A file name without its ending: the prompt's letters and digits, numbered if it is taken.
-
-    Latin letters lose their accents; those of other scripts stay as they are. Of signs alone it is their names.
-    """
-    plain = _ACCENTS.sub(r"\1", unicodedata.normalize("NFKD", prompt).casefold())
-    kept = "".join(c if unicodedata.category(c)[0] in "LMN" else "-" for c in unicodedata.normalize("NFC", plain))
-    if not re.sub("-", "", kept):  # emoji and signs
-        kept = "-".join(unicodedata.name(c, "").casefold().replace(" ", "-") for c in prompt if not c.isspace())
-    words = re.sub("-+", "-", kept).strip("-")[:_STEM_LENGTH]
-    while len(words.encode()) > _STEM_BYTES:
-        words = words[:-1]
-    stem = words.strip("-") or "untitled"
-    if not is_taken(stem):
-        return stem
-    number = 2
-    while is_taken(f"{stem}-{number}"):
-        number += 1
-    return f"{stem}-{number}"
 
 
 def draw_unknown_picture(codes: Int[np.ndarray, "rows columns"], codec: MediaCodec) -> Image.Image:

@@ -22,11 +22,11 @@ from trimask.diffusion.sampling.generator import Generator
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts.evaluate import shown_bits, shown_score
+from trimask.scripts.output.answers import file_stem
 from trimask.scripts.output.media_files import (
     data_uri,
     enlarged,
     enlargement,
-    file_stem,
     image_grid,
     png_bytes,
     write_animation,
