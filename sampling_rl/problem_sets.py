@@ -88,9 +88,12 @@ def _tasks(prepared: Prepared, manifest: DatasetManifest) -> dict[str, Task]:
 
 
 def _with_task(prepared: Prepared, task: str) -> str:
-    """The only dataset that has a task; where none has it, the only dataset, which can be said to lack it."""
-    every = prepared.manifest.datasets
-    fitting = [name for name, manifest in every.items() if task in _tasks(prepared, manifest)] or list(every)
+    """The only dataset that has a task."""
+    tasks = {name: _tasks(prepared, manifest) for name, manifest in prepared.manifest.datasets.items()}
+    fitting = [name for name in tasks if task in tasks[name]]
+    if not fitting:
+        there = ", ".join(dict.fromkeys(name for own in tasks.values() for name in own))
+        raise ValueError(f"{prepared.folder}: no dataset has a task {task!r}, only {there}")
     if len(fitting) > 1:
         raise ValueError(f"{prepared.folder}: several datasets have the task {task}; name one: {', '.join(fitting)}")
     return fitting[0]
