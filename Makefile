@@ -54,15 +54,15 @@ types: .venv/.ready  ## mypy on the wheel, as a user would install it
 	where='import sysconfig; print(sysconfig.get_path("purelib"))' && \
 	site=$$("$$scratch/venv/bin/python" -c "$$where") && \
 	$(bin)/python -c "$$where" > "$$site/dependencies.pth" && \
-	root=$$PWD && cd "$$site/trimask" && rooms=$$(printf -- ' --package trimask.%s' *) && cd "$$scratch" && \
+	root=$$PWD && cd "$$scratch" && \
 	"$$root/$(bin)/mypy" --config-file "$$root/pyproject.toml" --cache-dir "$$root/.mypy_cache" \
-	    --python-executable "$$scratch/venv/bin/python" $$rooms
+	    --python-executable "$$scratch/venv/bin/python" --package trimask
 
 setup: .venv/.ready  ## .venv with everything pinned by constraints.txt
 
 # The stamp goes first and comes back last, so an interrupted setup is done again; it says with which extras.
 other_extras := $(filter-out $(EXTRAS),$(shell cat .venv/.ready 2>/dev/null))
-.venv/.ready: pyproject.toml constraints.txt $(if $(other_extras),other_extras)
+.venv/.ready: pyproject.toml setup.py constraints.txt $(if $(other_extras),other_extras)
 	@rm -f $@; \
 	enough='import sys; print(".".join(map(str, sys.version_info[:3]))); sys.exit(sys.version_info < (3, 11))'; \
 	python=; seen=; \

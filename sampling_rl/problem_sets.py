@@ -45,7 +45,7 @@ def from_prepared(
     max_examples: int | None = None,
     judge: str | Judge | None = None,
 ) -> ProblemSet:
-    """Problems of a task, from a split of a dataset (None: the only dataset), graded by a judge.
+    """Problems of a task, from a split of a dataset (None: the only dataset that has the task), graded by a judge.
 
     `max_examples` problems are taken, evenly spread over the split; None: all. `length` is the number of tokens of a
     text's answer; None: the length with which the data were prepared. `judge` is a name that `trimask evaluate --judge`
@@ -54,9 +54,9 @@ def from_prepared(
     Raises ValueError if the dataset, task or split does not exist, if there is nothing to ask or to judge, or if the
     length cannot be chosen.
     """
-    dataset = _dataset_name(prepared, dataset)
+    dataset = _dataset_with(prepared, task) if dataset is None else dataset
     manifest = prepared.dataset(dataset)
-    tasks = {known.name: known for known in manifest.tasks(prepared.tokenizers.vocabulary)}
+    tasks = _tasks(prepared, manifest)
     for what, name, known in (("task", task, list(tasks)), ("split", split, list(manifest.splits))):
         if name not in known:
             raise ValueError(f"{prepared.folder}: {dataset} has no {what} {name!r}, only {', '.join(known)}")
@@ -76,12 +76,20 @@ def from_prepared(
     )
 
 
-def _dataset_name(prepared: Prepared, dataset: str | None) -> str:
-    """The dataset, or the only one. Raises ValueError if none is given and there are several."""
-    names = list(prepared.manifest.datasets)
-    if dataset is None and len(names) > 1:
-        raise ValueError(f"{prepared.folder} has several datasets; --dataset names one of {', '.join(names)}")
-    return dataset or names[0]
+def _tasks(prepared: Prepared, manifest: DatasetManifest) -> dict[str, Task]:
+    return {task.name: task for task in manifest.tasks(prepared.tokenizers.vocabulary)}
+
+
+def _dataset_with(prepared: Prepared, task: str) -> str:
+    """Name of the only dataset that has a task. Raises ValueError if none or several have it."""
+    tasks = {name: _tasks(prepared, manifest) for name, manifest in prepared.manifest.datasets.items()}
+    names = [name for name in tasks if task in tasks[name]]
+    if not names:
+        known = ", ".join(dict.fromkeys(name for own in tasks.values() for name in own))
+        raise ValueError(f"{prepared.folder}: no dataset has a task {task!r}, only {known}")
+    if len(names) > 1:
+        raise ValueError(f"{prepared.folder}: several datasets have the task {task}; name one: {', '.join(names)}")
+    return names[0]
 
 
 def _named_judge(prepared: Prepared, part: HeldOutExamples, task: Task, judge: str | Judge | None) -> NamedJudge:

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.verification import BackgroundVerification
 from trimask.diffusion.evaluation.evaluate import EvaluateConfig, evaluate
 from trimask.diffusion.evaluation.exam import ALL_TASKS
@@ -18,6 +17,7 @@ from trimask.diffusion.evaluation.results import Bound, Evaluation, Samples, Sco
 from trimask.diffusion.pretraining.trained_model import LoadedRun, load
 from trimask.scripts import cli, evaluate_likelihood
 from trimask.scripts.console import console, parse, progress_report, say, table
+from trimask.scripts.inputs import prepared_of
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import require_replaceable
 from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, Size
@@ -61,20 +61,15 @@ class Arguments(Checked):
 
 
 def run(
-    loaded: LoadedRun, data: Path, config: EvaluateConfig, out: Path | None = None
+    loaded: LoadedRun, data: Path | None, config: EvaluateConfig, out: Path | None = None
 ) -> tuple[Evaluation, list[Samples]]:
     """Evaluates with a progress bar, writes the results (None: to evaluation.json of the run) and prints tables.
 
     Raises FileNotFoundError if there are no prepared data.
     """
-    if not (data / "manifest.json").is_file():
-        raise FileNotFoundError(
-            f"{data}: not a folder of prepared data; make one with `trimask prepare {data} --tokenizers "
-            f"{loaded.folder}` and its sources, such as --images FOLDER"
-        )
+    prepared = prepared_of(loaded, data)
     out = out or loaded.folder / "evaluation.json"
     require_replaceable(out)
-    prepared = Prepared(data)
     verification = BackgroundVerification(prepared.paths, prepared.whole)
     verification.start()
     with progress_report() as report:
@@ -142,7 +137,7 @@ def main(arguments: Sequence[str]) -> None:
         settings = evaluate_likelihood.LikelihoodSettings(parsed.estimator, parsed.draws, config.rows, config.seed)
         evaluate_likelihood.run(loaded, parsed.likelihood, out, settings)
         return
-    run(loaded, parsed.data or Path(loaded.description.data), config, parsed.out)
+    run(loaded, parsed.data, config, parsed.out)
 
 
 if __name__ == "__main__":

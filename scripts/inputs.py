@@ -1,4 +1,7 @@
-"""Reads files that a user gives as media of the shape that a model reads, and prints what was changed in doing so."""
+"""Reads files that a user gives as media of the shape that a model reads, and prints what was changed in doing so.
+
+Also opens the prepared data that go with a run, and reads lists of prompts.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,9 +12,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from trimask.diffusion.data.modalities import modality
+from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.readers.pictures import read_picture
 from trimask.diffusion.data.reading_config import MediaConfig, PictureConfig
 from trimask.diffusion.data.shaping import resize_picture
+from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.scripts.console import say
 from trimask.tokenizers.storage.files import path_on_disk
@@ -70,6 +75,17 @@ def spliced(content: np.ndarray, is_hole: Bool[np.ndarray, "*where"], made: np.n
     share = np.convolve(np.pad(is_hole.astype(np.float32), size // 2, mode="edge"), np.ones(size) / size, "valid")
     share = share[: len(content)].astype(np.float32)
     return share * made[: len(content)] + (1 - share) * content
+
+
+def prepared_of(loaded: LoadedRun, data: Path | None = None) -> Prepared:
+    """Prepared data of a folder, None: those of the run. Raises FileNotFoundError if none are there."""
+    data = data or Path(loaded.description.data)
+    if not (data / "manifest.json").is_file():
+        raise FileNotFoundError(
+            f"{data}: no prepared data here; `trimask prepare {data} --tokenizers {loaded.folder}` and the folder or "
+            "files, as in --images FOLDER, makes it"
+        )
+    return Prepared(data)
 
 
 def read_prompts(source: str) -> list[str]:

@@ -13,14 +13,17 @@ from typing import Annotated
 import tyro
 
 from trimask.configs.policies import POLICIES
-from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
-from trimask.diffusion.pretraining.trained_model import load
+from trimask.diffusion.evaluation.judges import Judge
+from trimask.diffusion.pretraining.trained_model import LoadedRun, load
+from trimask.diffusion.run.progress import Report, silent
 from trimask.diffusion.transformer import num_parameters
 from trimask.sampling_rl.problem_sets import from_prepared
+from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.train_policy import PolicyTrainConfig, problems_summary, train_policy
 from trimask.scripts import cli
 from trimask.scripts.console import option, parse, progress_report, say
+from trimask.scripts.inputs import prepared_of
 from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, PositiveInt
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -36,7 +39,7 @@ class Arguments(Checked):
     data: Path | None = None
     """Folder of prepared data with the problems. None: the data that the run was trained on."""
     dataset: str | None = None
-    """Dataset with the problems. None: the only one."""
+    """Dataset with the problems. None: the only one that has the task."""
     task: str = TEXT
     """Task of the problems, such as text (the response to a prompt), text_to_image or audio_to_text."""
     split: str = "train"
@@ -56,24 +59,41 @@ class Arguments(Checked):
 def run(arguments: Arguments) -> None:
     """Trains or resumes a policy, and prints where it is."""
     loaded = load(arguments.run, arguments.checkpoint)
-    prepared = Prepared(arguments.data or Path(loaded.description.data))
-    require_same_tokenizers(loaded, prepared)
     with progress_report() as report:
-        prepared.require_verified(report)
-    problems = from_prepared(
-        prepared,
-        arguments.dataset,
-        arguments.task,
-        arguments.split,
-        max_examples=arguments.max_problems,
-        judge=arguments.judge,
-    )
+        problems = problems_of(
+            loaded,
+            arguments.data,
+            arguments.dataset,
+            arguments.task,
+            arguments.split,
+            max_problems=arguments.max_problems,
+            judge=arguments.judge,
+            report=report,
+        )
     config = arguments.config
     longest = max(problem.request.length for problem in problems.problems)
     loaded.require_room(config.loop.limits, config.problems_per_step * config.episodes_per_problem, longest)
     summary = problems_summary(str(arguments.run), loaded.step, problems)
     policy = train_policy(arguments.policy, arguments.config, problems, loaded.denoise, summary)
     say(f"Policy with {num_parameters(policy.parameters):,} parameters: {arguments.policy}")
+
+
+def problems_of(
+    loaded: LoadedRun,
+    data: Path | None,
+    dataset: str | None,
+    task: str,
+    split: str,
+    *,
+    max_problems: int | None,
+    judge: str | Judge | None,
+    report: Report = silent,
+) -> ProblemSet:
+    """Problems for a run from prepared data, whose tokenizers and shards are compared with what they must be."""
+    prepared = prepared_of(loaded, data)
+    require_same_tokenizers(loaded, prepared)
+    prepared.require_verified(report)
+    return from_prepared(prepared, dataset, task, split, max_examples=max_problems, judge=judge)
 
 
 def main(arguments: Sequence[str]) -> None:

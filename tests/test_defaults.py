@@ -45,7 +45,8 @@ def modules() -> Iterator[str]:
     project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())
     for name in project["tool"]["setuptools"]["packages"]:
         yield name
-        for found in pkgutil.iter_modules(importlib.import_module(name).__path__, f"{name}."):
+        # The first folder of its path: that of trimask goes on with the root, whose rooms have names of their own.
+        for found in pkgutil.iter_modules(importlib.import_module(name).__path__[:1], f"{name}."):
             if found.name.rsplit(".", 1)[-1] not in ELSEWHERE:
                 yield found.name
 

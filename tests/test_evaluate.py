@@ -72,7 +72,9 @@ def test_answers_that_are_training_items_are_counted(loaded, prepared):
     grids = {codes.tobytes() for codes in known}
     assert new.tobytes() not in grids
     examples = [Example(task.name, (Segment("image", codes),)) for codes in (known[0], new, known[1], known[0])]
-    found = Exam(loaded, task, held_out, training, []).memorisation([Answer(one, 1, np.zeros(0)) for one in examples])
+    found = Exam(loaded, task, held_out, training, []).memorisation(
+        [Answer(one, 1, np.zeros(0), np.zeros(0, int)) for one in examples]
+    )
     assert (found.generated, found.copied, found.distinct) == (4, 0.75, 3)
     real = [record["image"].tobytes() for record in held_out.records]
     assert (found.real, found.real_distinct) == (len(real), len(set(real)))

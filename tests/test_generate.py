@@ -13,9 +13,10 @@ from test_policy import save_policy
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import Generator
 from trimask.diffusion.sampling.prompts import Prompts
-from trimask.scripts.generate import Arguments, main, prompts_of, run
+from trimask.scripts.generate import Arguments, main, run
 from trimask.scripts.output import samples
 from trimask.scripts.output.samples import save_training_samples
+from trimask.scripts.questions import prompts_of
 from trimask.tokenizers.sequence import assemble, stack_rows
 from trimask.tokenizers.storage import configuration
 
@@ -91,9 +92,9 @@ def halves(shape):
 
 
 def test_a_span_of_sounds_without_a_sample_rate_is_refused(generate, tmp_path, monkeypatch):
-    monkeypatch.setattr("trimask.scripts.generate.SoundCodec", bytes)
+    monkeypatch.setattr("trimask.scripts.questions.SoundCodec", bytes)
     soundfile.write(tmp_path / "hum.wav", np.sin(np.arange(1200) / 5), 8000)
-    with pytest.raises(ValueError, match="--span counts seconds; the codec for audio, mel, has no sample rate"):
+    with pytest.raises(ValueError, match="a span counts seconds; the codec for audio, mel, has no sample rate"):
         generate("--audio", tmp_path / "hum.wav", "--span", "0", "0.05", "--to", "audio")
 
 
@@ -268,14 +269,14 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_written(generate, tm
     ("arguments", "reason"),
     [
         ([], "got none"),
-        (["--prompt", "x", "--image", "y", "--to", "text"], "got --prompt and --image"),
-        (["--prompt", "x"], "needs --to"),
-        (["--infill", "_", "--to", "image"], "--infill makes text"),
+        (["--prompt", "x", "--image", "y", "--to", "text"], "got prompt and image"),
+        (["--prompt", "x"], "a prompt needs `to`: text"),
+        (["--infill", "_", "--to", "image"], "an infill makes text, got `to` image"),
         (["--infill", "_", "--num", "0"], "--num: must be at least 1, got 0"),
         (["--infill", "_", "--seed", "-1"], "--seed: must not be negative, got -1"),
-        (["--prompt", "x", "--inpaint", "m", "--to", "image"], "--inpaint is of --image"),
-        (["--image", "x", "--inpaint", "m", "--to", "text"], "needs --to image"),
-        (["--image", "x", "--span", "0", "1", "--to", "audio"], "--span is of --audio"),
+        (["--prompt", "x", "--inpaint", "m", "--to", "image"], "`inpaint` goes with image"),
+        (["--image", "x", "--inpaint", "m", "--to", "text"], "needs `to` image"),
+        (["--image", "x", "--span", "0", "1", "--to", "audio"], "`span` goes with audio"),
         (["--audio", "x", "--span", "1", "0.5", "--to", "audio"], "ends after it begins"),
         (["--infill", "_", "--temperature", "nan"], "temperature: must be finite, got nan"),
         (["--infill", "_", "--steps", "0"], "steps: must be at least 1, got 0"),
@@ -320,7 +321,7 @@ ENTRY = {
 def test_a_foreign_index_is_refused_before_anything_is_computed_and_left_alone(
     generate, tmp_path, monkeypatch, line, reason
 ):
-    monkeypatch.setattr("trimask.scripts.generate.Generator", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr("trimask.scripts.questions.Generator", lambda *_: pytest.fail("computed"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out/index.jsonl").write_text(line)
     with pytest.raises(ValueError, match=reason):

@@ -12,7 +12,7 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,8 @@ from trimask.diffusion.loss import target_counts
 
 ROOT = Path(__file__).parents[1]
 TOP = ("tokenizers", "diffusion", "sampling_rl", "configs", "scripts")
+PUBLIC = "trimask"
+"""The folder of `import trimask`, above all rooms: it may import any of them, and none imports it."""
 ROOMS = (
     "tokenizers/storage",
     "tokenizers",
@@ -38,10 +40,11 @@ ROOMS = (
     "sampling_rl/studies",
     "configs",
     "scripts",
+    PUBLIC,
 )
 """Every room imports itself and those before it. A folder that is not listed belongs to the room around it."""
 PAPER = "diffusion"
-MODULES = sorted(path for room in TOP for path in (ROOT / room).rglob("*.py"))
+MODULES = sorted(path for room in (*TOP, PUBLIC) for path in (ROOT / room).rglob("*.py"))
 SOURCES = [*MODULES, *sorted((ROOT / "tests").glob("*.py"))]
 UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
@@ -57,8 +60,12 @@ class Import(NamedTuple):
     @property
     def target(self) -> Path | None:
         """The module of ours that is imported, or from which a name is."""
-        parts = self.name.split(".")[1:] if self.top == "trimask" else []
-        ends = [Path(*parts[:stop]).with_suffix(".py") for stop in range(len(parts), 0, -1)]
+        top, *parts = self.name.split(".")
+        if top != PUBLIC:
+            return None
+        folder = Path() if parts and parts[0] in TOP else Path(PUBLIC)
+        ends = [folder.joinpath(*parts[:stop]).with_suffix(".py") for stop in range(len(parts), 0, -1)]
+        ends += [folder / "__init__.py"]
         return next((path for path in ends if (ROOT / path).is_file()), None)
 
     @property
@@ -91,7 +98,7 @@ def rooms_against_the_order(imports: list[Import]) -> list[Import]:
     return [
         found
         for found in imports
-        if found.room in TOP
+        if found.room in (*TOP, PUBLIC)
         and found.target is not None
         and ROOMS.index(room_of(found.target)) > ROOMS.index(room_of(found.importer))
     ]
@@ -106,6 +113,10 @@ def test_an_import_against_the_order_is_noticed_even_inside_a_function():
     source = "def f():\n    from trimask.configs import presets\n"
     assert rooms_against_the_order(list(imports_of(source, Path("diffusion/x.py"))))
     assert not rooms_against_the_order(list(imports_of(source, Path("scripts/output/x.py"))))
+    for source in ("import trimask", "from trimask import load", "from trimask.interface import Answer as Made"):
+        assert rooms_against_the_order(list(imports_of(source, Path("scripts/x.py")))), source
+        assert not rooms_against_the_order(list(imports_of(source, Path("trimask/x.py")))), source
+    assert not rooms_against_the_order(list(imports_of("import trimask.sampling_rl", Path("scripts/x.py"))))
     source = "from trimask.diffusion.data.prepare import prepare\n"
     assert rooms_against_the_order(list(imports_of(source, Path("diffusion/loss.py"))))
     assert not rooms_against_the_order(list(imports_of(source, Path("diffusion/data/readers/x.py"))))
@@ -114,7 +125,7 @@ def test_an_import_against_the_order_is_noticed_even_inside_a_function():
 def test_no_modules_import_each_other_in_a_circle(imports):
     graph: dict[Path, set[Path]] = {}
     for found in imports:
-        if found.room in TOP and found.target is not None:
+        if found.room in (*TOP, PUBLIC) and found.target is not None:
             graph.setdefault(found.importer, set()).add(found.target)
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle
 
@@ -132,7 +143,7 @@ def test_the_paper_imports_only_tokenizers_and_the_running_mean(imports):
 def test_no_two_modules_share_a_name():
     """Commands and benchmarks apart: they are named for what they run."""
     apart = (ROOT / "scripts", ROOT / "scripts/benchmarks")
-    named = Counter(path.stem for path in MODULES if path.parent not in apart)
+    named = Counter(path.stem for path in MODULES if path.parent not in apart and path.name != "__init__.py")
     assert [name for name, count in named.items() if count > 1] == []
 
 
@@ -140,7 +151,7 @@ def test_tests_are_named_for_a_module():
     """`test_<module>.py`, or a name listed here for what is true of many modules."""
     of_many = {
         "benchmark_tables", "break", "cpu_budget", "defaults", "docs", "hostile", "imports", "launch", "mutate",
-        "other_code", "prepare_changes", "packaging", "refusals", "walk", "written",
+        "other_code", "prepare_changes", "packaging", "refusals", "trimask", "walk", "written",
     }  # fmt: skip
     modules = {path.stem for path in MODULES}
     scripts = {f"{path.stem}_script" for path in (ROOT / "scripts").glob("*.py")}
@@ -177,6 +188,7 @@ def test_no_folder_has_an_init_file_but_the_one_that_registers_the_environment()
     """One in tokenizers/ would shadow Hugging Face's package wherever the root is on sys.path."""
     found = [path for room in (*TOP, "tests") for path in (ROOT / room).rglob("__init__.py*")]
     assert found == [ROOT / "sampling_rl/__init__.py"]
+    assert not (ROOT / "__init__.py").exists()
 
 
 def test_no_script_is_named_like_a_module_it_would_shadow():
@@ -205,20 +217,22 @@ def test_every_imported_package_is_a_declared_dependency(imports):
     undeclared = {
         (str(found.importer), found.top)
         for found in imports
-        if found.room in TOP and found.top not in sys.stdlib_module_names and found.importer.stem not in ELSEWHERE
+        if found.room in (*TOP, PUBLIC)
+        and found.top not in sys.stdlib_module_names
+        and found.importer.stem not in ELSEWHERE
         if not names & {_normal(name) for name in distributions.get(found.top, [found.top])}
     }
     assert undeclared == set()
 
 
-def test_help_loads_nothing_heavy():
+def test_import_trimask_and_help_load_nothing_heavy():
     code = (
-        "import sys; from trimask.scripts.cli import main; main(['--help'])\n"
-        "sys.exit(' '.join({'jax', 'numpy', 'tyro', 'rich', 'flax'} & set(sys.modules)))"
+        "import sys, trimask; from trimask.scripts.cli import main; main(['--help']); print(trimask.__version__)\n"
+        "sys.exit(' '.join({'jax', 'numpy', 'tyro', 'rich', 'flax', 'trimask.interface'} & set(sys.modules)))"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert process.stderr.strip() == ""
-    assert "usage: trimask" in process.stdout
+    assert "usage: trimask" in process.stdout and process.stdout.endswith(f"\n{version('trimask')}\n")
 
 
 def test_shapes_are_checked_under_pytest():

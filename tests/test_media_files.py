@@ -13,7 +13,6 @@ from PIL import Image
 from trimask.scripts.output.media_files import (
     enlarged,
     enlargement,
-    file_stem,
     image_grid,
     spectrogram_image,
     write_animation,
@@ -25,7 +24,6 @@ from trimask.tokenizers.audio import MelCodec, MelConfig
 from trimask.tokenizers.image import PatchCodec, PatchConfig
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.sequence import Example, Segment
-from trimask.tokenizers.storage.files import require_plain_name
 from trimask.tokenizers.text import TextTokenizer
 
 RNG = np.random.default_rng(0)
@@ -226,38 +224,6 @@ def test_without_its_library_an_mp4_is_refused_with_what_to_install(tmp_path, mo
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=re.escape("pip install 'trimask[video]'")):
         write_animation(tmp_path / "x.mp4", [Image.new("RGB", (2, 2))], 50)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "stem"),
-    [
-        ("a handwritten seven", "a-handwritten-seven"),
-        ("Größe: 3/4 \\ ..", "grosse-3-4"),
-        ("Þórr é̂ ½", "þorr-e-1-2"),
-        ("../../etc/passwd", "etc-passwd"),
-        ("47+__=85", "47-85"),
-        ("数字\n", "数字"),
-        ("а́дрес/Й", "а́дрес-й"),
-        ("हिन्दी में", "हिन्दी-में"),
-        ("\u202egnp.exe", "gnp-exe"),
-        ("🎉", "party-popper"),
-        ("🙂 🙃", "slightly-smiling-face-upside-down-face"),
-        ("\x07", "untitled"),
-        ("七" * 300, "七" * 40),
-        ("", "untitled"),
-        ("x" * 300, "x" * 60),
-    ],
-)
-def test_file_stems_are_short_plain_and_never_empty(prompt, stem):
-    assert file_stem(prompt) == stem
-    assert require_plain_name(f"{stem}.png", "test", ".png") == f"{stem}.png"
-
-
-def test_colliding_file_stems_are_numbered():
-    taken: set[str] = set()
-    for _ in range(3):
-        taken.add(file_stem("One!", taken.__contains__))
-    assert taken == {"one", "one-2", "one-3"}
 
 
 @pytest.mark.parametrize("frames, milliseconds", [(1, 9), (0, 10)])

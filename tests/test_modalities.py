@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import trimask
 from trimask.diffusion.data.modalities import MODALITIES, modality
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluation.exam import choose_judges, score_value
@@ -14,7 +15,7 @@ from trimask.diffusion.evaluation.held_out import HeldOutExamples, TrainingExamp
 from trimask.diffusion.evaluation.judges import DEFAULT_JUDGES
 from trimask.diffusion.evaluation.results import Evaluation
 from trimask.diffusion.pretraining.trained_model import load
-from trimask.scripts import evaluate, generate, inspection, prepare, train
+from trimask.scripts import evaluate, generate, inspection, prepare, questions, train
 from trimask.scripts.output.presentation import PRESENTATIONS, presentation_of
 from trimask.tokenizers import codec
 from trimask.tokenizers.storage import configuration
@@ -79,9 +80,20 @@ def test_it_is_made_watched_and_animated(run):
         assert animation.n_frames == 3
 
 
+def test_it_is_made_from_python_and_drawn_in_a_notebook(run, tunes):
+    model = trimask.load(run)
+    answer = model.generate("up", to="melody", steps=2)
+    assert answer.content.shape == SHAPE and answer.steps.max() == 2
+    assert answer._repr_png_().startswith(b"\x89PNG") and answer._repr_html_() is None
+    with pytest.raises(AttributeError, match=r"an answer in melody has \.content, and no \.image"):
+        _ = answer.image
+    (read,) = model.generate(given={"melody": [tunes / "3.tune"]}, steps=2)
+    assert (read.modality, read.prompt) == ("text", str(tunes / "3.tune"))
+
+
 def test_a_file_of_it_is_read_to_be_described(run, tunes):
     arguments = generate.Arguments(run=run, given=(f"melody={tunes / '3.tune'}",))
-    (question,) = generate.ask(arguments, generate.prompts_of(load(run)))
+    (question,) = questions.ask(arguments, questions.prompts_of(load(run)))
     given, asked = question.example.segments
     assert (question.title, given.modality, asked.modality) == ("3", "melody", "text")
     np.testing.assert_array_equal(given.codes, (9 * np.loadtxt(tunes / "3.tune")).astype(int))
@@ -135,5 +147,5 @@ def test_what_is_missing_is_named():
 def test_a_folder_of_no_modality_and_a_file_of_none_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"--media takes MODALITY:\[NAME=\]FOLDER, with modality one of image, audio"):
         prepare.main([str(tmp_path), "--media", "smell:roses"])
-    with pytest.raises(ValueError, match="--given is MODALITY=FILE"):
+    with pytest.raises(ValueError, match="`given` is MODALITY=FILE"):
         generate.Arguments(run=tmp_path, given=("seven.png",))

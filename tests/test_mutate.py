@@ -4,6 +4,7 @@ import ast
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,11 +158,15 @@ def test_a_copy_holds_a_mutant_for_a_while_and_python_takes_no_older_module_for_
 
 
 def test_python_imports_the_copy_of_a_project_that_is_installed_too(tmp_path):
-    """An installed package without an `__init__.py` has its own folder on its path as well, after the copy's."""
+    """Its rooms are those beside the copy of trimask/, which is the first on the path of every process."""
     modules = [next((ROOT / room).glob("*.py")) for room in rooms_of(ROOT).values()]
-    files = ["pyproject.toml", *(str(path.relative_to(ROOT)) for path in modules)]
+    files = ["pyproject.toml", "trimask/__init__.py", *(str(path.relative_to(ROOT)) for path in modules)]
     copy = make_copy(ROOT, files, tmp_path / "copy", tmp_path / "compiled")
-    assert [link.name for link in (copy.site / "trimask").iterdir() if not link.is_symlink()] == []
+    assert [link.name for link in copy.site.iterdir() if link.is_symlink()] == ["trimask"]
+    (copy.tree / "trimask/__init__.py").write_text("")
+    with pytest.raises(subprocess.CalledProcessError):
+        python = [sys.executable, "-c", "import trimask.tokenizers"]
+        subprocess.run(python, cwd=copy.tree, env=copy.environment(), check=True, capture_output=True)
 
 
 def watched(status=0, ended=(), failed=(), running="") -> Watched:

@@ -1,7 +1,8 @@
 """Installed as a wheel or editable, `trimask.tokenizers` and Hugging Face's `tokenizers` live together.
 
-The package is installed from a copy of the source into an empty environment that sees the dependencies of
-this one, so nothing is downloaded and this installation is out of reach.
+With the root of a clone on `sys.path`, as in its folder, `trimask` is the clone's; elsewhere it is what is installed,
+even beside a folder that is called trimask. The package is installed from a copy of the source into an empty
+environment that sees the dependencies of this one, so nothing is downloaded and this installation is out of reach.
 """
 
 import os
@@ -18,19 +19,21 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-ROOMS = [folder for folder in PROJECT["tool"]["setuptools"]["package-dir"].values() if "/" not in folder]
+FOLDERS = [folder for folder in PROJECT["tool"]["setuptools"]["package-dir"].values() if "/" not in folder]
 
 BESIDE = """
 from pathlib import Path
 
 import tokenizers
 import tokenizers.models  # Hugging Face's own
+import trimask
 import trimask.tokenizers.text
 import trimask.diffusion.data.readers.speech
 
 
 def test_beside():
     assert Path(tokenizers.__file__).is_relative_to({outside!r})
+    assert Path(trimask.__file__).is_relative_to({inside!r}) and trimask.__version__ == {version!r}
     assert Path(trimask.tokenizers.text.__file__).is_relative_to({inside!r})
     assert Path(trimask.diffusion.data.readers.speech.__file__).is_relative_to({inside!r})
     assert trimask.tokenizers.text.tokenizers is tokenizers
@@ -40,12 +43,27 @@ test_beside()
 """
 
 
+SPAWNED = """
+import multiprocessing
+from trimask.tokenizers.storage.files import printable
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(printable, ["a\\x1b"]) == "a\ufffd"
+"""
+
+
 class Installation(NamedTuple):
     root: Path
     """The copy of the source it was installed from."""
     python: Path
-    beside: Path
-    """A test file, and script, that fails unless both packages are the right ones."""
+    inside: Path
+    """Where the package is, unless the root is on the path."""
+
+    def beside(self, inside: Path) -> str:
+        """A test file, and script, that fails unless both packages are the right ones."""
+        version = PROJECT["project"]["version"]
+        return BESIDE.format(outside=sysconfig.get_path("purelib"), inside=str(inside), version=version)
 
     def run(self, *arguments: str | Path, cwd: Path) -> str:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST"))}
@@ -56,8 +74,9 @@ class Installation(NamedTuple):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    copy = tmp_path_factory.mktemp("source")
-    for name in (*ROOMS, "pyproject.toml", "README.md", "LICENSE"):
+    copy = tmp_path_factory.mktemp("source") / "trimask"
+    copy.mkdir()
+    for name in (*FOLDERS, "pyproject.toml", "setup.py", "README.md", "LICENSE"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, copy / name)
     return copy
 
@@ -76,14 +95,12 @@ def installation(request, source, wheel, tmp_path_factory) -> Installation:
     python = scratch / "venv/bin/python"
     print_site = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = subprocess.run([python, "-c", print_site], check=True, capture_output=True, text=True).stdout.strip()
-    outside = sysconfig.get_path("purelib")
-    Path(site, "dependencies.pth").write_text(outside)  # the folder itself, not the editable installs in it
+    Path(site, "dependencies.pth").write_text(
+        sysconfig.get_path("purelib")
+    )  # the folder itself, not the editable installs in it
     what = [wheel] if request.param == "wheel" else ["--no-build-isolation", "--editable", source]
     pip("--python", python, "install", "--ignore-installed", *what)
-    inside = site if request.param == "wheel" else str(source)
-    beside = source / f"test_beside_{request.param}.py"
-    beside.write_text(BESIDE.format(outside=outside, inside=inside))
-    return Installation(source, python, beside)
+    return Installation(source, python, Path(site) if request.param == "wheel" else source)
 
 
 def pip(*arguments: str | Path) -> None:
@@ -93,31 +110,38 @@ def pip(*arguments: str | Path) -> None:
 
 
 def test_both_tokenizers_import_from_the_root(installation):
-    installation.run("-c", installation.beside.read_text(), cwd=installation.root)
+    installation.run("-c", installation.beside(installation.root), cwd=installation.root)
 
 
-def test_both_tokenizers_import_from_elsewhere(installation, tmp_path):
-    installation.run("-c", installation.beside.read_text(), cwd=tmp_path)
+def test_both_tokenizers_import_from_elsewhere_even_from_the_folder_around_the_root(installation):
+    installation.run("-c", installation.beside(installation.inside), cwd=installation.root.parent)
 
 
 def test_both_tokenizers_import_under_pytest(installation):
-    out = installation.run("-m", "pytest", "-p", "no:cacheprovider", installation.beside, cwd=installation.root)
-    assert "1 passed" in out
+    path = installation.root / "test_beside.py"
+    path.write_text(installation.beside(installation.root))
+    assert "1 passed" in installation.run("-m", "pytest", "-p", "no:cacheprovider", path, cwd=installation.root)
+
+
+def test_processes_that_are_spawned_import_it(installation, tmp_path):
+    (tmp_path / "spawned.py").write_text(SPAWNED)
+    installation.run("spawned.py", cwd=tmp_path)
 
 
 def test_the_command_is_installed(installation, tmp_path):
     trimask = installation.python.with_name("trimask")
     assert installation.run(trimask, "--version", cwd=tmp_path) == f"trimask {PROJECT['project']['version']}\n"
     assert "usage: trimask" in installation.run("scripts/cli.py", cwd=installation.root)
+    for folder in (installation.root, tmp_path):
+        assert "usage: trimask" in installation.run("-m", "trimask.scripts.cli", cwd=folder)
 
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel):
-    files = [path for room in ROOMS for kind in ("*.py", "*.jinja") for path in (ROOT / room).rglob(kind)]
-    modules = {f"trimask/{path.relative_to(ROOT)}" for path in files}
-    markers = {f"trimask/{room}/py.typed" for room in ROOMS}
+    files = [path for folder in FOLDERS for kind in ("*.py", "*.jinja") for path in (ROOT / folder).rglob(kind)]
+    modules = {str(Path("trimask", path.relative_to(ROOT))).replace("trimask/trimask/", "trimask/") for path in files}
     with zipfile.ZipFile(wheel) as content:
         names = {name for name in content.namelist() if ".dist-info/" not in name}
-    assert names == modules | markers
+    assert names == modules | {"trimask/py.typed"}
 
 
 def test_the_pins_cover_every_dependency_and_name_no_host():

@@ -64,6 +64,18 @@ def test_a_split_is_asked_and_its_true_answers_are_right(puzzled, dataset):
     assert graded(puzzled.tokenizers, problems, [*truth[1:], truth[0]]) == [0.0] * len(truth)
 
 
+def test_without_a_name_the_dataset_is_the_only_one_with_the_task(puzzled, prepared):
+    assert from_prepared(prepared, None, "text", "test").name == "sums text test"
+    assert from_prepared(prepared, None, "audio_to_text", "train").name == "spoken audio_to_text train"
+    with pytest.raises(ValueError, match="several datasets have the task text; name one: addition, sudoku"):
+        from_prepared(puzzled, None, "text", "test")
+    with pytest.raises(
+        ValueError,
+        match="no dataset has a task 'poem', only text_to_image, image_to_text,",
+    ):
+        from_prepared(prepared, None, "poem", "test")
+
+
 def test_additions_are_graded_by_what_they_come_to(puzzled):
     problems = from_prepared(puzzled, "addition", "text", "test")
     steps, _, total = problems.problems[0].reference["text"].rpartition(" ")

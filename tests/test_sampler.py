@@ -333,6 +333,26 @@ def test_watching_is_generating(network, cache):
         assert all(b < a for a, b in itertools.pairwise(masks))
 
 
+@pytest.mark.parametrize(
+    ("strategy", "more"), [("remdm_cap", {"remask": 0.9, "stop_at_eos": False}), ("given", {"temperature": 5.0})]
+)
+def test_an_answer_says_in_which_step_each_token_was_revealed_for_good(strategy, more):
+    """What was masked again counts from the next time; what an EOS ends is revealed with it."""
+    config = GenerationConfig(strategy=strategy, steps=12, **more)
+    generator = Generator(fakes.mixing(), VOCABULARY)
+    requests = [text_request([1, *[-1] * 12])] * 8
+    paths, answers = (ask(requests, config, 0) for ask in (generator.trajectories, generator.generate))
+    remasked, ended = [], []
+    for path, answer in zip(paths, answers, strict=True):
+        is_masked = np.stack([state.example.segments[0].codes[1:] < 0 for state in path])
+        expected = [np.flatnonzero(place)[-1] + 1 for place in is_masked.T]
+        assert answer.steps.tolist() == path[-1].steps.tolist() == expected
+        assert all(((state.steps == 0) == masked).all() for state, masked in zip(path, is_masked, strict=True))
+        remasked.append((is_masked[1:] & ~is_masked[:-1]).any())
+        ended.append(expected.count(expected[-1]) > 1)
+    assert any(remasked) if strategy == "remdm_cap" else any(ended)
+
+
 @pytest.mark.parametrize(("cache", "guidance"), [("prefix", 0.0), ("dual", 1.5)])
 def test_a_cache_that_is_always_refreshed_is_none(network, cache, guidance):
     text = make_example(VOCABULARY.tasks["text_to_audio"], {"text": np.array([1, 2]), "audio": np.full((5, 2), -1)})

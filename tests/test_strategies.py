@@ -405,7 +405,7 @@ def test_a_strategy_takes_its_own_parameters_and_no_others():
         assert chosen.func is STRATEGIES[name]
         assert chosen.keywords == {n: NUMBERS[n] for n in strategy_parameters(name)}
     require_used_fields(GenerationConfig(strategy="leftmost", threshold=0.5), GenerationConfig())
-    with pytest.raises(ValueError, match="--threshold is a parameter of threshold or leftmost, not of random"):
+    with pytest.raises(ValueError, match="threshold is a parameter of threshold or leftmost, not of random"):
         require_used_fields(GenerationConfig(strategy="random", threshold=0.5), GenerationConfig())
     with pytest.raises(ValueError, match=r"no strategy 'best'; there are random, .*remdm_loop"):
         GenerationConfig(strategy="best")

@@ -10,7 +10,7 @@ from rich.console import Console
 from trimask.scripts import generate
 from trimask.scripts.inspection import main as inspect
 from trimask.scripts.output.terminal import colour
-from trimask.scripts.output.trajectory import _live_text, read_trace, trace_page
+from trimask.scripts.output.trajectory import _live_text, read_trace, text_in_order, trace_page
 
 
 @pytest.fixture
@@ -97,6 +97,17 @@ def test_what_is_known_of_a_text_has_the_colour_of_its_confidence_and_the_rest_i
     shown = _live_text(loaded.tokenizers, codes, np.array([0.0, 1.0, 0.5]))
     assert shown.plain == "1+░"
     assert [str(span.style) for span in shown.spans] == [colour(0.0), colour(1.0), "grey50"]
+
+
+def test_a_text_in_order_shows_when_each_token_was_revealed_and_the_later_the_darker(loaded):
+    codes = np.array([*loaded.tokenizers.text.encode("1<"), loaded.vocabulary.eos_code])
+    assert len(codes) == 3
+    shown = text_in_order(loaded.tokenizers, codes, np.array([2, 4, 4]))
+    first, second = (
+        f'<span title="step {n}" style="background: rgba(23, 105, 255, 0.{s}0)">' for n, s in ((2, 3), (4, 5))
+    )
+    assert f">{first}1<sub>2</sub></span>{second}&lt;<sub>4</sub></span></div>" in shown
+    assert text_in_order(loaded.tokenizers, codes, np.zeros(3, int)).endswith('">1&lt;</div>')
 
 
 def test_a_page_shows_every_step(traced, tmp_path, capsys):

@@ -300,7 +300,7 @@ def test_a_policy_is_called_by_what_is_not_usual_in_its_training(tmp_path, monke
 
 
 def answer(*codes):
-    return Answer(Example("text", (Segment("text", np.array(codes)),)), 1, np.zeros(0))
+    return Answer(Example("text", (Segment("text", np.array(codes)),)), 1, np.zeros(0), np.zeros(0, int))
 
 
 def test_an_order_is_the_mean_over_problems_of_the_steps_in_which_positions_are_revealed():
@@ -466,9 +466,7 @@ def test_the_command_trains_on_questions_of_prepared_data(loaded, prepared, tmp_
     words = [str(tmp_path / "fast"), "--run", str(tmp_path), "--data", str(prepared.folder), "--preset", "blocks"]
     words += ["--checkpoint", "7"]
     small = ["--policy.width", "8", "--policy.mlp-width", "8", "--policy.num-heads", "1", "--grpo.group", "2"]
-    with pytest.raises(ValueError, match="several datasets; --dataset names one of drawn"):
-        command.main([*words, *small])
-    command.main([*words, *small, "--dataset", "sums", "--max-problems", "8"])
+    command.main([*words, *small, "--max-problems", "8"])  # only one of the datasets is text alone
     config = json.loads((tmp_path / "fast/config.json").read_text())
     assert config["generation"]["block_length"] == 8 and config["grpo"]["learning_rate"] == 3e-4
     assert len((tmp_path / "fast/metrics.jsonl").read_text().splitlines()) == 1

@@ -199,6 +199,7 @@ def test_what_was_verified_is_not_verified_again_until_it_changes(folder):
 
 def _evaluates(data, monkeypatch):
     monkeypatch.setattr(evaluate, "evaluate", lambda *_: (Evaluation(step=1), []))
+    monkeypatch.setattr(evaluate, "prepared_of", lambda _, data: Prepared(data))
     evaluate.run(SimpleNamespace(folder=data.parent), data, None)
 
 
@@ -206,7 +207,9 @@ def _trains_a_policy(data, monkeypatch):
     monkeypatch.setattr(train_policy, "load", lambda *_: None)
     monkeypatch.setattr(train_policy, "require_same_tokenizers", lambda *_: None)
     monkeypatch.setattr(train_policy, "from_prepared", lambda *_: pytest.fail("began"))
-    train_policy.run(SimpleNamespace(run=data.parent, checkpoint=None, data=data))
+    monkeypatch.setattr(train_policy, "prepared_of", lambda _, data: Prepared(data))
+    asked = {"dataset": None, "task": "text", "split": "train", "max_problems": None, "judge": None}
+    train_policy.run(SimpleNamespace(run=data.parent, checkpoint=None, data=data, **asked))
 
 
 def _studies(data, monkeypatch):

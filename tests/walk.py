@@ -177,10 +177,10 @@ def walk_of_prompt(loaded: Any, folder: Path) -> list[Stay]:
     """The way of a text from the command line to the picture that is written, with a model that is loaded."""
     from unittest.mock import patch
 
-    from trimask.scripts import generate
+    from trimask.scripts import generate, questions
 
     answers: list[Any] = []
-    original = generate.Generator.generate
+    original = questions.Generator.generate
 
     def kept(self: Any, *arguments: Any) -> Any:
         answers[:] = original(self, *arguments)
@@ -190,7 +190,7 @@ def walk_of_prompt(loaded: Any, folder: Path) -> list[Stay]:
         generate.main([str(loaded.folder), "--prompt", NAME, "--to", "image", "--out", str(folder / out)])
 
     with patch.object(generate, "load", lambda *_: loaded):
-        with patch.object(generate.Generator, "generate", kept):
+        with patch.object(questions.Generator, "generate", kept):
             asked("before")  # imports and compiles
         (answer,) = answers
         codes = [segment.codes for segment in answer.example.segments]

@@ -163,5 +163,4 @@ def require_used_fields(config: GenerationConfig, default: GenerationConfig) -> 
     chosen = _ANY_POLICY if is_policy_path(config.strategy) else config.strategy
     for name, strategies in users.items():
         if getattr(config, name) != getattr(default, name) and chosen not in strategies:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is a parameter of {' or '.join(strategies)}, not of {config.strategy}")
+            raise ValueError(f"{name} is a parameter of {' or '.join(strategies)}, not of {config.strategy}")

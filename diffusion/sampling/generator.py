@@ -37,6 +37,8 @@ class Answer:
     """Number of function evaluations it took."""
     log_probs: Float[np.ndarray, " asked"]
     """Log-probability, in nats, of each generated token when it was revealed, in the order of the row; −∞ if masked."""
+    steps: Int[np.ndarray, " asked"]
+    """Step, counted from 1, in which each of them was revealed; 0 while it is masked."""
 
 
 class Generator:
@@ -110,12 +112,12 @@ class Generator:
         return paths
 
     def _answers(self, state: State, rows: list[int]) -> Iterator[tuple[int, Answer]]:
-        fields = (state.sequence, state.nfe, state.commit_confidence, state.is_asked)
-        sequence, nfe, confidence, is_asked = jax.device_get(fields)
+        fields = (state.sequence, state.nfe, state.commit_confidence, state.commit_step, state.is_asked)
+        sequence, nfe, confidence, steps, is_asked = jax.device_get(fields)
         for row in rows:
             with np.errstate(divide="ignore"):
                 log_probs = np.log(confidence[row][is_asked[row]])
-            yield row, Answer(self._example(sequence, row), int(nfe[row]), log_probs)
+            yield row, Answer(self._example(sequence, row), int(nfe[row]), log_probs, steps[row][is_asked[row]])
 
     def _example(self, rows, row: int) -> Example:
         return disassemble(self.vocabulary, jax.tree.map(lambda x: x[row], rows))[0]

@@ -166,11 +166,13 @@ def reveal(state: State, observation: Observation, choice: Choice, rules: Rules)
         remasked = choice.remask & ~state.is_masked & state.is_asked & observation.in_block & ~is_last[:, None]
     tokens = jnp.where(revealed, observation.proposal, jnp.where(remasked, rules.mask_id, state.sequence.tokens))
     confidence = jnp.where(revealed, observation.confidence, jnp.where(remasked, 0.0, state.commit_confidence))
+    commit_step = jnp.where(revealed, state.step[:, None] + 1, jnp.where(remasked, 0, state.commit_step))
     is_masked = (state.is_masked & ~revealed) | remasked
     if rules.eos_id is not None:
         ended = is_masked & _after_eos(tokens, is_masked, state, rules)
         tokens, is_masked = jnp.where(ended, rules.eos_id, tokens), is_masked & ~ended
         confidence = jnp.where(ended, 1.0, confidence)
+        commit_step = jnp.where(ended, state.step[:, None] + 1, commit_step)
     goes_on = jnp.zeros_like(is_active) if choice.goes_on is None else choice.goes_on & ~is_last
     if rules.gives_up_after is not None:
         gives_up = is_active & (state.block_step + 1 >= rules.gives_up_after)
@@ -188,6 +190,7 @@ def reveal(state: State, observation: Observation, choice: Choice, rules: Rules)
         proposal=jnp.where(candidates, observation.proposal, state.proposal),
         stable_for=stable_for,
         commit_confidence=confidence,
+        commit_step=commit_step,
     )
 
 

@@ -102,6 +102,8 @@ class State:
     """Number of consecutive evaluations that repeated the proposals of the one before, in the current block."""
     commit_confidence: Float[Array, "batch seq"]
     """Confidence of each token when it was revealed; 1 where it was given."""
+    commit_step: Int[Array, "batch seq"]
+    """Step, counted from 1, in which each token was revealed; 0 where it was given or is masked."""
 
     @property
     def is_done(self) -> Bool[Array, " batch"]:
@@ -221,4 +223,5 @@ def initial_state(sequence: TokenRows, keys: RowKeys, mask_id: int) -> State:
         proposal=jnp.zeros_like(sequence.tokens),
         stable_for=zero,
         commit_confidence=(~is_masked).astype(jnp.float32),
+        commit_step=jnp.zeros_like(sequence.tokens),
     )

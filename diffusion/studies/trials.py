@@ -75,7 +75,7 @@ class Outcome:
     """Result of one training."""
 
     loss: float
-    """Objective on held-out data with the update_average weights; infinite if training diverged."""
+    """Objective on held-out data with the averaged weights; infinite if training diverged."""
     last_loss: float
     """Objective on held-out data with the weights of the last step; infinite if training diverged."""
     curve: list[list[float]]

@@ -6,7 +6,9 @@ index may have been sent by someone else: each name in it is a plain one of the 
 """
 
 import json
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from trimask.diffusion.run.folder import staged
-from trimask.scripts.output.media_files import file_stem, write_animation
+from trimask.scripts.output.media_files import write_animation
 from trimask.scripts.output.presentation import ending_of, presentation_of
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.storage import configuration
@@ -25,7 +27,10 @@ from trimask.tokenizers.vocabulary import TEXT
 
 _INDEX = "index.jsonl"
 _TRACE = ".trace.jsonl"
-_FRAME_MILLISECONDS = 150
+FRAME_MILLISECONDS = 150
+_STEM_LENGTH = 60
+_STEM_BYTES = 120
+_ACCENTS = re.compile("([a-z])[\u0300-\u036f]+")
 
 
 @dataclass(frozen=True)
@@ -93,11 +98,11 @@ def write_answers(out: Path, outputs: Sequence[Answered], tokenizers: MediaToken
                 stem = file_stem(answer.title, partial(_is_taken, out, stems, ending))
                 stems.add(stem)
                 name = f"{stem}.{ending}"
-            _write_media(stage / name, answer.entry["to"], answer.media, tokenizers)
+            write_media(stage / name, answer.entry["to"], answer.media, tokenizers)
             entry = {**lines.get(name, {}), **answer.entry, "file": name}
             if answer.animation is not None:
                 entry["animation"] = Path(name).with_suffix(f".{answer.animation}").name
-                write_animation(stage / entry["animation"], answer.frames, _FRAME_MILLISECONDS)
+                write_animation(stage / entry["animation"], answer.frames, FRAME_MILLISECONDS)
             if answer.trace is not None:
                 entry["trace"] = Path(name).with_suffix(_TRACE).name
                 write_text(stage / entry["trace"], answer.trace)
@@ -106,11 +111,33 @@ def write_answers(out: Path, outputs: Sequence[Answered], tokenizers: MediaToken
         write_text(stage / _INDEX, text)
 
 
-def _write_media(path: Path, modality: str, media: Any, tokenizers: MediaTokenizers) -> None:
+def write_media(path: Path, modality: str, media: Any, tokenizers: MediaTokenizers) -> None:
+    """Writes one answer."""
     if modality == TEXT:
         write_text(path, media + "\n")
     else:
         presentation_of(modality).write(path, media, tokenizers.codec(modality))
+
+
+def file_stem(prompt: str, is_taken: Callable[[str], bool] = lambda _: False) -> str:
+    """A file name without its ending: the prompt's letters and digits, numbered if it is taken.
+
+    Latin letters lose their accents; those of other scripts stay as they are. Of signs alone it is their names.
+    """
+    plain = _ACCENTS.sub(r"\1", unicodedata.normalize("NFKD", prompt).casefold())
+    kept = "".join(c if unicodedata.category(c)[0] in "LMN" else "-" for c in unicodedata.normalize("NFC", plain))
+    if not re.sub("-", "", kept):  # emoji and signs
+        kept = "-".join(unicodedata.name(c, "").casefold().replace(" ", "-") for c in prompt if not c.isspace())
+    words = re.sub("-+", "-", kept).strip("-")[:_STEM_LENGTH]
+    while len(words.encode()) > _STEM_BYTES:
+        words = words[:-1]
+    stem = words.strip("-") or "untitled"
+    if not is_taken(stem):
+        return stem
+    number = 2
+    while is_taken(f"{stem}-{number}"):
+        number += 1
+    return f"{stem}-{number}"
 
 
 def _identity(entry: dict[str, Any]) -> str:

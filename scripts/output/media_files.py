@@ -4,10 +4,10 @@ An unknown token, code -1, is drawn as a hatched grey tile wherever it stands: o
 moments of a sound, in place of a word of a text. The same media give the same bytes (of an mp4, nearly always).
 """
 
+import base64
 import importlib.util
-import re
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+import io
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -27,9 +27,6 @@ from trimask.tokenizers.storage.files import replacing, written_to
 _MARGIN = 8
 _FONT_SIZE = 14
 _FRAME_WIDTH = 320
-_STEM_LENGTH = 60
-_STEM_BYTES = 120
-_ACCENTS = re.compile("([a-z])[\u0300-\u036f]+")
 _LAST_FRAME = 10
 """How many times as long the last frame of an animation stays."""
 
@@ -102,10 +99,33 @@ def write_png(path: Path, image: Image.Image) -> None:
         image.save(partial, "PNG")
 
 
+def png_bytes(image: Image.Image) -> bytes:
+    """What `write_png` writes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def write_wav(path: Path, waveform: Float32[np.ndarray, " samples"], sample_rate_hz: int) -> None:
     """Writes 16-bit PCM; what exceeds [-1, 1] is clipped."""
     with written_to(path), replacing(path) as partial:
-        soundfile.write(partial, np.clip(waveform, -1, 1), sample_rate_hz, subtype="PCM_16", format="WAV")
+        _write_wav(partial, waveform, sample_rate_hz)
+
+
+def wav_bytes(waveform: Float32[np.ndarray, " samples"], sample_rate_hz: int) -> bytes:
+    """What `write_wav` writes."""
+    buffer = io.BytesIO()
+    _write_wav(buffer, waveform, sample_rate_hz)
+    return buffer.getvalue()
+
+
+def _write_wav(file: Path | io.BytesIO, waveform: Float32[np.ndarray, " samples"], sample_rate_hz: int) -> None:
+    soundfile.write(file, np.clip(waveform, -1, 1), sample_rate_hz, subtype="PCM_16", format="WAV")
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """An address that holds all of a file, of a kind such as image/png."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def write_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int) -> None:
@@ -158,27 +178,6 @@ def _write_mp4(partial: Path, pages: Sequence[Image.Image], milliseconds: int) -
         for page in pages:
             container.mux(stream.encode(av.VideoFrame.from_image(page)))
         container.mux(stream.encode())
-
-
-def file_stem(prompt: str, is_taken: Callable[[str], bool] = lambda _: False) -> str:
-    """A file name without its ending: the prompt's letters and digits, numbered if it is taken.
-
-    Latin letters lose their accents; those of other scripts stay as they are. Of signs alone it is their names.
-    """
-    plain = _ACCENTS.sub(r"\1", unicodedata.normalize("NFKD", prompt).casefold())
-    kept = "".join(c if unicodedata.category(c)[0] in "LMN" else "-" for c in unicodedata.normalize("NFC", plain))
-    if not re.sub("-", "", kept):  # emoji and signs
-        kept = "-".join(unicodedata.name(c, "").casefold().replace(" ", "-") for c in prompt if not c.isspace())
-    words = re.sub("-+", "-", kept).strip("-")[:_STEM_LENGTH]
-    while len(words.encode()) > _STEM_BYTES:
-        words = words[:-1]
-    stem = words.strip("-") or "untitled"
-    if not is_taken(stem):
-        return stem
-    number = 2
-    while is_taken(f"{stem}-{number}"):
-        number += 1
-    return f"{stem}-{number}"
 
 
 def draw_unknown_picture(codes: Int[np.ndarray, "rows columns"], codec: MediaCodec) -> Image.Image:

@@ -15,6 +15,7 @@ from PIL import Image
 from rich.text import Text
 
 from trimask.scripts.output.media_files import (
+    data_uri,
     draw_sound,
     draw_text,
     draw_unknown_picture,
@@ -22,6 +23,7 @@ from trimask.scripts.output.media_files import (
     enlargement,
     image_grid,
     spectrogram_image,
+    wav_bytes,
     write_png,
     write_wav,
 )
@@ -62,6 +64,8 @@ class Presentation:
     """Writes several media and their captions as one file. None: a file each."""
     live: Callable[[Int[np.ndarray, "..."], Float[np.ndarray, "..."], Any], Text] = live_grid
     """What a terminal shows of codes on their way, with the confidence of each."""
+    player: Callable[[Any, Any], str] | None = None
+    """HTML that plays a medium; the last argument is the codec. None: its picture says enough."""
     quality: Quality | None = None
     """What `trimask inspect` measures. None: nothing."""
 
@@ -92,6 +96,11 @@ def _write_sounds(path: Path, waveforms: Sequence[np.ndarray], captions: Sequenc
     )
 
 
+def _sound_player(waveform: np.ndarray, codec: Any) -> str:
+    sound = data_uri("audio/wav", wav_bytes(waveform, codec.sample_rate_hz))
+    return f'<audio controls src="{sound}"></audio>'
+
+
 PRESENTATIONS: dict[str, Presentation] = {
     "image": Presentation(
         ending="png",
@@ -108,6 +117,7 @@ PRESENTATIONS: dict[str, Presentation] = {
         draw=draw_sound,
         picture=lambda waveform, codec: spectrogram_image(waveform, codec.sample_rate_hz),
         write_together=_write_sounds,
+        player=_sound_player,
         quality=Quality(
             name="mel",
             measure=lambda real, ours, codec: log_mel_distance_db(real, ours, codec.sample_rate_hz),

@@ -5,8 +5,6 @@ text.txt        what it writes                        unmasking.gif   a picture 
 loss.png  accuracy.png                                report.html     all of these in one file
 """
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -24,7 +22,16 @@ from trimask.diffusion.sampling.generator import Generator
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts.evaluate import shown_bits, shown_score
-from trimask.scripts.output.media_files import enlarged, enlargement, file_stem, image_grid, write_animation, write_png
+from trimask.scripts.output.answers import file_stem
+from trimask.scripts.output.media_files import (
+    data_uri,
+    enlarged,
+    enlargement,
+    image_grid,
+    png_bytes,
+    write_animation,
+    write_png,
+)
 from trimask.scripts.output.plots import plot_accuracy, plot_loss, training_seconds
 from trimask.scripts.output.presentation import PRESENTATIONS, frame_of, presentation_of
 from trimask.tokenizers.storage import configuration
@@ -92,8 +99,8 @@ def write_report(
         written=[Written(title, lines[:_SHOWN_LINES]) for title, lines in written],
         shown=shown_score,
         bits=shown_bits,
-        uri=lambda name: data_uri(run / name),
-        picture_uri=_png_uri,
+        uri=lambda name: file_uri(run / name),
+        picture_uri=lambda picture: data_uri("image/png", png_bytes(picture)),
     )
     path = run / "report.html"
     write_text(path, page)
@@ -112,17 +119,11 @@ def _whole_lines(run: Path) -> list[dict[str, Any]]:
     return whole
 
 
-def data_uri(path: Path) -> str:
+def file_uri(path: Path) -> str:
     """The file as an address that holds all of it."""
     kinds = {".png": "image/png", ".gif": "image/gif", ".wav": "audio/wav"}
     kind = kinds.get(path.suffix, "application/octet-stream")
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _png_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(kind, path.read_bytes())
 
 
 def _page(**content: Any) -> str:
@@ -171,7 +172,9 @@ def _in_turn(references: Sequence[str]) -> list[int]:
 def _framed(picture: Image.Image, is_wrong: bool) -> np.ndarray:
     """The picture with a coloured frame if it is wrong."""
     if is_wrong:
-        ImageDraw.Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=_WRONG, width=4)
+        ImageDraw.Draw(picture).rectangle(
+            (0, 0, picture.width - 1, picture.height - 1), outline=_WRONG, width=4
+        )
     return np.asarray(picture)
 
 

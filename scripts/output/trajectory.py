@@ -8,6 +8,7 @@ The first line of a trace says what was asked and what was known at the start. E
 Positions count the codes of what is made, in reading order; pieces are texts' only.
 """
 
+import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from jaxtyping import Int
 from rich.console import Group
 from rich.text import Text
 
@@ -56,6 +58,11 @@ class _Event:
 
 
 def trace_lines(tokenizers: MediaTokenizers, prompt: str, path: Sequence[Answer]) -> str:
+    """The trace of one request as the text of its file."""
+    return "".join(map(json_line, trace_of(tokenizers, prompt, path)))
+
+
+def trace_of(tokenizers: MediaTokenizers, prompt: str, path: Sequence[Answer]) -> list[dict[str, Any]]:
     """The trace of one request: its states before the first step and after every step."""
     target = path[0].example.segments[-1]
     start = target.codes.reshape(-1)
@@ -67,7 +74,7 @@ def trace_lines(tokenizers: MediaTokenizers, prompt: str, path: Sequence[Answer]
         "start": [None if code < 0 else int(code) for code in start],
         "pieces": [_piece(tokenizers, target.modality, code) for code in start],
     }
-    return "".join(map(json_line, [head, *_events(tokenizers, path)]))
+    return [head, *_events(tokenizers, path)]
 
 
 def _events(tokenizers: MediaTokenizers, path: Sequence[Answer]) -> Iterator[dict[str, Any]]:
@@ -98,12 +105,16 @@ def confidences(asked: Example, answer: Answer) -> np.ndarray:
 
 def trace_page(path: Path) -> Path:
     """Makes a page of a trace, beside it."""
-    head, *events = read_trace(path)
-    environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(_TEMPLATE.parent))
-    page = environment.get_template(_TEMPLATE.name).render(head=head, events=events)
     out = path.with_suffix(".html")
-    write_text(out, page)
+    write_page(out, read_trace(path))
     return out
+
+
+def write_page(path: Path, trace: Sequence[dict[str, Any]]) -> None:
+    """Writes the page of a trace."""
+    head, *events = trace
+    environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(_TEMPLATE.parent))
+    write_text(path, environment.get_template(_TEMPLATE.name).render(head=head, events=events))
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:
@@ -149,6 +160,24 @@ def _live_text(tokenizers: MediaTokenizers, codes: np.ndarray, confidence: np.nd
         else:
             text.append(_piece(tokenizers, TEXT, code) or "", style=colour(sure))
     return text
+
+
+def text_in_order(
+    tokenizers: MediaTokenizers, codes: Int[np.ndarray, " length"], steps: Int[np.ndarray, " length"]
+) -> str:
+    """HTML of a text in which each token has the number of the step that revealed it, the later the darker behind it.
+
+    Tokens of step 0 were given. EOS is left out.
+    """
+    spans = []
+    for code, step in zip(codes, steps, strict=True):
+        piece = html.escape(_piece(tokenizers, TEXT, code) or "")
+        if step == 0 or not piece:
+            spans.append(piece)
+            continue
+        shade = f"background: rgba(23, 105, 255, {0.1 + 0.4 * step / steps.max():.2f})"
+        spans.append(f'<span title="step {step}" style="{shade}">{piece}<sub>{step}</sub></span>')
+    return f'<div style="font: 1.1em monospace; white-space: pre-wrap">{"".join(spans)}</div>'
 
 
 def _codes(example: Example) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A copy of the project that may hold a mutant, and tests that run there under time limits.
 
-`import trimask` means the copy in every process that a test starts, since a folder of links stands first on PYTHONPATH.
+`import trimask` means the copy in every process that a test starts, since a folder with a link to it stands first on
+PYTHONPATH.
 The working tree is never touched.
 """
 
@@ -94,15 +95,18 @@ def make_copy(root: Path, files: Iterable[str], folder: Path, compiled: Path) ->
     rooms = rooms_of(root)
     for name, room in rooms.items():
         link = copy.site.joinpath(*name.split("."))
+        if link.parent.is_symlink():  # a package, named before its rooms, that finds them beside the copy of itself
+            continue
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(copy.tree / room)
     (folder / "tmp").mkdir()
     shutil.copy(Path(__file__).with_name("plugin.py"), copy.site / "mutation_plugin.py")
     code = "import sys\nfor name in sys.argv[1:]: print(__import__(name, fromlist=['']).__path__[0])"
     command = [sys.executable, "-c", code, *rooms]
-    found = subprocess.run(command, env=copy.environment(), check=True, capture_output=True, text=True).stdout.split()
-    if outside := [place for place in found if not Path(place).is_relative_to(copy.site)]:
-        raise RuntimeError(f"Python imports {', '.join(outside)} rather than the copy in {copy.site}")
+    how = {"cwd": copy.tree, "env": copy.environment(), "check": True, "capture_output": True, "text": True}
+    found = subprocess.run(command, **how).stdout.split()
+    if outside := [place for place in found if not Path(place).resolve().is_relative_to(copy.tree.resolve())]:
+        raise RuntimeError(f"Python imports {', '.join(outside)} rather than the copy in {copy.tree}")
     return copy
 
 
