@@ -11,7 +11,8 @@ import tyro
 
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.verification import BackgroundVerification
-from trimask.diffusion.evaluation.evaluate import EvaluateConfig, evaluate
+from trimask.diffusion.evaluation.evaluate import evaluate
+from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.evaluation.exam import ALL_TASKS
 from trimask.diffusion.evaluation.likelihood import Estimator
 from trimask.diffusion.evaluation.results import Bound, Evaluation, Samples, Score

@@ -15,7 +15,8 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.splits import SplitConfig
 from trimask.diffusion.evaluation import evaluate as evaluation
-from trimask.diffusion.evaluation.evaluate import EvaluateConfig, _unseen, evaluate
+from trimask.diffusion.evaluation.evaluate import _unseen, evaluate
+from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.evaluation.exam import Exam
 from trimask.diffusion.evaluation.held_out import HeldOut, TrainingExamples, spread
 from trimask.diffusion.evaluation.likelihood import num_asked, target_bits

@@ -10,7 +10,7 @@ Everything follows from the seed: the same call gives the same numbers, bit for 
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from trimask.diffusion.data.layout import Layout
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import is_test
+from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.evaluation.exam import ALL_TASKS, Exam, is_asked, judges_of, num_given, why_unjudged
 from trimask.diffusion.evaluation.held_out import HeldOut, TrainingExamples
 from trimask.diffusion.evaluation.intervals import ratio
@@ -27,35 +28,10 @@ from trimask.diffusion.evaluation.judges import NamedJudge
 from trimask.diffusion.evaluation.likelihood import num_asked, target_bits
 from trimask.diffusion.evaluation.results import Bound, Evaluation, Samples
 from trimask.diffusion.pretraining.trained_model import LoadedRun, require_same_vocabulary
-from trimask.diffusion.run.limits import WorkLimits
 from trimask.diffusion.run.progress import Report, silent
 from trimask.diffusion.sampling.generator import Generator
 from trimask.tokenizers.sequence import direct
-from trimask.tokenizers.storage.ranges import Checked, PositiveInt, Seed, Size
 from trimask.tokenizers.vocabulary import TEXT, Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(Checked):
-    """What to measure."""
-
-    splits: tuple[str, ...] | None = None
-    """Held-out splits; a dataset is evaluated on those it has. None: all whose name begins with test."""
-    judges: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Task, or "all" → names of judges, in place of the usual ones: exact_match of texts; label of media whose captions
-    are labels, else frechet."""
-    max_examples: PositiveInt | None = None
-    """At most so many examples of each split, evenly spread over it. None: all."""
-    bound_samples: Size = 16
-    """Masks per example for the bits per token."""
-    fit_examples: Size = 10_000
-    """At most so many training examples, evenly spread, for a judge to be fitted on."""
-    rows: Size = 128
-    """Examples in one batch: a matter of memory."""
-    seed: Seed = 0
-    """Of generation and masks."""
-    limits: WorkLimits = WorkLimits()
-    """What it may take."""
 
 
 def evaluate(

@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
-import jiwer
 import numpy as np
 from jaxtyping import Float
 
@@ -160,6 +159,8 @@ def number_of(text: str) -> Decimal | None:
 
 def word_error_rate(media: Sequence[str], references: Sequence[Mapping[str, Any]]) -> Scores:
     """Substituted, left-out and added words over words of the reference, of the whole set."""
+    import jiwer  # loads RapidFuzz, and only this judge needs it
+
     errors, words = [], []
     for text, reference in zip(media, references, strict=True):
         words.append(len(reference[TEXT].split()))

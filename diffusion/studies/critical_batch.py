@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.sde import SDEScaling
@@ -124,6 +123,8 @@ def fit(losses: Losses) -> Fit:
 
 
 def _fit_once(losses: Losses) -> tuple[float, float, dict[int, float]]:
+    from scipy.optimize import least_squares  # takes half a second to load
+
     horizons = sorted({horizon for horizon, _ in losses})
     points = [(horizons.index(horizon), s, loss) for (horizon, _), cell in losses.items() for s, loss in cell]
     of, steps, values = (np.array(column) for column in zip(*points, strict=True))

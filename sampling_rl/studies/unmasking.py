@@ -19,7 +19,6 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import spearmanr
 
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
@@ -271,6 +270,8 @@ def _number(way: dict[str, Any]) -> float:
 
 def _order(paths: Sequence[Sequence[Answer]]) -> tuple[float | None, list[float], list[float]]:
     """The last three fields of `Order`."""
+    from scipy.stats import spearmanr  # takes a second to load
+
     whens = [_when(path) for path in paths]
     correlations = [spearmanr(np.arange(len(when)), when).statistic for when in whens if len(set(when)) > 1]
     longest, most = max(len(when) for when in whens), max(int(when.max()) for when in whens)

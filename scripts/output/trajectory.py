@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from rich.console import Group
 from rich.text import Text
@@ -98,6 +97,8 @@ def confidences(asked: Example, answer: Answer) -> np.ndarray:
 
 def trace_page(path: Path) -> Path:
     """Makes a page of a trace, beside it."""
+    import jinja2  # generation imports this module and makes no page
+
     head, *events = read_trace(path)
     environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(_TEMPLATE.parent))
     page = environment.get_template(_TEMPLATE.name).render(head=head, events=events)
