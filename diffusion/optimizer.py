@@ -123,10 +123,6 @@ def adamw(knobs: Knobs) -> optax.GradientTransformation:
     """
     clip = optax.clip_by_global_norm(knobs.clip_norm)
 
-    def init(parameters):
-        zeros = jax.tree.map(jnp.zeros_like, parameters)
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros))
-
     def update(gradients, state, parameters):
         gradients, _ = clip.update(gradients, clip.init(parameters))
         count = optax.safe_increment(state.count)
@@ -143,7 +139,13 @@ def adamw(knobs: Knobs) -> optax.GradientTransformation:
         updates, mu, nu = jax.tree.transpose(structure, jax.tree.structure((0, 0, 0)), results)
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(moments, update)
+
+
+def moments(parameters: Any) -> optax.ScaleByAdamState:
+    """AdamW's state before the first step, whatever the knobs."""
+    zeros = jax.tree.map(jnp.zeros_like, parameters)
+    return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros))
 
 
 def averaged(average: Any, parameters: Any, decay: Float[Array, ""], steps: Int[Array, ""]) -> Any:

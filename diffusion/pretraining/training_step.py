@@ -1,7 +1,7 @@
 """The training step of the masked diffusion objective, and the state that it changes."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from trimask.diffusion.denoiser import DenoiserOutput
 from trimask.diffusion.loss import loss_and_metrics, target_counts
 from trimask.diffusion.masking import Noised, forward_process
 from trimask.diffusion.mesh import AXES, laid_out, own_rows, shardings, use_mesh
-from trimask.diffusion.optimizer import Knobs, adamw, averaged
+from trimask.diffusion.optimizer import Knobs, adamw, averaged, moments
 from trimask.diffusion.parametrization import parameter_multipliers, without_multipliers
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.warm_start import grown
@@ -89,9 +89,9 @@ class Pretraining:
         """`kappa` is that of the run's batch and horizon, see `sde.py`; `mesh` the devices to train on, if not one."""
         self.config, self.vocabulary, self.mesh = config, vocabulary, mesh
         abstract = nnx.eval_shape(lambda: self._new_model(jax.random.key(0)))
+        self._shapes = nnx.to_pure_dict(nnx.state(abstract))
+        self._multipliers = parameter_multipliers(abstract)
         self.optimizer = rescaled(config.optimizer, kappa)
-        self.knobs = self.optimizer.knobs(parameter_multipliers(abstract))
-        self.key = jax.random.key(config.seed)
         self.denoise = Network(nnx.graphdef(without_multipliers(abstract)))
         parts = config.model, config.masking, config.loss, config.accumulate, self.optimizer.schedule_alone
         self._program = self.denoise, vocabulary, mesh, repr(parts)
@@ -102,6 +102,16 @@ class Pretraining:
 
     def __hash__(self) -> int:
         return self._hash
+
+    @cached_property
+    def knobs(self) -> Knobs:
+        """The numbers of every parameter, made when the first step wants them: generation has no use for them."""
+        return self.optimizer.knobs(self._multipliers)
+
+    @cached_property
+    def key(self) -> PRNGKeyArray:
+        """The key of the run."""
+        return jax.random.key(self.config.seed)
 
     def _new_model(self, key: PRNGKeyArray) -> Transformer:
         return Transformer(self.config.model, self.vocabulary, self.config.parametrization, key=key)
@@ -127,7 +137,7 @@ class Pretraining:
 
     def abstract(self) -> TrainState:
         """Shapes, types and, on a mesh, places of the state, which takes no memory."""
-        state = jax.eval_shape(lambda key: self.state_of(self.new_parameters(key)), self.key)
+        state = jax.eval_shape(self.state_of, self._shapes)
         if self.mesh is None:
             return state
         places = shardings(state, self.mesh)
@@ -141,7 +151,7 @@ class Pretraining:
         """The state before the first step from these parameters."""
         average = jax.tree.map(jnp.copy, parameters)  # not the same buffers: `step` donates both
         step, tokens = jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.int32)
-        return TrainState(parameters, average, adamw(self.knobs).init(parameters), step, tokens)
+        return TrainState(parameters, average, moments(parameters), step, tokens)
 
     def model(self, parameters: Parameters) -> Transformer:
         """The network with these parameters."""

@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from trimask.diffusion.denoiser import Cache, Denoiser
 from trimask.diffusion.sampling import sampler
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.guidance import Guidance, generation_denoiser
 from trimask.diffusion.sampling.state import Memory, RowKeys, Rules, State, Strategy, start
-from trimask.tokenizers.sequence import Example, assemble, disassemble, stack
+from trimask.tokenizers.sequence import Example, TokenRows, assemble, disassemble, stack
 from trimask.tokenizers.vocabulary import Vocabulary
 
 
@@ -128,7 +128,7 @@ class Generator:
         """Requests of one bucket of lengths, `rows` at most at a time; a batch is filled up with repeats."""
         if not requests:
             return
-        keys = request_keys(requests, seed)
+        words = request_words(requests)
         by_length: dict[int, list[int]] = {}
         for number, request in enumerate(requests):
             by_length.setdefault(-(-request.length // self.bucket) * self.bucket, []).append(number)
@@ -137,7 +137,7 @@ class Generator:
                 chunk = numbers[first : first + self.rows]
                 filled = _filled(chunk, _batch_size(len(chunk), self.rows))
                 sequence = stack([assemble(self.vocabulary, [requests[n]], length) for n in filled])
-                yield chunk, start(sequence, _rows(keys, np.array(filled)), self.vocabulary.mask_id)
+                yield chunk, _start(np.uint32(seed & 0xFFFF_FFFF), words[filled], sequence, self.vocabulary.mask_id)
 
 
 SamplerParts = tuple[Guidance | None, Strategy, Rules]
@@ -209,20 +209,27 @@ def _advance(
     return state, memory, cache, state.is_done
 
 
-def request_keys(requests: Sequence[Example], seed: int) -> RowKeys:
-    """A key per request, from the seed, the request and how many equal ones came before it."""
+def request_words(requests: Sequence[Example]) -> UInt32[np.ndarray, "rows 2"]:
+    """What tells a request from all others: two words of a hash of it and of how many equal ones came before it."""
     digests = []
     for request, repeat in zip(requests, repeats(requests), strict=True):
         content = _content(request)
         content.update(str(repeat).encode())
         digests.append(np.frombuffer(content.digest()[:8], np.uint32))
-    return _folded(jax.random.key(seed), np.stack(digests))
+    return np.stack(digests)
 
 
 @jax.jit
-def _folded(base: PRNGKeyArray, words: UInt32[Array, "rows 2"]) -> RowKeys:
-    """The key with both words of every row folded in."""
+def request_keys(seed: UInt32[Array, ""], words: UInt32[Array, "rows 2"]) -> RowKeys:
+    """A key per request: the seed's, with both words of the request folded in."""
+    base = jax.random.key(seed)
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(base, row[0]), row[1]))(words)
+
+
+@partial(jax.jit, static_argnums=3)
+def _start(seed: UInt32[Array, ""], words: UInt32[Array, "rows 2"], sequence: TokenRows, mask_id: int) -> State:
+    """The state before the first step: one program, for each takes its time to be compiled, or read."""
+    return start(sequence, request_keys(seed, words), mask_id)
 
 
 def repeats(requests: Sequence[Example]) -> list[int]:
