@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trimask.configs.presets import PRESETS, Experiment, preset
+from trimask.scripts.compile_cache import Compiling
 from trimask.scripts.flags import ESCAPE, FLAGS, escaped
 from trimask.tokenizers.storage.files import printable
 
@@ -34,13 +35,19 @@ _only_flags = False
 
 
 def parse(kind: Any, arguments: list[str], command: str, description: str, default: Any = None) -> Any:
-    """The command's arguments as its dataclass; wrong ones end with a usage message and suggestions."""
+    """The command's arguments as its dataclass; wrong ones end with a usage message and suggestions.
+
+    What they say of compiling is settled here, before anything is compiled.
+    """
     given = {} if default is None else {"default": default}
     with FLAGS, _plain_errors(arguments):
         if _only_flags:
             with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # it has no other name so far
                 raise AskedForFlags(tyro.extras.get_parser(kind, prog=f"trimask {command}", **given))
-        return tyro.cli(kind, args=arguments, prog=f"trimask {command}", description=description, **given)
+        parsed = tyro.cli(kind, args=arguments, prog=f"trimask {command}", description=description, **given)
+    if isinstance(getattr(parsed, "compiling", None), Compiling):
+        parsed.compiling.settle()
+    return parsed
 
 
 class AskedForFlags(Exception):

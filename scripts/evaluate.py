@@ -18,6 +18,7 @@ from trimask.diffusion.evaluation.likelihood import Estimator
 from trimask.diffusion.evaluation.results import Bound, Evaluation, Samples, Score
 from trimask.diffusion.pretraining.trained_model import LoadedRun, load
 from trimask.scripts import cli, evaluate_likelihood
+from trimask.scripts.compile_cache import Compiling
 from trimask.scripts.console import console, parse, progress_report, say, table
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import require_replaceable
@@ -47,6 +48,7 @@ class Arguments(Checked):
     draws: Size = 16
     """Of --likelihood: masks per estimate, of which there are eight."""
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluateConfig)
+    compiling: Annotated[Compiling, tyro.conf.arg(name="")] = Compiling()
 
     def resolved(self) -> EvaluateConfig:
         """The configuration with all judges by task."""

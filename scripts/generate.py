@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -23,6 +23,7 @@ from trimask.diffusion.sampling.generator import Answer, Generator, repeats
 from trimask.diffusion.sampling.learned import describe_policy
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.scripts import cli
+from trimask.scripts.compile_cache import Compiling
 from trimask.scripts.console import console, joined, parse, progress_report, say
 from trimask.scripts.inputs import medium_reader, read_mask, read_prompts, spliced
 from trimask.scripts.output.answers import Answered, read_index, write_answers
@@ -96,6 +97,7 @@ class Arguments(Checked):
     """What it may take."""
     sampling: tyro.conf.OmitArgPrefixes[GenerationConfig] = GenerationConfig()
     """How. What is not given here is as the run was configured for what is asked, whatever default is shown."""
+    compiling: Annotated[Compiling, tyro.conf.arg(name="")] = Compiling()
 
     def __post_init__(self):
         super().__post_init__()

@@ -26,6 +26,7 @@ from trimask.diffusion.run.processes import ending_together, is_first, join
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
+from trimask.scripts.compile_cache import Compiling
 from trimask.scripts.console import console, option, parse_from_preset, say, table
 from trimask.scripts.output.samples import save_training_samples
 from trimask.tokenizers.storage import configuration
@@ -50,6 +51,7 @@ class Arguments:
     resume: bool = True
     """Continue the run in the folder; --no-resume refuses a folder that holds checkpoints."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    compiling: Annotated[Compiling, tyro.conf.arg(name="")] = Compiling()
 
 
 def run(

@@ -19,6 +19,7 @@ from trimask.diffusion.transformer import num_parameters
 from trimask.sampling_rl.problem_sets import from_prepared
 from trimask.sampling_rl.train_policy import PolicyTrainConfig, train_policy, trained_on
 from trimask.scripts import cli
+from trimask.scripts.compile_cache import Compiling
 from trimask.scripts.console import option, parse, progress_report, say
 from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, PositiveInt
 from trimask.tokenizers.vocabulary import TEXT
@@ -49,6 +50,7 @@ class Arguments(Checked):
     preset: str | None = None
     """Named settings whose values are the defaults."""
     config: Annotated[PolicyTrainConfig, tyro.conf.arg(name="")]
+    compiling: Annotated[Compiling, tyro.conf.arg(name="")] = Compiling()
 
 
 def run(arguments: Arguments) -> None:

@@ -5,11 +5,12 @@
 and of equally near codewords the one of lowest index.
 """
 
+from functools import cache
+
 import numpy as np
 from jaxtyping import Float32, Int, Num, Shaped
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-_THREADS = ThreadpoolController()  # once: looking for the libraries takes milliseconds
 _MANY = 1 << 32
 """Multiplications of a pass over all vectors beyond which k-means sees them in mini-batches."""
 _CANDIDATES = 3
@@ -82,10 +83,16 @@ def nearest_codeword(
     codes = np.empty(vectors.shape[:2], np.int32)
     # Item by item: BLAS may round a larger product differently; codes must not depend on the batch. On one
     # thread: for products this small, waiting for another core costs up to thirty times the work.
-    with _THREADS.limit(limits=1, user_api="blas"):
+    with _threads().limit(limits=1, user_api="blas"):
         for item, rows in enumerate(vectors):
             codes[item] = np.argmin(half_norms - rows.astype(np.float64) @ codewords.T, axis=1)
     return codes
+
+
+@cache
+def _threads() -> ThreadpoolController:
+    """Looks for the libraries once, which takes milliseconds."""
+    return ThreadpoolController()
 
 
 def check_codes(codes: Shaped[np.ndarray, "..."], size: int) -> None:
