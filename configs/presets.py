@@ -7,7 +7,7 @@ from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.reading_config import PictureConfig
 from trimask.diffusion.data.sources import SourceConfig
-from trimask.diffusion.evaluation.evaluate import EvaluateConfig
+from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig
 from trimask.diffusion.mesh import MeshConfig

@@ -126,10 +126,6 @@ def adamw(hyperparameters: Hyperparameters) -> optax.GradientTransformation:
     """
     clip = optax.clip_by_global_norm(hyperparameters.clip_norm)
 
-    def init(parameters):
-        zeros = jax.tree.map(jnp.zeros_like, parameters)
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros))
-
     def update(gradients, state, parameters):
         gradients, _ = clip.update(gradients, clip.init(parameters))
         count = optax.safe_increment(state.count)
@@ -146,7 +142,13 @@ def adamw(hyperparameters: Hyperparameters) -> optax.GradientTransformation:
         updates, mu, nu = jax.tree.transpose(structure, jax.tree.structure((0, 0, 0)), results)
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(moments, update)
+
+
+def moments(parameters: Any) -> optax.ScaleByAdamState:
+    """AdamW's state before the first step, whatever the hyperparameters."""
+    zeros = jax.tree.map(jnp.zeros_like, parameters)
+    return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros))
 
 
 def update_average(average: Any, parameters: Any, decay: Float[Array, ""], steps: Int[Array, ""]) -> Any:

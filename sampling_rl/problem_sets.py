@@ -21,7 +21,7 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.readers import puzzles
 from trimask.diffusion.data.readers.lines import blocks_of, records_of
 from trimask.diffusion.data.records import BadRecord
-from trimask.diffusion.evaluation.evaluate import EvaluateConfig
+from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.evaluation.exam import choose_judges, question, reference
 from trimask.diffusion.evaluation.held_out import HeldOutExamples, TrainingExamples, evenly_spaced
 from trimask.diffusion.evaluation.judges import Judge, NamedJudge, final_number, number_of

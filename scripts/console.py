@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trimask.configs.presets import PRESETS, Experiment, preset
+from trimask.scripts.compile_cache import Compiling
 from trimask.scripts.flags import ESCAPE, FLAGS, escaped
 from trimask.tokenizers.storage.files import printable
 
@@ -44,7 +45,10 @@ def parse(kind: Any, arguments: list[str], command: str, description: str, defau
         if _parser_only:
             with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # it has no other name so far
                 raise ParserRequested(tyro.extras.get_parser(kind, prog=f"trimask {command}", **given))
-        return tyro.cli(kind, args=arguments, prog=f"trimask {command}", description=description, **given)
+        parsed = tyro.cli(kind, args=arguments, prog=f"trimask {command}", description=description, **given)
+    if isinstance(getattr(parsed, "compiling", None), Compiling):
+        parsed.compiling.settle()
+    return parsed
 
 
 class ParserRequested(Exception):

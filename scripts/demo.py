@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from trimask.configs.presets import Experiment, preset
 from trimask.scripts import cli, evaluate, prepare, train
+from trimask.scripts.compile_cache import Compiling
 from trimask.scripts.console import console, parse, say
 from trimask.scripts.output.report import write_report
 
@@ -25,6 +27,7 @@ class Arguments:
     """Name of the experiment, a preset of `trimask train`."""
     data: Path | None = None
     """Folder for the prepared data. None: data/PRESET."""
+    compiling: Annotated[Compiling, tyro.conf.arg(name="")] = Compiling()
 
 
 def run(folder: Path, data: Path, experiment: Experiment) -> Path:

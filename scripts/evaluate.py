@@ -10,12 +10,14 @@ from typing import Annotated, Literal
 import tyro
 
 from trimask.diffusion.data.verification import BackgroundVerification
-from trimask.diffusion.evaluation.evaluate import EvaluateConfig, evaluate
+from trimask.diffusion.evaluation.evaluate import evaluate
+from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.evaluation.exam import ALL_TASKS
 from trimask.diffusion.evaluation.likelihood import Estimator
 from trimask.diffusion.evaluation.results import Bound, Evaluation, Samples, Score
 from trimask.diffusion.pretraining.trained_model import LoadedRun, load
 from trimask.scripts import cli, evaluate_likelihood
+from trimask.scripts.compile_cache import Compiling
 from trimask.scripts.console import console, parse, progress_report, say, table
 from trimask.scripts.inputs import prepared_of
 from trimask.tokenizers.storage import configuration
@@ -48,6 +50,7 @@ class Arguments(Checked):
     draws: Size = 16
     """Number of random masks in each of the eight estimates of a likelihood."""
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluateConfig)
+    compiling: Annotated[Compiling, tyro.conf.arg(name="")] = Compiling()
 
     def resolved(self) -> EvaluateConfig:
         """The configuration with the judges of --judge added."""

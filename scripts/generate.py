@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.live import Live
@@ -17,6 +17,7 @@ from rich.live import Live
 from trimask.diffusion.pretraining.trained_model import LoadedRun, load
 from trimask.diffusion.sampling.generator import Answer
 from trimask.scripts import cli
+from trimask.scripts.compile_cache import Compiling
 from trimask.scripts.console import console, joined, parse, progress_report, say
 from trimask.scripts.output.answers import Answered, read_index, write_answers
 from trimask.scripts.output.media_files import require_mp4
@@ -50,6 +51,7 @@ class Arguments(Asked):
     """Step of the checkpoint, or the best by the run's best_metric. None: the newest."""
     out: Path | None = None
     """Folder to write to. None: generated/ in the run folder."""
+    compiling: Annotated[Compiling, tyro.conf.arg(name="")] = Compiling()
 
     def __post_init__(self):
         super().__post_init__()

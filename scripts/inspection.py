@@ -26,7 +26,7 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.splits import TRAIN, is_test
 from trimask.diffusion.data.verification import require_none
-from trimask.diffusion.evaluation.evaluate import EvaluateConfig
+from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.evaluation.exam import label_judge, score_value
 from trimask.diffusion.evaluation.results import Evaluation
 from trimask.diffusion.parametrization import MODULES, PARAMETER_CLASSES, parameter_modules

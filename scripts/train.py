@@ -26,6 +26,7 @@ from trimask.diffusion.run.processes import ending_together, is_first, join
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
+from trimask.scripts.compile_cache import Compiling
 from trimask.scripts.console import console, option, parse_from_preset, say, table
 from trimask.scripts.output.samples import save_training_samples
 from trimask.tokenizers.storage import configuration
@@ -51,6 +52,7 @@ class Arguments:
     resume: bool = True
     """Resume the run in the folder if there is one; --no-resume refuses a folder that has checkpoints."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    compiling: Annotated[Compiling, tyro.conf.arg(name="")] = Compiling()
 
 
 def run(

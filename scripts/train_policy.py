@@ -22,6 +22,7 @@ from trimask.sampling_rl.problem_sets import from_prepared
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.train_policy import PolicyTrainConfig, problems_summary, train_policy
 from trimask.scripts import cli
+from trimask.scripts.compile_cache import Compiling
 from trimask.scripts.console import option, parse, progress_report, say
 from trimask.scripts.inputs import prepared_of
 from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, PositiveInt
@@ -54,6 +55,7 @@ class Arguments(Checked):
     preset: str | None = None
     """Name of a preset whose values are the defaults. None: general defaults."""
     config: Annotated[PolicyTrainConfig, tyro.conf.arg(name="")]
+    compiling: Annotated[Compiling, tyro.conf.arg(name="")] = Compiling()
 
 
 def run(arguments: Arguments) -> None:

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 from trimask.diffusion.denoiser import DenoiserOutput
 from trimask.diffusion.sampling.generation_config import GenerationConfig, strategy_parameters
-from trimask.diffusion.sampling.generator import request_keys
+from trimask.diffusion.sampling.generator import request_keys, request_words
 from trimask.diffusion.sampling.state import Choice, State, initial_state
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.diffusion.schedule import SCHEDULES as TABLE
@@ -167,4 +167,4 @@ def text_request(codes) -> Example:
 
 def begin(requests, length: int, seed: int = 0) -> State:
     rows = jax.tree.map(jnp.asarray, stack_rows([assemble(VOCABULARY, [r], length) for r in requests]))
-    return initial_state(rows, request_keys(requests, seed), MASK)
+    return initial_state(rows, request_keys(np.uint32(seed), request_words(requests)), MASK)

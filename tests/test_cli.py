@@ -217,7 +217,7 @@ def test_the_allocator_is_settled_unless_the_user_settled_it(monkeypatch):
     for name in ("MALLOC_ARENA_MAX", "TF_CPP_MIN_LOG_LEVEL"):
         monkeypatch.delenv(name)
     cli.settle_process()
-    assert asked == [(-4, 0), (-1, -1), (-2, 256 << 20), (-8, 1)] and os.environ["TF_CPP_MIN_LOG_LEVEL"] == "2"
+    assert asked == [(-4, 0), (-1, -1), (-2, 256 << 20), (-8, 1)] and os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3"
 
 
 def test_the_command_line_runs_as_a_script_too():

@@ -83,7 +83,7 @@ def test_every_command_has_the_flags_of_its_help(scripts, here, capsys, monkeypa
         (["generate", "runs/tiny", "--strategy", ""], [*STRATEGIES, "policies"]),
         (["train", "runs/tiny", "--optimizer.schedule", "c"], ["cosine", "constant"]),
         (["evaluate", "runs/tiny", "--checkpoint", ""], ["best"]),
-        (["train", "runs/tiny", "--no-"], ["--no-resume"]),
+        (["train", "runs/tiny", "--no-r"], ["--no-resume"]),
         (["evaluate", ""], ["runs"]),
         (["evaluate", "runs/"], ["runs/my own", "runs/tiny"]),
         (["evaluate", "runs/t"], ["runs/tiny"]),

@@ -15,7 +15,8 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.split_rules import SplitConfig
 from trimask.diffusion.evaluation import evaluate as evaluation
-from trimask.diffusion.evaluation.evaluate import EvaluateConfig, _beyond_training, evaluate
+from trimask.diffusion.evaluation.evaluate import _beyond_training, evaluate
+from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.evaluation.exam import Exam
 from trimask.diffusion.evaluation.held_out import HeldOutExamples, TrainingExamples, evenly_spaced
 from trimask.diffusion.evaluation.likelihood import num_asked, target_bits

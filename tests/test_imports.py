@@ -47,6 +47,10 @@ PAPER = "diffusion"
 MODULES = sorted(path for room in (*TOP, PUBLIC) for path in (ROOT / room).rglob("*.py"))
 SOURCES = [*MODULES, *sorted((ROOT / "tests").glob("*.py"))]
 UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+SLOW = {
+    "grain", "jinja2", "jiwer", "matplotlib", "pyarrow", "scipy", "sklearn", "tensorboardX", "tensorflow_datasets"
+}  # fmt: skip
+"""Packages that take from a hundredth of a second to seconds to load, and that few commands use."""
 
 
 class Import(NamedTuple):
@@ -160,20 +164,29 @@ def test_tests_are_named_for_a_module():
 
 
 def test_what_loads_slowly_is_loaded_where_it_is_used():
-    """But by modules that themselves are: of the embedded dataset, and of studies."""
+    """But by modules that themselves are: of TFDS, and of reports and figures."""
     at_once = {
         "diffusion/data/readers/digits.py",
-        "diffusion/studies/critical_batch.py",
-        "sampling_rl/studies/unmasking.py",
+        "diffusion/data/readers/tfds_records.py",
+        "diffusion/studies/findings.py",
+        "scripts/output/plots.py",
+        "scripts/output/report.py",
     }
     found = {
         str(path.relative_to(ROOT))
         for path in MODULES
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.Import | ast.ImportFrom)
-        and {one.top for one in imports_of(ast.unparse(node), path)} & {"sklearn", "scipy"}
+        and {one.top for one in imports_of(ast.unparse(node), path)} & SLOW
     }
     assert found == at_once
+
+
+def test_generation_loads_nothing_that_only_other_commands_need():
+    apart = SLOW | {"gymnasium", "trimask.diffusion.evaluation.judges", "trimask.sampling_rl.train_policy"}
+    code = f"import sys, trimask.scripts.generate; print(*{apart} & set(sys.modules))"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == []
 
 
 def test_rooms_are_imported_by_their_one_name(imports):

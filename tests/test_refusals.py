@@ -12,7 +12,7 @@ from trimask.diffusion.data.readers.tfds_records import EmbeddedDigits
 from trimask.diffusion.data.reading_config import PictureConfig
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.split_rules import SplitConfig
-from trimask.diffusion.evaluation.evaluate import EvaluateConfig
+from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig
 from trimask.diffusion.mesh import MeshConfig

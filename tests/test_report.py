@@ -13,7 +13,7 @@ from PIL import Image
 
 from trimask.configs.presets import PRESETS, Experiment
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.evaluation.evaluate import EvaluateConfig
+from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.evaluation.results import Evaluation, Samples
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining.description import TrainConfig

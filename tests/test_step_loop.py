@@ -10,6 +10,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -273,8 +274,8 @@ def test_the_bar_shows_steps_loss_and_rate():
 def test_as_many_batches_are_ahead_as_the_configuration_says(monkeypatch):
     asked = []
     for name in ("MultiprocessingOptions", "ReadOptions"):
-        kind = getattr(step_loop.grain, name)
-        monkeypatch.setattr(step_loop.grain, name, lambda *of, kind=kind, **how: asked.append(how) or kind(*of, **how))
+        kind = getattr(grain, name)
+        monkeypatch.setattr(grain, name, lambda *of, kind=kind, **how: asked.append(how) or kind(*of, **how))
     step_loop.prefetched(abs, 0, 9, LoopConfig(workers=0, prefetch=5))
     step_loop.prefetched(abs, 0, 9, LoopConfig(workers=3, prefetch=5))
     in_thread, of_processes, in_process = asked

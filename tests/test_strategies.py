@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from trimask.diffusion.sampling import sampler
 from trimask.diffusion.sampling.generation_config import GenerationConfig, require_used_fields, strategy_parameters
-from trimask.diffusion.sampling.generator import Generator, request_keys
+from trimask.diffusion.sampling.generator import Generator, request_keys, request_words
 from trimask.diffusion.sampling.learned import LearnedStrategy
 from trimask.diffusion.sampling.policy import PolicyConfig, new_policy_parameters
 from trimask.diffusion.sampling.state import Observation, initial_state
@@ -312,7 +312,7 @@ def frequencies(denoise, config):
     request = text_request([-1, -1, -1])
     row = assemble(fakes.VOCABULARY, [request], 5)
     rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (COUNT, *x.shape)), row)
-    state = initial_state(rows, request_keys([request] * COUNT, 0), fakes.MASK)
+    state = initial_state(rows, request_keys(np.uint32(0), request_words([request] * COUNT)), fakes.MASK)
     rules = dataclasses.replace(config.rules(fakes.VOCABULARY), eos_id=None)
     final, _ = SAMPLE(denoise, config.strategy_function, rules, state)
     codes = np.asarray(final.sequence.tokens)[:, 2:5] - fakes.TEXT_IDS.start

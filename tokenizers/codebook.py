@@ -5,11 +5,12 @@
 Among equally near codewords the one with the lowest index is taken.
 """
 
+from functools import cache
+
 import numpy as np
 from jaxtyping import Float32, Int, Num, Shaped
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-_THREADS = ThreadpoolController()  # kept: finding the libraries takes milliseconds
 _MAX_FULL_BATCH_PRODUCTS = 1 << 32
 """Multiplications per pass over all vectors above which k-means uses mini-batches."""
 _CANDIDATES_PER_CODEWORD = 3
@@ -82,10 +83,16 @@ def nearest_codeword(
     codes = np.empty(vectors.shape[:2], np.int32)
     # Item by item, because BLAS may round a larger product differently and codes must not depend on the batch. On one
     # thread, because for products this small waiting for another core costs up to thirty times the work.
-    with _THREADS.limit(limits=1, user_api="blas"):
+    with _threads().limit(limits=1, user_api="blas"):
         for item, rows in enumerate(vectors):
             codes[item] = np.argmin(half_norms - rows.astype(np.float64) @ codewords.T, axis=1)
     return codes
+
+
+@cache
+def _threads() -> ThreadpoolController:
+    """Controller of the libraries' threads, kept because finding the libraries takes milliseconds."""
+    return ThreadpoolController()
 
 
 def check_codes(codes: Shaped[np.ndarray, "..."], size: int) -> None:

@@ -10,7 +10,7 @@ The results are determined by the seed: the same call gives the same numbers, bi
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from trimask.diffusion.data.layout import Layout
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import is_test
+from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.evaluation.exam import (
     ALL_TASKS,
     Exam,
@@ -35,35 +36,10 @@ from trimask.diffusion.evaluation.judges import NamedJudge
 from trimask.diffusion.evaluation.likelihood import num_asked, target_bits
 from trimask.diffusion.evaluation.results import Bound, Evaluation, Samples
 from trimask.diffusion.pretraining.trained_model import LoadedRun, require_same_vocabulary
-from trimask.diffusion.run.limits import WorkLimits
 from trimask.diffusion.run.progress import Report, silent
 from trimask.diffusion.sampling.generator import Generator
 from trimask.tokenizers.sequence import make_example
-from trimask.tokenizers.storage.ranges import Checked, PositiveInt, Seed, Size
 from trimask.tokenizers.vocabulary import TEXT, Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(Checked):
-    """What an evaluation measures, and on how many examples."""
-
-    splits: tuple[str, ...] | None = None
-    """Held-out splits; each dataset is evaluated on those that it has. None: all whose name begins with test."""
-    judges: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Names of judges for a task, or for "all", by the task's name. Tasks without one are judged by exact_match if they
-    generate text; else by label if captions are labels, and by frechet if not."""
-    max_examples: PositiveInt | None = None
-    """Most examples of each split, evenly spaced over it. None: all."""
-    bound_samples: Size = 16
-    """Number of random masks per example with which bits per token are estimated."""
-    fit_examples: Size = 10_000
-    """Most training examples, evenly spaced, on which a judge is fitted."""
-    rows: Size = 128
-    """Most examples per batch, which memory limits."""
-    seed: Seed = 0
-    """Seed of generation and of the masks for bits per token."""
-    limits: WorkLimits = WorkLimits()
-    """Most memory and time that the evaluation may use."""
 
 
 def evaluate(

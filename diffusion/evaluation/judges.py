@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
-import jiwer
 import numpy as np
 from jaxtyping import Float
 
@@ -170,6 +169,8 @@ def number_of(text: str) -> Decimal | None:
 
 def word_error_rate(media: Sequence[str], references: Sequence[Mapping[str, Any]]) -> Scores:
     """Word error rate of the whole set: substituted, deleted and inserted words over words of the references."""
+    import jiwer  # loads RapidFuzz, and only this judge needs it
+
     errors, words = [], []
     for text, reference in zip(media, references, strict=True):
         words.append(len(reference[TEXT].split()))

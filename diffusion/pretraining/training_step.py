@@ -1,7 +1,7 @@
 """The training step of the masked diffusion objective, its state, and the batches it takes."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from trimask.diffusion.denoiser import DenoiserOutput
 from trimask.diffusion.loss import loss_and_metrics, target_counts
 from trimask.diffusion.masking import Noised, forward_process
 from trimask.diffusion.mesh import AXES, constrain_parameters, local_rows, shardings, use_mesh
-from trimask.diffusion.optimizer import Hyperparameters, adamw, update_average
+from trimask.diffusion.optimizer import Hyperparameters, adamw, moments, update_average
 from trimask.diffusion.parametrization import parameter_multipliers, without_multipliers
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.warm_start import grown_parameters
@@ -95,9 +95,9 @@ class Pretraining:
         """`kappa` is κ of the run's batch and horizon (`sde.py`); `mesh` is that of its devices, None for one."""
         self.config, self.vocabulary, self.mesh = config, vocabulary, mesh
         abstract = nnx.eval_shape(lambda: self._new_model(jax.random.key(0)))
+        self._shapes = nnx.to_pure_dict(nnx.state(abstract))
+        self._multipliers = parameter_multipliers(abstract)
         self.optimizer = rescaled(config.optimizer, kappa)
-        self.hyperparameters = self.optimizer.hyperparameters(parameter_multipliers(abstract))
-        self.key = jax.random.key(config.seed)
         self.denoise = Network(nnx.graphdef(without_multipliers(abstract)))
         parts = config.model, config.masking, config.loss, config.accumulate, self.optimizer.schedule_only
         self._program = self.denoise, vocabulary, mesh, repr(parts)
@@ -108,6 +108,16 @@ class Pretraining:
 
     def __hash__(self) -> int:
         return self._hash
+
+    @cached_property
+    def hyperparameters(self) -> Hyperparameters:
+        """Hyperparameters of every parameter, computed when the first step needs them: generation does not."""
+        return self.optimizer.hyperparameters(self._multipliers)
+
+    @cached_property
+    def key(self) -> PRNGKeyArray:
+        """Random key of the run."""
+        return jax.random.key(self.config.seed)
 
     def _new_model(self, key: PRNGKeyArray) -> Transformer:
         return Transformer(self.config.model, self.vocabulary, self.config.parametrization, key=key)
@@ -134,7 +144,7 @@ class Pretraining:
 
     def abstract(self) -> TrainState:
         """Shapes, types and, on a mesh, shardings of the state, without its arrays."""
-        state = jax.eval_shape(lambda key: self._initial_state(self.new_parameters(key)), self.key)
+        state = jax.eval_shape(self._initial_state, self._shapes)
         if self.mesh is None:
             return state
         return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), state, shardings(state, self.mesh))
@@ -147,7 +157,7 @@ class Pretraining:
         """State before the first step, with these parameters."""
         average = jax.tree.map(jnp.copy, parameters)  # not the same buffers: `step` donates both
         step, tokens = jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.int32)
-        return TrainState(parameters, average, adamw(self.hyperparameters).init(parameters), step, tokens)
+        return TrainState(parameters, average, moments(parameters), step, tokens)
 
     def model(self, parameters: Parameters) -> Transformer:
         """The network with these parameters."""

@@ -12,9 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from trimask.diffusion.run.folder import json_line, keep_lines_until, read_step_lines, writing
 from trimask.diffusion.run.processes import is_first
@@ -45,9 +42,12 @@ class MetricsLog:
         self._folder, self._path = folder, folder / "metrics.jsonl"
         self._sums: dict[str, Any] = {}
         self._items = 0
-        self._board: EventsWriter | None = None
+        self._board: Any = None
         if not is_first():
             return
+        from tensorboardX.event_file_writer import EventsWriter  # loaded here, for only training needs it
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
         with writing(folder):
             keep_lines_until(self._path, start)
             (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
@@ -87,6 +87,9 @@ class MetricsLog:
         self._sums, self._items = {}, 0
         if self._board is None:
             return values
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         with writing(self._folder):
             append_text(self._path, json_line({"step": step, **values}))
             for name, value in values.items():

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import grain
 import jax
 import numpy as np
 from absl import flags
@@ -167,6 +166,8 @@ def _agreed_fault(fault: str | None, state: Any) -> str | None:
 
 def prefetched(batch: Callable[[int], Any], start: int, stop: int, config: LoopConfig) -> Iterator[tuple[int, Any]]:
     """Yields (step, batch) in order, prepared ahead by a thread or by worker processes."""
+    import grain  # takes a tenth of a second to load, and only training needs it
+
     numbered = grain.MapDataset.range(start, stop).map(partial(_numbered, batch))
     if config.workers == 0:
         return iter(numbered.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch)))
@@ -181,7 +182,7 @@ def prefetched(batch: Callable[[int], Any], start: int, stop: int, config: LoopC
     return _copied(shared)
 
 
-def _copied(shared: grain.IterDataset) -> Iterator[tuple[int, Any]]:
+def _copied(shared: Any) -> Iterator[tuple[int, Any]]:
     """Copies batches out of Grain's shared memory, and ends its worker processes when the iteration ends."""
     iterator = iter(shared)
     try:

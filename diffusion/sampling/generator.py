@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from trimask.diffusion.denoiser import Cache, Denoiser
 from trimask.diffusion.sampling import sampler
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.guidance import Guidance, generation_denoiser
 from trimask.diffusion.sampling.state import Memory, RowKeys, Rules, State, Strategy, initial_state
-from trimask.tokenizers.sequence import Example, assemble, disassemble, stack_rows
+from trimask.tokenizers.sequence import Example, TokenRows, assemble, disassemble, stack_rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
 
@@ -137,7 +137,7 @@ class Generator:
         """Indices of a batch's requests, of one padded length, and its state before the first step."""
         if not requests:
             return
-        keys = request_keys(requests, seed)
+        words = request_words(requests)
         by_length: dict[int, list[int]] = {}
         for number, request in enumerate(requests):
             by_length.setdefault(-(-request.length // self.bucket) * self.bucket, []).append(number)
@@ -146,7 +146,8 @@ class Generator:
                 chunk = numbers[first : first + self.rows]
                 filled = _with_repeats(chunk, _batch_size(len(chunk), self.rows))
                 sequence = stack_rows([assemble(self.vocabulary, [requests[n]], length) for n in filled])
-                yield chunk, initial_state(sequence, _take_rows(keys, np.array(filled)), self.vocabulary.mask_id)
+                seed32 = np.uint32(seed & 0xFFFF_FFFF)
+                yield chunk, _initial_state(seed32, words[filled], sequence, self.vocabulary.mask_id)
 
 
 SamplerParts = tuple[Guidance | None, Strategy, Rules]
@@ -222,20 +223,27 @@ def _advance(
     return state, memory, cache, state.is_done
 
 
-def request_keys(requests: Sequence[Example], seed: int) -> RowKeys:
-    """One random key per request, from the seed, the request and the number of equal requests before it."""
+def request_words(requests: Sequence[Example]) -> UInt32[np.ndarray, "rows 2"]:
+    """Two words per request that tell it from all others: of a hash of it and of the number of equal ones before it."""
     digests = []
     for request, repeat in zip(requests, occurrence_numbers(requests), strict=True):
         content = _content_hash(request)
         content.update(str(repeat).encode())
         digests.append(np.frombuffer(content.digest()[:8], np.uint32))
-    return _fold_in(jax.random.key(seed), np.stack(digests))
+    return np.stack(digests)
 
 
 @jax.jit
-def _fold_in(base: PRNGKeyArray, words: UInt32[Array, "rows 2"]) -> RowKeys:
-    """The base key, with both words of every row folded in."""
+def request_keys(seed: UInt32[Array, ""], words: UInt32[Array, "rows 2"]) -> RowKeys:
+    """One random key per request: that of the seed, with both words of the request folded in."""
+    base = jax.random.key(seed)
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(base, row[0]), row[1]))(words)
+
+
+@partial(jax.jit, static_argnums=3)
+def _initial_state(seed: UInt32[Array, ""], words: UInt32[Array, "rows 2"], rows: TokenRows, mask_id: int) -> State:
+    """The state before the first step, in one program: each takes its time to be compiled, or read."""
+    return initial_state(rows, request_keys(seed, words), mask_id)
 
 
 def occurrence_numbers(requests: Sequence[Example]) -> list[int]:

@@ -53,12 +53,13 @@ def guided(denoise: Denoiser, guidance: Guidance, mask_id: int) -> Denoiser:
     the interval, only the conditional pass is made.
     """
 
-    def two_passes(sequence: TokenRows, positions, cache):
+    def two_passes(sequence: TokenRows, positions, cache) -> DenoiserOutput:
         hidden = sequence.replace(tokens=jnp.where(sequence.is_condition, mask_id, sequence.tokens))
         both = jax.tree.map(lambda *rows: jnp.concatenate(rows), sequence, hidden)
-        output = denoise(both, None if positions is None else jnp.concatenate([positions, positions]), cache)
-        features = _halves(output.features)
-        return features, _halves(output.hidden)[0], output.cache
+        return denoise(both, None if positions is None else jnp.concatenate([positions, positions]), cache)
+
+    def parts(output: DenoiserOutput):
+        return _halves(output.features), _halves(output.hidden)[0], output.cache
 
     def one_pass(sequence: TokenRows, positions, cache):
         output = denoise(sequence, positions, None if cache is None else _halves(cache)[0])
@@ -69,13 +70,15 @@ def guided(denoise: Denoiser, guidance: Guidance, mask_id: int) -> Denoiser:
     def transformed(sequence: TokenRows, positions=None, cache=None):
         is_guided = _is_inside(sequence, guidance, mask_id)
         if guidance.interval is None:
-            features, hidden, new_cache = two_passes(sequence, positions, cache)
+            output = two_passes(sequence, positions, cache)
+            features, hidden, new_cache = parts(output)
+            inner = output.read
         else:
             features, hidden, new_cache = jax.lax.cond(
-                is_guided.any(), two_passes, one_pass, sequence, positions, cache
+                is_guided.any(), lambda *arguments: parts(two_passes(*arguments)), one_pass, sequence, positions, cache
             )
-        # Only `read` is used of this call; the compiler drops the rest.
-        inner = denoise(sequence, positions, None if cache is None else _halves(cache)[0]).read
+            # Only `read` is used of this call; the compiler drops the rest.
+            inner = denoise(sequence, positions, None if cache is None else _halves(cache)[0]).read
 
         def read(features, inner):
             (conditional, unconditional), is_guided = features

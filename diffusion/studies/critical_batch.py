@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.sde import SDEScaling
@@ -141,6 +140,8 @@ def fit_critical_steps(losses: Losses) -> CriticalBatchFit:
 
 def _fit_once(losses: Losses) -> tuple[float, float, dict[int, float]]:
     """S_crit, p and plateaus. The unknowns are log S_crit, p, and log L_D of every horizon."""
+    from scipy.optimize import least_squares  # takes half a second to load
+
     horizons = sorted({horizon for horizon, _ in losses})
     points = [(horizons.index(horizon), s, loss) for (horizon, _), cell in losses.items() for s, loss in cell]
     horizon_index, steps, values = (np.array(column) for column in zip(*points, strict=True))

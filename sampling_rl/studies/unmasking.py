@@ -18,7 +18,6 @@ from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import spearmanr
 
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.pretraining.trained_model import load
@@ -286,6 +285,8 @@ def _policy_origin(name: str) -> PolicyOrigin:
 
 def _order(trajectories: Sequence[Sequence[Answer]]) -> tuple[float | None, list[float], list[float]]:
     """The last three fields of `Measurement`, from the states of every answer before and after each step."""
+    from scipy.stats import spearmanr  # takes a second to load
+
     steps = [_reveal_steps(trajectory) for trajectory in trajectories]
     correlations = [spearmanr(np.arange(len(of_row)), of_row).statistic for of_row in steps if len(set(of_row)) > 1]
     longest, most = max(len(of_row) for of_row in steps), max(int(of_row.max()) for of_row in steps)

@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 
 import librosa  # loads its parts on first use
-import matplotlib
 import numpy as np
 import soundfile
 from jaxtyping import Bool, Float32, Int, UInt8
@@ -77,6 +76,8 @@ def image_grid(
 
 def spectrogram_image(waveform: Float32[np.ndarray, " samples"], sample_rate_hz: int) -> Image.Image:
     """Log-mel spectrogram: a column per 10 ms, low notes at the bottom, 80 dB from black to bright."""
+    import matplotlib  # takes a twentieth of a second to load, and most answers need none of it
+
     window = round(0.032 * sample_rate_hz)
     padded = np.pad(waveform, (0, max(0, window - len(waveform))))
     mels = librosa.feature.melspectrogram(
@@ -248,6 +249,8 @@ def _hatched(picture: Image.Image, is_unknown: Bool[np.ndarray, "rows columns"])
 
 @cache
 def _font(size: int = _FONT_SIZE) -> ImageFont.FreeTypeFont:
+    import matplotlib
+
     # Pillow's own font has no accents and no Greek or Cyrillic letters.
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 

@@ -172,9 +172,7 @@ def _in_turn(references: Sequence[str]) -> list[int]:
 def _framed(picture: Image.Image, is_wrong: bool) -> np.ndarray:
     """The picture with a coloured frame if it is wrong."""
     if is_wrong:
-        ImageDraw.Draw(picture).rectangle(
-            (0, 0, picture.width - 1, picture.height - 1), outline=_WRONG, width=4
-        )
+        ImageDraw.Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=_WRONG, width=4)
     return np.asarray(picture)
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from jaxtyping import Int
 from rich.console import Group
@@ -112,6 +111,8 @@ def trace_page(path: Path) -> Path:
 
 def write_page(path: Path, trace: Sequence[dict[str, Any]]) -> None:
     """Writes the page of a trace."""
+    import jinja2  # generation imports this module and makes no page
+
     head, *events = trace
     environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(_TEMPLATE.parent))
     write_text(path, environment.get_template(_TEMPLATE.name).render(head=head, events=events))
