@@ -82,8 +82,8 @@ def prepared_of(loaded: LoadedRun, data: Path | None = None) -> Prepared:
     data = data or Path(loaded.description.data)
     if not (data / "manifest.json").is_file():
         raise FileNotFoundError(
-            f"{data}: no prepared data here; `trimask prepare {data} --tokenizers {loaded.folder}` and the folder or "
-            "files, as in --images FOLDER, makes it"
+            f"{data}: not a folder of prepared data; make one with `trimask prepare {data} --tokenizers "
+            f"{loaded.folder}` and its sources, such as --images FOLDER"
         )
     return Prepared(data)
 

@@ -251,7 +251,7 @@ def test_an_animation_stops_when_its_own_answer_is_full(loaded):
         (["--prompt", "one", "--to", "image", "--cache", "dual"], "needs a block_length"),
         (
             ["--image", "grey.png", "--inpaint", "large.png", "--to", "image"],
-            "the mask is 12×8, and .* grey.png is 6×4",
+            "the mask is 12×8 but the picture .*grey.png is 6×4",
         ),
         (["--prompt", "one", "--to", "image", "--max-nfe", "1", "--block-length", "4"], "2 blocks take at least 2"),
     ],

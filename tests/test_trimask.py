@@ -196,9 +196,9 @@ def test_the_environment_is_of_the_runs_own_questions(model, prepared, monkeypat
         ({"image": "noise.png", "to": "audio"}, ValueError, "was not trained on image to audio; it has text,"),
         ({"given": {"smell": "rose"}}, ValueError, "was not trained on smell to text"),
         ({"image": "no.png"}, FileNotFoundError, "no.png"),
-        ({"prompt": "one", "to": "image", "treshold": 0.5}, TypeError, "no setting .*; the nearest is 'threshold'"),
-        ({"prompt": "one", "too": "image"}, TypeError, "no setting 'too'; the nearest is 'to'"),
-        ({"prompt": "one", "to": "image", "threshold": 0.5}, ValueError, "threshold is of the strategy threshold or"),
+        ({"prompt": "one", "to": "image", "treshold": 0.5}, TypeError, "no setting 'treshold'; did you mean 'threshold'"),
+        ({"prompt": "one", "too": "image"}, TypeError, "no setting 'too'; did you mean 'to'"),
+        ({"prompt": "one", "to": "image", "threshold": 0.5}, ValueError, "threshold is a parameter of threshold or"),
         ({"prompt": "one", "to": "image", "steps": 0}, ValueError, r"must be at least 1, got 0 @ \$.steps"),
         ({"prompt": "one", "to": "image", "steps": "3"}, ValueError, r'must be a whole number, got "3" @ \$.steps'),
         ({"prompt": "one", "to": "image", "strategy": 3}, ValueError, r"must be text, got 3 @ \$.strategy"),
@@ -222,7 +222,7 @@ def test_what_cannot_be_asked_is_refused(model, asked, kind, reason):
 
 def test_an_unknown_setting_of_the_environment_is_refused_with_the_nearest(model):
     for word, near in (("num_tops", "num_top"), ("dataset_", "dataset")):
-        with pytest.raises(TypeError, match=f"no setting {word!r}; the nearest is {near!r}"):
+        with pytest.raises(TypeError, match=f"no setting {word!r}; did you mean {near!r}"):
             model.environment(**{word: 2})
 
 

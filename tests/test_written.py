@@ -80,7 +80,7 @@ def test_a_run_resumes_with_the_losses_it_had_and_twice_to_the_same_bits(written
 
 def test_a_study_goes_on_without_a_new_trial(written, expected, monkeypatch):
     run_again = []
-    monkeypatch.setattr(Trials, "shared", lambda _, __, work: run_again.extend(work) or iter(()))
+    monkeypatch.setattr(Trials, "run_unordered", lambda _, __, work: run_again.extend(work) or iter(()))
     config = configuration.load(written / "study" / "config.json", LearningRateTransfer)
     with Trials(written / "study", written / "data", 0, lambda *_: None) as runner:
         text = learning_rate_transfer.study(config, runner)
