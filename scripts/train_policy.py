@@ -13,6 +13,7 @@ import tyro
 
 from trimask.configs.policies import POLICIES
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
 from trimask.diffusion.pretraining.trained_model import load
 from trimask.diffusion.transformer import num_parameters
@@ -38,7 +39,7 @@ class Arguments(Checked):
     """Dataset with the questions. None: the only one."""
     task: str = TEXT
     """What is asked, as text (a prompt's response), text_to_image or audio_to_text."""
-    split: str = "train"
+    split: str = TRAIN
     """Split with the questions."""
     max_problems: PositiveInt | None = None
     """At most so many of them. None: all."""

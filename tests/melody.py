@@ -88,8 +88,8 @@ def rises(tunes, references) -> list[bool]:
 MODALITY = Modality(
     codec_config=MelodyConfig,
     read=read,
-    shapes=lambda samples, config, given: {name: list(sample[0].shape) for name, sample in samples.items()},
-    at_shape=lambda tune, shape, config: np.resize(tune, shape),
-    fit=lambda batches, config: MelodyCodec(config),
+    dataset_shapes=lambda samples, config, given: {name: list(sample[0].shape) for name, sample in samples.items()},
+    to_shape=lambda tune, shape, config: np.resize(tune, shape),
+    fit_codec=lambda batches, config: MelodyCodec(config),
 )
 OUTPUT = Presentation(ending="tune", write=write, draw=draw)

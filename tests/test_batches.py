@@ -40,7 +40,7 @@ def test_a_process_prepares_its_rows_and_counts_those_of_all(prepared):
     config = BatchConfig(tokens=120)
     whole, own = (
         Batches(prepared, config, seed=3),
-        Batches(prepared, config, seed=3, own_rows=lambda n: np.arange(n) % 3 == 1),
+        Batches(prepared, config, seed=3, local_rows=lambda n: np.arange(n) % 3 == 1),
     )
     for step in range(12):
         everything, part = whole(step), own(step)
@@ -88,7 +88,7 @@ def test_a_description_names_the_examples_of_the_batch(prepared):
 
 def test_epochs_are_counted(prepared):
     config = BatchConfig(tokens=140, weights={"spoken": 0.0, "sums": 0.0})
-    (use,) = Batches(prepared, config, seed=0).use(steps=7)
+    (use,) = Batches(prepared, config, seed=0).dataset_use(steps=7)
     assert (use.name, use.examples, use.steps, use.epochs) == ("drawn", 20, 7, 3.5)
 
 
@@ -103,7 +103,7 @@ def test_rows_draw_their_task_in_proportion_to_the_weights(prepared):
 
 
 def test_a_share_of_the_sums_is_open_and_the_others_begin_with_a_question(prepared):
-    config = BatchConfig(tokens=600, weights={"drawn": 0.0, "spoken": 0.0}, open_questions=0.25)
+    config = BatchConfig(tokens=600, weights={"drawn": 0.0, "spoken": 0.0}, masked_prompt_share=0.25)
     batches = Batches(prepared, config, seed=0)
     given = [
         example.segments[0].num_given
@@ -119,7 +119,7 @@ def test_a_share_of_the_sums_is_open_and_the_others_begin_with_a_question(prepar
 
 
 def test_rows_are_a_multiple_of_the_micro_batches(prepared):
-    batches = Batches(prepared, BatchConfig(tokens=120), seed=0, parts=3)
+    batches = Batches(prepared, BatchConfig(tokens=120), seed=0, micro_batches=3)
     assert {len(batches(step).tokens) % 3 for step in range(6)} == {0}
 
 

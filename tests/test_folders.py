@@ -13,14 +13,16 @@ from test_tables import write_parquet
 
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.readers import folders
-from trimask.diffusion.data.readers.folders import Folder
+from trimask.diffusion.data.readers.folders import MediaFolder
 from trimask.diffusion.data.readers.label_names import label_names
 from trimask.diffusion.data.reading_config import FieldConfig, LimitConfig, OpenConfig
 from trimask.diffusion.data.records import BadRecord
 
 
 def folder_of(path, medium="image", **changes):
-    return Folder(path, medium, OpenConfig(fields=FieldConfig(), media=PrepareConfig(**changes).media, folder=path))
+    return MediaFolder(
+        path, medium, OpenConfig(fields=FieldConfig(), media=PrepareConfig(**changes).media, folder=path)
+    )
 
 
 def write_lines(path: Path, *lines):
@@ -257,14 +259,14 @@ def captions(folder, *labels, names=(), list="metadata.jsonl"):
     else:
         write_lines(folder / list, *rows)
     config = OpenConfig(fields=FieldConfig(text="label", labels=names), media=PrepareConfig().media, folder=folder)
-    found = outcomes(Folder(folder, "image", config))
+    found = outcomes(MediaFolder(folder, "image", config))
     found = [entry.reason if isinstance(entry, BadRecord) else entry.media["text"] for entry in found]
     (folder / list).unlink()
     return found
 
 
 def beyond(value):
-    return f'"label" is {value}, and names are known of 0 to 1: cat, dog'
+    return f'"label" is {value}, but only labels 0 to 1 have names: cat, dog'
 
 
 def test_numbers_of_labels_become_their_names(tmp_path):
@@ -324,7 +326,7 @@ def test_a_card_at_the_root_names_labels_of_lists_of_splits_and_one_beside_a_lis
     (tmp_path / "README.md").write_text(card_of("label", "[cat, dog]"))
     (tmp_path / "test" / "README.md").write_text(card_of("label", "[ape, bee]"))
     config = OpenConfig(fields=FieldConfig(text="label"), media=PrepareConfig().media, folder=tmp_path)
-    folder = Folder(tmp_path, "image", config)
+    folder = MediaFolder(tmp_path, "image", config)
     assert [example.media["text"] for example in outcomes(folder)] == ["dog", "bee"]
     assert [entry.split for entry in entries_of(folder)] == ["train", "test"]  # the empty cells say none
 

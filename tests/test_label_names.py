@@ -128,8 +128,8 @@ def test_what_is_absent_or_null_in_a_card_gives_no_names(tmp_path, card):
         ("---\ndataset_info: 5\n---\n", "dataset_info must be a mapping, got int"),
         ("---\ndataset_info: [false]\n---\n", "dataset_info must be a mapping, got bool"),
         (b"---\na: \xff\n---\n", "cannot be read: not UTF-8 text"),
-        ("---\na: 1\na: 2\n---\n", "its head is not plain YAML: a key that is there twice, or <<: 'a'"),
-        (card_of("label", "{0: cat, 0: dog}"), "its head is not plain YAML: a key that is there twice, or <<: '0'"),
+        ("---\na: 1\na: 2\n---\n", "its head is not plain YAML: a repeated key, or <<: 'a'"),
+        (card_of("label", "{0: cat, 0: dog}"), "its head is not plain YAML: a repeated key, or <<: '0'"),
     ],
 )
 def test_what_is_of_another_type_in_a_card_is_refused_by_file_and_field(tmp_path, card, reason):
@@ -189,7 +189,9 @@ def test_a_small_card_that_repeats_itself_takes_no_time(tmp_path, place):
         levels = [f"x{n}: &x{n} {{<<: [{', '.join([f'*x{n - 1}'] * 10)}]}}" for n in range(1, 8)]
         head = "x0: &x0 {a: b}\n" + "\n".join(levels)
     card = card_of("label", "*x7").replace("---\n", f"---\n{head}\n", 1)
-    with pytest.raises(ValueError, match="must be text, got list for 0" if place == "names" else "there twice, or <<"):
+    with pytest.raises(
+        ValueError, match="must be text, got list for 0" if place == "names" else "a repeated key, or <<"
+    ):
         names_by_card(tmp_path, card)
 
 

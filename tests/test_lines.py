@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimask.diffusion.data.readers.lines import blocks_of, records_of
+from trimask.diffusion.data.readers.lines import blocks_of_text_file, records_of_block
 from trimask.tokenizers.storage import text_files
 from trimask.tokenizers.storage.text_files import byte_lines, decoded, read_lines
 
@@ -34,9 +34,9 @@ def test_blocks_hold_every_record_once_and_in_order(tmp_path_factory, lines, uni
     content = b"\n".join(lines) + (b"\n" if ends else b"")
     path = tmp_path_factory.mktemp("lines") / "x.txt"
     path.write_bytes(content)
-    blocks = blocks_of(path, unit, size)
+    blocks = blocks_of_text_file(path, unit, size)
     assert all(block.count == size for block in blocks[:-1])
-    records = [record for block in blocks for record in records_of(block, unit)]
+    records = [record for block in blocks for record in records_of_block(block, unit)]
     assert [re.sub(rb"\r\n?", b"\n", record.content) for record in records] == expected(content, unit)
     for record in records:
         assert content[record.start :].startswith(record.content)
@@ -45,14 +45,14 @@ def test_blocks_hold_every_record_once_and_in_order(tmp_path_factory, lines, uni
 
 def test_a_document_is_one_record(tmp_path):
     (tmp_path / "x.txt").write_bytes(b"\na\n\nb\n")
-    (block,) = blocks_of(tmp_path / "x.txt", "document", 5)
-    (record,) = records_of(block, "document")
+    (block,) = blocks_of_text_file(tmp_path / "x.txt", "document", 5)
+    (record,) = records_of_block(block, "document")
     assert (record.content, record.line) == (b"a\n\nb", 2)
 
 
 def test_an_empty_file_has_no_blocks(tmp_path):
     (tmp_path / "x.txt").write_bytes(b"\n\n")
-    assert blocks_of(tmp_path / "x.txt", "paragraph", 5) == []
+    assert blocks_of_text_file(tmp_path / "x.txt", "paragraph", 5) == []
 
 
 def test_text_loses_its_byte_order_mark_and_carriage_returns():
@@ -76,19 +76,19 @@ def test_what_is_no_utf8_text_is_refused(content):
 
 def test_a_file_that_is_none_is_refused_by_name(tmp_path):
     with pytest.raises(IsADirectoryError, match="a folder, not a file"):
-        blocks_of(tmp_path, "line", 1)
+        blocks_of_text_file(tmp_path, "line", 1)
     with pytest.raises(FileNotFoundError, match=r"y\.txt: no such file"):
-        blocks_of(tmp_path / "y.txt", "line", 1)
+        blocks_of_text_file(tmp_path / "y.txt", "line", 1)
 
 
 @pytest.mark.parametrize("unit", ["line", "paragraph", "document"])
 def test_a_record_that_is_too_long_is_read_past_and_refused_where_it_is_used(tmp_path, unit):
     (tmp_path / "x.txt").write_bytes(b"1234567\n")
-    (block,) = blocks_of(tmp_path / "x.txt", unit, 5, 8)
-    assert [record.text for record in records_of(block, unit, 8)] == ["1234567"]
+    (block,) = blocks_of_text_file(tmp_path / "x.txt", unit, 5, 8)
+    assert [record.text for record in records_of_block(block, unit, 8)] == ["1234567"]
     (tmp_path / "x.txt").write_bytes(b"a\n\n" + 100 * b"x" + b"\n\nb" + (b"" if unit != "document" else b"\n"))
-    (block,) = blocks_of(tmp_path / "x.txt", unit, 5, 8)
-    found = list(records_of(block, unit, 8))
+    (block,) = blocks_of_text_file(tmp_path / "x.txt", unit, 5, 8)
+    found = list(records_of_block(block, unit, 8))
     assert len(found) == (1 if unit == "document" else 3) and all(len(record.content) < 20 for record in found)
     with pytest.raises(ValueError, match=r"a record of 10\d bytes; --limits.record-bytes allows 8"):
         _ = found[len(found) // 2].text
@@ -107,8 +107,8 @@ def test_lines_are_numbered_from_one_and_a_bad_one_is_named(tmp_path):
 def test_blank_is_the_same_line_for_every_reader(tmp_path):
     """A no-break space and a separator are characters; a mark of the byte order is nothing."""
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf\na\n\xc2\xa0\n \t\nb\n\x1c\n")
-    (block,) = blocks_of(tmp_path / "a.txt", "line", 9)
-    found = [(record.line, record.text) for record in records_of(block, "line")]
+    (block,) = blocks_of_text_file(tmp_path / "a.txt", "line", 9)
+    found = [(record.line, record.text) for record in records_of_block(block, "line")]
     assert found == read_lines(str(tmp_path / "a.txt")) == [(2, "a"), (3, "\xa0"), (5, "b"), (6, "\x1c")]
-    (block,) = blocks_of(tmp_path / "a.txt", "paragraph", 9)
-    assert [record.text for record in records_of(block, "paragraph")] == ["a\n\xa0", "b\n\x1c"]
+    (block,) = blocks_of_text_file(tmp_path / "a.txt", "paragraph", 9)
+    assert [record.text for record in records_of_block(block, "paragraph")] == ["a\n\xa0", "b\n\x1c"]

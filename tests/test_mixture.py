@@ -4,11 +4,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimask.diffusion.data.mixture import Mixture, Span
+from trimask.diffusion.data.mixture import Mixture, WeightSchedule
 
 
 def constant(weights):
-    return Span(np.array(weights), np.array(weights), np.inf, np.inf)
+    return WeightSchedule(np.array(weights), np.array(weights), np.inf, np.inf)
 
 
 @given(
@@ -32,7 +32,7 @@ def test_every_step_is_exact_in_expectation_over_seeds():
 
 
 def test_weights_move_linearly_over_the_span_of_tokens():
-    span = Span(np.array([1.0, 0.0]), np.array([1.0, 3.0]), 10_000.0, 30_000.0)
+    span = WeightSchedule(np.array([1.0, 0.0]), np.array([1.0, 3.0]), 10_000.0, 30_000.0)
     np.testing.assert_allclose(span.at(0.0), [1, 0])
     np.testing.assert_allclose(span.at(20_000.0), [1 - 0.375, 0.375])
     np.testing.assert_allclose(span.at(1e9), [0.25, 0.75])
@@ -74,7 +74,7 @@ def test_the_steps_of_few_tokens_are_those_that_come_nearest_to_them():
 @given(st.lists(st.floats(0.1, 5), min_size=3, max_size=3), st.integers(0, 99), st.integers(1, 1000))
 def test_fixed_weights_are_planned_at_once_as_step_by_step(weights, seed, steps):
     batch_tokens = np.array([50.0, 70.5, 333.0])
-    never = Span(np.array(weights), np.array(weights), 1e300, 1e300)
+    never = WeightSchedule(np.array(weights), np.array(weights), 1e300, 1e300)
     at_once, one_by_one = (Mixture(span, batch_tokens, [seed]) for span in (constant(weights), never))
     np.testing.assert_array_equal(at_once.choices(steps), one_by_one.choices(steps))
     np.testing.assert_array_equal(at_once.visits(steps), one_by_one.visits(steps))

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from mutation import __main__ as command
 from mutation import copies
-from mutation.copies import Copy, Limits, Verdict, Watched, files_of, judge, make_copy, rooms_of
-from mutation.mutants import changes, draw, mutant_of, statements
+from mutation.copies import Copy, Limits, PytestRun, Verdict, files_of, judge, make_copy, rooms_of
+from mutation.mutants import changes, draw_mutants, mutant_of, statements
 from mutation.plugin import CONTEXT
-from mutation.recording import Recording, digest, record
-from mutation.results import Result, disproved, equivalents, read, result_of, stale
+from mutation.recording import Recording, record_coverage, state_digest
+from mutation.results import Result, disproved, equivalents, read_results, result_of, stale_equivalents
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,27 +104,27 @@ def test_a_statement_has_the_lines_of_its_header_and_knows_when_it_runs():
 def test_the_seed_alone_decides_what_is_drawn():
     sources = {f"{name}.py": "a = b + 1\nc = d < 2\nif e: f(3)\n" for name in "xyz"}
     backwards = dict(reversed(sources.items()))
-    first = [mutant.key for mutant in draw(sources, 5)]
-    assert first == [mutant.key for mutant in draw(backwards, 5)]
-    assert first != [mutant.key for mutant in draw(sources, 6)]
+    first = [mutant.key for mutant in draw_mutants(sources, 5)]
+    assert first == [mutant.key for mutant in draw_mutants(backwards, 5)]
+    assert first != [mutant.key for mutant in draw_mutants(sources, 6)]
     assert len(set(first)) == 12  # every statement once
 
 
 def test_an_equivalent_is_recognised_when_lines_move_and_missed_when_its_own_change():
-    [mutant] = draw({"f.py": "def g():\n    return a < b\n"}, 0)
+    [mutant] = draw_mutants({"f.py": "def g():\n    return a < b\n"}, 0)
     text = (
         '[[equivalent]]\nfile="f.py"\nfunction="g"\nbefore="return a < b"\nafter="return a <= b"\nreason="a is never b"'
     )
     assert equivalents(text) == {mutant.identity: "a is never b"}
-    [moved] = draw({"f.py": "import c\n\n\ndef g():\n    return a < b\n"}, 0)
+    [moved] = draw_mutants({"f.py": "import c\n\n\ndef g():\n    return a < b\n"}, 0)
     assert moved.identity == mutant.identity
-    assert stale(equivalents(text), {"f.py": moved.statement.source}) == []
-    assert stale(equivalents(text), {"f.py": "def g():\n    return b < a\n"}) == [mutant.identity]
+    assert stale_equivalents(equivalents(text), {"f.py": moved.statement.source}) == []
+    assert stale_equivalents(equivalents(text), {"f.py": "def g():\n    return b < a\n"}) == [mutant.identity]
 
 
 def test_every_known_equivalent_is_about_a_line_of_the_sources():
     known = equivalents((ROOT / command.EQUIVALENTS).read_text())
-    assert stale(known, {file: (ROOT / file).read_text() for file, *_ in known}) == []
+    assert stale_equivalents(known, {file: (ROOT / file).read_text() for file, *_ in known}) == []
     assert [one for one, reason in known.items() if not reason] == []
 
 
@@ -134,7 +134,7 @@ def test_the_recording_is_stale_when_sources_or_tests_change_and_not_when_this_t
         for name, text in files.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
-        return digest(tmp_path, files)
+        return state_digest(tmp_path, files)
 
     assert state() == state(**{"tests/mutation/y.py": "30", "README.md": "40"})
     changed = ("diffusion/x.py", "tests/test_x.py", "tests/pictures/x.png")
@@ -143,7 +143,7 @@ def test_the_recording_is_stale_when_sources_or_tests_change_and_not_when_this_t
 
 def test_a_copy_holds_a_mutant_for_a_while_and_python_takes_no_older_module_for_it(tmp_path):
     """A cached module counts as old if the file has another time or size."""
-    [mutant] = draw({"f.py": "a = b + c\n"}, 0)
+    [mutant] = draw_mutants({"f.py": "a = b + c\n"}, 0)
     copy, path = Copy(tmp_path, tmp_path), tmp_path / "tree/f.py"
     path.parent.mkdir()
     times = []
@@ -164,8 +164,8 @@ def test_python_imports_the_copy_of_a_project_that_is_installed_too(tmp_path):
     assert [link.name for link in (copy.site / "trimask").iterdir() if not link.is_symlink()] == []
 
 
-def watched(status=0, ended=(), failed=(), running="") -> Watched:
-    return Watched(set(ended), dict.fromkeys(failed, "AssertionError: "), running, status)
+def watched(status=0, ended=(), failed=(), running="") -> PytestRun:
+    return PytestRun(set(ended), dict.fromkeys(failed, "AssertionError: "), running, status)
 
 
 @pytest.mark.parametrize(
@@ -187,20 +187,20 @@ def test_a_mutant_is_caught_by_a_test_that_fails_and_not_by_one_that_hangs(
 ):
     (tmp_path / "log").write_text("")
     left = iter(processes)
-    monkeypatch.setattr(copies, "watch", lambda *_: next(left))
+    monkeypatch.setattr(copies, "run_tests", lambda *_: next(left))
     verdict = judge(Copy(tmp_path, tmp_path), list("abc"), Limits(seconds={}, patience=1, cap=60))
     assert (verdict.status, verdict.test, verdict.tests_run) == (status, test, tests_run)
     assert list(left) == []
 
 
 def test_a_mutant_survives_if_its_tests_do_not_fail_in_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(copies, "watch", lambda *_: watched(None, "a", running="b"))
+    monkeypatch.setattr(copies, "run_tests", lambda *_: watched(None, "a", running="b"))
     verdict = judge(Copy(tmp_path, tmp_path), list("abc"), Limits(seconds={}, patience=1, cap=0))
     assert (verdict.status, verdict.why) == ("survived", "not all of 3 tests ran in 0 s")
 
 
 def test_a_test_that_fails_on_the_original_code_has_caught_nothing():
-    [mutant] = draw({"f.py": "a = b < c\n"}, 0)
+    [mutant] = draw_mutants({"f.py": "a = b < c\n"}, 0)
     results = [result_of(mutant, Verdict("caught", test)) for test in ("sound", "flaky")]
     assert [result.status for result in disproved(results, {"flaky"})] == ["caught", "survived"]
 
@@ -273,7 +273,7 @@ def project(tmp_path_factory) -> Path:
 
 def results(project: Path) -> list[Result]:
     [path] = (project / ".mutation").glob("*.jsonl")
-    return list(read(path).values())
+    return list(read_results(path).values())
 
 
 def test_caught_survived_hung_and_not_executed_are_told_apart(project):
@@ -298,7 +298,11 @@ def test_what_runs_at_import_is_also_for_the_tests_that_read_definitions(project
 
 def test_a_test_may_take_as_long_as_what_its_file_shares(tmp_path):
     limits = Limits(seconds={"a.py::first": 20.0, "a.py::second": 1.0, "b.py::other": 2.0}, patience=5, cap=60)
-    assert [limits.of(test) for test in ("a.py::second", "b.py::other", "c.py::new")] == [5 + 10 + 63, 5 + 20 + 6, 5]
+    assert [limits.timeout_s(test) for test in ("a.py::second", "b.py::other", "c.py::new")] == [
+        5 + 10 + 63,
+        5 + 20 + 6,
+        5,
+    ]
 
 
 def test_the_same_command_goes_on_where_it_was_stopped(project, monkeypatch):
@@ -321,7 +325,7 @@ def test_a_recording_goes_on_where_it_was_stopped(project, tmp_path, monkeypatch
     (stopped / "events").write_text("".join(line for line in lines if '::test_sum"' not in line) + '{"event": "st')
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     copy = make_copy(project, files_of(project), tmp_path / "copy", tmp_path / "compiled")
-    again = record(copy, tmp_path / "again", 1, lambda done, total: None)
+    again = record_coverage(copy, tmp_path / "again", 1, lambda done, total: None)
     assert "1 passed" in (again.folder / "log").read_text()
     for statement in statements("rooms/sums.py", PROJECT["rooms/sums.py"]):
         assert set(again.choose(statement)) == set(Recording(recorded).choose(statement))

@@ -293,7 +293,7 @@ def test_a_codec_is_fitted_on_no_more_bytes_than_there_is_room_for(monkeypatch, 
     monkeypatch.setattr(surveying, "_FIT_BYTES", limit)
     source = sources.SOURCES["synthetic"](("drawn",), None)
     config = PrepareConfig(sources={"drawn": SourceConfig(kind="synthetic", where=("drawn",))})
-    sample = surveying.survey("drawn", source, source.blocks(20), config, {}, True, silent).sample
+    sample = surveying.survey_source("drawn", source, source.blocks(20), config, {}, True, silent).sample
     assert [example.media["image"].nbytes for example in sample] == [24] * count
 
 
@@ -348,7 +348,7 @@ def test_shares_of_splits_are_as_configured_and_many_records_are_shared_out(tmp_
 def test_a_source_without_a_usable_training_record_is_refused_by_its_split(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "b", "split": "test"}\n')
     config = PrepareConfig(sources={"x": SourceConfig(kind="prompts", where=(str(tmp_path / "a.jsonl"),))})
-    with pytest.raises(ValueError, match="x: there is no usable record in its training split, so nothing can be made"):
+    with pytest.raises(ValueError, match="x: there is no usable record in its training split, on which"):
         prepare(tmp_path / "out", config)
 
 
@@ -380,7 +380,7 @@ def test_media_have_the_size_that_those_of_a_run_have_whose_tokenizers_are_taken
         (tmp_path / "run", PictureConfig(height=4, width=6), 0.15),
         (tmp_path / "run/tokenizers", PrepareConfig().pictures, None),
     ):
-        config = fitting.with_given_codecs(PrepareConfig(tokenizers=str(folder)))
+        config = fitting.with_reused_codecs(PrepareConfig(tokenizers=str(folder)))
         assert (config.pictures, config.seconds) == (pictures, seconds)
         assert config.codecs["image"] == prepared.tokenizers.codec("image").config
 

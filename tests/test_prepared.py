@@ -30,7 +30,7 @@ def test_tokenizers_of_other_data_are_refused(copy):
     manifest["tokenizers"]["text"] = "other"
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(
-        ValueError, match=r"tokenizers are not those the data was made with: .* the manifest says .*other"
+        ValueError, match=r"tokenizers are not those that the data were made with: .* the manifest says .*other"
     ):
         Prepared(copy)
 

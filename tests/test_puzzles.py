@@ -16,17 +16,17 @@ from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.readers import puzzles
 from trimask.diffusion.data.readers.puzzles import (
-    CONFIGS,
-    SPLITS,
+    PUZZLE_CONFIGS,
     Addition,
     Cups,
-    Puzzles,
+    PuzzleSource,
     Sudoku,
     column_sums,
-    cups_places,
+    cups_after_swaps,
     sudoku_grids,
 )
 from trimask.diffusion.data.sources import SourceConfig
+from trimask.diffusion.data.splits import SPLITS
 
 SMALL = [
     Cups(train=9, validation=4, test=5),
@@ -38,7 +38,7 @@ SMALL = [
 @cache
 def found(name):
     """Made when they are first asked for: not by every process that collects the tests."""
-    return CONFIGS[name].puzzles()
+    return PUZZLE_CONFIGS[name].puzzles()
 
 
 def everything(name):
@@ -109,14 +109,14 @@ def test_what_is_held_out_does_not_depend_on_how_much_is_trained_on(kind):
 
 
 def test_the_ball_moves_with_its_cup():
-    assert cups_places(2, "ccbde") == [2, 2, 3, 3, 3]
-    assert cups_places(5, "eabcd") == [1, 2, 3, 4, 5]
+    assert cups_after_swaps(2, "ccbde") == [2, 2, 3, 3, 3]
+    assert cups_after_swaps(5, "eabcd") == [1, 2, 3, 4, 5]
 
 
 def test_some_of_the_way_is_written_down_and_then_its_end():
     counts = np.zeros(12)
     for puzzle in everything("cups"):
-        places = "".join(map(str, cups_places(int(puzzle.prompt[0]), puzzle.prompt[1:-1])))
+        places = "".join(map(str, cups_after_swaps(int(puzzle.prompt[0]), puzzle.prompt[1:-1])))
         way, _, end = f" {puzzle.response}".rpartition(" ")
         assert len(places) == 12 and places.startswith(way.strip()) and end == places[-1]
         counts[len(way.strip())] += 1
@@ -173,27 +173,28 @@ def test_another_process_makes_the_same():
 @pytest.fixture
 def small(monkeypatch):
     """A few puzzles of each kind in place of the many."""
-    configs = dict(zip(CONFIGS, SMALL, strict=True))
-    monkeypatch.setattr(puzzles, "CONFIGS", configs)
+    configs = dict(zip(PUZZLE_CONFIGS, SMALL, strict=True))
+    monkeypatch.setattr(puzzles, "PUZZLE_CONFIGS", configs)
     return configs
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", PUZZLE_CONFIGS)
 def test_blocks_hold_every_puzzle_of_every_split_once(name, small):
-    source, puzzles_of = Puzzles(name), small[name].puzzles()
+    source, puzzles_of = PuzzleSource(name), small[name].puzzles()
     for split in SPLITS:
         entries = [entry for block in source.blocks(4) if block.file == split for entry in source.entries(block)]
         assert [entry.split for entry in entries] == [split] * len(entries)
         examples = [entry.example() for entry in entries]
         texts = [
-            (example.media["text"][: example.given], example.media["text"][example.given :]) for example in examples
+            (example.media["text"][: example.given_characters], example.media["text"][example.given_characters :])
+            for example in examples
         ]
         assert texts == [(puzzle.prompt, puzzle.response) for puzzle in puzzles_of[split]]
 
 
 def test_an_unknown_config_is_told_the_known_ones():
     with pytest.raises(ValueError, match="unknown puzzles 'chess'; there are cups, addition, sudoku"):
-        Puzzles("chess")
+        PuzzleSource("chess")
 
 
 def test_they_are_prepared_as_questions_with_a_buffer_of_eos(tmp_path, small):

@@ -77,13 +77,13 @@ def _prompts(root, _):
 
 def _puzzles(_, stack):
     patch = stack.enter_context(pytest.MonkeyPatch.context())
-    patch.setattr(puzzles, "CONFIGS", {"cups": puzzles.Cups(train=9, validation=2, test=4)})
+    patch.setattr(puzzles, "PUZZLE_CONFIGS", {"cups": puzzles.Cups(train=9, validation=2, test=4)})
     return Made("cups")
 
 
 def _digits(_, stack):
     patch = stack.enter_context(pytest.MonkeyPatch.context())
-    patch.setattr(digits, "CONFIGS", {"sums": digits.Sums(numbers=range(10, 15))})
+    patch.setattr(digits, "DIGIT_CONFIGS", {"sums": digits.Sums(numbers=range(10, 15))})
     return Made("sums")
 
 
@@ -135,7 +135,7 @@ def outcome(entry):
             entry = error
         else:
             media = {name: x if isinstance(x, str) else (x.shape, x.tobytes()) for name, x in example.media.items()}
-            return entry.id, entry.file, entry.line, entry.split, example.id, media, example.given
+            return entry.id, entry.file, entry.line, entry.split, example.id, media, example.given_characters
     return entry.file, entry.line, entry.reason
 
 
@@ -219,8 +219,8 @@ def test_preparing_that_is_stopped_within_a_block_is_continued_to_the_same_bytes
     "kind, where, message",
     [
         ("folders", ("a",), r"unknown kind of source 'folders'; there are image, audio, "),
-        ("puzzles", (), "a source of puzzles needs at least one name, got none"),
-        ("puzzles", ("cups", "sudoku"), "a source of puzzles is one name, got cups, sudoku"),
+        ("puzzles", (), "a source of kind puzzles needs at least one folder, file or name, got none"),
+        ("puzzles", ("cups", "sudoku"), "a source of kind puzzles has one folder or name, got cups, sudoku"),
     ],
 )
 def test_a_source_that_cannot_be_is_refused(kind, where, message):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from trimask.diffusion.data.readers import speech
-from trimask.diffusion.data.readers.speech import Utterance, speak, tidy
+from trimask.diffusion.data.readers.speech import Utterance, speak, trim_and_normalise
 
 SIX = Utterance("six", "en-us", 175, 50)
 
@@ -189,9 +189,9 @@ def test_tidy_trims_what_is_under_one_percent_and_scales_the_peak():
     quiet, loud = 0.9, 100.0
     samples = np.array([0, quiet, -quiet, 1.1, 0, -loud, 50, quiet, -1.1, quiet, 0], np.float32)
     expected = np.round(np.array([1.1, 0, -loud, 50, quiet, -1.1]) * 0.95 * 32767 / loud)
-    np.testing.assert_array_equal(tidy(samples), expected)
+    np.testing.assert_array_equal(trim_and_normalise(samples), expected)
 
 
 def test_silence_is_refused():
-    with pytest.raises(ValueError, match="nothing to hear in 3 samples"):
-        tidy(np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match="all 3 samples are silent"):
+        trim_and_normalise(np.zeros(3, np.float32))

@@ -91,10 +91,14 @@ def test_a_record_is_a_text_and_the_mean_of_its_channels_and_what_has_neither_is
         without_mean.example()
     assert [entry.example().media["text"] for entry in entries("label")[:3:2]] == ["low", "low"]
     info.features = {"sound": sound}
-    with pytest.raises(ValueError, match="dataset 'labels' has no text feature 'name'; of text or label it has none"):
+    with pytest.raises(
+        ValueError, match="dataset 'labels' has no text feature 'name'; its features of text or labels are none"
+    ):
         entries("name")
     info.features = {"other": features["caption"], "sound": sound}
-    with pytest.raises(ValueError, match=r"no text feature 'name'; of text or label it has other, and --fields.text"):
+    with pytest.raises(
+        ValueError, match=r"no text feature 'name'; its features of text or labels are other; choose one"
+    ):
         entries("name")
 
 
@@ -120,12 +124,17 @@ def test_digits_are_pictures_sounds_or_questions_up_to_their_equals_sign(monkeyp
     text = "3+4=7" if medium is None else "seven"
     content = {"image": np.full((2, 3, 1), 200), "audio": np.array([-32768, 16384])}.get(medium)
     record = {"id": "a", "text": text} | ({} if medium is None else {medium: content})
-    monkeypatch.setattr(digits, "load", lambda *_: [record])
+    monkeypatch.setattr(digits, "load_records", lambda *_: [record])
     source = EmbeddedDigits(name, tmp_path)
     (entry,) = source.entries(source.blocks(10)[0])
     example = entry.example()
     assert (entry.file, entry.line, entry.split) == (f"{name} train", 1, "train")
-    assert (source.medium, example.id, example.media["text"], example.given) == (medium, "a", text, 0 if medium else 4)
+    assert (source.medium, example.id, example.media["text"], example.given_characters) == (
+        medium,
+        "a",
+        text,
+        0 if medium else 4,
+    )
     if medium is not None:
         scale = {"image": 1, "audio": 32768}[medium]
         np.testing.assert_array_equal(example.media[medium], content / scale)
@@ -145,7 +154,9 @@ def test_a_folder_that_was_sent_imports_nothing(tmp_path, monkeypatch, inner):
     (folder / "features.json").write_text(json.dumps(features))
     about = {"name": "sent", "version": "1.0.0", "splits": [], "fileFormat": "array_record"}
     (folder / "dataset_info.json").write_text(json.dumps(about))
-    with pytest.raises(ValueError, match=r"features\.json names 'evil\.Feature', which is no feature of TFDS itself"):
+    with pytest.raises(
+        ValueError, match=r"features\.json names 'evil\.Feature', which is not a feature of TFDS itself"
+    ):
         prepare(tmp_path / "out", config_of("sent", tfds_folder=str(tmp_path)))
     assert not (tmp_path / "ran").exists() and "evil" not in sys.modules
 
@@ -156,7 +167,7 @@ def test_a_feature_that_another_module_has_registered_is_refused_too(monkeypatch
     monkeypatch.setitem(known, "evil.Feature", other)
     with tfds_records._own_features_only():
         with pytest.raises(
-            ValueError, match=r"features\.json names 'evil\.Feature', which is no feature of TFDS itself"
+            ValueError, match=r"features\.json names 'evil\.Feature', which is not a feature of TFDS itself"
         ):
             tfds.features.FeatureConnector.cls_from_name("evil.Feature")
         name = "tensorflow_datasets.core.features.text_feature.Text"

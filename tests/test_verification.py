@@ -77,7 +77,7 @@ def test_a_damaged_shard_is_named_and_prepare_makes_its_block_again(made, folder
     if damage in DAMAGE:
         with pytest.raises(Damaged, match=f"{REPORT}: damaged: .*{SHARD}"):
             Prepared(folder).examples("sums", "test")
-    with pytest.raises(Damaged, match=f"{SHARD}.*`trimask prepare` with the arguments it had makes them again"):
+    with pytest.raises(Damaged, match=f"{SHARD}.*`trimask prepare` with the same arguments as before makes them again"):
         inspect([str(folder), "--verify"])
     before = (folder / "drawn/block-00000.json").stat().st_mtime_ns
     prepare(folder, CONFIG)
@@ -101,13 +101,13 @@ LIES = {
         {"file": "x", "line": 1, "reason": "x"}
     ),
     "it rejects 2 of 20": lambda report: report["rejects"].extend(2 * [{"file": "x", "line": 1, "reason": "x"}]),
-    "its numbers of tokens of train are none": lambda report: report["shards"]["train"]["given_tokens"].pop(),
+    "its numbers of tokens of train contradict": lambda report: report["shards"]["train"]["given_tokens"].pop(),
     "numbers of tokens of train": lambda report: report["shards"]["train"]["text_tokens"].__setitem__(0, -1),
     "it counts 19 examples of 20 records": lambda report: [
         report["shards"]["train"][name].pop() for name in ("text_tokens", "given_tokens")
     ],
     "must be a whole number, got true": lambda report: report["shards"]["train"]["text_tokens"].append(True),
-    "is no SHA-256": lambda report: report["shards"]["train"].update(sha256="../x"),
+    "is not a SHA-256": lambda report: report["shards"]["train"].update(sha256="../x"),
     "a split must be a plain word": lambda report: report["shards"].update({"../x": report["shards"].pop("train")}),
 }
 
@@ -146,7 +146,7 @@ def test_what_cannot_be_made_again_as_it_was_is_said(folder, monkeypatch):
     flipped(folder / SHARD)
     kind = sources.SOURCES["synthetic"]
     monkeypatch.setitem(sources.SOURCES, "synthetic", lambda where, config: Later(kind(where, config)))
-    with pytest.raises(ValueError, match="what was made again is not what was there; the sources"):
+    with pytest.raises(ValueError, match="the shards that were made again differ from the damaged ones; the sources"):
         prepare(folder, CONFIG)
 
 
@@ -173,16 +173,16 @@ def test_preparing_goes_on_only_from_blocks_that_are_sound(made, folder, capsys)
     flipped(folder / SHARD)
     (folder / "drawn/block-00001.json").write_text("{")
     prepare(folder, CONFIG)
-    assert bytes_of(folder) == bytes_of(made) and capsys.readouterr().err.count("it is made again") == 2
+    assert bytes_of(folder) == bytes_of(made) and capsys.readouterr().err.count("the block is made again") == 2
 
 
 def test_what_was_verified_is_not_verified_again_until_it_changes(folder):
     prepared = Prepared(folder)
-    arguments = (prepared.paths, prepared.whole)
+    arguments = (prepared.paths, prepared.is_one_to_one)
     assert not is_verified(*arguments)
     verification = BackgroundVerification(*arguments)
     verification.start()
-    verification.require(wait=True)
+    verification.require_undamaged(wait=True)
     assert is_verified(*arguments)
     content = (folder / SHARD).read_bytes()
     flipped(folder / SHARD)
@@ -190,7 +190,7 @@ def test_what_was_verified_is_not_verified_again_until_it_changes(folder):
     assert not is_verified(*arguments)
     verification.start()
     with pytest.raises(Damaged, match=f"{SHARD}: damaged: its SHA-256 begins with"):
-        verification.require(wait=True)
+        verification.require_undamaged(wait=True)
     (folder / SHARD).write_bytes(content)
     for record in ("[]", "{", json.dumps({"shards": {SHARD: {"num_bytes": True, "changed_ns": 1}}})):
         (folder / "verified.json").write_text(record)

@@ -97,10 +97,10 @@ def train(
             if sample is not None and is_first():
                 sample(loaded, step)
 
-        verification = BackgroundVerification(prepared.paths, prepared.whole)
+        verification = BackgroundVerification(prepared.paths, prepared.is_one_to_one)
 
         def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-            verification.require()
+            verification.require_undamaged()
             return pretraining.step(state, batch)
 
         if is_first():
@@ -118,7 +118,7 @@ def train(
             milestone=last_step_before_decay(config.optimizer, batches),
             to_devices=partial(place_rows, mesh=mesh, parts=config.accumulate),
         )
-        verification.require(wait=True)
+        verification.require_undamaged(wait=True)
         return trained(state, description.num_steps)
 
 
@@ -129,7 +129,7 @@ def _described(
     num_steps = batches.num_steps(config.optimizer.horizon_tokens)
     batch_tokens = batches.mean_tokens(num_steps)
     kappa = config.sde.kappa(batch_tokens, config.optimizer.horizon_tokens)
-    use = batches.use(num_steps)
+    use = batches.dataset_use(num_steps)
     description = RunDescription(
         train=config,
         vocabulary=prepared.tokenizers.vocabulary,

@@ -207,7 +207,7 @@ def training_batches(prepared: Prepared, config: TrainConfig, mesh: Mesh | None 
     copies = 2 if config.masking.complementary else 1
     own = None if mesh is None else partial(own_rows, mesh=mesh, parts=config.accumulate)
     limits = config.loop.limits
-    batches = Batches(prepared, config.batch, config.seed, copies, config.accumulate, own_rows=own, limits=limits)
+    batches = Batches(prepared, config.batch, config.seed, copies, config.accumulate, local_rows=own, limits=limits)
     _require_room(batches, config, prepared.tokenizers.vocabulary, copies, mesh)
     return batches
 

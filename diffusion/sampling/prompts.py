@@ -169,7 +169,7 @@ class Prompts:
     def _fitting(self, task: Task, num_tokens: int, prompt: str, is_whole: bool = False) -> Layout:
         """The first of the layouts in which so much text leaves a place: for an answer, or of a whole text for EOS."""
         layouts = self._layouts(task)
-        room = [layout.shapes[TEXT][0] - 1 if is_whole else layout.max_prompt for layout in layouts]
+        room = [layout.shapes[TEXT][0] - 1 if is_whole else layout.max_prompt_tokens for layout in layouts]
         for layout, most in zip(layouts, room, strict=True):
             if num_tokens <= most:
                 return layout

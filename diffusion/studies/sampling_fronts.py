@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.splits import VALIDATION
 from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
 from trimask.diffusion.evaluation.exam import Exam, is_asked, judges_of, question
 from trimask.diffusion.evaluation.held_out import HeldOut, TrainingExamples
@@ -52,7 +53,7 @@ class SamplingStudy(Checked):
     """Run folder of a trained model."""
     modalities: tuple[str, ...] | None = None
     """Of what is made. None: all that can be judged."""
-    split: str = "validation"
+    split: str = VALIDATION
     """Held-out split on which is chosen; what is chosen is then measured by `trimask evaluate` on another."""
     guidances: tuple[NonNegative, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
     """Scales of guidance, for tasks with a condition."""

@@ -34,6 +34,7 @@ import numpy as np
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.splits import VALIDATION
 from trimask.diffusion.loss import target_counts
 from trimask.diffusion.masking import forward_process
 from trimask.diffusion.parametrization import ModuleMultipliers, ParametrizationKind
@@ -305,7 +306,7 @@ def _trained(
 def held_out_batches(prepared: Prepared, config: BatchConfig) -> Batches:
     """Those of the validation split, with the mixture of the beginning, whatever the size of a training batch."""
     held_out = replace(config, tokens=_HELD_OUT_TOKENS, final_weights={}, anneal_tokens=None)
-    return Batches(prepared, held_out, seed=0, split="validation")
+    return Batches(prepared, held_out, seed=0, split=VALIDATION)
 
 
 class HeldOutLoss:

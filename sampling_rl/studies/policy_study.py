@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
 from trimask.diffusion.pretraining.trained_model import load
 from trimask.diffusion.sampling.policy import PolicyConfig
@@ -152,7 +153,7 @@ def train_chain(run: str, data: Path, dataset: str | None, folder: Path, chain: 
     """Trains what is not there yet, one after another."""
     loaded, prepared = load(Path(run)), Prepared(data)
     for training in chain:
-        problems = from_prepared(prepared, dataset, TEXT, "train", max_examples=training.problems)
+        problems = from_prepared(prepared, dataset, TEXT, TRAIN, max_examples=training.problems)
         about = trained_on(run, loaded.step, problems)
         train_policy(folder / training.name, training.config, problems, loaded.denoise, about)
         jax.clear_caches()  # of all trainings they would be more than a process can map

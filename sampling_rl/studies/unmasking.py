@@ -22,6 +22,7 @@ from jaxtyping import Float
 from scipy.stats import spearmanr
 
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.splits import TEST
 from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
 from trimask.diffusion.pretraining.trained_model import load
 from trimask.diffusion.run.folder import checkpoint_steps
@@ -62,7 +63,7 @@ class UnmaskingStudy(Checked):
     """What is asked."""
     judge: str | None = None
     """Who says what is right, as of `trimask evaluate`. None: the task's usual one."""
-    split: str = "test"
+    split: str = TEST
     """Split with the problems."""
     length: Size | None = None
     """Tokens of an answer. None: as many as it was prepared with."""
