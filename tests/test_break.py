@@ -1,4 +1,4 @@
-"""A draw of `make break`, and what it has found before."""
+"""`make break`: ten seconds of it, and the parts that judge."""
 
 import os
 import random
@@ -16,7 +16,7 @@ from breaking.running import Outcome
 ROOT = Path(__file__).parents[1]
 
 
-def test_a_draw_of_some_seconds_finds_no_fault(tmp_path):
+def test_ten_seconds_of_random_cases_find_no_fault(tmp_path):
     # One seed, whose first file made a fault once: `make break` draws others.
     command = [sys.executable, "-m", "breaking", "--quick", "--seconds", "10", "--seed", "133344", "--jobs", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
@@ -26,7 +26,7 @@ def test_a_draw_of_some_seconds_finds_no_fault(tmp_path):
 
 
 @pytest.mark.parametrize("way", list(DAMAGES))
-def test_damage_is_damage(tmp_path, way):
+def test_every_way_of_damaging_a_file_changes_it(tmp_path, way):
     folder = tmp_path / "case-0" / "in"
     folder.mkdir(parents=True)
     for name in ("a.bin", "b.bin"):
@@ -67,7 +67,7 @@ def test_faults_of_an_outcome_are_named(done, fault):
         ("{None}|STR", [], ["", "nan"]),
     ],
 )
-def test_what_a_flag_must_refuse_is_read_from_the_help(kind, refused, taken):
+def test_values_that_a_flag_must_refuse_are_read_from_the_help(kind, refused, taken):
     flag = Flag("--x", kind)
     assert [value for value in refused if not flag.must_refuse(value)] == []
     assert [value for value in taken if flag.must_refuse(value)] == []

@@ -1,4 +1,4 @@
-"""The embedded dataset: held out as claimed, captioned rightly, the same every time."""
+"""The embedded dataset of digits: its splits are disjoint as documented, captions are right, and builds agree."""
 
 import collections
 import hashlib
@@ -34,7 +34,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def records(data_dir):
-    """Those of a config and a split, read once."""
+    """Function of a config and a split that gives their records, read once."""
     return cache(lambda config, split: list(load_records(config, split, data_dir)))
 
 
@@ -75,12 +75,12 @@ def test_handwritten_splits_are_disjoint_and_stratified(records):
         np.testing.assert_allclose(counts, share, rtol=0, atol=0.06 if split == "train" else 0.015)
 
 
-def test_near_duplicates_leave_the_earlier_split(records):
-    """Of 1,797 pictures; a tenth and a fifth of each digit are held out."""
+def test_near_duplicates_are_dropped_from_the_earlier_split(records):
+    """Of 1,797 pictures, a tenth and a fifth of each digit are held out."""
     assert [len(list(records("handwritten", split))) for split in SPLITS] == [1239, 176, 359]
 
 
-def test_no_handwritten_picture_is_nearly_one_of_another_split(records):
+def test_no_handwritten_picture_is_a_near_duplicate_of_one_in_another_split(records):
     flat = {
         split: np.stack([record["image"].ravel() for record in records("handwritten", split)]) * (16 / 255)
         for split in SPLITS
@@ -129,7 +129,7 @@ def test_no_picture_occurs_twice(records, config):
 
 
 @pytest.mark.parametrize("config", ["spoken", "spoken_numbers"])
-def test_held_out_speech_is_of_voices_and_speeds_never_combined_in_train(config):
+def test_combinations_of_voice_and_speed_in_held_out_splits_are_not_in_train(config):
     combinations, voices, speeds = {}, {}, {}
     for split in DIGIT_CONFIGS[config].splits:
         utterances = DIGIT_CONFIGS[config].utterances(split)
@@ -152,7 +152,7 @@ def test_held_out_speech_is_of_voices_and_speeds_never_combined_in_train(config)
 
 
 @pytest.mark.parametrize("config", ["spoken", "spoken_numbers"])
-def test_every_combination_says_every_word_at_different_pitches(config):
+def test_every_combination_of_voice_and_speed_has_every_word_at_different_pitches(config):
     for split in DIGIT_CONFIGS[config].splits:
         pitches = collections.defaultdict(set)
         for utterance in DIGIT_CONFIGS[config].utterances(split):
@@ -187,7 +187,7 @@ def test_spoken_words_are_loud_trimmed_and_short(spoken):
 
 
 def test_spoken_words_can_be_understood(spoken):
-    """A linear classifier of spectrograms, independent of every codec and model."""
+    """They are classified by a linear model of spectrograms, which is independent of every codec and model."""
 
     def spectrogram(audio):
         starts = np.linspace(0, len(audio) - 256, 24).astype(int)
@@ -218,7 +218,7 @@ def test_without_espeak_the_error_names_the_extra(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("config", "numbers"), [("sums", range(10, 100)), ("all_sums", range(100))])
-def test_sums_are_all_there_once_and_right(config, numbers, records):
+def test_every_sum_occurs_once_and_is_right(config, numbers, records):
     seen = []
     for split in SPLITS:
         for record in records(config, split):
@@ -243,7 +243,7 @@ def test_a_sum_and_its_mirror_image_are_in_one_split(records):
 
 
 def test_a_fresh_process_builds_the_same_quietly_and_without_tensorflow(data_dir, tmp_path):
-    """It builds handwritten and plans spoken; that it speaks a plan the same is in test_speech."""
+    """It builds handwritten digits and plans utterances; test_speech checks that it speaks a plan the same."""
     program = (
         "import pathlib, sys\n"
         "from trimask.diffusion.data.readers.digits import DIGIT_CONFIGS, load_records\n"

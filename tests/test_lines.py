@@ -15,7 +15,7 @@ LINES = st.lists(st.sampled_from([b"", b" ", b"a", b"bc\t", "é…".encode(), b"
 
 
 def expected(content, unit):
-    """The obvious way, the whole file at once."""
+    """Records of a whole file, split in the obvious way."""
     lines = re.split(rb"\r\n|\r|\n", content)
     records, run = [], []
     for line in [*lines, b""]:
@@ -69,12 +69,12 @@ def test_lines_are_the_same_wherever_the_file_is_cut_for_reading(monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfea\0", "ü".encode("latin-1"), b"a\0b"])
-def test_what_is_no_utf8_text_is_refused(content):
+def test_bytes_that_are_not_utf8_are_refused(content):
     with pytest.raises(ValueError, match="not UTF-8 text"):
         decoded(content)
 
 
-def test_a_file_that_is_none_is_refused_by_name(tmp_path):
+def test_a_path_that_is_not_a_file_is_refused_by_name(tmp_path):
     with pytest.raises(IsADirectoryError, match="a folder, not a file"):
         blocks_of_text_file(tmp_path, "line", 1)
     with pytest.raises(FileNotFoundError, match=r"y\.txt: no such file"):
@@ -82,7 +82,7 @@ def test_a_file_that_is_none_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("unit", ["line", "paragraph", "document"])
-def test_a_record_that_is_too_long_is_read_past_and_refused_where_it_is_used(tmp_path, unit):
+def test_a_record_that_is_too_long_is_skipped_and_refused_when_its_text_is_read(tmp_path, unit):
     (tmp_path / "x.txt").write_bytes(b"1234567\n")
     (block,) = blocks_of_text_file(tmp_path / "x.txt", unit, 5, 8)
     assert [record.text for record in records_of_block(block, unit, 8)] == ["1234567"]
@@ -105,7 +105,7 @@ def test_lines_are_numbered_from_one_and_a_bad_one_is_named(tmp_path):
 
 
 def test_blank_is_the_same_line_for_every_reader(tmp_path):
-    """A no-break space and a separator are characters; a mark of the byte order is nothing."""
+    """A no-break space and a separator count as characters; a byte order mark does not."""
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf\na\n\xc2\xa0\n \t\nb\n\x1c\n")
     (block,) = blocks_of_text_file(tmp_path / "a.txt", "line", 9)
     found = [(record.line, record.text) for record in records_of_block(block, "line")]

@@ -1,4 +1,4 @@
-"""The process that speaks: in order, the same bytes every time, and plain about what went wrong."""
+"""The espeak-ng process: utterances come in order, with the same bytes every time, and errors are reported."""
 
 import ctypes
 import importlib.util
@@ -37,7 +37,7 @@ def test_answers_come_in_the_order_of_the_requests():
 
 
 def _period(audio):
-    """Samples between two pulses of the voice, where the autocorrelation of the middle of a vowel peaks."""
+    """Period of a voice in samples: the lag at which the autocorrelation of the middle of a vowel peaks."""
     middle = audio[len(audio) // 2 - 400 : len(audio) // 2 + 400].astype(float)
     correlation = np.correlate(middle, middle, "full")[len(middle) - 1 :]
     return 20 + np.argmax(correlation[20:160])  # 50 to 400 Hz
@@ -118,7 +118,7 @@ class Silent:
 
 
 def served(library, monkeypatch, tmp_path, *requests) -> bytes:
-    """What the process that speaks would answer, if that were its library."""
+    """Answer of the espeak-ng process with this library in place of espeak-ng."""
     loader = SimpleNamespace(get_library_path=lambda: "lib", get_data_path=lambda: str(tmp_path / "espeak-ng-data"))
     monkeypatch.setitem(sys.modules, "espeakng_loader", loader)
     monkeypatch.setattr(ctypes, "CDLL", {"lib": library}.__getitem__)

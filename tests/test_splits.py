@@ -1,4 +1,4 @@
-"""Which split a record belongs to: a property of the record alone, whatever else there is."""
+"""Split of a record: it depends on the record alone, not on others."""
 
 import dataclasses
 from pathlib import Path
@@ -48,14 +48,14 @@ def test_a_share_of_nothing_holds_nothing_out(ids, shares, seed):
 
 
 @given(IDS, SHARES, st.floats(0, 1), st.integers(0, 2**32 - 1))
-def test_a_larger_share_for_the_test_takes_no_record_away_from_it(ids, shares, part, seed):
+def test_a_larger_test_share_keeps_all_records_of_a_smaller_one(ids, shares, part, seed):
     smaller, larger = config((0, shares[1] * part), seed), config((0, shares[1]), seed)
     for id in ids:
         assert smaller.split_of(entry(id)) != "test" or larger.split_of(entry(id)) == "test"
 
 
 @given(st.text(max_size=12), st.text(min_size=1, max_size=12), SHARES)
-def test_what_a_source_says_stands_but_for_what_is_held_out(id, split, shares):
+def test_the_split_of_a_source_takes_precedence_except_over_rules(id, split, shares):
     assert config(shares).split_of(entry(id, split)) == split
     held = config(shares, held_out=("speaker=anna", "age=7"))
     assert held.split_of(entry(id, split, speaker="anna")) == "test_speaker"
@@ -87,14 +87,14 @@ def test_values_of_rules_compare_as_json_or_as_text(rule, value, is_held):
     assert (config(held_out=(rule,)).first_rule({"a": value}) == rule) == is_held
 
 
-def test_by_content_the_draw_is_of_the_content_alone():
+def test_a_draw_by_content_depends_on_the_content_alone():
     by_content = dataclasses.replace(config((0.3, 0.3)), by="content")
     drawn = [by_content.split_of(entry(id), content) for content in "abcdefghij" for id in ("1", "2")]
     assert drawn[::2] == drawn[1::2] and set(drawn) == DRAWN
     assert drawn[::2] == [config((0.3, 0.3)).split_of(entry(content)) for content in "abcdefghij"]
 
 
-def test_usual_names_mean_the_three_splits():
+def test_common_names_mean_the_three_splits():
     assert [canonical_split(name) for name in ("val", "valid", "dev", "training", "extra")] == [
         *["validation"] * 3,
         "train",
@@ -134,11 +134,11 @@ def test_shares_are_those_of_many_records():
         (["trainer.txt", "testament.txt"], [None, None]),
     ],
 )
-def test_names_of_files_say_their_splits_where_they_name_several(files, expected):
+def test_names_of_files_determine_their_splits_if_they_name_several(files, expected):
     found = splits_of_files([Path(file) for file in files])
     assert [found.get(Path(file)) for file in files] == expected
 
 
-def test_text_is_held_out_in_whatever_normal_form_it_is_written():
+def test_rules_match_text_in_any_unicode_normal_form():
     for rule, value in (("who=Zo\u00eb", "Zoe\u0308"), ("who=Zoe\u0308", "Zo\u00eb")):
         assert config(held_out=(rule,)).split_of(entry("a", who=value)) == "test_who"

@@ -1,4 +1,4 @@
-"""metadata.csv and metadata.parquet beside the lines of metadata.jsonl."""
+"""Rows of metadata.csv and metadata.parquet."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_rows_of_csv_have_quotes_and_the_same_ends_of_lines_as_all_text(tmp_path
     assert short == (6, "a row of 1 cells under 2 columns")
 
 
-def test_an_empty_cell_of_split_gives_none_and_other_empty_cells_stay(tmp_path):
+def test_an_empty_cell_of_split_names_no_split_and_other_empty_cells_stay(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,split,who\n1.png,,\n2.png, ,b\n3.png,test,c\n")
     assert [row.fields for row in table_rows(tmp_path / "metadata.csv")] == [
         {"file_name": "1.png", "who": ""},
@@ -66,13 +66,13 @@ def test_blocks_hold_every_row_and_notice_a_change_of_one(tmp_path):
         ("metadata.parquet", b"PAR1 and no more", "not a readable Parquet file"),
     ],
 )
-def test_what_is_no_table_is_refused_by_name(tmp_path, name, content, reason):
+def test_a_file_that_is_not_a_table_is_refused_by_name(tmp_path, name, content, reason):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name}.*{reason}"):
         table_rows(tmp_path / name)
 
 
-def test_a_table_that_would_take_too_much_is_not_read(tmp_path, monkeypatch):
+def test_a_table_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     write_parquet(tmp_path / "metadata.parquet", [{"file_name": "a"}] * 100)
     monkeypatch.setattr(tables, "_MAX_CELLS", 99)
     with pytest.raises(ValueError, match="100 rows of 1 columns"):

@@ -1,4 +1,4 @@
-"""Plain text, JSON lines, prompts with responses."""
+"""Sources of plain text, JSON lines, and prompts with responses."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_a_field_of_json_lines_is_text(tmp_path):
     assert [(e.example().media["text"], e.split, e.line) for e in found] == [("x\ny", None, 1), ("z", "test", 3)]
 
 
-def test_a_prompt_is_given_and_its_response_asked_for(tmp_path):
+def test_a_prompt_and_its_response_are_one_text(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "1+1=", "answer": "2"}\n')
     fields = FieldConfig(prompt="question", response="answer")
     (entry,) = entries(PromptFiles((str(tmp_path / "a.jsonl"),), fields))
@@ -51,7 +51,7 @@ def test_a_prompt_is_given_and_its_response_asked_for(tmp_path):
         ("[" * 100_000, "more than 64 objects and lists inside one another"),
     ],
 )
-def test_a_bad_line_says_why(tmp_path, line, reason):
+def test_a_bad_line_names_the_reason(tmp_path, line, reason):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"prompt": "p", "response": "r"}) + "\n" + line + "\n")
     good, bad = entries(PromptFiles((str(path),), FieldConfig()))
@@ -72,12 +72,12 @@ def test_equal_texts_have_equal_ids(tmp_path):
     assert a.id == c.id != b.id
 
 
-def test_a_pattern_that_names_nothing_is_refused(tmp_path):
+def test_a_pattern_that_matches_no_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"\*\.txt: no such file"):
         matching_files((str(tmp_path / "*.txt"),))
 
 
-def test_files_that_a_pattern_misses_by_the_case_of_letters_are_known(tmp_path):
+def test_files_that_a_pattern_misses_by_the_case_of_letters_are_found(tmp_path):
     for name in ("a.txt", "B.TXT", "c.md", "[d].Txt"):
         (tmp_path / name).write_text("x")
     assert files_in_other_case((str(tmp_path / "*.txt"),)) == [tmp_path / "B.TXT", tmp_path / "[d].Txt"]
@@ -87,7 +87,7 @@ def test_files_that_a_pattern_misses_by_the_case_of_letters_are_known(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [TextFiles, PromptFiles])
-def test_files_called_like_splits_are_of_them(tmp_path, kind):
+def test_files_named_like_splits_belong_to_them(tmp_path, kind):
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": split, "prompt": split, "response": "x"}) + "\n")
     found = entries(kind((str(tmp_path / "*.jsonl"),), FieldConfig()))

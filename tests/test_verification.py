@@ -1,4 +1,4 @@
-"""Prepared data that is damaged is found, named, and made again block by block; reports that lie are refused."""
+"""Damaged prepared data are found, named and made again block by block; edited reports are refused."""
 
 import json
 import os
@@ -113,7 +113,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("reason", LIES)
-def test_a_report_that_lies_is_refused_and_made_again(made, folder, reason):
+def test_an_edited_report_is_refused_and_its_block_is_made_again(made, folder, reason):
     changed(folder / REPORT, LIES[reason])
     with pytest.raises(Damaged, match=f"{REPORT}: damaged: .*({reason})"):
         Prepared(folder).examples("sums", "train")
@@ -130,7 +130,7 @@ def test_a_report_that_lies_is_refused_and_made_again(made, folder, reason):
         ("splits", {"../x": 20}, "datasets and splits must be plain words"),
     ],
 )
-def test_a_manifest_that_lies_is_refused(folder, field, value, reason):
+def test_an_edited_manifest_is_refused(folder, field, value, reason):
     changed(folder / "manifest.json", lambda content: content["datasets"]["sums"].update({field: value}))
     with pytest.raises(ValueError, match=reason):
         Prepared(folder).examples("sums", "train")
@@ -142,7 +142,7 @@ def test_a_plan_of_other_datasets_is_refused(folder):
         Prepared(folder).examples("sums", "train")
 
 
-def test_what_cannot_be_made_again_as_it_was_is_said(folder, monkeypatch):
+def test_a_block_that_comes_out_differently_when_made_again_is_an_error(folder, monkeypatch):
     flipped(folder / SHARD)
     kind = sources.SOURCES["synthetic"]
     monkeypatch.setitem(sources.SOURCES, "synthetic", lambda where, config: Later(kind(where, config)))
@@ -152,7 +152,7 @@ def test_what_cannot_be_made_again_as_it_was_is_said(folder, monkeypatch):
 
 @dataclass(frozen=True)
 class Later:
-    """A source whose records have other texts by now."""
+    """A source whose records have changed their texts."""
 
     source: sources.Source
     medium = property(lambda self: self.source.medium)
@@ -168,7 +168,7 @@ class Later:
             yield replace(entry, load=partial(replace, example, media=media))
 
 
-def test_preparing_goes_on_only_from_blocks_that_are_sound(made, folder, capsys):
+def test_preparing_continues_only_from_undamaged_blocks(made, folder, capsys):
     (folder / "manifest.json").unlink()
     flipped(folder / SHARD)
     (folder / "drawn/block-00001.json").write_text("{")
@@ -176,7 +176,7 @@ def test_preparing_goes_on_only_from_blocks_that_are_sound(made, folder, capsys)
     assert bytes_of(folder) == bytes_of(made) and capsys.readouterr().err.count("the block is made again") == 2
 
 
-def test_what_was_verified_is_not_verified_again_until_it_changes(folder):
+def test_verified_shards_are_not_verified_again_until_they_change(folder):
     prepared = Prepared(folder)
     arguments = (prepared.paths, prepared.is_one_to_one)
     assert not is_verified(*arguments)
@@ -216,14 +216,14 @@ def _studies(data, monkeypatch):
 
 
 @pytest.mark.parametrize("reads", [_evaluates, _trains_a_policy, _studies])
-def test_whoever_reads_data_names_what_only_a_digest_shows(folder, monkeypatch, reads):
+def test_every_command_that_reads_data_finds_damage_that_only_a_digest_shows(folder, monkeypatch, reads):
     flipped(folder / SHARD)
     with pytest.raises(Damaged, match=f"{SHARD}: damaged: its SHA-256 begins with"):
         reads(folder, monkeypatch)
     assert not (folder.parent / "evaluation.json").exists() and not (folder.parent / "out").exists()
 
 
-def test_a_folder_that_may_only_be_read_is_verified(folder, monkeypatch):
+def test_a_read_only_folder_is_verified(folder, monkeypatch):
     def refuse(*_):
         raise PermissionError
 
