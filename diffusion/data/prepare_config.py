@@ -25,12 +25,12 @@ class PrepareConfig(Checked):
     fields: FieldConfig = FieldConfig()
     """Fields of records that are read, and what one record is."""
     splits: SplitConfig = SplitConfig()
-    """Split of every record."""
+    """How records are divided into splits."""
     pictures: PictureConfig = PictureConfig()
     """Shape that all pictures are brought to."""
     seconds: Annotated[float, real(above=0, most=86_400)] | None = None
-    """Length of all sounds in seconds: longer ones are cut, shorter ones are padded with silence. None: length of the
-    longest sound of a dataset on which tokenizers are fitted."""
+    """Length of all sounds in seconds: longer ones are cut, shorter ones are padded with silence. None: for each
+    dataset, the length of its longest sound that tokenizers are fitted on."""
     limits: LimitConfig = added(as_before=LimitConfig(), default=LimitConfig())
     """Largest files and records that are decoded."""
     tokenizers: str | None = None
