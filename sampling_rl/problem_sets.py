@@ -19,7 +19,7 @@ from trimask.diffusion.data.fields import Fields
 from trimask.diffusion.data.manifest import DatasetManifest
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.readers import puzzles
-from trimask.diffusion.data.readers.lines import blocks_of, records_of
+from trimask.diffusion.data.readers.lines import blocks_of_text_file, records_of_block
 from trimask.diffusion.data.records import BadRecord
 from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.evaluation.exam import choose_judges, question, reference
@@ -124,7 +124,9 @@ def gsm8k(
     """
     if "{question}" not in template:
         raise ValueError(f"the template must contain {{question}}, got {template!r}")
-    records = [record for block in blocks_of(path, "line", _LINES) for record in records_of(block, "line")]
+    records = [
+        record for block in blocks_of_text_file(path, "line", _LINES) for record in records_of_block(block, "line")
+    ]
     problems = []
     for record in (records[number] for number in evenly_spaced(len(records), max_examples)):
         try:
@@ -192,4 +194,4 @@ def _scores(judge: NamedJudge, task: str, media: Sequence[Any], references: Sequ
 
 def _judge_of_puzzles(manifest: DatasetManifest) -> str | None:
     source = manifest.source
-    return puzzles.CONFIGS[source.where[0]].judge if source.kind == "puzzles" else None
+    return puzzles.PUZZLE_CONFIGS[source.where[0]].judge if source.kind == "puzzles" else None

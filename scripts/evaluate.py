@@ -73,11 +73,11 @@ def run(
     prepared = prepared_of(loaded, data)
     out = out or loaded.folder / "evaluation.json"
     require_replaceable(out)
-    verification = BackgroundVerification(prepared.paths, prepared.whole)
+    verification = BackgroundVerification(prepared.paths, prepared.is_one_to_one)
     verification.start()
     with progress_report() as report:
         result, samples = evaluate(loaded, prepared, config, report)
-    verification.require(wait=True)
+    verification.require_undamaged(wait=True)
     configuration.save(out, result)
     print_evaluation(result)
     return result, samples

@@ -37,11 +37,11 @@ def read_medium(medium: str, codec: Any, shape: tuple[int, ...], is_cropped: boo
     """
     kind, path = modality(medium), path_on_disk(path)
     as_trained = MediaConfig(codecs={medium: codec.config}, pictures=PictureConfig(crop=is_cropped))
-    config = kind.as_given(as_trained, shape, codec)
+    config = kind.with_media_shape(as_trained, shape, codec)
     content = kind.read(path, config)
-    for note in [*kind.faults(path), *kind.notes(path, content, shape, config)]:
+    for note in [*kind.faults(path), *kind.conversion_notes(path, content, shape, config)]:
         say(f"{path}: {note}")
-    return kind.at_shape(content, shape, config)
+    return kind.to_shape(content, shape, config)
 
 
 def read_mask(path: Path, picture: Path, shape: tuple[int, ...], is_cropped: bool) -> Bool[np.ndarray, "height width"]:

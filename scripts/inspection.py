@@ -25,7 +25,7 @@ from trimask.diffusion.data.manifest import DatasetManifest
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.splits import TRAIN, is_test
-from trimask.diffusion.data.verification import require_none
+from trimask.diffusion.data.verification import require_undamaged
 from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.evaluation.exam import label_judge, score_value
 from trimask.diffusion.evaluation.results import Evaluation
@@ -100,7 +100,7 @@ def run(folder: Path) -> None:
 def verify(prepared: Prepared) -> None:
     """Compares all shards with their SHA-256 and prints that they are intact. Raises Damaged if one is not."""
     with progress_report() as report:
-        require_none(prepared.paths, prepared.verify(report))
+        require_undamaged(prepared.paths, prepared.verify(report))
     shards = sum(len(report.shards) for reports in prepared.reports.values() for report in reports)
     say(f"{prepared.folder}: {shards:,} shards are as they were written")
 

@@ -21,10 +21,10 @@ from trimask.diffusion.data.modalities import MODALITIES, modality
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.data.readers.texts import look_like_json, other_cases
+from trimask.diffusion.data.readers.texts import files_in_other_case, json_like_files
 from trimask.diffusion.data.records import BadRecord
 from trimask.diffusion.data.sources import SourceConfig, folder_kind
-from trimask.diffusion.data.splits import is_used, split_of_folder
+from trimask.diffusion.data.splits import is_used_by_default, split_of_folder
 from trimask.scripts import cli
 from trimask.scripts.console import console, joined, parse_from_preset, progress_report, say, table
 
@@ -136,7 +136,9 @@ def run(folder: Path, config: PrepareConfig) -> Prepared:
         layout, media = dataset.layout, ""
         shapes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in layout.shapes.items())
         if dataset.medium is not None:
-            media = modality(dataset.medium).shown(tuple(prepared.plan.media_shapes[name]), prepared.config.media)
+            media = modality(dataset.medium).describe_shape(
+                tuple(prepared.plan.media_shapes[name]), prepared.config.media
+            )
         accepted = dataset.records - dataset.rejected
         counts = f"{dataset.records:,} = {accepted:,} + {dataset.rejected:,}"
         length = f"{'' if layout.is_uniform else '≤ '}{layout.example_length()}"
@@ -153,7 +155,7 @@ def run(folder: Path, config: PrepareConfig) -> Prepared:
 def remarks(prepared: Prepared) -> Iterator[str]:
     """Remarks on prepared data that the table does not show, such as unused files and contents in several splits."""
     for name, dataset in prepared.manifest.datasets.items():
-        unused = [split for split in dataset.splits if not is_used(split)]
+        unused = [split for split in dataset.splits if not is_used_by_default(split)]
         if unused:
             yield f"{name}: only `trimask evaluate --splits` uses {_listed(unused)}"
         if dataset.unread:
@@ -168,10 +170,10 @@ def remarks(prepared: Prepared) -> Iterator[str]:
         for what, count in sum((Counter(report.lost) for report in prepared.reports[name]), Counter[str]()).items():
             yield f"{name}: {count:,} examples lose their {what}, which the data that the tokenizer was fitted on lack"
         if dataset.source.kind in ("text", "prompts"):
-            for path in other_cases(dataset.source.where):
+            for path in files_in_other_case(dataset.source.where):
                 yield f"{name}: {path} differs from a given name in upper and lower case only, and is not read"
         if dataset.source.kind == "text":
-            for path in look_like_json(dataset.source.where):
+            for path in json_like_files(dataset.source.where):
                 yield f"{name}: {path} looks like JSON lines and is read as plain text; name it .jsonl to read a field"
         yield from _outliers(name, prepared)
     for held_out, others in prepared.manifest.shared.items():

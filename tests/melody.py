@@ -1,7 +1,7 @@
-"""A third modality for the tests: tunes, as lines of numbers, of which a codec keeps the semitone.
+"""A third modality for the tests: tunes, as lines of numbers, which a codec rounds to semitones.
 
-It is what whoever adds one writes: a codec, a reader, and an entry in each of two tables. The test of it puts them in
-for as long as it runs.
+It has the parts that every new modality needs: a codec, a reader, and an entry in each of two tables, which
+tests/test_modalities.py adds while it runs.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from trimask.tokenizers.codec import StoredTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class MelodyConfig:
-    """How tunes become codes."""
+    """Configuration of the codec of tunes."""
 
     notes: int = 12
-    """Different notes."""
+    """Number of different notes."""
     voices: int = 2
-    """Notes at a time."""
+    """Number of notes that sound at the same time."""
 
 
 class MelodyCodec(StoredTokenizer):
@@ -62,7 +62,7 @@ class MelodyCodec(StoredTokenizer):
 
 
 def read(path: Path, config: Any) -> np.ndarray:
-    """Lines of as many numbers as there are voices."""
+    """Tune of a file, whose lines have one number per voice. Raises ValueError for another number of voices."""
     rows = [list(map(float, line.split())) for line in path.read_text().splitlines()]
     tune = np.array(rows, np.float32).reshape(len(rows), -1)
     if tune.shape[1] != config.codecs["melody"].voices:
@@ -75,12 +75,12 @@ def write(path: Path, tune: np.ndarray, codec: Any) -> None:
 
 
 def draw(codes: np.ndarray, codec: Any) -> Image.Image:
-    """A column per step, a row per voice; unknown notes are black."""
+    """Picture with a column per step and a row per voice; unknown notes are black."""
     return Image.fromarray(((codes.T + 1) * 15).astype(np.uint8)).convert("RGB").resize((8 * len(codes), 16))
 
 
 def rises(tunes, references) -> list[bool]:
-    """A judge: whether a tune that should rise does, and one that should fall."""
+    """Judge: whether each tune rises or falls as its text says."""
     pairs = zip(tunes, references, strict=True)
     return [bool(tune[-1, 0] > tune[0, 0]) == (reference["text"] == "up") for tune, reference in pairs]
 
@@ -88,8 +88,8 @@ def rises(tunes, references) -> list[bool]:
 MODALITY = Modality(
     codec_config=MelodyConfig,
     read=read,
-    shapes=lambda samples, config, given: {name: list(sample[0].shape) for name, sample in samples.items()},
-    at_shape=lambda tune, shape, config: np.resize(tune, shape),
-    fit=lambda batches, config: MelodyCodec(config),
+    dataset_shapes=lambda samples, config, reused: {name: list(sample[0].shape) for name, sample in samples.items()},
+    to_shape=lambda tune, shape, config: np.resize(tune, shape),
+    fit_codec=lambda batches, config: MelodyCodec(config),
 )
 OUTPUT = Presentation(ending="tune", write=write, draw=draw)

@@ -1,4 +1,4 @@
-"""Small files such as a user has, and what prepares them."""
+"""Small files of a user, and configurations that prepare them."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ WORDS = ("one", "two", "three")
 
 
 def make_files(root: Path) -> Path:
-    """Two dozen pictures and recordings with captions, a text, and prompts."""
+    """Writes 24 pictures and 24 sounds with captions, a text file, and prompts with responses."""
     rng = np.random.default_rng(0)
     for folder in ("photos", "voices"):
         (root / folder).mkdir()
@@ -69,7 +69,7 @@ def photos_of(folder, **changes):
 
 
 def bytes_of(folder):
-    """Digest of every file but for the lock, times of verification, and the configuration, which has free fields."""
+    """Path → digest of every file, except the lock, verified.json, and config.json, some of whose fields may change."""
     left_out = {folder / name for name in (".lock", "config.json", "verified.json")}
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in left_out]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -52,7 +52,7 @@ class Synthetic:
             return RawExample(f"{number}", {"text": word, "image": rng.integers(0, 256, (4, 6, 1), np.uint8)})
         if self.kind == "spoken":
             return RawExample(f"{number}", {"text": word, "audio": rng.uniform(-1, 1, 1200).astype(np.float32)})
-        return RawExample(f"{number}", {"text": f"{number:02d}+{number:02d}={2 * number}"}, given=6)
+        return RawExample(f"{number}", {"text": f"{number:02d}+{number:02d}={2 * number}"}, given_characters=6)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ from trimask.tokenizers.sequence import disassemble
 
 
 def ids_in(batch, prepared):
-    """Every example of a batch as (task, codes)."""
+    """Task and codes of every example of a batch."""
     vocabulary = prepared.tokenizers.vocabulary
     rows = [type(batch)(*(getattr(batch, f)[i] for f in batch.__dataclass_fields__)) for i in range(len(batch.tokens))]
     return [
@@ -36,11 +36,11 @@ def test_a_batch_depends_on_seed_and_step_alone(prepared):
     )
 
 
-def test_a_process_prepares_its_rows_and_counts_those_of_all(prepared):
+def test_a_process_fills_only_its_local_rows_and_counts_the_tokens_of_all(prepared):
     config = BatchConfig(tokens=120)
     whole, own = (
         Batches(prepared, config, seed=3),
-        Batches(prepared, config, seed=3, own_rows=lambda n: np.arange(n) % 3 == 1),
+        Batches(prepared, config, seed=3, local_rows=lambda n: np.arange(n) % 3 == 1),
     )
     for step in range(12):
         everything, part = whole(step), own(step)
@@ -65,7 +65,7 @@ def test_an_epoch_visits_every_example_once(prepared):
     assert [frozenset(s) for s in again] != unordered
 
 
-def test_datasets_come_in_proportion_to_their_weights_in_tokens(prepared):
+def test_shares_of_tokens_of_datasets_follow_the_weights(prepared):
     config = BatchConfig(tokens=120, weights={"drawn": 3.0, "spoken": 1.0, "sums": 2.0})
     batches = Batches(prepared, config, seed=0)
     tokens = dict.fromkeys(prepared.manifest.datasets, 0)
@@ -88,11 +88,11 @@ def test_a_description_names_the_examples_of_the_batch(prepared):
 
 def test_epochs_are_counted(prepared):
     config = BatchConfig(tokens=140, weights={"spoken": 0.0, "sums": 0.0})
-    (use,) = Batches(prepared, config, seed=0).use(steps=7)
+    (use,) = Batches(prepared, config, seed=0).dataset_use(steps=7)
     assert (use.name, use.examples, use.steps, use.epochs) == ("drawn", 20, 7, 3.5)
 
 
-def test_rows_draw_their_task_in_proportion_to_the_weights(prepared):
+def test_tasks_are_drawn_in_proportion_to_their_weights(prepared):
     config = BatchConfig(
         tokens=600, weights={"spoken": 0.0, "sums": 0.0}, task_weights={"text_to_image": 3.0, "image_to_text": 1.0}
     )
@@ -102,8 +102,8 @@ def test_rows_draw_their_task_in_proportion_to_the_weights(prepared):
     assert abs(tasks.count("text_to_image") / len(tasks) - 0.75) < 0.05
 
 
-def test_a_share_of_the_sums_is_open_and_the_others_begin_with_a_question(prepared):
-    config = BatchConfig(tokens=600, weights={"drawn": 0.0, "spoken": 0.0}, open_questions=0.25)
+def test_a_share_of_the_sums_has_a_prompt_that_may_be_masked(prepared):
+    config = BatchConfig(tokens=600, weights={"drawn": 0.0, "spoken": 0.0}, masked_prompt_share=0.25)
     batches = Batches(prepared, config, seed=0)
     given = [
         example.segments[0].num_given
@@ -119,7 +119,7 @@ def test_a_share_of_the_sums_is_open_and_the_others_begin_with_a_question(prepar
 
 
 def test_rows_are_a_multiple_of_the_micro_batches(prepared):
-    batches = Batches(prepared, BatchConfig(tokens=120), seed=0, parts=3)
+    batches = Batches(prepared, BatchConfig(tokens=120), seed=0, micro_batches=3)
     assert {len(batches(step).tokens) % 3 for step in range(6)} == {0}
 
 
@@ -134,7 +134,7 @@ def test_texts_are_packed_into_one_row(prepared):
     np.testing.assert_array_equal(batch.segment.max(axis=1), 2)
 
 
-def test_steps_until_a_horizon_count_what_is_not_padding(prepared):
+def test_the_number_of_steps_of_a_horizon_counts_only_tokens_that_are_not_padding(prepared):
     config = BatchConfig(tokens=120, weights={"spoken": 0.0})
     batches = Batches(prepared, config, seed=0)
     steps = batches.num_steps(20_000)
@@ -199,7 +199,7 @@ def test_worker_processes_give_the_same_batches_in_the_same_order(prepared):
         ({}, "later", "sums has no split later, only train, validation, test; give it the weight 0"),
     ],
 )  # fmt: skip
-def test_data_of_which_there_can_be_no_rows_are_refused(prepared, config, split, message):
+def test_a_missing_split_and_tasks_without_weight_are_refused(prepared, config, split, message):
     with pytest.raises(ValueError, match=message):
         Batches(prepared, BatchConfig(tokens=120, weights={"drawn": 0.0, "spoken": 0.0}, **config), 0, split=split)
 

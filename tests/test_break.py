@@ -1,4 +1,4 @@
-"""A draw of `make break`, and what it has found before."""
+"""`make break`: ten seconds of it, and the parts that judge."""
 
 import os
 import random
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 from breaking.calls import Flag
-from breaking.damage import WAYS
+from breaking.damage import DAMAGES
 from breaking.judging import faults_of
 from breaking.running import Outcome
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_a_draw_of_some_seconds_finds_no_fault(tmp_path):
+def test_ten_seconds_of_random_cases_find_no_fault(tmp_path):
     # One seed, whose first file made a fault once: `make break` draws others.
     command = [sys.executable, "-m", "breaking", "--quick", "--seconds", "10", "--seed", "133344", "--jobs", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
@@ -25,13 +25,13 @@ def test_a_draw_of_some_seconds_finds_no_fault(tmp_path):
     assert sum(map(int, re.findall(r": (\d+) cases, 0 with a fault", done.stdout))) >= 1, done.stdout
 
 
-@pytest.mark.parametrize("way", list(WAYS))
-def test_damage_is_damage(tmp_path, way):
+@pytest.mark.parametrize("way", list(DAMAGES))
+def test_every_way_of_damaging_a_file_changes_it(tmp_path, way):
     folder = tmp_path / "case-0" / "in"
     folder.mkdir(parents=True)
     for name in ("a.bin", "b.bin"):
         (folder / name).write_bytes(name.encode() * 400)
-    WAYS[way](folder / "a.bin", random.Random(1))
+    DAMAGES[way](folder / "a.bin", random.Random(1))
     path = folder / "a.bin"
     is_same = path.is_file() and not path.is_symlink() and path.read_bytes() == b"a.bin" * 400
     assert not is_same
@@ -44,14 +44,14 @@ def test_damage_is_damage(tmp_path, way):
         (Outcome(2, "", "trimask: error: no", 1.0), None),
         (Outcome(2, "", "Traceback (most recent call last)\nValueError: x", 1.0), "traceback: ValueError: x"),
         (Outcome(-6, "", "F0000 stack", 1.0), "status -6: F0000 stack"),
-        (Outcome(2, "", " ", 1.0), "status 2 without a word"),
+        (Outcome(2, "", " ", 1.0), "status 2 without a message"),
         (Outcome(0, "a\x1b[31m", "", 1.0), "control characters on the terminal"),
-        (Outcome(0, "", "", 1.0, left=("worker",)), "left running: worker"),
+        (Outcome(0, "", "", 1.0, left_running=("worker",)), "left running: worker"),
         (Outcome(-15, "half", "", 1.0, is_late=True), "not done in time: half"),
         (Outcome(-9, "", "", 1.0, fault="eats the machine"), "eats the machine"),
     ],
 )
-def test_what_is_wrong_with_an_outcome_is_said(done, fault):
+def test_faults_of_an_outcome_are_named(done, fault):
     assert faults_of(done) == ([] if fault is None else [fault])
     if done.is_late:
         assert faults_of(done, may_be_late=True) == []
@@ -67,7 +67,7 @@ def test_what_is_wrong_with_an_outcome_is_said(done, fault):
         ("{None}|STR", [], ["", "nan"]),
     ],
 )
-def test_what_a_flag_must_refuse_is_read_from_the_help(kind, refused, taken):
+def test_values_that_a_flag_must_refuse_are_read_from_the_help(kind, refused, taken):
     flag = Flag("--x", kind)
     assert [value for value in refused if not flag.must_refuse(value)] == []
     assert [value for value in taken if flag.must_refuse(value)] == []

@@ -1,4 +1,4 @@
-"""The embedded dataset: held out as claimed, captioned rightly, the same every time."""
+"""The embedded dataset of digits: its splits are disjoint as documented, captions are right, and builds agree."""
 
 import collections
 import hashlib
@@ -19,7 +19,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from trimask.diffusion.data.readers import digits, speech
-from trimask.diffusion.data.readers.digits import CONFIGS, SPLITS, load, number_word
+from trimask.diffusion.data.readers.digits import DIGIT_CONFIGS, load_records, number_word
+from trimask.diffusion.data.splits import SPLITS
 
 PIXELS = load_digits().images
 LABELS = load_digits().target.tolist()
@@ -33,13 +34,13 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def records(data_dir):
-    """Those of a config and a split, read once."""
-    return cache(lambda config, split: list(load(config, split, data_dir)))
+    """Function of a config and a split that gives their records, read once."""
+    return cache(lambda config, split: list(load_records(config, split, data_dir)))
 
 
 @pytest.fixture(scope="module")
 def spoken(records):
-    return {split: records("spoken", split) for split in CONFIGS["spoken"].splits}
+    return {split: records("spoken", split) for split in DIGIT_CONFIGS["spoken"].splits}
 
 
 def _content(record):
@@ -74,19 +75,19 @@ def test_handwritten_splits_are_disjoint_and_stratified(records):
         np.testing.assert_allclose(counts, share, rtol=0, atol=0.06 if split == "train" else 0.015)
 
 
-def test_near_duplicates_leave_the_earlier_split(records):
-    """Of 1,797 pictures; a tenth and a fifth of each digit are held out."""
+def test_near_duplicates_are_dropped_from_the_earlier_split(records):
+    """Of 1,797 pictures, a tenth and a fifth of each digit are held out."""
     assert [len(list(records("handwritten", split))) for split in SPLITS] == [1239, 176, 359]
 
 
-def test_no_handwritten_picture_is_nearly_one_of_another_split(records):
+def test_no_handwritten_picture_is_a_near_duplicate_of_one_in_another_split(records):
     flat = {
         split: np.stack([record["image"].ravel() for record in records("handwritten", split)]) * (16 / 255)
         for split in SPLITS
     }
     for a, b in itertools.combinations(SPLITS, 2):
         nearest = min(np.linalg.norm(flat[b] - picture, axis=1).min() for picture in flat[a])
-        assert nearest >= digits.NEAR - 0.1  # pictures are rounded to 255 levels
+        assert nearest >= digits.NEAR_DUPLICATE_DISTANCE - 0.1  # pictures are rounded to 255 levels
 
 
 def test_only_near_duplicates_of_a_later_split_are_dropped(records):
@@ -96,7 +97,7 @@ def test_only_near_duplicates_of_a_later_split_are_dropped(records):
     held_out = sorted(kept["validation"] | kept["test"])
     for index in dropped:
         distances = np.sqrt(((PIXELS[held_out] - PIXELS[index]) ** 2).sum(axis=(1, 2)))
-        assert distances.min() < digits.NEAR
+        assert distances.min() < digits.NEAR_DUPLICATE_DISTANCE
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -115,7 +116,7 @@ def test_handwritten_numbers_are_two_digits_of_the_same_split(records, split):
         assert np.array_equal(record["image"][..., 0], np.round(expected * 255 / 16))
         assert record["text"] == f"a handwritten {number_word(number)}"
         numbers[number] += 1
-    assert numbers == dict.fromkeys(range(100), CONFIGS["handwritten_numbers"].copies[split])
+    assert numbers == dict.fromkeys(range(100), DIGIT_CONFIGS["handwritten_numbers"].copies[split])
 
 
 @pytest.mark.parametrize("config", PICTURES)
@@ -128,10 +129,10 @@ def test_no_picture_occurs_twice(records, config):
 
 
 @pytest.mark.parametrize("config", ["spoken", "spoken_numbers"])
-def test_held_out_speech_is_of_voices_and_speeds_never_combined_in_train(config):
+def test_combinations_of_voice_and_speed_in_held_out_splits_are_not_in_train(config):
     combinations, voices, speeds = {}, {}, {}
-    for split in CONFIGS[config].splits:
-        utterances = CONFIGS[config].utterances(split)
+    for split in DIGIT_CONFIGS[config].splits:
+        utterances = DIGIT_CONFIGS[config].utterances(split)
         combinations[split] = {(utterance.voice, utterance.speed) for utterance in utterances}
         voices[split] = {utterance.voice for utterance in utterances}
         speeds[split] = {utterance.speed for utterance in utterances}
@@ -151,22 +152,22 @@ def test_held_out_speech_is_of_voices_and_speeds_never_combined_in_train(config)
 
 
 @pytest.mark.parametrize("config", ["spoken", "spoken_numbers"])
-def test_every_combination_says_every_word_at_different_pitches(config):
-    for split in CONFIGS[config].splits:
+def test_every_combination_of_voice_and_speed_has_every_word_at_different_pitches(config):
+    for split in DIGIT_CONFIGS[config].splits:
         pitches = collections.defaultdict(set)
-        for utterance in CONFIGS[config].utterances(split):
+        for utterance in DIGIT_CONFIGS[config].utterances(split):
             pitches[utterance.voice, utterance.speed, utterance.text].add(utterance.pitch)
-        assert all(len(of_word) == CONFIGS[config].takes for of_word in pitches.values())
-        words = {number_word(number) for number in CONFIGS[config].numbers}
+        assert all(len(of_word) == DIGIT_CONFIGS[config].takes for of_word in pitches.values())
+        words = {number_word(number) for number in DIGIT_CONFIGS[config].numbers}
         heard = {(voice, speed) for voice, speed, _ in pitches}
         assert set(pitches) == {(*pair, word) for pair in heard for word in words}
 
 
 def test_spoken_records_are_the_utterances_of_their_split(spoken):
     for split, records in spoken.items():
-        planned = [utterance._asdict() for utterance in CONFIGS["spoken"].utterances(split)]
+        planned = [utterance._asdict() for utterance in DIGIT_CONFIGS["spoken"].utterances(split)]
         assert [{name: record[name] for name in planned[0]} for record in records] == planned
-    audios = speech.speak(CONFIGS["spoken"].utterances("validation"))
+    audios = speech.speak(DIGIT_CONFIGS["spoken"].utterances("validation"))
     for record, audio in zip(spoken["validation"], audios, strict=True):
         assert np.array_equal(record["audio"], audio)
 
@@ -186,7 +187,7 @@ def test_spoken_words_are_loud_trimmed_and_short(spoken):
 
 
 def test_spoken_words_can_be_understood(spoken):
-    """A linear classifier of spectrograms, independent of every codec and model."""
+    """They are classified by a linear model of spectrograms, which is independent of every codec and model."""
 
     def spectrogram(audio):
         starts = np.linspace(0, len(audio) - 256, 24).astype(int)
@@ -210,14 +211,14 @@ def test_a_word_longer_than_allowed_is_refused():
 def test_without_espeak_the_error_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     with pytest.raises(ModuleNotFoundError, match=re.escape('pip install "trimask[speech]"')):
-        load("spoken", "train", tmp_path)
+        load_records("spoken", "train", tmp_path)
 
 
 # Sums
 
 
 @pytest.mark.parametrize(("config", "numbers"), [("sums", range(10, 100)), ("all_sums", range(100))])
-def test_sums_are_all_there_once_and_right(config, numbers, records):
+def test_every_sum_occurs_once_and_is_right(config, numbers, records):
     seen = []
     for split in SPLITS:
         for record in records(config, split):
@@ -242,22 +243,22 @@ def test_a_sum_and_its_mirror_image_are_in_one_split(records):
 
 
 def test_a_fresh_process_builds_the_same_quietly_and_without_tensorflow(data_dir, tmp_path):
-    """It builds handwritten and plans spoken; that it speaks a plan the same is in test_speech."""
+    """It builds handwritten digits and plans utterances; test_speech checks that it speaks a plan the same."""
     program = (
         "import pathlib, sys\n"
-        "from trimask.diffusion.data.readers.digits import CONFIGS, load\n"
-        "load('handwritten', 'train', pathlib.Path(sys.argv[1]))[0]\n"
+        "from trimask.diffusion.data.readers.digits import DIGIT_CONFIGS, load_records\n"
+        "load_records('handwritten', 'train', pathlib.Path(sys.argv[1]))[0]\n"
         "assert 'tensorflow' not in sys.modules\n"
-        "print(*CONFIGS['spoken'].utterances('test'), sep='\\n')\n"
+        "print(*DIGIT_CONFIGS['spoken'].utterances('test'), sep='\\n')\n"
     )
     environment = os.environ | {"PYTHONHASHSEED": "1"}
     command = [sys.executable, "-c", program, str(tmp_path)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    planned = "".join(f"{utterance}\n" for utterance in CONFIGS["spoken"].utterances("test"))
+    planned = "".join(f"{utterance}\n" for utterance in DIGIT_CONFIGS["spoken"].utterances("test"))
     assert (result.stderr, result.stdout) == ("", planned)
     for split in SPLITS:
-        theirs = load("handwritten", split, tmp_path)
-        for ours, other in zip(load("handwritten", split, data_dir), theirs, strict=True):
+        theirs = load_records("handwritten", split, tmp_path)
+        for ours, other in zip(load_records("handwritten", split, data_dir), theirs, strict=True):
             assert ours.keys() == other.keys()
             assert all(np.array_equal(ours[name], other[name]) for name in ours)
 
@@ -270,21 +271,21 @@ def test_building_touches_no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     quiet = []
     monkeypatch.setattr(digits.tfds, "disable_progress_bar", lambda: quiet.append(True))
-    assert len(load("sums", "train", tmp_path)) == 6476 and quiet == [True]
+    assert len(load_records("sums", "train", tmp_path)) == 6476 and quiet == [True]
 
 
 def test_tfds_reads_the_same_records(data_dir):
-    ours = load("handwritten", "test", data_dir)
+    ours = load_records("handwritten", "test", data_dir)
     theirs = tfds.data_source("digits/handwritten", split="test", data_dir=data_dir)
     assert len(ours) == len(theirs)
     assert theirs[3]["text"].decode() == ours[3]["text"]
     np.testing.assert_array_equal(theirs[3]["image"], ours[3]["image"])
     descriptions = {config.name: config.description for config in tfds.builder_cls("digits").BUILDER_CONFIGS}
-    assert descriptions == {name: config.__doc__ for name, config in CONFIGS.items()}
+    assert descriptions == {name: config.__doc__ for name, config in DIGIT_CONFIGS.items()}
 
 
 def test_records_are_a_sequence(data_dir):
-    records = load("sums", "validation", data_dir)
+    records = load_records("sums", "validation", data_dir)
     texts = [record["text"] for record in records]
     assert len(texts) == len(records)
     assert records[-1]["text"] == texts[-1] != texts[0] == records[0]["text"]
@@ -300,8 +301,8 @@ def test_an_interrupted_build_is_not_read_later(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(digits.Sums, "examples", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            load("sums", "train", tmp_path)
-    assert len(load("sums", "train", tmp_path)) == 6476
+            load_records("sums", "train", tmp_path)
+    assert len(load_records("sums", "train", tmp_path)) == 6476
 
 
 def test_a_build_that_fails_says_why(monkeypatch, tmp_path):
@@ -310,7 +311,7 @@ def test_a_build_that_fails_says_why(monkeypatch, tmp_path):
 
     monkeypatch.setattr(digits.Sums, "examples", full)
     with pytest.raises(OSError, match="no space left"):
-        load("sums", "train", tmp_path)
+        load_records("sums", "train", tmp_path)
 
 
 def test_of_two_builds_at_once_both_succeed(monkeypatch, tmp_path):
@@ -318,19 +319,19 @@ def test_of_two_builds_at_once_both_succeed(monkeypatch, tmp_path):
 
     def overtaken(self, split):
         monkeypatch.setattr(digits.Sums, "examples", original)
-        load("sums", split, tmp_path)
+        load_records("sums", split, tmp_path)
         return original(self, split)
 
     monkeypatch.setattr(digits.Sums, "examples", overtaken)
-    assert len(load("sums", "train", tmp_path)) == 6476
+    assert len(load_records("sums", "train", tmp_path)) == 6476
     assert [path.name for path in tmp_path.glob("digits/sums/*")] == ["1.0.0"]
 
 
 def test_unknown_configs_and_splits_are_told_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match=r"no config 'letters', only handwritten, .*sums"):
-        load("letters", "train", tmp_path)
+        load_records("letters", "train", tmp_path)
     with pytest.raises(ValueError, match="no split 'test_voice', only train, validation, test"):
-        load("sums", "test_voice", tmp_path)
+        load_records("sums", "test_voice", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Folders of captioned files: what is read, and what is refused with file, line and reason."""
+"""Folders of captioned files: what is read, and errors with file, line and reason."""
 
 import json
 import unicodedata
@@ -13,14 +13,16 @@ from test_tables import write_parquet
 
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.readers import folders
-from trimask.diffusion.data.readers.folders import Folder
+from trimask.diffusion.data.readers.folders import MediaFolder
 from trimask.diffusion.data.readers.label_names import label_names
 from trimask.diffusion.data.reading_config import FieldConfig, LimitConfig, OpenConfig
 from trimask.diffusion.data.records import BadRecord
 
 
 def folder_of(path, medium="image", **changes):
-    return Folder(path, medium, OpenConfig(fields=FieldConfig(), media=PrepareConfig(**changes).media, folder=path))
+    return MediaFolder(
+        path, medium, OpenConfig(fields=FieldConfig(), media=PrepareConfig(**changes).media, folder=path)
+    )
 
 
 def write_lines(path: Path, *lines):
@@ -28,7 +30,7 @@ def write_lines(path: Path, *lines):
 
 
 def outcomes(folder):
-    """Every record's example, or why there is none."""
+    """Example of every record, or the error if it has none."""
     for block in folder.blocks(2):
         for entry in folder.entries(block):
             try:
@@ -65,7 +67,7 @@ def test_sounds_are_mixed_down_and_resampled(tmp_path, name):
     assert spectrum.argmax() == 440 and 0.3 < np.abs(wave[1000:7000]).max() < 0.6
 
 
-def test_a_line_or_a_folder_says_the_split(tmp_path):
+def test_a_line_or_a_folder_names_the_split(tmp_path):
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
         picture(tmp_path / split / "1.png")
@@ -100,7 +102,7 @@ def damaged(path, content=b"\x89PNG\r\n\x1a\n not really"):
         ({"file_name": "1.png", "text": "x", "split": "../a"}, "a split must be a plain word"),
     ],
 )
-def test_a_bad_record_says_file_line_and_reason_and_the_others_are_read(tmp_path, line, reason):
+def test_a_bad_record_names_file_line_and_reason_and_the_others_are_read(tmp_path, line, reason):
     folder = tmp_path / "data"
     folder.mkdir()
     picture(folder / "1.png")
@@ -118,7 +120,7 @@ def test_a_bad_record_says_file_line_and_reason_and_the_others_are_read(tmp_path
         raise bad
 
 
-def test_a_picture_that_would_take_too_much_is_a_bad_record_and_not_decoded(tmp_path, monkeypatch):
+def test_a_picture_with_too_many_pixels_is_a_bad_record_and_not_decoded(tmp_path, monkeypatch):
     Image.new("1", (100, 60)).save(tmp_path / "1.png")
     write_lines(tmp_path / "metadata.jsonl", {"file_name": "1.png", "text": "x"})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)  # beyond it Pillow warns, beyond twice as many it refuses
@@ -137,7 +139,7 @@ def test_a_picture_that_would_take_too_much_is_a_bad_record_and_not_decoded(tmp_
         ((3000,), 1, 1 << 20, "3,000.0 s of 1 channels at 1 Hz, read at 8,000 Hz, are 24,000,000 samples"),
     ],
 )
-def test_a_sound_that_would_take_too_much_is_a_bad_record_and_not_decoded(
+def test_a_sound_with_too_many_samples_is_a_bad_record_and_not_decoded(
     tmp_path, monkeypatch, shape, rate_hz, samples, reason
 ):
     soundfile.write(tmp_path / "1.flac", np.zeros(shape), rate_hz)
@@ -148,7 +150,7 @@ def test_a_sound_that_would_take_too_much_is_a_bad_record_and_not_decoded(
     assert isinstance(found, BadRecord) == (reason is not None) and (reason or "") in str(found)
 
 
-def test_only_so_much_of_a_long_sound_counts_as_is_read(tmp_path):
+def test_only_the_part_of_a_long_sound_that_is_read_counts_against_the_limit(tmp_path):
     soundfile.write(tmp_path / "1.wav", np.zeros(8000), 8000)
     write_lines(tmp_path / "metadata.jsonl", {"file_name": "1.wav", "text": "x"})
     folder = folder_of(tmp_path, "audio", limits=LimitConfig(samples=2000), seconds=0.1)
@@ -167,7 +169,7 @@ def test_a_format_of_sounds_that_is_not_listed_is_a_bad_record(tmp_path):
     ("wave", "reason"),
     [(np.zeros(0), "its length is zero"), (np.array([0.1, np.nan]), "NaN"), (None, "not a readable sound")],
 )
-def test_a_sound_that_is_none_is_a_bad_record(tmp_path, wave, reason):
+def test_an_empty_or_invalid_sound_is_a_bad_record(tmp_path, wave, reason):
     if wave is None:
         damaged(tmp_path / "1.wav", b"RIFF")
     else:
@@ -186,7 +188,7 @@ def test_a_truncated_recording_is_a_bad_record(tmp_path):
     assert isinstance(bad, BadRecord) and "promises more sound" in str(bad)
 
 
-def test_a_folder_without_metadata_is_told_the_format(tmp_path):
+def test_the_error_of_a_folder_without_a_list_shows_the_format(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'no metadata\.jsonl .*in it.*"file_name": "1\.png"'):
         folder_of(tmp_path).blocks(1)
     with pytest.raises(FileNotFoundError, match="no such folder"):
@@ -197,7 +199,7 @@ def entries_of(folder):
     return [entry for block in folder.blocks(9) for entry in folder.entries(block)]
 
 
-def test_a_file_in_the_folder_of_a_split_is_of_that_split_whatever_list_names_it(tmp_path):
+def test_a_file_in_the_folder_of_a_split_belongs_to_that_split_whatever_list_names_it(tmp_path):
     folders = {"train": "train", "Valid": "validation", "dev": "validation", "test": "test", "testing": "test"}
     for name in (*folders, "contest", "test1"):
         (tmp_path / name).mkdir()
@@ -247,7 +249,7 @@ def test_a_list_may_be_a_table(tmp_path, name):
 
 
 def captions(folder, *labels, names=(), list="metadata.jsonl"):
-    """Captions that labels in a list become, or why there are none."""
+    """Captions of records with these labels, or the reasons if they have none."""
     picture(folder / "1.png")
     rows = [{"file_name": "1.png", "label": label} for label in labels]
     if list == "metadata.csv":
@@ -257,14 +259,14 @@ def captions(folder, *labels, names=(), list="metadata.jsonl"):
     else:
         write_lines(folder / list, *rows)
     config = OpenConfig(fields=FieldConfig(text="label", labels=names), media=PrepareConfig().media, folder=folder)
-    found = outcomes(Folder(folder, "image", config))
+    found = outcomes(MediaFolder(folder, "image", config))
     found = [entry.reason if isinstance(entry, BadRecord) else entry.media["text"] for entry in found]
     (folder / list).unlink()
     return found
 
 
 def beyond(value):
-    return f'"label" is {value}, and names are known of 0 to 1: cat, dog'
+    return f'"label" is {value}, but only labels 0 to 1 have names: cat, dog'
 
 
 def test_numbers_of_labels_become_their_names(tmp_path):
@@ -290,7 +292,7 @@ def test_text_that_is_a_whole_number_is_a_label_where_names_are_known(tmp_path, 
     assert captions(tmp_path, *WHOLE, names=("cat", "dog") * (by == "flag"), list=list) == NAMED
 
 
-def test_labels_that_a_missing_value_made_fractions_are_labels(tmp_path):
+def test_labels_that_are_floats_because_of_a_missing_value_are_labels(tmp_path):
     found = captions(tmp_path, 0.0, 1.0, -1.0, None, 1.5, list="metadata.parquet")
     assert found[:3] == ["cat", "dog", beyond("-1.0")]
     assert [text.partition(";")[0] for text in found[3:]] == [
@@ -308,7 +310,7 @@ def test_names_of_labels_are_not_empty():
         FieldConfig(labels=("cat", " "))
 
 
-def test_a_card_that_is_refused_is_read_once_and_every_label_says_why(tmp_path, monkeypatch):
+def test_an_invalid_card_is_read_once_and_every_label_names_its_error(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text(card_of("label", "[]"))
     read = []
     monkeypatch.setattr(folders, "label_names", lambda *asked: read.append(asked) or label_names(*asked))
@@ -316,7 +318,7 @@ def test_a_card_that_is_refused_is_read_once_and_every_label_says_why(tmp_path, 
     assert found == [*2 * [f"{tmp_path}/README.md: names of 'label' are empty"], "frog", found[0]] and len(read) == 1
 
 
-def test_a_card_at_the_root_names_labels_of_lists_of_splits_and_one_beside_a_list_goes_first(tmp_path):
+def test_a_card_beside_a_list_takes_precedence_over_the_one_at_the_root(tmp_path):
     for name in ("train", "test"):
         (tmp_path / name).mkdir()
         picture(tmp_path / name / "1.png")
@@ -324,13 +326,13 @@ def test_a_card_at_the_root_names_labels_of_lists_of_splits_and_one_beside_a_lis
     (tmp_path / "README.md").write_text(card_of("label", "[cat, dog]"))
     (tmp_path / "test" / "README.md").write_text(card_of("label", "[ape, bee]"))
     config = OpenConfig(fields=FieldConfig(text="label"), media=PrepareConfig().media, folder=tmp_path)
-    folder = Folder(tmp_path, "image", config)
+    folder = MediaFolder(tmp_path, "image", config)
     assert [example.media["text"] for example in outcomes(folder)] == ["dog", "bee"]
     assert [entry.split for entry in entries_of(folder)] == ["train", "test"]  # the empty cells say none
 
 
 @pytest.mark.parametrize("listed", ["NFC", "NFD"])
-def test_a_name_is_found_in_whatever_normal_form_the_disk_has_it(tmp_path, listed):
+def test_a_file_is_found_whatever_unicode_normal_form_its_name_has(tmp_path, listed):
     path_on_disk = unicodedata.normalize("NFD" if listed == "NFC" else "NFC", "Ä/grün.png")
     (tmp_path / path_on_disk).parent.mkdir()
     picture(tmp_path / path_on_disk)
@@ -352,7 +354,7 @@ def test_a_name_found_by_its_normal_form_must_not_lead_out_of_the_folder(tmp_pat
     assert isinstance(bad, BadRecord) and "stays inside the folder" in bad.reason
 
 
-def test_what_no_list_names_is_told_but_for_what_says_something_of_the_data(tmp_path):
+def test_files_that_no_list_names_are_found_except_documentation(tmp_path):
     for name in ("a", "train", ".hidden"):
         (tmp_path / name).mkdir()
     names = ("1.png", "a/2.txt", "a/metadata.jsonl", "train/metadata.jsonl", "train/3.png")

@@ -11,9 +11,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from trimask.diffusion.data.readers.lines import blocks_of, records_of
+from trimask.diffusion.data.readers.lines import blocks_of_text_file, records_of_block
 from trimask.diffusion.data.readers.pictures import read_picture
-from trimask.diffusion.data.readers.sounds import faults, read_sound
+from trimask.diffusion.data.readers.sounds import read_sound, sound_faults
 from trimask.diffusion.data.shaping import resize_picture
 from trimask.scripts.inputs import read_mask, read_medium, read_prompts
 from trimask.scripts.output.media_files import enlarged
@@ -296,7 +296,7 @@ def test_a_sound_of_nothing_or_of_nan_is_refused(tmp_path, samples, reason):
 @pytest.mark.parametrize(
     ("samples", "reason"),
     [
-        (12_000 * tone(8000, 0.5), r"[\d,]+ of its 4,000 samples are beyond ±1, up to 4,800, and clipped"),
+        (12_000 * tone(8000, 0.5), r"[\d,]+ of its 4,000 samples are beyond ±1, up to 4,800, and would be clipped"),
         (
             np.where(np.arange(4000) < 35, 12_000, tone(8000, 0.5)),
             "35 of its 4,000 samples are beyond ±1, up to 12,000",
@@ -365,7 +365,7 @@ def test_a_compressed_sound_is_whole(tmp_path, kind, subtype, seconds, around):
     before, after = around if kind == "MP3" else (b"", around[1])
     soundfile.write(tmp_path / "x", np.resize(TONE, round(8000 * seconds)), 8000, format=kind, subtype=subtype)
     (tmp_path / "x").write_bytes(before + (tmp_path / "x").read_bytes() + after)
-    assert faults(tmp_path / "x") == []
+    assert sound_faults(tmp_path / "x") == []
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_a_compressed_sound_that_is_cut_short_is_not_whole(tmp_path, kind, subty
     soundfile.write(tmp_path / "x", np.resize(TONE, 96000), 8000, format=kind, subtype=subtype)
     content = (tmp_path / "x").read_bytes()
     (tmp_path / "x").write_bytes(content[: kept if kept < 0 else round(kept * len(content))])
-    (fault,) = faults(tmp_path / "x")
+    (fault,) = sound_faults(tmp_path / "x")
     assert re.fullmatch(f"the file is cut short: {reason}", fault)
 
 
@@ -390,7 +390,7 @@ def test_an_ogg_that_ends_between_two_pages_is_not_whole(tmp_path, subtype):
     soundfile.write(tmp_path / "x", np.resize(TONE, 96000), 8000, format="OGG", subtype=subtype)
     content = (tmp_path / "x").read_bytes()
     (tmp_path / "x").write_bytes(content[: content.rindex(b"OggS")])
-    assert len(faults(tmp_path / "x")) == 1
+    assert len(sound_faults(tmp_path / "x")) == 1
 
 
 @pytest.mark.parametrize(("before", "missing"), [(b"", 5), (b"", 0), (b"ID3\4\0\0\0\0\1\2" + bytes(130), 5)])
@@ -403,7 +403,7 @@ def test_an_mp3_is_as_long_as_its_header_promises_if_it_does(tmp_path, before, m
     header = struct.pack(">3I", flags, *numbers[:: -1 if flags == 2 else 1])
     (tmp_path / "x").write_bytes(before + content[:start] + header + content[start + 12 :])
     promised = [f"the file is cut short: the header promises {missing} bytes more"]
-    assert faults(tmp_path / "x") == (promised if missing and flags & 2 else [])
+    assert sound_faults(tmp_path / "x") == (promised if missing and flags & 2 else [])
 
 
 def test_a_flac_without_a_length_is_refused_for_that(tmp_path):
@@ -413,14 +413,14 @@ def test_a_flac_without_a_length_is_refused_for_that(tmp_path):
     content[22:26] = bytes(4)
     (tmp_path / "x.flac").write_bytes(content)
     for seconds in (None, 0.5):
-        with pytest.raises(ValueError, match=r"x\.flac: .* its length is not in its header, as a pipe leaves it"):
+        with pytest.raises(ValueError, match=r"x\.flac: .* its header has no length, as if written to a pipe"):
             read_sound(tmp_path / "x.flac", 8000, seconds)
 
 
 @pytest.mark.parametrize("name", ["x.m4a", "x.raw"])
 def test_a_sound_of_another_format_is_told_which_are_read(tmp_path, name):
     (tmp_path / name).write_bytes(b"\0\0\0 ftypM4A " + bytes(100))
-    for read in (lambda path: read_sound(path, 8000), faults):
+    for read in (lambda path: read_sound(path, 8000), sound_faults):
         with pytest.raises(ValueError, match=rf"{name}: not a readable sound file: .* WAV, .*, FLAC, OGG, MP3, AIFF$"):
             read(tmp_path / name)
 
@@ -462,8 +462,8 @@ def test_prompts_are_the_lines_that_prepare_sees(tmp_path, monkeypatch, from_pip
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
     seen = ["one", "  zwölf ", "1+1=\u20282\x0c", "last"]
     assert read_prompts("-" if from_pipe else str(tmp_path / "x")) == seen
-    (block,) = blocks_of(tmp_path / "x", "line", 9)
-    assert [record.text for record in records_of(block, "line")] == seen
+    (block,) = blocks_of_text_file(tmp_path / "x", "line", 9)
+    assert [record.text for record in records_of_block(block, "line")] == seen
 
 
 @pytest.mark.parametrize(("content", "reason"), [(b"\n \n", "contains no prompts"), (b"\xff\xfe", "not UTF-8")])

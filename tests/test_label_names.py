@@ -1,4 +1,4 @@
-"""Names of numeric labels: where they are found, and what is refused rather than guessed."""
+"""Names of numeric labels: where they are declared, and which declarations are refused."""
 
 import json
 
@@ -10,7 +10,7 @@ from trimask.diffusion.data.readers.label_names import label_names
 
 
 def card_of(column, names):
-    """A card whose head gives these names, written in YAML."""
+    """A card whose YAML head declares these names."""
     feature = f"  - name: {column}\n    dtype:\n      class_label:\n        names: {names}\n"
     return f"---\ndataset_info:\n  features:\n  - name: file_name\n    dtype: string\n{feature}---\n# Animals\n"
 
@@ -45,7 +45,7 @@ def test_names_are_those_of_the_schema_or_of_the_card(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["LF", "CRLF", "CR", "byte order mark", "blanks", "head alone"])
-def test_a_card_is_recognised_in_whatever_form_text_has(tmp_path, form):
+def test_a_card_is_recognised_with_any_line_ends_blanks_or_byte_order_mark(tmp_path, form):
     card = card_of("label", "[cat, dög]").encode()
     if form in ("CRLF", "CR"):
         card = card.replace(b"\n", b"\r\n" if form == "CRLF" else b"\r")
@@ -82,7 +82,7 @@ def test_a_card_is_recognised_in_whatever_form_text_has(tmp_path, form):
         ("{}", "are empty"),
     ],
 )
-def test_names_that_are_no_list_of_texts_are_refused_by_file_and_column(tmp_path, names, reason):
+def test_names_that_are_not_a_list_of_texts_are_refused_by_file_and_column(tmp_path, names, reason):
     with pytest.raises(ValueError, match=rf"README\.md: names of 'label' {reason}"):
         names_by_card(tmp_path, card_of("label", names))
 
@@ -112,7 +112,7 @@ def in_label(text):
         "---\n---\n",
     ],
 )
-def test_what_is_absent_or_null_in_a_card_gives_no_names(tmp_path, card):
+def test_an_absent_or_null_key_of_a_card_gives_no_names(tmp_path, card):
     assert names_by_card(tmp_path, card) == ()
 
 
@@ -128,11 +128,11 @@ def test_what_is_absent_or_null_in_a_card_gives_no_names(tmp_path, card):
         ("---\ndataset_info: 5\n---\n", "dataset_info must be a mapping, got int"),
         ("---\ndataset_info: [false]\n---\n", "dataset_info must be a mapping, got bool"),
         (b"---\na: \xff\n---\n", "cannot be read: not UTF-8 text"),
-        ("---\na: 1\na: 2\n---\n", "its head is not plain YAML: a key that is there twice, or <<: 'a'"),
-        (card_of("label", "{0: cat, 0: dog}"), "its head is not plain YAML: a key that is there twice, or <<: '0'"),
+        ("---\na: 1\na: 2\n---\n", "its head is not plain YAML: a repeated key, or <<: 'a'"),
+        (card_of("label", "{0: cat, 0: dog}"), "its head is not plain YAML: a repeated key, or <<: '0'"),
     ],
 )
-def test_what_is_of_another_type_in_a_card_is_refused_by_file_and_field(tmp_path, card, reason):
+def test_a_value_of_another_type_in_a_card_is_refused_by_file_and_field(tmp_path, card, reason):
     with pytest.raises(ValueError, match=rf"README\.md: {reason}"):
         names_by_card(tmp_path, card)
 
@@ -147,7 +147,7 @@ def test_what_is_of_another_type_in_a_card_is_refused_by_file_and_field(tmp_path
         {"info": {"features": {"label": {"names": None}}}},
     ],
 )
-def test_what_is_absent_or_null_in_a_schema_gives_no_names(tmp_path, about):
+def test_an_absent_or_null_key_of_a_schema_gives_no_names(tmp_path, about):
     assert names_by_schema(tmp_path, about) == ()
 
 
@@ -163,7 +163,7 @@ def test_what_is_absent_or_null_in_a_schema_gives_no_names(tmp_path, about):
         ({"info": {"features": {"label": {"names": [True]}}}}, "names of 'label' must be text, got bool"),
     ],
 )
-def test_what_is_of_another_type_in_a_schema_is_refused_by_file_and_field(tmp_path, about, reason):
+def test_a_value_of_another_type_in_a_schema_is_refused_by_file_and_field(tmp_path, about, reason):
     with pytest.raises(ValueError, match=rf"metadata\.parquet: {reason}"):
         names_by_schema(tmp_path, about)
 
@@ -176,7 +176,7 @@ class Untouched(list):
 
 
 @pytest.mark.parametrize("names", [Untouched([1]), [Untouched()], {0: Untouched()}, {"x": Untouched()}])
-def test_what_is_no_name_is_never_written_out(names):
+def test_an_error_never_shows_a_value_that_is_not_a_name(names):
     with pytest.raises(ValueError, match="names "):
         reader._checked(names, "names")
 
@@ -189,7 +189,9 @@ def test_a_small_card_that_repeats_itself_takes_no_time(tmp_path, place):
         levels = [f"x{n}: &x{n} {{<<: [{', '.join([f'*x{n - 1}'] * 10)}]}}" for n in range(1, 8)]
         head = "x0: &x0 {a: b}\n" + "\n".join(levels)
     card = card_of("label", "*x7").replace("---\n", f"---\n{head}\n", 1)
-    with pytest.raises(ValueError, match="must be text, got list for 0" if place == "names" else "there twice, or <<"):
+    with pytest.raises(
+        ValueError, match="must be text, got list for 0" if place == "names" else "a repeated key, or <<"
+    ):
         names_by_card(tmp_path, card)
 
 

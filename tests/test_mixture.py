@@ -1,14 +1,14 @@
-"""Which dataset a step trains on."""
+"""Dataset of each training step."""
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimask.diffusion.data.mixture import Mixture, Span
+from trimask.diffusion.data.mixture import Mixture, WeightSchedule
 
 
 def constant(weights):
-    return Span(np.array(weights), np.array(weights), np.inf, np.inf)
+    return WeightSchedule(np.array(weights), np.array(weights), np.inf, np.inf)
 
 
 @given(
@@ -31,8 +31,8 @@ def test_every_step_is_exact_in_expectation_over_seeds():
     assert abs(counts[0] / 2000 - 0.75) < 0.05
 
 
-def test_weights_move_linearly_over_the_span_of_tokens():
-    span = Span(np.array([1.0, 0.0]), np.array([1.0, 3.0]), 10_000.0, 30_000.0)
+def test_weights_move_linearly_between_two_numbers_of_tokens():
+    span = WeightSchedule(np.array([1.0, 0.0]), np.array([1.0, 3.0]), 10_000.0, 30_000.0)
     np.testing.assert_allclose(span.at(0.0), [1, 0])
     np.testing.assert_allclose(span.at(20_000.0), [1 - 0.375, 0.375])
     np.testing.assert_allclose(span.at(1e9), [0.25, 0.75])
@@ -44,20 +44,20 @@ def test_weights_move_linearly_over_the_span_of_tokens():
     np.testing.assert_allclose(tokens / tokens.sum(), [0.25, 0.75], atol=0.01)
 
 
-def test_the_steps_of_a_horizon_hold_its_tokens():
+def test_the_steps_of_a_horizon_have_its_number_of_tokens():
     mixture = Mixture(constant([2.0, 1.0, 1.0]), np.array([90.0, 100.0, 40.0]), [3])
     for tokens in (7_777, 400_000):
         held = (mixture.visits(mixture.num_steps(tokens)) * [90, 100, 40]).sum()
         assert abs(held - tokens) < 300  # three batches
 
 
-def test_a_step_is_the_same_whatever_was_asked_before():
+def test_the_dataset_of_a_step_does_not_depend_on_the_order_of_queries():
     forwards, backwards = (Mixture(constant([1.0, 2.0]), np.array([5.0, 7.0]), [1]) for _ in range(2))
     asked = [forwards.choice(step) for step in range(5000)]
     assert [backwards.choice(step) for step in reversed(range(5000))] == asked[::-1]
 
 
-def test_visits_count_the_steps_before():
+def test_a_visit_is_the_number_of_earlier_steps_of_the_dataset():
     mixture = Mixture(constant([1.0, 2.0]), np.array([5.0, 7.0]), [1])
     seen = [0, 0]
     for step in range(2100):
@@ -66,15 +66,15 @@ def test_visits_count_the_steps_before():
         seen[number] += 1
 
 
-def test_the_steps_of_few_tokens_are_those_that_come_nearest_to_them():
+def test_the_number_of_steps_comes_nearest_to_the_tokens_and_is_at_least_one():
     mixture = Mixture(constant([1.0]), np.array([10.0]), [0])
     assert [mixture.num_steps(tokens) for tokens in (1, 10, 14, 15, 16, 20, 24, 26)] == [1, 1, 1, 2, 2, 2, 2, 3]
 
 
 @given(st.lists(st.floats(0.1, 5), min_size=3, max_size=3), st.integers(0, 99), st.integers(1, 1000))
-def test_fixed_weights_are_planned_at_once_as_step_by_step(weights, seed, steps):
+def test_constant_weights_are_planned_at_once_as_they_would_be_step_by_step(weights, seed, steps):
     batch_tokens = np.array([50.0, 70.5, 333.0])
-    never = Span(np.array(weights), np.array(weights), 1e300, 1e300)
+    never = WeightSchedule(np.array(weights), np.array(weights), 1e300, 1e300)
     at_once, one_by_one = (Mixture(span, batch_tokens, [seed]) for span in (constant(weights), never))
     np.testing.assert_array_equal(at_once.choices(steps), one_by_one.choices(steps))
     np.testing.assert_array_equal(at_once.visits(steps), one_by_one.visits(steps))

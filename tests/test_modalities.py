@@ -1,4 +1,4 @@
-"""A third modality costs a codec, a reader, a line in one table and an entry in each of two: all commands have it."""
+"""A third modality takes a codec, a reader, a line in one table and entries in two; all commands support it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What was seen in several places."""
+"""Digests that occur at several locations."""
 
 from collections import defaultdict
 
@@ -7,22 +7,23 @@ from hypothesis import strategies as st
 
 from trimask.diffusion.data.occurrences import Occurrences
 
-WORDS = ("train", "validation", "test")
-SIGHTINGS = st.lists(st.tuples(st.integers(0, 9), st.sampled_from(WORDS)), max_size=40)
+LOCATIONS = ("train", "validation", "test")
+OCCURRENCES = st.lists(st.tuples(st.integers(0, 9), st.sampled_from(LOCATIONS)), max_size=40)
 
 
-@given(SIGHTINGS)
-def test_it_remembers_as_a_dictionary_would(sightings):
-    seen, places = Occurrences(), defaultdict(list)
-    for number, word in sightings:
-        seen.add(f"{number:016x}", word)
-        places[f"{number:016x}"].append(word)
-    several = {digest: set(words) for digest, words in places.items() if len(set(words)) > 1}
-    assert {digest: set(words) for digest, words in seen.in_several().items()} == several
-    shared = seen.shared(WORDS)
-    for number, early in enumerate(WORDS):
-        for late in WORDS[number + 1 :]:
-            count = sum(words.count(late) for words in places.values() if early in words)
-            assert shared.get((early, late), 0) == count
-    asked = [f"{number:016x}" for number in range(12)]
-    assert seen.missing(asked).tolist() == [digest not in places for digest in asked]
+@given(OCCURRENCES)
+def test_occurrences_agree_with_a_dictionary(pairs):
+    occurrences, locations_of = Occurrences(), defaultdict(list)
+    for number, location in pairs:
+        occurrences.add(f"{number:016x}", location)
+        locations_of[f"{number:016x}"].append(location)
+    several = {digest: set(locations) for digest, locations in locations_of.items() if len(set(locations)) > 1}
+    found = occurrences.at_several_locations()
+    assert {digest: set(locations) for digest, locations in found.items()} == several
+    shared = occurrences.shared_counts(LOCATIONS)
+    for number, earlier in enumerate(LOCATIONS):
+        for later in LOCATIONS[number + 1 :]:
+            count = sum(locations.count(later) for locations in locations_of.values() if earlier in locations)
+            assert shared.get((earlier, later), 0) == count
+    digests = [f"{number:016x}" for number in range(12)]
+    assert occurrences.is_unseen(digests).tolist() == [digest not in locations_of for digest in digests]

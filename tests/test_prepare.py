@@ -1,4 +1,4 @@
-"""From files to shards: counts that add up, the same bytes however it was made, and nothing done twice."""
+"""From files to shards: counts add up, the bytes are the same however they are made, and no work is done twice."""
 
 import concurrent.futures
 import dataclasses
@@ -54,7 +54,7 @@ def test_every_record_is_an_example_of_one_split_and_can_be_read_again(files, wh
             assert texts == [example.media["text"] for example in raw]
 
 
-def test_what_is_held_out_is_in_no_other_split(whole):
+def test_held_out_records_are_in_no_other_split(whole):
     anna = {f"{number}.wav" for number in range(0, 24, 4)}
     assert {e["id"] for e in whole.examples("voices", "test_who")} == anna
     others = [split for split in whole.dataset("voices").splits if split != "test_who"]
@@ -82,7 +82,7 @@ def test_long_texts_are_cut_into_pieces_that_together_are_the_text(files, whole)
     assert sorted(whole.tokenizers.text.decode(text[:-1]) for text in joined) == sorted(set(paragraphs))
 
 
-def test_a_response_is_filled_with_eos_and_its_prompt_is_not(whole):
+def test_a_response_is_padded_with_eos_and_its_prompt_is_not(whole):
     layout = whole.dataset("sums").layout
     assert layout.fill == "answer" and layout.answer_length == 3
     for example in whole.examples("sums", "train"):
@@ -101,7 +101,7 @@ def test_a_complete_folder_is_opened_and_another_configuration_refused(files, wh
         prepare(whole.folder, config_of(files, text_vocabulary=271))
 
 
-def test_progress_tells_what_is_done_and_how_much_of_it(tmp_path):
+def test_progress_reports_name_each_stage_with_the_number_done_and_the_total(tmp_path):
     kinds, reports = ("drawn", "sums"), []
     config = PrepareConfig(sources={kind: SourceConfig(kind="synthetic", where=(kind,)) for kind in kinds})
     prepare(tmp_path, config, lambda *report: reports.append(report))
@@ -112,7 +112,7 @@ def test_progress_tells_what_is_done_and_how_much_of_it(tmp_path):
     assert reports == [*reading, *fitting, *(("tokenising", done, 88) for done in records)]
 
 
-def test_stopped_after_any_block_it_goes_on_where_it_was(files, whole, tmp_path, monkeypatch):
+def test_stopped_after_any_block_it_continues_with_the_next(files, whole, tmp_path, monkeypatch):
     made, limit = [], 0
     original = preparing.encode_block
 
@@ -175,7 +175,7 @@ KILLED = """
 
 
 def test_several_processes_killed_at_random_moments_end_with_the_same_bytes(files, whole, tmp_path):
-    """One that has imported everything is forked for each attempt; the two workers of the second start anew."""
+    """A process that has done the imports is forked for each attempt; the two workers of the second attempt are new."""
     config = json.dumps(configuration.to_dict(config_of(files, workers=2)))
     moments = ("fitting the image tokenizer 0", "tokenising 14")
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "x"), config, *moments]
@@ -186,7 +186,7 @@ def test_several_processes_killed_at_random_moments_end_with_the_same_bytes(file
 
 @pytest.fixture
 def pools(monkeypatch):
-    """How many processes were asked for; threads are used in their place, one at a time."""
+    """Numbers of processes that pools were created with; they run threads instead, one at a time."""
     asked = []
 
     def pool(workers, _, begin, arguments):
@@ -200,7 +200,7 @@ def pools(monkeypatch):
 
 @pytest.fixture
 def broken(tmp_path):
-    """Six pictures, of which two cannot be used."""
+    """Configuration of a source of six pictures, of which two cannot be used."""
     for number in range(6):
         picture = Image.fromarray(np.random.default_rng(number).integers(0, 256, (4, 4), np.uint8))
         picture.save(tmp_path / f"{number}.png")
@@ -276,7 +276,7 @@ def test_tokenizers_are_not_taken_from_a_folder_that_is_not_finished(whole, tmp_
     assert not (tmp_path / "new").exists()
 
 
-def test_when_nothing_can_be_used_that_is_said(tmp_path):
+def test_a_dataset_without_usable_records_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "long", "split": "train"}\n')
     config = PrepareConfig(
         sources={"x": SourceConfig(kind="prompts", where=(str(tmp_path / "a.jsonl"),))},
@@ -288,12 +288,12 @@ def test_when_nothing_can_be_used_that_is_said(tmp_path):
 
 
 @pytest.mark.parametrize(("limit", "count"), [(1 << 30, 20), (60, 3), (72, 4), (0, 1)])
-def test_a_codec_is_fitted_on_no_more_bytes_than_there_is_room_for(monkeypatch, limit, count):
-    """Pictures of 24 bytes, of which the one that exceeds the limit is the last."""
+def test_the_sample_for_fitting_has_a_largest_size_in_bytes(monkeypatch, limit, count):
+    """Each picture has 24 bytes; the one that exceeds the limit is the last of the sample."""
     monkeypatch.setattr(surveying, "_FIT_BYTES", limit)
     source = sources.SOURCES["synthetic"](("drawn",), None)
     config = PrepareConfig(sources={"drawn": SourceConfig(kind="synthetic", where=("drawn",))})
-    sample = surveying.survey("drawn", source, source.blocks(20), config, {}, True, silent).sample
+    sample = surveying.survey_source("drawn", source, source.blocks(20), config, {}, True, silent).sample
     assert [example.media["image"].nbytes for example in sample] == [24] * count
 
 
@@ -307,7 +307,7 @@ def test_colour_is_kept_if_any_picture_has_it(tmp_path):
     assert shapes == {(4, 4, 3)}
 
 
-def test_nothing_to_prepare_names_the_flags(tmp_path):
+def test_the_error_for_no_sources_names_the_flags(tmp_path):
     with pytest.raises(ValueError, match="--images"):
         prepare(tmp_path / "x", PrepareConfig())
 
@@ -329,12 +329,12 @@ def test_a_source_without_records_is_refused(tmp_path):
         (lambda: PrepareConfig(sources={"a b": SourceConfig(kind="text", where=())}), "a plain word"),
     ],
 )
-def test_wrong_configurations_say_what_is_allowed(make, message):
+def test_errors_of_wrong_configurations_name_the_allowed_values(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_shares_of_splits_are_as_configured_and_many_records_are_shared_out(tmp_path, pools, monkeypatch):
+def test_shares_of_splits_are_as_configured(tmp_path, pools, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(40), raising=False)
     (tmp_path / "a.txt").write_text("\n".join(f"line {n}" for n in range(4000)))
     fields = FieldConfig(text_unit="line")
@@ -348,12 +348,12 @@ def test_shares_of_splits_are_as_configured_and_many_records_are_shared_out(tmp_
 def test_a_source_without_a_usable_training_record_is_refused_by_its_split(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "b", "split": "test"}\n')
     config = PrepareConfig(sources={"x": SourceConfig(kind="prompts", where=(str(tmp_path / "a.jsonl"),))})
-    with pytest.raises(ValueError, match="x: there is no usable record in its training split, so nothing can be made"):
+    with pytest.raises(ValueError, match="x: there is no usable record in its training split, on which"):
         prepare(tmp_path / "out", config)
 
 
 @pytest.mark.parametrize("on_error", ["skip", "stop"])
-def test_a_record_whose_reader_finds_fault_is_a_bad_record_of_its_line(tmp_path, monkeypatch, on_error):
+def test_a_record_whose_reader_fails_is_a_bad_record_with_its_line(tmp_path, monkeypatch, on_error):
     class Faulty(type(sources.SOURCES["synthetic"](("sums",), None))):
         def _example(self, number):
             if number == 5:
@@ -372,7 +372,7 @@ def test_a_record_whose_reader_finds_fault_is_a_bad_record_of_its_line(tmp_path,
     assert [example["id"] for example in prepared.examples("sums", "train")][4:6] == ["4", "6"]
 
 
-def test_media_have_the_size_that_those_of_a_run_have_whose_tokenizers_are_taken(prepared, tmp_path):
+def test_media_have_the_shape_of_those_of_the_run_whose_tokenizers_are_reused(prepared, tmp_path):
     shutil.copytree(prepared.folder / "tokenizers", tmp_path / "run/tokenizers")
     layouts = {name: configuration.to_dict(prepared.dataset(name).layout) for name in ("drawn", "spoken", "sums")}
     (tmp_path / "run/config.json").write_text(json.dumps({"layouts": layouts}))
@@ -380,7 +380,7 @@ def test_media_have_the_size_that_those_of_a_run_have_whose_tokenizers_are_taken
         (tmp_path / "run", PictureConfig(height=4, width=6), 0.15),
         (tmp_path / "run/tokenizers", PrepareConfig().pictures, None),
     ):
-        config = fitting.with_given_codecs(PrepareConfig(tokenizers=str(folder)))
+        config = fitting.with_reused_codecs(PrepareConfig(tokenizers=str(folder)))
         assert (config.pictures, config.seconds) == (pictures, seconds)
         assert config.codecs["image"] == prepared.tokenizers.codec("image").config
 
@@ -389,20 +389,22 @@ def test_media_have_the_size_that_those_of_a_run_have_whose_tokenizers_are_taken
     ("workers", "records", "processors", "expected"),
     [(None, 2048, 50, 1), (None, 2049, 50, 32), (None, 2049, 3, 3), (7, 2049, 3, 7), (7, 1, 3, 7)],
 )
-def test_few_records_are_prepared_by_one_process_and_many_by_all(monkeypatch, workers, records, processors, expected):
+def test_few_records_are_prepared_by_one_process_and_many_by_one_per_core(
+    monkeypatch, workers, records, processors, expected
+):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)), raising=False)
     plan = Plan(blocks={"a": [Block(file="a", start=0, line=1, count=records)]}, media_shapes={})
     assert preparing._num_workers(PrepareConfig(workers=workers), plan) == expected
 
 
 @pytest.mark.parametrize(("seconds", "samples"), [(None, 1200), (1e-9, 400), (0.05, 400), (0.0502, 800)])
-def test_sounds_last_whole_frames_one_at_least(seconds, samples):
-    """Frames are of 400 samples, at 8 kHz; the longest sound has 801."""
+def test_sounds_are_rounded_up_to_whole_frames_and_at_least_one(seconds, samples):
+    """A frame has 400 samples at 8 kHz, and the longest sound has 801 samples."""
     lengths = {"voices": [np.zeros(length, np.float32) for length in (1, 801)]}
     assert shaping.shapes_of_sounds(lengths, PrepareConfig(seconds=seconds).media, None) == {"voices": [samples]}
 
 
-def test_what_a_killed_process_left_half_written_is_gone_at_the_end_and_nothing_else(files, tmp_path):
+def test_partial_shards_of_killed_processes_are_removed_and_nothing_else(files, tmp_path):
     ours = ["prose/train-00000.array_record.123.partial", "prose/test_who-00000.array_record.7.partial"]
     others = ["film.partial", "docs/a.tex.partial", "prose/a.partial", "prose/train-00007.array_record.123.partial"]
     others += ["other/train-00000.array_record.123.partial", "prose/train-00000.array_record.1.partial/a"]
@@ -415,7 +417,7 @@ def test_what_a_killed_process_left_half_written_is_gone_at_the_end_and_nothing_
     assert not any((tmp_path / name).exists() for name in ours) and all((tmp_path / name).is_file() for name in others)
 
 
-def test_a_folder_in_the_place_of_a_shard_is_refused_and_nothing_half_written_is_left(files, tmp_path):
+def test_a_folder_at_the_path_of_a_shard_is_refused_and_no_partial_file_is_left(files, tmp_path):
     config = PrepareConfig(
         sources={"prose": SourceConfig(kind="text", where=(str(files / "prose.txt"),))}, text_vocabulary=258
     )
@@ -466,7 +468,7 @@ def _killed_at_plan(path, content):
     configuration.write_json(path, configuration.to_dict(content))
 
 
-def test_what_can_only_be_a_mistake_is_refused(files, tmp_path):
+def test_a_text_vocabulary_too_large_for_the_texts_is_refused(files, tmp_path):
     size = len((files / "prose.txt").read_bytes())
     prose = {"prose": config_of(files).sources["prose"]}
     with pytest.raises(ValueError, match=r"text_vocabulary must be at most .*; got 4,194,304") as refused:

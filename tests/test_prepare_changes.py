@@ -1,4 +1,4 @@
-"""Files that change after they were prepared, or while they are."""
+"""Sources that change after preparing, or between two calls of it."""
 
 import dataclasses
 import os
@@ -30,7 +30,7 @@ def whole(files, tmp_path_factory):
     return prepare(tmp_path_factory.mktemp("whole"), config_of(files))
 
 
-def test_sources_that_changed_since_are_refused(files, tmp_path):
+def test_sources_that_changed_since_preparing_are_refused(files, tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree")
     config = PrepareConfig(
         sources={"text": SourceConfig(kind="text", where=(str(tmp_path / "a.txt"),))}, splits=SplitConfig(test=0.0)
@@ -55,9 +55,7 @@ def test_a_caption_corrected_to_the_same_length_is_noticed(files, tmp_path):
     prepare(tmp_path / "out", config)
     lines = (tmp_path / "photos" / "metadata.jsonl").read_text()
     (tmp_path / "photos" / "metadata.jsonl").write_text(lines.replace("three", "seven"))
-    with pytest.raises(
-        ValueError, match=r"photos has changed .*: .*metadata\.jsonl, from line 1 on, is not what it was"
-    ):
+    with pytest.raises(ValueError, match=r"photos has changed .*: .*metadata\.jsonl differs from line 1 on"):
         prepare(tmp_path / "out", config)
 
 
@@ -67,9 +65,7 @@ def test_a_medium_of_another_time_or_size_is_noticed(files, tmp_path):
     picture = tmp_path / "photos" / "9.png"
     about = picture.stat()
     os.utime(picture, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
-    with pytest.raises(
-        ValueError, match=r"a file or a label that .*metadata\.jsonl names from line 8 on is not what it was"
-    ):
+    with pytest.raises(ValueError, match=r"a file or a label that .*metadata\.jsonl names from line 8 on differs"):
         prepare(tmp_path / "out", config)
     os.utime(picture, ns=(about.st_atime_ns, about.st_mtime_ns))
     prepare(tmp_path / "out", config)
@@ -83,7 +79,7 @@ def test_a_text_tokenizer_that_changed_is_noticed(files, whole, tmp_path, monkey
     prepare(tmp_path / "half", config)
     TextTokenizer.fit(["abc abd"], 260).save(tmp_path / "other")
     shutil.copy(tmp_path / "other/tokenizer.json", given)
-    with pytest.raises(ValueError, match="what text_tokenizer names has changed since"):
+    with pytest.raises(ValueError, match="the tokenizers that text_tokenizer names have changed since"):
         prepare(tmp_path / "out", config)
     (tmp_path / "half/manifest.json").unlink()
     prepare(tmp_path / "half", config)
@@ -99,11 +95,11 @@ def test_tokenizers_of_a_folder_that_changed_are_noticed(files, tmp_path):
     prepare(tmp_path / "out", config)
     shutil.rmtree(tmp_path / "first")
     prepare(tmp_path / "first", dataclasses.replace(first, text_vocabulary=262))
-    with pytest.raises(ValueError, match="what tokenizers names has changed since"):
+    with pytest.raises(ValueError, match="the tokenizers that tokenizers names have changed since"):
         prepare(tmp_path / "out", config)
 
 
-def test_what_a_bad_record_does_may_change_until_the_data_are_finished(files, tmp_path, monkeypatch):
+def test_on_error_may_change_until_the_data_are_finished(files, tmp_path, monkeypatch):
     photos = shutil.copytree(files / "photos", tmp_path / "photos")
     (photos / "20.png").write_bytes(b"no picture")
     (photos / "3.png").write_bytes(b"no picture")
@@ -118,8 +114,8 @@ def test_what_a_bad_record_does_may_change_until_the_data_are_finished(files, tm
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "fresh")
 
 
-def test_killed_while_another_plan_is_made_the_first_files_give_the_first_bytes(files, tmp_path, monkeypatch):
-    """Sources A, left half done; B, killed between the tokenizers and the plan; then A again."""
+def test_killed_while_a_second_plan_is_made_the_first_sources_give_the_first_bytes(files, tmp_path, monkeypatch):
+    """Sources A, interrupted halfway; sources B, killed between tokenizers and plan; then sources A again."""
     folder = shutil.copytree(files / "photos", tmp_path / "photos")
     config, before = photos_of(folder), (folder / "metadata.jsonl").read_text()
 
@@ -135,7 +131,7 @@ def test_killed_while_another_plan_is_made_the_first_files_give_the_first_bytes(
 
 
 def leave_at_the_third_block(monkeypatch, folder, config):
-    """Prepares, and is interrupted."""
+    """Prepares until the third block, where it is interrupted."""
     original = preparing.encode_block
 
     def encode_block(folder, job):
@@ -156,7 +152,9 @@ def killed_at_plan(path, content):
 
 @pytest.mark.parametrize("what", ["a picture", "a caption", "a split", "fewer", "a bad picture"])
 @pytest.mark.parametrize("is_given", [False, True], ids=["fitted", "given"])
-def test_unfinished_data_take_files_as_they_are_by_now(files, whole, tmp_path, monkeypatch, capsys, what, is_given):
+def test_unfinished_data_are_continued_with_the_present_files(
+    files, whole, tmp_path, monkeypatch, capsys, what, is_given
+):
     photos, original, made = shutil.copytree(files / "photos", tmp_path / "photos"), preparing.encode_block, []
     config = photos_of(photos, tokenizers=str(whole.folder) if is_given else None)
     other = (photos / "20.png").read_bytes()
@@ -189,7 +187,7 @@ def test_unfinished_data_take_files_as_they_are_by_now(files, whole, tmp_path, m
 
 
 def labelled(files, photos, kind):
-    """Photos whose captions are numbers, and what gives these numbers names."""
+    """Pictures whose captions are numbers, and a function that writes names for these numbers."""
     shutil.copytree(files / "photos", photos)
     (photos / "metadata.jsonl").unlink()
     rows = [{"file_name": f"{number}.png", "label": number % 2} for number in range(24)]
@@ -215,14 +213,12 @@ def test_names_of_labels_that_changed_to_the_same_length_are_noticed(files, tmp_
         name("cat", "dog", "owl")
         prepare(tmp_path / "out", config)  # no caption is the third
     name("cat", "cow")
-    with pytest.raises(
-        ValueError, match=r"a file or a label that .*metadata.* names from line \d on is not what it was"
-    ):
+    with pytest.raises(ValueError, match=r"a file or a label that .*metadata.* names from line \d on differs"):
         prepare(tmp_path / "out", config)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_unfinished_data_take_names_of_labels_as_they_are_by_now(files, tmp_path, monkeypatch, capsys, kind):
+def test_unfinished_data_are_continued_with_the_present_names_of_labels(files, tmp_path, monkeypatch, capsys, kind):
     config, name = labelled(files, tmp_path / "photos", kind)
     name("cat", "dog")
     leave_at_the_third_block(monkeypatch, tmp_path / "out", config)
@@ -233,14 +229,14 @@ def test_unfinished_data_take_names_of_labels_as_they_are_by_now(files, tmp_path
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "fresh")
 
 
-def test_names_of_labels_that_no_caption_has_leave_the_digest_as_it_was(files, tmp_path):
+def test_names_of_labels_that_no_caption_uses_do_not_affect_the_digest(files, tmp_path):
     config = photos_of(shutil.copytree(files / "photos", tmp_path / "photos"))
     prepared = prepare(tmp_path / "out", config)
     (tmp_path / "photos" / "README.md").write_text(card_of("text", "[cat, dog]"))
     assert prepare(tmp_path / "out", config).plan == prepared.plan
 
 
-def test_names_of_labels_that_are_given_leave_the_datasets_own_unread(files, tmp_path):
+def test_names_of_the_dataset_are_not_read_if_names_are_configured(files, tmp_path):
     config, _ = labelled(files, tmp_path / "photos", "csv")
     config = dataclasses.replace(config, fields=FieldConfig(text="label", labels=("ape", "bee")))
     prepared = prepare(tmp_path / "out", config)

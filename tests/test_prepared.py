@@ -1,4 +1,4 @@
-"""A prepared folder that is not whole is refused by what is missing; tokenizers that are not its own, too."""
+"""Opening prepared data: errors name missing or damaged files, and tokenizers of other data are refused."""
 
 import json
 import shutil
@@ -15,11 +15,11 @@ from trimask.tokenizers import media
 
 @pytest.fixture
 def copy(prepared, tmp_path):
-    """A copy of the prepared folder that a test may spoil."""
+    """Path of a copy of the prepared folder, which a test may change."""
     return shutil.copytree(prepared.folder, tmp_path / "copy")
 
 
-def test_a_folder_without_a_manifest_is_no_data(copy):
+def test_a_folder_without_a_manifest_is_refused(copy):
     (copy / "manifest.json").unlink()
     with pytest.raises(FileNotFoundError, match="no prepared data here; make it with `trimask prepare"):
         Prepared(copy)
@@ -30,12 +30,12 @@ def test_tokenizers_of_other_data_are_refused(copy):
     manifest["tokenizers"]["text"] = "other"
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(
-        ValueError, match=r"tokenizers are not those the data was made with: .* the manifest says .*other"
+        ValueError, match=r"tokenizers are not those that the data were made with: .* the manifest says .*other"
     ):
         Prepared(copy)
 
 
-def test_what_it_does_not_hold_is_refused_with_what_it_holds(prepared):
+def test_unknown_datasets_and_splits_are_refused_with_the_known_ones(prepared):
     with pytest.raises(ValueError, match="no dataset 'draw', only drawn, spoken, sums"):
         prepared.dataset("draw")
     with pytest.raises(ValueError, match="sums has no split 'later', only train, validation, test"):
@@ -49,7 +49,7 @@ def test_a_missing_shard_is_named(copy):
         Prepared(copy).examples("sums", "train")
 
 
-def test_tokenizers_say_what_they_lack(copy, prepared, tmp_path):
+def test_errors_of_tokenizers_name_the_missing_modality(copy, prepared, tmp_path):
     with pytest.raises(ValueError, match="no codec for 'melody'; there are audio, image"):
         prepared.tokenizers.codec("melody")
     with pytest.raises(FileNotFoundError, match="no such tokenizers folder"):
@@ -70,7 +70,7 @@ def test_texts_and_media_are_encoded_by_the_tokenizer_of_their_modality(prepared
 
 
 @pytest.mark.parametrize("shape", [None, [], [4, 6], [4, 6, 1, 1], [4, 8, 1], [4, 6, 3], [-4, 6, 1], [4, 7, 1]])
-def test_a_plan_whose_media_have_not_these_codes_is_refused(copy, shape):
+def test_a_plan_whose_shapes_contradict_the_codes_is_refused(copy, shape):
     content = json.loads((copy / "plan.json").read_text())
     assert content["media_shapes"]["drawn"] == [4, 6, 1]
     content["media_shapes"] = {"spoken": content["media_shapes"]["spoken"]}

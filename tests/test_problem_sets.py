@@ -29,7 +29,7 @@ def puzzled(tmp_path_factory):
         "sudoku": Sudoku(train=1, validation=1, test=1, held_out=(1, 3)),
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(puzzles, "CONFIGS", small)
+        patch.setattr(puzzles, "PUZZLE_CONFIGS", small)
         sources = {name: SourceConfig(kind="puzzles", where=(name,)) for name in small}
         config = PrepareConfig(sources=sources, text_vocabulary=256, response_tokens=BUFFER, workers=1)
         yield prepare(tmp_path_factory.mktemp("puzzled"), config)
@@ -56,7 +56,7 @@ def graded(tokenizers, problems, texts):
 @pytest.mark.parametrize("dataset", ["addition", "sudoku"])
 def test_a_split_is_asked_and_its_true_answers_are_right(puzzled, dataset):
     problems = from_prepared(puzzled, dataset, "text", "test")
-    puzzle = puzzles.CONFIGS[dataset].puzzles()["test"]
+    puzzle = puzzles.PUZZLE_CONFIGS[dataset].puzzles()["test"]
     assert [dict(p.reference) for p in problems.problems] == [{"text": p.response, "prompt": p.prompt} for p in puzzle]
     assert problems.length == BUFFER and problems.vocabulary == puzzled.tokenizers.vocabulary
     truth = [p.reference["text"] for p in problems.problems]

@@ -1,4 +1,4 @@
-"""Puzzles: every response is right, nothing held out is trained on, and a process makes the same as any other."""
+"""Puzzles: every response is correct, splits are disjoint, and every process makes the same puzzles."""
 
 import hashlib
 import itertools
@@ -16,17 +16,17 @@ from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.readers import puzzles
 from trimask.diffusion.data.readers.puzzles import (
-    CONFIGS,
-    SPLITS,
+    PUZZLE_CONFIGS,
     Addition,
     Cups,
-    Puzzles,
+    PuzzleSource,
     Sudoku,
     column_sums,
-    cups_places,
+    cups_after_swaps,
     sudoku_grids,
 )
 from trimask.diffusion.data.sources import SourceConfig
+from trimask.diffusion.data.splits import SPLITS
 
 SMALL = [
     Cups(train=9, validation=4, test=5),
@@ -37,8 +37,8 @@ SMALL = [
 
 @cache
 def found(name):
-    """Made when they are first asked for: not by every process that collects the tests."""
-    return CONFIGS[name].puzzles()
+    """Split → puzzles of a config, made on first use and not in every process that collects the tests."""
+    return PUZZLE_CONFIGS[name].puzzles()
 
 
 def everything(name):
@@ -51,7 +51,7 @@ def operands(puzzle):
 
 
 def solutions(cells):
-    """All full grids that agree with the cells known, found cell by cell."""
+    """All complete grids that agree with the known cells, found by search over the cells."""
     if "." not in cells:
         return [cells]
     blank = cells.index(".")
@@ -93,13 +93,13 @@ def test_operands_are_equally_long_and_longer_ones_more_frequent():
     assert 0.1 < shares[2] < 2 / 14
 
 
-def test_a_sum_and_its_mirror_image_are_one_question():
+def test_of_a_sum_and_its_mirror_image_only_one_is_a_puzzle():
     pairs = [frozenset(operands(puzzle)) for puzzle in everything("addition")]
     assert len(set(pairs)) == len(pairs)
 
 
 @pytest.mark.parametrize("kind", [Addition, Cups])
-def test_what_is_held_out_does_not_depend_on_how_much_is_trained_on(kind):
+def test_held_out_puzzles_do_not_depend_on_the_number_of_training_puzzles(kind):
     few, many = (kind(train=train, validation=5, test=7).puzzles() for train in (3, 30))
     assert (few["validation"], few["test"]) == (many["validation"], many["test"])
     assert {split: len(found) for split, found in few.items()} == {"train": 3, "validation": 5, "test": 7}
@@ -109,21 +109,21 @@ def test_what_is_held_out_does_not_depend_on_how_much_is_trained_on(kind):
 
 
 def test_the_ball_moves_with_its_cup():
-    assert cups_places(2, "ccbde") == [2, 2, 3, 3, 3]
-    assert cups_places(5, "eabcd") == [1, 2, 3, 4, 5]
+    assert cups_after_swaps(2, "ccbde") == [2, 2, 3, 3, 3]
+    assert cups_after_swaps(5, "eabcd") == [1, 2, 3, 4, 5]
 
 
-def test_some_of_the_way_is_written_down_and_then_its_end():
+def test_a_response_lists_some_intermediate_cups_and_then_the_last():
     counts = np.zeros(12)
     for puzzle in everything("cups"):
-        places = "".join(map(str, cups_places(int(puzzle.prompt[0]), puzzle.prompt[1:-1])))
+        places = "".join(map(str, cups_after_swaps(int(puzzle.prompt[0]), puzzle.prompt[1:-1])))
         way, _, end = f" {puzzle.response}".rpartition(" ")
         assert len(places) == 12 and places.startswith(way.strip()) and end == places[-1]
         counts[len(way.strip())] += 1
     np.testing.assert_allclose(counts / counts[0], 0.9 ** np.arange(12), rtol=0.08)
 
 
-def test_no_shell_game_is_there_twice():
+def test_no_shell_game_occurs_twice():
     assert len({puzzle.prompt for puzzle in everything("cups")}) == len(everything("cups")) == 61_500
 
 
@@ -146,7 +146,7 @@ def test_eight_to_eleven_cells_are_blank():
     assert set(blanks) == {8, 9, 10, 11}
 
 
-def test_no_sudoku_is_there_twice_and_no_solution_in_two_splits():
+def test_no_sudoku_occurs_twice_and_no_solution_in_two_splits():
     prompts = [puzzle.prompt for puzzle in everything("sudoku")]
     assert len(set(prompts)) == len(prompts)
     grids = {split: {puzzle.response for puzzle in found("sudoku")[split]} for split in SPLITS}
@@ -172,31 +172,32 @@ def test_another_process_makes_the_same():
 
 @pytest.fixture
 def small(monkeypatch):
-    """A few puzzles of each kind in place of the many."""
-    configs = dict(zip(CONFIGS, SMALL, strict=True))
-    monkeypatch.setattr(puzzles, "CONFIGS", configs)
+    """Configs with few puzzles, instead of the usual ones."""
+    configs = dict(zip(PUZZLE_CONFIGS, SMALL, strict=True))
+    monkeypatch.setattr(puzzles, "PUZZLE_CONFIGS", configs)
     return configs
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", PUZZLE_CONFIGS)
 def test_blocks_hold_every_puzzle_of_every_split_once(name, small):
-    source, puzzles_of = Puzzles(name), small[name].puzzles()
+    source, puzzles_of = PuzzleSource(name), small[name].puzzles()
     for split in SPLITS:
         entries = [entry for block in source.blocks(4) if block.file == split for entry in source.entries(block)]
         assert [entry.split for entry in entries] == [split] * len(entries)
         examples = [entry.example() for entry in entries]
         texts = [
-            (example.media["text"][: example.given], example.media["text"][example.given :]) for example in examples
+            (example.media["text"][: example.given_characters], example.media["text"][example.given_characters :])
+            for example in examples
         ]
         assert texts == [(puzzle.prompt, puzzle.response) for puzzle in puzzles_of[split]]
 
 
 def test_an_unknown_config_is_told_the_known_ones():
     with pytest.raises(ValueError, match="unknown puzzles 'chess'; there are cups, addition, sudoku"):
-        Puzzles("chess")
+        PuzzleSource("chess")
 
 
-def test_they_are_prepared_as_questions_with_a_buffer_of_eos(tmp_path, small):
+def test_responses_of_prepared_puzzles_are_padded_with_eos(tmp_path, small):
     config = PrepareConfig(
         sources={name: SourceConfig(kind="puzzles", where=(name,)) for name in small},
         text_vocabulary=256,

@@ -32,7 +32,7 @@ class Made:
     broken: frozenset[int] = frozenset()
     """Lines of the records that cannot be used."""
     add: Callable[[], None] | None = None
-    """Adds a record before the others, or a file; None: what there is is fixed."""
+    """Adds a record before the others, or a file. None: the records of the source are fixed."""
 
 
 def _folder(root, write, ending):
@@ -77,13 +77,13 @@ def _prompts(root, _):
 
 def _puzzles(_, stack):
     patch = stack.enter_context(pytest.MonkeyPatch.context())
-    patch.setattr(puzzles, "CONFIGS", {"cups": puzzles.Cups(train=9, validation=2, test=4)})
+    patch.setattr(puzzles, "PUZZLE_CONFIGS", {"cups": puzzles.Cups(train=9, validation=2, test=4)})
     return Made("cups")
 
 
 def _digits(_, stack):
     patch = stack.enter_context(pytest.MonkeyPatch.context())
-    patch.setattr(digits, "CONFIGS", {"sums": digits.Sums(numbers=range(10, 15))})
+    patch.setattr(digits, "DIGIT_CONFIGS", {"sums": digits.Sums(numbers=range(10, 15))})
     return Made("sums")
 
 
@@ -121,13 +121,13 @@ def made(kind, tmp_path):
 
 @pytest.fixture
 def opened(kind, made, tmp_path):
-    """Opens the source anew."""
+    """Function that opens the source anew."""
     config = OpenConfig(fields=FieldConfig(), media=PrepareConfig().media, folder=tmp_path / "raw")
     return lambda: open_source(SourceConfig(kind=kind, where=(made.where,)), config)
 
 
 def outcome(entry):
-    """All that a record says, or why it is none."""
+    """All values of a record and its example, or file, line and reason if it cannot be used."""
     if not isinstance(entry, BadRecord):
         try:
             example = entry.example()
@@ -135,7 +135,7 @@ def outcome(entry):
             entry = error
         else:
             media = {name: x if isinstance(x, str) else (x.shape, x.tobytes()) for name, x in example.media.items()}
-            return entry.id, entry.file, entry.line, entry.split, example.id, media, example.given
+            return entry.id, entry.file, entry.line, entry.split, example.id, media, example.given_characters
     return entry.file, entry.line, entry.reason
 
 
@@ -162,7 +162,7 @@ def test_blocks_of_any_size_give_the_same_entries_in_the_same_order(opened):
         assert max(block.count for block in blocks) == min(records, len(whole))
 
 
-def test_ids_are_unique_stable_and_moved_by_nothing_that_is_added(opened, made):
+def test_ids_are_unique_and_do_not_change_when_records_are_added(opened, made):
     before = ids(opened())
     assert ids(opened()) == before
     after = before
@@ -180,7 +180,7 @@ def test_broken_records_are_named_with_file_line_and_reason(opened, made):
 
 
 def bytes_of(folder):
-    """Digest of every file that preparing makes, by its path."""
+    """Path → digest of every file that preparing makes."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "raw" not in path.parts]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -219,10 +219,10 @@ def test_preparing_that_is_stopped_within_a_block_is_continued_to_the_same_bytes
     "kind, where, message",
     [
         ("folders", ("a",), r"unknown kind of source 'folders'; there are image, audio, "),
-        ("puzzles", (), "a source of puzzles needs at least one name, got none"),
-        ("puzzles", ("cups", "sudoku"), "a source of puzzles is one name, got cups, sudoku"),
+        ("puzzles", (), "a source of kind puzzles needs at least one folder, file or name, got none"),
+        ("puzzles", ("cups", "sudoku"), "a source of kind puzzles has one folder or name, got cups, sudoku"),
     ],
 )
-def test_a_source_that_cannot_be_is_refused(kind, where, message):
+def test_unknown_kinds_and_wrong_numbers_of_names_are_refused(kind, where, message):
     with pytest.raises(ValueError, match=message):
         PrepareConfig(sources={"x": SourceConfig(kind=kind, where=where)}).open_source("x", Path())

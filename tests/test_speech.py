@@ -1,4 +1,4 @@
-"""The process that speaks: in order, the same bytes every time, and plain about what went wrong."""
+"""The espeak-ng process: utterances come in order, with the same bytes every time, and errors are reported."""
 
 import ctypes
 import importlib.util
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from trimask.diffusion.data.readers import speech
-from trimask.diffusion.data.readers.speech import Utterance, speak, tidy
+from trimask.diffusion.data.readers.speech import Utterance, speak, trim_and_normalise
 
 SIX = Utterance("six", "en-us", 175, 50)
 
@@ -37,7 +37,7 @@ def test_answers_come_in_the_order_of_the_requests():
 
 
 def _period(audio):
-    """Samples between two pulses of the voice, where the autocorrelation of the middle of a vowel peaks."""
+    """Period of a voice in samples: the lag at which the autocorrelation of the middle of a vowel peaks."""
     middle = audio[len(audio) // 2 - 400 : len(audio) // 2 + 400].astype(float)
     correlation = np.correlate(middle, middle, "full")[len(middle) - 1 :]
     return 20 + np.argmax(correlation[20:160])  # 50 to 400 Hz
@@ -118,7 +118,7 @@ class Silent:
 
 
 def served(library, monkeypatch, tmp_path, *requests) -> bytes:
-    """What the process that speaks would answer, if that were its library."""
+    """Answer of the espeak-ng process with this library in place of espeak-ng."""
     loader = SimpleNamespace(get_library_path=lambda: "lib", get_data_path=lambda: str(tmp_path / "espeak-ng-data"))
     monkeypatch.setitem(sys.modules, "espeakng_loader", loader)
     monkeypatch.setattr(ctypes, "CDLL", {"lib": library}.__getitem__)
@@ -189,9 +189,9 @@ def test_tidy_trims_what_is_under_one_percent_and_scales_the_peak():
     quiet, loud = 0.9, 100.0
     samples = np.array([0, quiet, -quiet, 1.1, 0, -loud, 50, quiet, -1.1, quiet, 0], np.float32)
     expected = np.round(np.array([1.1, 0, -loud, 50, quiet, -1.1]) * 0.95 * 32767 / loud)
-    np.testing.assert_array_equal(tidy(samples), expected)
+    np.testing.assert_array_equal(trim_and_normalise(samples), expected)
 
 
 def test_silence_is_refused():
-    with pytest.raises(ValueError, match="nothing to hear in 3 samples"):
-        tidy(np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match="all 3 samples are silent"):
+        trim_and_normalise(np.zeros(3, np.float32))

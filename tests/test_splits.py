@@ -1,4 +1,4 @@
-"""Which split a record belongs to: a property of the record alone, whatever else there is."""
+"""Split of a record: it depends on the record alone, not on others."""
 
 import dataclasses
 from pathlib import Path
@@ -13,11 +13,11 @@ from trimask.diffusion.data.records import Entry
 from trimask.diffusion.data.split_rules import SplitConfig
 from trimask.diffusion.data.splits import (
     TRAIN,
-    in_order,
+    canonical_split,
     is_test,
+    sorted_splits,
     split_of_folder,
     splits_of_files,
-    usual_split,
 )
 
 IDS = st.lists(st.text(max_size=12), min_size=1, max_size=60)
@@ -35,33 +35,33 @@ def config(shares=(0.2, 0.3), seed=0, held_out=()):
 
 @given(IDS, SHARES, st.integers(0, 2**32 - 1))
 def test_every_record_has_one_of_three_splits_and_keeps_it(ids, shares, seed):
-    splits = [config(shares, seed).of(entry(id)) for id in ids]
+    splits = [config(shares, seed).split_of(entry(id)) for id in ids]
     assert set(splits) <= DRAWN
-    assert splits == [config(shares, seed).of(entry(id, other="field")) for id in ids]
+    assert splits == [config(shares, seed).split_of(entry(id, other="field")) for id in ids]
 
 
 @given(IDS, SHARES, st.integers(0, 2**32 - 1))
 def test_a_share_of_nothing_holds_nothing_out(ids, shares, seed):
-    assert {config((0, 0), seed).of(entry(id)) for id in ids} == {TRAIN}
-    assert "validation" not in {config((0, shares[1]), seed).of(entry(id)) for id in ids}
-    assert "test" not in {config((shares[0], 0), seed).of(entry(id)) for id in ids}
+    assert {config((0, 0), seed).split_of(entry(id)) for id in ids} == {TRAIN}
+    assert "validation" not in {config((0, shares[1]), seed).split_of(entry(id)) for id in ids}
+    assert "test" not in {config((shares[0], 0), seed).split_of(entry(id)) for id in ids}
 
 
 @given(IDS, SHARES, st.floats(0, 1), st.integers(0, 2**32 - 1))
-def test_a_larger_share_for_the_test_takes_no_record_away_from_it(ids, shares, part, seed):
+def test_a_larger_test_share_keeps_all_records_of_a_smaller_one(ids, shares, part, seed):
     smaller, larger = config((0, shares[1] * part), seed), config((0, shares[1]), seed)
     for id in ids:
-        assert smaller.of(entry(id)) != "test" or larger.of(entry(id)) == "test"
+        assert smaller.split_of(entry(id)) != "test" or larger.split_of(entry(id)) == "test"
 
 
 @given(st.text(max_size=12), st.text(min_size=1, max_size=12), SHARES)
-def test_what_a_source_says_stands_but_for_what_is_held_out(id, split, shares):
-    assert config(shares).of(entry(id, split)) == split
+def test_the_split_of_a_source_takes_precedence_except_over_rules(id, split, shares):
+    assert config(shares).split_of(entry(id, split)) == split
     held = config(shares, held_out=("speaker=anna", "age=7"))
-    assert held.of(entry(id, split, speaker="anna")) == "test_speaker"
-    assert held.of(entry(id, split, age=7)) == "test_age"
-    assert held.of(entry(id, split, speaker="anna", age=7)) == "test_speaker"
-    assert held.of(entry(id, split, speaker="ben")) == split
+    assert held.split_of(entry(id, split, speaker="anna")) == "test_speaker"
+    assert held.split_of(entry(id, split, age=7)) == "test_age"
+    assert held.split_of(entry(id, split, speaker="anna", age=7)) == "test_speaker"
+    assert held.split_of(entry(id, split, speaker="ben")) == split
 
 
 @pytest.mark.parametrize(
@@ -84,18 +84,18 @@ def test_what_a_source_says_stands_but_for_what_is_held_out(id, split, shares):
     ],
 )
 def test_values_of_rules_compare_as_json_or_as_text(rule, value, is_held):
-    assert (config(held_out=(rule,)).rule_of({"a": value}) == rule) == is_held
+    assert (config(held_out=(rule,)).first_rule({"a": value}) == rule) == is_held
 
 
-def test_by_content_the_draw_is_of_the_content_alone():
+def test_a_draw_by_content_depends_on_the_content_alone():
     by_content = dataclasses.replace(config((0.3, 0.3)), by="content")
-    drawn = [by_content.of(entry(id), content) for content in "abcdefghij" for id in ("1", "2")]
+    drawn = [by_content.split_of(entry(id), content) for content in "abcdefghij" for id in ("1", "2")]
     assert drawn[::2] == drawn[1::2] and set(drawn) == DRAWN
-    assert drawn[::2] == [config((0.3, 0.3)).of(entry(content)) for content in "abcdefghij"]
+    assert drawn[::2] == [config((0.3, 0.3)).split_of(entry(content)) for content in "abcdefghij"]
 
 
-def test_usual_names_mean_the_three_splits():
-    assert [usual_split(name) for name in ("val", "valid", "dev", "training", "extra")] == [
+def test_common_names_mean_the_three_splits():
+    assert [canonical_split(name) for name in ("val", "valid", "dev", "training", "extra")] == [
         *["validation"] * 3,
         "train",
         "extra",
@@ -106,12 +106,18 @@ def test_usual_names_mean_the_three_splits():
         "test",
         None,
     ]
-    assert in_order(["test_b", "x", "test", "validation", "train"]) == ["train", "validation", "test", "test_b", "x"]
+    assert sorted_splits(["test_b", "x", "test", "validation", "train"]) == [
+        "train",
+        "validation",
+        "test",
+        "test_b",
+        "x",
+    ]
     assert [is_test(split) for split in ("test", "test_who", "tests", "train")] == [True, True, False, False]
 
 
 def test_shares_are_those_of_many_records():
-    splits = [config((0.2, 0.3)).of(entry(f"{Path('folder')}/{number}")) for number in range(20_000)]
+    splits = [config((0.2, 0.3)).split_of(entry(f"{Path('folder')}/{number}")) for number in range(20_000)]
     # Five standard deviations are 0.014 and 0.016.
     assert abs(splits.count("validation") / 20_000 - 0.2) < 0.014
     assert abs(splits.count("test") / 20_000 - 0.3) < 0.016
@@ -128,11 +134,11 @@ def test_shares_are_those_of_many_records():
         (["trainer.txt", "testament.txt"], [None, None]),
     ],
 )
-def test_names_of_files_say_their_splits_where_they_name_several(files, expected):
+def test_names_of_files_determine_their_splits_if_they_name_several(files, expected):
     found = splits_of_files([Path(file) for file in files])
     assert [found.get(Path(file)) for file in files] == expected
 
 
-def test_text_is_held_out_in_whatever_normal_form_it_is_written():
+def test_rules_match_text_in_any_unicode_normal_form():
     for rule, value in (("who=Zo\u00eb", "Zoe\u0308"), ("who=Zoe\u0308", "Zo\u00eb")):
-        assert config(held_out=(rule,)).of(entry("a", who=value)) == "test_who"
+        assert config(held_out=(rule,)).split_of(entry("a", who=value)) == "test_who"

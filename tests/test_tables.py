@@ -1,4 +1,4 @@
-"""metadata.csv and metadata.parquet beside the lines of metadata.jsonl."""
+"""Rows of metadata.csv and metadata.parquet."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from trimask.diffusion.data.readers import tables
-from trimask.diffusion.data.readers.tables import blocks_of_table, rows_of, rows_of_block
+from trimask.diffusion.data.readers.tables import blocks_of_table, rows_of_block, table_rows
 
 CSV = 'file_name,text\n1.png,"a ""small"", grey\nsea"\n\n2.png,z\u2028w\n3.png\n'
 
@@ -21,22 +21,22 @@ def write_parquet(path, rows, features=None):
 
 def test_a_cell_may_be_as_long_as_the_table(tmp_path):
     (tmp_path / "metadata.csv").write_text(f"file_name,text\n1.png,{'x' * 200_000}\n")
-    (row,) = rows_of(tmp_path / "metadata.csv")
+    (row,) = table_rows(tmp_path / "metadata.csv")
     assert row.fields == {"file_name": "1.png", "text": "x" * 200_000}
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_rows_of_csv_have_quotes_and_the_same_ends_of_lines_as_all_text(tmp_path, end):
     (tmp_path / "metadata.csv").write_bytes(("\ufeff" + CSV.replace("\n", end)).encode())
-    first, second, short = rows_of(tmp_path / "metadata.csv")
+    first, second, short = table_rows(tmp_path / "metadata.csv")
     assert first == (3, {"file_name": "1.png", "text": 'a "small", grey\nsea'})
     assert second == (5, {"file_name": "2.png", "text": "z\u2028w"})
     assert short == (6, "a row of 1 cells under 2 columns")
 
 
-def test_an_empty_cell_of_split_gives_none_and_other_empty_cells_stay(tmp_path):
+def test_an_empty_cell_of_split_names_no_split_and_other_empty_cells_stay(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,split,who\n1.png,,\n2.png, ,b\n3.png,test,c\n")
-    assert [row.fields for row in rows_of(tmp_path / "metadata.csv")] == [
+    assert [row.fields for row in table_rows(tmp_path / "metadata.csv")] == [
         {"file_name": "1.png", "who": ""},
         {"file_name": "2.png", "who": "b"},
         {"file_name": "3.png", "split": "test", "who": "c"},
@@ -45,14 +45,14 @@ def test_an_empty_cell_of_split_gives_none_and_other_empty_cells_stay(tmp_path):
 
 def test_rows_of_parquet_keep_their_types(tmp_path):
     write_parquet(tmp_path / "metadata.parquet", [{"file_name": "a", "label": 3}, {"file_name": "b", "label": None}])
-    assert rows_of(tmp_path / "metadata.parquet") == ((1, {"file_name": "a", "label": 3}), (2, {"file_name": "b"}))
+    assert table_rows(tmp_path / "metadata.parquet") == ((1, {"file_name": "a", "label": 3}), (2, {"file_name": "b"}))
 
 
 def test_blocks_hold_every_row_and_notice_a_change_of_one(tmp_path):
     path = tmp_path / "metadata.csv"
     path.write_text(CSV)
     before = blocks_of_table(path, 2)
-    assert [row for block in before for row in rows_of_block(block)] == list(rows_of(path))
+    assert [row for block in before for row in rows_of_block(block)] == list(table_rows(path))
     path.write_text(CSV.replace("2.png,z", "2.png,x"))
     assert [a == b for a, b in zip(before, blocks_of_table(path, 2), strict=True)] == [False, True]
 
@@ -66,17 +66,17 @@ def test_blocks_hold_every_row_and_notice_a_change_of_one(tmp_path):
         ("metadata.parquet", b"PAR1 and no more", "not a readable Parquet file"),
     ],
 )
-def test_what_is_no_table_is_refused_by_name(tmp_path, name, content, reason):
+def test_a_file_that_is_not_a_table_is_refused_by_name(tmp_path, name, content, reason):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name}.*{reason}"):
-        rows_of(tmp_path / name)
+        table_rows(tmp_path / name)
 
 
-def test_a_table_that_would_take_too_much_is_not_read(tmp_path, monkeypatch):
+def test_a_table_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     write_parquet(tmp_path / "metadata.parquet", [{"file_name": "a"}] * 100)
     monkeypatch.setattr(tables, "_MAX_CELLS", 99)
     with pytest.raises(ValueError, match="100 rows of 1 columns"):
-        rows_of(tmp_path / "metadata.parquet")
-    monkeypatch.setattr(tables, "MAX_BYTES", 10)
+        table_rows(tmp_path / "metadata.parquet")
+    monkeypatch.setattr(tables, "MAX_TABLE_BYTES", 10)
     with pytest.raises(ValueError, match=r"bytes, 10 are allowed of a table; use metadata\.jsonl"):
-        rows_of(tmp_path / "metadata.parquet")
+        table_rows(tmp_path / "metadata.parquet")

@@ -1,4 +1,4 @@
-"""Any TFDS dataset as a source, with TFDS's own generator of fake records; no download, no TensorFlow."""
+"""TFDS datasets as sources, with fake records by TFDS's own generator, without download or TensorFlow."""
 
 import json
 import sys
@@ -50,13 +50,13 @@ def test_an_unknown_dataset_and_one_that_is_not_there_are_refused(tmp_path):
 
 
 class MadeUp(SimpleNamespace):
-    """Passes for a builder."""
+    """Stand-in for a TFDS builder."""
 
     __class__ = tfds.core.DatasetBuilder
 
 
 def test_a_record_is_a_text_and_the_mean_of_its_channels_and_what_has_neither_is_refused(monkeypatch):
-    """By a made-up builder, for TFDS needs TensorFlow to write sounds."""
+    """With a stand-in for the builder, because TFDS needs TensorFlow to write sounds."""
     sound = tfds.features.Tensor(shape=(None,), dtype=np.int16)
     sound.sample_rate = 16_000
     features = {
@@ -91,14 +91,18 @@ def test_a_record_is_a_text_and_the_mean_of_its_channels_and_what_has_neither_is
         without_mean.example()
     assert [entry.example().media["text"] for entry in entries("label")[:3:2]] == ["low", "low"]
     info.features = {"sound": sound}
-    with pytest.raises(ValueError, match="dataset 'labels' has no text feature 'name'; of text or label it has none"):
+    with pytest.raises(
+        ValueError, match="dataset 'labels' has no text feature 'name'; its features of text or labels are none"
+    ):
         entries("name")
     info.features = {"other": features["caption"], "sound": sound}
-    with pytest.raises(ValueError, match=r"no text feature 'name'; of text or label it has other, and --fields.text"):
+    with pytest.raises(
+        ValueError, match=r"no text feature 'name'; its features of text or labels are other; choose one"
+    ):
         entries("name")
 
 
-def test_a_dataset_is_fetched_where_that_is_asked_for(monkeypatch, tmp_path):
+def test_a_dataset_is_downloaded_only_if_that_is_configured(monkeypatch, tmp_path):
     fetched: list[str] = []
     info = SimpleNamespace(features={"text": tfds.features.Text()}, splits={"train": 3})
     builder = MadeUp(
@@ -116,16 +120,21 @@ def test_a_dataset_is_fetched_where_that_is_asked_for(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "medium"), [("handwritten", "image"), ("spoken", "audio"), ("sums", None)])
-def test_digits_are_pictures_sounds_or_questions_up_to_their_equals_sign(monkeypatch, tmp_path, name, medium):
+def test_digits_are_pictures_sounds_or_sums_with_a_prompt_up_to_the_equals_sign(monkeypatch, tmp_path, name, medium):
     text = "3+4=7" if medium is None else "seven"
     content = {"image": np.full((2, 3, 1), 200), "audio": np.array([-32768, 16384])}.get(medium)
     record = {"id": "a", "text": text} | ({} if medium is None else {medium: content})
-    monkeypatch.setattr(digits, "load", lambda *_: [record])
+    monkeypatch.setattr(digits, "load_records", lambda *_: [record])
     source = EmbeddedDigits(name, tmp_path)
     (entry,) = source.entries(source.blocks(10)[0])
     example = entry.example()
     assert (entry.file, entry.line, entry.split) == (f"{name} train", 1, "train")
-    assert (source.medium, example.id, example.media["text"], example.given) == (medium, "a", text, 0 if medium else 4)
+    assert (source.medium, example.id, example.media["text"], example.given_characters) == (
+        medium,
+        "a",
+        text,
+        0 if medium else 4,
+    )
     if medium is not None:
         scale = {"image": 1, "audio": 32768}[medium]
         np.testing.assert_array_equal(example.media[medium], content / scale)
@@ -133,7 +142,7 @@ def test_digits_are_pictures_sounds_or_questions_up_to_their_equals_sign(monkeyp
 
 
 @pytest.mark.parametrize("inner", [False, True])
-def test_a_folder_that_was_sent_imports_nothing(tmp_path, monkeypatch, inner):
+def test_a_folder_from_others_causes_no_import(tmp_path, monkeypatch, inner):
     (tmp_path / "evil.py").write_text("import pathlib; pathlib.Path('ran').touch()")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -145,7 +154,9 @@ def test_a_folder_that_was_sent_imports_nothing(tmp_path, monkeypatch, inner):
     (folder / "features.json").write_text(json.dumps(features))
     about = {"name": "sent", "version": "1.0.0", "splits": [], "fileFormat": "array_record"}
     (folder / "dataset_info.json").write_text(json.dumps(about))
-    with pytest.raises(ValueError, match=r"features\.json names 'evil\.Feature', which is no feature of TFDS itself"):
+    with pytest.raises(
+        ValueError, match=r"features\.json names 'evil\.Feature', which is not a feature of TFDS itself"
+    ):
         prepare(tmp_path / "out", config_of("sent", tfds_folder=str(tmp_path)))
     assert not (tmp_path / "ran").exists() and "evil" not in sys.modules
 
@@ -156,7 +167,7 @@ def test_a_feature_that_another_module_has_registered_is_refused_too(monkeypatch
     monkeypatch.setitem(known, "evil.Feature", other)
     with tfds_records._own_features_only():
         with pytest.raises(
-            ValueError, match=r"features\.json names 'evil\.Feature', which is no feature of TFDS itself"
+            ValueError, match=r"features\.json names 'evil\.Feature', which is not a feature of TFDS itself"
         ):
             tfds.features.FeatureConnector.cls_from_name("evil.Feature")
         name = "tensorflow_datasets.core.features.text_feature.Text"
@@ -164,7 +175,7 @@ def test_a_feature_that_another_module_has_registered_is_refused_too(monkeypatch
 
 
 @pytest.mark.parametrize("name", ["huggingface:x", "../x", "mnist/a=True,b=3", "x.py", ""])
-def test_a_name_that_is_more_than_a_name_is_refused(tmp_path, name):
+def test_a_name_of_a_dataset_with_a_path_or_options_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match="a dataset of TFDS is NAME, NAME/CONFIG or"):
         prepare(tmp_path, config_of(name))
 
@@ -180,7 +191,7 @@ def test_a_name_that_is_more_than_a_name_is_refused(tmp_path, name):
         (np.linspace(0, 1.5, 256, dtype=np.float32), None),
     ],
 )
-def test_pictures_of_other_types_are_brought_to_bytes_or_refused(pixels, expected):
+def test_pictures_of_other_types_are_converted_to_uint8_or_refused(pixels, expected):
     if expected is None:
         with pytest.raises(ValueError, match="its values are"):
             tfds_records._picture(pixels.reshape(16, 16, 1), "image")

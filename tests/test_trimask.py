@@ -196,7 +196,7 @@ def test_the_environment_is_of_the_runs_own_questions(model, prepared, monkeypat
         ({"image": "noise.png", "to": "audio"}, ValueError, "was not trained on image to audio; it has text,"),
         ({"given": {"smell": "rose"}}, ValueError, "was not trained on smell to text"),
         ({"image": "no.png"}, FileNotFoundError, "no.png"),
-        ({"prompt": "one", "to": "image", "treshold": 0.5}, TypeError, "no setting 'treshold'; did you mean 'threshold'"),
+        ({"prompt": "one", "to": "image", "treshold": 0.5}, TypeError, "'treshold'; did you mean 'threshold'"),
         ({"prompt": "one", "too": "image"}, TypeError, "no setting 'too'; did you mean 'to'"),
         ({"prompt": "one", "to": "image", "threshold": 0.5}, ValueError, "threshold is a parameter of threshold or"),
         ({"prompt": "one", "to": "image", "steps": 0}, ValueError, r"must be at least 1, got 0 @ \$.steps"),

@@ -1,4 +1,4 @@
-"""Prepared data that is damaged is found, named, and made again block by block; reports that lie are refused."""
+"""Damaged prepared data are found, named and made again block by block; edited reports are refused."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_a_damaged_shard_is_named_and_prepare_makes_its_block_again(made, folder
     if damage in DAMAGE:
         with pytest.raises(Damaged, match=f"{REPORT}: damaged: .*{SHARD}"):
             Prepared(folder).examples("sums", "test")
-    with pytest.raises(Damaged, match=f"{SHARD}.*`trimask prepare` with the arguments it had makes them again"):
+    with pytest.raises(Damaged, match=f"{SHARD}.*`trimask prepare` with the same arguments as before makes them again"):
         inspect([str(folder), "--verify"])
     before = (folder / "drawn/block-00000.json").stat().st_mtime_ns
     prepare(folder, CONFIG)
@@ -101,19 +101,19 @@ LIES = {
         {"file": "x", "line": 1, "reason": "x"}
     ),
     "it rejects 2 of 20": lambda report: report["rejects"].extend(2 * [{"file": "x", "line": 1, "reason": "x"}]),
-    "its numbers of tokens of train are none": lambda report: report["shards"]["train"]["given_tokens"].pop(),
+    "its numbers of tokens of train contradict": lambda report: report["shards"]["train"]["given_tokens"].pop(),
     "numbers of tokens of train": lambda report: report["shards"]["train"]["text_tokens"].__setitem__(0, -1),
     "it counts 19 examples of 20 records": lambda report: [
         report["shards"]["train"][name].pop() for name in ("text_tokens", "given_tokens")
     ],
     "must be a whole number, got true": lambda report: report["shards"]["train"]["text_tokens"].append(True),
-    "is no SHA-256": lambda report: report["shards"]["train"].update(sha256="../x"),
+    "is not a SHA-256": lambda report: report["shards"]["train"].update(sha256="../x"),
     "a split must be a plain word": lambda report: report["shards"].update({"../x": report["shards"].pop("train")}),
 }
 
 
 @pytest.mark.parametrize("reason", LIES)
-def test_a_report_that_lies_is_refused_and_made_again(made, folder, reason):
+def test_an_edited_report_is_refused_and_its_block_is_made_again(made, folder, reason):
     changed(folder / REPORT, LIES[reason])
     with pytest.raises(Damaged, match=f"{REPORT}: damaged: .*({reason})"):
         Prepared(folder).examples("sums", "train")
@@ -130,7 +130,7 @@ def test_a_report_that_lies_is_refused_and_made_again(made, folder, reason):
         ("splits", {"../x": 20}, "datasets and splits must be plain words"),
     ],
 )
-def test_a_manifest_that_lies_is_refused(folder, field, value, reason):
+def test_an_edited_manifest_is_refused(folder, field, value, reason):
     changed(folder / "manifest.json", lambda content: content["datasets"]["sums"].update({field: value}))
     with pytest.raises(ValueError, match=reason):
         Prepared(folder).examples("sums", "train")
@@ -142,17 +142,17 @@ def test_a_plan_of_other_datasets_is_refused(folder):
         Prepared(folder).examples("sums", "train")
 
 
-def test_what_cannot_be_made_again_as_it_was_is_said(folder, monkeypatch):
+def test_a_block_that_comes_out_differently_when_made_again_is_an_error(folder, monkeypatch):
     flipped(folder / SHARD)
     kind = sources.SOURCES["synthetic"]
     monkeypatch.setitem(sources.SOURCES, "synthetic", lambda where, config: Later(kind(where, config)))
-    with pytest.raises(ValueError, match="what was made again is not what was there; the sources"):
+    with pytest.raises(ValueError, match="the shards that were made again differ from the damaged ones; the sources"):
         prepare(folder, CONFIG)
 
 
 @dataclass(frozen=True)
 class Later:
-    """A source whose records have other texts by now."""
+    """A source whose records have changed their texts."""
 
     source: sources.Source
     medium = property(lambda self: self.source.medium)
@@ -168,21 +168,21 @@ class Later:
             yield replace(entry, load=partial(replace, example, media=media))
 
 
-def test_preparing_goes_on_only_from_blocks_that_are_sound(made, folder, capsys):
+def test_preparing_continues_only_from_undamaged_blocks(made, folder, capsys):
     (folder / "manifest.json").unlink()
     flipped(folder / SHARD)
     (folder / "drawn/block-00001.json").write_text("{")
     prepare(folder, CONFIG)
-    assert bytes_of(folder) == bytes_of(made) and capsys.readouterr().err.count("it is made again") == 2
+    assert bytes_of(folder) == bytes_of(made) and capsys.readouterr().err.count("the block is made again") == 2
 
 
-def test_what_was_verified_is_not_verified_again_until_it_changes(folder):
+def test_verified_shards_are_not_verified_again_until_they_change(folder):
     prepared = Prepared(folder)
-    arguments = (prepared.paths, prepared.whole)
+    arguments = (prepared.paths, prepared.is_one_to_one)
     assert not is_verified(*arguments)
     verification = BackgroundVerification(*arguments)
     verification.start()
-    verification.require(wait=True)
+    verification.require_undamaged(wait=True)
     assert is_verified(*arguments)
     content = (folder / SHARD).read_bytes()
     flipped(folder / SHARD)
@@ -190,7 +190,7 @@ def test_what_was_verified_is_not_verified_again_until_it_changes(folder):
     assert not is_verified(*arguments)
     verification.start()
     with pytest.raises(Damaged, match=f"{SHARD}: damaged: its SHA-256 begins with"):
-        verification.require(wait=True)
+        verification.require_undamaged(wait=True)
     (folder / SHARD).write_bytes(content)
     for record in ("[]", "{", json.dumps({"shards": {SHARD: {"num_bytes": True, "changed_ns": 1}}})):
         (folder / "verified.json").write_text(record)
@@ -219,14 +219,14 @@ def _studies(data, monkeypatch):
 
 
 @pytest.mark.parametrize("reads", [_evaluates, _trains_a_policy, _studies])
-def test_whoever_reads_data_names_what_only_a_digest_shows(folder, monkeypatch, reads):
+def test_every_command_that_reads_data_finds_damage_that_only_a_digest_shows(folder, monkeypatch, reads):
     flipped(folder / SHARD)
     with pytest.raises(Damaged, match=f"{SHARD}: damaged: its SHA-256 begins with"):
         reads(folder, monkeypatch)
     assert not (folder.parent / "evaluation.json").exists() and not (folder.parent / "out").exists()
 
 
-def test_a_folder_that_may_only_be_read_is_verified(folder, monkeypatch):
+def test_a_read_only_folder_is_verified(folder, monkeypatch):
     def refuse(*_):
         raise PermissionError
 

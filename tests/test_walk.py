@@ -1,4 +1,4 @@
-"""The ways of `walk.py` are as short as they are meant to be, and it sees modules that are entered again."""
+"""Walks of `walk.py` are short, and modules that are entered again are recognised."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_a_prompt_is_answered_in_few_stays(loaded, tmp_path):
 
 
 def test_a_module_that_is_entered_again_is_a_return(tmp_path, monkeypatch):
-    """Here the survey hands each record back to the module that read its line."""
+    """A survey that calls the module which read a record's line, for each record."""
     from trimask.diffusion.data.readers import lines
 
     original = survey._entries
@@ -37,12 +37,12 @@ def test_a_module_that_is_entered_again_is_a_return(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [[], ["shard"], ["record", "prompt"]])
-def test_an_unknown_way_is_refused_with_the_known_ones(words):
+def test_an_unknown_walk_is_refused_with_the_known_ones(words):
     with pytest.raises(SystemExit, match=r"usage: python tests/walk.py record\|prompt"):
         walk.main(words)
 
 
-def test_the_way_is_shown_with_its_functions():
+def test_a_walk_is_shown_with_its_functions():
     stays = [walk.Stay("a.py", ["f", "g"], False), walk.Stay("b.py", ["h"], False), walk.Stay("a.py", ["i"], True)]
     assert walk.show(stays).splitlines() == [
         "  1         a.py: f, g",

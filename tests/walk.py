@@ -1,15 +1,15 @@
-"""How far a reader has to go to follow one record into its shard, or one prompt to its answer.
+"""Number of modules a reader enters to follow one record into its shard, or one prompt to its answer.
 
     python tests/walk.py record      a picture with a caption, from its folder to its shard, by `prepare`
     python tests/walk.py prompt      a text, from the command line to the picture that is written, by `trimask generate`
 
-The way is that of the functions that are handed the record in any of its forms, or hand it on: its text, its bytes, its
-pixels, its codes. Each counts once, when it is first entered. A *stay* is an entry into a module that is not on the
-stack already; what a function of a module on the stack does is part of that module's stay. A *return* is a stay in a
-module that had one before. Left out: imports, methods of dataclasses, which say something of themselves, and
-`tokenizers/storage`, which is to all modules what the standard library is. What is compiled is one step of the way.
+A walk consists of the functions that take the record as an argument, or return it, in any of its forms: its text, its
+bytes, its pixels, its codes. Each function counts once, when it is first called. A *stay* is an entry into a module
+that is not on the call stack already; a call of a function in a module on the stack belongs to that module's stay. A
+*return* is a stay in a module that had one before. Imports, methods of dataclasses and `tokenizers/storage`, which
+every module uses like the standard library, do not count. A compiled function counts as one call.
 
-The record is one as most are: it is none of those that tokenizers are fitted on, which are a sample.
+The record is a typical one: it is not in the sample on which tokenizers are fitted.
 """
 
 import dataclasses
@@ -31,12 +31,13 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("tokenizers", "diffusion", "sampling_rl", "configs", "scripts")
 LEFT_OUT = "tokenizers/storage/"
 NAME = "emu"
-"""What the record is called, and its caption."""
-_MOST_PARTS = 64
+"""File name of the record without its ending, and its caption."""
+_MAX_PARTS = 64
+"""Containers with at least this number of parts are not searched."""
 
 
 class Stay(NamedTuple):
-    """Functions of one module, in the order in which they were entered."""
+    """Functions of one module, in the order in which they were first called."""
 
     module: str
     functions: list[str]
@@ -44,7 +45,7 @@ class Stay(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Thing:
+class TracedItem:
     """A record or a prompt in all its forms."""
 
     text: str
@@ -52,7 +53,7 @@ class Thing:
     """Pixels, samples and codes."""
 
     def is_in(self, value: Any, depth: int = 5) -> bool:
-        """Whether a value is, or holds, the thing."""
+        """Whether a value is the item, or contains it in at most `depth` nested containers."""
         if isinstance(value, str | Path):
             return self.text in str(value)
         if isinstance(value, bytes | bytearray):
@@ -74,11 +75,11 @@ class Thing:
         return False
 
     def _is_in_any(self, parts: Sequence[Any], depth: int) -> bool:
-        return len(parts) < _MOST_PARTS and any(self.is_in(part, depth - 1) for part in parts)
+        return len(parts) < _MAX_PARTS and any(self.is_in(part, depth - 1) for part in parts)
 
 
 def _holds(values: np.ndarray, array: np.ndarray) -> bool:
-    """Whether an array is another, or a batch that has it, or a row of tokens that has it somewhere."""
+    """Whether `values` is `array`, a batch that contains it, or rows of tokens that contain it at any position."""
     if values.shape[-array.ndim :] == array.shape and values.dtype.kind == array.dtype.kind:
         return bool((values.reshape(-1, array.size) == array.reshape(-1)).all(axis=1).any())
     if array.ndim > 1 or values.ndim == 0 or values.shape[-1] < array.size or array.size < 2:
@@ -87,55 +88,61 @@ def _holds(values: np.ndarray, array: np.ndarray) -> bool:
     return bool((windows == array).all(axis=-1).any())
 
 
+def _module_of(code: CodeType) -> str | None:
+    """Path of the module of a function; None for modules that do not count."""
+    path = Path(code.co_filename)
+    if not path.is_relative_to(ROOT) or path.relative_to(ROOT).parts[0] not in ROOMS:
+        return None
+    module = str(path.relative_to(ROOT))
+    return None if module.startswith(LEFT_OUT) else module
+
+
+def _is_left_out(frame: FrameType) -> bool:
+    """Whether a call does not count, as that of a method of a dataclass."""
+    name, first = frame.f_code.co_name, frame.f_code.co_varnames[:1]
+    is_method = first in (("self",), ("cls",)) and dataclasses.is_dataclass(frame.f_locals.get(first[0]))
+    return is_method or name.startswith(("<", "__"))
+
+
+def _is_on_stack_rows(frame: FrameType | None, file: str) -> bool:
+    """Whether a function of a file is on the stack of calls that ends with `frame`."""
+    while frame is not None:
+        if frame.f_code.co_filename == file:
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextmanager
-def watched(thing: Thing) -> Iterator[list[Stay]]:
-    """The stays of whatever is called meanwhile."""
+def traced(item: TracedItem) -> Iterator[list[Stay]]:
+    """Context that records the stays of everything called in it."""
     stays: list[Stay] = []
-    known: set[CodeType] = set()
+    counted: set[CodeType] = set()
 
-    def module_of(code: CodeType) -> str | None:
-        path = Path(code.co_filename)
-        if not path.is_relative_to(ROOT) or path.relative_to(ROOT).parts[0] not in ROOMS:
-            return None
-        module = str(path.relative_to(ROOT))
-        return None if module.startswith(LEFT_OUT) else module
-
-    def is_left_out(frame: FrameType) -> bool:
-        name, first = frame.f_code.co_name, frame.f_code.co_varnames[:1]
-        is_method = first in (("self",), ("cls",)) and dataclasses.is_dataclass(frame.f_locals.get(first[0]))
-        return is_method or name.startswith(("<", "__"))
-
-    def is_on_stack(frame: FrameType | None, file: str) -> bool:
-        while frame is not None:
-            if frame.f_code.co_filename == file:
-                return True
-            frame = frame.f_back
-        return False
-
-    def note(frame: FrameType, event: str, result: Any) -> None:
+    def profile(frame: FrameType, event: str, result: Any) -> None:
         code = frame.f_code
-        if event not in ("call", "return") or code in known:
+        if event not in ("call", "return") or code in counted:
             return
-        module = None if is_left_out(frame) else module_of(code)
+        module = None if _is_left_out(frame) else _module_of(code)
         if module is None:
             return
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        handed = [frame.f_locals.get(name) for name in names] if event == "call" else [result]
+        values = [frame.f_locals.get(name) for name in names] if event == "call" else [result]
         sys.setprofile(None)
         try:
-            is_on_the_way = any(thing.is_in(value) for value in handed)
+            has_item = any(item.is_in(value) for value in values)
         finally:
-            sys.setprofile(note)
-        if not is_on_the_way:
+            sys.setprofile(profile)
+        if not has_item:
             return
-        known.add(code)
-        inside = [stay for stay in stays if stay.module == module]
-        if inside and (stays[-1].module == module or is_on_stack(frame.f_back, code.co_filename)):
-            inside[-1].functions.append(code.co_qualname)
+        counted.add(code)
+        earlier = [stay for stay in stays if stay.module == module]
+        if earlier and (stays[-1].module == module or _is_on_stack_rows(frame.f_back, code.co_filename)):
+            earlier[-1].functions.append(code.co_qualname)
         else:
-            stays.append(Stay(module, [code.co_qualname], bool(inside)))
+            stays.append(Stay(module, [code.co_qualname], bool(earlier)))
 
-    sys.setprofile(note)
+    sys.setprofile(profile)
     try:
         yield stays
     finally:
@@ -143,7 +150,7 @@ def watched(thing: Thing) -> Iterator[list[Stay]]:
 
 
 def walk_of_record(folder: Path) -> list[Stay]:
-    """The way of a picture with a caption into its shard."""
+    """Stays of a picture with a caption, from its folder to its shard."""
     from trimask.diffusion.data.prepare import prepare
     from trimask.diffusion.data.prepare_config import PrepareConfig
     from trimask.diffusion.data.sources import SourceConfig
@@ -165,16 +172,16 @@ def walk_of_record(folder: Path) -> list[Stay]:
         fit_examples=1,
         workers=1,
     )
-    prepared = prepare(folder / "before", config)  # imports, and the codes
+    prepared = prepare(folder / "before", config)  # does the imports, and gives the record's codes
     examples = prepared.examples("photos", "train")
     codes = next(example["image"] for example in examples if example["id"] == f"{NAME}.png")
-    with watched(Thing(NAME, [pixels[NAME], codes])) as stays:
+    with traced(TracedItem(NAME, [pixels[NAME], codes])) as stays:
         prepare(folder / "data", config)
     return stays
 
 
 def walk_of_prompt(loaded: Any, folder: Path) -> list[Stay]:
-    """The way of a text from the command line to the picture that is written, with a model that is loaded."""
+    """Stays of a text, from the command line to the picture that is written, with a loaded model."""
     from unittest.mock import patch
 
     from trimask.scripts import generate, questions
@@ -182,32 +189,32 @@ def walk_of_prompt(loaded: Any, folder: Path) -> list[Stay]:
     answers: list[Any] = []
     original = questions.Generator.generate
 
-    def kept(self: Any, *arguments: Any) -> Any:
+    def generate_and_keep(self: Any, *arguments: Any) -> Any:
         answers[:] = original(self, *arguments)
         return answers
 
-    def asked(out: str) -> None:
+    def run_command(out: str) -> None:
         generate.main([str(loaded.folder), "--prompt", NAME, "--to", "image", "--out", str(folder / out)])
 
     with patch.object(generate, "load", lambda *_: loaded):
-        with patch.object(questions.Generator, "generate", kept):
-            asked("before")  # imports and compiles
+        with patch.object(questions.Generator, "generate", generate_and_keep):
+            run_command("before")  # does the imports and compiles
         (answer,) = answers
         codes = [segment.codes for segment in answer.example.segments]
         picture = loaded.tokenizers.decode("image", [codes[-1]])[0]
         text = loaded.vocabulary.to_ids("text", codes[0][:3])
-        with watched(Thing(NAME, [*codes, text, picture])) as stays:
-            asked("out")
+        with traced(TracedItem(NAME, [*codes, text, picture])) as stays:
+            run_command("out")
     return stays
 
 
 def counts(stays: Sequence[Stay]) -> tuple[int, int]:
-    """Number of stays, and of returns among them."""
+    """Number of stays, and number of returns among them."""
     return len(stays), sum(stay.is_return for stay in stays)
 
 
 def show(stays: Sequence[Stay]) -> str:
-    """The way as text, a line per stay."""
+    """A walk as text, with a line per stay."""
     lines = [
         f"{number:3}  {'return ' if stay.is_return else '       '}{stay.module}: {', '.join(stay.functions)}"
         for number, stay in enumerate(stays, 1)
@@ -216,7 +223,7 @@ def show(stays: Sequence[Stay]) -> str:
 
 
 def main(words: Sequence[str]) -> None:
-    """Prints a walk."""
+    """Prints the walk that the single argument names. Exits with a usage message for any other arguments."""
     import synthetic
 
     walks: dict[str, Callable[[Path], list[Stay]]] = {

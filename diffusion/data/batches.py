@@ -2,8 +2,8 @@
 
 A step's batch comes from one dataset (`mixture.py` says which), at that dataset's own row length: padding all datasets
 to one length costs far more than mixing them within a batch gains. Examples are packed into rows once, for the whole
-dataset; each epoch visits all rows in an order of its own; each example draws its task. Nothing is remembered between
-steps: an iterator's state is one integer.
+dataset. Each epoch visits all rows in a random order of its own, and each example draws its task anew. Nothing is
+remembered between steps: the state of the data is one integer, the step.
 """
 
 from bisect import bisect_right
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from trimask.diffusion.data.mixture import Mixture, Span
+from trimask.diffusion.data.mixture import Mixture, WeightSchedule
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.run.limits import WorkLimits
@@ -24,33 +24,38 @@ from trimask.tokenizers.storage.ranges import Checked, NonNegative, NonNegativeI
 
 # Streams of random numbers that one seed is split into.
 _DATASET, _ORDER, _TASK = range(3)
-_BYTES_OF_TOKEN, _BYTES_OF_STEP = 60, 60
-"""Of the host's memory: random numbers and arrays of a batch, and what `Mixture` plans."""
-_MOST_STEPS = 1 << 31
-"""Beyond which an int32 counts no steps."""
+_BYTES_PER_TOKEN = 60
+"""Estimated host memory, in bytes, per position of a batch: its arrays and random numbers."""
+_BYTES_PER_STEP = 60
+"""Estimated host memory, in bytes, per step that `Mixture` plans."""
+_MAX_STEPS = 1 << 31
+"""Number of steps from which an int32 can no longer count them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig(Checked):
-    """What a step trains on."""
+    """Size and composition of training batches."""
 
     tokens: Annotated[int, whole(1, 1 << 40)] = 4096
-    """Positions of a batch, padding included; rows are as many as fit."""
+    """Number of positions of a batch, padding included; the batch has as many rows as fit."""
     weights: dict[str, NonNegative] = field(default_factory=dict)
-    """Share of the tokens of each dataset; 1 where none is given."""
+    """Dataset → its share of the training tokens, relative to the other datasets. Datasets that are not named: 1."""
     final_weights: dict[str, NonNegative] = field(default_factory=dict)
-    """Shares to which the weights move; those of `weights` where none is given."""
+    """Dataset → share of the tokens at the end of annealing. Datasets that are not named keep their `weights`."""
     anneal_tokens: tuple[NonNegativeInt, NonNegativeInt] | None = None
-    """Training tokens at which the weights begin to move and at which they have arrived."""
+    """Number of training tokens at which the weights begin to move from `weights` to `final_weights`, and at which they
+    reach them. None: the weights are constant."""
     task_weights: dict[str, NonNegative] = field(default_factory=dict)
-    """Share of a dataset's examples that each of its tasks gets; 1 where none is given."""
-    open_questions: Share = 0.2
-    """Share of the embedded sums that are trained as one text, question included, so that holes can be anywhere in
-    them; prompts with responses are only ever given."""
+    """Task → its share of the examples of a dataset, relative to the dataset's other tasks. Tasks that are not named:
+    1."""
+    masked_prompt_share: Share = 0.2
+    """Share of the embedded sums whose question may be masked like their answer, so that the model learns to fill holes
+    anywhere in the text. Prompts of prompt-response files are never masked."""
     packed_length: Size = 24
-    """Row length to which examples of text alone are packed, if they are shorter."""
+    """Row length in tokens into which several examples of text-only datasets are packed; a dataset with a longer
+    example has rows of that example's length."""
     warn_epochs: Positive = 16.0
-    """A dataset that is repeated more often is pointed out: models begin to learn it by heart (tri-modal paper)."""
+    """Number of epochs of a dataset above which a warning is printed: models begin to memorise it (tri-modal paper)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -65,18 +70,21 @@ class BatchConfig(Checked):
 
 @dataclass(frozen=True)
 class DatasetUse:
-    """How often a dataset is seen."""
+    """How often training visits a dataset."""
 
     name: str
     examples: int
+    """Number of training examples of the dataset."""
     tokens: int
-    """Of all its training examples."""
+    """Number of non-padding tokens of all these examples together."""
     steps: int
+    """Number of steps whose batch comes from the dataset."""
     epochs: float
+    """Number of passes over the dataset in these steps."""
 
 
 class Batches:
-    """`batches(step)` is the batch of a step: rows of one dataset."""
+    """Training batches by step: `batches(step)` is the batch of a step, whose rows come from one dataset."""
 
     def __init__(
         self,
@@ -84,83 +92,88 @@ class Batches:
         config: BatchConfig,
         seed: int,
         copies: int = 1,
-        parts: int = 1,
+        micro_batches: int = 1,
         split: str = TRAIN,
-        own_rows: Callable[[int], Bool[np.ndarray, " rows"]] | None = None,
+        local_rows: Callable[[int], Bool[np.ndarray, " rows"]] | None = None,
         limits: WorkLimits | None = None,
     ):
-        """`copies` is how often each row enters the model's batch: 2 with complementary masks.
+        """Packs the examples of a split of all datasets whose weight is not 0.
 
-        Rows are a multiple of `parts`, the micro-batches that a batch is split into. Those that are not `own_rows` of
-        so many are left empty, for other processes prepare them. None: all are. Raises ValueError where a batch, or the
-        plan of all steps, does not fit the host's memory.
+        `copies` is how often each row enters the model's batch: 2 with complementary masks. The number of rows is a
+        multiple of `micro_batches`, the number of micro-batches that a batch is split into. `local_rows` maps a number
+        of rows to a mask of those that this process prepares; the others stay empty. None: it prepares all rows. Raises
+        ValueError if the configuration names an unknown dataset or task, if a batch holds no row of a dataset, or if a
+        batch does not fit the host's memory.
         """
         names = list(prepared.manifest.datasets)
         _require_known(prepared, config)
-        first = {name: config.weights.get(name, 1.0) for name in names}
-        last = {name: config.final_weights.get(name, first[name]) for name in names}
-        used = [name for name in names if first[name] > 0 or last[name] > 0]
-        if not any(first.values()) or not any(last.values()):
+        initial = {name: config.weights.get(name, 1.0) for name in names}
+        final = {name: config.final_weights.get(name, initial[name]) for name in names}
+        used = [name for name in names if initial[name] > 0 or final[name] > 0]
+        if not any(initial.values()) or not any(final.values()):
             raise ValueError("all datasets have weight 0")
         self.seed = seed
-        self.datasets = [_Dataset(prepared, name, config, copies, parts, split) for name in used]
+        self.datasets = [_Dataset(prepared, name, config, copies, micro_batches, split) for name in used]
         self.limits = limits or WorkLimits()
         for dataset in self.datasets:
             batch = f"a batch of {dataset.num_rows:,} rows of {dataset.name}, of {dataset.row_length:,} tokens each,"
-            self.limits.require_memory(_BYTES_OF_TOKEN * dataset.num_rows * dataset.row_length, batch)
-        own_rows = own_rows or partial(np.ones, dtype=bool)
-        self.own_rows = [own_rows(dataset.num_rows) for dataset in self.datasets]
+            self.limits.require_memory(_BYTES_PER_TOKEN * dataset.num_rows * dataset.row_length, batch)
+        local_rows = local_rows or partial(np.ones, dtype=bool)
+        self.local_rows = [local_rows(dataset.num_rows) for dataset in self.datasets]
         start, stop = map(float, config.anneal_tokens or ("inf", "inf"))
-        weights = Span(np.array([first[n] for n in used]), np.array([last[n] for n in used]), start, stop)
+        weights = WeightSchedule(np.array([initial[n] for n in used]), np.array([final[n] for n in used]), start, stop)
         batch_tokens = np.array([dataset.tokens_per_batch for dataset in self.datasets])
         self.mixture = Mixture(weights, batch_tokens, [seed, _DATASET])
 
     def __call__(self, step: int) -> TokenRows:
-        """The batch of a step, as NumPy arrays."""
+        """Batch of a step, as NumPy arrays [rows, row length]."""
         number, visit = self.mixture.choice(step)
-        return self.datasets[number].batch(visit, (self.seed, number), self.own_rows[number])
+        return self.datasets[number].batch(visit, (self.seed, number), self.local_rows[number])
 
     def num_tokens(self, step: int) -> int:
-        """Non-padding tokens of a step, of all processes and in all copies."""
+        """Number of non-padding tokens of a step, over all processes and all copies."""
         number, visit = self.mixture.choice(step)
         dataset = self.datasets[number]
         return dataset.copies * int(dataset.row_tokens[dataset.row_numbers(visit, (self.seed, number))].sum())
 
     def describe(self, step: int) -> dict[str, Any]:
-        """What the batch of a step is made of: the dataset, and the ids of each row's examples."""
+        """Composition of a step's batch: its `dataset`, and as `ids` the ids of the examples of each row."""
         number, visit = self.mixture.choice(step)
         dataset = self.datasets[number]
         rows = [dataset.rows[index] for index in dataset.row_numbers(visit, (self.seed, number))]
         return {"dataset": dataset.name, "ids": [[dataset.examples[e]["id"] for e in row] for row in rows]}
 
     def num_steps(self, tokens: int) -> int:
-        """Steps that come nearest to so many non-padding tokens."""
-        most = tokens / min(self.mixture.batch_tokens)
-        what = f"a training of {tokens:,} tokens, with {most:,.3g} steps to plan,"
-        if most >= _MOST_STEPS:
-            raise ValueError(f"{what} takes more than the {_MOST_STEPS - 1:,} that are counted; use larger batches")
-        self.limits.require_memory(_BYTES_OF_STEP * most, what)
+        """Number of steps whose expected non-padding tokens come nearest to `tokens`.
+
+        Raises ValueError if these are 2³¹ steps or more, or if planning them does not fit the host's memory.
+        """
+        upper_bound = tokens / min(self.mixture.batch_tokens)
+        what = f"a training of {tokens:,} tokens, with {upper_bound:,.3g} steps to plan,"
+        if upper_bound >= _MAX_STEPS:
+            raise ValueError(f"{what} takes more than the {_MAX_STEPS - 1:,} that are counted; use larger batches")
+        self.limits.require_memory(_BYTES_PER_STEP * upper_bound, what)
         return self.mixture.num_steps(tokens)
 
     def steps_within(self, tokens: int) -> int:
-        """How many of the first steps together have at most so many non-padding tokens, counted and not expected."""
-        most = 1
-        while self._tokens_of(most) <= tokens:
-            most *= 2
-        return bisect_right(range(most), tokens, key=self._tokens_of) - 1
+        """Largest number of steps that have at most `tokens` non-padding tokens: an exact count, not an expectation."""
+        upper_bound = 1
+        while self._tokens_of_first(upper_bound) <= tokens:
+            upper_bound *= 2
+        return bisect_right(range(upper_bound), tokens, key=self._tokens_of_first) - 1
 
-    def _tokens_of(self, steps: int) -> int:
-        """Non-padding tokens of the first steps."""
+    def _tokens_of_first(self, steps: int) -> int:
+        """Number of non-padding tokens of the first `steps` steps together."""
         visits = self.mixture.visits(steps).tolist()
         visited = enumerate(zip(self.datasets, visits, strict=True))
-        return sum(dataset.tokens_of(visit, (self.seed, number)) for number, (dataset, visit) in visited)
+        return sum(dataset.tokens_of_first(visit, (self.seed, number)) for number, (dataset, visit) in visited)
 
     def mean_tokens(self, steps: int) -> float:
-        """Non-padding tokens of the mean of the first steps."""
+        """Expected non-padding tokens per step, update_average over the first `steps` steps."""
         return float(self.mixture.visits(steps) @ self.mixture.batch_tokens / steps)
 
-    def use(self, steps: int) -> list[DatasetUse]:
-        """How often the first steps see each dataset."""
+    def dataset_use(self, steps: int) -> list[DatasetUse]:
+        """How often the first `steps` steps visit each dataset."""
         visits = self.mixture.visits(steps)
         return [
             DatasetUse(d.name, len(d.examples), int(d.lengths.sum()), int(n), n * d.num_rows / len(d.rows))
@@ -169,9 +182,9 @@ class Batches:
 
 
 class _Dataset:
-    """One dataset's rows, and its batches by number."""
+    """Packed rows of one dataset, and its batches by number."""
 
-    def __init__(self, prepared: Prepared, name: str, config: BatchConfig, copies: int, parts: int, split: str):
+    def __init__(self, prepared: Prepared, name: str, config: BatchConfig, copies: int, micro_batches: int, split: str):
         manifest = prepared.dataset(name)
         self.name, self.vocabulary, self.copies = name, prepared.tokenizers.vocabulary, copies
         self.tasks = manifest.tasks(self.vocabulary)
@@ -181,7 +194,7 @@ class _Dataset:
         self.task_bounds = np.cumsum(weights / weights.sum())[:-1]
         if split not in manifest.splits:
             raise ValueError(f"{name} has no split {split}, only {', '.join(manifest.splits)}; give it the weight 0")
-        self.open_questions = config.open_questions if manifest.layout.fill == "whole" else 0.0
+        self.masked_prompt_share = config.masked_prompt_share if manifest.layout.fill == "whole" else 0.0
         self.examples, self.lengths = prepared.examples(name, split), prepared.lengths(name, split)
         self.row_length = int(self.lengths.max())
         if manifest.medium is None:
@@ -189,44 +202,49 @@ class _Dataset:
         self.rows = pack(self.lengths, self.row_length)
         starts = np.cumsum([0, *(len(row) for row in self.rows[:-1])])
         self.row_tokens = np.add.reduceat(self.lengths[np.concatenate(self.rows)], starts)
-        self.num_rows = config.tokens // self.row_length // copies // parts * parts
+        self.num_rows = config.tokens // self.row_length // copies // micro_batches * micro_batches
         if self.num_rows < 1:
             raise ValueError(
-                f"a batch of {config.tokens} tokens holds fewer than {copies * parts} rows of {name}, of "
+                f"a batch of {config.tokens} tokens holds fewer than {copies * micro_batches} rows of {name}, of "
                 f"{self.row_length} tokens each"
             )
         self.tokens_per_batch = copies * self.num_rows * self.lengths.sum() / len(self.rows)
 
-    def batch(self, number: int, seed: tuple[int, int], is_own: Bool[np.ndarray, " rows"]) -> TokenRows:
-        """Batch `number` of an endless walk through the rows, epoch after epoch; empty where a row is not our own."""
+    def batch(self, number: int, seed: tuple[int, int], is_local: Bool[np.ndarray, " rows"]) -> TokenRows:
+        """Batch `number` of an endless sequence of epochs; rows where `is_local` is False are empty.
+
+        `seed` is the seed of the training and the number of the dataset.
+        """
         draws = np.random.default_rng([*seed, _TASK, number]).random((self.num_rows, self.row_length, 2))
         rows = []
-        for index, row_draws, is_wanted in zip(self.row_numbers(number, seed), draws, is_own, strict=True):
-            numbers = self.rows[index] if is_wanted else []
+        for index, row_draws, is_filled in zip(self.row_numbers(number, seed), draws, is_local, strict=True):
+            numbers = self.rows[index] if is_filled else []
             examples = [self._example(e, two) for e, two in zip(numbers, row_draws, strict=False)]
             rows.append(assemble(self.vocabulary, examples, self.row_length))
         return stack_rows(rows)
 
-    def tokens_of(self, batches: int, seed: tuple[int, int]) -> int:
-        """Non-padding tokens of the first batches."""
+    def tokens_of_first(self, batches: int, seed: tuple[int, int]) -> int:
+        """Number of non-padding tokens of the first `batches` batches together."""
         epochs, rest = divmod(batches * self.num_rows, len(self.rows))
-        begun = self.row_tokens[_order(seed, epochs, len(self.rows))[:rest]].sum()
-        return self.copies * int(epochs * self.row_tokens.sum() + begun)
+        unfinished = self.row_tokens[_row_order(seed, epochs, len(self.rows))[:rest]].sum()
+        return self.copies * int(epochs * self.row_tokens.sum() + unfinished)
 
     def row_numbers(self, number: int, seed: tuple[int, int]) -> Int[np.ndarray, " rows"]:
-        """The rows of a batch."""
-        epochs, places = np.divmod(np.arange(number * self.num_rows, (number + 1) * self.num_rows), len(self.rows))
-        orders = (_order(seed, epoch, len(self.rows)) for epoch in range(epochs[0], epochs[-1] + 1))
-        return np.concatenate([order[places[epochs == epoch]] for epoch, order in enumerate(orders, epochs[0])])
+        """Numbers of the packed rows that batch `number` consists of."""
+        epochs, offsets = np.divmod(np.arange(number * self.num_rows, (number + 1) * self.num_rows), len(self.rows))
+        orders = (_row_order(seed, epoch, len(self.rows)) for epoch in range(epochs[0], epochs[-1] + 1))
+        return np.concatenate([order[offsets[epochs == epoch]] for epoch, order in enumerate(orders, epochs[0])])
 
     def _example(self, number: int, draws: Float[np.ndarray, "2"]) -> Example:
+        """Example `number` with the task of the first draw; the second decides whether its prompt may be masked."""
         task = self.tasks[int(np.searchsorted(self.task_bounds, draws[0], side="right"))]
         example = self.examples[number]
-        is_question = task.condition is None and draws[1] >= self.open_questions
-        return make_example(task, example, example["num_given"] if is_question else 0)
+        has_prompt = task.condition is None and draws[1] >= self.masked_prompt_share
+        return make_example(task, example, example["num_given"] if has_prompt else 0)
 
 
 def _require_known(prepared: Prepared, config: BatchConfig) -> None:
+    """Raises ValueError if the configuration has weights for datasets or tasks that do not exist."""
     tasks = prepared.tokenizers.vocabulary.tasks
     unknown = (set(config.weights) | set(config.final_weights)) - set(prepared.manifest.datasets)
     unknown |= set(config.task_weights) - set(tasks)
@@ -238,13 +256,16 @@ def _require_known(prepared: Prepared, config: BatchConfig) -> None:
 
 
 @lru_cache(maxsize=16)
-def _order(seed: tuple[int, int], epoch: int, count: int) -> Int[np.ndarray, " count"]:
-    """The order in which an epoch visits the rows."""
+def _row_order(seed: tuple[int, int], epoch: int, count: int) -> Int[np.ndarray, " count"]:
+    """Permutation in which an epoch visits `count` rows."""
     return np.random.default_rng([*seed, _ORDER, epoch]).permutation(count)
 
 
 def pack(lengths: Int[np.ndarray, " examples"], capacity: int) -> list[list[int]]:
-    """Example numbers by row: best fit decreasing, each example whole in the row it fills best."""
+    """Example numbers of each row, by best-fit-decreasing bin packing; no example is divided between rows.
+
+    Raises ValueError if an example is longer than `capacity`, the row length in tokens.
+    """
     if lengths.max() > capacity:
         raise ValueError(f"an example of {lengths.max()} tokens does not fit a row of {capacity}")
     rows: list[list[int]] = []

@@ -1,8 +1,8 @@
-"""Named values of a record, as its source has them, and how a text and a split are read from them."""
+"""Named values of a record as its source has them, and the text and the split that they hold."""
 
 from typing import Any
 
-from trimask.diffusion.data.splits import usual_split
+from trimask.diffusion.data.splits import canonical_split
 from trimask.tokenizers.storage.json_text import parse_json
 
 
@@ -11,14 +11,14 @@ class Fields(dict[str, Any]):
 
     @classmethod
     def of_json(cls, line: str) -> "Fields":
-        """The JSON object that a line holds. Raises ValueError if it holds anything else."""
+        """Fields of the JSON object that a line holds. Raises ValueError if it holds anything else."""
         content = parse_json(line, None)
         if not isinstance(content, dict):
             raise ValueError(f"a line must be a JSON object, got {type(content).__name__}")
         return cls(content)
 
     def text(self, name: str, hint: str = "") -> str:
-        """A field that must hold text which is not empty; `hint` ends the error if it holds no text."""
+        """Text of a field. Raises ValueError if it holds no text, with `hint` at the end, or only white space."""
         value = self.get(name)
         if not isinstance(value, str):
             raise ValueError(
@@ -29,8 +29,8 @@ class Fields(dict[str, Any]):
         return value
 
     def split(self, default: str | None = None) -> str | None:
-        """The split that the record names, by its usual name; the default if it names none, or null."""
+        """Split that the record names, by its canonical name; `default` if the field is absent or null."""
         split = default if self.get("split") is None else self["split"]
         if split is not None and (not isinstance(split, str) or not split.isidentifier()):
             raise ValueError(f"a split must be a plain word, such as train or test, got {split!r}")
-        return None if split is None else usual_split(split)
+        return None if split is None else canonical_split(split)

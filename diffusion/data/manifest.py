@@ -1,4 +1,4 @@
-"""What a prepared folder holds: manifest.json, made of the reports of all blocks."""
+"""Manifest of prepared data: manifest.json, made from the reports of all blocks."""
 
 import hashlib
 import importlib.metadata
@@ -10,7 +10,7 @@ from trimask.diffusion.data.occurrences import Occurrences
 from trimask.diffusion.data.prepared_folder import PreparedFolder
 from trimask.diffusion.data.shards import BlockReport
 from trimask.diffusion.data.sources import SourceConfig
-from trimask.diffusion.data.splits import TRAIN, in_order
+from trimask.diffusion.data.splits import TRAIN, sorted_splits
 from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.vocabulary import TEXT, Task, Vocabulary
 
@@ -20,12 +20,12 @@ Reports = dict[str, list[BlockReport]]
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetManifest:
-    """One dataset, whose examples have one layout."""
+    """Manifest of one dataset, whose examples have one layout."""
 
     source: SourceConfig
     """The source it was read from."""
     layout: Layout
-    """Shapes and filling of its examples."""
+    """Shapes and padding of its examples."""
     records: int
     """Number of records read."""
     rejected: int
@@ -35,11 +35,11 @@ class DatasetManifest:
     shared: dict[str, dict[str, int]] = added_field(as_before={}, default_factory=dict)
     """Split → earlier split → number of examples whose content occurs in the earlier split as well."""
     unread: dict[str, int] = added_field(as_before={}, default_factory=dict)
-    """Folder of the source → number of files there that no record names."""
+    """Folder of the source → number of its files that no record names."""
 
     @property
     def medium(self) -> str | None:
-        """The modality that is paired with the text; None for text alone."""
+        """Modality that is paired with the text; None for text alone."""
         return self.layout.medium
 
     def tasks(self, vocabulary: Vocabulary) -> list[Task]:
@@ -49,7 +49,7 @@ class DatasetManifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All that a reader of a prepared folder needs to know."""
+    """Content of manifest.json: everything that readers of prepared data need to know."""
 
     trimask: str
     """Version of trimask that wrote the folder."""
@@ -60,10 +60,10 @@ class Manifest:
     datasets: dict[str, DatasetManifest]
     """Dataset → its manifest."""
     content: str
-    """SHA-256 of the SHA-256 of all shards, in order."""
+    """SHA-256 of the concatenated SHA-256 digests of all shards, in order."""
     shared: dict[str, dict[str, int]] = added_field(as_before={}, default_factory=dict)
-    """Held-out split, as DATASET/SPLIT → training split of another dataset → number of the held-out examples whose
-    content occurs there."""
+    """Held-out split, as DATASET/SPLIT → training split of another dataset → number of held-out examples whose content
+    occurs there."""
 
     def __post_init__(self):
         for name, dataset in self.datasets.items():
@@ -73,25 +73,27 @@ class Manifest:
 
 
 def manifest_of(folder: PreparedFolder, reports: Reports) -> Manifest:
-    """The manifest of a folder whose blocks are all done. Raises ValueError for a dataset without examples."""
+    """Manifest of a folder whose blocks are all done. Raises ValueError for a dataset without examples."""
     return Manifest(
         shared=_shared_between_datasets(reports),
         trimask=importlib.metadata.version("trimask"),
         tokenizers=folder.tokenizers.fingerprints,
         vocabulary=folder.tokenizers.vocabulary,
         datasets={name: _dataset(folder, name, of_dataset) for name, of_dataset in reports.items()},
-        content=content_of(block for blocks in reports.values() for block in blocks),
+        content=digest_of_shards(block for blocks in reports.values() for block in blocks),
     )
 
 
-def content_of(reports: Iterable[BlockReport]) -> str:
-    """SHA-256 of the digests of all shards, in order."""
+def digest_of_shards(reports: Iterable[BlockReport]) -> str:
+    """SHA-256 of the concatenated SHA-256 digests of all shards, in order."""
     digests = [shard.sha256 for block in reports for _, shard in sorted(block.shards.items())]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def require_counts(folder: PreparedFolder, name: str, dataset: DatasetManifest, reports: list[BlockReport]) -> None:
-    """Raises ValueError if the numbers of a dataset's manifest are not those of its reports."""
+def require_consistent_counts(
+    folder: PreparedFolder, name: str, dataset: DatasetManifest, reports: list[BlockReport]
+) -> None:
+    """Raises ValueError if the counts of a dataset's manifest differ from those of its reports."""
     counted = {
         "records": sum(report.block.count for report in reports),
         "rejected": sum(len(report.rejects) for report in reports),
@@ -105,6 +107,7 @@ def require_counts(folder: PreparedFolder, name: str, dataset: DatasetManifest, 
 
 
 def _dataset(folder: PreparedFolder, name: str, reports: list[BlockReport]) -> DatasetManifest:
+    """Manifest of one dataset. Raises ValueError if it has no examples."""
     splits = _examples_per_split(reports)
     if not splits:
         raise ValueError(f"{name}: none of its records could be used; {folder.rejects_file} says why")
@@ -113,14 +116,14 @@ def _dataset(folder: PreparedFolder, name: str, reports: list[BlockReport]) -> D
         layout=_layout(folder, name, reports),
         records=sum(report.block.count for report in reports),
         rejected=sum(len(report.rejects) for report in reports),
-        splits={split: splits[split] for split in in_order(splits)},
+        splits={split: splits[split] for split in sorted_splits(splits)},
         shared=_shared_between_splits(reports, splits),
         unread=folder.plan.unread.get(name, {}),
     )
 
 
 def _layout(folder: PreparedFolder, name: str, reports: list[BlockReport]) -> Layout:
-    """The layout in which every example of a dataset fits."""
+    """Layout that every example of a dataset fits."""
     source = folder.sources[name]
     shards = [shard for report in reports for shard in report.shards.values()]
     text = [length for shard in shards for length in shard.text_tokens]
@@ -159,7 +162,7 @@ def _shared_between_datasets(reports: Reports) -> dict[str, dict[str, int]]:
                     occurrences.add(content, f"{dataset}/{split}")
     training_first = sorted(names, key=lambda name: (not name.endswith(f"/{TRAIN}"), name))
     shared: dict[str, dict[str, int]] = {}
-    for (earlier, later), count in occurrences.shared(training_first).items():
+    for (earlier, later), count in occurrences.shared_counts(training_first).items():
         is_other = earlier.partition("/")[0] != later.partition("/")[0]
         if is_other and earlier.endswith(f"/{TRAIN}") and not later.endswith(f"/{TRAIN}"):
             shared.setdefault(later, {})[earlier] = count
@@ -173,6 +176,6 @@ def _shared_between_splits(reports: list[BlockReport], splits: Collection[str]) 
         for split, shard in report.shards.items():
             for content in shard.contents:
                 occurrences.add(content, split)
-    for (earlier, later), count in occurrences.shared(in_order(splits)).items():
+    for (earlier, later), count in occurrences.shared_counts(sorted_splits(splits)).items():
         shared.setdefault(later, {})[earlier] = count
     return shared

@@ -1,4 +1,4 @@
-"""What to prepare: the sources, how they are read and split, and how they become tokens."""
+"""Configuration of preparing data: the sources, how they are read and split, and how they become tokens."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,45 +18,48 @@ from trimask.tokenizers.storage.ranges import Checked, Size, real, whole
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig(Checked):
-    """Which sources, and how they become tokens."""
+    """Sources to prepare, and how they become tokens."""
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Dataset name → source."""
     fields: FieldConfig = FieldConfig()
-    """What is read of a record."""
+    """Fields of records that are read, and what one record is."""
     splits: SplitConfig = SplitConfig()
-    """What is held out."""
+    """How records are divided into splits."""
     pictures: PictureConfig = PictureConfig()
-    """To what pictures are resized."""
+    """Shape that all pictures are brought to."""
     seconds: Annotated[float, real(above=0, most=86_400)] | None = None
-    """Length of all sounds: longer ones are cut, shorter ones end in silence. None: that of the longest seen when
-    the tokenizers are fitted."""
+    """Length of all sounds in seconds: longer ones are cut, shorter ones are padded with silence. None: for each
+    dataset, the length of its longest sound that tokenizers are fitted on."""
     limits: LimitConfig = added_field(as_before=LimitConfig(), default=LimitConfig())
-    """How large a file may be that is decoded."""
+    """Largest files and records that are decoded."""
     tokenizers: str | None = None
-    """Folder of a run or of prepared data whose tokenizers are used. None: they are fitted on the training splits."""
+    """Folder of a run or of prepared data whose tokenizers are reused. None: tokenizers are fitted on the training
+    splits."""
     text_tokenizer: str | None = None
-    """A tokenizer.json to use for text."""
+    """File tokenizer.json (Hugging Face) of the text tokenizer. None: that of --tokenizers, or a fitted one."""
     text_vocabulary: Annotated[int, whole(256, 1 << 22)] = 320
-    """Tokens of a fitted text tokenizer; 256 of them are the bytes."""
+    """Number of tokens of a fitted text tokenizer; 256 of them are the bytes."""
     max_text_tokens: Size = 254
-    """Plain text is cut into pieces of so many tokens; captions, and prompts with their responses, must fit."""
+    """Largest number of text tokens of an example: plain text is cut into pieces of this length; a longer caption, or
+    prompt with its response, cannot be used."""
     response_tokens: Size | None = None
-    """Tokens to which responses are filled with EOS. None: one more than the longest."""
+    """Number of tokens to which responses are padded with EOS. None: one more than the longest response."""
     codecs: Annotated[dict[str, Any], tyro.conf.arg(name="")] = field(default_factory=dict)
-    """Modality → configuration of its codec, where it is fitted; the defaults where none is given."""
+    """Modality → configuration of its codec if it is fitted. Modalities that are not named have the defaults."""
     fit_examples: Size = 8192
-    """Training examples of each source on which tokenizers are fitted, drawn by id."""
+    """Expected number of records of each source that are drawn, by id, to fit tokenizers on; of these the training
+    examples are used."""
     shard_records: Size = 1024
-    """Records of a source that one block of shards holds."""
+    """Number of records of a block; each block is tokenised by itself, into one shard per split."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What a record that cannot be used does: stop, or be written to rejects.jsonl."""
+    """What to do with a record that cannot be used: stop, or skip it and list it in rejects.jsonl."""
     workers: Annotated[int, whole(1, 4096)] | None = None
-    """Processes that tokenise. None: one per core, or this one alone where there is little to do."""
+    """Number of processes that tokenise. None: one per core, or this process alone for few records."""
     tfds_folder: str | None = None
-    """Where TFDS keeps its datasets. None: TFDS's own choice."""
+    """Folder in which TFDS keeps its datasets. None: TFDS's own default."""
     download: bool = False
-    """Lets TFDS download what is not there; nothing else uses the network."""
+    """Lets TFDS download datasets that are missing; nothing else uses the network."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -88,31 +91,31 @@ class PrepareConfig(Checked):
 
     @property
     def media(self) -> MediaConfig:
-        """All that reading and shaping media depends on."""
+        """Everything that reading and shaping media depends on."""
         return MediaConfig(codecs=self.codecs, pictures=self.pictures, seconds=self.seconds, limits=self.limits)
 
     def open_source(self, name: str, folder: Path) -> Source:
-        """A source by its dataset's name; it may keep what it builds in `folder`."""
+        """Opens the source of a dataset, which may keep files that it builds in `folder`."""
         tfds_folder = None if self.tfds_folder is None else Path(self.tfds_folder)
-        opened = OpenConfig(
+        config = OpenConfig(
             fields=self.fields,
             media=self.media,
             folder=folder,
             tfds_folder=tfds_folder,
             is_download=self.download,
         )
-        return open_source(self.sources[name], opened)
+        return open_source(self.sources[name], config)
 
 
 def _all_codecs(given: dict[str, Any]) -> dict[str, Any]:
-    """A configuration for the codec of every modality; what is given may be plain JSON types."""
+    """Modality → configuration of its codec, for all modalities; those in `given` may be plain JSON types."""
     for name in given:
         if name not in MODALITIES:
             raise ValueError(f"codecs of an unknown modality {name!r}; {suggestion(name, MODALITIES)}")
-    found = {}
+    codecs = {}
     for name, entry in MODALITIES.items():
         config = given.get(name, {})
-        found[name] = config
+        codecs[name] = config
         if isinstance(config, dict):
-            found[name] = configuration.from_dict(config, entry.codec_config, f"codec of {name}")
-    return found
+            codecs[name] = configuration.from_dict(config, entry.codec_config, f"codec of {name}")
+    return codecs

@@ -1,13 +1,13 @@
-"""Paths of a prepared folder, and what lies there while it is made: the only place that knows where things are.
+"""Paths of a prepared folder, and its files while it is made. No other module knows where a file lies.
 
 config.json  plan.json                         configuration, and the plan made of it
-tokenizers/<modality>/                         given, or fitted on the training splits
-raw/                                           what sources build for themselves
+tokenizers/<modality>/                         reused, or fitted on the training splits
+raw/                                           files that sources build for themselves
 <dataset>/<split>-00007.array_record           examples of one split of a block
 <dataset>/block-00007.json                     report of a block; written last: a block that has one is done
 rejects.jsonl                                  records that were not used, with file, line and reason
 manifest.json                                  written last: a folder that has one is complete
-verified.json                                  shards whose digest was right, by size and time of their last change
+verified.json                                  size and time of last change of shards whose digest was right
 """
 
 import re
@@ -23,7 +23,7 @@ from trimask.tokenizers.storage import configuration
 
 
 class PreparedFolder:
-    """A prepared folder in the making, or complete. What lies in it is read when it is first asked for."""
+    """A prepared folder, complete or not. Its files are read when they are first used."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -39,26 +39,26 @@ class PreparedFolder:
 
     @cached_property
     def config(self) -> PrepareConfig:
-        """The configuration that the folder was made with."""
+        """Configuration that the folder was made with."""
         return configuration.load(self.config_file, PrepareConfig)
 
     @cached_property
     def plan(self) -> Plan:
-        """The plan of its blocks."""
+        """Plan of the folder's blocks."""
         return configuration.load(self.plan_file, Plan)
 
     @cached_property
     def tokenizers(self) -> MediaTokenizers:
-        """The tokenizers that its examples are made with."""
+        """Tokenizers that the folder's examples are made with."""
         return media_tokenizers.load_tokenizers(self.tokenizers_folder)
 
     @cached_property
     def sources(self) -> dict[str, Source]:
-        """Dataset → its source."""
+        """Dataset → its source, opened by the folder's configuration."""
         return {name: self.open_source(name) for name in self.config.sources}
 
     def open_source(self, dataset: str, config: PrepareConfig | None = None) -> Source:
-        """The source of a dataset of a configuration; of the folder's own if none is given."""
+        """Opens the source of a dataset by a configuration, or by the folder's own if it is None."""
         return (config or self.config).open_source(dataset, self.path / "raw")
 
     def shard(self, job: Job, split: str) -> Path:
@@ -70,7 +70,7 @@ class PreparedFolder:
         return self.path / job.dataset / f"block-{job.number:05}.json"
 
     def name_of(self, file: Path) -> str:
-        """Path of a file relative to this folder, as verified.json names it."""
+        """Path of a file relative to the folder, which is its name in verified.json."""
         return str(file.relative_to(self.path))
 
     def remove_block(self, job: Job) -> None:
@@ -81,7 +81,7 @@ class PreparedFolder:
                 file.unlink(missing_ok=True)
 
     def remove_partials(self, plan: Plan) -> None:
-        """Removes the partial shards that killed processes left, and nothing else."""
+        """Removes the partial shards that killed processes left behind, and nothing else."""
         for name, blocks in plan.blocks.items():
             for file in (self.path / name).glob("*.array_record.*.partial"):
                 found = re.fullmatch(r"\w+-(\d{5,})\.array_record\.\d+\.partial", file.name)

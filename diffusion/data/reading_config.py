@@ -1,10 +1,10 @@
-"""To what shape media are brought, and by which codecs they become tokens: what a user can say of each medium."""
+"""Configuration of reading: shapes and codecs of media, limits of files, and the fields of records."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from trimask.diffusion.data.records import Unit
+from trimask.diffusion.data.records import TextUnit
 from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.storage.ranges import Checked, PositiveInt, real, whole
 from trimask.tokenizers.storage.text_files import MAX_LINE_BYTES
@@ -12,16 +12,18 @@ from trimask.tokenizers.storage.text_files import MAX_LINE_BYTES
 
 @dataclass(frozen=True, kw_only=True)
 class PictureConfig(Checked):
-    """The shape of all pictures."""
+    """Shape that all pictures are brought to."""
 
     height: Annotated[int, whole(1, 1 << 16)] | None = None
-    """Pixels. None: as the pictures are, which must then all be alike."""
+    """Height of all pictures in pixels, given together with the width. None: all pictures of a dataset must have one
+    size, and keep it."""
     width: Annotated[int, whole(1, 1 << 16)] | None = None
-    """Pixels, given together with the height."""
+    """Width of all pictures in pixels, given together with the height."""
     channels: Literal[1, 3] | None = None
-    """1: grey. 3: colour. None: colour if any picture is that tokenizers are fitted on."""
+    """Number of channels of all pictures: 1 for grey, 3 for colour. None: colour if any picture that tokenizers are
+    fitted on has colour."""
     crop: bool = True
-    """Pictures of other proportions lose what sticks out; else they are stretched."""
+    """Crops pictures of other proportions; otherwise they are stretched."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -31,45 +33,46 @@ class PictureConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class LimitConfig(Checked):
-    """How large a file may be that is decoded; a larger one is refused before any memory is taken for it."""
+    """Limits of files and records that are decoded; larger ones are refused before memory is allocated for them."""
 
     pixels: PositiveInt = 1 << 26
-    """Most pixels of a picture file: height × width."""
+    """Largest number of pixels of a picture file: height × width."""
     samples: PositiveInt = 1 << 26
-    """Most samples that are read of a sound file, all channels together, and most that it has after resampling."""
+    """Largest number of samples that are read from a sound file, over all channels; also the largest number that it may
+    have after resampling."""
     record_bytes: PositiveInt = added_field(as_before=MAX_LINE_BYTES, default=MAX_LINE_BYTES)
-    """Most bytes of a record of a text file or a list."""
+    """Largest size of a record of a text file or of a line of a list, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediaConfig(Checked):
-    """All that reading and shaping media depends on."""
+    """Everything that reading and shaping media depends on."""
 
     codecs: dict[str, Any] = field(default_factory=dict)
     """Modality → configuration of its codec."""
     pictures: PictureConfig = PictureConfig()
-    """The shape of all pictures."""
+    """Shape that all pictures are brought to."""
     seconds: Annotated[float, real(above=0, most=86_400)] | None = None
-    """Length of all sounds. None: as they are."""
+    """Length of all sounds in seconds. None: sounds are read whole."""
     limits: LimitConfig = LimitConfig()
-    """How large a file may be."""
+    """Largest files that are decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FieldConfig:
-    """Names of the fields that are read, and what a record is."""
+    """Fields of records that are read, and what one record is."""
 
     text: str = "text"
-    """Field of metadata.jsonl, of .jsonl text files, and of TFDS records."""
+    """Field that holds the text, in lists of pictures or sounds, .jsonl text files and TFDS records."""
     prompt: str = "prompt"
-    """Field of .jsonl files of prompts that is given."""
+    """Field that holds the prompt, in .jsonl files of prompts and responses."""
     response: str = "response"
-    """Field of .jsonl files of prompts that is asked for."""
+    """Field that holds the response, in .jsonl files of prompts and responses."""
     labels: tuple[str, ...] = added_field(as_before=(), default=())
-    """Names of the numbers 0, 1, … where the text of a picture or a sound is a number. None given: those that a dataset
-    of Hugging Face says."""
-    text_unit: Unit = "paragraph"
-    """What one example of a plain text file is."""
+    """Names of the labels 0, 1, …, which replace captions that are numbers. If empty, the names that a Hugging Face
+    dataset declares are used."""
+    text_unit: TextUnit = "paragraph"
+    """Part of a plain text file that is one record."""
 
     def __post_init__(self):
         if not all(name.strip() for name in self.labels):
@@ -78,14 +81,15 @@ class FieldConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenConfig:
-    """What opening a source takes, beside what it is."""
+    """How any source is opened; `SourceConfig` says which one."""
 
     fields: FieldConfig
+    """Fields of records that are read."""
     media: MediaConfig
-    """To what media are brought as they are read."""
+    """How media are read."""
     folder: Path
-    """Where a source may keep what it builds."""
+    """Folder in which a source may keep files that it builds."""
     tfds_folder: Path | None = None
-    """Where TFDS keeps its datasets. None: TFDS's own choice."""
+    """Folder in which TFDS keeps its datasets. None: TFDS's own default."""
     is_download: bool = False
-    """True where TFDS may download what is not there."""
+    """True if TFDS may download datasets that are missing."""

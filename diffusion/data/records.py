@@ -1,7 +1,8 @@
-"""Records of sources, before they become tokens, and what a source is.
+"""Records of sources before they become tokens, and the protocol of a source.
 
-A source lists its blocks without reading media; a block is a list of entries; an entry knows its id, its origin and
-its split, and loads its media when told to. A record that cannot be used is a `BadRecord`, which says why.
+A source lists its blocks without reading media. A block is a run of records, which are read as entries. An entry knows
+its id, its file and line, and its split, and loads its media on demand. A record that cannot be used is a `BadRecord`,
+which says why.
 """
 
 import hashlib
@@ -17,44 +18,45 @@ from trimask.diffusion.data.layout import Fill
 from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.vocabulary import TEXT
 
-Unit = Literal["line", "paragraph", "document"]
-"""What one record of a text file is."""
+TextUnit = Literal["line", "paragraph", "document"]
+"""Part of a text file that is one record."""
 
 
 @dataclass(frozen=True)
 class RawExample:
-    """An example before tokenisation.
-
-    Media by modality: text is a str, image uint8 [height, width, channels], audio float32 [samples] in [-1, 1], any
-    other an array.
-    """
+    """An example before tokenisation."""
 
     id: str
     media: dict[str, Any]
-    given: int = 0
-    """Characters of the text that are given when the example is asked as a question."""
+    """Modality → its medium: text is a str, image uint8 [height, width, channels], audio float32 [samples] in [-1, 1],
+    any other modality an array."""
+    given_characters: int = 0
+    """Number of characters of the prompt, with which the text begins; 0 if it has none."""
 
-    def content(self, medium: str | None) -> str:
-        """Digest by which examples of equal content are known: of the medium; of text alone what is given, or all."""
+    def content_digest(self, medium: str | None) -> str:
+        """Digest by which equal examples are found: of the medium; for text alone, of the prompt, or of the whole text.
+
+        The caption of a medium does not count.
+        """
         if medium is None:
             text = self.media[TEXT]
-            return digest(text[: self.given] or text)
+            return text_digest(text[: self.given_characters] or text)
         array = np.ascontiguousarray(self.media[medium])
         return hashlib.sha256(f"{array.shape} {array.dtype}\0".encode() + array.tobytes()).hexdigest()[:16]
 
 
-def digest(text: str) -> str:
-    """Digest that names a text by its content, so that equal texts are in one split."""
+def text_digest(text: str) -> str:
+    """First 16 hexadecimal digits of a text's SHA-256: an id under which equal texts are drawn into one split."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def draw_of(name: str, stream: str) -> float:
-    """A number in [0, 1) that belongs to a name, uniform over names and independent between streams."""
+def uniform_draw(name: str, stream: str) -> float:
+    """Number in [0, 1) that is fixed by a name, uniform over names, and independent between streams."""
     return int.from_bytes(hashlib.sha256(f"{stream}\0{name}".encode()).digest()[:7], "big") / 2**56
 
 
 class BadRecord(ValueError):
-    """A record that cannot be used."""
+    """A record that cannot be used, with its file, its line (from 1) and the reason."""
 
     def __init__(self, file: str, line: int, reason: str):
         super().__init__(file, line, reason)
@@ -70,27 +72,29 @@ class Entry:
 
     id: str
     file: str
+    """File, or split, that the record comes from."""
     line: int
+    """Line of the record in its file, from 1; in a split, its number, from 1."""
     load: Callable[[], RawExample]
-    """Raises ValueError or OSError where a medium cannot be read."""
+    """Reads the example. Raises ValueError or OSError if a medium cannot be read."""
     split: str | None = None
-    """Where the source says it; None: drawn by id."""
+    """Split that the source names. None: the split is drawn."""
     fields: Fields = field(default_factory=Fields)
-    """What else the source says of it."""
+    """All named values of the record, by which it may be held out."""
     path: Path | None = None
-    """File of its medium, where it has one."""
+    """File of its medium, if it has one."""
 
     @property
     def digest(self) -> str:
         """Digest of the id."""
-        return digest(self.id)
+        return text_digest(self.id)
 
     def draw(self, stream: str) -> float:
-        """A number in [0, 1) that belongs to the record, independent between streams."""
-        return draw_of(self.id, stream)
+        """Number in [0, 1) that is fixed by the id, and independent between streams."""
+        return uniform_draw(self.id, stream)
 
     def example(self) -> RawExample:
-        """The loaded example. Raises BadRecord if a medium cannot be read."""
+        """Loads the example. Raises BadRecord if a medium cannot be read."""
         try:
             return self.load()
         except (ValueError, OSError) as error:
@@ -99,42 +103,43 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Consecutive records of one file, or of one split of something that is not a file."""
+    """Consecutive records of one file, or of one split of a source without files."""
 
     file: str
+    """Path of the file, or name of the split."""
     start: int
-    """Byte at which the first record begins; of a split, the first record's number."""
+    """Byte at which the first record begins; in a table or a split, the number of the first record, from 0."""
     line: int
-    """Line of the first record, from 1; of a split, its number."""
+    """Line of the first record, from 1; in a split, its number, from 1."""
     count: int
-    """Records."""
+    """Number of records."""
     file_bytes: int = 0
-    """Size of the whole file, by which a change of it is noticed."""
+    """Size of the whole file in bytes, by which changes are noticed; 0 for a split."""
     sha256: str = added_field(as_before="", default="")
-    """Of the records, by which a change of them is noticed. Empty: of what is no file."""
+    """SHA-256 of the records, by which changes are noticed; empty for a split."""
     media_sha256: str = added_field(as_before="", default="")
-    """Of the names, sizes and times of last change of the files of media that the records name, and of the names that
-    the dataset has for their labels."""
+    """SHA-256 of the names, sizes and times of last change of the media files that the records name, and of the names
+    that the dataset declares for their labels."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Raw examples of one kind."""
+    """Raw examples of one dataset."""
 
     @property
     def medium(self) -> str | None:
-        """What is paired with the text; None: text alone."""
+        """Modality that is paired with the text; None for text alone."""
         ...
 
     @property
     def fill(self) -> Fill:
-        """What of an example's text is filled with EOS."""
+        """Part of an example's text that is padded with EOS."""
         ...
 
     def blocks(self, records: int) -> list[Block]:
-        """All records, in blocks of so many; always the same for the same files."""
+        """All records in blocks of at most `records`; the same for the same files."""
         ...
 
     def entries(self, block: Block) -> Iterator[Entry | BadRecord]:
-        """The records of a block, in order."""
+        """Records of a block, in order."""
         ...

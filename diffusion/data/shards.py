@@ -1,7 +1,7 @@
-"""Tokenises one block of a source into shards of examples, and writes a report of what became of its records.
+"""Tokenises one block of a source into shards of examples, and writes the report of the block.
 
-A shard's record is a msgpack map: the example's id, its codes by modality in their natural shape, and `num_given`, how
-many text tokens are a question that is only ever given. Nothing in a shard depends on another block.
+A record of a shard is a msgpack map: the example's `id`, its codes by modality in their own shape, and `num_given`, the
+number of text tokens of its prompt. Nothing in a shard depends on another block.
 """
 
 import hashlib
@@ -28,60 +28,62 @@ from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.vocabulary import TEXT
 
 _CHUNK = 256
-"""Examples that are tokenised together."""
+"""Number of records that are tokenised together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reject:
-    """A record that was not used."""
+    """A record that could not be used."""
 
     file: str
     line: int
+    """Line of the record, from 1."""
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardReport:
-    """The examples of one shard, in order."""
+    """Numbers of one shard. Lists have an entry per example, in order, unless they say otherwise."""
 
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
     num_bytes: int | None = added_field(as_before=None, default=None)
-    """Size of the file; None in reports of the first versions."""
+    """Size of the file in bytes; None in reports of the first versions."""
     text_tokens: list[int] = field(default_factory=list)
-    """Text tokens of each, before anything is filled with EOS."""
+    """Number of text tokens, before padding with EOS."""
     given_tokens: list[int] = field(default_factory=list)
-    """How many of them are given."""
+    """Number of text tokens of the prompt."""
     contents: list[str] = added_field(as_before=[], default_factory=list)
-    """Digest of the content of each record, in order; a long text is one."""
+    """Digest of the content of each record; a long text is one record, but several examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockReport:
-    """What became of a block."""
+    """Result of tokenising a block."""
 
     block: Block
     rejects: list[Reject]
+    """Records that could not be used."""
     shards: dict[str, ShardReport]
-    """Split → its shard; a split without examples is absent."""
+    """Split → its shard; splits without examples are absent."""
     lost: dict[str, int] = added_field(as_before={}, default_factory=dict)
-    """What media lost at the dataset's shape → how many."""
+    """What media lose at the dataset's shape although nobody asked for it, such as colour → number of such media."""
 
 
-class _Loaded(NamedTuple):
+class _LoadedRecord(NamedTuple):
     """A record whose medium was read."""
 
     entry: Entry
     example: RawExample
-    """With its medium at the dataset's shape."""
+    """The example with its medium at the dataset's shape."""
     content: str
-    """Digest of the content before it was brought to that shape."""
+    """Digest of the content before the medium was brought to that shape."""
 
 
 def encode_block(folder: PreparedFolder, job: Job) -> BlockReport:
     """Tokenises a block of the folder's plan and writes its shards and its report.
 
-    Raises BadRecord at the first record that cannot be used, if the folder's configuration says so.
+    Raises BadRecord at the first record that cannot be used, unless the folder's configuration says to skip it.
     """
     block = folder.plan.block(job)
     rejects: list[Reject] = []
@@ -89,8 +91,8 @@ def encode_block(folder: PreparedFolder, job: Job) -> BlockReport:
     contents: dict[str, list[str]] = {}
     lost = Counter[str]()
     for chunk in _chunks(folder, job, rejects, lost):
-        for split, content, pieces in _encoded(folder, job.dataset, chunk, rejects):
-            records.setdefault(split, []).extend(pieces)
+        for split, content, examples in _encode_chunk(folder, job.dataset, chunk, rejects):
+            records.setdefault(split, []).extend(examples)
             contents.setdefault(split, []).append(content)
     rejects.sort(key=lambda reject: reject.line)
     shards = {}
@@ -110,17 +112,22 @@ def encode_block(folder: PreparedFolder, job: Job) -> BlockReport:
     return report
 
 
-def _chunks(folder: PreparedFolder, job: Job, rejects: list[Reject], lost: Counter[str]) -> Iterator[list[_Loaded]]:
-    """The usable records of a block, some at a time, with media of one shape; `lost` counts what they lose by that."""
+def _chunks(
+    folder: PreparedFolder, job: Job, rejects: list[Reject], lost: Counter[str]
+) -> Iterator[list[_LoadedRecord]]:
+    """Usable records of a block in chunks, with media of one shape.
+
+    Adds the other records to `rejects`, and counts in `lost` what media lose at that shape.
+    """
     config, source, shape = folder.config, folder.sources[job.dataset], folder.plan.media_shapes.get(job.dataset, [])
-    chunk: list[_Loaded] = []
+    chunk: list[_LoadedRecord] = []
     for entry in source.entries(folder.plan.block(job)):
         try:
             if isinstance(entry, BadRecord):
                 raise entry
             try:
                 decoded = entry.example()
-                example, what_is_lost = shape_example(decoded, source.medium, shape, config.media)
+                example, discarded = shape_example(decoded, source.medium, shape, config.media)
             except BadRecord:
                 raise
             except ValueError as error:
@@ -128,8 +135,8 @@ def _chunks(folder: PreparedFolder, job: Job, rejects: list[Reject], lost: Count
         except BadRecord as error:
             _reject(error, config, rejects)
             continue
-        lost.update(what_is_lost)
-        chunk.append(_Loaded(entry, example, decoded.content(source.medium)))
+        lost.update(discarded)
+        chunk.append(_LoadedRecord(entry, example, decoded.content_digest(source.medium)))
         if len(chunk) == _CHUNK:
             yield chunk
             chunk = []
@@ -137,61 +144,64 @@ def _chunks(folder: PreparedFolder, job: Job, rejects: list[Reject], lost: Count
         yield chunk
 
 
-def _encoded(
-    folder: PreparedFolder, dataset: str, chunk: list[_Loaded], rejects: list[Reject]
+def _encode_chunk(
+    folder: PreparedFolder, dataset: str, chunk: list[_LoadedRecord], rejects: list[Reject]
 ) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
-    """Split, digest of the content, and examples of every record of a chunk that fits."""
+    """Split, digest of the content, and examples of every record of a chunk whose text fits."""
     source, text = folder.sources[dataset], folder.tokenizers.text
-    # What is given and what is asked for are tokenised apart, as a question without its answer will be.
-    given = text.encode_batch([example.media[TEXT][: example.given] for _, example, _ in chunk])
-    asked = text.encode_batch([example.media[TEXT][example.given :] for _, example, _ in chunk])
+    # Prompt and rest are tokenised separately, as a prompt without its response will be at generation.
+    prompts = text.encode_batch([example.media[TEXT][: example.given_characters] for _, example, _ in chunk])
+    rests = text.encode_batch([example.media[TEXT][example.given_characters :] for _, example, _ in chunk])
     codes: list[Any] = [None] * len(chunk)
     if source.medium is not None:
         codes = folder.tokenizers.encode(source.medium, [example.media[source.medium] for _, example, _ in chunk])
-    for (entry, example, content), head, tail, medium_codes in zip(chunk, given, asked, codes, strict=True):
+    for (entry, example, content), prompt, rest, medium_codes in zip(chunk, prompts, rests, codes, strict=True):
         try:
-            pieces = _pieces(folder, source, head, tail)
+            texts = _texts_of_examples(folder, source, prompt, rest)
         except ValueError as error:
             _reject(BadRecord(entry.file, entry.line, str(error)), folder.config, rejects)
             continue
         records: list[dict[str, Any]] = []
-        for number, piece in enumerate(pieces):
-            id = example.id if len(pieces) == 1 else f"{example.id}-{number}"
-            records.append({"id": id, "num_given": len(head), TEXT: piece})
+        for number, tokens in enumerate(texts):
+            id = example.id if len(texts) == 1 else f"{example.id}-{number}"
+            records.append({"id": id, "num_given": len(prompt), TEXT: tokens})
             if source.medium is not None:
                 records[-1][source.medium] = medium_codes
         yield folder.plan.split_of(dataset, entry, content, folder.config.splits), content, records
 
 
-def _pieces(
-    folder: PreparedFolder, source: Source, given: Int[np.ndarray, " n"], asked: Int[np.ndarray, " m"]
+def _texts_of_examples(
+    folder: PreparedFolder, source: Source, prompt: Int[np.ndarray, " n"], rest: Int[np.ndarray, " m"]
 ) -> list[Int[np.ndarray, "_"]]:
-    """The text as examples: one where EOS will fill it, else pieces whose last ends with EOS."""
+    """Text tokens of each example that a record becomes: one if it will be padded, else pieces, the last ending in EOS.
+
+    Raises ValueError if a text that must stay whole is too long.
+    """
     limit, response = folder.config.max_text_tokens, folder.config.response_tokens
     if source.fill == "none":
-        ended = np.append(asked, folder.tokenizers.vocabulary.eos_code).astype(np.int32)
+        ended = np.append(rest, folder.tokenizers.vocabulary.eos_code).astype(np.int32)
         return [ended[start : start + limit] for start in range(0, len(ended), limit)]
-    if source.fill == "answer" and response is not None and len(asked) >= response:
-        raise ValueError(f"the response has {len(asked)} tokens; --response-tokens {response} keeps one for EOS")
-    if len(given) + len(asked) > limit:
-        raise ValueError(f"the text has {len(given) + len(asked)} tokens; --max-text-tokens allows {limit}")
-    return [np.concatenate([given, asked])]
+    if source.fill == "answer" and response is not None and len(rest) >= response:
+        raise ValueError(f"the response has {len(rest)} tokens; --response-tokens {response} keeps one for EOS")
+    if len(prompt) + len(rest) > limit:
+        raise ValueError(f"the text has {len(prompt) + len(rest)} tokens; --max-text-tokens allows {limit}")
+    return [np.concatenate([prompt, rest])]
 
 
 def _reject(error: BadRecord, config: PrepareConfig, rejects: list[Reject]) -> None:
-    """Notes a record that cannot be used, or stops."""
+    """Adds a record to `rejects`, or raises its error if the configuration says to stop."""
     if config.on_error == "stop":
         raise error
     rejects.append(Reject(file=error.file, line=error.line, reason=error.reason))
 
 
 def write_records(path: Path, records: list[dict[str, Any]]) -> str:
-    """One shard, visible only when whole; returns its SHA-256."""
+    """Writes a shard atomically and returns its SHA-256. Raises IsADirectoryError if there is a folder at its path."""
     if path.is_dir() and not path.is_symlink():
-        require_regular_file(path)  # which it is not; anything else is replaced
+        require_regular_file(path)  # raises; files and links are replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)  # of a process that had this number, or a link
+    partial.unlink(missing_ok=True)  # left by a process that had the same id, or a link
     try:
         with written_to(path):
             writer = ArrayRecordWriter(str(partial), "group_size:1")

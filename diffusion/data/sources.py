@@ -1,16 +1,13 @@
-"""Where raw examples come from: text, alone or paired with one medium, read block by block.
+"""Table of the kinds of sources. A source gives raw examples: text, alone or paired with one medium (see `records.py`).
 
-    kind      where                       records
-    digits    a config of digits.py       the embedded dataset
-    images    a folder                    lines of metadata.jsonl (.csv, .parquet): file_name, text, what else you like
-    audio     a folder                    the same; the kind of every further modality is its name
-    text      files (globs are expanded)  paragraphs, lines or whole files; of .jsonl, a field of each line
-    prompts   .jsonl files                two fields of each line: what is asked, and the answer
-    puzzles   a config of puzzles.py      embedded prompts, and the responses that are right
-    tfds      names of TFDS               records with a text or label, alone or beside an image or audio
-
-A source lists its blocks without reading media; a block is a list of entries; an entry knows its id, its origin and
-its split, and loads its media when told to. A record that cannot be used is a `BadRecord`, which says why.
+kind      where                       records
+digits    a config of digits.py       the embedded dataset of digits
+images    a folder                    lines of metadata.jsonl (.csv, .parquet): file_name, text, any other fields
+audio     a folder                    the same; the kind of every further modality is its name
+text      files (globs are expanded)  paragraphs, lines or whole files; in .jsonl files, a field of each line
+prompts   .jsonl files                two fields of each line: prompt and response
+puzzles   a config of puzzles.py      embedded prompts, each with its only correct response
+tfds      name of a TFDS dataset      records with a text or label, alone or beside an image or audio
 """
 
 from collections.abc import Callable
@@ -25,26 +22,26 @@ from trimask.diffusion.data.records import Source
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One kind of source and where it is."""
+    """Kind and location of one source."""
 
     kind: str
-    """A kind of the table at the head of this file."""
+    """Kind of source: digits, images, audio (or another modality), text, prompts, puzzles or tfds."""
     where: tuple[str, ...]
-    """Folder, files or names."""
+    """Folder, files, or name of an embedded or TFDS dataset."""
 
 
 def open_source(source: SourceConfig, config: OpenConfig) -> Source:
-    """The source of this kind."""
+    """Opens a source. Raises ValueError for an unknown kind, or for a wrong number of names."""
     kinds = {name: partial(_folder, name) for name in MODALITIES} | SOURCES
     if source.kind not in kinds:
         raise ValueError(f"unknown kind of source {source.kind!r}; there are {', '.join(kinds)}")
     if not source.where:
-        raise ValueError(f"a source of {source.kind} needs at least one name, got none")
+        raise ValueError(f"a source of kind {source.kind} needs at least one folder, file or name, got none")
     return kinds[source.kind](source.where, config)
 
 
 def folder_kind(medium: str) -> str:
-    """The kind of source that is a folder of this medium; `images` are called as they always were."""
+    """Kind of source of a folder of media: the modality's name, but `images` for pictures."""
     return "images" if medium == "image" else medium
 
 
@@ -61,32 +58,33 @@ def _tfds(where: tuple[str, ...], config: OpenConfig) -> Source:
 
 
 def _folder(medium: str, where: tuple[str, ...], config: OpenConfig) -> Source:
-    from trimask.diffusion.data.readers.folders import Folder
+    from trimask.diffusion.data.readers.folders import MediaFolder
 
-    return Folder(Path(_only(where, folder_kind(medium))), medium, config)
+    return MediaFolder(Path(_only(where, folder_kind(medium))), medium, config)
 
 
 def _text(where: tuple[str, ...], config: OpenConfig) -> Source:
-    from trimask.diffusion.data.readers.texts import Texts
+    from trimask.diffusion.data.readers.texts import TextFiles
 
-    return Texts(where, config.fields, config.media.limits.record_bytes)
+    return TextFiles(where, config.fields, config.media.limits.record_bytes)
 
 
 def _prompts(where: tuple[str, ...], config: OpenConfig) -> Source:
-    from trimask.diffusion.data.readers.texts import Prompted
+    from trimask.diffusion.data.readers.texts import PromptFiles
 
-    return Prompted(where, config.fields, config.media.limits.record_bytes)
+    return PromptFiles(where, config.fields, config.media.limits.record_bytes)
 
 
 def _puzzles(where: tuple[str, ...], config: OpenConfig) -> Source:
-    from trimask.diffusion.data.readers.puzzles import Puzzles
+    from trimask.diffusion.data.readers.puzzles import PuzzleSource
 
-    return Puzzles(_only(where, "puzzles"))
+    return PuzzleSource(_only(where, "puzzles"))
 
 
 def _only(where: tuple[str, ...], kind: str) -> str:
+    """The single entry of `where`. Raises ValueError if there are several."""
     if len(where) != 1:
-        raise ValueError(f"a source of {kind} is one name, got {', '.join(where)}")
+        raise ValueError(f"a source of kind {kind} has one folder or name, got {', '.join(where)}")
     return where[0]
 
 
@@ -99,3 +97,4 @@ SOURCES: dict[str, Callable[[tuple[str, ...], OpenConfig], Source]] = {
     "puzzles": _puzzles,
     "tfds": _tfds,
 }
+"""Kind of source → function of (where, configuration) that opens it; `open_source` adds the kinds of `MODALITIES`."""

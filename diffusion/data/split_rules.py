@@ -1,4 +1,4 @@
-"""Which split a record belongs to: what its source says, rules that hold records out, and else a draw by its id."""
+"""Split of a record: by a rule that holds it out, else as its source says, else by a random draw."""
 
 import json
 import unicodedata
@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from trimask.diffusion.data.records import Entry, draw_of
-from trimask.diffusion.data.splits import TEST, TRAIN, VALIDATION
+from trimask.diffusion.data.records import Entry, uniform_draw
+from trimask.diffusion.data.splits import TEST, TRAIN, VALIDATION, held_out_split
 from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.storage.json_text import parse_json
 from trimask.tokenizers.storage.ranges import Checked, Seed, real
@@ -17,20 +17,20 @@ from trimask.tokenizers.storage.ranges import Checked, Seed, real
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig(Checked):
-    """Which records are held out. What a source itself says of a record's split stands, but for `held_out`."""
+    """How records are divided into splits. A split that the source names takes precedence over the draw."""
 
     validation: Annotated[float, real(0, below=1)] = 0.05
-    """Share of the records to choose settings on."""
+    """Share of the records in the validation split, on which settings are chosen."""
     test: Annotated[float, real(0, below=1)] = 0.1
-    """Share of the records to report on."""
+    """Share of the records in the test split, on which results are reported."""
     by: Literal["id", "content"] = added_field(as_before="id", default="id")
-    """What the draw goes by: the id of a record, or its content, so that what is there twice is in one split. Then a
-    content that the source itself puts in several splits is in the one that is held out."""
+    """Key of the draw: the id of a record, or its content, so that records of equal content are in one split. By
+    content, a content that sources put into several splits is in the most held-out one of them."""
     held_out: tuple[str, ...] = ()
-    """FIELD=VALUE, as in speaker=anna: records whose metadata say so are the split test_FIELD. The value is text, or
-    JSON: true, 7."""
+    """Rules FIELD=VALUE, as in speaker=anna: records whose metadata have this value form the split test_FIELD, whatever
+    their source says. The value is text, or JSON such as true or 7."""
     seed: Seed = 0
-    """Of the draw."""
+    """Seed of the draw."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -41,37 +41,38 @@ class SplitConfig(Checked):
         for rule in self.held_out:
             name, equals, value = rule.partition("=")
             if not (name.isidentifier() and equals and value):
-                raise ValueError(f"what is held out is written FIELD=VALUE, as in speaker=anna, got {rule!r}")
+                raise ValueError(f"a rule of held_out must be FIELD=VALUE, as in speaker=anna, got {rule!r}")
 
-    def of(self, entry: Entry, content: str | None = None) -> str:
-        """The split of a record; the digest of its content is needed where the draw goes by it."""
-        rule = self.rule_of(entry.fields)
+    def split_of(self, entry: Entry, content: str | None = None) -> str:
+        """Split of a record; `content` is the digest of its content, which is needed if `by` is content."""
+        rule = self.first_rule(entry.fields)
         if rule is not None:
-            return f"test_{rule.partition('=')[0]}"
+            return held_out_split(rule.partition("=")[0])
         if entry.split is not None:
             return entry.split
         if self.by == "content" and content is None:
-            raise AssertionError(f"the split of {entry.id} goes by its content")
-        draw = draw_of(content if self.by == "content" and content else entry.id, f"split {self.seed}")
+            raise AssertionError(f"the split of {entry.id} is drawn by its content, which is not given")
+        draw = uniform_draw(content if self.by == "content" and content else entry.id, f"split {self.seed}")
         if draw < self.test:
             return TEST
         return VALIDATION if draw < self.test + self.validation else TRAIN
 
-    def rule_of(self, fields: Mapping[str, Any]) -> str | None:
-        """The first rule that holds a record with these fields out."""
-        return next(iter(self.rules_of(fields)), None)
+    def first_rule(self, fields: Mapping[str, Any]) -> str | None:
+        """The first rule that a record with these fields matches; None if it matches none."""
+        return next(iter(self.matching_rules(fields)), None)
 
-    def rules_of(self, fields: Mapping[str, Any]) -> list[str]:
-        """All rules that hold for a record with these fields."""
-        return [rule for rule in self.held_out if _is_held_out(rule, fields)]
+    def matching_rules(self, fields: Mapping[str, Any]) -> list[str]:
+        """All rules that a record with these fields matches, in their order."""
+        return [rule for rule in self.held_out if _matches(rule, fields)]
 
 
-def shown(value: Any) -> str:
-    """A value as a rule writes it."""
+def as_rule_value(value: Any) -> str:
+    """A value of a field as it is written in a rule: text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False, default=str)
 
 
-def _is_held_out(rule: str, fields: Mapping[str, Any]) -> bool:
+def _matches(rule: str, fields: Mapping[str, Any]) -> bool:
+    """Whether a field has the value of a rule. Text is compared in Unicode's normal form C, numbers by value."""
     name, _, word = rule.partition("=")
     if name not in fields:
         return False
@@ -84,9 +85,9 @@ def _is_held_out(rule: str, fields: Mapping[str, Any]) -> bool:
         return False
     if isinstance(value, bool) or isinstance(wanted, bool):
         return value is wanted
-    return bool(value == wanted) if type(value) in (int, float) else shown(value) == shown(wanted)
+    return bool(value == wanted) if type(value) in (int, float) else as_rule_value(value) == as_rule_value(wanted)
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers as Python's."""
+    """The value, with a NumPy scalar converted to Python's type."""
     return value.item() if isinstance(value, np.generic) else value

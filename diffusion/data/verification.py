@@ -1,8 +1,8 @@
-"""Is a prepared folder what `prepare` wrote? Names, sizes and counts at every opening, digests where it is asked for.
+"""Verification of prepared data: reports and shards are compared with what `prepare` wrote.
 
-A report may lie and a shard may be missing, cut, changed or swapped with another. What a report says is compared with
-the plan, with itself and with the size of its shards whenever it is read; `verify` computes the SHA-256 of the shards,
-too, and remembers in verified.json those that were as they should be, by size and time of the last change.
+A report may have been edited, and a shard may be missing, cut, changed or swapped with another. A report is compared
+with the plan, with itself and with the sizes of its shards whenever it is read. `verify` compares the SHA-256 of the
+shards as well, and records undamaged ones in verified.json, by size and time of last change.
 """
 
 import hashlib
@@ -23,33 +23,35 @@ from trimask.tokenizers.storage.files import require_regular_file
 
 
 class Damaged(ValueError):
-    """A report or a shard is not what was written."""
+    """A report or a shard that differs from what was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileState:
-    """A shard when its digest was right."""
+    """Size and time of last change of a shard, recorded when its digest was right."""
 
     num_bytes: int
     changed_ns: int
+    """Time of last change in nanoseconds since the epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verified:
-    """What verified.json says: shards by their path in the folder."""
+class VerifiedShards:
+    """Content of verified.json."""
 
     shards: dict[str, FileState] = field(default_factory=dict)
+    """Path of a shard in the folder → its state when its digest was right."""
 
 
-def checked_report(folder: PreparedFolder, job: Job, is_whole: bool) -> BlockReport:
-    """The report of a block. Raises Damaged if it lies, or if a shard is missing or of another size.
+def checked_report(folder: PreparedFolder, job: Job, is_one_to_one: bool) -> BlockReport:
+    """Report of a block. Raises Damaged if it contradicts the plan, itself, or the sizes of its shards.
 
-    `is_whole` says that a record is an example, so that their numbers can be compared.
+    If `is_one_to_one`, every record is exactly one example, so that their numbers can be compared.
     """
     path = folder.report(job)
     try:
         report = configuration.load(path, BlockReport)
-        _require_consistent(report, folder.plan.block(job), is_whole)
+        _require_consistent(report, folder.plan.block(job), is_one_to_one)
         for split, shard in report.shards.items():
             file = folder.shard(job, split)
             require_regular_file(file)
@@ -61,7 +63,8 @@ def checked_report(folder: PreparedFolder, job: Job, is_whole: bool) -> BlockRep
     return report
 
 
-def _require_consistent(report: BlockReport, block: Block, is_whole: bool) -> None:
+def _require_consistent(report: BlockReport, block: Block, is_one_to_one: bool) -> None:
+    """Raises ValueError if a report contradicts itself or the plan's block."""
     if report.block != block:
         raise ValueError("it is of another block than the plan's")
     lines = {reject.line for reject in report.rejects}
@@ -72,25 +75,25 @@ def _require_consistent(report: BlockReport, block: Block, is_whole: bool) -> No
         if not split.isidentifier():
             raise ValueError(f"a split must be a plain word, got {split!r}")
         if not re.fullmatch("[0-9a-f]{64}", shard.sha256):
-            raise ValueError(f"{shard.sha256!r} is no SHA-256")
+            raise ValueError(f"{shard.sha256!r} is not a SHA-256")
         if not all(re.fullmatch("[0-9a-f]{16}", content) for content in shard.contents):
-            raise ValueError(f"its digests of contents of {split} are none")
+            raise ValueError(f"its digests of contents of {split} are not 16 hexadecimal digits each")
         pairs = list(zip(shard.text_tokens, shard.given_tokens, strict=False))
         if len(shard.text_tokens) != len(shard.given_tokens) or not all(0 <= given <= text for text, given in pairs):
-            raise ValueError(f"its numbers of tokens of {split} are none")
+            raise ValueError(f"its numbers of tokens of {split} contradict one another")
         examples += len(pairs)
     used = block.count - len(lines)
-    if examples != used if is_whole else examples < used:
+    if examples != used if is_one_to_one else examples < used:
         raise ValueError(f"it counts {examples} examples of {used} records")
 
 
-def verified_report(folder: PreparedFolder, job: Job, is_whole: bool) -> tuple[BlockReport, dict[str, FileState]]:
-    """The report of a block, and its shards as they are now. Raises Damaged if the report or a shard's digest lies."""
-    report, seen = checked_report(folder, job, is_whole), dict[str, FileState]()
+def verified_report(folder: PreparedFolder, job: Job, is_one_to_one: bool) -> tuple[BlockReport, dict[str, FileState]]:
+    """Report of a block, and path → state of its shards. Raises Damaged if the report or a shard is damaged."""
+    report, states = checked_report(folder, job, is_one_to_one), dict[str, FileState]()
     for split, shard in report.shards.items():
         file = folder.shard(job, split)
         try:
-            seen[folder.name_of(file)] = _now(file)
+            states[folder.name_of(file)] = _state_of(file)
             with file.open("rb") as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
         except OSError as error:
@@ -99,79 +102,82 @@ def verified_report(folder: PreparedFolder, job: Job, is_whole: bool) -> tuple[B
             raise Damaged(
                 f"{file}: damaged: its SHA-256 begins with {digest[:12]}, its report says {shard.sha256[:12]}"
             )
-    return report, seen
+    return report, states
 
 
-def verify(folder: PreparedFolder, whole: Mapping[str, bool], report: Report = silent) -> list[tuple[Job, Damaged]]:
-    """Computes the digests of all shards; returns what is damaged, and remembers what is not.
+def verify(
+    folder: PreparedFolder, is_one_to_one: Mapping[str, bool], report: Report = silent
+) -> list[tuple[Job, Damaged]]:
+    """Computes the digests of all shards; returns the damaged blocks with their faults, and records undamaged shards.
 
-    `whole` says of each dataset whether a record is an example.
+    `is_one_to_one`: dataset → whether every record is exactly one example.
     """
-    seen, faults, jobs = dict[str, FileState](), list[tuple[Job, Damaged]](), folder.plan.jobs
+    states, faults, jobs = dict[str, FileState](), list[tuple[Job, Damaged]](), folder.plan.jobs
     for done, job in enumerate(jobs):
         report("verifying", done, len(jobs))
         try:
-            seen |= verified_report(folder, job, whole[job.dataset])[1]
+            states |= verified_report(folder, job, is_one_to_one[job.dataset])[1]
         except Damaged as fault:
             faults.append((job, fault))
     report("verifying", len(jobs), len(jobs))
-    if seen != _known(folder):
-        with suppress(OSError):  # of a folder that may only be read
-            configuration.save(folder.verified_file, Verified(shards=seen))
+    if states != _recorded_states(folder):
+        with suppress(OSError):  # the folder may be read-only
+            configuration.save(folder.verified_file, VerifiedShards(shards=states))
     return faults
 
 
-def is_verified(folder: PreparedFolder, whole: Mapping[str, bool]) -> bool:
-    """Whether every shard was right the last time, and has not changed since by its size and its time."""
-    known = _known(folder)
+def is_verified(folder: PreparedFolder, is_one_to_one: Mapping[str, bool]) -> bool:
+    """Whether every shard had the right digest at the last verification, and has the same size and time since."""
+    recorded = _recorded_states(folder)
     for job in folder.plan.jobs:
-        for split in checked_report(folder, job, whole[job.dataset]).shards:
+        for split in checked_report(folder, job, is_one_to_one[job.dataset]).shards:
             file = folder.shard(job, split)
-            if known.get(folder.name_of(file)) != _now(file):
+            if recorded.get(folder.name_of(file)) != _state_of(file):
                 return False
     return True
 
 
-def _now(file: Path) -> FileState:
-    about = file.stat()
-    return FileState(num_bytes=about.st_size, changed_ns=about.st_mtime_ns)
+def _state_of(file: Path) -> FileState:
+    status = file.stat()
+    return FileState(num_bytes=status.st_size, changed_ns=status.st_mtime_ns)
 
 
-def _known(folder: PreparedFolder) -> dict[str, FileState]:
+def _recorded_states(folder: PreparedFolder) -> dict[str, FileState]:
+    """States in verified.json; empty if there is no such file, or it cannot be read."""
     try:
-        return configuration.load(folder.verified_file, Verified).shards
+        return configuration.load(folder.verified_file, VerifiedShards).shards
     except (ValueError, OSError):
         return {}
 
 
 class BackgroundVerification:
-    """Verifies a folder in a thread, while the work goes on."""
+    """Verification of a folder in a thread, while other work continues."""
 
-    def __init__(self, folder: PreparedFolder, whole: Mapping[str, bool]):
-        self._folder, self._whole = folder, whole
+    def __init__(self, folder: PreparedFolder, is_one_to_one: Mapping[str, bool]):
+        self._folder, self._is_one_to_one = folder, is_one_to_one
         self._faults: list[tuple[Job, Damaged]] = []
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begins, unless all shards were verified before and have not changed since."""
-        if not is_verified(self._folder, self._whole):
+        """Starts the thread, unless all shards were verified before and have not changed since."""
+        if not is_verified(self._folder, self._is_one_to_one):
             self._thread = threading.Thread(target=self._verify, daemon=True)
             self._thread.start()
 
-    def require(self, *, wait: bool = False) -> None:
-        """Raises Damaged if something was found damaged by now, or with `wait` at all."""
+    def require_undamaged(self, *, wait: bool = False) -> None:
+        """Raises Damaged if a damaged block has been found so far; with `wait`, after all blocks were verified."""
         if wait and self._thread is not None:
             self._thread.join()
-        require_none(self._folder, [fault for _, fault in self._faults])
+        require_undamaged(self._folder, [fault for _, fault in self._faults])
 
     def _verify(self) -> None:
-        self._faults = verify(self._folder, self._whole)
+        self._faults = verify(self._folder, self._is_one_to_one)
 
 
-def require_none(folder: PreparedFolder, faults: Sequence[Damaged]) -> None:
-    """Raises Damaged, with the first fault, if there are any."""
+def require_undamaged(folder: PreparedFolder, faults: Sequence[Damaged]) -> None:
+    """Raises Damaged, with the first fault, if there are any faults."""
     if faults:
         raise Damaged(
-            f"{faults[0]}; blocks of {folder} that are damaged: {len(faults)}. "
-            "`trimask prepare` with the arguments it had makes them again"
+            f"{faults[0]}; number of damaged blocks of {folder}: {len(faults)}. "
+            "`trimask prepare` with the same arguments as before makes them again"
         )

@@ -137,7 +137,7 @@ def reference(task: Task, example: RawExample) -> dict[str, Any]:
     if task.condition is not None:
         return example.media
     text = example.media[TEXT]
-    return {**example.media, TEXT: text[example.given :], "prompt": text[: example.given]}
+    return {**example.media, TEXT: text[example.given_characters :], "prompt": text[: example.given_characters]}
 
 
 def has_new_questions(task: Task, held_out: HeldOutExamples, asked: Set[bytes]) -> bool:

@@ -113,10 +113,10 @@ def _fit(
         if sample is not None and is_first():
             sample(loaded, step)
 
-    verification = BackgroundVerification(prepared.paths, prepared.whole)
+    verification = BackgroundVerification(prepared.paths, prepared.is_one_to_one)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        verification.require()
+        verification.require_undamaged()
         return pretraining.step(state, batch)
 
     if is_first():
@@ -134,7 +134,7 @@ def _fit(
         milestone=last_step_before_decay(config.optimizer, batches),
         to_devices=partial(rows_to_devices, mesh=mesh, parts=config.accumulate),
     )
-    verification.require(wait=True)
+    verification.require_undamaged(wait=True)
     return trained(state, description.num_steps)
 
 
@@ -145,7 +145,7 @@ def _new_description(
     num_steps = batches.num_steps(config.optimizer.horizon_tokens)
     batch_tokens = batches.mean_tokens(num_steps)
     kappa = config.sde.kappa(batch_tokens, config.optimizer.horizon_tokens)
-    use = batches.use(num_steps)
+    use = batches.dataset_use(num_steps)
     description = RunDescription(
         train=config,
         vocabulary=prepared.tokenizers.vocabulary,

@@ -233,7 +233,7 @@ def training_batches(prepared: Prepared, config: TrainConfig, mesh: Mesh | None 
     rows_taken = None if mesh is None else partial(local_rows, mesh=mesh, parts=config.accumulate)
     limits = config.loop.limits
     batches = Batches(
-        prepared, config.batch, config.seed, copies, config.accumulate, own_rows=rows_taken, limits=limits
+        prepared, config.batch, config.seed, copies, config.accumulate, local_rows=rows_taken, limits=limits
     )
     _require_room(batches, config, prepared.tokenizers.vocabulary, copies, mesh)
     return batches

@@ -186,7 +186,7 @@ class Prompts:
         Raises ValueError, which shows the prompt, if there is none.
         """
         layouts = self._layouts(task)
-        room = [layout.shapes[TEXT][0] - 1 if is_whole else layout.max_prompt for layout in layouts]
+        room = [layout.shapes[TEXT][0] - 1 if is_whole else layout.max_prompt_tokens for layout in layouts]
         for layout, most in zip(layouts, room, strict=True):
             if num_tokens <= most:
                 return layout

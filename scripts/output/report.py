@@ -213,7 +213,7 @@ def _written(sample: Samples, prepared: Prepared) -> Written:
 def _given(prepared: Prepared, sample: Samples) -> list[str]:
     """What each text began with when it was asked."""
     known = {
-        example.media[TEXT]: example.media[TEXT][: example.given]
+        example.media[TEXT]: example.media[TEXT][: example.given_characters]
         for name, dataset in prepared.manifest.datasets.items()
         if dataset.medium is None and sample.split in dataset.splits
         for example in prepared.raw(name, sample.split)

@@ -1,8 +1,8 @@
 """`make break SEED=7`: draws bad calls, damaged files, kills, full disks and commands that run twice at once.
 
-Every verdict is kept in .breaking/ as it falls, so that the same command goes on where it was stopped. A fault is one
-line with the command that repeats it; with --keep it becomes a case of tests/breaking/cases.jsonl, which `make test`
-tries again.
+Every verdict is written to .breaking/ at once, so that the same command continues where it was stopped. A fault is
+printed on one line, with the command that repeats it; with --keep it becomes a case of tests/breaking/cases.jsonl,
+which every later run tries first.
 """
 
 import atexit
@@ -23,19 +23,21 @@ from typing import Any
 import compiling
 import tyro
 from breaking.running import prepare_to_fork
-from breaking.suite import KINDS, Kind, Suite, kept, to_json
+from breaking.suite import KINDS, Kind, Suite, recorded_cases, to_json
 from breaking.world import COMMANDS, make_world
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _QUICK = ("prepare",)
+"""Commands that make the world of a quick run."""
 CASES = Path(__file__).with_name("cases.jsonl")
+"""File of the cases that had a fault once."""
 console = Console()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Draw cases by a seed, and say what is wrong with what becomes of them."""
+    """Draw cases by a seed, try them, and report their faults."""
 
     seed: int
     """Seed of the draw. Larger numbers of cases with the same seed draw the same cases and more."""
@@ -46,15 +48,15 @@ class Arguments:
     kills: int = 100
     """Number of commands that are killed."""
     disks: int = 50
-    """Number of commands whose disk runs full."""
+    """Number of commands whose disk fills up."""
     twice: int = 30
     """Number of commands that run twice at once."""
     seconds: float | None = None
-    """Seconds after which no other case is begun. None: all are."""
+    """Time in seconds after which no further case is begun. None: all cases are tried."""
     quick: bool = False
-    """Only with prepared data, so that the world is made in seconds, and with what takes little time."""
+    """Try only commands on prepared data, which is made in seconds, and only cases that take little time."""
     only: str | None = None
-    """One case, as KIND:NUMBER."""
+    """Single case to try, as KIND:NUMBER. None: all cases."""
     jobs: int = 2
     """Number of cases to try at once."""
     keep: bool = False
@@ -62,8 +64,8 @@ class Arguments:
 
 
 def main(arguments: Arguments, root: Path) -> int:
-    """Exit status: 0 without any fault."""
-    compiling.settle(_at_end_of_this_process)
+    """Tries all cases and returns the exit status: 1 if a case has a fault, else 0."""
+    compiling.settle(_at_exit_of_this_process)
     prepare_to_fork()
     folder = root / ".breaking" / f"seed-{arguments.seed}"
     scratch = Path(tempfile.mkdtemp(prefix="trimask-breaking-"))
@@ -85,13 +87,14 @@ def main(arguments: Arguments, root: Path) -> int:
 
 
 def _wanted(arguments: Arguments) -> dict[Kind, range]:
+    """Kind → numbers of its cases to try."""
     return {kind: range(getattr(arguments, kind)) for kind in KINDS}
 
 
 def _judge(
     arguments: Arguments, folders: dict[str, Path], scratch: Path, folder: Path, wanted: dict[Kind, range]
 ) -> None:
-    """Tries what is not known yet, in some processes, and shows faults and progress."""
+    """Tries the cases without a verdict in several processes, and shows faults and progress."""
     known = {(line["kind"], line["number"]) for line in _verdicts(folder)}
     total = sum(map(len, wanted.values()))
     workers = []
@@ -102,7 +105,7 @@ def _judge(
         workers.append(number)
     columns = (TextColumn("cases"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
     seen = len(known)
-    _at_end_of_this_process(partial(_stop, workers))
+    _at_exit_of_this_process(partial(_stop, workers))
     with Progress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=600) as progress:
         task = progress.add_task("cases", total=total, completed=len(known))
         while workers:
@@ -116,14 +119,14 @@ def _judge(
             progress.update(task, completed=seen)
 
 
-def _at_end_of_this_process(function: Callable[[], Any]) -> None:
-    """As `atexit`, but not in processes that are forked from this one."""
-    here = os.getpid()
-    atexit.register(lambda: function() if os.getpid() == here else None)
+def _at_exit_of_this_process(function: Callable[[], Any]) -> None:
+    """Calls a function at the end of this process, but not of processes that are forked from it."""
+    this_process = os.getpid()
+    atexit.register(lambda: function() if os.getpid() == this_process else None)
 
 
 def _stop(workers: list[int]) -> None:
-    """Ends the processes that try cases; a case that runs ends by its own limit of time."""
+    """Kills the processes that try cases; a command that they have started ends by its own time limit."""
     for number in workers:
         with suppress(ProcessLookupError):
             os.kill(number, signal.SIGKILL)
@@ -138,9 +141,9 @@ def _work(
     known: set[tuple[str, int]],
     job: int,
 ) -> None:
-    """A process that tries every so manieth case, and ends."""
+    """Tries every case whose number modulo the number of jobs is `job`, and ends the process."""
     suite = Suite(folders, scratch, arguments.quick)
-    for number, (kind, case) in enumerate(kept(CASES)):
+    for number, (kind, case) in enumerate(recorded_cases(CASES)):
         is_ours = number % arguments.jobs == job and ("kept", number) not in known
         if arguments.only is None and is_ours and suite.is_possible(kind, case):
             _note(folder, "kept", number, kind, case, suite)
@@ -157,7 +160,7 @@ def _work(
 
 
 def _note(folder: Path, label: str, number: int, kind: Kind, case: Any, suite: Suite) -> None:
-    """Tries a case, and adds the verdict to those that are known."""
+    """Tries a case and appends its verdict to verdicts.jsonl."""
     began = time.monotonic()
     try:
         faults = suite.faults(kind, case)
@@ -170,25 +173,27 @@ def _note(folder: Path, label: str, number: int, kind: Kind, case: Any, suite: S
 
 
 def _verdicts(folder: Path) -> list[dict]:
+    """Verdicts so far, without a line that is still being written."""
     path = folder / "verdicts.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def _described(arguments: Arguments, line: dict) -> str:
+    """A verdict with faults in one line, with the command that repeats its case."""
     only = "" if line["kind"] == "kept" else f" ONLY={line['kind']}:{line['number']}"
     again = f"make break SEED={arguments.seed}{only}"
     return f"{line['kind']} {line['described']}: {'; '.join(line['faults'])} [{again}]"
 
 
 def _summary(arguments: Arguments, folder: Path, wanted: dict[Kind, range]) -> int:
-    """A line for each kind; keeps cases with a fault where that is asked for."""
+    """Prints a line for each kind, adds faulty cases to the file if `--keep` is given, and returns the exit status."""
     wanted = {**wanted, "kept": range(10**9)}
     lines = [line for line in _verdicts(folder) if line["number"] in wanted.get(line["kind"], ())]
     for kind in wanted:
-        own = [line for line in lines if line["kind"] == kind]
-        faulty = sum(bool(line["faults"]) for line in own)
-        console.print(f"{kind}: {len(own):,} cases, {faulty:,} with a fault, seed {arguments.seed}")
+        of_kind = [line for line in lines if line["kind"] == kind]
+        faulty = sum(bool(line["faults"]) for line in of_kind)
+        console.print(f"{kind}: {len(of_kind):,} cases, {faulty:,} with a fault, seed {arguments.seed}")
     faults = [line for line in lines if line["faults"]]
     if arguments.keep:
         with CASES.open("a") as file:

@@ -1,7 +1,7 @@
-"""Bad calls, drawn from what every command's --help says: each flag with values that are wrong, or as far as they go.
+"""Bad calls, drawn from the --help of every command: each flag with wrong or extreme values.
 
-A value outside the range that the help shows must be refused, with the flag's name. Any other may be taken or refused;
-but always in words, within time and memory, and a refusal leaves nothing behind.
+A value outside the range that the help shows must be refused by an error that names the flag. Any other value may be
+accepted or refused, but always with a message, within the limits of time and memory, and a refusal leaves no files.
 """
 
 import random
@@ -15,8 +15,8 @@ from breaking.judging import faults_of, listing
 from breaking.running import call
 from breaking.world import COMMANDS, can_run
 
-LIMIT_S = 30.0
-"""Seconds after which a call is asked to end."""
+CALL_LIMIT_S = 30.0
+"""Time in seconds after which a call is sent SIGTERM."""
 _SMALL = "--base.model.num-layers 1 --base.model.width 16 --base.model.num-heads 2 --base.batch.tokens 64"
 BASES = {
     **{name: COMMANDS[name].words for name in ("prepare", "train", "train-policy", "generate text", "evaluate")},
@@ -37,7 +37,7 @@ BASES = {
 }
 """Name → a call that works, to which one bad value is added."""
 _NEW = {"prepare": "data", "train": "run", "train-policy": "policy", "study mask-variance": "study"}
-"""Bases whose own folder is one that does not exist yet."""
+"""Base → the folder that it writes, which does not exist yet."""
 _NUMBERS = [
     "nan",
     "inf",
@@ -79,16 +79,16 @@ class Flag:
 
     name: str
     kind: str
-    """Its metavar."""
+    """Metavar of the flag, such as INT [1, 8]."""
 
     @property
     def is_number(self) -> bool:
-        """Whether it takes numbers alone."""
+        """Whether the flag takes only numbers."""
         return "INT" in self.kind or "FLOAT" in self.kind
 
     @property
     def ends(self) -> tuple[float, float] | None:
-        """Least and largest number that it takes; None where the help shows no range."""
+        """Smallest and largest number that the flag takes; None if the help shows no range."""
         found = _INTERVAL.search(self.kind)
         if found is None or not (found[3] or found[7]):
             return None
@@ -97,22 +97,22 @@ class Flag:
         return _read(found[3]), _read(found[4])
 
     def values(self) -> list[str]:
-        """Values to try."""
+        """Values to try, wrong ones and the ends of the range."""
         if not self.is_number:
             return _WORDS if "STR" in self.kind or "PATH" in self.kind else ["", "nan", "wörd"]
         if self.ends is None:
             return _NUMBERS
-        least, most = self.ends
+        smallest, largest = self.ends
         step = 1 if "INT" in self.kind else 0.5
-        far = [
+        at_ends = [
             f"{end:.17g}" if "FLOAT" in self.kind else f"{int(end)}"
-            for end in (least - step, most, most + step)
+            for end in (smallest - step, largest, largest + step)
             if abs(end) < 1e300
         ]
-        return [*_NUMBERS, *far]
+        return [*_NUMBERS, *at_ends]
 
     def must_refuse(self, value: str) -> bool:
-        """Whether the value cannot be what the help allows."""
+        """Whether the help does not allow the value."""
         if not self.is_number:
             return (
                 self.kind.startswith("{")
@@ -141,23 +141,26 @@ def _read(text: str) -> float:
 
 @dataclass(frozen=True)
 class Call:
-    """A base with a bad value."""
+    """A base with a bad value of one flag."""
 
     base: str
+    """Name of the base in `BASES`."""
     words: tuple[str, ...]
+    """The flag and its value, as words of the command line."""
     must_refuse: bool
+    """Whether the command must refuse the value."""
 
     def __str__(self) -> str:
         return f"{self.base}: {' '.join(word if len(word) < 40 else word[:20] + '…' for word in self.words)!r}"
 
 
 def bases(folders: dict[str, Path]) -> list[str]:
-    """Bases that can run in a world."""
+    """Names of the bases whose folders exist."""
     return [base for base, words in BASES.items() if can_run(words, {*folders, _NEW.get(base, "new")})]
 
 
 def flags_of(base: str, root: Path) -> list[Flag]:
-    """The flags of a base's command, by its --help."""
+    """Flags of a base's command, read from its --help."""
     name, *rest = BASES[base].split()
     words = [name, rest[0]] if name in ("study", "benchmark") else [name]
     done = call([*words, "--help"], root, environment={"COLUMNS": "160"})
@@ -172,38 +175,39 @@ def flags_of(base: str, root: Path) -> list[Flag]:
 
 
 def draw(flags: dict[str, list[Flag]], rng: random.Random) -> Iterator[Call]:
-    """Calls without end; every flag has the same chance, whatever its command."""
-    every = [(base, flag) for base, own in flags.items() for flag in own if flag.kind != "BOOL"]
+    """Endless stream of calls, in which every flag of every command is equally likely."""
+    pairs = [(base, flag) for base, of_base in flags.items() for flag in of_base if flag.kind != "BOOL"]
     while True:
-        base, flag = rng.choice(every)
+        base, flag = rng.choice(pairs)
         value = rng.choice(flag.values())
         words = (f"{flag.name}={value}",) if value.startswith("-") else (flag.name, value)
         if "[STR" in flag.kind and flag.is_number:
             words = (flag.name, rng.choice(["text", "image", "drawn", "query", "nobody"]), value)
-        yield Call(base, words, flag.must_refuse(value) and not ("[STR" in flag.kind and _is_fine(flag, value)))
+        yield Call(base, words, flag.must_refuse(value) and not ("[STR" in flag.kind and _is_allowed(flag, value)))
 
 
-def _is_fine(flag: Flag, value: str) -> bool:
+def _is_allowed(flag: Flag, value: str) -> bool:
+    """Whether a flag that takes pairs of a name and a number allows this number."""
     return not Flag(flag.name, flag.kind.replace("[STR ", "").replace("...]", "")).must_refuse(value)
 
 
 def judged(case: Call, folders: dict[str, Path], scratch: Path) -> list[str]:
-    """What is wrong with what became of a call."""
-    here = {**folders, "out": scratch / "out"}
+    """Tries a call and returns its faults."""
+    paths = {**folders, "out": scratch / "out"}
     if case.base in _NEW:
-        here[_NEW[case.base]] = scratch / "new"
+        paths[_NEW[case.base]] = scratch / "new"
     elif case.base == "prepare again":
-        here["data"] = scratch / "data"
-        shutil.copytree(folders["data"], here["data"])
+        paths["data"] = scratch / "data"
+        shutil.copytree(folders["data"], paths["data"])
     elif case.base in ("generate text", "evaluate"):
-        here["run"] = scratch / "run"
-        shutil.copytree(folders["run"], here["run"])
+        paths["run"] = scratch / "run"
+        shutil.copytree(folders["run"], paths["run"])
     before = listing(scratch)
-    argv = [word.format(**here) for word in BASES[case.base].split()]
-    done = call([*argv, *case.words], scratch, limit_s=LIMIT_S)
+    argv = [word.format(**paths) for word in BASES[case.base].split()]
+    done = call([*argv, *case.words], scratch, limit_s=CALL_LIMIT_S)
     faults = faults_of(done, may_be_late=not case.must_refuse)
     if done.status == 0 and case.must_refuse:
-        faults.append("takes what its help does not allow")
+        faults.append("accepts a value that its help does not allow")
     if done.status == 2 and listing(scratch) != before:
         new = sorted(set(listing(scratch)) ^ set(before))[:3]
         faults.append(f"was refused and left {', '.join(new)}")

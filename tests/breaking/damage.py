@@ -1,7 +1,7 @@
-"""Every file of every folder, damaged in every way, before every command that reads the folder.
+"""Damaged files: any file of any folder, damaged in any way, before any command that reads the folder.
 
-A command may do without the damaged file, if what it makes is the same; or it refuses in words. Where the file is put
-back, the same command succeeds, and makes what it makes without any damage.
+A command may either do without the damaged file, if its result is the same, or fail with a message. After the file is
+put back, the same command succeeds with the result that it has without any damage.
 """
 
 import os
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from breaking.judging import digest, faults_of
+from breaking.judging import faults_of, file_digest
 from breaking.running import Outcome, call
 from breaking.world import COMMANDS, can_run, copied
 
 DEEP = b"[" * 100_000
+"""Content of a file that nests JSON too deeply."""
 VICTIM = b"not to be touched\n"
+"""Content of a file outside the damaged folder, to which a link in it leads."""
 
 
 def _cut(path: Path, rng: random.Random) -> None:
@@ -43,7 +45,7 @@ def _appended(path: Path, rng: random.Random) -> None:
 
 
 def _swapped(path: Path, rng: random.Random) -> None:
-    """With a sibling of the same ending, if there is one with other content; else with any file of its folder."""
+    """Swaps the file with one of the same ending in its folder that has other content, else with any other one."""
     others = [p for p in path.parent.iterdir() if p.is_file() and p != path and p.read_bytes() != path.read_bytes()]
     others = [p for p in others if p.suffix == path.suffix] or others
     if others:
@@ -76,7 +78,7 @@ def _gone(path: Path, rng: random.Random) -> None:
     path.unlink()
 
 
-WAYS: dict[str, Callable[[Path, random.Random], None]] = {
+DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
     "cut": _cut,
     "NUL": _nul,
     "bit": _bit,
@@ -88,10 +90,11 @@ WAYS: dict[str, Callable[[Path, random.Random], None]] = {
     "deep": _deep,
     "gone": _gone,
 }
+"""Name of a way to damage a file → function that does so."""
 
 
 def _victim_of(path: Path) -> Path:
-    """The file outside to which a link of the damaged folder leads."""
+    """Path of the file outside the damaged folder, to which a link leads."""
     return next(parent for parent in path.parents if parent.name.startswith("case-")) / "victim"
 
 
@@ -100,13 +103,14 @@ class Reader:
     """A command that reads a folder which may be damaged."""
 
     words: str
+    """The command line, with the names of folders in braces."""
     damaged: str
     """Name of the folder that is damaged."""
     copies: tuple[str, ...] = ()
-    """Other folders that it writes to."""
+    """Names of other folders that the command writes to."""
     result: str = "out"
-    """What must be the same: what is printed (out), all files of a folder (files:FOLDER), those
-    that are new there (added:FOLDER), or losses (losses:FOLDER)."""
+    """Result that must be the same: the printed output (out), all files of a folder (files:FOLDER), its new files
+    (added:FOLDER), losses (losses:FOLDER), or nothing (none)."""
 
 
 _FRESH_TRAIN = COMMANDS["train"].words.replace("{run}", "{new}")
@@ -136,47 +140,52 @@ READERS = {
     "inspect trace": Reader("inspect {run}/generated/one-3.trace.jsonl", "run", (), "none"),
     "study again": Reader(COMMANDS["study"].words, "study", (), "none"),
 }
-"""Name → a command with the folder that is damaged."""
+"""Name → the command, and the folder that is damaged."""
 _SLOW = tuple(name for name in READERS if name.startswith(("train", "evaluate")))
-"""Readers that are drawn less often, for they take long."""
-_CONTENT = ("bit", "NUL", "swapped", "link", "deep", "appended", "cut")
-"""Ways that may leave another valid file where that is text, and no digest of it is kept anywhere."""
-_FREE = re.compile(
+"""Readers that are drawn less often, because they take long."""
+_KEEPING_VALID = ("bit", "NUL", "swapped", "link", "deep", "appended", "cut")
+"""Ways that may turn an unchecked file into another valid one."""
+_UNCHECKED = re.compile(
     r"(config|policy|manifest|plan|tokenizer|block-\d+|verified|evaluation|index|metrics).*\.jsonl?$|README.md|\.txt$|\.npy$"
 )
+"""Files of which no digest is kept, so that a valid change of them cannot be noticed."""
 _LOSSES = re.compile(r'"step": (\d+),.*?"loss": ([^,}]+)')
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A damaged file before a command."""
+    """A file that is damaged before a command."""
 
     reader: str
+    """Name of the command in `READERS`."""
     file: str
-    """Relative to the damaged folder."""
+    """Path of the file, relative to the damaged folder."""
     way: str
+    """Way of damaging the file, a key of `DAMAGES`."""
     seed: int
+    """Seed of random choices within the way."""
 
     def __str__(self) -> str:
         return f"{self.reader}: {READERS[self.reader].damaged}/{self.file} {self.way} ({self.seed})"
 
 
 def draw(folders: dict[str, Path], rng: random.Random) -> Iterator[Damage]:
-    """Cases without end; files whose names differ in numbers alone count as one."""
+    """Endless stream of cases; files whose names differ only in numbers are drawn as one."""
     possible = [name for name, reader in READERS.items() if can_run(reader.words, folders)]
     kinds = {name: _kinds(folders[READERS[name].damaged]) for name in possible}
     while True:
         (reader,) = rng.choices(possible, [1 if name in _SLOW else 4 for name in possible])
         file = _one_of(_one_of(kinds[reader], rng), rng)
-        yield Damage(reader, file, rng.choice(list(WAYS)), rng.randrange(1 << 30))
+        yield Damage(reader, file, rng.choice(list(DAMAGES)), rng.randrange(1 << 30))
 
 
 def _one_of(items: list, rng: random.Random) -> Any:
-    """As `choice`, of one draw however many there are: of some kinds of files two worlds have not the same number."""
+    """A random item, by exactly one number of `rng`, because the number of items differs between worlds."""
     return items[int(rng.random() * len(items))]
 
 
 def _kinds(folder: Path) -> list[list[str]]:
+    """Paths of the files of a folder, in groups of names that differ only in numbers."""
     kinds: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -186,83 +195,88 @@ def _kinds(folder: Path) -> list[list[str]]:
 
 
 def reference(name: str, folders: dict[str, Path], root: Path) -> object:
-    """What a command makes without any damage."""
-    here, case = _place(name, folders, root)
-    done = _run(name, here, case)
+    """Result of a command without any damage."""
+    paths, case_folder = _make_case_folder(name, folders, root)
+    done = _run(name, paths, case_folder)
     if done.status:
         raise RuntimeError(f"{name} fails without any damage:\n{done.out}\n{done.err}")
-    return result_of(READERS[name].result, here, done)
+    return result_of(READERS[name].result, paths, done)
 
 
 def judged(case: Damage, folders: dict[str, Path], expected: object, root: Path) -> list[str]:
-    """What is wrong with what became of a damaged file."""
+    """Tries a case and returns its faults; `expected` is the result without any damage."""
     reader = READERS[case.reader]
-    here, place = _place(case.reader, folders, root)
-    folder = here[reader.damaged]
-    path, kept = folder / case.file, folder.parent / "kept"
-    shutil.copytree(folder, kept, symlinks=True)
-    (place / "victim").write_bytes(VICTIM)
-    WAYS[case.way](path, random.Random(case.seed))
-    done = _run(case.reader, here, place)
+    paths, case_folder = _make_case_folder(case.reader, folders, root)
+    folder = paths[reader.damaged]
+    path, undamaged = folder / case.file, folder.parent / "kept"
+    shutil.copytree(folder, undamaged, symlinks=True)
+    (case_folder / "victim").write_bytes(VICTIM)
+    DAMAGES[case.way](path, random.Random(case.seed))
+    done = _run(case.reader, paths, case_folder)
     faults = faults_of(done)
-    if (place / "victim").read_bytes() != VICTIM:
+    if (case_folder / "victim").read_bytes() != VICTIM:
         faults.append("wrote through a link")
-    may_differ = (case.way in _CONTENT and _FREE.search(case.file)) or "going back to step" in done.err
-    if done.status == 0 and not may_differ and result_of(reader.result, here, done) != expected:
+    may_differ = (case.way in _KEEPING_VALID and _UNCHECKED.search(case.file)) or "going back to step" in done.err
+    if done.status == 0 and not may_differ and result_of(reader.result, paths, done) != expected:
         faults.append("status 0, and another result")
     if done.status == 0:
         return faults
-    _put_back(path, kept / case.file, case.way, folder, kept)
-    again = _run(case.reader, here, place)
+    _put_back(path, case.way, folder, undamaged)
+    again = _run(case.reader, paths, case_folder)
     if again.status:
         faults.append(f"fails with the file put back: {again.err.strip()[-300:]}")
-    elif result_of(reader.result, here, again) != expected:
+    elif result_of(reader.result, paths, again) != expected:
         faults.append("another result with the file put back")
     return faults + faults_of(again)
 
 
-def _place(name: str, folders: dict[str, Path], root: Path) -> tuple[dict[str, Path], Path]:
+def _make_case_folder(name: str, folders: dict[str, Path], root: Path) -> tuple[dict[str, Path], Path]:
+    """Name → path of the folders of a case, and the folder of the case, with copies of those that may be changed."""
     reader = READERS[name]
     shutil.rmtree(root / "case-0", ignore_errors=True)
-    place = root / "case-0"
-    (place / "in").mkdir(parents=True)
-    here = copied(folders, place / "in", reader.damaged, *reader.copies)
-    return {**here, f"{reader.damaged} before": folders[reader.damaged], "new": place / "new"}, place
+    case_folder = root / "case-0"
+    (case_folder / "in").mkdir(parents=True)
+    paths = copied(folders, case_folder / "in", reader.damaged, *reader.copies)
+    return {**paths, f"{reader.damaged} before": folders[reader.damaged], "new": case_folder / "new"}, case_folder
 
 
-def _run(name: str, here: dict[str, Path], place: Path) -> Outcome:
-    return call([word.format(**here) for word in READERS[name].words.split()], place)
+def _run(name: str, paths: dict[str, Path], case_folder: Path) -> Outcome:
+    return call([word.format(**paths) for word in READERS[name].words.split()], case_folder)
 
 
-def _put_back(path: Path, kept: Path, way: str, folder: Path, before: Path) -> None:
-    """Puts back the file and the siblings it was swapped with, or all where the command set a checkpoint aside."""
+def _put_back(path: Path, way: str, folder: Path, undamaged: Path) -> None:
+    """Restores the damaged file from the undamaged copy of its folder, and files that it may have been swapped with.
+
+    If the file's own folder is gone, because the command has set a checkpoint aside, everything is restored.
+    """
     if not path.parent.is_dir():
         shutil.rmtree(folder)
-        shutil.copytree(before, folder, symlinks=True)
+        shutil.copytree(undamaged, folder, symlinks=True)
         return
-    for original in before.rglob("*") if way == "swapped" else (kept,):
-        target = folder / original.relative_to(before)
-        if original.is_file() and target.parent.is_dir() and (way != "swapped" or original.parent == kept.parent):
+    copy = undamaged / path.relative_to(folder)
+    for original in undamaged.rglob("*") if way == "swapped" else (copy,):
+        target = folder / original.relative_to(undamaged)
+        if original.is_file() and target.parent.is_dir() and (way != "swapped" or original.parent == copy.parent):
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
             target.unlink(missing_ok=True)
             shutil.copy2(original, target)
 
 
-def result_of(what: str, here: dict[str, Path], done: Outcome) -> object:
-    """What a command made, so that it can be compared."""
+def result_of(what: str, paths: dict[str, Path], done: Outcome) -> object:
+    """Result of a command that can be compared: `what` is a value of `Reader.result`."""
     kind, _, name = what.partition(":")
     if kind == "none":
         return None
     first, _, rest = name.partition("/")
-    folder = here[first] / rest if name else Path()
+    folder = paths[first] / rest if name else Path()
     if kind in ("files", "added"):
         files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
         skipped = {".lock", "verified.json"}
         if kind == "added":
-            before = here[f"{first} before"] / rest
+            before = paths[f"{first} before"] / rest
             skipped |= {str(path.relative_to(before)) for path in before.rglob("*")}
-        return {name: digest(path) for name, path in files.items() if name not in skipped}
+        return {name: file_digest(path) for name, path in files.items() if name not in skipped}
     if kind == "losses":
         return dict(_LOSSES.findall((folder / "metrics.jsonl").read_text()))
     return [line for line in done.out.splitlines() if "━" not in line and "%|" not in line]

@@ -1,4 +1,4 @@
-"""What must hold of every command, whatever was done to it: words or silence, no traceback, nothing left running."""
+"""Rules that every command must obey in every case: no traceback, no silent failure, no process left running."""
 
 import hashlib
 from pathlib import Path
@@ -15,26 +15,26 @@ _TRACES = (
 
 
 def faults_of(done: Outcome, may_be_late: bool = False) -> list[str]:
-    """Faults of an outcome; work that is honestly long may be late, and ends when it is asked to."""
+    """Faults of an outcome. With `may_be_late` a command may run into its time limit, if it ends on SIGTERM."""
     faults = [done.fault] if done.fault else []
     if done.is_late and not may_be_late:
         faults.append(f"not done in time: {_last_line(done.out)}")
-    said = done.out + done.err
-    if any(trace in said for trace in _TRACES):
+    output = done.out + done.err
+    if any(trace in output for trace in _TRACES):
         faults.append(f"traceback: {_last_line(done.err)}")
     elif done.status not in ((0, 1, 2, 143, -15) if done.is_late else (0, 1, 2)) and not done.fault:
         faults.append(f"status {done.status}: {_last_line(done.err)}")
     elif done.status > 0 and not done.err.strip() and not done.fault:
-        faults.append(f"status {done.status} without a word")
-    if any(ord(c) < 32 and c not in "\n\t\r" for c in said):
+        faults.append(f"status {done.status} without a message")
+    if any(ord(c) < 32 and c not in "\n\t\r" for c in output):
         faults.append("control characters on the terminal")
-    if done.left:
-        faults.append(f"left running: {'; '.join(done.left)}")
+    if done.left_running:
+        faults.append(f"left running: {'; '.join(done.left_running)}")
     return faults
 
 
 def listing(folder: Path) -> list[str]:
-    """All that is in a folder, with sizes, but for the harness's own logs."""
+    """Sorted paths of everything in a folder, with the sizes of files, without the harness's own logs."""
     return sorted(
         f"{path.relative_to(folder)} {path.stat().st_size if path.is_file() else ''}"
         for path in folder.rglob("*")
@@ -42,7 +42,7 @@ def listing(folder: Path) -> list[str]:
     )
 
 
-def digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

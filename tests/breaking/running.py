@@ -1,6 +1,6 @@
-"""Runs commands in processes forked from this one, which has imported what is slow to import; and watches them.
+"""Runs commands in processes forked from this one, which has done the slow imports, and watches them.
 
-A child is the leader of a session of its own, so that whatever it leaves running is found by its session.
+A child is the leader of a session of its own, so that processes it leaves running are found by their session.
 """
 
 import atexit
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LIMIT_S = 90.0
-"""Seconds after which a command is asked to end."""
+"""Time in seconds after which a command is sent SIGTERM."""
 GRACE_S = 30.0
-"""Seconds in which a command ends that was asked to, compiling included."""
+"""Time in seconds in which a command must end after SIGTERM, compilation included."""
 LIMIT_BYTES = 6 << 30
-"""Memory of a command and its children, beyond which it eats the machine."""
+"""Largest memory of a command, in bytes."""
 _MODULES = (
     "diffusion.pretraining.training_step",
     "diffusion.pretraining.train_run",
@@ -38,28 +38,31 @@ _MODULES = (
     "scripts.benchmarks.sample",
 )
 _LIBRARIES = ("sklearn.cluster", "sklearn.linear_model", "scipy.stats", "matplotlib.pyplot", "rich.markdown")
-"""What trimask imports where it is needed, and takes long."""
+"""Slow libraries that trimask imports only inside functions."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a command."""
+    """Outcome of a command."""
 
     status: int
     """Exit status; −n after signal n."""
     out: str
+    """Standard output."""
     err: str
+    """Standard error."""
     seconds: float
-    left: tuple[str, ...] = ()
-    """Processes that were still there five seconds after the command's end."""
+    """Time that the command took."""
+    left_running: tuple[str, ...] = ()
+    """Titles of processes that still ran five seconds after the command's end."""
     fault: str = ""
-    """That it ate the machine, or did not end when it was asked to."""
+    """Fault for which the command was killed: too much memory, or no end after SIGTERM; empty if there is none."""
     is_late: bool = False
-    """Whether it was asked to end, since its time was over."""
+    """Whether the command was sent SIGTERM at its time limit."""
 
 
 def prepare_to_fork() -> None:
-    """Imports what commands import; JAX is not asked for a device."""
+    """Imports the modules that commands import, without initialising a device of JAX."""
     import importlib
 
     for name in _MODULES:
@@ -75,7 +78,7 @@ def call(
     environment: dict[str, str] | None = None,
     limit_s: float = LIMIT_S,
 ) -> Outcome:
-    """Runs `trimask ARGUMENTS` in a folder to its end."""
+    """Runs `trimask ARGUMENTS` in a folder and waits for its end."""
     from trimask.scripts import cli
 
     return start(lambda: cli.main(list(arguments)), folder, environment=environment).wait(limit_s)
@@ -83,46 +86,53 @@ def call(
 
 @dataclass
 class Child:
-    """A process that was started."""
+    """A forked process, which may be running."""
 
-    number: int
+    pid: int
     out: Path
+    """File of its standard output."""
     err: Path
+    """File of its standard error."""
     began: float
+    """Monotonic time at which it was started, in seconds."""
 
     def wait(self, limit_s: float = LIMIT_S, kill_after_s: float | None = None) -> Outcome:
-        """Waits for its end, and for that of whatever it started."""
+        """Waits for the end of the process and of all processes of its session.
+
+        It is sent SIGTERM after `limit_s` seconds, and SIGKILL after `kill_after_s`. The session is killed if it uses
+        too much memory, or if it does not end in time after SIGTERM.
+        """
         fault, killed, is_late = "", False, False
         while True:
-            done, wait_status = os.waitpid(self.number, os.WNOHANG)
+            done, wait_status = os.waitpid(self.pid, os.WNOHANG)
             now = time.monotonic() - self.began
             if done:
                 break
             if kill_after_s is not None and not killed and now > kill_after_s:
-                os.kill(self.number, signal.SIGKILL)
+                os.kill(self.pid, signal.SIGKILL)
                 killed = True
             elif not is_late and now > limit_s:
                 is_late = True
-                os.kill(self.number, signal.SIGTERM)
+                os.kill(self.pid, signal.SIGTERM)
             elif not fault and now > limit_s + GRACE_S:
                 fault = f"hangs: {GRACE_S:g} s after SIGTERM it is still there"
-            elif not fault and memory_of(self.number) > LIMIT_BYTES:
+            elif not fault and memory_bytes(self.pid) > LIMIT_BYTES:
                 fault = f"eats the machine: more than {LIMIT_BYTES >> 30} GiB"
             if fault:
-                end_session(self.number)
+                end_session(self.pid)
             time.sleep(0.01 if now < 2 else 0.05)
         seconds, left = time.monotonic() - self.began, ()
         deadline = time.monotonic() + 5
-        while (members := members_of(self.number)) and time.monotonic() < deadline:
+        while (members := session_members(self.pid)) and time.monotonic() < deadline:
             time.sleep(0.05)
         if members:
             left = tuple(_title(member) for member in members)
-            end_session(self.number)
+            end_session(self.pid)
         out, err = (path.read_bytes().decode(errors="replace") for path in (self.out, self.err))
         return Outcome(os.waitstatus_to_exitcode(wait_status), out, err, seconds, left, fault, is_late)
 
 
-_started = 0
+_num_started = 0
 
 
 def start(
@@ -132,21 +142,21 @@ def start(
     environment: dict[str, str] | None = None,
     file_bytes: int | None = None,
 ) -> Child:
-    """Forks a child that runs a function and ends with its status; its files may have a largest size."""
-    global _started
-    _started += 1
+    """Forks a child that runs a function in a folder and ends with its status; `file_bytes` limits its files' size."""
+    global _num_started
+    _num_started += 1
     logs = folder / ".logs"
     logs.mkdir(parents=True, exist_ok=True)
-    out, err = logs / f"{_started}.out", logs / f"{_started}.err"
+    out, err = logs / f"{_num_started}.out", logs / f"{_num_started}.err"
     sys.stdout.flush()
     sys.stderr.flush()
-    number = os.fork()
-    if number:
-        return Child(number, out, err, time.monotonic())
+    pid = os.fork()
+    if pid:
+        return Child(pid, out, err, time.monotonic())
     status = 70
     try:
         os.setsid()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # or it would have this process's own way to end
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # instead of the handler of the parent
         os.chdir(folder)
         os.environ.update(environment or {})
         descriptors = (
@@ -156,7 +166,7 @@ def start(
         for target, descriptor in enumerate(descriptors):
             os.dup2(descriptor, target)
             os.close(descriptor)
-        _renew_streams()
+        _reopen_streams()
         if file_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
         status = run()
@@ -172,8 +182,8 @@ def start(
         os._exit(status)
 
 
-def _renew_streams() -> None:
-    """Python's own streams on the new descriptors."""
+def _reopen_streams() -> None:
+    """Replaces Python's standard streams by new ones on the present file descriptors."""
     from trimask.scripts import console
 
     for target, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
@@ -184,7 +194,7 @@ def _renew_streams() -> None:
 
 
 def _finish(status: int) -> int:
-    """The end of a Python process: threads are waited for, exit functions called, streams flushed."""
+    """Ends as Python does: waits for threads, calls exit functions, flushes streams. Returns the exit status."""
     try:
         threading._shutdown()
         atexit._run_exitfuncs()
@@ -200,9 +210,9 @@ def _finish(status: int) -> int:
     return status
 
 
-def members_of(session: int) -> list[int]:
-    """Processes of a session that are not dead."""
-    found = []
+def session_members(session: int) -> list[int]:
+    """Ids of the processes of a session that are not dead."""
+    members = []
     for path in Path("/proc").iterdir():
         if not path.name.isdecimal():
             continue
@@ -211,21 +221,21 @@ def members_of(session: int) -> list[int]:
         except OSError:
             continue
         if int(fields[3]) == session and fields[0] not in "ZX":
-            found.append(int(path.name))
-    return found
+            members.append(int(path.name))
+    return members
 
 
 def end_session(session: int) -> None:
     """Kills all processes of a session."""
-    for member in members_of(session):
+    for member in session_members(session):
         try:
             os.kill(member, signal.SIGKILL)
         except ProcessLookupError:
             continue
 
 
-def memory_of(process: int) -> int:
-    """Bytes that a process holds for itself."""
+def memory_bytes(process: int) -> int:
+    """Resident memory of a process without shared pages, in bytes; 0 if there is no such process."""
     try:
         pages = Path(f"/proc/{process}/statm").read_text().split()
     except OSError:
@@ -234,6 +244,7 @@ def memory_of(process: int) -> int:
 
 
 def _title(process: int) -> str:
+    """Beginning of the command line of a process, or its id if it has ended."""
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:80]
     except OSError:

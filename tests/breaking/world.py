@@ -27,38 +27,35 @@ _POLICY = """train-policy {policy} --run {run} --dataset asked --max-problems 4 
 
 @dataclass(frozen=True)
 class Command:
-    """A call that works, in words with the names of folders in braces."""
+    """A call that works."""
 
     words: str
-    writes: tuple[str, ...] = ()
-    """Folders that it writes."""
-    reads: tuple[str, ...] = ()
-    """Folders whose files it reads."""
+    """The command line, with the names of folders in braces."""
 
     def argv(self, folders: dict[str, Path]) -> list[str]:
-        """Its arguments, with these folders."""
+        """Arguments of the command, with the paths of these folders."""
         return [word.format(**folders) for word in self.words.split()]
 
 
 COMMANDS = {
-    "prepare": Command(_DATA, ("data",), ("sources",)),
-    "train": Command(_TRAIN, ("run",), ("data",)),
-    "train-policy": Command(_POLICY, ("policy",), ("run", "data")),
-    "generate text": Command("generate {run} --prompt one --to text --num 2", ("run",), ("run",)),
-    "generate image": Command("generate {run} --prompt one --to image --trace --steps 3", ("run",), ("run",)),
-    "evaluate": Command("evaluate {run} --max-examples 2 --bound-samples 1", ("run",), ("run", "data", "sources")),
-    "study": Command("study mask-variance {study} --run {run} --draws 2 --workers 0", ("study",), ("run", "data")),
+    "prepare": Command(_DATA),
+    "train": Command(_TRAIN),
+    "train-policy": Command(_POLICY),
+    "generate text": Command("generate {run} --prompt one --to text --num 2"),
+    "generate image": Command("generate {run} --prompt one --to image --trace --steps 3"),
+    "evaluate": Command("evaluate {run} --max-examples 2 --bound-samples 1"),
+    "study": Command("study mask-variance {study} --run {run} --draws 2 --workers 0"),
 }
-"""Name → the command that makes a folder of the world, in the order in which they are made."""
+"""Name → the command that makes a folder of the world, in the order in which they are run."""
 
 
 def folders_in(root: Path) -> dict[str, Path]:
-    """Folders of a world by name."""
+    """Name → path of the folders of a world."""
     return {name: root / name for name in ("sources", "data", "run", "half", "policy", "study")}
 
 
 def make_sources(folder: Path) -> None:
-    """Twelve pictures, twelve sounds, prose, and questions with answers."""
+    """Writes twelve pictures, twelve sounds, prose, and prompts with responses."""
     rng = np.random.default_rng(0)
     for name, end in (("drawn", "png"), ("spoken", "wav")):
         (folder / name).mkdir(parents=True)
@@ -80,7 +77,10 @@ def make_sources(folder: Path) -> None:
 def make_world(
     root: Path, names: Iterable[str] = tuple(COMMANDS), report: Callable[[str], None] = lambda _: None
 ) -> dict[str, Path]:
-    """Makes the folders of these commands, and returns those that are there; one that fails raises with its words."""
+    """Runs these commands and returns name → path of the folders that exist then.
+
+    Raises RuntimeError, with its output, if a command fails.
+    """
     folders = folders_in(root)
     make_sources(folders["sources"])
     for name in names:
@@ -95,13 +95,13 @@ def make_world(
 
 
 def _make_half(run: Path, half: Path) -> None:
-    """A run that stopped at its first checkpoint but one, as a killed one would."""
+    """Copies a run without its newest checkpoint, as if it had been killed before that."""
     shutil.copytree(run, half)
     shutil.rmtree(max((half / "checkpoints").iterdir(), key=lambda path: int(path.name)))
 
 
 def copied(folders: dict[str, Path], root: Path, *names: str) -> dict[str, Path]:
-    """The world with these folders copied into another, where they may be harmed."""
+    """Folders of the world, of which the named ones are copied below `root`, where they may be changed."""
     fresh = folders_in(root)
     for name in names:
         shutil.copytree(folders[name], fresh[name], symlinks=True)
@@ -109,5 +109,5 @@ def copied(folders: dict[str, Path], root: Path, *names: str) -> dict[str, Path]
 
 
 def can_run(words: str, folders: Iterable[str]) -> bool:
-    """Whether all folders that a command's words name are there, or are new."""
+    """Whether all folders that a command line names are among `folders`, or are new."""
     return set(re.findall(r"{(\w+)}", words)) <= {*folders, "new", "out"}

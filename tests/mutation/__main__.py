@@ -1,7 +1,7 @@
-"""`make mutate N=100 SEED=7`: changes statements drawn by lot, one at a time, and shows which changes the tests catch.
+"""`make mutate N=100 SEED=7`: changes statements drawn at random, one at a time, and shows which changes tests catch.
 
-What each test executes is recorded once for a state of sources and tests. Every verdict is kept in .mutation/ as it
-falls, so that the same command goes on where it was stopped.
+The lines that each test executes are recorded once for a state of sources and tests. Every verdict is written to
+.mutation/ at once, so that the same command continues where it was stopped.
 """
 
 import json
@@ -19,10 +19,19 @@ from itertools import islice
 from pathlib import Path
 
 import tyro
-from mutation.copies import Copy, Limits, Verdict, files_of, judge, make_copy, rooms_of, stop_all, watch
-from mutation.mutants import Identity, Mutant, draw
-from mutation.recording import Recording, digest, record
-from mutation.results import Result, disproved, equivalents, read, result_of, share, table, write
+from mutation.copies import Copy, Limits, Verdict, files_of, judge, make_copy, rooms_of, run_tests, stop_all
+from mutation.mutants import Identity, Mutant, draw_mutants
+from mutation.recording import Recording, record_coverage, state_digest
+from mutation.results import (
+    Result,
+    caught_share,
+    disproved,
+    equivalents,
+    read_results,
+    result_of,
+    results_table,
+    write_results,
+)
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -44,7 +53,7 @@ console = Console()
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Change statements drawn by lot, one at a time, and show which changes the tests catch."""
+    """Change statements drawn at random, one at a time, and show which changes the tests catch."""
 
     number: int
     """Number of mutants."""
@@ -53,18 +62,19 @@ class Arguments:
     jobs: int = 2
     """Number of mutants to try at once."""
     patience_s: float = 60.0
-    """Seconds that a test may take in addition to ten times its recorded time; a test that takes longer hangs."""
+    """Time in seconds that a test may take in addition to ten times its recorded time; a test that takes longer counts
+    as hanging."""
     cap_s: float = 900.0
-    """Seconds that the tests of one mutant may take in all."""
+    """Time in seconds that all tests of one mutant may take together."""
 
 
 def main(arguments: Arguments, root: Path) -> int:
-    """Exit status: 0 if the tests catch the share that the standard asks for."""
+    """Tests the mutants and returns the exit status: 0 if the tests catch the share that the standard requires."""
     files = files_of(root)
     rooms = tuple(f"{room}/" for room in rooms_of(root).values())
     sources = {name: (root / name).read_text() for name in files if name.startswith(rooms) and name.endswith(".py")}
-    drawn = list(islice(draw(sources, arguments.seed), arguments.number))
-    kept, state = root / ".mutation", digest(root, files)
+    drawn = list(islice(draw_mutants(sources, arguments.seed), arguments.number))
+    kept, state = root / ".mutation", state_digest(root, files)
     with tempfile.TemporaryDirectory(prefix="trimask-mutation-") as scratch, ThreadPoolExecutor(arguments.jobs) as pool:
         try:
             copies = [make_copy(root, files, Path(scratch, f"{n}"), kept / "compiled") for n in range(arguments.jobs)]
@@ -76,21 +86,23 @@ def main(arguments: Arguments, root: Path) -> int:
         except BaseException:
             stop_all()
             raise
-    console.print(table(results))
+    console.print(results_table(results))
     for result in results:
         if result.status not in ("caught", "equivalent"):
             console.print(f"\n{result.described}\n{result.diff}", markup=False, highlight=False, soft_wrap=True)
     console.print(
-        f"\nThe tests catch {share(results):.1%} of the mutants that are not equivalent; standard {STANDARD:.0%}."
+        f"\nThe tests catch {caught_share(results):.1%} of the mutants that are not equivalent; "
+        f"standard {STANDARD:.0%}."
     )
-    return 0 if share(results) >= STANDARD else 1
+    return 0 if caught_share(results) >= STANDARD else 1
 
 
 def _recorded(copy: Copy, folder: Path, jobs: int) -> Recording:
+    """Recording in a folder, made if it does not exist."""
     recording = Recording(folder)
     if not folder.exists():
         with _bar("recording coverage by test") as report:
-            record(copy, folder, jobs, report)
+            record_coverage(copy, folder, jobs, report)
     for test in sorted(recording.failing):
         console.print(f"left out, since it fails on the original code: {test}", markup=False)
     return recording
@@ -105,7 +117,7 @@ def _judged(
     copies: list[Copy],
     pool: ThreadPoolExecutor,
 ) -> list[Result]:
-    """Results in the order of the draw. Those that are neither equivalent nor in the file are added to it."""
+    """Results of the drawn mutants, in their order. Mutants that are neither equivalent nor in the file are tested."""
     free = queue.SimpleQueue[Copy]()
     for copy in copies:
         free.put(copy)
@@ -119,14 +131,14 @@ def _judged(
             free.put(copy)
         return result_of(mutant, verdict, time.monotonic() - began)
 
-    results = read(path)
+    results = read_results(path)
     todo = [one for one in drawn if one.key not in results and one.identity not in known]
     with _bar("testing mutants") as report:
         report(0, len(todo))
         for done, future in enumerate(as_completed([pool.submit(judged, mutant) for mutant in todo]), 1):
             result = future.result()
             results[result.file, result.line, result.diff] = result
-            write(path, results.values())
+            write_results(path, results.values())
             console.print(result.described, markup=False, highlight=False, soft_wrap=True)
             report(done, len(todo))
     equivalent = {one.key: Verdict("equivalent", why=known[one.identity]) for one in drawn if one.identity in known}
@@ -134,13 +146,13 @@ def _judged(
 
 
 def _failing(results: list[Result], limits: Limits, copy: Copy, path: Path) -> set[str]:
-    """Tests that caught a mutant but fail on the original code too, run without the tests that usually run before."""
+    """Tests that caught a mutant but fail on the original code too, without the tests that usually run before them."""
     passes = json.loads(path.read_text()) if path.exists() else {}
     caught_by = {result.test for result in results if result.status == "caught"}
-    if asked := (caught_by & limits.seconds.keys()) - passes.keys():
-        console.print(f"running the {len(asked)} tests that caught a mutant on the original code")
-        seen = watch(copy, sorted(asked), limits, math.inf, "--maxfail=0")
-        passes |= {test: test in seen.ended and test not in seen.failed for test in asked}
+    if unknown := (caught_by & limits.seconds.keys()) - passes.keys():
+        console.print(f"running the {len(unknown)} tests that caught a mutant on the original code")
+        outcome = run_tests(copy, sorted(unknown), limits, math.inf, "--maxfail=0")
+        passes |= {test: test in outcome.ended and test not in outcome.failed for test in unknown}
         path.write_text(json.dumps(passes, indent=1))
     return {test for test, does_pass in passes.items() if not does_pass}
 
@@ -152,7 +164,7 @@ class _PerMinute(ProgressColumn):
 
 @contextmanager
 def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar, moved by a function of what is done and the total."""
+    """Context of a progress bar; the function it gives takes the number done and the total number."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _PerMinute(), TimeElapsedColumn())
     left = (TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, *left, console=console, speed_estimate_period=1800) as progress:

@@ -1,8 +1,7 @@
-"""A copy of the project that may hold a mutant, and tests that run there under time limits.
+"""A copy of the project that may contain a mutant, and tests that run there under time limits.
 
-`import trimask` means the copy in every process that a test starts, since a folder with a link to it stands first on
-PYTHONPATH.
-The working tree is never touched.
+`import trimask` imports the copy in every process that a test starts, since a folder of links is first on PYTHONPATH.
+The working tree is never changed.
 """
 
 import json
@@ -26,11 +25,11 @@ from mutation.mutants import Mutant
 from mutation.plugin import CONTEXT
 
 _MAX_HANGS = 2
-"""Number of hanging tests after which the others are not tried."""
+"""Number of hanging tests after which the remaining tests are not run."""
 _mtimes = count(1_000_000_000)
-"""One for every file written: Python takes a cached module for new if time and size are the same."""
+"""Times of last change for files, each used once: Python reuses a cached module if time and size are the same."""
 _started: set[subprocess.Popen] = set()
-_is_over = threading.Event()
+_is_stopping = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Copy:
 
     folder: Path
     compiled: Path
-    """XLA's compilation cache, common to all copies."""
+    """Folder of XLA's compilation cache, shared by all copies."""
 
     @property
     def tree(self) -> Path:
@@ -58,7 +57,7 @@ class Copy:
 
     @contextmanager
     def holding(self, mutant: Mutant) -> Iterator[None]:
-        """Writes a mutant into the copy, and the original code when the context ends."""
+        """Context in which the copy contains a mutant; afterwards it has the original code again."""
         path = self.tree / mutant.statement.file
         _write(path, mutant.text)
         try:
@@ -87,7 +86,7 @@ def rooms_of(root: Path) -> dict[str, str]:
 
 
 def make_copy(root: Path, files: Iterable[str], folder: Path, compiled: Path) -> Copy:
-    """Copies the files and checks that Python imports the copies."""
+    """Copies the files into `folder`. Raises RuntimeError if Python does not import the copies."""
     copy = Copy(folder, compiled)
     for name in files:
         (copy.tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -95,42 +94,41 @@ def make_copy(root: Path, files: Iterable[str], folder: Path, compiled: Path) ->
     rooms = rooms_of(root)
     for name, room in rooms.items():
         link = copy.site.joinpath(*name.split("."))
-        if link.parent.is_symlink():  # a package, named before its rooms, that finds them beside the copy of itself
-            continue
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(copy.tree / room)
     (folder / "tmp").mkdir()
     shutil.copy(Path(__file__).with_name("plugin.py"), copy.site / "mutation_plugin.py")
     code = "import sys\nfor name in sys.argv[1:]: print(__import__(name, fromlist=['']).__path__[0])"
     command = [sys.executable, "-c", code, *rooms]
-    how = {"cwd": copy.tree, "env": copy.environment(), "check": True, "capture_output": True, "text": True}
-    found = subprocess.run(command, **how).stdout.split()
-    if outside := [place for place in found if not Path(place).resolve().is_relative_to(copy.tree.resolve())]:
-        raise RuntimeError(f"Python imports {', '.join(outside)} rather than the copy in {copy.tree}")
+    paths = subprocess.run(command, env=copy.environment(), check=True, capture_output=True, text=True).stdout.split()
+    if outside := [path for path in paths if not Path(path).is_relative_to(copy.site)]:
+        raise RuntimeError(f"Python imports {', '.join(outside)} rather than the copy in {copy.site}")
     return copy
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long tests may take."""
+    """Time limits of tests, in seconds."""
 
     seconds: Mapping[str, float]
-    """Time of every test on the original code."""
+    """Test → its time on the original code."""
     patience: float
-    """Seconds that are always granted."""
+    """Time that every test is granted."""
     cap: float
-    """Seconds that all tests of a mutant may take together."""
+    """Time that all tests of a mutant may take together."""
 
-    def of(self, test: str) -> float:
-        """Seconds after which a test hangs; generous, since what other tests compiled may be missing.
+    def timeout_s(self, test: str) -> float:
+        """Time in seconds after which a test counts as hanging.
 
-        What the tests of its file share may have been set up by another test when it was recorded.
+        It is generous, since the test may have to compile functions, or to set up what the tests of its file share,
+        which another test did when the times were recorded.
         """
-        return self.patience + 10 * self.seconds.get(test, 0.0) + 3 * self._of_files.get(test.split("::")[0], 0.0)
+        of_file = self._seconds_of_files.get(test.split("::")[0], 0.0)
+        return self.patience + 10 * self.seconds.get(test, 0.0) + 3 * of_file
 
     @cached_property
-    def _of_files(self) -> dict[str, float]:
-        """File → time of its tests, all together."""
+    def _seconds_of_files(self) -> dict[str, float]:
+        """File → time of all its tests together."""
         totals: dict[str, float] = {}
         for test, seconds in self.seconds.items():
             totals[test.split("::")[0]] = totals.get(test.split("::")[0], 0.0) + seconds
@@ -138,92 +136,95 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What one pytest process did."""
+class PytestRun:
+    """Outcome of one pytest process."""
 
     ended: set[str]
+    """Tests that ended, passed or failed."""
     failed: dict[str, str]
-    """Test → its error."""
+    """Test that failed → its error."""
     running: str
-    """The test that did not end."""
+    """The test that did not end; empty if there is none."""
     status: int | None
-    """Exit status; None if the process was killed because it took too long."""
+    """Exit status; None if the process was killed because a test took too long."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a mutant."""
+    """Verdict on a mutant."""
 
     status: Literal["caught", "survived", "timed out", "not executed", "equivalent"]
     test: str = ""
     """The test that failed, or the first that hung."""
     why: str = ""
+    """Error of the test, or another reason for the status."""
     tests_run: int = 0
+    """Number of tests that ended."""
 
 
 def judge(copy: Copy, tests: list[str], limits: Limits) -> Verdict:
-    """Runs tests in order until one fails.
+    """Runs tests in order until one fails, and returns the verdict on the mutant in the copy.
 
-    A test that hangs is killed, and the tests after it still run: it is not a test that fails.
+    A test that hangs is killed and the tests after it still run: to hang does not count as to fail.
     """
     if not tests:
         return Verdict("not executed")
     until, left, hung, ran = time.monotonic() + limits.cap, tests, "", 0
     for _ in range(_MAX_HANGS):
-        seen = watch(copy, left, limits, until)
-        ran += len(seen.ended)
-        for test, why in seen.failed.items():
+        run = run_tests(copy, left, limits, until)
+        ran += len(run.ended)
+        for test, why in run.failed.items():
             return Verdict("caught", test, why, ran)
-        if seen.status not in (None, 0, 5, -signal.SIGKILL):  # 5: the mutant has no such test
-            return Verdict("caught", seen.running or "importing", _last_line(copy.folder / "log"), ran)
-        if seen.status in (0, 5) or time.monotonic() >= until:
+        if run.status not in (None, 0, 5, -signal.SIGKILL):  # 5: the mutant has no such test
+            return Verdict("caught", run.running or "importing", _last_line(copy.folder / "log"), ran)
+        if run.status in (0, 5) or time.monotonic() >= until:
             break
-        hung = hung or seen.running or "importing"
-        left = [test for test in left if test not in seen.ended and test != seen.running]
-        if not left or not seen.running:
+        hung = hung or run.running or "importing"
+        left = [test for test in left if test not in run.ended and test != run.running]
+        if not left or not run.running:
             break
     if hung:
-        return Verdict("timed out", hung, f"no end in {limits.of(hung):.0f} s", ran)
+        return Verdict("timed out", hung, f"no end in {limits.timeout_s(hung):.0f} s", ran)
     why = f"not all of {len(tests)} tests ran in {limits.cap:.0f} s" if time.monotonic() >= until else ""
     return Verdict("survived", why=why, tests_run=ran)
 
 
-def watch(copy: Copy, tests: list[str], limits: Limits, until: float, *options: str) -> Watched:
-    """Runs tests in one pytest process, to the first that fails unless the options say otherwise.
+def run_tests(copy: Copy, tests: list[str], limits: Limits, until: float, *options: str) -> PytestRun:
+    """Runs tests in one pytest process, up to the first that fails unless `options` of pytest say otherwise.
 
-    The process is killed when a test hangs, and at the time `until`.
+    The process is killed when a test hangs, or at the monotonic time `until`.
     """
-    told, listed, log = (copy.folder / name for name in ("events", "tests", "log"))
-    told.write_text("")
+    event_file, listed, log = (copy.folder / name for name in ("events", "tests", "log"))
+    event_file.write_text("")
     listed.write_text("\n".join(tests))
     files = dict.fromkeys(test.split("::")[0] for test in tests)
     with log.open("w") as output:
         options = (*(options or ("-x",)), *files)
-        process = start_pytest(copy, options, output, MUTATION_EVENTS=told, MUTATION_TESTS=listed)
+        process = start_pytest(copy, options, output, MUTATION_EVENTS=event_file, MUTATION_TESTS=listed)
         events, status, deadline = [], None, time.monotonic() + 3 * limits.patience  # importing takes long
         try:
             while status is None and time.monotonic() < min(deadline, until):
                 time.sleep(0.1)
-                status, before, events = process.poll(), len(events), events_in(told)
+                status, before, events = process.poll(), len(events), events_in(event_file)
                 if len(events) > before:
                     is_between = events[-1]["event"] != "start"
-                    deadline = time.monotonic() + limits.of("" if is_between else events[-1]["test"])
+                    deadline = time.monotonic() + limits.timeout_s("" if is_between else events[-1]["test"])
         finally:
             kill(process)
     ended = {event["test"] for event in events if event["event"] == "end"}
     failed = {event["test"]: event["why"] for event in events if event["event"] == "failed"}
     started = [event["test"] for event in events if event["event"] == "start"]
-    return Watched(ended, failed, next((test for test in started if test not in ended), ""), status)
+    return PytestRun(ended, failed, next((test for test in started if test not in ended), ""), status)
 
 
 def events_in(path: Path) -> list[dict]:
-    """Events that the plugin wrote, without a line that is not complete yet."""
+    """Events that the plugin wrote, without a line that is still being written."""
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def start_pytest(copy: Copy, arguments: Iterable[str], output: IO[str], **environment: str | Path) -> subprocess.Popen:
     """Starts pytest in the copy, in a process group of its own."""
-    if _is_over.is_set():
+    if _is_stopping.is_set():
         raise InterruptedError("stopped")
     quiet = ("-p", "no:cacheprovider", "-p", "mutation_plugin", "--basetemp", str(copy.folder / "tmp/pytest"))
     process = subprocess.Popen(
@@ -240,7 +241,7 @@ def start_pytest(copy: Copy, arguments: Iterable[str], output: IO[str], **enviro
 
 
 def kill(process: subprocess.Popen) -> None:
-    """Ends a process and all that it started in its group."""
+    """Kills a process and all processes of its group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -248,8 +249,8 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def stop_all() -> None:
-    """Ends every pytest that runs, and lets no other start."""
-    _is_over.set()
+    """Kills every running pytest, and prevents others from starting."""
+    _is_stopping.set()
     for process in list(_started):
         kill(process)
 

@@ -1,8 +1,8 @@
-"""Mutants: statements drawn by lot from the sources, each changed in one place.
+"""Mutants: statements drawn at random from the sources, each with one change.
 
-A statement is code that does something: no docstring, import, annotation, alias of a type or wording of an error. Only
-the header of a compound statement counts (`if x > 3:`), since its body consists of statements. A mutant replaces one
-node of the syntax tree, and Python reads its text as that tree.
+A statement is code that has an effect: not a docstring, import, annotation, type alias or text of an error. Of a
+compound statement only the header counts (`if x > 3:`), since its body consists of statements. A mutant replaces one
+node of the syntax tree, and its text parses to exactly that tree.
 """
 
 import ast
@@ -25,19 +25,21 @@ _PAIRS = (
 )  # fmt: skip
 _OTHER_FUNCTION = dict(_PAIRS) | {second: first for first, second in _PAIRS}
 _OMITTED = frozenset({"abs", "exp", "log", "log1p", "reversed", "softmax", "log_softmax", "sqrt", "stop_gradient"})
-"""Functions whose argument can stand for their value."""
+"""Functions whose call may be replaced by their argument."""
 _SYMMETRIC = frozenset({"isinstance", "logical_and", "logical_or", "max", "maximum", "min", "minimum", "print"})
-"""Functions whose arguments are not swapped: nothing, or only a wrong type, would come of it."""
+"""Functions whose arguments are not swapped, since that changes nothing, or only leads to a wrong type."""
 _CRUDE = frozenset({"arguments", "nothing returned"})
+"""Kinds of changes that mostly lead to a wrong type."""
 
 Identity = tuple[str, str, str, str]
+"""File, function, and the changed lines before and after."""
 Change = tuple[str, ast.AST, ast.AST]
 """Kind, the node to replace, and its replacement."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement, and where it stands."""
+    """A statement and its location."""
 
     file: str
     function: str
@@ -45,12 +47,13 @@ class Statement:
     runs_at_import: bool
     node: ast.stmt
     module: ast.Module
+    """Syntax tree of the whole file."""
     source: str
     """Text of the whole file."""
 
     @property
     def lines(self) -> range:
-        """Its lines, without those of its body."""
+        """Line numbers of the statement, without its body."""
         body = getattr(self.node, "body", None)
         end = body[0].lineno - 1 if body else self.node.end_lineno or 0
         return range(self.node.lineno, max(end, self.node.lineno) + 1)
@@ -67,30 +70,30 @@ class Mutant:
 
     @property
     def diff(self) -> str:
-        """Unified diff."""
+        """Unified diff of the change."""
         file, texts = self.statement.file, (self.statement.source.splitlines(), self.text.splitlines())
         return "\n".join(difflib.unified_diff(*texts, f"a/{file}", f"b/{file}", n=1, lineterm=""))
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """File, line and diff: what it is recognised by while the sources stay."""
+        """File, line and diff, by which the mutant is recognised as long as its file does not change."""
         return self.statement.file, self.statement.node.lineno, self.diff
 
     @property
     def identity(self) -> Identity:
-        """File, function, and the changed lines before and after: what it is recognised by when lines move."""
+        """File, function, and the changed lines before and after, by which the mutant is recognised when lines move."""
         changed = self.diff.splitlines()[2:]
         before, after = ("\n".join(line[1:].strip() for line in changed if line[0] == sign) for sign in "-+")
         return self.statement.file, self.statement.function, before, after
 
 
 def statements(file: str, source: str) -> list[Statement]:
-    """Statements of a file that can be changed, in order."""
+    """Statements of a file that can be changed, in the order of their lines."""
     module = ast.parse(source)
 
     def walk(body: list[ast.stmt], function: str, at_import: bool) -> Iterator[Statement]:
         for node in body:
-            if _says_nothing(node):
+            if _has_no_effect(node):
                 continue
             yield Statement(file, function, at_import, node, module, source)
             is_function = isinstance(node, ast.FunctionDef)
@@ -102,8 +105,8 @@ def statements(file: str, source: str) -> list[Statement]:
     return [found for found in walk(module.body, "", True) if changes(found.node)]
 
 
-def _says_nothing(node: ast.stmt) -> bool:
-    """Whether a statement is for readers or type checkers alone, or is the line that makes a module a program."""
+def _has_no_effect(node: ast.stmt) -> bool:
+    """Whether a statement is only for readers or type checkers, or only runs a module as a program."""
     match node:
         case ast.Import() | ast.ImportFrom() | ast.Expr(ast.Constant()):
             return True
@@ -111,33 +114,34 @@ def _says_nothing(node: ast.stmt) -> bool:
             return ast.unparse(test) in ("__name__ == '__main__'", "TYPE_CHECKING")
         case ast.ClassDef():
             return any(ast.unparse(base).split("[")[0].endswith("Protocol") for base in node.bases)
-        case ast.Assign([ast.Name(name)]):  # aliases of types are named like classes, and constants like THIS
+        case ast.Assign([ast.Name(name)]):  # type aliases are named LikeThis, constants LIKE_THIS
             return name.startswith("__") or (name.strip("_")[:1].isupper() and not name.isupper())
     return False
 
 
-def draw(sources: Mapping[str, str], seed: int) -> Iterator[Mutant]:
-    """One mutant of every statement, in an order drawn by lot; the kind of its change and then the place are drawn too.
+def draw_mutants(sources: Mapping[str, str], seed: int) -> Iterator[Mutant]:
+    """One mutant of every statement, in a random order; the kind of its change, then its node, are drawn as well.
 
-    Crude kinds are for statements without another, since the wrong type that they give mostly shows by itself.
+    Crude kinds are used only for statements without another kind, since the wrong type that they lead to is mostly
+    noticed anyway.
     """
     drawn = [found for file, source in sorted(sources.items()) for found in statements(file, source)]
     random.Random(seed).shuffle(drawn)
     for statement in drawn:
-        dice = random.Random(f"{seed} {statement.file} {statement.node.lineno}")
-        ways = changes(statement.node)
-        kinds = sorted({kind for kind, *_ in ways})
-        dice.shuffle(kinds)
+        rng = random.Random(f"{seed} {statement.file} {statement.node.lineno}")
+        possible = changes(statement.node)
+        kinds = sorted({kind for kind, *_ in possible})
+        rng.shuffle(kinds)
         kinds.sort(key=_CRUDE.__contains__)
-        dice.shuffle(ways)
-        found = (mutant_of(statement, way) for way in sorted(ways, key=lambda way: kinds.index(way[0])))
-        yield from islice(filter(None, found), 1)
+        rng.shuffle(possible)
+        mutants = (mutant_of(statement, change) for change in sorted(possible, key=lambda one: kinds.index(one[0])))
+        yield from islice(filter(None, mutants), 1)
 
 
 def mutant_of(statement: Statement, change: Change) -> Mutant | None:
-    """The statement with one node replaced; None if nothing changes, or Python reads the text as something else.
+    """The statement with one node replaced; None if nothing changes, or if the text parses to another tree.
 
-    It does so in some f-strings.
+    The latter happens in some f-strings.
     """
     kind, old, new = change
     wanted = ast.dump(copy.deepcopy(statement.module, {id(old): new}))
@@ -160,7 +164,7 @@ def mutant_of(statement: Statement, change: Change) -> Mutant | None:
 
 
 def changes(node: ast.stmt) -> list[Change]:
-    """Everything that can be changed in a statement, or in the header of a compound one."""
+    """All possible changes of a statement, or of the header of a compound one."""
     found: list[Change] = []
     match node:
         case ast.Expr(ast.Call()) | ast.AugAssign() | ast.Raise() | ast.Assert():
@@ -177,14 +181,14 @@ def changes(node: ast.stmt) -> list[Change]:
         other = ast.AugAssign(node.target, _OPERATORS[type(node.op)](), node.value)
         found.append(("arithmetic", node, other))
     for expression in _expressions(node):
-        found += _of(expression)
+        found += _expression_changes(expression)
     if not found and isinstance(node, ast.Return) and ast.unparse(node) not in ("return", "return None"):
         found.append(("nothing returned", node.value, ast.Constant(None)))
     return found
 
 
 def _expressions(node: ast.stmt) -> Iterator[ast.expr]:
-    """Expressions of a statement, without its body and without f-strings of a `raise`."""
+    """Expressions of a statement, without those of its body, and without f-strings of a `raise`."""
     parts: list[ast.AST]
     match node:
         case ast.FunctionDef(args=arguments):
@@ -206,15 +210,15 @@ def _expressions(node: ast.stmt) -> Iterator[ast.expr]:
         if isinstance(part, ast.expr):
             yield part
         for child in ast.iter_child_nodes(part):
-            if not _is_asked_for(part, child):
+            if not _is_required(part, child):
                 yield from walk(child)
 
     for part in parts:
         yield from walk(part)
 
 
-def _is_asked_for(call: ast.AST, keyword: ast.AST) -> bool:
-    """Whether `make lint` asks for the keyword (`strict` of `zip`), or tests/test_imports.py (`encoding`)."""
+def _is_required(call: ast.AST, keyword: ast.AST) -> bool:
+    """Whether `make lint` requires the keyword (`strict` of `zip`), or tests/test_imports.py does (`encoding`)."""
     match call, keyword:
         case ast.Call(ast.Name("zip")), ast.keyword("strict"):
             return True
@@ -223,8 +227,8 @@ def _is_asked_for(call: ast.AST, keyword: ast.AST) -> bool:
     return False
 
 
-def _of(node: ast.expr) -> Iterator[Change]:
-    """Changes of one expression: kind, the node to replace and its replacement."""
+def _expression_changes(node: ast.expr) -> Iterator[Change]:
+    """Possible changes of one expression, without those of its parts."""
     match node:
         case ast.Constant(bool(value)):
             yield "boolean", node, ast.Constant(not value)
@@ -241,8 +245,8 @@ def _of(node: ast.expr) -> Iterator[Change]:
         case ast.UnaryOp(ast.USub(), operand):
             yield "arithmetic", node, operand
         case ast.Compare(left, ops, values):
-            for place, op in enumerate(ops):
-                changed = [*ops[:place], _OPERATORS[type(op)](), *ops[place + 1 :]]
+            for index, op in enumerate(ops):
+                changed = [*ops[:index], _OPERATORS[type(op)](), *ops[index + 1 :]]
                 yield "comparison", node, ast.Compare(left, changed, values)
         case ast.IfExp(test, body, orelse):
             yield "branches", node, ast.IfExp(test, orelse, body)
@@ -255,15 +259,17 @@ def _of(node: ast.expr) -> Iterator[Change]:
             for condition in (test for generator in node.generators for test in generator.ifs):
                 yield "filter", condition, _negated(condition)
         case ast.Call(ast.Name(name) | ast.Attribute(attr=name), arguments, keywords):
-            yield from _of_call(node, name, arguments, keywords)
+            yield from _call_changes(node, name, arguments, keywords)
 
 
-def _of_call(node: ast.Call, name: str, arguments: list[ast.expr], keywords: list[ast.keyword]) -> Iterator[Change]:
-    for keyword in (one for one in keywords if not _is_asked_for(node, one)):
+def _call_changes(
+    node: ast.Call, name: str, arguments: list[ast.expr], keywords: list[ast.keyword]
+) -> Iterator[Change]:
+    for keyword in (one for one in keywords if not _is_required(node, one)):
         yield "keyword", node, ast.Call(node.func, arguments, [other for other in keywords if other is not keyword])
-    for place, (one, two) in enumerate(pairwise(arguments)):
+    for index, (one, two) in enumerate(pairwise(arguments)):
         if name not in _SYMMETRIC and ast.Starred not in (type(one), type(two)) and ast.dump(one) != ast.dump(two):
-            swapped = [*arguments[:place], two, one, *arguments[place + 2 :]]
+            swapped = [*arguments[:index], two, one, *arguments[index + 2 :]]
             yield "arguments", node, ast.Call(node.func, swapped, keywords)
     if other := _OTHER_FUNCTION.get(name):
         is_method = isinstance(node.func, ast.Attribute)

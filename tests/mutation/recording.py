@@ -1,4 +1,4 @@
-"""Which test executes which line: recorded once over the whole suite, processes that tests start included."""
+"""Recording of the lines that each test executes, in all tests and in the processes that they start."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ _OF_THIS_TOOL = ("tests/mutation/", "tests/test_mutate.py")
 
 @dataclass(frozen=True)
 class Recording:
-    """The lines that every test executed."""
+    """Lines that every test executed, kept in a folder."""
 
     folder: Path
 
@@ -37,18 +37,18 @@ class Recording:
 
     @cached_property
     def failing(self) -> set[str]:
-        """Tests that failed on the original code: they cannot catch a mutant."""
+        """Tests that failed on the original code, and therefore cannot catch a mutant."""
         return {event["test"] for event in self._events if event["event"] == "failed"}
 
     @cached_property
     def seconds(self) -> dict[str, float]:
-        """Time of every test that passed, what it set up included."""
+        """Test that passed → its time in seconds, including the fixtures that it set up."""
         ended = [event for event in self._events if event["event"] == "end"]
         return {event["test"]: event["seconds"] for event in ended if event["test"] not in self.failing}
 
     @cached_property
     def _users(self) -> dict[str, set[str]]:
-        """Context → tests. A fixture's lines count for every test that uses the fixture."""
+        """Coverage context → its tests. The lines of a shared fixture count for every test that uses the fixture."""
         users = {test: {test} for test in self.seconds}
         for event in self._events:
             if event["event"] == "end" and event["test"] in self.seconds:
@@ -65,9 +65,9 @@ class Recording:
     def choose(self, statement: Statement) -> list[str]:
         """Tests to run on a mutant of a statement: those of the module's own test file first, then the quickest files.
 
-        They are the tests that execute it. What runs at import runs for all tests that use the file, and for those
-        that read definitions. A function that is compiled runs as Python once, in the first test that needs it, and a
-        later one may need nothing else of the file: so the other tests of the same test files come last.
+        They are the tests that execute the statement; for one that runs at import, all tests that use its file, and
+        those that read definitions. A compiled function runs as Python only in the first test that needs it, and a
+        later test may execute nothing else of the file; therefore the other tests of the same test files come last.
         """
         paths = [path for path in self._data.measured_files() if path.endswith(f"/tree/{statement.file}")]
         contexts = [pair for path in paths for pair in self._data.contexts_by_lineno(path).items()]
@@ -82,14 +82,14 @@ class Recording:
 
     @cached_property
     def _reading(self) -> set[str]:
-        """Tests that read what definitions say, of all modules, without executing them."""
+        """Tests that read the definitions of all modules without executing them."""
         return {test for test in self.seconds if _file(test) == _READS_DEFINITIONS}
 
     def _expand(self, contexts: Iterable[str]) -> set[str]:
         return {test for context in set(contexts) for test in self._users.get(context, ())}
 
     def _ordered(self, tests: set[str], own: str) -> list[str]:
-        """File by file, so that what a file sets up is set up once."""
+        """Sorts tests file by file, so that shared fixtures are set up once: the file `own` first, then by time."""
         totals: dict[str, float] = {}
         for test in tests:
             totals[_file(test)] = totals.get(_file(test), 0.0) + self.seconds[test]
@@ -100,20 +100,21 @@ def _file(test: str) -> str:
     return test.split("::")[0]
 
 
-def digest(root: Path, files: Iterable[str]) -> str:
-    """Digest of the sources and of all that tests consist of, this tool apart."""
-    found = hashlib.sha256()
+def state_digest(root: Path, files: Iterable[str]) -> str:
+    """Digest of the sources and of all files of the tests, without those of this tool."""
+    digest = hashlib.sha256()
     for name in sorted(files):
         is_code = name.endswith((".py", ".toml", ".jinja", "constraints.txt")) or name.startswith("tests/")
         if is_code and not name.startswith(_OF_THIS_TOOL):
-            found.update(f"{name}\0".encode() + (root / name).read_bytes() + b"\0")
-    return found.hexdigest()[:12]
+            digest.update(f"{name}\0".encode() + (root / name).read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
-def record(copy: Copy, folder: Path, jobs: int, report: Callable[[int, int], None]) -> Recording:
-    """Runs all tests of a copy with coverage, and keeps what they executed in the folder.
+def record_coverage(copy: Copy, folder: Path, jobs: int, report: Callable[[int, int], None]) -> Recording:
+    """Runs all tests of a copy with coverage, and keeps the recording in `folder`.
 
-    If an earlier call was stopped, the tests that ended then do not run again.
+    If an earlier call was stopped, the tests that ended then do not run again. Raises RuntimeError if pytest fails for
+    another reason than failing tests.
     """
     work = folder.with_suffix(".partial").absolute()
     work.mkdir(parents=True, exist_ok=True)

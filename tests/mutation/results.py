@@ -1,4 +1,4 @@
-"""Verdicts on mutants: kept as JSON lines, counted by folder and shown with the diffs of those that survived."""
+"""Results of mutants: kept as JSON lines, and counted by folder."""
 
 import json
 import tomllib
@@ -16,7 +16,7 @@ STATUSES = ("caught", "timed out", "survived", "not executed", "equivalent")
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one mutant."""
+    """A mutant and the verdict on it."""
 
     file: str
     function: str
@@ -40,7 +40,7 @@ class Result:
 
 
 def result_of(mutant: Mutant, verdict: Verdict, seconds: float = 0.0) -> Result:
-    """A verdict with the mutant it is about."""
+    """Result of a mutant with this verdict, which took `seconds`."""
     (file, function, before, after), line = mutant.identity, mutant.statement.node.lineno
     verdict_of = (verdict.status, verdict.test, verdict.why, verdict.tests_run)
     return Result(file, function, line, mutant.kind, before, after, mutant.diff, *verdict_of, round(seconds, 1))
@@ -49,34 +49,34 @@ def result_of(mutant: Mutant, verdict: Verdict, seconds: float = 0.0) -> Result:
 Key = tuple[str, int, str]
 
 
-def read(path: Path) -> dict[Key, Result]:
-    """Results of a file by file, line and diff of their mutant; none if there is no file."""
+def read_results(path: Path) -> dict[Key, Result]:
+    """File, line and diff of a mutant → its result, read from `path`; empty if there is no file."""
     lines = path.read_text().splitlines() if path.exists() else []
     results = (Result(**json.loads(line)) for line in lines)
     return {(result.file, result.line, result.diff): result for result in results}
 
 
-def write(path: Path, results: Iterable[Result]) -> None:
-    """Replaces the file in one step, so that it is whole whenever the command is killed."""
+def write_results(path: Path, results: Iterable[Result]) -> None:
+    """Replaces the file at `path` atomically, so that it is complete whenever the command is killed."""
     new = path.with_suffix(".new")
     new.write_text("".join(f"{json.dumps(asdict(result))}\n" for result in results))
     new.replace(path)
 
 
 def equivalents(text: str) -> dict[Identity, str]:
-    """Mutants that change nothing a test could see → the reason, from a TOML text."""
+    """Identity of an equivalent mutant, which no test can notice → the reason, from a TOML text."""
     entries = tomllib.loads(text).get("equivalent", [])
     return {(entry["file"], entry["function"], entry["before"], entry["after"]): entry["reason"] for entry in entries}
 
 
-def stale(known: Iterable[Identity], sources: Mapping[str, str]) -> list[Identity]:
-    """Equivalents whose lines the sources no longer contain."""
+def stale_equivalents(known: Iterable[Identity], sources: Mapping[str, str]) -> list[Identity]:
+    """Equivalent mutants whose lines the sources no longer contain."""
     lines = {file: {line.strip() for line in source.splitlines()} for file, source in sources.items()}
     return [one for one in known if not set(one[2].splitlines()) <= lines.get(one[0], set())]
 
 
 def disproved(results: Iterable[Result], failing: Collection[str]) -> list[Result]:
-    """The results, where tests that fail on the original code too have caught nothing."""
+    """The results, in which mutants caught only by tests that fail on the original code too have survived."""
     return [
         replace(result, status="survived", why=f"{result.test} fails on the original code too")
         if result.status == "caught" and result.test in failing
@@ -85,14 +85,14 @@ def disproved(results: Iterable[Result], failing: Collection[str]) -> list[Resul
     ]
 
 
-def share(results: Collection[Result]) -> float:
-    """Share of the mutants that were caught, equivalent ones apart."""
+def caught_share(results: Collection[Result]) -> float:
+    """Share of caught mutants among those that are not equivalent."""
     counts = Counter(result.status for result in results)
     return counts["caught"] / max(len(results) - counts["equivalent"], 1)
 
 
-def table(results: Iterable[Result]) -> Table:
-    """Number of mutants of every status, by folder."""
+def results_table(results: Iterable[Result]) -> Table:
+    """Table of the number of mutants of every status, by folder."""
     counts: dict[str, Counter[str]] = {}
     for result in results:
         for row in (str(Path(result.file).parent), "all"):

@@ -15,6 +15,7 @@ from typing import Any
 
 RENAMED: dict[str, str] = {
     # Fields: CLASS.FIELD → the current field of that class, or a path of fields inside it.
+    "BatchConfig.open_questions": "masked_prompt_share",
     "LoopConfig.keep_checkpoints": "keep_last",
     "LossConfig.rows": "tile_positions",
     "LossConfig.columns": "tile_ids",

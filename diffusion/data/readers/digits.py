@@ -1,17 +1,18 @@
 """The embedded dataset `digits`: real handwritten digits, synthetic speech and sums, for TFDS.
 
-`load(config, split, data_dir)` gives random access to the records of one config of `CONFIGS`, building it
-on first use; no network is touched. Every record has an `id` and a `text`, then an `image` (uint8, height ×
-width × 1) or `audio` (int16, 8 kHz mono). The same VERSION gives the same records in the same order, bit for
-bit; the files differ, because protobuf orders the fields of a record as it likes.
+`load_records(config, split, data_dir)` gives random access to the records of one config of `DIGIT_CONFIGS`, and builds
+it on first use, without the network. Every record has an `id` and a `text`; pictures have an `image` (uint8, height ×
+width × 1) as well, sounds an `audio` (int16, 8 kHz mono). The same VERSION gives the same records in the same order,
+bit for bit; the files may differ, because protobuf does not fix the order of a record's fields.
 
-What is held out, as `validation` and `test`:
+Held-out records, in the splits `validation` and `test`:
 
-    handwritten, handwritten_numbers   samples: 10 % and 20 % of each class. A picture less than `NEAR` from
-                                       one of a later split (train < validation < test) is dropped.
+    handwritten, handwritten_numbers   pictures: 10 % and 20 % of each class. A picture whose distance from one of a
+                                       later split (train < validation < test) is less than
+                                       `NEAR_DUPLICATE_DISTANCE` is dropped.
     spoken, spoken_numbers             combinations of voice and speed: each voice lacks one speed in train.
                                        `test_voice` holds voices that no other split has.
-    sums                               operand pairs, 5 % and 15 %, unordered: a+b and b+a are in one split.
+    sums, all_sums                     operand pairs, 5 % and 15 %, unordered: a+b and b+a are in one split.
 """
 
 import functools
@@ -33,28 +34,32 @@ from sklearn.datasets import load_digits
 from sklearn.metrics.pairwise import euclidean_distances
 
 from trimask.diffusion.data.readers import speech
+from trimask.diffusion.data.splits import SPLITS, TEST, TRAIN, VALIDATION, held_out_split
 from trimask.tokenizers.storage.files import written_to
 
-# Pillow decodes our pictures well enough for TFDS not to recommend OpenCV in the middle of a progress bar.
+# Pillow decodes these pictures well enough; TFDS would recommend OpenCV in the middle of a progress bar.
 logging.getLogger("absl").addFilter(lambda record: "OpenCV" not in record.getMessage())
 
 _Item = TypeVar("_Item")
 DigitRecord = dict[str, Any]
-"""Named fields: str, int, or a NumPy array."""
+"""Field → its value: str, int, or a NumPy array."""
 
-SPLITS = ("train", "validation", "test")
-
-NEAR = 11.0
-"""Euclidean distance of two 8×8 pictures with values 0 to 16 under which they are one picture twice: 1.4 grey
-levels per pixel, two thirds of the median distance from a picture to its nearest neighbour."""
+NEAR_DUPLICATE_DISTANCE = 11.0
+"""Euclidean distance below which two 8×8 pictures with values 0 to 16 count as duplicates: 1.4 grey levels per pixel,
+two thirds of the median distance from a picture to its nearest neighbour."""
 
 VOICES = (
     *("en-us", "en", "en-gb-scotland", "en-029", "en-us+m1", "en+m2", "en-gb-scotland+m3", "en-us-nyc+m5"),
     *("en-gb-x-rp+m6", "en-us+m7", "en+m8", "en-gb-x-gbclan+m4", "en-us+f1", "en+f2", "en-gb-scotland+f3"),
     "en-gb-x-rp+f5",
 )
-VOICES_HELD_OUT = ("en-us+Annie", "en+edward")
+"""Voices of all splits but `test_voice`, by espeak-ng's names."""
+HELD_OUT_VOICES = ("en-us+Annie", "en+edward")
+"""Voices of the split `test_voice`."""
+TEST_VOICE = held_out_split("voice")
+"""Split of the voices that no other split has."""
 SPEEDS = (160, 175, 190, 205, 220)
+"""Speeds of speech in words per minute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +85,11 @@ class Handwritten:
 class HandwrittenNumbers:
     """Two digits of one split side by side, 8×16: "a handwritten forty-two".
 
-    All of zero to ninety-nine, equally often; below ten the left half is blank. No picture occurs twice.
+    All numbers from zero to ninety-nine, equally often; below ten the left half is blank. No picture occurs twice.
     """
 
     copies: Mapping[str, int]
-    """Split → pictures of each number."""
+    """Split → number of pictures of each number."""
     splits = SPLITS
 
     def features(self) -> dict[str, Any]:
@@ -108,16 +113,17 @@ class HandwrittenNumbers:
 
 @dataclass(frozen=True, kw_only=True)
 class Spoken:
-    """Number words by espeak-ng, `takes` times for every combination of voice and speed: "seven"."""
+    """Number words spoken by espeak-ng, `takes` times for every combination of voice and speed: "seven"."""
 
     numbers: Sequence[int]
+    """Numbers that are spoken."""
     takes: int
-    """Utterances of each word per combination, each with a pitch from its own part of the range."""
+    """Number of utterances of each word per combination, each with a pitch from its own part of the range."""
     max_seconds: float
-    """A longer utterance is an error: models of this data rely on it."""
+    """Largest length of an utterance in seconds; a longer one is an error, since models of this data rely on it."""
     pitches: tuple[int, int] = (30, 70)
-    """Lowest, and one above the highest."""
-    splits = (*SPLITS, "test_voice")
+    """Range of espeak-ng's pitch: the lowest, and one above the highest."""
+    splits = (*SPLITS, TEST_VOICE)
 
     def features(self) -> dict[str, Any]:
         return {
@@ -137,6 +143,7 @@ class Spoken:
             yield {"id": "-".join(map(str, utterance)), "audio": audio, **utterance._asdict()}
 
     def utterances(self, split: str) -> list[speech.Utterance]:
+        """Utterances of a split in order, with pitches drawn by voice, speed, word and take."""
         low, high = self.pitches
         width = (high - low) // self.takes
         return [
@@ -153,6 +160,7 @@ class Sums:
     """All sums of two numbers: "47+38=85"."""
 
     numbers: Sequence[int]
+    """Numbers that are added."""
     splits = SPLITS
 
     def features(self) -> dict[str, Any]:
@@ -160,32 +168,33 @@ class Sums:
 
     def examples(self, split: str) -> Iterator[DigitRecord]:
         pairs = list(itertools.combinations_with_replacement(self.numbers, 2))
-        for pair in _cut(pairs, "sums", validation=0.05, test=0.15)[split]:
+        for pair in _divide(pairs, "sums", validation=0.05, test=0.15)[split]:
             for a, b in sorted({pair, pair[::-1]}):
                 yield {"id": f"sum-{a}-{b}", "text": f"{a}+{b}={a + b}"}
 
 
-CONFIGS: Mapping[str, Handwritten | HandwrittenNumbers | Spoken | Sums] = MappingProxyType(
+DIGIT_CONFIGS: Mapping[str, Handwritten | HandwrittenNumbers | Spoken | Sums] = MappingProxyType(
     {
         "handwritten": Handwritten(),
-        "handwritten_numbers": HandwrittenNumbers(copies={"train": 40, "validation": 5, "test": 10}),
+        "handwritten_numbers": HandwrittenNumbers(copies={TRAIN: 40, VALIDATION: 5, TEST: 10}),
         "spoken": Spoken(numbers=range(10), takes=2, max_seconds=0.6),
         "spoken_numbers": Spoken(numbers=range(100), takes=1, max_seconds=1.2),
-        # Of two digits each; one-digit numbers, which shift every digit to another place, make sums much harder.
+        # Two-digit numbers only: one-digit numbers shift every digit to another position, which makes sums much harder.
         "sums": Sums(numbers=range(10, 100)),
         "all_sums": Sums(numbers=range(100)),
     }
 )
+"""Config of the dataset, by name."""
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """See the module's docstring."""
+    """TFDS builder of the dataset; the module's docstring describes it."""
 
     VERSION = tfds.core.Version("1.0.0")
     # Nothing is downloaded, and TFDS would not find the checksums of a package without __init__.
     url_infos = None
     BUILDER_CONFIGS = [  # noqa: RUF012 (as TFDS declares it)
-        tfds.core.BuilderConfig(name=name, description=config.__doc__) for name, config in CONFIGS.items()
+        tfds.core.BuilderConfig(name=name, description=config.__doc__) for name, config in DIGIT_CONFIGS.items()
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -206,18 +215,18 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     @property
     def _config(self) -> Handwritten | HandwrittenNumbers | Spoken | Sums:
-        return CONFIGS[self.builder_config.name]
+        return DIGIT_CONFIGS[self.builder_config.name]
 
     def _log_download_bytes(self) -> None:
-        """Says nothing: TFDS would announce a download of 0 bytes amid the caller's progress bar."""
+        """Prints nothing, where TFDS would announce a download of 0 bytes amid the caller's progress bar."""
 
     def _log_download_done(self) -> None:
-        """Says nothing, likewise."""
+        """Prints nothing, where TFDS would announce the end of the download."""
 
 
 @dataclass(frozen=True)
 class _Records(Sequence[DigitRecord]):
-    """A TFDS data source whose strings are str; TFDS gives bytes."""
+    """A TFDS data source whose strings are str, where TFDS gives bytes."""
 
     source: Sequence[DigitRecord]
 
@@ -229,15 +238,16 @@ class _Records(Sequence[DigitRecord]):
         return {name: value.decode() if isinstance(value, bytes) else value for name, value in record.items()}
 
 
-def load(config: str, split: str, data_dir: Path) -> Sequence[DigitRecord]:
-    """Random access to the records of a split, building the config under `data_dir` if it is not there.
+def load_records(config: str, split: str, data_dir: Path) -> Sequence[DigitRecord]:
+    """Random access to the records of a split; builds the config under `data_dir` if it is missing.
 
-    Built in a folder beside the final one and renamed when whole, so an interrupted build is never read.
+    It is built in a folder beside the final one, which is renamed when complete, so an interrupted build is never read.
+    Raises ValueError for an unknown config or split.
     """
-    if config not in CONFIGS:
-        raise ValueError(f"digits has no config {config!r}, only {', '.join(CONFIGS)}")
-    if split not in CONFIGS[config].splits:
-        raise ValueError(f"digits/{config} has no split {split!r}, only {', '.join(CONFIGS[config].splits)}")
+    if config not in DIGIT_CONFIGS:
+        raise ValueError(f"digits has no config {config!r}, only {', '.join(DIGIT_CONFIGS)}")
+    if split not in DIGIT_CONFIGS[config].splits:
+        raise ValueError(f"digits/{config} has no split {split!r}, only {', '.join(DIGIT_CONFIGS[config].splits)}")
     builder = Digits(config=config, data_dir=data_dir, file_format="array_record")
     if not builder.data_path.exists():
         tfds.disable_progress_bar()  # would garble the caller's
@@ -245,15 +255,15 @@ def load(config: str, split: str, data_dir: Path) -> Sequence[DigitRecord]:
             with written_to(builder.data_path):
                 builder.download_and_prepare()
         except OSError:
-            # Another process was quicker: the finished folder cannot be renamed onto, and is as good as ours.
+            # Another process has built the same meanwhile; its folder cannot be replaced by a rename, and is as good.
             if not builder.data_path.exists():
                 raise
-            return load(config, split, data_dir)
+            return load_records(config, split, data_dir)
     return _Records(builder.as_data_source(split=split))
 
 
 def number_word(number: int) -> str:
-    """0 to 99 in English: "zero", "forty-two"."""
+    """English word of a number from 0 to 99: "zero", "forty-two". Raises ValueError for any other number."""
     if not 0 <= number < 100:
         raise ValueError(f"number must be 0 to 99, got {number}")
     if number < 20:
@@ -271,56 +281,58 @@ _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ni
 
 
 def voices_and_speeds(split: str) -> list[tuple[str, int]]:
-    """The combinations heard in a split.
+    """Combinations of voice and speed in a split.
 
-    Voice number i is held out at speed i mod 5, every fourth for `validation`, the others for `test`. That
-    makes 64, 4 and 12 combinations, and leaves every voice and every speed in train.
+    Voice number i is held out at speed number i mod 5: every fourth for `validation`, the others for `test`. That makes
+    64, 4 and 12 combinations, and leaves every voice and every speed in train.
     """
-    if split == "test_voice":
-        return list(itertools.product(VOICES_HELD_OUT, SPEEDS))
+    if split == TEST_VOICE:
+        return list(itertools.product(HELD_OUT_VOICES, SPEEDS))
     held_out = {
-        (voice, SPEEDS[index % len(SPEEDS)]): "validation" if index % 4 == 3 else "test"
+        (voice, SPEEDS[index % len(SPEEDS)]): VALIDATION if index % 4 == 3 else TEST
         for index, voice in enumerate(VOICES)
     }
-    return [pair for pair in itertools.product(VOICES, SPEEDS) if held_out.get(pair, "train") == split]
+    return [pair for pair in itertools.product(VOICES, SPEEDS) if held_out.get(pair, TRAIN) == split]
 
 
 @functools.cache
 def _handwritten_digits() -> tuple[UInt8[np.ndarray, "picture 8 8"], list[int]]:
-    """Pictures with values 0 to 16, and their digits."""
+    """scikit-learn's 1,797 pictures, with values 0 to 16, and the digit of each."""
     digits = load_digits()
     return digits.images.astype(np.uint8), digits.target.tolist()
 
 
 @functools.cache
 def _handwritten_split() -> dict[str, list[int]]:
-    """Split → indices of its pictures, without those that a later split has nearly the same of."""
+    """Split → indices of its pictures, without near-duplicates of pictures in a later split."""
     images, labels = _handwritten_digits()
     splits: dict[str, list[int]] = {split: [] for split in SPLITS}
     for digit in range(10):
         of_digit = [index for index, label in enumerate(labels) if label == digit]
-        for split, indices in _cut(of_digit, f"handwritten {digit}", validation=0.1, test=0.2).items():
+        for split, indices in _divide(of_digit, f"handwritten {digit}", validation=0.1, test=0.2).items():
             splits[split] += indices
     flat = images.reshape(len(images), -1).astype(np.float64)
     later: list[int] = []
     for split in reversed(SPLITS):
         if later:
             nearest = euclidean_distances(flat[splits[split]], flat[later]).min(axis=1)
-            splits[split] = [index for index, near in zip(splits[split], nearest, strict=True) if near >= NEAR]
+            splits[split] = [
+                index for index, near in zip(splits[split], nearest, strict=True) if near >= NEAR_DUPLICATE_DISTANCE
+            ]
         later += splits[split]
     return {split: sorted(indices) for split, indices in splits.items()}
 
 
-def _cut(items: Sequence[_Item], seed: str, *, validation: float, test: float) -> dict[str, list[_Item]]:
-    """Shuffles and cuts into shares; the rest is `train`."""
+def _divide(items: Sequence[_Item], seed: str, *, validation: float, test: float) -> dict[str, list[_Item]]:
+    """Split → its share of the shuffled items; the rest is the training split."""
     shuffled = random.Random(seed).sample(items, len(items))
     a = round(validation * len(items))
     b = a + round(test * len(items))
-    return {"train": shuffled[b:], "validation": shuffled[:a], "test": shuffled[a:b]}
+    return {TRAIN: shuffled[b:], VALIDATION: shuffled[:a], TEST: shuffled[a:b]}
 
 
 def _png(picture: UInt8[np.ndarray, "height width"]) -> io.BytesIO:
-    """PNG of a picture with values 0 to 16, spread over 0 to 255; TFDS would need TensorFlow to write it."""
+    """PNG file of a picture with values 0 to 16, scaled to 0 to 255; TFDS would need TensorFlow to write it."""
     file = io.BytesIO()
     PIL.Image.fromarray(np.round(picture * (255 / 16)).astype(np.uint8)).save(file, "PNG")
     file.seek(0)

@@ -1,12 +1,12 @@
 """Speech by espeak-ng, synthesised in a process of its own: `speak(utterances)` yields int16 at 8 kHz.
 
-espeak-ng is GPL-3 and trimask Apache-2.0. Hence its wheel is an extra, and only the process that this module
-starts (`python -m trimask.diffusion.data.readers.speech`) ever loads it; plain bytes are all that comes back.
+espeak-ng is GPL-3 and trimask Apache-2.0. Hence its wheel is an extra, and only the process that this module starts
+(`python -m trimask.diffusion.data.readers.speech`) loads it; that process returns nothing but plain bytes.
 
-The process reads one JSON list `[text, voice, speed, pitch]` per line until end of file. It answers with its
-sample rate and then, for every line, the number of bytes and the int16 samples; integers are little-endian,
-32 bits. espeak-ng draws its noise from running generators, so the bytes of an utterance depend on what was
-spoken before it: the same list in a fresh process gives the same bytes, part of it does not.
+The process reads one JSON list `[text, voice, speed, pitch]` per line until end of file. It answers with its sample
+rate and then, for every line, the number of bytes and the int16 samples; integers are little-endian, of 32 bits.
+espeak-ng draws its noise from generators that keep their state, so the bytes of an utterance depend on the utterances
+before it: the same list in a fresh process gives the same bytes, a part of the list does not.
 """
 
 import contextlib
@@ -26,27 +26,35 @@ import soxr
 from jaxtyping import Float32, Int16
 
 SAMPLE_RATE_HZ = 8_000
+"""Sample rate of the speech that `speak` gives."""
 
 _COMMAND = (sys.executable, "-P", "-m", "trimask.diffusion.data.readers.speech")
 _PEAK = 0.95
-_SILENCE = 0.01  # of the peak, −40 dB: below it a sample at either end is silence
+"""Peak of an utterance, as a share of full scale."""
+_SILENCE = 0.01
+"""Share of the peak (−40 dB) up to which samples at either end are silence."""
 
 
 class Utterance(NamedTuple):
+    """Text to speak, and the voice that speaks it."""
+
     text: str
     voice: str
-    """Language and variant as espeak-ng names them, "en-us+f1"; "en" alone is British."""
+    """Language and variant by espeak-ng's names, such as "en-us+f1"; "en" alone is British."""
     speed: int
     """Words per minute, 80 to 450."""
     pitch: int
-    """0 to 99."""
+    """Pitch in espeak-ng's scale, 0 to 99."""
 
 
 def speak(utterances: Sequence[Utterance]) -> Iterator[Int16[np.ndarray, " samples"]]:
-    """Yields each utterance at 8 kHz mono, without silence at its ends, its peak at 95 % of full scale."""
+    """Yields each utterance at 8 kHz mono, without silence at its ends, its peak at 95 % of full scale.
+
+    Raises ModuleNotFoundError if espeak-ng is missing, RuntimeError if its process fails.
+    """
     require_espeak()
-    # The process reads everything before it answers, so writing first and reading after cannot deadlock;
-    # its errors go to a file because nobody empties a pipe meanwhile.
+    # The process reads everything before it answers, so writing first and reading after cannot deadlock. Its errors go
+    # to a file, because a pipe that is not read meanwhile would fill up.
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
         assert process.stdin is not None and process.stdout is not None
@@ -59,10 +67,10 @@ def speak(utterances: Sequence[Utterance]) -> Iterator[Int16[np.ndarray, " sampl
                 yield samples
             if process.wait() != 0 or done != len(utterances):
                 errors.seek(0)
-                said = errors.read().decode(errors="replace").strip() or "(nothing)"
+                message = errors.read().decode(errors="replace").strip() or "(nothing)"
                 raise RuntimeError(
                     f"espeak-ng stopped with exit status {process.returncode} after {done} of "
-                    f"{len(utterances)} utterances; it said:\n{said}"
+                    f"{len(utterances)} utterances; it said:\n{message}"
                 )
         finally:
             process.kill()
@@ -71,7 +79,7 @@ def speak(utterances: Sequence[Utterance]) -> Iterator[Int16[np.ndarray, " sampl
 
 
 def require_espeak() -> None:
-    """Raises ModuleNotFoundError, naming the extra to install, where espeak-ng is missing."""
+    """Raises ModuleNotFoundError, with the extra to install, if espeak-ng is missing."""
     if importlib.util.find_spec("espeakng_loader") is None:
         raise ModuleNotFoundError(
             'synthetic speech needs espeak-ng: pip install "trimask[speech]". It is an extra because '
@@ -79,18 +87,18 @@ def require_espeak() -> None:
         )
 
 
-def tidy(samples: Float32[np.ndarray, " samples"]) -> Int16[np.ndarray, " trimmed"]:
-    """Trims silence at both ends and scales the peak to 95 % of full scale."""
+def trim_and_normalise(samples: Float32[np.ndarray, " samples"]) -> Int16[np.ndarray, " trimmed"]:
+    """Samples without silence at both ends, scaled to a peak of 95 % of full scale. Raises ValueError if all are 0."""
     loudness = np.abs(samples)
     if not loudness.any():
-        raise ValueError(f"nothing to hear in {len(samples)} samples")
+        raise ValueError(f"all {len(samples)} samples are silent")
     heard = np.flatnonzero(loudness > _SILENCE * loudness.max())
     trimmed = samples[heard[0] : heard[-1] + 1]
     return np.round(trimmed * (_PEAK * np.iinfo(np.int16).max / loudness.max())).astype(np.int16)
 
 
 def _answers(stream: IO[bytes]) -> Iterator[Int16[np.ndarray, " samples"]]:
-    """Reads until the process has no more to say, or stopped in the middle of saying it."""
+    """Utterances that the process writes, until it stops; one that it did not write completely is left out."""
     if len(header := stream.read(4)) < 4:
         return
     (espeak_rate_hz,) = struct.unpack("<I", header)
@@ -99,10 +107,10 @@ def _answers(stream: IO[bytes]) -> Iterator[Int16[np.ndarray, " samples"]]:
         if len(payload := stream.read(size)) < size:
             return
         wave = np.frombuffer(payload, "<i2").astype(np.float32)
-        yield tidy(soxr.resample(wave, espeak_rate_hz, SAMPLE_RATE_HZ))
+        yield trim_and_normalise(soxr.resample(wave, espeak_rate_hz, SAMPLE_RATE_HZ))
 
 
-# From here on: the process. Constants are those of espeak-ng's speak_lib.h.
+# The rest of the module runs in the process. Constants are those of espeak-ng's speak_lib.h.
 
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _INITIALIZE_DONT_EXIT = 0x8000
@@ -114,7 +122,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes
 
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Speaks every request and writes it to `answers`, see the module's docstring."""
+    """Speaks every request and writes the samples to `answers`, in the format of the module's docstring."""
     import espeakng_loader
 
     espeak = ctypes.CDLL(espeakng_loader.get_library_path())
@@ -123,7 +131,7 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     espeak_rate_hz = espeak.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, b".", _INITIALIZE_DONT_EXIT)
     if espeak_rate_hz <= 0:
         raise RuntimeError(f"espeak-ng did not start with the data in {os.getcwd()}")
-    espeak.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else the time is the seed, heard in breathy voices
+    espeak.espeak_ng_SetRandSeed(ctypes.c_long(1))  # otherwise the time is the seed, which changes breathy voices
     pieces: list[bytes] = []
 
     @_Callback
@@ -149,7 +157,7 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    # Whatever the library prints must not get between the samples.
+    # Output that the library prints must not mix with the samples.
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)
         _serve(sys.stdin.buffer, answers)
