@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from trimask.diffusion.data.readers.lines import blocks_of_text_file, records_of_block
 from trimask.tokenizers.storage import text_files
-from trimask.tokenizers.storage.text_files import byte_lines
+from trimask.tokenizers.storage.text_files import byte_lines, decode_text, read_lines
 
 LINES = st.lists(st.sampled_from([b"", b" ", b"a", b"bc\t", "é…".encode(), b"\r"]), max_size=30)
 

@@ -1,4 +1,4 @@
-"""`make mutate`: which mutants it draws, and a small project whose mutants end in every possible way."""
+"""`make mutate`: the mutants it draws, and a small project whose mutants have every possible verdict."""
 
 import ast
 import shutil
@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from mutation import __main__ as command
 from mutation import copies
-from mutation.copies import Copy, Limits, Verdict, Watched, files_of, judge, make_copy, rooms_of
-from mutation.mutants import changes, draw, mutant_of, statements
+from mutation.copies import Copy, Limits, PytestRun, Verdict, files_of, judge, make_copy, rooms_of
+from mutation.mutants import changes, draw_mutants, mutant_of, statements
 from mutation.plugin import CONTEXT
-from mutation.recording import Recording, digest, record
-from mutation.results import Result, disproved, equivalents, read, result_of, stale
+from mutation.recording import Recording, record_coverage, state_digest
+from mutation.results import Result, disproved, equivalents, read_results, result_of, stale_equivalents
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,7 +77,7 @@ def test_a_statement_has_the_mutants_of_its_kind(source, texts):
     assert found == {ast.unparse(ast.parse(text)) for text in texts}
 
 
-def test_what_is_for_readers_and_type_checkers_has_no_mutant():
+def test_statements_without_effect_have_no_mutant():
     source = (
         '"""Text."""\nimport a\nfrom b import c\nFill = Literal[1, 2]\nx: Literal[1]\n'
         "class P(Protocol):\n    y: int = 1\n"
@@ -87,7 +87,7 @@ def test_what_is_for_readers_and_type_checkers_has_no_mutant():
     assert statements("f.py", source) == []
 
 
-def test_a_statement_has_the_lines_of_its_header_and_knows_when_it_runs():
+def test_a_statement_has_the_lines_of_its_header_and_whether_it_runs_at_import():
     source = (
         "A = 1\nclass B:\n    c: int = 2\n    def d(self, e=3):\n"
         "        if (e >\n            4):\n            return f(\n                5)\n"
@@ -102,49 +102,49 @@ def test_a_statement_has_the_lines_of_its_header_and_knows_when_it_runs():
     ]
 
 
-def test_the_seed_alone_decides_what_is_drawn():
+def test_the_draw_depends_on_the_seed_alone():
     sources = {f"{name}.py": "a = b + 1\nc = d < 2\nif e: f(3)\n" for name in "xyz"}
     backwards = dict(reversed(sources.items()))
-    first = [mutant.key for mutant in draw(sources, 5)]
-    assert first == [mutant.key for mutant in draw(backwards, 5)]
-    assert first != [mutant.key for mutant in draw(sources, 6)]
+    first = [mutant.key for mutant in draw_mutants(sources, 5)]
+    assert first == [mutant.key for mutant in draw_mutants(backwards, 5)]
+    assert first != [mutant.key for mutant in draw_mutants(sources, 6)]
     assert len(set(first)) == 12  # every statement once
 
 
 def test_an_equivalent_is_recognised_when_lines_move_and_missed_when_its_own_change():
-    [mutant] = draw({"f.py": "def g():\n    return a < b\n"}, 0)
+    [mutant] = draw_mutants({"f.py": "def g():\n    return a < b\n"}, 0)
     text = (
         '[[equivalent]]\nfile="f.py"\nfunction="g"\nbefore="return a < b"\nafter="return a <= b"\nreason="a is never b"'
     )
     assert equivalents(text) == {mutant.identity: "a is never b"}
-    [moved] = draw({"f.py": "import c\n\n\ndef g():\n    return a < b\n"}, 0)
+    [moved] = draw_mutants({"f.py": "import c\n\n\ndef g():\n    return a < b\n"}, 0)
     assert moved.identity == mutant.identity
-    assert stale(equivalents(text), {"f.py": moved.statement.source}) == []
-    assert stale(equivalents(text), {"f.py": "def g():\n    return b < a\n"}) == [mutant.identity]
+    assert stale_equivalents(equivalents(text), {"f.py": moved.statement.source}) == []
+    assert stale_equivalents(equivalents(text), {"f.py": "def g():\n    return b < a\n"}) == [mutant.identity]
 
 
-def test_every_known_equivalent_is_about_a_line_of_the_sources():
+def test_every_known_equivalent_quotes_a_line_of_the_sources():
     known = equivalents((ROOT / command.EQUIVALENTS).read_text())
-    assert stale(known, {file: (ROOT / file).read_text() for file, *_ in known}) == []
+    assert stale_equivalents(known, {file: (ROOT / file).read_text() for file, *_ in known}) == []
     assert [one for one, reason in known.items() if not reason] == []
 
 
-def test_the_recording_is_stale_when_sources_or_tests_change_and_not_when_this_tool_or_a_text_does(tmp_path):
+def test_the_state_digest_changes_with_sources_and_tests_but_not_with_this_tool_or_texts(tmp_path):
     def state(**changed: str) -> str:
         files = {"diffusion/x.py": "1", "tests/test_x.py": "2", "tests/mutation/y.py": "3", "README.md": "4"} | changed
         for name, text in files.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
-        return digest(tmp_path, files)
+        return state_digest(tmp_path, files)
 
     assert state() == state(**{"tests/mutation/y.py": "30", "README.md": "40"})
     changed = ("diffusion/x.py", "tests/test_x.py", "tests/pictures/x.png")
     assert len({state(), *(state(**{name: "50"}) for name in changed)}) == 4
 
 
-def test_a_copy_holds_a_mutant_for_a_while_and_python_takes_no_older_module_for_it(tmp_path):
-    """A cached module counts as old if the file has another time or size."""
-    [mutant] = draw({"f.py": "a = b + c\n"}, 0)
+def test_a_copy_contains_a_mutant_within_a_context_and_python_never_reuses_an_older_module(tmp_path):
+    """Python reuses a cached module if the time and the size of its file are the same."""
+    [mutant] = draw_mutants({"f.py": "a = b + c\n"}, 0)
     copy, path = Copy(tmp_path, tmp_path), tmp_path / "tree/f.py"
     path.parent.mkdir()
     times = []
@@ -157,7 +157,7 @@ def test_a_copy_holds_a_mutant_for_a_while_and_python_takes_no_older_module_for_
     assert len(set(times)) == 4
 
 
-def test_python_imports_the_copy_of_a_project_that_is_installed_too(tmp_path):
+def test_python_imports_the_copy_although_the_project_is_installed(tmp_path):
     """Its rooms are those beside the copy of trimask/, which is the first on the path of every process."""
     modules = [next((ROOT / room).glob("*.py")) for room in rooms_of(ROOT).values()]
     files = ["pyproject.toml", "trimask/__init__.py", *(str(path.relative_to(ROOT)) for path in modules)]
@@ -169,8 +169,8 @@ def test_python_imports_the_copy_of_a_project_that_is_installed_too(tmp_path):
         subprocess.run(python, cwd=copy.tree, env=copy.environment(), check=True, capture_output=True)
 
 
-def watched(status=0, ended=(), failed=(), running="") -> Watched:
-    return Watched(set(ended), dict.fromkeys(failed, "AssertionError: "), running, status)
+def watched(status=0, ended=(), failed=(), running="") -> PytestRun:
+    return PytestRun(set(ended), dict.fromkeys(failed, "AssertionError: "), running, status)
 
 
 @pytest.mark.parametrize(
@@ -192,20 +192,20 @@ def test_a_mutant_is_caught_by_a_test_that_fails_and_not_by_one_that_hangs(
 ):
     (tmp_path / "log").write_text("")
     left = iter(processes)
-    monkeypatch.setattr(copies, "watch", lambda *_: next(left))
+    monkeypatch.setattr(copies, "run_tests", lambda *_: next(left))
     verdict = judge(Copy(tmp_path, tmp_path), list("abc"), Limits(seconds={}, patience=1, cap=60))
     assert (verdict.status, verdict.test, verdict.tests_run) == (status, test, tests_run)
     assert list(left) == []
 
 
 def test_a_mutant_survives_if_its_tests_do_not_fail_in_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(copies, "watch", lambda *_: watched(None, "a", running="b"))
+    monkeypatch.setattr(copies, "run_tests", lambda *_: watched(None, "a", running="b"))
     verdict = judge(Copy(tmp_path, tmp_path), list("abc"), Limits(seconds={}, patience=1, cap=0))
     assert (verdict.status, verdict.why) == ("survived", "not all of 3 tests ran in 0 s")
 
 
-def test_a_test_that_fails_on_the_original_code_has_caught_nothing():
-    [mutant] = draw({"f.py": "a = b < c\n"}, 0)
+def test_a_test_that_fails_on_the_original_code_catches_no_mutant():
+    [mutant] = draw_mutants({"f.py": "a = b < c\n"}, 0)
     results = [result_of(mutant, Verdict("caught", test)) for test in ("sound", "flaky")]
     assert [result.status for result in disproved(results, {"flaky"})] == ["caught", "survived"]
 
@@ -278,10 +278,10 @@ def project(tmp_path_factory) -> Path:
 
 def results(project: Path) -> list[Result]:
     [path] = (project / ".mutation").glob("*.jsonl")
-    return list(read(path).values())
+    return list(read_results(path).values())
 
 
-def test_caught_survived_hung_and_not_executed_are_told_apart(project):
+def test_caught_survived_hanging_and_unexecuted_mutants_are_distinguished(project):
     """Mutants reach tests that start processes; what a shared fixture executes counts for all tests that use it.
 
     What one test has made is tested by another, which does not execute it again.
@@ -290,23 +290,27 @@ def test_caught_survived_hung_and_not_executed_are_told_apart(project):
     assert found == EXPECTED
 
 
-def test_the_working_tree_is_left_alone(project):
+def test_the_working_tree_does_not_change(project):
     assert {name: (project / name).read_text() for name in PROJECT} == PROJECT
 
 
-def test_what_runs_at_import_is_also_for_the_tests_that_read_definitions(project):
+def test_tests_that_read_definitions_are_chosen_for_statements_that_run_at_import(project):
     [recorded] = (path.parent for path in (project / ".mutation").glob("*/events"))
     recording, reader = Recording(recorded), "tests/test_defaults.py::test_definitions"
     read = {s.function for s in statements("rooms/sums.py", PROJECT["rooms/sums.py"]) if reader in recording.choose(s)}
     assert read == {""}
 
 
-def test_a_test_may_take_as_long_as_what_its_file_shares(tmp_path):
+def test_the_timeout_of_a_test_includes_the_fixtures_of_its_file(tmp_path):
     limits = Limits(seconds={"a.py::first": 20.0, "a.py::second": 1.0, "b.py::other": 2.0}, patience=5, cap=60)
-    assert [limits.of(test) for test in ("a.py::second", "b.py::other", "c.py::new")] == [5 + 10 + 63, 5 + 20 + 6, 5]
+    assert [limits.timeout_s(test) for test in ("a.py::second", "b.py::other", "c.py::new")] == [
+        5 + 10 + 63,
+        5 + 20 + 6,
+        5,
+    ]
 
 
-def test_the_same_command_goes_on_where_it_was_stopped(project, monkeypatch):
+def test_the_same_command_continues_where_it_was_stopped(project, monkeypatch):
     [path] = (project / ".mutation").glob("*.jsonl")
     whole = path.read_text()
     lines = whole.splitlines(keepends=True)
@@ -318,7 +322,7 @@ def test_the_same_command_goes_on_where_it_was_stopped(project, monkeypatch):
     path.write_text(whole)
 
 
-def test_a_recording_goes_on_where_it_was_stopped(project, tmp_path, monkeypatch):
+def test_a_recording_continues_where_it_was_stopped(project, tmp_path, monkeypatch):
     [recorded] = (path.parent for path in (project / ".mutation").glob("*/events"))
     stopped = shutil.copytree(recorded, tmp_path / "again.partial")
     (stopped / "coverage").rename(stopped / "coverage.earlier")
@@ -326,7 +330,7 @@ def test_a_recording_goes_on_where_it_was_stopped(project, tmp_path, monkeypatch
     (stopped / "events").write_text("".join(line for line in lines if '::test_sum"' not in line) + '{"event": "st')
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     copy = make_copy(project, files_of(project), tmp_path / "copy", tmp_path / "compiled")
-    again = record(copy, tmp_path / "again", 1, lambda done, total: None)
+    again = record_coverage(copy, tmp_path / "again", 1, lambda done, total: None)
     assert "1 passed" in (again.folder / "log").read_text()
     for statement in statements("rooms/sums.py", PROJECT["rooms/sums.py"]):
         assert set(again.choose(statement)) == set(Recording(recorded).choose(statement))

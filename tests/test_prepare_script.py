@@ -1,4 +1,4 @@
-"""trimask prepare: sources by flag, and what is printed."""
+"""`trimask prepare`: sources by flag, and the printed output."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
     assert name == "b_c"
 
 
-def test_what_is_there_under_the_whole_word_is_no_name_and_path(tmp_path, monkeypatch):
+def test_an_existing_path_with_an_equals_sign_is_not_divided_into_name_and_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b").mkdir()
     assert where(images=("a=b",)) == {"a_b": ("images", (f"{tmp_path}/a=b",))}
@@ -84,7 +84,7 @@ def printed(tmp_path, capsys, *words):
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_what_is_there_and_not_used_is_said(tmp_path, capsys, monkeypatch):
+def test_unused_splits_and_files_are_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(prepare, "console", Console(width=200))
     (tmp_path / "photos" / "test").mkdir(parents=True)
     lines = []
@@ -117,7 +117,7 @@ def test_what_is_there_and_not_used_is_said(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("kind", "flag"), [("prompts", "--response-tokens 3"), ("photos", "--max-text-tokens 2")])
-def test_a_few_long_texts_are_said_to_stretch_every_row(tmp_path, capsys, monkeypatch, kind, flag):
+def test_a_few_long_texts_that_lengthen_every_row_are_reported(tmp_path, capsys, monkeypatch, kind, flag):
     monkeypatch.setattr(prepare, "console", Console(width=200))
     texts = [*["zz"] * 199, "abcdefghijklmnop"]
     if kind == "prompts":
@@ -142,7 +142,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["", "prose="])
-def test_a_source_that_is_nowhere_is_refused(word, tmp_path):
+def test_a_source_without_a_path_is_refused(word, tmp_path):
     with pytest.raises(ValueError, match=f"--text needs a path or a name of a dataset, got '{word}'"):
         main([str(tmp_path / "new"), "--text", word])
     assert not (tmp_path / "new").exists()
@@ -150,7 +150,7 @@ def test_a_source_that_is_nowhere_is_refused(word, tmp_path):
 
 @pytest.mark.parametrize("channels", [None, 1])
 def test_colour_that_is_lost_is_counted_unless_grey_was_asked_for(tmp_path, capsys, monkeypatch, channels):
-    """What is trained on is grey; two to be tested on are not."""
+    """Training pictures are grey; two test pictures have colour."""
     monkeypatch.setattr(prepare, "console", Console(width=200))
     (tmp_path / "photos").mkdir()
     lines = []

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from flax import serialization
-from grain.sources import ArrayRecordDataSource
 from jaxtyping import Int
 
 from trimask.diffusion.data.layout import Layout

@@ -1,7 +1,7 @@
 """A copy of the project that may contain a mutant, and tests that run there under time limits.
 
-`import trimask` imports the copy in every process that a test starts, since a folder of links is first on PYTHONPATH.
-The working tree is never changed.
+`import trimask` imports the copy in every process that a test starts, since a folder with a link to it is first on
+PYTHONPATH. The working tree is never changed.
 """
 
 import json
@@ -94,15 +94,18 @@ def make_copy(root: Path, files: Iterable[str], folder: Path, compiled: Path) ->
     rooms = rooms_of(root)
     for name, room in rooms.items():
         link = copy.site.joinpath(*name.split("."))
+        if link.parent.is_symlink():  # a package, named before its rooms, that finds them beside the copy of itself
+            continue
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(copy.tree / room)
     (folder / "tmp").mkdir()
     shutil.copy(Path(__file__).with_name("plugin.py"), copy.site / "mutation_plugin.py")
     code = "import sys\nfor name in sys.argv[1:]: print(__import__(name, fromlist=['']).__path__[0])"
     command = [sys.executable, "-c", code, *rooms]
-    paths = subprocess.run(command, env=copy.environment(), check=True, capture_output=True, text=True).stdout.split()
-    if outside := [path for path in paths if not Path(path).is_relative_to(copy.site)]:
-        raise RuntimeError(f"Python imports {', '.join(outside)} rather than the copy in {copy.site}")
+    how = {"cwd": copy.tree, "env": copy.environment(), "check": True, "capture_output": True, "text": True}
+    paths = subprocess.run(command, **how).stdout.split()
+    if outside := [path for path in paths if not Path(path).resolve().is_relative_to(copy.tree.resolve())]:
+        raise RuntimeError(f"Python imports {', '.join(outside)} rather than the copy in {copy.tree}")
     return copy
 
 
