@@ -306,7 +306,7 @@ ENTRY = {
     ("line", "reason"),
     [
         ("{", "line 1: not strict JSON"),
-        ('{"file": "x"}', "line 1: not an entry of this index; choose another --out: .*required field is missing"),
+        ('{"file": "x"}', "line 1: not an entry of an index; choose another --out: .*required field is missing"),
         ("[]", "must be an object"),
         (json.dumps(ENTRY | {"seed": "0"}), r"must be a whole number, got \"0\" @ \$\.seed"),
         (json.dumps(ENTRY | {"file": "../victim.txt"}), r"line 1 @ \$\.file: a file name must consist of letters"),

@@ -192,7 +192,7 @@ def test_episodes_in_pytorch_keep_what_is_open(torch):
 
 def test_rollouts_in_pytorch_are_timed(torch, objects):
     torch.rand_like = lambda x: tensor(np.zeros(x.shape))
-    assert objects("torch_rollout.py", ROLLOUT) == [{"found": [[1.0, 3]] * 3}]
+    assert objects("torch_rollout.py", ROLLOUT) == [{"results": [[1.0, 3]] * 3}]
     seed, layer, layers, first, of_policy, second = torch.calls
     options = {"batch_first": True, "norm_first": True}
     assert seed == ("seed", 0) and first == second == "eval"

@@ -287,5 +287,5 @@ def test_training_time_is_tokens_over_rate():
 def test_metrics_that_say_nothing_are_no_report(story, tmp_path, lines):
     _, evaluation, samples, loaded, prepared = story
     (tmp_path / "metrics.jsonl").write_text(lines)
-    with pytest.raises(ValueError, match=r"metrics.jsonl: none of its [01] lines says step, loss, tokens and"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl: none of its [01] lines has the step, loss, tokens and"):
         report.write_report(tmp_path, evaluation, samples, loaded, prepared)
