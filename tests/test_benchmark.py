@@ -192,7 +192,8 @@ def test_of_several_rows_that_differ_the_largest_distance_counts(monkeypatch):
     tokens = np.full((3, 4), ours)
     theirs = tokens.copy()
     theirs[[0, 1], [1, 3]] += 1
-    assert OurGeneration(Partial(max), how.strategy_function, how.rules(vocabulary), state, tokens).parted_at(theirs) == 0.45
+    generation = OurGeneration(Partial(max), how.strategy_function, how.rules(vocabulary), state, tokens)
+    assert generation.parted_at(theirs) == 0.45
 
 
 ROLLOUT = [

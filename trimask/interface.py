@@ -26,7 +26,7 @@ from trimask.scripts.output.answers import FRAME_MILLISECONDS, write_media
 from trimask.scripts.output.media_files import png_bytes, write_animation
 from trimask.scripts.output.presentation import ending_of, frame_of, presentation_of
 from trimask.scripts.output.trajectory import confidences, text_in_order, trace_of, write_page
-from trimask.scripts.questions import Asked, Query, Question, prompts_of, query_of, usual_sampling
+from trimask.scripts.questions import Asked, Query, Question, default_sampling, prompts_of, query_of
 from trimask.scripts.train_policy import problems_of
 from trimask.tokenizers.codec import SoundCodec
 from trimask.tokenizers.media import MediaTokenizers
@@ -347,7 +347,7 @@ class TrainedModel:
         files = {"image": image, "audio": audio, **(given or {})}
         lists = [value for value in (prompt, infill, *files.values()) if isinstance(value, list | tuple)]
         strategy = _plain(settings.get("strategy"))
-        usual = usual_sampling(self.run, to or TEXT, strategy if isinstance(strategy, str) else None)
+        usual = default_sampling(self.run, to or TEXT, strategy if isinstance(strategy, str) else None)
         sampling = _configured(usual, settings, self._query)
         texts = {name: _listed(name, value, str) for name, value in (("prompt", prompt), ("infill", infill))}
         paths = [f"{name}={path}" for name, value in files.items() for path in _listed(name, value, str, Path)]

@@ -45,7 +45,7 @@ class Arguments(Checked):
     repeats: Size = 3
     """Number of saves and restores of each network; their median is reported."""
     limits: WorkLimits = WorkLimits()
-    """Largest memory that the benchmark may take."""
+    """Limits of memory and computing time."""
 
     def __post_init__(self):
         super().__post_init__()

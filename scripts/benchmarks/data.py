@@ -48,7 +48,7 @@ class Arguments(Checked):
     batches: Size = 20
     """Number of timed batches of each case, after an epoch, or at most 100 batches, that load examples into memory."""
     limits: WorkLimits = WorkLimits()
-    """Largest memory that the benchmark may take."""
+    """Limits of memory and computing time."""
 
     def __post_init__(self):
         super().__post_init__()

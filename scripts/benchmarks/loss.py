@@ -59,7 +59,7 @@ class Arguments(Checked):
     repeats: Size = 10
     """Number of timed calls of each case, after one that is not timed; their median is reported."""
     limits: WorkLimits = WorkLimits()
-    """Largest memory that the benchmark may take."""
+    """Limits of memory and computing time."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -66,7 +66,7 @@ class Arguments(Checked):
     python: Path | None = None
     """Python with PyTorch, in which a loop is timed for comparison. None: no comparison."""
     limits: WorkLimits = WorkLimits()
-    """Largest memory that the benchmark may take."""
+    """Limits of memory and computing time."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -77,7 +77,7 @@ class Arguments(Checked):
     python: Path = Path(sys.executable)
     """Python with PyTorch and transformers, for the comparison."""
     limits: WorkLimits = WorkLimits()
-    """Largest memory that the benchmark may take."""
+    """Limits of memory and computing time."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -172,8 +172,8 @@ def _cases_of_size(arguments: Arguments, size: str) -> list[Case]:
         count, evaluations = rows * length, int(final.nfe.max())
         numbers = (seconds, count / seconds, evaluations, 1000 * seconds / evaluations)
         cases[setting] = Case("trimask", size, num_parameters(parameters), *setting, *numbers)
-        tokens = np.asarray(final.sequence.tokens)
-        ours[setting] = OurGeneration(denoise, generation.strategy_function, generation.rules(vocabulary), state, tokens)
+        rules, tokens = generation.rules(vocabulary), np.asarray(final.sequence.tokens)
+        ours[setting] = OurGeneration(denoise, generation.strategy_function, rules, state, tokens)
     others = [] if arguments.fast_dllm is None else _others(arguments, config, vocabulary, model, prompts, cases, ours)
     return [*cases.values(), *others]
 

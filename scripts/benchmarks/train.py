@@ -80,7 +80,7 @@ class Arguments(Checked):
     """Peak speed of the device in TFLOP/s, for the utilisation (MFU), such as 989 for an H100 in bfloat16. None: no
     utilisation."""
     limits: WorkLimits = WorkLimits()
-    """Largest memory that the benchmark may take."""
+    """Limits of memory and computing time."""
 
     def __post_init__(self):
         super().__post_init__()
