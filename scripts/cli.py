@@ -209,7 +209,7 @@ def settle_process() -> None:
     """Sets what must be set before JAX is imported: glibc's allocator, XLA's C++ logging, and how the process ends.
 
     XLA logs only what ends the process, since it reports all other errors to Python, too. This hides complaints about
-    programs from the compilation cache, which take hints to LLVM (prefer-no-gather) for missing features of the machine.
+    programs from the compilation cache, which take hints to LLVM (prefer-no-gather) for features that are missing.
 
     At its end Python would search all objects of JAX for garbage, which takes half a second and frees nothing.
 

@@ -248,7 +248,7 @@ def test_rollouts_are_compared_by_evaluations_per_second(tmp_path, monkeypatch):
 
 
 def test_a_policy_is_given_what_environments_show(monkeypatch):
-    """The confidence of the best token of each, what is masked, and the steps that were taken of four."""
+    """The policy is given the largest confidence of each position, the masks, and the number of steps taken."""
 
     def policy_logits(policy, parameters, confidence, is_masked, candidates, steps):
         assert confidence.dtype == "float16" and candidates.dtype == is_masked.dtype == bool
@@ -346,7 +346,7 @@ def test_attention_is_timed_by_length(tmp_path):
 
 
 def test_batches_are_timed_in_every_way(prepared, tmp_path, monkeypatch):
-    """What threads and processes prepare is tested with `prefetched`; here is which of them are asked for."""
+    """Preparation by threads and processes is tested with `prefetched`; this checks which of them are timed."""
     asked, made = [], []
 
     class Seen(Batches):

@@ -1,4 +1,4 @@
-"""What each benchmark writes of times that are made up, and that the ways it times compute the same."""
+"""Tables that each benchmark writes of made-up times; and the codes that it compares compute the same."""
 
 import sys
 from pathlib import Path

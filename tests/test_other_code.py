@@ -72,13 +72,13 @@ def objects(monkeypatch, tmp_path, capsys):
 
 
 def run_script(script: str, name: str = "script") -> SimpleNamespace:
-    """What a script defines."""
+    """Names that a script defines."""
     path = Path(benchmark.__file__).parent / "benchmarks" / "peers" / script
     return SimpleNamespace(**runpy.run_path(str(path), run_name=name))
 
 
 def test_the_network_in_pytorch_is_ours(torch):
-    """With the weights of one of ours without an embedding of places, it computes the same logits."""
+    """It computes the same logits as our network without an embedding of coordinates, with the same weights."""
     size = TransformerConfig(width=16, num_heads=2, num_layers=2, mlp_width=24, place_embedding=False)
     ours = Transformer(size, fakes.VOCABULARY, key=jax.random.key(0))
     theirs = run_script("torch_train.py").Model(SPEC)

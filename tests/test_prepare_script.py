@@ -1,4 +1,4 @@
-"""trimask prepare: sources by flag, and what is printed."""
+"""`trimask prepare`: sources given by flags, and printed output."""
 
 import json
 
@@ -150,7 +150,7 @@ def test_a_source_that_is_nowhere_is_refused(word, tmp_path):
 
 @pytest.mark.parametrize("channels", [None, 1])
 def test_colour_that_is_lost_is_counted_unless_grey_was_asked_for(tmp_path, capsys, monkeypatch, channels):
-    """What is trained on is grey; two to be tested on are not."""
+    """Training pictures are grey; two test pictures are not."""
     monkeypatch.setattr(prepare, "console", Console(width=200))
     (tmp_path / "photos").mkdir()
     lines = []

@@ -1,4 +1,4 @@
-"""What is made of each modality for people: files with several media, pictures of whole ones, frames."""
+"""Presentation of each modality: files with several media, pictures of complete media, frames."""
 
 import dataclasses
 from types import SimpleNamespace
