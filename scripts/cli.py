@@ -194,7 +194,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _imported(module: str) -> Any:
-    """A command's module. What its imports make is there to stay: Python never looks for garbage among it."""
+    """Imports a command's module, and excludes the objects that its imports create from garbage collection."""
     if module in sys.modules:
         return importlib.import_module(module)
     gc.disable()

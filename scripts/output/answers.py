@@ -123,7 +123,7 @@ def write_answers(out: Path, outputs: Sequence[Answered], tokenizers: MediaToken
 
 
 def write_media(path: Path, modality: str, media: Any, tokenizers: MediaTokenizers) -> None:
-    """Writes one answer."""
+    """Writes one answer to a file."""
     if modality == TEXT:
         write_text(path, media + "\n")
     else:

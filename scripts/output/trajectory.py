@@ -167,9 +167,9 @@ def _live_text(tokenizers: MediaTokenizers, codes: np.ndarray, confidence: np.nd
 def text_in_order(
     tokenizers: MediaTokenizers, codes: Int[np.ndarray, " length"], steps: Int[np.ndarray, " length"]
 ) -> str:
-    """HTML of a text in which each token has the number of the step that revealed it, the later the darker behind it.
+    """HTML of a text, with each token marked by the number of the step that revealed it, darker for later steps.
 
-    Tokens of step 0 were given. EOS is left out.
+    Tokens of step 0, the given ones, are not marked. EOS is left out.
     """
     spans = []
     for code, step in zip(codes, steps, strict=True):
