@@ -13,7 +13,7 @@ from trimask.tokenizers.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem."""
+    """A request to fill masked tokens, and its reference answer."""
 
     request: Example
     """The example with the tokens that are asked for masked (code −1)."""

@@ -1,6 +1,6 @@
-"""`trimask <command>`: finds the command, settles the process, reports errors as one block.
+"""`trimask <command>`: finds the command, prepares the process, and reports errors without a traceback.
 
-Nothing heavy is imported here: a command's module is imported when it is called, so that help is instant.
+The module of a command is imported only when the command is called, so that `trimask --help` is instant.
 """
 
 import atexit
@@ -27,72 +27,75 @@ _ASCII = {
     "█": "#",
     "░": ".",
 }
-"""How characters of our own are written where a terminal has none of them."""
+"""Character of our output → its replacement on terminals whose encoding lacks it."""
 
 
 class Command(NamedTuple):
+    """A command of `trimask`."""
+
     module: str
-    """Has `main(argv: Sequence[str]) -> None`."""
+    """Name of its module, which has `main(argv: Sequence[str]) -> None`."""
     summary: str
+    """Line of `trimask --help`."""
     example: str
-    """A call that works; the tests compare its flags with the command's own help."""
+    """A call of the command for `trimask --help`; tests compare its flags with the command's own help."""
 
 
 COMMANDS = {
     "demo": Command(
         "trimask.scripts.demo",
-        "the whole story in minutes: prepare, train, evaluate, and a report to look at and listen to",
+        "prepare data, train, evaluate and write a report, in minutes",
         "trimask demo",
     ),
     "prepare": Command(
         "trimask.scripts.prepare",
-        "turn your files, or the embedded dataset, into tokens",
+        "turn your files, or the embedded datasets, into tokens for training",
         "trimask prepare data/tiny --preset tiny",
     ),
     "train": Command(
         "trimask.scripts.train",
-        "train a named experiment; called again, it resumes where it stopped",
+        "train a model on prepared data; the same command resumes",
         "trimask train runs/tiny --data data/tiny --preset tiny",
     ),
     "evaluate": Command(
         "trimask.scripts.evaluate",
-        "bits per token and judged accuracy of a run on held-out data",
+        "score a run on held-out data: bits per token, and generated answers by judges",
         "trimask evaluate runs/tiny",
     ),
     "generate": Command(
         "trimask.scripts.generate",
-        "write, draw or speak with a trained run",
+        "generate texts, pictures or sounds with a trained run",
         'trimask generate runs/tiny --prompt "a handwritten seven" --to image',
     ),
     "train-policy": Command(
         "trimask.scripts.train_policy",
-        "learn by reinforcement which tokens to unmask when, on a trained run",
+        "train a policy that decides which tokens to unmask when, for a trained run",
         "trimask train-policy policies/start --run runs/cups --preset imitation",
     ),
     "study": Command(
         "trimask.scripts.study",
-        "the experiments behind the claims: how hyperparameters transfer, how large a batch may be",
+        "run an experiment: how hyperparameters transfer, how large a batch may be, how to sample",
         "trimask study lr-transfer studies/lr",
     ),
     "plan": Command(
         "trimask.scripts.plan",
-        "what a preset needs on so many accelerators: memory, communication, days",
+        "compute the memory, communication and days that training needs on a number of accelerators",
         "trimask plan trimodal_1b --devices 64 --device-kind h100",
     ),
     "benchmark": Command(
         "trimask.scripts.benchmark",
-        "how fast training, the loss, the sampler and rollouts are here, beside other code if you have it",
+        "measure the speed of training, the loss, the sampler and rollouts, compared with other code",
         "trimask benchmark sample benchmarks/here",
     ),
     # Not scripts/inspect.py: `python scripts/train.py` puts scripts/ on sys.path before the standard library.
     "inspect": Command(
         "trimask.scripts.inspection",
-        "what prepared data or a run holds: reconstruction quality, codebook use, parameters",
+        "describe prepared data or a run: layouts, reconstruction quality, parameters",
         "trimask inspect data/tiny",
     ),
     "completion": Command(
         "trimask.scripts.completion",
-        "what the Tab key adds, in bash, zsh or fish: commands, flags, presets, and folders of your own",
+        "print a script for Tab completion in bash, zsh or fish",
         "trimask completion bash",
     ),
 }
@@ -113,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # The reader, `| head`, has seen enough.
+        # The reader has closed the pipe, as `| head` does.
         _discard_output()
         return 141
     except OSError as error:
@@ -123,15 +126,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Standard streams that are closed read and write nothing, and no file that is opened later takes their place."""
+    """Replaces closed standard streams by /dev/null, so that no file that is opened later takes their place."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # The lowest number that is free, which is the stream's own: those before it are open by now.
+            # `open` returns the lowest free descriptor, which is the stream's own: those before it are open by now.
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _let_every_terminal_read() -> None:
-    """What a terminal's encoding lacks is written in ASCII, so that output never fails after the work."""
+    """Writes characters that a terminal's encoding lacks in ASCII, so that printing a result never fails."""
     codecs.register_error("trimask", _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -146,7 +149,7 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 
 def _discard_output() -> None:
-    """Lets go of what is still buffered: Python would complain about it again at its end."""
+    """Discards buffered output, which Python would otherwise fail to write once more at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -169,7 +172,7 @@ def _dispatch(arguments: list[str]) -> int:
         _imported(COMMANDS[name].module).main(rest)
     except KeyboardInterrupt as stop:
         _report(f"trimask {name}: {str(stop) or 'interrupted'}")
-        # A signal that a command obeyed in its own time says which it was.
+        # A command that ends by a signal at a time of its choosing gives the signal's status.
         return getattr(stop, "exit_status", 130)
     except BrokenPipeError:
         raise
@@ -177,7 +180,7 @@ def _dispatch(arguments: list[str]) -> int:
         _report(f"trimask {name}: error: not enough memory: {error}")
         return 1
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        # That is how our boundaries refuse what they were given; all else is a bug and keeps its traceback.
+        # These errors refuse what a user gave; all others are bugs and keep their traceback.
         if os.environ.get("TRIMASK_DEBUG", "0") != "0":
             raise
         _report(f"trimask {name}: error: {_message(error)}")
@@ -191,7 +194,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _imported(module: str) -> Any:
-    """A command's module. What its imports make is there to stay: Python never looks for garbage among it."""
+    """Imports a command's module, and excludes the objects that its imports create from garbage collection."""
     if module in sys.modules:
         return importlib.import_module(module)
     gc.disable()
@@ -203,17 +206,17 @@ def _imported(module: str) -> Any:
 
 
 def settle_process() -> None:
-    """Sets what must stand before JAX is imported: glibc's allocator, XLA's C++ logging, and how the process ends.
+    """Sets what must be set before JAX is imported: glibc's allocator, XLA's C++ logging, and how the process ends.
 
-    XLA logs nothing but what ends the process; all else it tells Python too, but for complaints about programs from the
-    compilation cache that name hints to LLVM (prefer-no-gather) as features that the machine lacks.
+    XLA logs only what ends the process, since it reports all other errors to Python, too. This hides complaints about
+    programs from the compilation cache, which take hints to LLVM (prefer-no-gather) for features that are missing.
 
-    At its end Python would look through all that JAX has made for garbage, half a second for nothing.
+    At its end Python would search all objects of JAX for garbage, which takes half a second and frees nothing.
 
     XLA on CPU takes and frees its temporaries, megabytes each, at every step. glibc returns such blocks to
-    the kernel and faults them in again page by page. Kept in one arena instead, a training loop's system time
-    fell to a quarter (11.5 to 2.7 s of 40 steps on 2 cores); its memory grew by 0.4 to 0.8 GB. A MALLOC_
-    variable in the environment is the user's own choice and stands.
+    the kernel and faults them in again page by page. With all blocks kept in one arena, the system time of a training
+    loop fell to a quarter (11.5 to 2.7 s for 40 steps on 2 cores), and its memory grew by 0.4 to 0.8 GB. MALLOC_
+    variables in the environment take precedence.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     atexit.register(gc.freeze)

@@ -1,6 +1,6 @@
-"""trimask generate: write, draw or speak with a trained run.
+"""trimask generate: generates texts, pictures, sounds or other media with a trained model.
 
-Everything is computed before anything is written, as `answers.py` says.
+All answers are computed before any is written.
 """
 
 import dataclasses
@@ -23,32 +23,34 @@ from trimask.scripts.output.answers import Answered, read_index, write_answers
 from trimask.scripts.output.media_files import require_mp4
 from trimask.scripts.output.presentation import frame_of
 from trimask.scripts.output.trajectory import live, trace_lines
-from trimask.scripts.questions import Asked, Query, query_of, usual_sampling
+from trimask.scripts.questions import Asked, Query, default_sampling, query_of
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.ranges import NonNegativeInt
 from trimask.tokenizers.vocabulary import TEXT
 
 _WATCHED = 4
-"""Answers shown at a time."""
+"""Largest number of answers that --watch shows at a time."""
 _LISTS = ("--prompt", "--infill", "--image", "--audio", "--given")
+"""Flags that take several values and may be repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Asked):
-    """One kind of input: prompts, infills, or files of one modality."""
+    """Model, requests (of one kind: prompts, infills, or files of one modality), output and sampling settings."""
 
     run: tyro.conf.Positional[Path]
     """Run folder that `trimask train` wrote."""
     animate: Literal["gif", "mp4"] | None = None
-    """Also write an animation of each answer as it becomes known; MP4 needs the extra `video`."""
+    """Format of an animation of the generation of each answer; mp4 needs the extra `video`. None: no animation."""
     watch: bool = False
-    """Show on the terminal how answers become known, four at most."""
+    """Show on the terminal how the first answers, at most four, are generated."""
     trace: bool = False
-    """Also write when each token was revealed, and how sure it was, for `trimask inspect` to make a page of."""
+    """Also write a trace of each answer: the step and confidence at which each token was revealed. `trimask inspect`
+    makes a page of it."""
     log_probs: bool = False
-    """Also put the log-probability of each token when it was revealed, in nats, into the index."""
+    """Also write to the index the log-probability in nats that each token had when it was revealed."""
     checkpoint: NonNegativeInt | Literal["best"] | None = None
-    """Step of the checkpoint, or the best by the run's best_metric. None: the newest."""
+    """Step of the checkpoint, or "best" for the best one by the run's best_metric. None: the newest."""
     out: Path | None = None
     """Folder to write to. None: generated/ in the run folder."""
     compiling: Annotated[Compiling, tyro.conf.arg(name="")] = Compiling()
@@ -60,10 +62,13 @@ class Arguments(Asked):
 
 
 def run(loaded: LoadedRun, arguments: Arguments, out: Path) -> None:
-    """Asks, writes and prints."""
+    """Generates answers, writes them to the folder and prints those that are texts.
+
+    Raises ValueError, before anything is computed, for arguments that the run or the folder do not allow.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; it must be a folder, or a name for a new one")
-    read_index(out)  # what cannot be added to is refused before anything is computed
+    read_index(out)  # raises if answers cannot be added to the folder, before anything is computed
     query = query_of(loaded, arguments)
     if arguments.watch or arguments.trace or arguments.animate:
         paths = _watched(query, loaded, arguments.watch)
@@ -82,7 +87,7 @@ def run(loaded: LoadedRun, arguments: Arguments, out: Path) -> None:
 def _outputs(
     loaded: LoadedRun, arguments: Arguments, query: Query, paths: Sequence[Sequence[Answer]]
 ) -> list[Answered]:
-    """Answers, the ends of paths, with what the index says of them."""
+    """Answers with their entries of the index; `paths` hold the states of each request, ending with the answer."""
     outputs = []
     for number, question, path in zip(query.numbers, query.questions, paths, strict=True):
         answer = path[-1]
@@ -109,7 +114,7 @@ def _outputs(
 
 
 def _watched(query: Query, loaded: LoadedRun, is_shown: bool) -> list[list[Answer]]:
-    """The states of every question on its way, shown while they come if that is asked for."""
+    """States of every request before and after each step; shown on the terminal while they are computed if wanted."""
     requests = query.requests
     paths: list[list[Answer]] = [[] for _ in requests]
     shown = [question.prompt for question in query.questions][:_WATCHED]
@@ -123,13 +128,12 @@ def _watched(query: Query, loaded: LoadedRun, is_shown: bool) -> list[list[Answe
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the command."""
+    """Runs `trimask generate` with these arguments."""
     words = joined(list(arguments), *_LISTS)
     parsed: Arguments = parse(Arguments, words, "generate", __doc__ or "")
     loaded = load(parsed.run, parsed.checkpoint)
-    # Once more, with the run's own way to sample where nothing is said, and the blocks of a policy.
-    usual = usual_sampling(loaded, parsed.target, parsed.sampling.strategy)
-    default = dataclasses.replace(parsed, sampling=usual)
+    # Parsed once more, with the run's own sampling settings, and the blocks of a policy, as defaults.
+    default = dataclasses.replace(parsed, sampling=default_sampling(loaded, parsed.target, parsed.sampling.strategy))
     parsed = parse(Arguments, words, "generate", __doc__ or "", default)
     run(loaded, parsed, parsed.out or parsed.run / "generated")
 

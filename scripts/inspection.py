@@ -4,10 +4,9 @@ For a folder of prepared data it shows the datasets, the layout of the sequences
 held-out texts, and how well the codecs reconstruct held-out media. For a run it shows the parameters, the newest
 metrics and the results of its evaluation. From a trace, which `trimask generate --trace` writes, it makes an HTML page
 that shows the generation step by step.
-
-The module is not called inspect.py, because a script that is run by its path would import it in place of the standard
-library's.
 """
+
+# The module is not called inspect.py: a script that is run by its path would import it in place of the standard one.
 
 import os
 import sys

@@ -1,8 +1,8 @@
-"""What a user asks of a trained model, by the command or from Python, and how it becomes answers.
+"""Turns what a user asks of a trained model, by the command or from Python, into requests, and these into answers.
 
     Asked, as given  →  Query of a run: questions, settings  →  answers  →  media
 
-Everything that decides an answer is decided here, so the same words and the same seed make the same tokens.
+Everything that determines an answer is determined here, so the same input and the same seed give the same tokens.
 """
 
 import dataclasses
@@ -29,49 +29,51 @@ from trimask.tokenizers.storage.ranges import Checked, NonNegative, Seed, Size
 from trimask.tokenizers.vocabulary import TEXT
 
 _ANYTHING = "unconditional"
-"""What answers to an empty prompt are called."""
+"""Title of answers to an empty prompt, from which their file names are made."""
 _SHORT = ("image", "audio")
-"""Modalities that have a field of their own."""
+"""Modalities whose files can be given by a field of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked(Checked):
-    """One kind of input: prompts, infills, or files of one modality."""
+    """Requests, of one kind (prompts, infills, or files of one modality), and sampling settings."""
 
     prompt: tuple[str, ...] = ()
-    """Texts: what to draw or say, or with --to text how the text begins. An empty one draws or says anything, as
-    guidance imagines it."""
+    """Texts that describe what to generate, or, for text output, texts to continue. An empty prompt generates a picture
+    or sound without a condition."""
     prompts: str | None = None
-    """File of more prompts, one per line; - reads them from standard input."""
+    """File of further prompts, one per line; - reads them from standard input."""
     infill: tuple[str, ...] = ()
-    """Texts with holes, as in "47+__=85": _ is one token, [MASK:n] are n, \\_ is an underscore."""
+    """Texts with holes to fill, as in "47+__=85": _ stands for one token, [MASK:n] for n tokens, and \\_ for an
+    underscore."""
     image: tuple[Path, ...] = ()
-    """Pictures to describe; short for --given image=FILE."""
+    """Picture files to describe; short for --given image=FILE."""
     audio: tuple[Path, ...] = ()
-    """Sounds to transcribe; short for --given audio=FILE."""
+    """Sound files to transcribe; short for --given audio=FILE."""
     given: tuple[str, ...] = ()
-    """MODALITY=FILE: files of any modality of the run, to describe."""
+    """Files of any modality of the run to describe, each written MODALITY=FILE."""
     inpaint: Path | None = None
-    """With --image and --to image: a mask, a picture of the same size that is bright where each of them is to be drawn
-    anew: white, or any colour whose grey is 128 or more; what is darker or transparent stays as it is."""
+    """Mask for regenerating a part of each picture of --image, with --to image: a picture of the same size. The part is
+    where the mask is opaque and its grey value at least 128; the rest of the pictures is kept."""
     span: tuple[NonNegative, NonNegative] | None = None
-    """With --audio and --to audio: from which to which second each of them is to be spoken anew. A --prompt may say
-    what a restored picture or sound is of; without one the model finds a description, too."""
+    """Start and end, in seconds, of the part of each sound of --audio to regenerate, with --to audio. For restored
+    pictures and sounds a prompt may describe the whole; without one the model also generates a description."""
     to: str | None = None
-    """Modality to make: text, image, audio, or what else the run has. None: text, for all but prompts, which have to
-    say."""
+    """Modality to generate: text, image, audio, or another one of the run. None: text; required for prompts."""
     num: Size = 1
-    """Answers to each input."""
+    """Number of answers for each input."""
     seed: Seed = 0
-    """The same seed gives the same answers, whatever else is asked."""
+    """Seed of the answers; an answer depends on the seed and its own input alone."""
     like: str | None = None
-    """Dataset whose shapes and buffers the answers have. None: the first that fits."""
+    """Dataset whose layout (shapes of media, length of texts) the answers have. None: the first that fits."""
     length: Size | None = None
-    """Tokens to write after a prompt, at most; more than the model's texts have, if you like. None: as many."""
+    """Largest number of tokens to generate after a prompt; may exceed the length of the training texts. None: the
+    length of the training texts."""
     limits: WorkLimits = WorkLimits()
-    """What it may take."""
+    """Limits of memory and computing time."""
     sampling: tyro.conf.OmitArgPrefixes[GenerationConfig] = GenerationConfig()
-    """How. What is not given here is as the run was configured for what is asked, whatever default is shown."""
+    """Sampling settings. Those that are not given are the run's own for the generated modality, whatever default is
+    shown here."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -87,27 +89,27 @@ class Asked(Checked):
         if self.to is None and given[0].startswith("prompt"):
             raise ValueError("a prompt needs `to`: text, image, audio, or another modality of the run")
         if self.length is not None and not (self.to == TEXT and given[0].startswith("prompt")):
-            raise ValueError("`length` is of texts that a prompt begins, so it needs a prompt and `to` text")
+            raise ValueError("`length` is only for continued texts: it needs a prompt and `to` text")
         if self.to not in (None, TEXT) and given[0] == "infill":
-            raise ValueError(f"an infill makes text, got `to` {self.to}")
+            raise ValueError(f"an infill generates text, got `to` {self.to}")
 
     def _require_a_medium_to_restore(self, given: list[str]) -> None:
-        medium, how = ("image", "inpaint") if self.inpaint is not None else ("audio", "span")
+        medium, field = ("image", "inpaint") if self.inpaint is not None else ("audio", "span")
         others = set(given) - {medium, "prompt"}
         is_ordered = self.span is None or self.span[0] < self.span[1]
         if (self.inpaint is None) == (self.span is None) or medium not in given or others or self.prompts:
             raise ValueError(
-                f"`{how}` goes with {medium}, with a prompt or without; got {' and '.join(given) or 'no input'}"
+                f"`{field}` needs {medium}, and allows only a prompt besides; got {' and '.join(given) or 'no input'}"
             )
         if self.to != medium or len(self.prompt) > 1 or not is_ordered:
             raise ValueError(
-                f"`{how}` needs `to` {medium}, one prompt at most, and a span that ends after it begins; got "
+                f"`{field}` needs `to` {medium}, one prompt at most, and a span that ends after it begins; got "
                 f"`to` {self.to}, {len(self.prompt)} prompts, span {self.span}"
             )
 
     @property
     def files(self) -> dict[str, list[Path]]:
-        """Modality → the files of it that are given."""
+        """Modality → its given files. Raises ValueError for an entry of `given` that is not MODALITY=FILE."""
         files = {medium: list(getattr(self, medium)) for medium in _SHORT if getattr(self, medium)}
         for word in self.given:
             medium, equals, path = word.partition("=")
@@ -118,25 +120,27 @@ class Asked(Checked):
 
     @property
     def target(self) -> str:
-        """The modality that is made."""
+        """Modality to generate."""
         return self.to or TEXT
 
 
 @dataclass(frozen=True)
 class Question:
-    """One input, as the user gave it, and what the model is asked."""
+    """One input of the user, as a request to the model."""
 
     prompt: str
+    """The prompt, infill pattern or path, as the user gave it."""
     example: Example
+    """The request: an example with the asked tokens masked."""
     title: str
-    """What the files are named after."""
+    """Text from which file names are made."""
     keep: Callable[[np.ndarray], np.ndarray] = lambda media: media
-    """Puts back what was given of a restored medium."""
+    """Function that puts the given part of a restored medium into the generated one."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """Questions that a run can answer, and how it does."""
+    """Questions to a run, with all that is needed to answer them."""
 
     prompts: Prompts
     questions: list[Question]
@@ -146,34 +150,39 @@ class Query:
 
     @property
     def requests(self) -> list[Example]:
-        """The questions as the model sees them."""
+        """Requests to the model, one per question."""
         return [question.example for question in self.questions]
 
     @property
     def numbers(self) -> list[int]:
-        """How many equal questions came before each."""
+        """Number of equal requests before each."""
         return occurrence_numbers(self.requests)
 
     def answers(self, report: Report) -> list[Answer]:
-        """The answers in the order of the questions."""
+        """Generates the answers, in the order of the questions."""
         return self.generator.generate(self.requests, self.config, self.seed, partial(report, "answers"))
 
     def watch(self) -> Iterator[tuple[int, Answer]]:
-        """Number and state of each question, before the first step and after each; the last is its answer."""
+        """Generates the answers step by step: index of a question and its state, before the first and after each step.
+
+        The last state of a question is its answer.
+        """
         return self.generator.watch(self.requests, self.config, self.seed)
 
     def media(self, question: Question, answer: Answer) -> Any:
-        """The text, or what the codec decodes."""
+        """The answer as a text, or as a medium that the codec decodes."""
         return question.keep(self.prompts.decode(question.example, answer.example))
 
 
 def query_of(loaded: LoadedRun, asked: Asked) -> Query:
-    """Reads the files and lays out the questions. Raises ValueError for what this run cannot be asked."""
-    made = loaded.vocabulary.modalities[1:]
-    if asked.target not in made:
-        raise ValueError(f"this run makes {', '.join(made)}; got `to` {asked.to!r}")
+    """Reads the files and makes the requests. Raises ValueError for requests that the run cannot answer."""
+    generated = loaded.vocabulary.modalities[1:]
+    if asked.target not in generated:
+        raise ValueError(f"this run generates {', '.join(generated)}; got `to` {asked.to!r}")
     if asked.to != TEXT and "" in asked.prompt and not loaded.description.train.masking.drop_probability:
-        raise ValueError("an empty prompt needs a run that was trained to go without: its drop_probability is 0")
+        raise ValueError(
+            "an empty prompt needs a run that was trained without conditions, too; its masking.drop_probability is 0"
+        )
     prompts = prompts_of(loaded, asked.like)
     questions = [question for question in ask(asked, prompts) for _ in range(asked.num)]
     config = settings(asked, loaded, questions[0].example)
@@ -184,12 +193,12 @@ def query_of(loaded: LoadedRun, asked: Asked) -> Query:
 
 
 def prompts_of(loaded: LoadedRun, like: str | None = None) -> Prompts:
-    """What the run's model can be asked."""
+    """Maker of requests for a run; `like` names the dataset whose layout they have."""
     return Prompts(loaded.tokenizers, loaded.description.layouts, like)
 
 
 def ask(asked: Asked, prompts: Prompts) -> list[Question]:
-    """The questions, in the order of the input; files are read here."""
+    """Requests for all inputs, in their order; reads the files."""
     if asked.infill:
         return [Question(pattern, prompts.infill(pattern), pattern) for pattern in asked.infill]
     if asked.inpaint is not None or asked.span is not None:
@@ -206,7 +215,7 @@ def ask(asked: Asked, prompts: Prompts) -> list[Question]:
 
 
 def _to_restore(asked: Asked, prompts: Prompts) -> list[Question]:
-    """Pictures with a region, or sounds with a span, to be made anew."""
+    """Requests to regenerate a region of pictures or a span of sounds."""
     prompt = asked.prompt[0] if asked.prompt else None
     shape = prompts.media_shape(asked.target)
     read = medium_reader(asked.target, prompts)
@@ -227,16 +236,16 @@ def _to_restore(asked: Asked, prompts: Prompts) -> list[Question]:
     return questions
 
 
-def usual_sampling(loaded: LoadedRun, target: str, strategy: str | None = None) -> GenerationConfig:
-    """How the run makes a modality where nothing else is said; by a policy, in the policy's blocks."""
-    usual = loaded.generation(target)
+def default_sampling(loaded: LoadedRun, target: str, strategy: str | None = None) -> GenerationConfig:
+    """The run's sampling settings for a modality; with the block length of the policy if the strategy is one."""
+    default = loaded.generation(target)
     if strategy is None or not is_policy_path(strategy):
-        return usual
-    return dataclasses.replace(usual, block_length=describe_policy(strategy).block_length)
+        return default
+    return dataclasses.replace(default, block_length=describe_policy(strategy).block_length)
 
 
 def settings(asked: Asked, loaded: LoadedRun, example: Example) -> GenerationConfig:
-    """The way to sample that is asked for, refused where a part of it cannot have an effect."""
+    """Sampling settings of the request. Raises ValueError if one that was given can have no effect."""
     default, config = loaded.generation(asked.target), asked.sampling
     require_used_fields(config, default)
     if not any(segment.is_condition and (segment.codes >= 0).any() for segment in example.segments):

@@ -91,7 +91,10 @@ def problems_of(
     judge: str | Judge | None,
     report: Report = silent,
 ) -> ProblemSet:
-    """Problems for a run from prepared data, whose tokenizers and shards are compared with what they must be."""
+    """Problems for a run from a folder of prepared data; None: the data that the run was trained on.
+
+    Raises ValueError if the tokenizers differ from those of the run, and an error if shards are damaged.
+    """
     prepared = prepared_of(loaded, data)
     require_same_tokenizers(loaded, prepared)
     prepared.require_verified(report)

@@ -10,7 +10,7 @@ from matplotlib.text import Text
 
 
 def described_figure(figure: Figure) -> str:
-    """A line for the figure, one per axes, and below it what is drawn in them."""
+    """Lines of text: one for the figure, one for each axes, and one for everything drawn in them."""
     width, height = figure.get_size_inches()
     lines = [f"{width:.2f} by {height:.2f} inches of {figure.dpi:g} dots"]
     for axes in figure.axes:

@@ -40,7 +40,7 @@ def figures(monkeypatch, module):
 
 
 def described(figures):
-    """All that is said of drawn panels, but for their points: a line per figure, and one per panel."""
+    """Titles, axes, labels and marks of drawn panels: a line for each figure and each panel."""
     said = []
     for name, (panels, columns) in sorted(figures.items()):
         said.append(f"{name}, {columns} columns")
@@ -54,7 +54,7 @@ def described(figures):
 
 
 def magnitudes(tree):
-    """The sum of the magnitudes of every array: what is timed stays what it is, so that versions can be compared."""
+    """Sum of the magnitudes of every array of a tree, to check that timed inputs stay the same between versions."""
     return [float(np.abs(np.asarray(leaf, np.float64)).sum()) for leaf in jax.tree.leaves(tree)]
 
 

@@ -24,7 +24,7 @@ from trimask.diffusion.sampling.policy import PolicyConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts.benchmark import BENCHMARKS, main
 from trimask.scripts.benchmarks import checkpoint, data, rollout, sample, train
-from trimask.scripts.benchmarks.sample import Ours, _start
+from trimask.scripts.benchmarks.sample import OurGeneration, _start
 from trimask.tokenizers.vocabulary import Vocabulary
 
 SMALL = [
@@ -115,14 +115,14 @@ def test_samples_are_timed_of_what_is_asked_for(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sample, "_timed", timed)
     monkeypatch.setattr(sample, "run_peer", run_peer)
-    monkeypatch.setattr(Ours, "parted_at", lambda ours, tokens: 0.0)
+    monkeypatch.setattr(OurGeneration, "parted_at", lambda ours, tokens: 0.0)
     arguments = sample.Arguments(
         out=tmp_path, sizes=("64x1",), vocabulary=50, rows=(1, 2), prompt=3, lengths=(4, 8), blocks=(4,),
         per_evaluation=2, caches=("none", "dual"), repeats=7, llada=tmp_path / "a", fast_dllm=tmp_path / "b",
     )  # fmt: skip
-    ours = [case for case in sample._network(arguments, "64x1") if case.code == "trimask"]
+    ours = [case for case in sample._cases_of_size(arguments, "64x1") if case.code == "trimask"]
     keys = [(length, 4, rows, cache) for length in (4, 8) for rows in (1, 2) for cache in ("none", "dual")]
-    assert [case.key for case in ours] == keys
+    assert [case.setting for case in ours] == keys
     prompts = np.array(told["prompts"])
     assert prompts.tolist() == [[47, 36, 30], [17, 19, 6]]
     for (length, block, rows, cache), case, (*how, tokens, repeats) in zip(keys, ours, asked, strict=True):
@@ -154,7 +154,7 @@ def test_a_row_that_differs_is_followed_to_the_closest_choice_before_it():
     state = _start(np.full((1, 1), first), 3, vocabulary)
     how = GenerationConfig(steps=3, temperature=0.0)
     tokens = np.full((1, 4), first)
-    ours = Ours(Partial(fakes.fake(logits)), how.strategy_function, how.rules(vocabulary), state, tokens)
+    ours = OurGeneration(Partial(fakes.fake(logits)), how.strategy_function, how.rules(vocabulary), state, tokens)
     # The order is 1, 3, 2; the last step has nothing left to prefer but its own token.
     for place, closest in ((1, best[1] - best[3]), (3, best[1] - best[3]), (2, 2 * best[2] - 1)):
         theirs = tokens.copy()
@@ -192,7 +192,8 @@ def test_of_several_rows_that_differ_the_largest_distance_counts(monkeypatch):
     tokens = np.full((3, 4), ours)
     theirs = tokens.copy()
     theirs[[0, 1], [1, 3]] += 1
-    assert Ours(Partial(max), how.strategy_function, how.rules(vocabulary), state, tokens).parted_at(theirs) == 0.45
+    generation = OurGeneration(Partial(max), how.strategy_function, how.rules(vocabulary), state, tokens)
+    assert generation.parted_at(theirs) == 0.45
 
 
 ROLLOUT = [
@@ -214,7 +215,7 @@ FAKE_TORCH = """
 import json, sys
 spec = json.load(open(sys.argv[2]))
 assert len(spec["prompts"]) == 3 and spec["width"] == 64
-print(json.dumps({"found": [[2.0, 12]]}))
+print(json.dumps({"results": [[2.0, 12]]}))
 """
 
 
@@ -247,7 +248,7 @@ def test_rollouts_are_compared_by_evaluations_per_second(tmp_path, monkeypatch):
 
 
 def test_a_policy_is_given_what_environments_show(monkeypatch):
-    """The confidence of the best token of each, what is masked, and the steps that were taken of four."""
+    """The policy is given the largest confidence of each position, the masks, and the number of steps taken."""
 
     def policy_logits(policy, parameters, confidence, is_masked, candidates, steps):
         assert confidence.dtype == "float16" and candidates.dtype == is_masked.dtype == bool
@@ -283,10 +284,10 @@ def test_an_error_of_the_other_python_is_shown(tmp_path):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--sizes", "100x2"], "width that 64 divides"),
+        (["--sizes", "100x2"], "width that is a multiple of 64"),
         (["--lengths", "96"], "96 tokens in blocks of 64"),
         (["--per-evaluation", "3"], "3 per evaluation"),
-        (["--blocks"], "one of each"),
+        (["--blocks"], "at least one value each"),
         (["--llada", "x"], "needs --fast-dllm"),
         (["--rows", "0"], "at least 1"),
     ],
@@ -345,7 +346,7 @@ def test_attention_is_timed_by_length(tmp_path):
 
 
 def test_batches_are_timed_in_every_way(prepared, tmp_path, monkeypatch):
-    """What threads and processes prepare is tested with `prefetched`; here is which of them are asked for."""
+    """Preparation by threads and processes is tested with `prefetched`; this checks which of them are timed."""
     asked, made = [], []
 
     class Seen(Batches):
@@ -391,18 +392,18 @@ def test_saving_is_timed_and_leaves_nothing_behind(tmp_path):
     [
         (["loss", "--vocabularies", "300", "2"], "Error parsing --vocabularies: must be at least 3, got 2"),
         (["loss", "--masked", "0"], "Error parsing --masked: must lie in (0, 1], got 0.0"),
-        (["loss", "--masked", "0.01", "--tokens", "16"], "--masked 0.01 masks none of 16 positions"),
+        (["loss", "--masked", "0.01", "--tokens", "16"], "--masked 0.01 masks none of the 16 positions"),
         (["loss", "--tile-positions", "0"], "at least 1"),
         (["loss", "--loss.z-loss", "1"], "Unrecognized options: --loss.z-loss"),
         (["train", "--length", "30"], "must be a multiple of 4, got 30"),
-        (["train", "--md4", "y"], "--md4 and --md4-python go together; got y and None"),
+        (["train", "--md4", "y"], "--md4 and --md4-python must be given together; got y and None"),
         (["train", "--peak-tflops", "0"], "Error parsing --peak-tflops: must be positive, got 0.0"),
-        (["attention", "--heads", "3", "--kv-heads", "2"], "heads for each"),
+        (["attention", "--heads", "3", "--kv-heads", "2"], "--kv-heads must divide --heads"),
         (["data", "--data", "y", "--tokens", "0"], "Error parsing --tokens: must be at least 1, got 0"),
-        (["data", "--data", "y", "--workers"], "--tokens and --workers take at least one number; got (16384,) and ()"),
+        (["data", "--data", "y", "--workers"], "--tokens and --workers need at least one number; got (16384,) and ()"),
         (["data", "--data", "y", "--workers", "-1"], "Error parsing --workers: must not be negative, got -1"),
-        (["checkpoint", "--sizes", "64"], "a size is WIDTHxLAYERS with a width that 64 divides, as 512x8; got '64'"),
-        (["rollout", "--size", "64x0"], "as 512x8; got '64x0'"),
+        (["checkpoint", "--sizes", "64"], "such as 512x8, with a width that is a multiple of 64; got '64'"),
+        (["rollout", "--size", "64x0"], "a multiple of 64; got '64x0'"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(words, reason, tmp_path, capsys):
@@ -416,7 +417,7 @@ def test_training_is_timed_of_the_network_that_is_asked_for(tmp_path, monkeypatc
     asked = []
     monkeypatch.setattr(
         train,
-        "_ours",
+        "_time_our_step",
         lambda config, *rest: asked.append((config.model, *rest)) or (2.0 * len(asked), 3.0, 4),
     )
     arguments = train.Arguments(out=tmp_path, rows=2, length=16, repeats=7, dtype="bfloat16", ways=("scanned, remat",))
@@ -464,7 +465,7 @@ def test_a_step_lasts_until_its_results_are_there_and_the_first_two_do_not_count
     )
     batch = train._batch(vocabulary, arguments)
     config = TrainConfig(model=TransformerConfig(width=128))
-    assert train._ours(config, vocabulary, batch, 3) == (2.0, 5.0, 77)
+    assert train._time_our_step(config, vocabulary, batch, 3) == (2.0, 5.0, 77)
     assert waited == [(step, ("hyperparameters", "key")) for step in (1, 2, 3, 4, 5)]
 
 

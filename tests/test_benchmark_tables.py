@@ -1,4 +1,4 @@
-"""What each benchmark writes of times that are made up, and that the ways it times compute the same."""
+"""Tables that each benchmark writes of made-up times; and the codes that it compares compute the same."""
 
 import sys
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_the_table_of_samples_has_other_code_under_ours(tmp_path, monkeypatch):
         case("Fast-dLLM", "64x1", 2000, 32, speedup=3.0, same_tokens=1.0),
     ]
     arguments = sample.Arguments(out=tmp_path, sizes=("64x1",))
-    table = table_of(sample, "sample", arguments, cases, tmp_path, monkeypatch, "_network")
+    table = table_of(sample, "sample", arguments, cases, tmp_path, monkeypatch, "_cases_of_size")
     assert table == written(
         """
         | code | size | parameters | length | block | rows | cache | NFE | tokens/s | ms/NFE | ours faster | \\

@@ -45,7 +45,7 @@ def scripts(tmp_path_factory):
 
 
 def offered(scripts, here, *lines: list[str]) -> list[list[str]]:
-    """What bash offers for the last word of each line."""
+    """Completions that bash offers for the last word of each line."""
     asked = "".join(
         "COMP_WORDS=({}); COMP_CWORD={}; _shtab_trimask; printf '%s\\n' \"${{COMPREPLY[@]}}\"; echo ---\n".format(
             " ".join(f"'{word}'" for word in ["trimask", *line]), len(line)

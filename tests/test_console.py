@@ -1,4 +1,4 @@
-"""What commands share on the terminal."""
+"""Parsing and printing that all commands share."""
 
 import ast
 import io

@@ -44,7 +44,7 @@ REQUESTS = [
 
 
 def rightness(problems, examples):
-    """The share of what was asked for that was revealed."""
+    """Share of the asked tokens that are revealed."""
     asked = [problem.length for problem in problems]
     masked = [sum((segment.codes < 0).sum() for segment in example.segments) for example in examples]
     return 1 - np.array(masked) / np.array(asked)

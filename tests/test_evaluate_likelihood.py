@@ -1,4 +1,4 @@
-"""What `trimask evaluate --likelihood` prints and writes of made-up bits."""
+"""Output of `trimask evaluate --likelihood` for made-up bits."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ def test_of_choices_the_likeliest_is_chosen_and_each_has_its_numbers():
 
 
 def test_a_lead_within_the_interval_of_the_paired_difference_is_close():
-    """By themselves the two differ less than each estimate varies; what counts is how their difference does."""
+    """The two differ by less than the error of each estimate, but by more than the error of their difference."""
     first = np.array([[4.0], [40.0], [400.0]])
     assert not evaluate_likelihood._scores(np.concatenate([first, first + 1], axis=1), [1, 1], True)["is_close"]
     assert evaluate_likelihood._scores(np.concatenate([first, 2 * first], axis=1), [1, 1], True)["is_close"]

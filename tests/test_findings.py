@@ -1,4 +1,4 @@
-"""What studies leave behind: tables, figures, and numbers in words."""
+"""Output of studies: tables, figures and formatted numbers."""
 
 import math
 
@@ -60,7 +60,7 @@ def panel(**changes):
 
 
 def test_a_figure_shows_all_of_its_panels(axes_of):
-    """Points without curves that pass, what is infinite left out, many labels below a higher figure, an empty place."""
+    """Points without lines, infinite values left out, a legend below the axes for many labels, and unused axes."""
     first = panel(
         curves={"a": [(1.0, 2.0), (2.0, math.inf), (4.0, 3.0)], "b": [(1.0, math.nan)]},
         points={"runs": [(3.0, 5.0), (1.0, 4.0)]},

@@ -145,7 +145,7 @@ def test_an_empty_prompt_is_refused_by_a_run_that_never_went_without(generate, l
     other = replace(loaded, description=replace(loaded.description, train=train))
     arguments = Arguments(run=loaded.folder, prompt=("",), to="image")
     out = loaded.folder / "nowhere"
-    with pytest.raises(ValueError, match="was trained to go without: its drop_probability is 0"):
+    with pytest.raises(ValueError, match="was trained without conditions, too"):
         run(other, arguments, out)
     assert not out.exists()
 
@@ -271,12 +271,12 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_written(generate, tm
         ([], "got none"),
         (["--prompt", "x", "--image", "y", "--to", "text"], "got prompt and image"),
         (["--prompt", "x"], "a prompt needs `to`: text"),
-        (["--infill", "_", "--to", "image"], "an infill makes text, got `to` image"),
+        (["--infill", "_", "--to", "image"], "an infill generates text, got `to` image"),
         (["--infill", "_", "--num", "0"], "--num: must be at least 1, got 0"),
         (["--infill", "_", "--seed", "-1"], "--seed: must not be negative, got -1"),
-        (["--prompt", "x", "--inpaint", "m", "--to", "image"], "`inpaint` goes with image"),
+        (["--prompt", "x", "--inpaint", "m", "--to", "image"], "`inpaint` needs image"),
         (["--image", "x", "--inpaint", "m", "--to", "text"], "needs `to` image"),
-        (["--image", "x", "--span", "0", "1", "--to", "audio"], "`span` goes with audio"),
+        (["--image", "x", "--span", "0", "1", "--to", "audio"], "`span` needs audio"),
         (["--audio", "x", "--span", "1", "0.5", "--to", "audio"], "ends after it begins"),
         (["--infill", "_", "--temperature", "nan"], "temperature: must be finite, got nan"),
         (["--infill", "_", "--steps", "0"], "steps: must be at least 1, got 0"),
@@ -306,7 +306,7 @@ ENTRY = {
     ("line", "reason"),
     [
         ("{", "line 1: not strict JSON"),
-        ('{"file": "x"}', "line 1: not an entry of this index; choose another --out: .*required field is missing"),
+        ('{"file": "x"}', "line 1: not an entry of an index; choose another --out: .*required field is missing"),
         ("[]", "must be an object"),
         (json.dumps(ENTRY | {"seed": "0"}), r"must be a whole number, got \"0\" @ \$\.seed"),
         (json.dumps(ENTRY | {"file": "../victim.txt"}), r"line 1 @ \$\.file: a file name must consist of letters"),

@@ -44,7 +44,7 @@ stored_at = jax.jit(policy_inputs_at)
 
 @partial(jax.jit, static_argnums=0)
 def likelihood_of(config, parameters, step):
-    """Of what was done in a step, and the logits it was done by."""
+    """Logits of the policy in a step, and the log-likelihood of its action."""
     asked = (step.features, step.is_masked, step.is_asked, step.steps_taken)
     logits = policy.policy_logits(config, parameters, *asked)
     return logits, log_probability(config.law, logits, step.ranks, step.candidates)

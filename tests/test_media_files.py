@@ -1,4 +1,4 @@
-"""Pictures of media: unknown parts are visibly marked, and the same media give the same bytes."""
+"""Pictures of media: unknown tokens are hatched, and the same media give the same bytes."""
 
 import io
 import re

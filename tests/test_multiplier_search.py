@@ -165,7 +165,7 @@ def test_the_points_of_a_round_stay_the_same():
 
 
 def test_steps_of_a_search_are_normal_along_a_share_of_the_dimensions():
-    """Of 400 · 52 numbers: a share of 0.3 and a deviation of 0.5, within five of their deviations."""
+    """400 · 52 numbers have a share of 0.3 and a standard deviation of 0.5, within five standard errors."""
     config = MultiplierSearch(base=BASE, per_round=400, changed=0.3, radius=9.0)
     steps = np.array(multiplier_search.random_points(config, 3, 2, np.zeros(len(DIMENSIONS)), 0.5))
     changed = steps != 0

@@ -72,13 +72,13 @@ def objects(monkeypatch, tmp_path, capsys):
 
 
 def run_script(script: str, name: str = "script") -> SimpleNamespace:
-    """What a script defines."""
+    """Names that a script defines."""
     path = Path(benchmark.__file__).parent / "benchmarks" / "peers" / script
     return SimpleNamespace(**runpy.run_path(str(path), run_name=name))
 
 
 def test_the_network_in_pytorch_is_ours(torch):
-    """With the weights of one of ours without an embedding of places, it computes the same logits."""
+    """It computes the same logits as our network without an embedding of coordinates, with the same weights."""
     size = TransformerConfig(width=16, num_heads=2, num_layers=2, mlp_width=24, place_embedding=False)
     ours = Transformer(size, fakes.VOCABULARY, key=jax.random.key(0))
     theirs = run_script("torch_train.py").Model(SPEC)
@@ -192,7 +192,7 @@ def test_episodes_in_pytorch_keep_what_is_open(torch):
 
 def test_rollouts_in_pytorch_are_timed(torch, objects):
     torch.rand_like = lambda x: tensor(np.zeros(x.shape))
-    assert objects("torch_rollout.py", ROLLOUT) == [{"found": [[1.0, 3]] * 3}]
+    assert objects("torch_rollout.py", ROLLOUT) == [{"results": [[1.0, 3]] * 3}]
     seed, layer, layers, first, of_policy, second = torch.calls
     options = {"batch_first": True, "norm_first": True}
     assert seed == ("seed", 0) and first == second == "eval"

@@ -64,7 +64,7 @@ def test_rows_that_are_no_whole_number_are_rounded_and_said(monkeypatch, capsys)
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_what_xla_plans_stands_beside_it(monkeypatch, parts):
-    """What is sent is compared where no loop hides it."""
+    """The bytes sent are compared only if no loop hides exchanges."""
     analysis = SimpleNamespace(argument_size_in_bytes=2 * 10**9, temp_size_in_bytes=0)
     compiled = SimpleNamespace(memory_analysis=lambda: analysis, as_text=lambda: "a program")
     tables, asked, told = [], [], []

@@ -1,4 +1,4 @@
-"""What the figures of a report show: the numbers, where they stand and what they are called."""
+"""Figures of a report: numbers, positions and labels."""
 
 import matplotlib
 import pytest

@@ -1,4 +1,4 @@
-"""What is made of each modality for people: files with several media, pictures of whole ones, frames."""
+"""Presentation of each modality: files with several media, pictures of complete media, frames."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -37,17 +37,17 @@ def test_pictures_that_are_written_together_are_five_in_a_row_with_captions(tmp_
 
 def test_a_picture_of_a_whole_medium_is_itself_or_its_spectrogram_or_as_it_is_drawn(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
-    seen = [presentation_of("image").shown(picture, None)]
+    seen = [presentation_of("image").picture_of(picture, None)]
     presentation_of("image").write(tmp_path / "one.png", picture, None)
     seen.append(Image.open(tmp_path / "one.png"))
     for one in seen:
         assert np.array_equal(np.asarray(one), np.asarray(enlarged(picture, enlargement(4, 6))))
     wave = np.sin(np.arange(4000) / 3).astype(np.float32)
-    shown = presentation_of("audio").shown(wave, AT_8_KHZ)
+    shown = presentation_of("audio").picture_of(wave, AT_8_KHZ)
     assert np.array_equal(np.asarray(shown), np.asarray(spectrogram_image(wave, 8000)))
     drawn = dataclasses.replace(PRESENTATIONS["audio"], picture=None, draw=lambda codes, codec: (codes.tolist(), codec))
     codec = SimpleNamespace(encode=lambda media: media[..., :2] * 10)
-    assert drawn.shown(np.array([1, 2, 3]), codec) == ([10, 20], codec)
+    assert drawn.picture_of(np.array([1, 2, 3]), codec) == ([10, 20], codec)
 
 
 def test_quality_is_measured_by_what_suits_the_medium():

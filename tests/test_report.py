@@ -45,7 +45,7 @@ def experiment(prepared) -> Experiment:
 
 @pytest.fixture(scope="module")
 def story(prepared, experiment, tmp_path_factory):
-    """What `write_report` was given by the whole story; the run folder is the first."""
+    """Arguments that the demo gave to `write_report`; the first is the run folder."""
     given = []
     with pytest.MonkeyPatch.context() as patch:
 
@@ -214,7 +214,7 @@ def test_a_wrong_picture_is_framed(story, tmp_path):
 
 
 def test_pictures_are_shared_out_among_the_tasks_five_in_a_row(story, tmp_path, monkeypatch):
-    """Of 8 that are shown, 4 of each, captions in turn; a picture is enlarged to 90 pixels, and none is wrong."""
+    """Eight pictures are shown, four of each dataset, with captions in turn, enlarged to 90 pixels; none is wrong."""
     *_, loaded, _ = story
     shown = []
     monkeypatch.setattr(report, "_PICTURES", 8)
@@ -287,5 +287,5 @@ def test_training_time_is_tokens_over_rate():
 def test_metrics_that_say_nothing_are_no_report(story, tmp_path, lines):
     _, evaluation, samples, loaded, prepared = story
     (tmp_path / "metrics.jsonl").write_text(lines)
-    with pytest.raises(ValueError, match=r"metrics.jsonl: none of its [01] lines says step, loss, tokens and"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl: none of its [01] lines has the step, loss, tokens and"):
         report.write_report(tmp_path, evaluation, samples, loaded, prepared)

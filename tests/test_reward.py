@@ -11,7 +11,7 @@ from trimask.tokenizers.storage import configuration
 
 RIGHT, NFE, LENGTH = (0.0, 0.25, 0.5, 1.0), range(1, 70), range(1, 65)
 EPISODES = np.meshgrid(RIGHT, NFE, LENGTH, indexing="ij")
-"""How right, evaluations and tokens asked for: each against each."""
+"""All combinations of grades, numbers of evaluations and numbers of asked tokens."""
 
 
 @pytest.fixture(params=[(kind, alpha) for kind in REWARDS for alpha in (0.0, 0.3, 1.0, 10.0)], ids=str)

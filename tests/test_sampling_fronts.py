@@ -83,7 +83,7 @@ IMAGE, TEXT = (
     GenerationConfig(strategy="threshold", threshold=0.75, guidance=0.5, temperature=0.25),
     GenerationConfig(strategy="random", steps=7, temperature=0.125),
 )
-"""What was the run's own."""
+"""Sampling settings of the run, for pictures and for texts."""
 
 
 def made(task, part, config, values, nfe, distinct):

@@ -207,7 +207,7 @@ def test_experts_act_anywhere_where_the_policy_does(monkeypatch, block, anywhere
 
 
 def stepped(config, own, experts, monkeypatch):
-    """What the update is given, and the metrics of a step, where the episodes and the update are made up."""
+    """Batch that the update gets, and metrics of a step, with made-up episodes and a made-up update."""
     training = PolicyTraining(config, PROBLEMS, knowing())
     given = []
 

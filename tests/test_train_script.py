@@ -163,7 +163,7 @@ def test_what_goes_on_from_weights_has_no_base(tuned, prepared, tmp_path):
 
 
 def test_the_same_command_resumes_though_the_run_it_was_made_after_is_longer_by_now(prepared, tuned, tmp_path):
-    """Of --tuned-at and --init-from; only what is asked for makes a run longer."""
+    """With --tuned-at and --init-from; only an explicit horizon extends a run."""
     source = shutil.copytree(tuned, tmp_path / "source")
     commands = [
         [str(tmp_path / flag.strip("-")), "--data", str(prepared.folder), flag, str(source)]

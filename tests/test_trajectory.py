@@ -134,15 +134,15 @@ EVENT = '{"step": 1, "piece": "x", "position": %s, "token": 3, "confidence": 0.5
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "holds no trace"),
+        ("", "contains no trace"),
         ("{", "line 1: not strict JSON"),
-        ("[]", "line 1: not of a trace: .*must be an object, got \\[\\]"),
+        ("[]", "line 1: not a line of a trace: .*must be an object, got \\[\\]"),
         ('{"prompt": "x"}', r"required field is missing @ \$\.pieces"),
         ("\xff", "not UTF-8 text"),
-        (HEAD.replace("[null, null]", "[null]"), "1 codes and 2 pieces"),
+        (HEAD.replace("[null, null]", "[null]"), "1 codes but 2 pieces"),
         (f"{HEAD}{EVENT % 1}", None),
-        (f"{HEAD}{EVENT % 2}", "line 2: not of a trace: there is no position 2"),
-        (f"{HEAD}{EVENT % -1}", "line 2: not of a trace: there is no position -1"),
+        (f"{HEAD}{EVENT % 2}", "line 2: not a line of a trace: position 2 or step"),
+        (f"{HEAD}{EVENT % -1}", "line 2: not a line of a trace: position -1 or step"),
         (f"{HEAD}{EVENT % '1.0'}", r"must be a whole number, got 1\.0 @ \$\.position"),
     ],
 )

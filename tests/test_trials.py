@@ -1,4 +1,4 @@
-"""Trials: what is known is not run again, what differs in numbers alone is not compiled again, processes agree."""
+"""Trials: recorded ones are not run again, programs are shared by configurations, and processes agree."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ MULTIPLIERS = ModuleMultipliers(init=Family(of={"query": 2.0}), learning_rate=Fa
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """No report."""
+    """Discards progress reports."""
 
 
 def with_multipliers(config):

@@ -361,7 +361,7 @@ ALL_PARTS = PolicyStudy(
 
 
 def test_every_part_differs_from_the_rest_in_what_it_says(tmp_path):
-    """All trainings in order, with what differs from the usual one, what each starts from, and its problems."""
+    """All trainings in order, with their differences from the base, initial policy and number of problems."""
     imitation = dataclasses.replace(ALL_PARTS.imitation, experts=(0.5, 0.7, 0.9, 0.95, 0.99))
     config = dataclasses.replace(ALL_PARTS, alphas=(2.0, 0.3), imitated=100, problems=70, imitation=imitation)
     alpha, block = "reward.alpha: 1.0 → 2.0", "generation.block_length: 2 → None"

@@ -25,8 +25,8 @@ from trimask.sampling_rl.reward import Reward, RewardConfig
 from trimask.scripts.output.answers import FRAME_MILLISECONDS, write_media
 from trimask.scripts.output.media_files import png_bytes, write_animation
 from trimask.scripts.output.presentation import ending_of, frame_of, presentation_of
-from trimask.scripts.output.trajectory import confidences, text_in_order, trace_of, write_page
-from trimask.scripts.questions import Asked, Query, Question, prompts_of, query_of, usual_sampling
+from trimask.scripts.output.trajectory import code_confidences, text_in_order, trace_of, write_page
+from trimask.scripts.questions import Asked, Query, Question, default_sampling, prompts_of, query_of
 from trimask.scripts.train_policy import problems_of
 from trimask.tokenizers.codec import SoundCodec
 from trimask.tokenizers.media import MediaTokenizers
@@ -124,7 +124,7 @@ class Answer:
         if self.modality == TEXT or presentation_of(self.modality).player is not None:
             return None
         codec = self.tokenizers.codec(self.modality)
-        return png_bytes(presentation_of(self.modality).shown(self.content, codec))
+        return png_bytes(presentation_of(self.modality).picture_of(self.content, codec))
 
     def _repr_html_(self) -> str | None:
         """The text with the order in which its tokens were revealed, or a player."""
@@ -167,7 +167,7 @@ class Trace:
         asked = self.states[0].example
         codes = [state.example.segments[-1].codes for state in self.states]
         return tuple(
-            Step(known, confidences(asked, state).reshape(known.shape), state.nfe)
+            Step(known, code_confidences(asked, state).reshape(known.shape), state.nfe)
             for known, state in zip(codes, self.states, strict=True)
         )
 
@@ -347,7 +347,7 @@ class TrainedModel:
         files = {"image": image, "audio": audio, **(given or {})}
         lists = [value for value in (prompt, infill, *files.values()) if isinstance(value, list | tuple)]
         strategy = _plain(settings.get("strategy"))
-        usual = usual_sampling(self.run, to or TEXT, strategy if isinstance(strategy, str) else None)
+        usual = default_sampling(self.run, to or TEXT, strategy if isinstance(strategy, str) else None)
         sampling = _configured(usual, settings, self._query)
         texts = {name: _listed(name, value, str) for name, value in (("prompt", prompt), ("infill", infill))}
         paths = [f"{name}={path}" for name, value in files.items() for path in _listed(name, value, str, Path)]

@@ -117,7 +117,7 @@ COMPARED_LAYERS = {
 """Axis → layers that are compared along it. Without the first block along depth, whose relative depth changes."""
 
 Quantity = tuple[str, str, str, str]
-"""What one exponent is of: axis (width or depth), parametrization, initial or update, and layer."""
+"""Axis (width or depth), parametrization, "initial" or "update", and layer: identifies an RMS or an exponent."""
 
 
 def by_layer_name(layers: Sequence[float]) -> dict[str, float]:

@@ -24,7 +24,7 @@ _MAX_LABELS_INSIDE = 5
 """Largest number of labels for which the legend is drawn inside the axes; longer legends stand below them."""
 
 Curve = Sequence[tuple[float, float]]
-"""Points (x, y)."""
+"""Points (x, y) of a line."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,14 +58,13 @@ class PolicyStudy(Checked):
     scratch: PositiveInt = 3200
     """Number of problems of a training from random initialisation."""
     blocks: PolicyTrainConfig
-    """Training in blocks."""
+    """Configuration of trainings in blocks."""
     full: PolicyTrainConfig
-    """Training without blocks."""
+    """Configuration of trainings without blocks."""
     steered: PolicyTrainConfig
-    """Training without blocks, with experts."""
+    """Configuration of trainings without blocks, with experts."""
     imitation: PolicyTrainConfig
-    """Training by imitation, without blocks; for initial policies in blocks, with the generation settings of
-    `blocks`."""
+    """Configuration of imitation without blocks; initial policies in blocks use the generation settings of `blocks`."""
     measure: UnmaskingStudy = UnmaskingStudy()
     """Settings of the comparison with heuristics; its run, dataset and policies are replaced by those of this study."""
 

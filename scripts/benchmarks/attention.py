@@ -1,7 +1,7 @@
-"""trimask benchmark attention: attention and its gradients, by plain products of matrices and by the device's kernel.
+"""trimask benchmark attention: times attention and its gradients, by matrix products and by the device's kernel.
 
-Rows are packed with examples that do not see each other. What counts as needed is every pair of positions of a row,
-as in diffusion/cost.py. On a device without a kernel, such as a CPU, there is the plain line alone.
+Rows are packed with examples that do not attend to each other. FLOPs are counted for every pair of positions of a row,
+as in diffusion/cost.py. On a device without a kernel, such as a CPU, only the matrix products are timed.
 """
 
 import sys
@@ -30,38 +30,38 @@ _COLUMNS = ["length", "examples", "code", "ms", "GFLOP/s", "MiB beside", "s to c
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Checked):
-    """What is timed."""
+    """Sizes for which attention is timed."""
 
     out: tyro.conf.Positional[Path]
     """Folder for attention.json and attention.md."""
     lengths: tuple[Size, ...] = (256, 1024, 2048)
-    """Positions of a row."""
+    """Row lengths to time, in positions."""
     examples: tuple[Size, ...] = (1, 8)
-    """Examples that share a row."""
+    """Numbers of examples per row to time."""
     tokens: Size = 4096
-    """Positions of all rows."""
+    """Number of positions of all rows together."""
     heads: Size = 4
-    """Query heads."""
+    """Number of query heads."""
     kv_heads: Size = 4
-    """Heads of keys and values."""
+    """Number of key and value heads; must divide the number of query heads."""
     head_size: Size = 64
     """Width of a head."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of queries, keys and values."""
     repeats: Size = 10
-    """Timed calls of each case, after a first one; the median counts."""
+    """Number of timed calls of each case, after one that is not timed; their median is reported."""
     limits: WorkLimits = WorkLimits()
-    """What it may take."""
+    """Limits of memory and computing time."""
 
     def __post_init__(self):
         super().__post_init__()
         if not self.lengths or not self.examples or self.heads % self.kv_heads:
-            raise ValueError(f"there must be lengths, examples, and heads for each of --kv-heads; got {self}")
+            raise ValueError(f"there must be lengths and examples, and --kv-heads must divide --heads; got {self}")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table."""
+    """Result of one case: a line of the table."""
 
     length: int
     examples: int
@@ -71,16 +71,16 @@ class Case:
 
 
 def run(arguments: Arguments) -> list[Case]:
-    """Times all cases, writes and prints them."""
+    """Times all cases, writes and prints the results, and returns them. Raises an error if the memory is too small."""
     cases: list[Case] = []
-    asked = list(product(arguments.lengths, arguments.examples))
+    shapes = list(product(arguments.lengths, arguments.examples))
     for length in arguments.lengths:
         rows = max(1, arguments.tokens // length)
         # Scores and their gradient; queries, keys and values with theirs.
         heads = 2 * arguments.heads * length + 2 * (arguments.heads + 2 * arguments.kv_heads) * arguments.head_size
         what = f"attention of {rows:,} rows of {length:,} positions"
         arguments.limits.require_memory(4 * rows * length * heads, what, jax.local_devices()[:1])
-    for length, examples in tracked(asked, "lengths and examples"):
+    for length, examples in tracked(shapes, "lengths and examples"):
         cases += _cases(arguments, length, examples)
     cells = []
     for case in cases:
@@ -103,7 +103,7 @@ def run(arguments: Arguments) -> list[Case]:
 def _cases(arguments: Arguments, length: int, examples: int) -> list[Case]:
     rng, rows = np.random.default_rng(0), max(1, arguments.tokens // length)
     heads = (arguments.heads, arguments.kv_heads, arguments.kv_heads)
-    given = tuple(
+    inputs = tuple(
         jnp.asarray(rng.normal(size=(rows, length, number, arguments.head_size)), arguments.dtype) for number in heads
     )
     segment = jnp.broadcast_to(jnp.arange(length) * examples // length, (rows, length))
@@ -112,8 +112,10 @@ def _cases(arguments: Arguments, length: int, examples: int) -> list[Case]:
         return jnp.sum(attend(query, key, value, segment, segment, attention).astype(jnp.float32) ** 2)
 
     kernel = kernel_for(jax.default_backend(), arguments.dtype, length, length, arguments.head_size)
-    ways = {"plain": "plain"} if kernel == "plain" else {"plain": "plain", kernel: "kernel"}
-    functions = {code: (jax.jit(jax.grad(partial(loss, way), argnums=(0, 1, 2))), given) for code, way in ways.items()}
+    kinds = {"plain": "plain"} if kernel == "plain" else {"plain": "plain", kernel: "kernel"}
+    functions = {
+        code: (jax.jit(jax.grad(partial(loss, kind), argnums=(0, 1, 2))), inputs) for code, kind in kinds.items()
+    }
     flops = 3 * 4 * rows * length**2 * arguments.heads * arguments.head_size
     return [
         Case(length, examples, code, timing, flops / timing.seconds)
@@ -122,7 +124,7 @@ def _cases(arguments: Arguments, length: int, examples: int) -> list[Case]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the command."""
+    """Runs `trimask benchmark attention` with these arguments."""
     run(parse(Arguments, list(arguments), "benchmark attention", __doc__ or ""))
 
 

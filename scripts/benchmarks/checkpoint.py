@@ -1,8 +1,8 @@
-"""trimask benchmark checkpoint: how long a run is held up by saving, and how long it takes to be back.
+"""trimask benchmark checkpoint: times saving and restoring a checkpoint, and how long training is blocked.
 
-held up     until training goes on: the state is copied and its checksums are taken
-written     until it is on disk, in the background
-restored    until it is on the device again, checksums compared
+held up     time until training goes on: the state is copied and its checksums are computed
+written     time until the checkpoint is on disk, written in the background
+restored    time until the state is on the device again, with its checksums compared
 """
 
 import sys
@@ -34,46 +34,47 @@ _COLUMNS = ["size", "parameters", "state MiB", "on disk MiB", "held up s", "writ
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Checked):
-    """What is timed."""
+    """Networks whose checkpoints are timed."""
 
     out: tyro.conf.Positional[Path]
-    """Folder for checkpoint.json and checkpoint.md; the checkpoints are written there too, and removed."""
+    """Folder for checkpoint.json and checkpoint.md; checkpoints are written there too, and removed."""
     sizes: tuple[str, ...] = ("128x4", "384x6", "768x12")
-    """Networks, WIDTHxLAYERS, with heads of 64."""
+    """Sizes of networks, WIDTHxLAYERS, with heads of width 64."""
     vocabulary: Size = 16_384
-    """Text tokens of the vocabulary."""
+    """Number of text tokens of the vocabulary."""
     repeats: Size = 3
-    """Saves and restores of each case; the median counts."""
+    """Number of saves and restores of each network; their median is reported."""
     limits: WorkLimits = WorkLimits()
-    """What it may take."""
+    """Limits of memory and computing time."""
 
     def __post_init__(self):
         super().__post_init__()
         if not self.sizes:
-            raise ValueError("--sizes takes at least one size")
+            raise ValueError("--sizes needs at least one size")
         for size in self.sizes:
             parse_size(size)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table."""
+    """Result of one case: a line of the table."""
 
     size: str
     parameters: int
     state_bytes: int
     disk_bytes: int
     held_seconds: float
+    """Time for which training is blocked."""
     written_seconds: float
-    """From the same moment."""
+    """Time from the beginning of saving until the checkpoint is on disk."""
     restored_seconds: float
 
 
 def run(arguments: Arguments) -> list[Case]:
-    """Times all cases, writes and prints them."""
+    """Times all cases, writes and prints the results, and returns them. Raises an error if the memory is too small."""
     for size in arguments.sizes:
         count = count_parameters(_network(size), _vocabulary(arguments)).total
-        needed = 2 * 16 * count  # in float32 with average and moments, once more as restored
+        needed = 2 * 16 * count  # float32 parameters, average and two moments; saved and restored
         arguments.limits.require_memory(needed, f"a state of {count:,} parameters, twice,", jax.local_devices()[:1])
     cases = [_case(arguments, size) for size in tracked(arguments.sizes, "sizes")]
     cells = [
@@ -114,6 +115,7 @@ def _vocabulary(arguments: Arguments) -> Vocabulary:
 
 
 def _seconds(run: Path, state: TrainState) -> tuple[float, float, float]:
+    """Times of one save and restore: held up, written and restored."""
     with Checkpoints(run, Retention()) as checkpoints:
         begin = time.perf_counter()
         checkpoints.save(1, state, notes={}, metrics={})
@@ -127,7 +129,7 @@ def _seconds(run: Path, state: TrainState) -> tuple[float, float, float]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the command."""
+    """Runs `trimask benchmark checkpoint` with these arguments."""
     run(parse(Arguments, list(arguments), "benchmark checkpoint", __doc__ or ""))
 
 

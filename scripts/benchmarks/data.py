@@ -1,11 +1,11 @@
-"""trimask benchmark data: how fast batches of each dataset are prepared, from shards to arrays that a step can take.
+"""trimask benchmark data: times the preparation of batches of each dataset, from shards to arrays for a training step.
 
-in turn          a batch is asked for when the last one is there
-a thread         batches are prepared ahead beside the training loop, as `trimask train` does unless told otherwise
-N processes      the same in processes of their own (--loop.workers N)
+in turn          each batch is prepared when it is requested
+a thread         batches are prepared ahead in a thread beside the training loop, the default of `trimask train`
+N processes      batches are prepared ahead in N processes (--loop.workers N)
 
-Padding is not counted; "filled" is the share of rows that is not padding. Of several processes that train one model
-each prepares its own rows alone, so that together they are as many times as fast.
+Tokens are counted without padding; "filled" is the share of positions that are not padding. If several processes train
+one model, each prepares only its own rows, so together they are as many times faster.
 """
 
 import sys
@@ -33,49 +33,50 @@ _COLUMNS = ["dataset", "batch", "filled", "way", "ms", "tokens/s"]
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Checked):
-    """What is timed."""
+    """Data and batches that are timed."""
 
     out: tyro.conf.Positional[Path]
     """Folder for data.json and data.md."""
     data: Path
     """Folder of prepared data."""
     tokens: tuple[Size, ...] = (16_384,)
-    """Positions of a batch."""
+    """Batches to time, in positions."""
     packed_length: Size = 256
-    """Row length to which examples of text alone are packed."""
+    """Row length to which examples of text alone are packed, in tokens."""
     workers: tuple[Workers, ...] = (0, 1, 2)
-    """Processes that prepare batches; 0: a thread."""
+    """Numbers of worker processes to time; 0: a thread."""
     batches: Size = 20
-    """Batches of each case, after an epoch that brings the examples into memory, or 100 batches of it."""
+    """Number of timed batches of each case, after an epoch, or at most 100 batches, that load examples into memory."""
     limits: WorkLimits = WorkLimits()
-    """What it may take."""
+    """Limits of memory and computing time."""
 
     def __post_init__(self):
         super().__post_init__()
         if not self.tokens or not self.workers:
-            raise ValueError(f"--tokens and --workers take at least one number; got {self.tokens} and {self.workers}")
+            raise ValueError(f"--tokens and --workers need at least one number; got {self.tokens} and {self.workers}")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table."""
+    """Result of one case: a line of the table."""
 
     dataset: str
     tokens: int
-    """Positions asked for."""
+    """Requested positions of a batch."""
     filled: float
-    """Share of row positions that are not padding."""
+    """Share of positions that are not padding."""
     way: str
+    """How batches were prepared: in turn, by a thread, or by processes."""
     seconds: float
-    """Of a batch, the mean of those timed."""
+    """Mean time of a batch."""
     tokens_per_second: float
 
 
 def run(arguments: Arguments) -> list[Case]:
-    """Times all cases, writes and prints them."""
+    """Times all cases, writes and prints the results, and returns them."""
     prepared, cases = Prepared(arguments.data), list[Case]()
-    asked = list(product(prepared.manifest.datasets, arguments.tokens))
-    for dataset, tokens in tracked(asked, "datasets and batches"):
+    pairs = list(product(prepared.manifest.datasets, arguments.tokens))
+    for dataset, tokens in tracked(pairs, "datasets and batches"):
         cases += _cases(arguments, prepared, dataset, tokens)
     cells = [
         [
@@ -126,7 +127,7 @@ def _in_turn(batch: Callable[[int], Any], stop: int) -> Iterator[tuple[int, Any]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the command."""
+    """Runs `trimask benchmark data` with these arguments."""
     run(parse(Arguments, list(arguments), "benchmark data", __doc__ or ""))
 
 

@@ -1,13 +1,14 @@
-"""trimask benchmark loss: time and memory of the loss and its gradients, with and without an array of logits.
+"""trimask benchmark loss: measures time and memory of the loss and its gradients, with and without an array of logits.
 
-The same hidden states, matrix, masks and weights go through
+The same hidden states, unembedding matrix, masks and weights go through
 
-    tiles              ours: logits of masked positions, of the ids each may take, a tile at a time
+    tiles              our loss: logits of masked positions and of the ids that each may take, one tile at a time
     masked logits      all logits of the masked positions, whose number is known in advance
     all logits         all logits of all positions
 
-A third of the ids are text, a third pictures, a third sounds, and so are the positions. The memory is what XLA
-allocates beside arguments and results; ours ×2 faster, or smaller, takes half of the time, or of the memory.
+A third of the ids are text, a third pictures and a third sounds, and so are the positions. Memory is what XLA allocates
+beside arguments and results. "ours faster ×2" means that the other code takes twice the time of ours, and "ours smaller
+×2" that it takes twice the memory.
 """
 
 import dataclasses
@@ -37,57 +38,57 @@ _COLUMNS = ["ids", "code", "ms", "ours faster", "MiB beside", "ours smaller", "s
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Checked):
-    """What is timed."""
+    """Sizes for which the loss is timed."""
 
     out: tyro.conf.Positional[Path]
     """Folder for loss.json and loss.md."""
     vocabularies: tuple[Annotated[int, whole(3, 1 << 24)], ...] = (1024, 16_384, 65_536)
-    """Ids of a vocabulary, all modalities together."""
+    """Sizes of the vocabulary to time: numbers of ids of all modalities together."""
     tokens: Size = 2048
-    """Positions of the batch."""
+    """Number of positions of the batch."""
     masked: Annotated[float, real(above=0, most=1)] = 0.5
-    """Share of the positions that are masked."""
+    """Share of the positions that are masked, in (0, 1]."""
     width: Size = 128
     """Width of the hidden states."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the operands of matrix products."""
     tile_positions: Size = LossConfig.tile_positions
-    """Masked positions of a tile."""
+    """Number of masked positions of a tile."""
     tile_ids: Size = LossConfig.tile_ids
-    """Ids of a tile, at most."""
+    """Largest number of ids of a tile."""
     repeats: Size = 10
-    """Timed calls of each case, after a first one; the median counts."""
+    """Number of timed calls of each case, after one that is not timed; their median is reported."""
     limits: WorkLimits = WorkLimits()
-    """What it may take."""
+    """Limits of memory and computing time."""
 
     def __post_init__(self):
         super().__post_init__()
         if not self.vocabularies:
-            raise ValueError("--vocabularies takes at least one number of ids")
+            raise ValueError("--vocabularies needs at least one number of ids")
         if self.num_masked < 1:
-            raise ValueError(f"--masked {self.masked} masks none of {self.tokens} positions")
+            raise ValueError(f"--masked {self.masked} masks none of the {self.tokens} positions; choose a larger share")
 
     @property
     def num_masked(self) -> int:
-        """Masked positions."""
+        """Number of masked positions."""
         return round(self.masked * self.tokens)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table."""
+    """Result of one case: a line of the table."""
 
     vocabulary: int
     code: str
     timing: Timing
     speedup: float | None = None
-    """Seconds of this one over those of ours; None for ours."""
+    """Time of this code over that of ours; None for ours."""
     memory_ratio: float | None = None
-    """The same of bytes beside arguments and results."""
+    """Memory of this code over that of ours; None for ours, or if it is not known."""
 
 
 def run(arguments: Arguments) -> list[Case]:
-    """Times all cases, writes and prints them."""
+    """Times all cases, writes and prints the results, and returns them. Raises an error if the memory is too small."""
     cases: list[Case] = []
     for vocabulary in arguments.vocabularies:
         # Logits and their gradient, and the hidden states and the matrix with theirs.
@@ -100,8 +101,9 @@ def run(arguments: Arguments) -> list[Case]:
     for case in cases:
         memory = "" if case.timing.temporary_bytes is None else f"{case.timing.temporary_bytes / 2**20:,.1f}"
         ratios = ["" if ratio is None else f"×{ratio:.2f}" for ratio in (case.speedup, case.memory_ratio)]
-        own = [f"{case.vocabulary:,}", case.code, f"{1000 * case.timing.seconds:,.1f}", ratios[0], memory, ratios[1]]
-        cells.append([*own, f"{case.timing.compile_seconds:.1f}"])
+        milliseconds = f"{1000 * case.timing.seconds:,.1f}"
+        row = [f"{case.vocabulary:,}", case.code, milliseconds, ratios[0], memory, ratios[1]]
+        cells.append([*row, f"{case.timing.compile_seconds:.1f}"])
     write_results(arguments.out, "loss", arguments, cases, _COLUMNS, cells)
     return cases
 
@@ -116,14 +118,14 @@ def _cases(arguments: Arguments, vocabulary: int) -> list[Case]:
     clean = (start + rng.integers(0, third, tokens)).astype(np.int32)
     is_masked = np.isin(np.arange(tokens), rng.permutation(tokens)[: arguments.num_masked])
     weight = rng.uniform(0.5, 2.0, tokens).astype(np.float32) / tokens
-    given = tuple(map(jnp.asarray, (hidden, matrix, clean, bounds, is_masked, weight)))
+    inputs = tuple(map(jnp.asarray, (hidden, matrix, clean, bounds, is_masked, weight)))
     functions = {
         "tiles": partial(_tiles, arguments.tile_positions, arguments.tile_ids, arguments.dtype),
         "masked logits": partial(_masked_logits, arguments.num_masked, arguments.dtype),
         "all logits": partial(_all_logits, arguments.dtype),
     }
     measured = timed(
-        {name: (jax.jit(jax.value_and_grad(f, argnums=(0, 1))), given) for name, f in functions.items()},
+        {name: (jax.jit(jax.value_and_grad(f, argnums=(0, 1))), inputs) for name, f in functions.items()},
         arguments.repeats,
     )
     ours, *others = [Case(vocabulary, name, timing) for name, timing in measured.items()]
@@ -142,8 +144,9 @@ def _tiles(positions: int, ids: int, dtype: str, hidden, matrix, clean, bounds, 
 
 
 def _masked_logits(number: int, dtype: str, hidden, matrix, clean, bounds, is_masked, weight):
-    here = jnp.nonzero(is_masked, size=number)[0]
-    return _all_logits(dtype, hidden[here], matrix, clean[here], bounds[here], is_masked[here], weight[here])
+    masked = jnp.nonzero(is_masked, size=number)[0]
+    inputs = (clean[masked], bounds[masked], is_masked[masked], weight[masked])
+    return _all_logits(dtype, hidden[masked], matrix, *inputs)
 
 
 def _all_logits(dtype: str, hidden, matrix, clean, bounds, is_masked, weight):
@@ -154,7 +157,7 @@ def _all_logits(dtype: str, hidden, matrix, clean, bounds, is_masked, weight):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the command."""
+    """Runs `trimask benchmark loss` with these arguments."""
     run(parse(Arguments, list(arguments), "benchmark loss", __doc__ or ""))
 
 

@@ -1,8 +1,8 @@
-"""trimask benchmark rollout: episodes/s and evaluations/s of an unmasking policy on many rows at once.
+"""trimask benchmark rollout: measures episodes/s and evaluations/s of an unmasking policy on many rows at once.
 
-The same policy, with random weights, plays the same episodes on a network with random weights, without blocks: in one
-loop on the device (`rollout`, which GRPO uses), in the vector environment, in Gymnasium's SyncVectorEnv of single
-environments and, in a Python that has PyTorch (--python), in a plain loop over networks of the same sizes.
+A policy with random weights plays episodes on a network with random weights, without blocks: in one loop on the device
+(`rollout`, which GRPO uses), in the vector environment, in Gymnasium's SyncVectorEnv of single environments and, in a
+Python that has PyTorch (--python), in a simple loop over networks of the same sizes.
 """
 
 import dataclasses
@@ -47,26 +47,26 @@ _COLUMNS = ["code", "episodes/s", "evaluations/s", "evaluations per episode", "o
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Checked):
-    """What is timed."""
+    """Sizes for which episodes are timed."""
 
     out: tyro.conf.Positional[Path]
     """Folder for rollout.json and rollout.md."""
     size: str = "128x4"
-    """Network, WIDTHxLAYERS, with heads of 64."""
+    """Size of the network, WIDTHxLAYERS, with heads of width 64."""
     vocabulary: Size = 512
-    """Text tokens of the vocabulary."""
+    """Number of text tokens of the vocabulary."""
     episodes: Size = 64
-    """Environments, and rows of a rollout."""
+    """Number of environments, and of rows of a rollout."""
     prompt: Size = 16
-    """Tokens of a prompt."""
+    """Length of a prompt in tokens."""
     length: Size = 32
-    """Tokens to reveal."""
+    """Number of tokens to reveal in an episode."""
     repeats: Size = 3
-    """Plays of each case, after one that compiles; the median counts."""
+    """Number of timed repetitions of each case, after one that compiles; their median is reported."""
     python: Path | None = None
-    """Python with torch, to compare with."""
+    """Python with PyTorch, in which a loop is timed for comparison. None: no comparison."""
     limits: WorkLimits = WorkLimits()
-    """What it may take."""
+    """Limits of memory and computing time."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -77,18 +77,18 @@ class Arguments(Checked):
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table."""
+    """Result of one case: a line of the table."""
 
     code: str
     episodes_per_second: float
     evaluations_per_second: float
     evaluations_per_episode: float
     speedup: float | None = None
-    """Evaluations per second of ours over those of this one; None for ours."""
+    """Evaluations per second of our rollout over those of this code; None for our rollout."""
 
 
 def run(arguments: Arguments) -> list[Case]:
-    """Times all cases, writes and prints them."""
+    """Times all cases, writes and prints the results, and returns them. Raises an error if the memory is too small."""
     setting = _Setting(arguments)
     plays: dict[str, Callable[[int], tuple[int, int]]] = {
         "rollout": setting.in_one_loop,
@@ -96,7 +96,7 @@ def run(arguments: Arguments) -> list[Case]:
         "SyncVectorEnv": partial(setting.in_environments, setting.synchronous()),
     }
     cases: list[Case] = []
-    for code, play in tracked(plays.items(), "ways to play"):
+    for code, play in tracked(plays.items(), "codes"):
         cases.append(_case(code, [_timed(play, n) for n in range(1 + arguments.repeats)][1:]))
     if arguments.python is not None:
         cases.append(_case("PyTorch", setting.in_torch(arguments.python)))
@@ -104,28 +104,28 @@ def run(arguments: Arguments) -> list[Case]:
     cases[1:] = [dataclasses.replace(case, speedup=ours / case.evaluations_per_second) for case in cases[1:]]
     cells = []
     for case in cases:
-        own = [case.code, f"{case.episodes_per_second:,.1f}", f"{case.evaluations_per_second:,.1f}"]
+        rates = [f"{case.episodes_per_second:,.1f}", f"{case.evaluations_per_second:,.1f}"]
         faster = "" if case.speedup is None else f"×{case.speedup:.2f}"
-        cells.append([*own, f"{case.evaluations_per_episode:.1f}", faster])
+        cells.append([case.code, *rates, f"{case.evaluations_per_episode:.1f}", faster])
     write_results(arguments.out, "rollout", arguments, cases, _COLUMNS, cells)
     return cases
 
 
 def _timed(play: Callable[[int], tuple[int, int]], number: int) -> tuple[float, int, int]:
-    """Seconds, episodes, evaluations."""
+    """Duration in seconds, number of episodes and number of evaluations of one repetition."""
     start = time.perf_counter()
     episodes, evaluations = play(number)
     return time.perf_counter() - start, episodes, evaluations
 
 
-def _case(code: str, found: Sequence[tuple[float, int, int]]) -> Case:
-    per_second = median(episodes / seconds for seconds, episodes, _ in found)
-    evaluations = median(evaluations / seconds for seconds, _, evaluations in found)
-    return Case(code, per_second, evaluations, median(e / episodes for _, episodes, e in found))
+def _case(code: str, timed: Sequence[tuple[float, int, int]]) -> Case:
+    per_second = median(episodes / seconds for seconds, episodes, _ in timed)
+    evaluations = median(evaluations / seconds for seconds, _, evaluations in timed)
+    return Case(code, per_second, evaluations, median(e / episodes for _, episodes, e in timed))
 
 
 class _Setting:
-    """The network, the policy and the problems."""
+    """Network, policy and problems that all codes share."""
 
     def __init__(self, arguments: Arguments):
         self.arguments = arguments
@@ -134,7 +134,7 @@ class _Setting:
         self.network = TransformerConfig(width=width, num_layers=layers, num_heads=width // 64)
         length = arguments.prompt + arguments.length
         needed = evaluation_bytes(self.network, self.vocabulary, arguments.episodes, length)
-        needed += 16 * arguments.episodes * arguments.length**2  # what is kept of every step
+        needed += 16 * arguments.episodes * arguments.length**2  # recorded steps
         what = f"{arguments.episodes:,} episodes of {length:,} tokens, of {arguments.vocabulary:,} ids,"
         arguments.limits.require_memory(needed, what, jax.local_devices()[:1])
         graph, parameters = nnx.split(Transformer(self.network, self.vocabulary, key=jax.random.key(0)))
@@ -151,28 +151,28 @@ class _Setting:
         self.config = UnmaskingConfig(stop_at_eos=False)
 
     def in_one_loop(self, number: int) -> tuple[int, int]:
-        """Episodes and evaluations of a rollout."""
+        """Plays all episodes by `rollout`; returns the numbers of episodes and evaluations."""
         strategy = LearnedStrategy(self.policy, self.parameters)
         rules = Rules(mask_id=self.vocabulary.mask_id, gives_up_after=self.arguments.length)
-        how, length = (None, Recorder(self.policy, strategy), rules), self.arguments.length
+        parts, length = (None, Recorder(self.policy, strategy), rules), self.arguments.length
         key = jax.random.key(number)
         final, _ = jax.block_until_ready(
-            rollout(self.vocabulary, self.denoise, how, self.rows, key, asked=length, steps=length)
+            rollout(self.vocabulary, self.denoise, parts, self.rows, key, asked=length, steps=length)
         )
         return len(final.nfe), int(final.nfe.sum())
 
     def vector(self) -> UnmaskingVectorEnv:
-        """Ours."""
+        """Our vector environment."""
         return UnmaskingVectorEnv(self.problems, self.denoise, num_envs=self.arguments.episodes, config=self.config)
 
     def synchronous(self) -> gymnasium.vector.SyncVectorEnv:
-        """Gymnasium's, of single ones."""
+        """Gymnasium's vector environment of our single environments."""
         mode = gymnasium.vector.AutoresetMode.SAME_STEP
         make = partial(UnmaskingEnv, self.problems, self.denoise, config=self.config)
         return gymnasium.vector.SyncVectorEnv([make] * self.arguments.episodes, autoreset_mode=mode)
 
     def in_environments(self, environments: Any, number: int) -> tuple[int, int]:
-        """Episodes and evaluations of so many steps as an episode may have."""
+        """Takes as many steps as an episode may have; returns the numbers of finished episodes and evaluations."""
         shown, _ = environments.reset(seed=number)
         ended = evaluations = 0
         for step in range(self.arguments.length):
@@ -184,7 +184,7 @@ class _Setting:
         return max(ended, 1), evaluations
 
     def in_torch(self, python: Path) -> list[tuple[float, int, int]]:
-        """Seconds, episodes and evaluations of each repeat."""
+        """Plays all episodes in PyTorch; returns duration, episodes and evaluations of each repetition."""
         spec = {
             "vocabulary": self.vocabulary.size,
             "width": self.network.width,
@@ -200,12 +200,12 @@ class _Setting:
             "prompts": (self.prompts + self.vocabulary.text_range.start).tolist(),
         }
         (printed,) = run_peer(python, "torch_rollout.py", spec)
-        return [(seconds, self.arguments.episodes, evaluations) for seconds, evaluations in printed["found"]]
+        return [(seconds, self.arguments.episodes, evaluations) for seconds, evaluations in printed["results"]]
 
 
 @partial(jax.jit, static_argnums=0)
 def _act(policy: PolicyConfig, parameters, keys, shown):
-    """Actions of the policy for what environments show."""
+    """Actions of the policy for observations of environments."""
     confidence = jnp.asarray(shown["confidence"])[..., :1].astype(jnp.float16)
     is_masked = jnp.asarray(shown["is_masked"]).astype(bool)
     steps = jnp.round(jnp.asarray(shown["progress"])[:, 0] * is_masked.shape[1]).astype(jnp.int32)
@@ -214,7 +214,7 @@ def _act(policy: PolicyConfig, parameters, keys, shown):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the command."""
+    """Runs `trimask benchmark rollout` with these arguments."""
     run(parse(Arguments, list(arguments), "benchmark rollout", __doc__ or ""))
 
 

@@ -1,10 +1,11 @@
-"""trimask benchmark sample: tokens/s and ms/evaluation of the sampler, by size, length, block, rows and cache.
+"""trimask benchmark sample: measures tokens/s and ms/evaluation of the sampler by size, length, block, rows and cache.
 
-A network with random weights, one text vocabulary, and prompts of random tokens: how fast a sampler is does not depend
-on what it says. With --llada and --fast-dllm, folders of these repositories, their own `generate` runs right after
-ours with the same weights and prompts, in a Python that has PyTorch and transformers (--python), and the tokens
-are compared. Where a row differs, its way is followed to the first token that does: `parted at` is by how little the
-closest choice was made on the way there, a difference of two probabilities; of several rows the largest.
+The network has random weights and a vocabulary of text, and prompts are random tokens, since the speed of a sampler
+does not depend on its text. With --llada and --fast-dllm, checkouts of these repositories, their own `generate` runs
+right after ours with the same weights and prompts, in a Python that has PyTorch and transformers (--python), and the
+generated tokens are compared. For rows that differ, the generation is repeated up to the first token that differs:
+`parted at` is the smallest difference of two probabilities that decided a choice up to there, the largest of all rows
+that differ. If it is small, rounding explains the difference.
 """
 
 import dataclasses
@@ -44,59 +45,62 @@ from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Checked):
-    """What is timed."""
+    """Sizes and settings for which the sampler is timed."""
 
     out: tyro.conf.Positional[Path]
     """Folder for sample.json and sample.md."""
     sizes: tuple[str, ...] = ("256x4", "512x8")
-    """Networks, WIDTHxLAYERS, with heads of 64."""
+    """Sizes of networks to time, WIDTHxLAYERS, with heads of width 64."""
     vocabulary: Size = 32_768
-    """Text tokens of the vocabulary."""
+    """Number of text tokens of the vocabulary."""
     rows: tuple[Size, ...] = (1, 8)
-    """Prompts at a time."""
+    """Numbers of prompts at a time."""
     prompt: Size = 64
-    """Tokens of a prompt."""
+    """Length of a prompt in tokens."""
     lengths: tuple[Size, ...] = (64, 256)
-    """Tokens to generate after each prompt."""
+    """Numbers of tokens to generate after each prompt."""
     blocks: tuple[Size, ...] = (32, 64)
-    """Tokens of a block."""
+    """Block lengths in tokens."""
     per_evaluation: Size = 2
-    """Tokens revealed in each evaluation."""
+    """Number of tokens revealed per evaluation."""
     caches: tuple[Literal["none", "prefix", "dual"], ...] = ("none", "prefix", "dual")
-    """What blocks keep between evaluations."""
+    """Caches of keys and values to time: none, of the tokens before the block, or of all outside the block."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type in which networks compute, and hold their weights."""
+    """Type of the weights and of the computation."""
     repeats: Size = 3
-    """Generations of each case, after one that compiles; the median counts."""
+    """Number of timed generations of each case, after one that compiles; their median is reported."""
     llada: Path | None = None
-    """Checkout of github.com/ML-GSAI/LLaDA to compare with; needs --fast-dllm, which has the network's code."""
+    """Checkout of github.com/ML-GSAI/LLaDA to compare with. None: no comparison. Fast-dLLM is needed too, since it has
+    the network's code."""
     fast_dllm: Path | None = None
-    """Checkout of github.com/NVlabs/Fast-dLLM to compare with."""
+    """Checkout of github.com/NVlabs/Fast-dLLM to compare with. None: no comparison."""
     python: Path = Path(sys.executable)
-    """Python with torch and transformers."""
+    """Python with PyTorch and transformers, for the comparison."""
     limits: WorkLimits = WorkLimits()
-    """What it may take."""
+    """Limits of memory and computing time."""
 
     def __post_init__(self):
         super().__post_init__()
         require_program(self.python, "--python")
         if not all((self.sizes, self.rows, self.lengths, self.blocks, self.caches)):
-            raise ValueError(f"there must be one of each; got {self}")
+            raise ValueError(
+                f"--sizes, --rows, --lengths, --blocks and --caches need at least one value each; got {self}"
+            )
         for length, block in product(self.lengths, self.blocks):
             if length % block or block % self.per_evaluation:
                 raise ValueError(
-                    "blocks must fill the length, and evaluations a block, as LLaDA asks; "
+                    "--lengths must be multiples of --blocks, and these of --per-evaluation, as in LLaDA; "
                     f"got {length} tokens in blocks of {block}, {self.per_evaluation} per evaluation"
                 )
         for size in self.sizes:
             parse_size(size)
         if self.llada is not None and self.fast_dllm is None:
-            raise ValueError("--llada needs --fast-dllm too: the network's code is there")
+            raise ValueError("--llada needs --fast-dllm, too, which has the network's code")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table."""
+    """Result of one case: a line of the table."""
 
     code: str
     size: str
@@ -106,29 +110,33 @@ class Case:
     rows: int
     cache: str
     seconds: float
-    """Median of the repeats."""
+    """Median time of a generation."""
     tokens_per_second: float
     evaluations: int
-    """Of a row."""
+    """Number of function evaluations of a row."""
     milliseconds_per_evaluation: float
     speedup: float | None = None
-    """Of ours against this one; None for ours."""
+    """Time of this code over that of ours; None for ours."""
     same_tokens: float | None = None
-    """Share of the generated tokens that are ours."""
+    """Share of the generated tokens that equal ours; None for ours."""
     parted_at: float | None = None
-    """By how little the closest choice was made before they part."""
+    """Smallest difference of probabilities that decided a choice before rows differ; None if no row differs."""
 
     @property
-    def key(self) -> "Key":
-        """What other code does the same of."""
+    def setting(self) -> "Setting":
+        """Setting of the case, by which other code is compared with ours."""
         return self.length, self.block, self.rows, self.cache
 
 
-Key = tuple[int, int, int, str]
+Setting = tuple[int, int, int, str]
+"""Tokens to generate, block length, rows and cache."""
 
 
 def run(arguments: Arguments) -> list[Case]:
-    """Times all cases, one network after the other, writes and prints them."""
+    """Times all cases, one network after the other, writes and prints the results, and returns them.
+
+    Raises an error if the memory is too small.
+    """
     cases: list[Case] = []
     rows, length = max(arguments.rows), arguments.prompt + max(arguments.lengths)
     for size in arguments.sizes:
@@ -136,15 +144,16 @@ def run(arguments: Arguments) -> list[Case]:
         what = f"{size} on {rows:,} rows of {length:,} tokens, of {arguments.vocabulary:,} ids,"
         arguments.limits.require_memory(needed, what, jax.local_devices()[:1])
     for size in tracked(arguments.sizes, "networks"):
-        cases += _network(arguments, size)
+        cases += _cases_of_size(arguments, size)
     write_results(arguments.out, "sample", arguments, cases, _COLUMNS, _cells(cases))
     return cases
 
 
-def _network(arguments: Arguments, size: str) -> list[Case]:
+def _cases_of_size(arguments: Arguments, size: str) -> list[Case]:
+    """All cases of one network, by our code and by others'."""
     vocabulary, config = Vocabulary(text_size=arguments.vocabulary), _config(arguments, size)
     model = Transformer(config, vocabulary, key=jax.random.key(0))
-    # Logits that differ much, so that rounding does not decide which token is the most confident.
+    # Larger logits, so that rounding does not decide which token is the most confident.
     model.unembedding[...] = model.unembedding[...] * config.width**0.5
     graph, parameters = nnx.split(model)
     parameters = jax.tree.map(lambda x: x.astype(arguments.dtype), parameters)
@@ -152,26 +161,25 @@ def _network(arguments: Arguments, size: str) -> list[Case]:
     text = vocabulary.text_range
     shape_of_prompts = (max(arguments.rows), arguments.prompt)
     prompts = np.random.default_rng(0).integers(text.start, text.stop, shape_of_prompts).astype(np.int32)
-    cases: dict[Key, Case] = {}
-    ours: dict[Key, Ours] = {}
-    for key in product(arguments.lengths, arguments.blocks, arguments.rows, arguments.caches):
-        length, block, rows, cache = key
+    cases: dict[Setting, Case] = {}
+    ours: dict[Setting, OurGeneration] = {}
+    for setting in product(arguments.lengths, arguments.blocks, arguments.rows, arguments.caches):
+        length, block, rows, cache = setting
         state = _start(prompts[:rows], length, vocabulary)
         steps = length // arguments.per_evaluation
-        how = GenerationConfig(steps=steps, block_length=block, cache=cache, temperature=0.0)
-        final, seconds = _timed(denoise, how, vocabulary, state, arguments.repeats)
+        generation = GenerationConfig(steps=steps, block_length=block, cache=cache, temperature=0.0)
+        final, seconds = _timed(denoise, generation, vocabulary, state, arguments.repeats)
         count, evaluations = rows * length, int(final.nfe.max())
         numbers = (seconds, count / seconds, evaluations, 1000 * seconds / evaluations)
-        cases[key] = Case("trimask", size, num_parameters(parameters), *key, *numbers)
-        ours[key] = Ours(
-            denoise, how.strategy_function, how.rules(vocabulary), state, np.asarray(final.sequence.tokens)
-        )
+        cases[setting] = Case("trimask", size, num_parameters(parameters), *setting, *numbers)
+        rules, tokens = generation.rules(vocabulary), np.asarray(final.sequence.tokens)
+        ours[setting] = OurGeneration(denoise, generation.strategy_function, rules, state, tokens)
     others = [] if arguments.fast_dllm is None else _others(arguments, config, vocabulary, model, prompts, cases, ours)
     return [*cases.values(), *others]
 
 
 def _config(arguments: Arguments, size: str) -> TransformerConfig:
-    """LLaDA's network of a size."""
+    """Network of LLaDA's architecture and the given size."""
     width, layers = parse_size(size)
     return TransformerConfig(
         width=width,
@@ -185,19 +193,19 @@ def _config(arguments: Arguments, size: str) -> TransformerConfig:
 
 
 @dataclass(frozen=True)
-class Ours:
-    """One generation of ours, and what it takes to go its way again."""
+class OurGeneration:
+    """One generation by our code, and all that is needed to repeat it."""
 
     denoise: Partial
     strategy: Strategy
     rules: Rules
     state: State
-    """Before the first step."""
+    """State before the first step."""
     tokens: np.ndarray
-    """At the end."""
+    """Tokens of the rows at the end."""
 
     def parted_at(self, theirs: np.ndarray) -> float:
-        """Of rows that differ, the largest of how close the closest choice was up to the first token that does."""
+        """Smallest lead of a choice (`_step`) up to the first token that differs; the largest over rows that differ."""
         differing = np.flatnonzero((self.tokens != theirs).any(axis=1))
         closest = np.full(len(theirs), np.inf)
         state, cache, has_parted = self.state, None, np.zeros(len(theirs), bool)
@@ -213,10 +221,10 @@ class Ours:
 
 @jax.jit
 def _step(denoise, strategy, rules, state, cache) -> tuple[State, Cache, Float[Array, " batch"]]:
-    """One step of a generation that draws nothing, and by how little its closest choice was made.
+    """One step of a deterministic generation, and the smallest lead by which a choice of the step was decided.
 
-    That is the lead of a revealed token over the next in probability, or of the last that was revealed over the first
-    that was not.
+    A lead is a difference of probabilities: of a revealed token and the second most probable one at its position, or of
+    the least confident revealed position and the most confident one that was not revealed.
     """
     if cache is None:
         state = sampler.enter_blocks(state, rules)
@@ -230,7 +238,7 @@ def _step(denoise, strategy, rules, state, cache) -> tuple[State, Cache, Float[A
 
 
 def _start(prompts: np.ndarray, generated: int, vocabulary: Vocabulary) -> State:
-    """Rows of a prompt and masks, all of them text: what LLaDA has, without boundary tokens."""
+    """Rows of a prompt and masks, all of text and without boundary tokens, as LLaDA has them."""
     tokens = np.concatenate([prompts, np.full((len(prompts), generated), vocabulary.mask_id, np.int32)], axis=1)
     rows = Rows(
         tokens=jnp.asarray(tokens),
@@ -247,12 +255,12 @@ def _sample(denoise, strategy, rules, state):
     return sampler.sample(denoise, strategy, rules, state)[0]
 
 
-def _timed(denoise, how: GenerationConfig, vocabulary: Vocabulary, state, repeats: int) -> tuple[State, float]:
-    """The end and the median of so many repeats."""
-    rules, seconds = how.rules(vocabulary), []
+def _timed(denoise, config: GenerationConfig, vocabulary: Vocabulary, state, repeats: int) -> tuple[State, float]:
+    """Final state of a generation, and its median duration over `repeats` repetitions after one that compiles."""
+    rules, seconds = config.rules(vocabulary), []
     for _ in range(1 + repeats):
         begin = time.perf_counter()
-        final = jax.block_until_ready(_sample(denoise, how.strategy_function, rules, state))
+        final = jax.block_until_ready(_sample(denoise, config.strategy_function, rules, state))
         seconds.append(time.perf_counter() - begin)
     return final, median(seconds[1:])
 
@@ -263,13 +271,13 @@ def _others(
     vocabulary: Vocabulary,
     model: Transformer,
     prompts: np.ndarray,
-    cases: Mapping[Key, Case],
-    ours: Mapping[Key, Ours],
+    cases: Mapping[Setting, Case],
+    ours: Mapping[Setting, OurGeneration],
 ) -> list[Case]:
-    """The same by the other repositories' code, compared with ours."""
-    asked = [("Fast-dLLM", key) for key in cases]
+    """The same cases by the code of the other repositories, compared with ours."""
+    by_others = [("Fast-dLLM", setting) for setting in cases]
     if arguments.llada is not None:
-        asked = [*(("LLaDA", key) for key in cases if key[-1] == "none"), *asked]
+        by_others = [*(("LLaDA", setting) for setting in cases if setting[-1] == "none"), *by_others]
     spec = {
         "checkouts": {"LLaDA": str(arguments.llada), "Fast-dLLM": str(arguments.fast_dllm)},
         "width": config.width,
@@ -287,15 +295,18 @@ def _others(
         "cases": [
             {"code": code, "length": length, "block": block, "rows": rows, "cache": cache}
             | {"steps": length // arguments.per_evaluation}
-            for code, (length, block, rows, cache) in asked
+            for code, (length, block, rows, cache) in by_others
         ],
     }
     printed = run_peer(arguments.python, "llada_generate.py", spec, _llada_weights(model))
-    return [_compared(code, cases[key], ours[key], found) for (code, key), found in zip(asked, printed, strict=True)]
+    return [
+        _compared(code, cases[setting], ours[setting], result)
+        for (code, setting), result in zip(by_others, printed, strict=True)
+    ]
 
 
-def _compared(code: str, case: Case, ours: Ours, found: dict[str, Any]) -> Case:
-    seconds, tokens = median(found["seconds"]), np.array(found["tokens"])
+def _compared(code: str, case: Case, ours: OurGeneration, result: dict[str, Any]) -> Case:
+    seconds, tokens = median(result["seconds"]), np.array(result["tokens"])
     same = float((tokens == ours.tokens)[:, -case.length :].mean())
     return dataclasses.replace(
         case,
@@ -310,7 +321,7 @@ def _compared(code: str, case: Case, ours: Ours, found: dict[str, Any]) -> Case:
 
 
 def _llada_weights(model: Transformer) -> dict[str, np.ndarray]:
-    """The weights under the names, and in the layout, of LLaDA's network."""
+    """Weights of the network with the names and the layout of LLaDA's network."""
 
     def matrix(weight: Any, rows: int) -> np.ndarray:
         return np.ascontiguousarray(np.asarray(weight[...]).reshape(rows, -1).T)
@@ -323,7 +334,7 @@ def _llada_weights(model: Transformer) -> dict[str, np.ndarray]:
     }
     for number, block in enumerate(model.blocks):
         attention, mlp = cast(Any, block.attention), block.mlp
-        own = {
+        of_block = {
             "q_proj": matrix(attention.query, width),
             "k_proj": matrix(attention.key, width),
             "v_proj": matrix(attention.value, width),
@@ -334,7 +345,7 @@ def _llada_weights(model: Transformer) -> dict[str, np.ndarray]:
             "attn_norm": np.asarray(block.attention_norm.scale[...]),
             "ff_norm": np.asarray(block.mlp_norm.scale[...]),
         }
-        weights |= {f"blocks.{number}.{name}.weight": weight for name, weight in own.items()}
+        weights |= {f"blocks.{number}.{name}.weight": weight for name, weight in of_block.items()}
     return {f"model.transformer.{name}": weight for name, weight in weights.items()}
 
 
@@ -344,22 +355,22 @@ _COLUMNS += ["tokens/s", "ms/NFE", "ours faster", "same tokens", "parted at"]
 
 def _cells(cases: Sequence[Case]) -> list[list[str]]:
     rows = []
-    for case in sorted(cases, key=lambda c: (c.parameters, c.key, c.code != "trimask")):
-        own = [case.code, case.size, f"{case.parameters:,}", str(case.length), str(case.block), str(case.rows)]
-        own += [
-            case.cache,
-            str(case.evaluations),
-            f"{case.tokens_per_second:,.1f}",
-            f"{case.milliseconds_per_evaluation:,.1f}",
-        ]
-        own.append("" if case.speedup is None else f"×{case.speedup:.2f}")
-        own.append("" if case.same_tokens is None else f"{case.same_tokens:.1%}")
-        rows.append([*own, "" if case.parted_at is None else f"{case.parted_at:.1e}"])
+    for case in sorted(cases, key=lambda c: (c.parameters, c.setting, c.code != "trimask")):
+        rows.append(
+            [
+                *(case.code, case.size, f"{case.parameters:,}", str(case.length), str(case.block), str(case.rows)),
+                *(case.cache, str(case.evaluations), f"{case.tokens_per_second:,.1f}"),
+                f"{case.milliseconds_per_evaluation:,.1f}",
+                "" if case.speedup is None else f"×{case.speedup:.2f}",
+                "" if case.same_tokens is None else f"{case.same_tokens:.1%}",
+                "" if case.parted_at is None else f"{case.parted_at:.1e}",
+            ]
+        )
     return rows
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the command."""
+    """Runs `trimask benchmark sample` with these arguments."""
     run(parse(Arguments, list(arguments), "benchmark sample", __doc__ or ""))
 
 

@@ -1,4 +1,4 @@
-"""What a compiled function takes: seconds, the median of calls in turn with others, and memory by XLA's plan."""
+"""Times compiled functions, called in turn, and reads the memory that XLA plans for them."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,18 +11,21 @@ import jax
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one function."""
+    """Time and memory of one compiled function."""
 
     seconds: float
-    """Of a call; the median."""
+    """Median time of a call."""
     compile_seconds: float
-    """Lowering and compiling."""
+    """Time of lowering and compiling."""
     temporary_bytes: int | None
-    """What XLA allocates beside arguments and results; None where it does not say."""
+    """Memory that XLA allocates beside arguments and results. None: not known."""
 
 
 def timed(functions: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]], repeats: int) -> dict[str, Timing]:
-    """Compiles jitted functions for their arguments, then calls them in turn: what disturbs one disturbs all."""
+    """Compiles jitted functions for their arguments, and times `repeats` calls of each after one that is not timed.
+
+    The functions are called in turn, so that disturbances of the machine affect all of them.
+    """
     compiled, compile_seconds = {}, {}
     for name, (function, arguments) in functions.items():
         begin = time.perf_counter()
@@ -42,6 +45,6 @@ def timed(functions: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]], r
 
 
 def temporary_bytes(compiled: Any) -> int | None:
-    """What XLA's plan of a compiled program allocates beside arguments and results."""
+    """Memory that a compiled program allocates beside arguments and results, by XLA's analysis. None: not known."""
     analysis = compiled.memory_analysis()
     return None if analysis is None else int(analysis.temp_size_in_bytes)

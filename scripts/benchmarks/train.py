@@ -1,10 +1,10 @@
-"""trimask benchmark train: a step of training, over sizes of the network and of the joint vocabulary.
+"""trimask benchmark train: times a training step for several sizes of the network and of the joint vocabulary.
 
-Half of the tokens of a row are text, a quarter are a picture's and a quarter are sounds', and so are the ids; the whole
-step is timed: masks, loss, gradients, clipping, AdamW, weight average. Right after, MD4's own code (--md4) takes steps
-of the same sizes, and in a Python that has PyTorch (--python) a model like ours, with the logits of all positions and
-with those of masked positions alone, as it is and compiled. Achieved FLOP/s and utilisation are of what has to be
-computed, see diffusion/cost.py.
+Half of the tokens of a row are text, a quarter pictures and a quarter sounds, and so are the ids. The whole step is
+timed: masks, loss, gradients, clipping, AdamW and weight average. Right after, for comparison, MD4's own code (--md4)
+takes steps of the same sizes, and so does, in a Python that has PyTorch (--python), a model like ours, with the logits
+of all positions and with those of masked positions alone, eager and compiled. FLOP/s and utilisation count the
+operations that are necessary, as in diffusion/cost.py.
 """
 
 import sys
@@ -36,47 +36,51 @@ from trimask.tokenizers.storage.ranges import Checked, Positive, Size, whole
 from trimask.tokenizers.vocabulary import Vocabulary
 
 _WARMUP = 2
+"""Number of steps before those that are timed."""
 _WAYS: dict[str, dict[str, Any]] = {
     "remat": {"remat": "block"},
     "scanned": {"blocks": "scanned"},
     "scanned, remat": {"blocks": "scanned", "remat": "block"},
     "kernel": {"attention": "kernel"},
 }
+"""Name of a way to compute the blocks → fields of `TransformerConfig`."""
 _COLUMNS = ["network", "code", "ms", "ours faster", "GFLOP/s", "MFU", "MiB", "compile s"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Checked):
-    """What is timed."""
+    """Sizes and settings for which a training step is timed."""
 
     out: tyro.conf.Positional[Path]
     """Folder for train.json and train.md."""
     sizes: tuple[str, ...] = ("128x4", "384x6")
-    """Networks, WIDTHxLAYERS, with heads of 64."""
+    """Sizes of networks to time, WIDTHxLAYERS, with heads of width 64."""
     vocabularies: tuple[Annotated[int, whole(64, 1 << 24)], ...] = (1024, 16_384, 65_536)
-    """Ids of all modalities together."""
+    """Sizes of the vocabulary to time: numbers of ids of all modalities together."""
     rows: Size = 8
-    """Rows of a batch."""
+    """Number of rows of a batch."""
     length: Size = 256
-    """Tokens of a row."""
+    """Length of a row in tokens; a multiple of 4."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and of the operands of matrix products."""
     repeats: Size = 10
-    """Timed steps of each case, after two others; the median counts."""
+    """Number of timed steps of each case, after two that are not timed; their median is reported."""
     ways: tuple[Literal["remat", "scanned", "scanned, remat", "kernel"], ...] = ()
-    """Ways to compute the blocks that are compared with the plain one."""
+    """Other ways to compute the blocks, to compare with the default: rematerialised, scanned over layers, both, or with
+    the device's attention kernel."""
     python: Path | None = None
-    """Python with torch, to compare with."""
+    """Python with PyTorch, in which a similar model is timed for comparison. None: no comparison."""
     compiled: bool = True
-    """Whether PyTorch's steps are compiled, too."""
+    """Also time PyTorch's steps compiled."""
     md4: Path | None = None
-    """Checkout of github.com/google-deepmind/md4, whose own step is timed as well."""
+    """Checkout of github.com/google-deepmind/md4, whose own step is timed for comparison. None: no comparison."""
     md4_python: Path | None = None
-    """Python with what MD4 imports: jax, flax, optax, distrax, clu, grain, matplotlib, seaborn."""
+    """Python for MD4, with jax, flax, optax, distrax, clu, grain, matplotlib and seaborn."""
     peak_tflops: Positive | None = None
-    """Peak TFLOP/s of the device, for the utilisation (MFU): 989 is an H100's in bfloat16."""
+    """Peak speed of the device in TFLOP/s, for the utilisation (MFU), such as 989 for an H100 in bfloat16. None: no
+    utilisation."""
     limits: WorkLimits = WorkLimits()
-    """What it may take."""
+    """Limits of memory and computing time."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -85,37 +89,37 @@ class Arguments(Checked):
         if self.md4_python is not None:
             require_program(self.md4_python, "--md4-python")
         if not self.sizes or not self.vocabularies:
-            raise ValueError(f"there must be sizes and vocabularies; got {self}")
+            raise ValueError(f"--sizes and --vocabularies need at least one value each; got {self}")
         if self.length % 4:
             raise ValueError(f"the length of a row must be a multiple of 4, got {self.length}")
         if (self.md4 is None) != (self.md4_python is None):
-            raise ValueError(f"--md4 and --md4-python go together; got {self.md4} and {self.md4_python}")
+            raise ValueError(f"--md4 and --md4-python must be given together; got {self.md4} and {self.md4_python}")
         for size in self.sizes:
             parse_size(size)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table."""
+    """Result of one case: a line of the table."""
 
     size: str
     parameters: int
     vocabulary: int
     code: str
     seconds: float
-    """Median of the steps."""
+    """Median time of a step."""
     tokens_per_second: float
     flops_per_second: float
-    """Achieved, of what has to be computed."""
+    """Necessary operations over time."""
     compile_seconds: float | None = None
     temporary_bytes: int | None = None
-    """What XLA allocates beside parameters, optimizer and batch."""
+    """Memory that XLA allocates beside parameters, optimizer state and batch. None: not known."""
     speedup: float | None = None
-    """Of ours against this one; None for ours."""
+    """Time of this code over that of ours; None for ours."""
 
 
 def run(arguments: Arguments) -> list[Case]:
-    """Times all cases, writes and prints them."""
+    """Times all cases, writes and prints the results, and returns them. Raises an error if the memory is too small."""
     kernel = kernel_for(jax.default_backend(), arguments.dtype, arguments.length, arguments.length, 64)
     if "kernel" in arguments.ways and kernel == "plain":
         raise ValueError(
@@ -123,12 +127,12 @@ def run(arguments: Arguments) -> list[Case]:
             f"{jax.default_backend()}"
         )
     cases: list[Case] = []
-    asked = list(product(arguments.sizes, arguments.vocabularies))
-    for size, ids in asked:
+    pairs = list(product(arguments.sizes, arguments.vocabularies))
+    for size, ids in pairs:
         step = StepOnMesh(_network(arguments, size), _vocabulary(ids), 1, 1, 1, arguments.length)
         what = f"a step of {size} with {ids:,} ids on {arguments.rows:,} rows of {arguments.length:,} tokens"
         arguments.limits.require_memory(step.estimate(arguments.rows).total, what, jax.local_devices()[:1])
-    for size, vocabulary in tracked(asked, "sizes and vocabularies"):
+    for size, vocabulary in tracked(pairs, "sizes and vocabularies"):
         cases += _cases(arguments, size, vocabulary)
     write_results(arguments.out, "train", arguments, cases, _COLUMNS, [_cells(arguments, case) for case in cases])
     return cases
@@ -151,7 +155,7 @@ def _cells(arguments: Arguments, case: Case) -> list[str]:
 def _cases(arguments: Arguments, size: str, ids: int) -> list[Case]:
     vocabulary, model = _vocabulary(ids), _network(arguments, size)
     tokens = arguments.rows * arguments.length
-    # Ids that a position may take, the mean over the tokens of a row.
+    # Number of ids that a position may take, the mean over the tokens of a row.
     mean_allowed_ids = (vocabulary.text_size + 1) / 2 + ids // 4 / 4 + ids // 8 / 4
     flops = tokens * flops_per_token(model, vocabulary, arguments.length, ids=mean_allowed_ids)
     batch = _batch(vocabulary, arguments)
@@ -165,14 +169,15 @@ def _cases(arguments: Arguments, size: str, ids: int) -> list[Case]:
         rates: dict[str, Any] = {"tokens_per_second": tokens / seconds, "flops_per_second": flops / seconds}
         return Case(code=code, seconds=seconds, **common, **rates, **rest)
 
-    def of(model: TransformerConfig) -> dict[str, Any]:
+    def timed(model: TransformerConfig) -> dict[str, Any]:
         names = ("seconds", "compile_seconds", "temporary_bytes")
-        return dict(zip(names, _ours(TrainConfig(model=model), vocabulary, batch, arguments.repeats), strict=True))
+        times = _time_our_step(TrainConfig(model=model), vocabulary, batch, arguments.repeats)
+        return dict(zip(names, times, strict=True))
 
-    ours = case("trimask", **of(model))
-    measured = [(f"trimask, {way}", of(replace(model, **_WAYS[way]))) for way in arguments.ways]
-    measured += [(code, {"seconds": median(s)}) for code, s in _theirs(arguments, model, vocabulary, batch)]
-    return [ours, *(case(code, speedup=one["seconds"] / ours.seconds, **one) for code, one in measured)]
+    ours = case("trimask", **timed(model))
+    others = [(f"trimask, {way}", timed(replace(model, **_WAYS[way]))) for way in arguments.ways]
+    others += [(code, {"seconds": median(s)}) for code, s in _other_codes(arguments, model, vocabulary, batch)]
+    return [ours, *(case(code, speedup=times["seconds"] / ours.seconds, **times) for code, times in others)]
 
 
 def _network(arguments: Arguments, size: str) -> TransformerConfig:
@@ -185,7 +190,7 @@ def _vocabulary(ids: int) -> Vocabulary:
 
 
 def _batch(vocabulary: Vocabulary, arguments: Arguments) -> Rows:
-    """Random tokens: of each row half text, then a picture, then sounds in two codebooks."""
+    """Rows of random tokens: half text, then a quarter picture, then a quarter sound in two codebooks."""
     rng, length = np.random.default_rng(0), arguments.length
     text, image, *books = vocabulary.ranges[1:]
     parts = [text] * (length // 2) + [image] * (length // 4) + [books[n % 2] for n in range(length // 4)]
@@ -203,8 +208,10 @@ def _batch(vocabulary: Vocabulary, arguments: Arguments) -> Rows:
     )
 
 
-def _ours(config: TrainConfig, vocabulary: Vocabulary, batch: Rows, repeats: int) -> tuple[float, float, int | None]:
-    """Seconds of a step, of compiling it, and bytes beside its arguments and results."""
+def _time_our_step(
+    config: TrainConfig, vocabulary: Vocabulary, batch: Rows, repeats: int
+) -> tuple[float, float, int | None]:
+    """Median time of our step, time of compiling it, and memory beside its arguments and results."""
     pretraining = Pretraining(config, vocabulary)
     state, batch = pretraining.init(), jax.device_put(batch)
     begin = time.perf_counter()
@@ -219,10 +226,10 @@ def _ours(config: TrainConfig, vocabulary: Vocabulary, batch: Rows, repeats: int
     return median(seconds[_WARMUP:]), compile_seconds, temporary_bytes(compiled)
 
 
-def _theirs(
+def _other_codes(
     arguments: Arguments, model: TransformerConfig, vocabulary: Vocabulary, batch: Rows
 ) -> Iterator[tuple[str, list[float]]]:
-    """Code and seconds of each step of other code."""
+    """Name of each other code, and the duration of each of its steps."""
     spec = {
         "vocabulary": vocabulary.size,
         "width": model.width,
@@ -245,7 +252,7 @@ def _theirs(
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the command."""
+    """Runs `trimask benchmark train` with these arguments."""
     run(parse(Arguments, list(arguments), "benchmark train", __doc__ or ""))
 
 

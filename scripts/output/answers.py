@@ -1,8 +1,9 @@
-"""A folder of answers: a file each, with its animation and trace, and index.jsonl with a line each.
+"""Writes answers to a folder: each as a file, with its animation and trace, and a line of index.jsonl.
 
-What is there already keeps its file, so the same call writes the same bytes again and another call adds to them. Of
-several calls at a time, and of one that was killed and is repeated, no line and no file is lost or there twice. An
-index may have been sent by someone else: each name in it is a plain one of the folder, with the ending of its kind.
+Answers that the folder holds keep their file names, so the same call writes the same bytes again, and another call adds
+answers. With several calls at the same time, or one that is killed and repeated, no line and no file is lost or
+duplicated. An index may come from an untrusted source, so every name in it must be a plain file name with the suffix of
+its kind.
 """
 
 import json
@@ -28,8 +29,11 @@ from trimask.tokenizers.vocabulary import TEXT
 _INDEX = "index.jsonl"
 _TRACE = ".trace.jsonl"
 FRAME_MILLISECONDS = 150
+"""Duration of a frame of an animation."""
 _STEM_LENGTH = 60
+"""Largest number of characters of a file name, without its number and suffix."""
 _STEM_BYTES = 120
+"""Largest number of bytes of a file name in UTF-8, without its number and suffix."""
 _ACCENTS = re.compile("([a-z])[\u0300-\u036f]+")
 
 
@@ -38,13 +42,17 @@ class Answered:
     """One answer, ready to be written."""
 
     title: str
+    """Text from which file names are made."""
     entry: dict[str, Any]
-    """Its line of the index, but for the files."""
+    """The answer's line of the index, without file names."""
     media: Any
+    """The answer: a text, or a medium as its codec decodes it."""
     animation: Literal["gif", "mp4"] | None
+    """Format of the animation. None: no animation."""
     frames: list[Image.Image]
-    """Of the animation."""
+    """Frames of the animation."""
     trace: str | None
+    """Lines of the trace. None: no trace."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +75,17 @@ class _Entry:
 
 
 def read_index(folder: Path) -> list[dict[str, Any]]:
-    """The lines of earlier calls. Raises ValueError for what is no index, or names files as none of ours does."""
+    """Lines of a folder's index; empty if it has none.
+
+    Raises ValueError if a line is not an entry of an index, or its file names are not plain or have another suffix.
+    """
     path = folder / _INDEX
     if not path.exists() and not path.is_symlink():
         return []
     entries = []
     for number, line in read_json_lines(path):
         where = f"{path}, line {number}"
-        entry = configuration.from_dict(line, _Entry, f"{where}: not an entry of this index; choose another --out")
+        entry = configuration.from_dict(line, _Entry, f"{where}: not an entry of an index; choose another --out")
         require_plain_name(entry.file, f"{where} @ $.file", f".{ending_of(entry.to)}")
         if entry.animation is not None:
             require_plain_name(entry.animation, f"{where} @ $.animation", ".gif", ".mp4")
@@ -85,7 +96,7 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_answers(out: Path, outputs: Sequence[Answered], tokenizers: MediaTokenizers) -> None:
-    """All files and the index, or nothing."""
+    """Writes all files and the index, or nothing if an error occurs."""
     with staged(out) as stage:
         index = read_index(out)
         lines = {entry["file"]: entry for entry in index}
@@ -112,7 +123,7 @@ def write_answers(out: Path, outputs: Sequence[Answered], tokenizers: MediaToken
 
 
 def write_media(path: Path, modality: str, media: Any, tokenizers: MediaTokenizers) -> None:
-    """Writes one answer."""
+    """Writes one answer to a file."""
     if modality == TEXT:
         write_text(path, media + "\n")
     else:
@@ -120,9 +131,10 @@ def write_media(path: Path, modality: str, media: Any, tokenizers: MediaTokenize
 
 
 def file_stem(prompt: str, is_taken: Callable[[str], bool] = lambda _: False) -> str:
-    """A file name without its ending: the prompt's letters and digits, numbered if it is taken.
+    """File name without suffix: letters and digits of the prompt, joined by dashes, with a number if it is taken.
 
-    Latin letters lose their accents; those of other scripts stay as they are. Of signs alone it is their names.
+    Latin letters lose their accents; letters of other scripts stay as they are. A prompt without letters and digits,
+    such as an emoji, gives the Unicode names of its characters.
     """
     plain = _ACCENTS.sub(r"\1", unicodedata.normalize("NFKD", prompt).casefold())
     kept = "".join(c if unicodedata.category(c)[0] in "LMN" else "-" for c in unicodedata.normalize("NFC", plain))
@@ -141,11 +153,11 @@ def file_stem(prompt: str, is_taken: Callable[[str], bool] = lambda _: False) ->
 
 
 def _identity(entry: dict[str, Any]) -> str:
-    """What makes two lines of the index the same question asked again."""
+    """Text that is equal for two lines of an index if they are the same question with the same settings."""
     names = ("prompt", "task", "number", "seed", "step", "settings")
     return json.dumps([entry[name] for name in names], sort_keys=True)
 
 
 def _is_taken(out: Path, stems: set[str], ending: str, stem: str) -> bool:
-    """Whether the index has a file of this name or, unknown to the index, the folder has."""
+    """Whether a file of the index or another file of the folder has this stem."""
     return stem in stems or any((out / f"{stem}.{e}").exists() for e in (ending, "gif", "mp4", "trace.jsonl"))

@@ -1,7 +1,7 @@
-"""Media → files that people look at and listen to.
+"""Writes media as files, and draws media whose tokens are only partly known.
 
-An unknown token, code -1, is drawn as a hatched grey tile wherever it stands: over patches of a picture, over
-moments of a sound, in place of a word of a text. The same media give the same bytes (of an mp4, nearly always).
+An unknown token, code −1, is drawn as a hatched grey tile: over patches of a picture, over moments of a sound, and in
+place of a token of a text. The same media give the same bytes; MP4 files may rarely differ.
 """
 
 import base64
@@ -27,16 +27,16 @@ _MARGIN = 8
 _FONT_SIZE = 14
 _FRAME_WIDTH = 320
 _LAST_FRAME = 10
-"""How many times as long the last frame of an animation stays."""
+"""Ratio of the duration of an animation's last frame to that of the others."""
 
 
 def enlargement(height: int, width: int, wanted: int = 160) -> int:
-    """The whole factor that brings the longer side of a tiny picture to about `wanted` pixels; else 1."""
+    """Whole factor, at least 1, by which the longer side of a picture grows to at most `wanted` pixels."""
     return max(1, wanted // max(height, width))
 
 
 def enlarged(image: UInt8[np.ndarray, "height width channels"], scale: int) -> Image.Image:
-    """The picture with every pixel as a square of `scale` pixels."""
+    """The picture in RGB with every pixel enlarged to a square of `scale` × `scale` pixels."""
     pixels = image[..., 0] if image.shape[-1] == 1 else image[..., :3]
     picture = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
@@ -48,7 +48,10 @@ def image_grid(
     columns: int,
     scale: int,
 ) -> Image.Image:
-    """Pictures row by row, each with its caption under it, in at most three lines."""
+    """Grid of enlarged pictures, row by row, each with its caption below it in at most three lines.
+
+    Raises ValueError if there are no pictures, or not as many captions.
+    """
     if len(images) != len(captions) or not images or columns < 1 or scale < 1:
         raise ValueError(
             "a grid needs pictures, a caption for each, and columns and scale of at least 1; got "
@@ -75,7 +78,7 @@ def image_grid(
 
 
 def spectrogram_image(waveform: Float32[np.ndarray, " samples"], sample_rate_hz: int) -> Image.Image:
-    """Log-mel spectrogram: a column per 10 ms, low notes at the bottom, 80 dB from black to bright."""
+    """Log-mel spectrogram with a column per 10 ms, low frequencies at the bottom, and a range of 80 dB."""
     import matplotlib  # takes a twentieth of a second to load, and most answers need none of it
 
     window = round(0.032 * sample_rate_hz)
@@ -95,26 +98,26 @@ def spectrogram_image(waveform: Float32[np.ndarray, " samples"], sample_rate_hz:
 
 
 def write_png(path: Path, image: Image.Image) -> None:
-    """Writes a PNG without anything that changes from call to call."""
+    """Writes a PNG file; the same picture always gives the same bytes."""
     with written_to(path), replacing(path) as partial:
         image.save(partial, "PNG")
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """What `write_png` writes."""
+    """Content of a PNG file, as `write_png` writes it."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def write_wav(path: Path, waveform: Float32[np.ndarray, " samples"], sample_rate_hz: int) -> None:
-    """Writes 16-bit PCM; what exceeds [-1, 1] is clipped."""
+    """Writes a WAV file with 16-bit PCM; samples outside [−1, 1] are clipped."""
     with written_to(path), replacing(path) as partial:
         _write_wav(partial, waveform, sample_rate_hz)
 
 
 def wav_bytes(waveform: Float32[np.ndarray, " samples"], sample_rate_hz: int) -> bytes:
-    """What `write_wav` writes."""
+    """Content of a WAV file, as `write_wav` writes it."""
     buffer = io.BytesIO()
     _write_wav(buffer, waveform, sample_rate_hz)
     return buffer.getvalue()
@@ -125,19 +128,20 @@ def _write_wav(file: Path | io.BytesIO, waveform: Float32[np.ndarray, " samples"
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """An address that holds all of a file, of a kind such as image/png."""
+    """Data URI with the content of a file, of a media type such as image/png."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def write_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int) -> None:
-    """Writes an endless GIF or an MP4 (H.264), as the path ends; the last frame stays ten times as long.
+    """Writes a looping GIF or an MP4 (H.264), by the suffix of the path; the last frame stays ten times as long.
 
-    Raises ValueError without frames, and for MP4 where PyAV is not installed.
+    `milliseconds` is the duration of a frame, at least 10. Raises ValueError if there are no frames, and for MP4 if
+    PyAV is not installed.
     """
     if not frames or milliseconds < 10:
         raise ValueError(f"an animation needs frames of at least 10 ms, got {len(frames)} of {milliseconds} ms")
     is_mp4 = path.suffix == ".mp4"
-    pages = _pages(frames, multiple=2 if is_mp4 else 1)  # H.264 has colours for two pixels by two
+    pages = _pages(frames, multiple=2 if is_mp4 else 1)  # H.264 stores colours for blocks of 2 × 2 pixels
     if is_mp4:
         require_mp4()
         with written_to(path), replacing(path) as partial:
@@ -150,13 +154,13 @@ def write_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int
 
 
 def require_mp4() -> None:
-    """Raises ValueError where PyAV is not installed."""
+    """Raises ValueError if PyAV is not installed."""
     if importlib.util.find_spec("av") is None:
-        raise ValueError("MP4 needs the extra video: pip install 'trimask[video]'; GIF needs nothing")
+        raise ValueError("MP4 needs the extra `video`: pip install 'trimask[video]'; GIF needs no extra")
 
 
 def _pages(frames: Sequence[Image.Image], multiple: int) -> list[Image.Image]:
-    """Frames of one size, whose sides are multiples of a number."""
+    """Frames padded to a common size, whose sides are multiples of a number."""
     width, height = (
         -(-max(sides) // multiple) * multiple for sides in zip(*(frame.size for frame in frames), strict=True)
     )
@@ -172,7 +176,7 @@ def _write_mp4(partial: Path, pages: Sequence[Image.Image], milliseconds: int) -
     import av
 
     with av.open(str(partial), "w", format="mp4") as container:
-        # One thread: the same frames make nearly always the same bytes.
+        # With one thread the same frames nearly always give the same bytes.
         stream = container.add_stream("libx264", rate=Fraction(1000, milliseconds), options={"threads": "1"})
         stream.width, stream.height = pages[0].size
         stream.pix_fmt = "yuv420p"
@@ -182,13 +186,13 @@ def _write_mp4(partial: Path, pages: Sequence[Image.Image], milliseconds: int) -
 
 
 def draw_unknown_picture(codes: Int[np.ndarray, "rows columns"], codec: MediaCodec) -> Image.Image:
-    """The picture, hatched where its codes are not known."""
+    """The decoded picture, hatched where its codes are unknown."""
     pixels = codec.decode(np.maximum(codes, 0)[None])[0]
     return _hatched(enlarged(pixels, enlargement(*pixels.shape[:2])), codes < 0)
 
 
 def draw_sound(codes: Int[np.ndarray, "frames codebooks"], codec: SoundCodec) -> Image.Image:
-    """The spectrogram where the first codebook is known; under it a row per codebook, light where known."""
+    """Spectrogram above a row per codebook; hatched where the codebook, for the spectrogram the first, is unknown."""
     waveform = codec.decode(np.maximum(codes, 0)[None])[0]
     is_unknown = codes.T < 0
     spectrogram = _hatched(spectrogram_image(waveform, codec.sample_rate_hz), is_unknown[:1])
@@ -200,9 +204,9 @@ def draw_sound(codes: Int[np.ndarray, "frames codebooks"], codec: SoundCodec) ->
 
 
 def draw_text(tokenizers: MediaTokenizers, segment: Segment) -> Image.Image:
-    """Runs of known tokens as text, an unknown one as a tile as large as a letter; broken at the margin."""
+    """Known tokens as text and each unknown one as a tile of the size of a letter, with lines broken at the margin."""
     font, height = _font(20), _line_height(20)
-    places: list[tuple[float, int, str | None]] = []
+    placed: list[tuple[float, int, str | None]] = []  # x in pixels, row, character
     x, row = 0.0, 0
     for character in _characters(tokenizers, segment.codes):
         if character == "\n":  # which has no length: some builds of Pillow fail if asked for it
@@ -211,14 +215,14 @@ def draw_text(tokenizers: MediaTokenizers, segment: Segment) -> Image.Image:
         advance = 16.0 if character is None else font.getlength(character)
         if x + advance > _FRAME_WIDTH:
             x, row = 0.0, row + 1
-        places.append((x, row, character))
+        placed.append((x, row, character))
         x += advance
-    right = max((x for x, _, _ in places), default=0.0) + 20
-    # What is still to be written must not move as it grows.
+    right = max((x for x, _, _ in placed), default=0.0) + 20
+    # A text that is being generated has a fixed width, so that it does not move from frame to frame.
     width = round(right) if segment.is_condition else _FRAME_WIDTH
     picture = Image.new("RGB", (width, (row + 1) * height), "white")
     draw, tile = ImageDraw.Draw(picture), _hatched(Image.new("RGB", (14, 18)), np.ones((1, 1), bool))
-    for x, row, character in places:
+    for x, row, character in placed:
         if character is None:
             picture.paste(tile, (round(x) + 1, row * height + 3))
         else:
@@ -227,7 +231,7 @@ def draw_text(tokenizers: MediaTokenizers, segment: Segment) -> Image.Image:
 
 
 def _characters(tokenizers: MediaTokenizers, codes: Int[np.ndarray, " n"]) -> Iterator[str | None]:
-    """What a text shows in order: printable characters and line ends, None for an unknown token."""
+    """Printable characters and line ends of a text in order, and None for every unknown token."""
     codes = codes[codes != tokenizers.vocabulary.eos_code]
     for run in np.split(codes, np.flatnonzero(np.diff(codes < 0)) + 1):
         if run.size and run[0] < 0:
@@ -237,7 +241,7 @@ def _characters(tokenizers: MediaTokenizers, codes: Int[np.ndarray, " n"]) -> It
 
 
 def _hatched(picture: Image.Image, is_unknown: Bool[np.ndarray, "rows columns"]) -> Image.Image:
-    """The picture with a hatched tile over the cells, of an even grid, that are unknown."""
+    """The picture, divided into an even grid, with hatching over the cells that are unknown."""
     pixels = np.array(picture)
     height, width, _ = pixels.shape
     y, x = np.arange(height)[:, None], np.arange(width)[None, :]
@@ -251,7 +255,7 @@ def _hatched(picture: Image.Image, is_unknown: Bool[np.ndarray, "rows columns"])
 def _font(size: int = _FONT_SIZE) -> ImageFont.FreeTypeFont:
     import matplotlib
 
-    # Pillow's own font has no accents and no Greek or Cyrillic letters.
+    # Pillow's default font has no accents and no Greek or Cyrillic letters.
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
@@ -260,7 +264,7 @@ def _line_height(size: int = _FONT_SIZE) -> int:
 
 
 def _wrapped(text: str, width: int, max_lines: int) -> list[str]:
-    """Lines no wider than `width` pixels, broken at spaces where possible; … says that some are left out."""
+    """Lines of at most `width` pixels, broken at spaces if possible; a final … marks that text is left out."""
     lines = [""]
     for word in text.split():
         if lines[-1] and _fits(f"{lines[-1]} {word}", width):

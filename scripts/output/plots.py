@@ -1,4 +1,4 @@
-"""Curves of a run and bars of its accuracies, drawn without a display."""
+"""Plots of a run: curves of its training metrics, and bars of its accuracies."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +12,17 @@ from trimask.diffusion.evaluation.results import Score
 from trimask.diffusion.studies.findings import save_figure
 
 Metrics = list[dict[str, Any]]
-"""Lines of metrics.jsonl."""
+"""Lines of metrics.jsonl, as dictionaries."""
 
 _COLORS = matplotlib.color_sequences["tab10"]
 _TASK_BITS = "bits/task/"
 
 
 def training_seconds(metrics: Metrics) -> float:
-    """Time spent in steps, samples and checkpoints, resumed or not: tokens over rate, summed over the lines."""
+    """Time of training, samples and checkpoints over all parts of a resumed run: sum of tokens / (tokens/s)."""
     seconds, step, tokens = 0.0, 0, 0.0
     for line in metrics:
-        # `tokens` is the mean over the line's steps of the tokens seen after each; its last step's is what counts.
+        # `tokens` is the mean over the line's steps of the tokens seen after each; extrapolate it to the last step.
         steps = line["step"] - step
         seen = tokens + (line["tokens"] - tokens) * 2 * steps / (steps + 1)
         seconds += (seen - tokens) / line["tokens_per_second"]
@@ -31,7 +31,7 @@ def training_seconds(metrics: Metrics) -> float:
 
 
 def plot_loss(path: Path, metrics: Metrics) -> None:
-    """Loss, and bits per token of each direction, against tokens seen."""
+    """Plots the loss, and bits per token of each task, against the tokens seen."""
     figure = Figure(figsize=(8, 3.4), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2)
     tokens = [line["tokens"] for line in metrics]
@@ -54,9 +54,9 @@ def plot_loss(path: Path, metrics: Metrics) -> None:
 
 
 def plot_accuracy(path: Path, scores: Sequence[Score]) -> None:
-    """A bar per task and split with its 95 % interval, and a tick at the judge's accuracy on real media.
+    """Plots a bar per task and split with its 95 % interval, and a tick at the judge's accuracy on real media.
 
-    Of scores that are shares; others have no common scale.
+    Only scores that are shares of right answers are shown; others have no common scale.
     """
     accuracies = [score for score in scores if score.is_share]
     figure = Figure(figsize=(8, 0.9 + 0.42 * len(accuracies)), layout="constrained", dpi=110)

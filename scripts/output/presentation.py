@@ -1,7 +1,7 @@
-"""How what a model makes is given to people, by modality: written, drawn as far as it is known, shown and measured.
+"""How generated media are written, drawn while they are partly known, shown and measured, for each modality.
 
-A further modality is one entry here, beside that of `diffusion/data/modalities.py`. Only an ending, a writer and a
-drawing are needed.
+A new modality needs one entry in `PRESENTATIONS`, and one in `diffusion/data/modalities.py`. Only a file suffix, a
+writer and a drawing are required.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,38 +39,38 @@ _PAUSE_SECONDS = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """What a codec keeps of a medium."""
+    """Measure of how well a codec reconstructs media."""
 
     name: str
     measure: Callable[[np.ndarray, np.ndarray, Any], Float[np.ndarray, " batch"]]
-    """Real media, reconstructed ones, and their codec → a number in dB for each."""
+    """Function (real media, reconstructed media, codec) → a number in dB for each."""
     better: str
-    """Which way is better, in words."""
+    """Which values are better: "higher" or "lower"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Presentation:
-    """One modality. Media are as the codec decodes them; codes are -1 where they are not known."""
+    """Presentation of one modality. Media are as the codec decodes them; unknown codes are −1."""
 
     ending: str
-    """Of its files."""
+    """Suffix of files, without a dot."""
     write: Callable[[Path, Any, Any], None]
-    """Writes a medium; the last argument is its codec."""
+    """Writes a medium to a file: (path, medium, codec)."""
     draw: Callable[[Int[np.ndarray, "..."], Any], Image.Image]
-    """A picture of codes as far as they are known, for animations; the last argument is the codec."""
+    """Draws partly known codes, for animations: (codes, codec) → picture."""
     picture: Callable[[Any, Any], Image.Image] | None = None
-    """A picture of a whole medium, for pages. None: as `draw`."""
+    """Draws a complete medium, for pages: (medium, codec) → picture. None: its codes are drawn by `draw`."""
     write_together: Callable[[Path, Sequence[Any], Sequence[str], Any], None] | None = None
-    """Writes several media and their captions as one file. None: a file each."""
+    """Writes several media to one file: (path, media, captions, codec). None: each has a file of its own."""
     live: Callable[[Int[np.ndarray, "..."], Float[np.ndarray, "..."], Any], Text] = live_grid
-    """What a terminal shows of codes on their way, with the confidence of each."""
+    """Shows partly known codes on a terminal: (codes, their confidence, codec) → text."""
     player: Callable[[Any, Any], str] | None = None
-    """HTML that plays a medium; the last argument is the codec. None: its picture says enough."""
+    """HTML that plays a medium: (medium, codec) → HTML. None: its picture is shown instead."""
     quality: Quality | None = None
-    """What `trimask inspect` measures. None: nothing."""
+    """Measure of reconstruction that `trimask inspect` shows. None: no measure."""
 
-    def shown(self, medium: Any, codec: Any) -> Image.Image:
-        """A picture of a whole medium."""
+    def picture_of(self, medium: Any, codec: Any) -> Image.Image:
+        """Picture of a complete medium."""
         return self.draw(codec.encode(medium[None])[0], codec) if self.picture is None else self.picture(medium, codec)
 
 
@@ -79,7 +79,7 @@ def _write_picture(path: Path, picture: np.ndarray, codec: Any) -> None:
 
 
 def _write_pictures(path: Path, pictures: Sequence[np.ndarray], captions: Sequence[str], codec: Any) -> None:
-    """A grid with captions."""
+    """Writes pictures as a grid with captions."""
     height, width, _ = pictures[0].shape
     write_png(path, image_grid(pictures, captions, columns=5, scale=enlargement(height, width, wanted=80)))
 
@@ -89,7 +89,7 @@ def _write_sound(path: Path, waveform: np.ndarray, codec: Any) -> None:
 
 
 def _write_sounds(path: Path, waveforms: Sequence[np.ndarray], captions: Sequence[str], codec: Any) -> None:
-    """One after another, with pauses between."""
+    """Writes sounds one after another, with a pause after each."""
     pause = np.zeros(round(_PAUSE_SECONDS * codec.sample_rate_hz), np.float32)
     write_wav(
         path, np.concatenate([part for waveform in waveforms for part in (waveform, pause)]), codec.sample_rate_hz
@@ -128,7 +128,7 @@ PRESENTATIONS: dict[str, Presentation] = {
 
 
 def presentation_of(modality: str) -> Presentation:
-    """The entry of a modality. Raises ValueError if there is none."""
+    """Entry of a modality in `PRESENTATIONS`. Raises ValueError if there is none."""
     if modality not in PRESENTATIONS:
         raise ValueError(
             f"no modality {modality!r} in scripts/output/presentation.py; there are {', '.join(PRESENTATIONS)}"
@@ -137,12 +137,12 @@ def presentation_of(modality: str) -> Presentation:
 
 
 def ending_of(modality: str) -> str:
-    """The ending of files of this modality, text included."""
+    """Suffix of files of a modality, without a dot; "txt" for text."""
     return "txt" if modality == TEXT else presentation_of(modality).ending
 
 
 def frame_of(tokenizers: MediaTokenizers, example: Example) -> Image.Image:
-    """An example with all its segments, one under another, as far as it is known."""
+    """Picture of a partly known example: all its segments, one below another."""
     pictures = [
         draw_text(tokenizers, segment)
         if segment.modality == TEXT

@@ -1,8 +1,12 @@
-"""A trained and evaluated run as something to look at and listen to.
+"""Writes a report of a trained and evaluated run, with generated media to look at and listen to.
 
-digits.png      what it draws, wrong ones framed      words/*.wav     what it says (or makes else), one of each prompt
-text.txt        what it writes                        unmasking.gif   a picture as it becomes known
-loss.png  accuracy.png                                report.html     all of these in one file
+digits.png      generated pictures, wrong ones framed
+unmasking.gif   animation of one picture being generated
+words/*.wav     generated media of all other modalities, one for each prompt
+text.txt        generated texts
+loss.png        loss and bits per token in training
+accuracy.png    accuracies with intervals
+report.html     all of these in one page
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,32 +44,39 @@ from trimask.tokenizers.vocabulary import TEXT
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _PICTURES = 40
+"""Number of pictures in digits.png, over all datasets."""
 _SHOWN_WORDS = 24
+"""Number of files of words/ that the page shows."""
 _SHOWN_LINES = 12
+"""Number of texts of each task that the page shows."""
 _WRONG = (214, 48, 49)
+"""Colour of the frame of a wrong picture, in RGB."""
 
 
 class Word(NamedTuple):
-    """A spoken answer, or one of any further modality, as the page shows it."""
+    """A generated sound, or medium of a further modality, for the page."""
 
     prompt: str
     is_right: bool | None
-    """None: no judge says."""
+    """None: no judge has decided."""
     file: Path
     picture: Image.Image
 
 
 class ReportLine(NamedTuple):
-    """A written answer."""
+    """A generated text, for the page."""
 
     prompt: str
+    """The given beginning of the text, or the condition's modality in brackets."""
     answer: str
     expected: str
+    """The text of the real example."""
     is_right: bool | None
+    """None: no judge has decided."""
 
 
 class Written(NamedTuple):
-    """The written answers of one task and split."""
+    """Generated texts of one task and split."""
 
     title: str
     lines: list[ReportLine]
@@ -74,7 +85,10 @@ class Written(NamedTuple):
 def write_report(
     run: Path, evaluation: Evaluation, samples: Sequence[Samples], loaded: LoadedRun, prepared: Prepared
 ) -> Path:
-    """Writes all files into the run folder and returns the page."""
+    """Writes all files of the report to the run folder, and returns the path of report.html.
+
+    Raises ValueError if metrics.jsonl has no complete line of a training.
+    """
     metrics = _whole_lines(run)
     target = {name: task.target for name, task in loaded.vocabulary.tasks.items()}
     drawn = [sample for sample in samples if target[sample.task] == "image"]
@@ -108,19 +122,19 @@ def write_report(
 
 
 def _whole_lines(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that say what every line of a training says; at least one must."""
+    """Lines of metrics.jsonl with all metrics that the report needs. Raises ValueError if there are none."""
     lines = read_metrics(run)
     whole = [line for line in lines if {"loss", "tokens"} <= line.keys() and line.get("tokens_per_second", 0) > 0]
     if not whole:
         raise ValueError(
-            f"{run / 'metrics.jsonl'}: none of its {len(lines)} lines says step, loss, tokens and tokens_per_second of "
-            "a training, so there is nothing to report"
+            f"{run / 'metrics.jsonl'}: none of its {len(lines)} lines has the step, loss, tokens and tokens_per_second "
+            "of a training, so there is nothing to report"
         )
     return whole
 
 
 def file_uri(path: Path) -> str:
-    """The file as an address that holds all of it."""
+    """Data URI with the content of a file."""
     kinds = {".png": "image/png", ".gif": "image/gif", ".wav": "audio/wav"}
     kind = kinds.get(path.suffix, "application/octet-stream")
     return data_uri(kind, path.read_bytes())
@@ -138,7 +152,7 @@ def _page(**content: Any) -> str:
 
 
 def _write_drawings(run: Path, drawn: Sequence[Samples], loaded: LoadedRun) -> None:
-    """digits.png of all datasets and unmasking.gif of the first, where the model draws."""
+    """Writes digits.png with pictures of all datasets, and unmasking.gif of the first, if pictures were generated."""
     pictures, captions = [], []
     for sample in drawn:
         height, width = sample.media[0].shape[:2]
@@ -153,7 +167,7 @@ def _write_drawings(run: Path, drawn: Sequence[Samples], loaded: LoadedRun) -> N
 
 
 def _write_unmasking(path: Path, sample: Samples, loaded: LoadedRun) -> None:
-    """The first prompt whose picture was right, drawn again step by step."""
+    """Writes an animation of the first prompt whose picture was right, generated again step by step."""
     prompt = sample.references[0 if sample.is_right is None else int(np.argmax(sample.is_right))]
     asked = Prompts(loaded.tokenizers, loaded.description.layouts).from_text(prompt, "image")
     generator = Generator(loaded.denoise, loaded.vocabulary, rows=1)
@@ -162,7 +176,7 @@ def _write_unmasking(path: Path, sample: Samples, loaded: LoadedRun) -> None:
 
 
 def _in_turn(references: Sequence[str]) -> list[int]:
-    """Numbers of the items such that every reference has its turn: the first of each, the second of each, …"""
+    """Indices of the items: the first with each reference, then the second with each, …"""
     items: dict[str, list[int]] = {}
     for number, reference in enumerate(references):
         items.setdefault(reference, []).append(number)
@@ -170,16 +184,16 @@ def _in_turn(references: Sequence[str]) -> list[int]:
 
 
 def _framed(picture: Image.Image, is_wrong: bool) -> np.ndarray:
-    """The picture with a coloured frame if it is wrong."""
+    """The picture, with a coloured frame if it is wrong."""
     if is_wrong:
         ImageDraw.Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=_WRONG, width=4)
     return np.asarray(picture)
 
 
 def _write_words(folder: Path, spoken: Sequence[Samples], loaded: LoadedRun) -> list[Word]:
-    """The first answer to each prompt; what an earlier report left is replaced."""
+    """Writes the first answer to each prompt, after removing those of an earlier report."""
     folder.mkdir(exist_ok=True)
-    for old in [path for how in PRESENTATIONS.values() for path in folder.glob(f"*.{how.ending}")]:
+    for old in [path for entry in PRESENTATIONS.values() for path in folder.glob(f"*.{entry.ending}")]:
         old.unlink()
     words, stems = [], set[str]()
     for sample in spoken:
@@ -188,30 +202,33 @@ def _write_words(folder: Path, spoken: Sequence[Samples], loaded: LoadedRun) -> 
             i, stem = first[prompt], file_stem(prompt, stems.__contains__)
             stems.add(stem)
             modality = loaded.vocabulary.tasks[sample.task].target
-            how, codec = presentation_of(modality), loaded.tokenizers.codec(modality)
-            file = folder / f"{stem}.{how.ending}"
-            how.write(file, sample.media[i], codec)
-            words.append(Word(prompt, _verdict(sample, i), file, how.shown(sample.media[i], codec)))
+            presentation, codec = presentation_of(modality), loaded.tokenizers.codec(modality)
+            file = folder / f"{stem}.{presentation.ending}"
+            presentation.write(file, sample.media[i], codec)
+            picture = presentation.picture_of(sample.media[i], codec)
+            words.append(Word(prompt, _is_right(sample, i), file, picture))
     return words
 
 
-def _verdict(sample: Samples, item: int) -> bool | None:
+def _is_right(sample: Samples, item: int) -> bool | None:
     return None if sample.is_right is None else bool(sample.is_right[item])
 
 
 def _written(sample: Samples, prepared: Prepared) -> Written:
-    """Prompt and answer of every item; of a medium, the prompt is the medium."""
+    """Prompts and answers of all items of a task."""
     task = prepared.manifest.vocabulary.tasks[sample.task]
     given = _given(prepared, sample) if task.condition is None else [""] * len(sample.references)
     lines = [
-        ReportLine(prompt or f"[{task.condition}]", answer[len(prompt) :], expected[len(prompt) :], _verdict(sample, i))
+        ReportLine(
+            prompt or f"[{task.condition}]", answer[len(prompt) :], expected[len(prompt) :], _is_right(sample, i)
+        )
         for i, (prompt, answer, expected) in enumerate(zip(given, sample.media, sample.references, strict=True))
     ]
     return Written(f"{sample.task.replace('_', ' ')} · {sample.split}", lines)
 
 
 def _given(prepared: Prepared, sample: Samples) -> list[str]:
-    """What each text began with when it was asked."""
+    """The given beginning of each text."""
     known = {
         example.media[TEXT]: example.media[TEXT][: example.given_characters]
         for name, dataset in prepared.manifest.datasets.items()
@@ -231,7 +248,7 @@ def _expected(line: ReportLine) -> str:
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by dotted name."""
+    """Values of nested dictionaries with their dotted names."""
     for name, value in content.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{name}.")

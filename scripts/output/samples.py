@@ -1,10 +1,12 @@
-"""What a model in training can do, to look at: a few answers per task in RUN/samples/.
+"""Writes a few generated answers for each task during training, to RUN/samples/.
 
-    step-000200-digits.png    what it draws      step-000200-words.wav    what it says, with pauses between
-    step-000200-NAME-0.…      what it makes of any other modality, a file each
-    samples.jsonl         what it writes: lines of step, task, the text it should have been, and its own
+    step-000200-DATASET.png      generated pictures, in one grid
+    step-000200-DATASET.wav      generated sounds, with pauses between them
+    step-000200-DATASET-0.…      generated media of any other modality, a file each
+    samples.jsonl                generated texts: lines of step, task, reference and text
 
-The questions are of held-out examples of the prepared data; of a text alone the question is given, or its first half.
+The requests are made of held-out examples of the prepared data. For a task of text alone, the beginning is given: the
+prompt, or else the first half.
 """
 
 import os
@@ -25,27 +27,29 @@ from trimask.tokenizers.storage.files import write_text
 from trimask.tokenizers.vocabulary import TEXT, Task
 
 _COUNT = 10
-_LOOKED_AT = 1000
-"""Examples among which those of different captions are looked for."""
+"""Number of answers for each task."""
+_SEARCHED = 1000
+"""Number of examples among which examples with different texts are searched for."""
 
 
 class _Question(NamedTuple):
     example: Example
+    """The request: an example whose target is masked."""
     reference: str
-    """The text that goes with it: a medium's caption, a text's right answer."""
+    """Text of the real example: the caption of a medium, or the right answer."""
 
 
 def save_training_samples(loaded: LoadedRun, step: int) -> None:
-    """Asks each task a few held-out questions and writes the answers; without the prepared data, nothing."""
+    """Generates and writes a few answers for each task; nothing if the prepared data are gone."""
     if not os.path.lexists(Path(loaded.description.data) / "manifest.json"):
         return
     questions = _questions(Path(loaded.description.data))
-    # One row length for all tasks: what is compiled once per length is compiled once.
+    # One row length for all tasks, so that the sampler is compiled once.
     length = max(question.example.length for asked in questions.values() for question in asked)
     generator = Generator(loaded.denoise, loaded.vocabulary, rows=_COUNT, bucket=length)
     folder = loaded.folder / "samples"
     with staged(folder) as stage:
-        # Lines of this and later steps come again after a resumed run.
+        # Lines of this and later steps were written before the run was resumed, and will be written again.
         lines = [line for line in read_step_lines(folder / "samples.jsonl") if line["step"] < step]
         for (dataset, task), asked in questions.items():
             requests = [question.example for question in asked]
@@ -62,14 +66,14 @@ def save_training_samples(loaded: LoadedRun, step: int) -> None:
 
 @lru_cache(maxsize=1)
 def _questions(data: Path) -> dict[tuple[str, Task], list[_Question]]:
-    """A few examples of different captions for every dataset and task, with what is asked for masked."""
+    """Requests for every dataset and task, from held-out examples with different texts; kept for the whole training."""
     prepared = Prepared(data)
     result = {}
     for name, manifest in prepared.manifest.datasets.items():
         split = next((split for split in (VALIDATION, TEST, TRAIN) if split in manifest.splits), None)
         if split is None:
             continue
-        records = prepared.examples(name, split)[:_LOOKED_AT]
+        records = prepared.examples(name, split)[:_SEARCHED]
         texts = prepared.tokenizers.decode(TEXT, [record[TEXT] for record in records])
         first = {text: record for text, record in zip(reversed(texts), reversed(records), strict=True)}
         chosen = [(text, first[text]) for text in dict.fromkeys(texts)][:_COUNT]
@@ -89,13 +93,13 @@ def _masked(prepared: Prepared, task: Task, record: dict[str, Any]) -> Example:
 
 
 def _write_media(path: Path, modality: str, media: list[Any], captions: list[str], loaded: LoadedRun) -> None:
-    """One file, or where the modality has none for several, a file each."""
-    how, codec = presentation_of(modality), loaded.tokenizers.codec(modality)
-    if how.write_together is not None:
-        how.write_together(path.with_suffix(f".{how.ending}"), media, captions, codec)
+    """Writes all media to one file if the modality has a writer for that, else each to a file of its own."""
+    presentation, codec = presentation_of(modality), loaded.tokenizers.codec(modality)
+    if presentation.write_together is not None:
+        presentation.write_together(path.with_suffix(f".{presentation.ending}"), media, captions, codec)
         return
     for number, medium in enumerate(media):
-        how.write(path.with_name(f"{path.name}-{number}.{how.ending}"), medium, codec)
+        presentation.write(path.with_name(f"{path.name}-{number}.{presentation.ending}"), medium, codec)
 
 
 def _lines(step: int, task: Task, references: list[str], texts: list[str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Codes on their way, as a terminal shows them: known ones in colour, unknown ones shaded."""
+"""Shows partly known codes on a terminal: known ones coloured by confidence, unknown ones shaded."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ _SHADE = "grey50"
 
 
 def live_grid(codes: Int[np.ndarray, "..."], confidence: Float[np.ndarray, "..."], codec: Any) -> Text:
-    """A column per step of the first axis, a row per code of the others, coloured by confidence."""
-    grid, sure = codes.reshape(len(codes), -1).T, confidence.reshape(len(codes), -1).T
+    """Grid with a column per index of the first axis and a row per index of the others, coloured by confidence."""
+    grid, confidences = codes.reshape(len(codes), -1).T, confidence.reshape(len(codes), -1).T
     text = Text()
-    for row, own in zip(grid, sure, strict=True):
-        for code, value in zip(row, own, strict=True):
+    for row, row_confidences in zip(grid, confidences, strict=True):
+        for code, value in zip(row, row_confidences, strict=True):
             text.append("░" if code < 0 else "█", style=_SHADE if code < 0 else colour(value))
         text.append("\n")
     return text
 
 
 def live_picture(codes: Int[np.ndarray, "rows columns"], confidence: Float[np.ndarray, "..."], codec: Any) -> Text:
-    """Two characters per pixel column of a small picture; unknown patches are shaded."""
+    """The decoded picture at up to 32 pixels a side, two characters per pixel; unknown patches are shaded."""
     pixels = codec.decode(np.maximum(codes, 0)[None])[0]
     known = codes >= 0
     height, width = pixels.shape[:2]
@@ -39,6 +39,6 @@ def live_picture(codes: Int[np.ndarray, "rows columns"], confidence: Float[np.nd
 
 
 def colour(confidence: float) -> str:
-    """From red, unsure, to green."""
+    """Colour in Rich's notation, from red for confidence 0 to green for 1."""
     share = min(max(float(confidence), 0.0), 1.0)
     return f"rgb({round(220 * (1 - share)) + 30},{round(170 * share) + 50},60)"

@@ -1,11 +1,12 @@
-"""The way to an answer: as JSON lines, as a page with a slider, and live on the terminal.
+"""Shows the generation of an answer step by step: as JSON lines (a trace), as an HTML page, and live on the terminal.
 
-The first line of a trace says what was asked and what was known at the start. Each other is an event:
+The first line of a trace holds the request and the codes that were known at the start. Each other line is an event:
 
     {"step": 3, "position": 5, "token": 41, "piece": "8", "confidence": 0.97}     revealed in step 3
     {"step": 4, "position": 5, "token": null, "piece": null, "confidence": null}  masked again
 
-Positions count the codes of what is made, in reading order; pieces are texts' only.
+Positions are indices of the generated medium's codes in row-major order. Pieces are the texts of tokens; they are null
+for media other than texts.
 """
 
 import html
@@ -47,7 +48,7 @@ class _Start:
 
 @dataclass(frozen=True, kw_only=True)
 class _Event:
-    """Every other line."""
+    """Every other line of a trace: a token that is revealed, or masked again (null)."""
 
     step: int
     position: int
@@ -57,12 +58,12 @@ class _Event:
 
 
 def trace_lines(tokenizers: MediaTokenizers, prompt: str, path: Sequence[Answer]) -> str:
-    """The trace of one request as the text of its file."""
+    """Trace of one request as the text of its file."""
     return "".join(map(json_line, trace_of(tokenizers, prompt, path)))
 
 
 def trace_of(tokenizers: MediaTokenizers, prompt: str, path: Sequence[Answer]) -> list[dict[str, Any]]:
-    """The trace of one request: its states before the first step and after every step."""
+    """Trace of one request, from its states before the first step and after every step."""
     target = path[0].example.segments[-1]
     start = target.codes.reshape(-1)
     head = {
@@ -79,7 +80,7 @@ def trace_of(tokenizers: MediaTokenizers, prompt: str, path: Sequence[Answer]) -
 def _events(tokenizers: MediaTokenizers, path: Sequence[Answer]) -> Iterator[dict[str, Any]]:
     before, modality = _codes(path[0].example), path[0].example.segments[-1].modality
     for step, answer in enumerate(path[1:], 1):
-        codes, confidence = _codes(answer.example), confidences(path[0].example, answer)
+        codes, confidence = _codes(answer.example), code_confidences(path[0].example, answer)
         for position in np.flatnonzero(codes != before).tolist():
             is_known = codes[position] >= 0
             yield {
@@ -92,25 +93,25 @@ def _events(tokenizers: MediaTokenizers, path: Sequence[Answer]) -> Iterator[dic
         before = codes
 
 
-def confidences(asked: Example, answer: Answer) -> np.ndarray:
-    """Of every code of what is made: its probability when it was revealed, 1 where it was given, 0 where masked."""
-    # A hidden condition is not asked for.
-    holes = [(segment.codes.reshape(-1) < 0) & (not segment.is_condition) for segment in asked.segments]
-    own = answer.log_probs[sum(hole.sum() for hole in holes[:-1]) :]
-    result = np.ones(len(holes[-1]))
-    result[holes[-1]] = np.exp(own)
-    return result
+def code_confidences(request: Example, answer: Answer) -> np.ndarray:
+    """Confidence of each code of the generated medium: its probability when it was revealed; given: 1; masked: 0."""
+    # A condition that is masked, for guidance, is not generated.
+    is_asked = [(segment.codes.reshape(-1) < 0) & (not segment.is_condition) for segment in request.segments]
+    of_last_segment = answer.log_probs[sum(of_segment.sum() for of_segment in is_asked[:-1]) :]
+    confidences = np.ones(len(is_asked[-1]))
+    confidences[is_asked[-1]] = np.exp(of_last_segment)
+    return confidences
 
 
 def trace_page(path: Path) -> Path:
-    """Makes a page of a trace, beside it."""
+    """Writes an HTML page of a trace beside it, and returns its path. Raises ValueError if it is not a trace."""
     out = path.with_suffix(".html")
     write_page(out, read_trace(path))
     return out
 
 
 def write_page(path: Path, trace: Sequence[dict[str, Any]]) -> None:
-    """Writes the page of a trace."""
+    """Writes the HTML page of a trace."""
     import jinja2  # generation imports this module and makes no page
 
     head, *events = trace
@@ -119,31 +120,31 @@ def write_page(path: Path, trace: Sequence[dict[str, Any]]) -> None:
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:
-    """The lines of a trace, refused unless they are one."""
+    """Lines of a trace. Raises ValueError if the file is not a trace."""
     lines: list[dict[str, Any]] = []
     for number, line in read_json_lines(path):
-        where = f"{path}, line {number}: not of a trace"
+        where = f"{path}, line {number}: not a line of a trace"
         if not lines:
-            about = configuration.from_dict(line, _Start, where)
-            if len(about.start) != len(about.pieces):
-                raise ValueError(f"{where}: {len(about.start)} codes and {len(about.pieces)} pieces")
+            start = configuration.from_dict(line, _Start, where)
+            if len(start.start) != len(start.pieces):
+                raise ValueError(f"{where}: {len(start.start)} codes but {len(start.pieces)} pieces")
         else:
             event = configuration.from_dict(line, _Event, where)
             if not 0 <= event.position < len(lines[0]["start"]) or event.step < 1:
-                raise ValueError(f"{where}: there is no position {event.position} in step {event.step}")
+                raise ValueError(f"{where}: position {event.position} or step {event.step} is out of range")
         lines.append(line)
     if not lines:
-        raise ValueError(f"{path}: holds no trace")
+        raise ValueError(f"{path}: contains no trace")
     return lines
 
 
 def live(tokenizers: MediaTokenizers, prompts: Sequence[str], asked: Sequence[Example], now: Sequence[Answer]) -> Group:
-    """What a terminal shows of answers on their way: tokens by their confidence, pictures as they are known."""
+    """Shows answers that are being generated: tokens coloured by confidence, pictures as far as they are known."""
     parts = []
     for prompt, request, answer in zip(prompts, asked, now, strict=True):
         segment = answer.example.segments[-1]
         title = Text(f"{prompt}  ", style="bold") + Text(f"{answer.nfe} evaluations", style="dim")
-        confidence = confidences(request, answer)
+        confidence = code_confidences(request, answer)
         if segment.modality == TEXT:
             shown = _live_text(tokenizers, segment.codes, confidence)
         else:
@@ -155,20 +156,20 @@ def live(tokenizers: MediaTokenizers, prompts: Sequence[str], asked: Sequence[Ex
 
 def _live_text(tokenizers: MediaTokenizers, codes: np.ndarray, confidence: np.ndarray) -> Text:
     text = Text()
-    for code, sure in zip(codes, confidence, strict=True):
+    for code, value in zip(codes, confidence, strict=True):
         if code < 0:
             text.append("░", style="grey50")
         else:
-            text.append(_piece(tokenizers, TEXT, code) or "", style=colour(sure))
+            text.append(_piece(tokenizers, TEXT, code) or "", style=colour(value))
     return text
 
 
 def text_in_order(
     tokenizers: MediaTokenizers, codes: Int[np.ndarray, " length"], steps: Int[np.ndarray, " length"]
 ) -> str:
-    """HTML of a text in which each token has the number of the step that revealed it, the later the darker behind it.
+    """HTML of a text, with each token marked by the number of the step that revealed it, darker for later steps.
 
-    Tokens of step 0 were given. EOS is left out.
+    Tokens of step 0, the given ones, are not marked. EOS is left out.
     """
     spans = []
     for code, step in zip(codes, steps, strict=True):
@@ -186,7 +187,7 @@ def _codes(example: Example) -> np.ndarray:
 
 
 def _piece(tokenizers: MediaTokenizers, modality: str, code: int) -> str | None:
-    """What a text's token reads; empty for EOS."""
+    """Text of a token; empty for EOS, None if it is unknown or not of a text."""
     if modality != TEXT or code < 0:
         return None
     return "" if code == tokenizers.vocabulary.eos_code else tokenizers.text.decode(np.array([code]))

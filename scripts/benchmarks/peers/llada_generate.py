@@ -2,9 +2,9 @@
 
     python llada_generate.py SPEC.json WEIGHTS.npz
 
-prints a line of JSON per case: seconds of each repeat, and tokens. Nothing of trimask is imported. The model is that of
-Fast-dLLM's checkout (llada/model), which LLaDA publishes with its weights; `generate` is that of the checkout that a
-case names.
+prints a line of JSON per case: the duration of each repetition in seconds, and the tokens. Nothing of trimask is
+imported. The model is that of Fast-dLLM's checkout (llada/model), which LLaDA publishes with its weights; `generate` is
+that of the checkout that a case names.
 """
 
 # mypy: ignore-errors
@@ -53,20 +53,20 @@ def network(spec: dict, weights: dict[str, np.ndarray]) -> torch.nn.Module:
 
 
 def generator(spec: dict, case: dict):
-    """prompts, model -> tokens, by the checkout's function."""
+    """Function (model, prompts) -> tokens that calls the `generate` of the case's checkout."""
     is_llada = case["code"] == "LLaDA"
     module_path = Path(spec["checkouts"][case["code"]]) / ("generate.py" if is_llada else "llada/generate.py")
     loader = importlib.util.spec_from_file_location(case["code"], module_path)
     module = importlib.util.module_from_spec(loader)
     loader.loader.exec_module(module)
-    how = {"steps": case["steps"], "gen_length": case["length"], "block_length": case["block"]}
-    how["mask_id"] = spec["mask_id"]
+    settings = {"steps": case["steps"], "gen_length": case["length"], "block_length": case["block"]}
+    settings["mask_id"] = spec["mask_id"]
     if is_llada:
-        return lambda model, prompts: module.generate(model, prompts, **how)
+        return lambda model, prompts: module.generate(model, prompts, **settings)
     functions = {"none": "generate", "prefix": "generate_with_prefix_cache", "dual": "generate_with_dual_cache"}
     function = getattr(module, functions[case["cache"]])
-    # Its functions make one row, whatever the number of prompts.
-    return lambda model, prompts: torch.cat([function(model, row[None], **how)[0] for row in prompts])
+    # These functions return one row, whatever the number of prompts.
+    return lambda model, prompts: torch.cat([function(model, row[None], **settings)[0] for row in prompts])
 
 
 def main() -> None:

@@ -1,19 +1,19 @@
-"""Times training steps of MD4's published code, for `trimask benchmark train`, in a Python that has what MD4 imports.
+"""Times training steps of MD4's published code, for `trimask benchmark train`, in a Python that has MD4's dependencies.
 
     python md4_train.py SPEC.json
 
-prints one line of JSON: its name, and the seconds of each step. `md4` in the spec is a checkout of
+prints one line of JSON: its name, and the duration of each step in seconds. `md4` in the spec is a checkout of
 github.com/google-deepmind/md4 (Shi et al., 2024, arXiv:2406.04329). Nothing of trimask is imported.
 
-MD4's own, unchanged: its OpenWebText config, its network, its continuous-time loss, and of its train.py the creation of
+Used unchanged: MD4's OpenWebText config, its network, its continuous-time loss, and from its train.py the creation of
 the state and the whole step, with pmap on one device. So every step has rotary positions, layer norms modulated by an
 embedding of the time (adaLN-zero), a sigmoid-gated MLP, no norm of queries and keys, no dropout, logits and one-hot
-targets of all positions over the whole vocabulary, AdamW with its warm-up and cosine schedule, a weight average; and no
-clipping, which that config turns off.
+targets of all positions over the whole vocabulary, AdamW with warm-up and cosine schedule, and a weight average; no
+gradient clipping, which that config turns off.
 
-Changed: sizes and batch are the spec's. MD4 chooses the width of the MLP itself: 8/3 of the width, up to a multiple of
-32; its mask is one more id, beside the vocabulary. The state, which MD4 passes by keyword so that pmap does not donate
-it, is donated. Modules that the step needs nothing of and that import TensorFlow are replaced by mocks.
+Changed: sizes and batch are those of the spec. MD4 chooses the width of the MLP itself, 8/3 of the width rounded up to
+a multiple of 32; its mask is an id of its own, beside the vocabulary. The state, which MD4 passes by keyword so that
+pmap does not donate it, is donated. Modules that import TensorFlow and that the step does not need are mocked.
 """
 
 # mypy: ignore-errors
@@ -29,7 +29,7 @@ import numpy as np
 
 
 def step_and_state(spec: dict):
-    """MD4's step, a function of its state and a batch, and the first state; with the axis of devices in front."""
+    """MD4's step, (state, batch) -> (state, metrics), and its initial state, with a leading axis of devices."""
     sys.path.insert(0, spec["md4"])
     for name in ("clu.metric_writers", "md4.input_pipeline", "md4.input_pipeline_v2"):
         sys.modules[name] = MagicMock()

@@ -2,8 +2,8 @@
 
     python torch_rollout.py SPEC.json
 
-prints a line of JSON: seconds and evaluations of each repeat. Nothing of trimask is imported; the networks are
-PyTorch's own transformer layers, of the same sizes and with random weights.
+prints a line of JSON: the duration in seconds and the number of evaluations of each repetition. Nothing of trimask is
+imported; the networks are PyTorch's own transformer layers, of the same sizes and with random weights.
 """
 
 # mypy: ignore-errors
@@ -49,7 +49,7 @@ class Policy(nn.Module):
 
 @torch.no_grad()
 def episodes(denoiser, policy, prompts, spec: dict) -> int:
-    """Fills all rows, those that are done left out; the evaluations of all rows together."""
+    """Fills all rows, without evaluating rows that are done; returns the number of evaluations of all rows together."""
     length, total = spec["length"], 0
     masks = torch.full((len(prompts), length), spec["mask_id"], device=prompts.device)
     tokens = torch.cat([prompts, masks], dim=1)
@@ -74,12 +74,12 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     denoiser, policy = Denoiser(spec).to(device).eval(), Policy(spec).to(device).eval()
-    prompts, found = torch.tensor(spec["prompts"], device=device), []
+    prompts, results = torch.tensor(spec["prompts"], device=device), []
     for _ in range(1 + spec["repeats"]):
         start = time.perf_counter()
         evaluations = episodes(denoiser, policy, prompts, spec)
-        found.append([time.perf_counter() - start, evaluations])
-    print(json.dumps({"found": found[1:]}), flush=True)
+        results.append([time.perf_counter() - start, evaluations])
+    print(json.dumps({"results": results[1:]}), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python torch_train.py SPEC.json
 
-prints a line of JSON for each way to compute logits, compiled or not: its name, and the seconds of each step. Nothing
-of trimask is imported: RMSNorm, rotary positions, QK norm, PyTorch's attention, SwiGLU, AdamW with clipping and a
-weight average, of the same sizes and with random weights.
+prints a line of JSON for each way to compute logits, compiled or not: its name, and the duration of each step in
+seconds. Nothing of trimask is imported. The model has RMSNorm, rotary positions, QK norm, PyTorch's attention and
+SwiGLU, of the same sizes and with random weights; the step has AdamW with clipping and a weight average.
 """
 
 # mypy: ignore-errors
@@ -80,7 +80,7 @@ def seconds_of_steps(spec: dict, only_masked: bool, is_compiled: bool, device: s
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
     average = [p.detach().clone() for p in model.parameters()]
     clean = torch.tensor(spec["tokens"], device=device)
-    # What masked positions are there changes with every step, and so does their number.
+    # The number of masked positions changes with every step.
     loss_function = torch.compile(loss_of, dynamic=only_masked) if is_compiled else loss_of
     seconds = []
     for _ in range(spec["warmup"] + spec["repeats"]):
