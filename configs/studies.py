@@ -162,7 +162,7 @@ STUDIES = {
     "critical-batch": Study(
         critical_batch.study,
         {"cpu": critical_batch_cpu, "accelerator": critical_batch_accelerator},
-        "how few steps are enough? S_crit from two horizons, and what it predicts for a third",
+        "how few steps are enough? measures S_crit at two horizons, and predicts a third",
     ),
     "batch-invariance": Study(
         batch_invariance.study,
@@ -172,7 +172,7 @@ STUDIES = {
     "search": Study(
         multiplier_search.study,
         {"cpu": search_cpu, "accelerator": search_accelerator},
-        "multipliers per module, found on a small network and tried on a larger one",
+        "which multipliers per module are best? searched on a small network and verified on a larger one",
     ),
     "sampling": Study(
         sampling_fronts.study,
@@ -187,7 +187,7 @@ STUDIES = {
     "policies": Study(
         policy_study.study,
         {"cpu": policies_cpu, "accelerator": policies_accelerator},
-        "which policies learn what? trains them over rewards, starts, inputs and laws, and measures them as unmasking",
+        "which policies learn what? trains them with many rewards, starts, inputs and laws, and measures each",
     ),
     "mask-variance": Study(
         mask_variance.study,
@@ -197,6 +197,6 @@ STUDIES = {
     "kill-and-resume": Study(
         kill_and_resume.study,
         {"cpu": KillAndResume, "accelerator": KillAndResume},
-        "is a run that was killed again and again the run that was not, bit for bit?",
+        "does a run that is killed and resumed many times end with the same bits as an uninterrupted one?",
     ),
 }

@@ -243,7 +243,7 @@ class Checkpoints:
         """Renames a damaged checkpoint, on the first process alone, and returns its new path."""
         names = (f"damaged-{step}{suffix}" for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
         target = next(self.folder / name for name in names if not (self.folder / name).exists())
-        wait_for_all(f"all have found a name for the damaged checkpoint of step {step}")
+        wait_for_all(f"all processes have chosen a name for the damaged checkpoint of step {step}")
         if is_first():
             with writing(self.run):
                 (self.folder / str(step)).rename(target)

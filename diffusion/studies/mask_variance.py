@@ -30,7 +30,7 @@ class MaskVariance(Checked):
     """Model and noise schedules for which the study measures the variance of the gradient."""
 
     run: str = "runs/tiny"
-    """Run folder of the trained model."""
+    """Run folder of a trained model."""
     schedules: tuple[ScheduleKind, ...] = ("linear", "cosine_md4", "cosine_mdlm", "polynomial")
     """Noise schedules to compare."""
     draws: Annotated[int, whole(2, 1 << 24)] = 200
