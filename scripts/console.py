@@ -4,7 +4,7 @@ import argparse
 import io
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TypeVar
 
@@ -35,12 +35,16 @@ _parser_only = False
 """Whether `parse` raises `ParserRequested` instead of parsing."""
 
 
-def parse(kind: Any, arguments: list[str], command: str, description: str, default: Any = None) -> Any:
+def parse(
+    kind: Any, arguments: list[str], command: str, description: str, default: Any = None, *, lists: Sequence[str] = ()
+) -> Any:
     """Parses the arguments of a command as the dataclass `kind`, with `default` for all that they do not set.
 
-    Impossible arguments end the process with status 2, a usage message and suggestions.
+    `lists` names flags that take several values and may be repeated; see `joined`. Impossible arguments end the process
+    with status 2, a usage message and suggestions.
     """
     given = {} if default is None else {"default": default}
+    arguments = joined(arguments, *lists) if lists else arguments
     with FLAGS, _plain_errors(arguments):
         if _parser_only:
             with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # it has no other name so far

@@ -18,7 +18,7 @@ from trimask.diffusion.pretraining.trained_model import LoadedRun, load
 from trimask.diffusion.sampling.generator import Answer
 from trimask.scripts import cli
 from trimask.scripts.compile_cache import Compiling
-from trimask.scripts.console import console, joined, parse, progress_report, say
+from trimask.scripts.console import console, parse, progress_report, say
 from trimask.scripts.output.answers import Answered, read_index, write_answers
 from trimask.scripts.output.media_files import require_mp4
 from trimask.scripts.output.presentation import frame_of
@@ -129,12 +129,12 @@ def _watched(query: Query, loaded: LoadedRun, is_shown: bool) -> list[list[Answe
 
 def main(arguments: Sequence[str]) -> None:
     """Runs `trimask generate` with these arguments."""
-    words = joined(list(arguments), *_LISTS)
-    parsed: Arguments = parse(Arguments, words, "generate", __doc__ or "")
+    words = list(arguments)
+    parsed: Arguments = parse(Arguments, words, "generate", __doc__ or "", lists=_LISTS)
     loaded = load(parsed.run, parsed.checkpoint)
     # Parsed once more, with the run's own sampling settings, and the blocks of a policy, as defaults.
     default = dataclasses.replace(parsed, sampling=default_sampling(loaded, parsed.target, parsed.sampling.strategy))
-    parsed = parse(Arguments, words, "generate", __doc__ or "", default)
+    parsed = parse(Arguments, words, "generate", __doc__ or "", default, lists=_LISTS)
     run(loaded, parsed, parsed.out or parsed.run / "generated")
 
 

@@ -26,13 +26,15 @@ from trimask.sampling_rl.episode_batch import UnmaskingConfig
 from trimask.sampling_rl.problems import Problem, ProblemSet
 from trimask.sampling_rl.reward import RewardConfig
 from trimask.sampling_rl.rollout import gather_asked, scatter_asked
-from trimask.tokenizers.sequence import assemble, disassemble, make_example, stack_rows
+from trimask.tokenizers.sequence import Example, assemble, disassemble, stack_rows
 
 NAME = "trimask/Unmasking-v0"
 
 
 def media(modality, codes):
-    return make_example(VOCABULARY.tasks[f"text_to_{modality}"], {"text": np.array([1, 2]), modality: np.array(codes)})
+    return Example.of_task(
+        VOCABULARY.tasks[f"text_to_{modality}"], {"text": np.array([1, 2]), modality: np.array(codes)}
+    )
 
 
 REQUESTS = [

@@ -26,7 +26,7 @@ from trimask.diffusion.sampling.generator import Answer, Generator
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.scripts import evaluate as command
 from trimask.scripts.console import parse
-from trimask.tokenizers.sequence import Example, Segment, make_example
+from trimask.tokenizers.sequence import Example, Segment
 from trimask.tokenizers.text import TextTokenizer
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -93,7 +93,7 @@ def _bits(loaded, examples, **options):
 
 def _plain(loaded, texts, dataset="plain"):
     task = loaded.vocabulary.tasks["text"]
-    return [make_example(task, record, record["num_given"]) for record in texts.examples(dataset, "test")]
+    return [Example.of_task(task, record, record["num_given"]) for record in texts.examples(dataset, "test")]
 
 
 def test_padding_and_neighbours_never_change_bits(loaded, texts):
@@ -112,7 +112,7 @@ def test_the_number_of_rows_never_changes_bits(loaded, texts):
 def test_bits_of_a_model_that_knows_nothing_are_those_of_the_ids_a_token_may_be():
     vocabulary = Vocabulary(text_size=7)
     examples = [
-        make_example(vocabulary.tasks["text"], {"text": np.arange(n) % 7}, given) for n, given in [(3, 0), (6, 4)]
+        Example.of_task(vocabulary.tasks["text"], {"text": np.arange(n) % 7}, given) for n, given in [(3, 0), (6, 4)]
     ]
 
     ignorant = fakes.fake(jnp.zeros(vocabulary.size))

@@ -21,7 +21,7 @@ from trimask.diffusion.evaluation.likelihood import (
 )
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.scripts.evaluate import main
-from trimask.tokenizers.sequence import make_example
+from trimask.tokenizers.sequence import Example
 
 CORRELATED = np.array([[[0.02, 0.10], [0.20, 0.03]], [[0.25, 0.05], [0.05, 0.30]]])
 DENOISE = Partial(fakes.joint(CORRELATED))
@@ -33,7 +33,7 @@ def estimated_bits(*args, **options):
 
 
 def example(codes, given=0):
-    return make_example(VOCABULARY.tasks["text"], {"text": np.array(codes)}, given)
+    return Example.of_task(VOCABULARY.tasks["text"], {"text": np.array(codes)}, given)
 
 
 @pytest.mark.parametrize("estimator", ["times", "subsets"])

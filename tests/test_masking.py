@@ -14,7 +14,7 @@ import pytest
 from trimask.diffusion.loss import LossConfig, loss_and_metrics, target_counts
 from trimask.diffusion.masking import MaskingConfig, draw_is_masked, forward_process
 from trimask.diffusion.schedule import ScheduleConfig
-from trimask.tokenizers.sequence import Example, Segment, assemble, make_example, stack_rows
+from trimask.tokenizers.sequence import Example, Segment, assemble, stack_rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
 TEXT_LENGTH = 3
@@ -154,7 +154,7 @@ def pairs(vocabulary):
     """Rows of text → image, 2 text and 4 image tokens each."""
     rng = np.random.default_rng(1)
     codes = [{"text": rng.integers(0, 2, 2), "image": rng.integers(0, 5, (2, 2))} for _ in range(300)]
-    rows = [assemble(vocabulary, [make_example(vocabulary.tasks["text_to_image"], c)], 9) for c in codes]
+    rows = [assemble(vocabulary, [Example.of_task(vocabulary.tasks["text_to_image"], c)], 9) for c in codes]
     return stack_rows(rows)
 
 
@@ -175,7 +175,7 @@ def test_a_dropped_condition_is_hidden_without_loss(vocabulary, pairs):
 
 
 def test_a_prompt_is_never_masked_nor_hidden(vocabulary):
-    example = make_example(vocabulary.tasks["text"], {"text": np.array([1, 0, 1, 2])}, num_given=2)
+    example = Example.of_task(vocabulary.tasks["text"], {"text": np.array([1, 0, 1, 2])}, num_given=2)
     rows = stack_rows([assemble(vocabulary, [example], 7)] * 64)
     for joint, drop in ((1.0, 0.0), (0.0, 1.0), (0.3, 0.1)):
         noised = noised_by(1, rows, vocabulary, MaskingConfig(joint_probability=joint, drop_probability=drop))

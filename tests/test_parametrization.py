@@ -24,7 +24,7 @@ from trimask.diffusion.parametrization import (
     parameter_multipliers,
 )
 from trimask.diffusion.transformer import Transformer, TransformerConfig
-from trimask.tokenizers.sequence import assemble, make_example, stack_rows
+from trimask.tokenizers.sequence import Example, assemble, stack_rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=70, codebook_sizes={"image": (50,)})
@@ -158,7 +158,7 @@ def test_fixed_attention_width_does_not_follow_the_width():
 
 def batch(seed=0):
     rng = np.random.default_rng(seed)
-    example = make_example(
+    example = Example.of_task(
         VOCABULARY.tasks["text_to_image"],
         {"text": rng.integers(0, 70, 6), "image": rng.integers(0, 50, (3, 5))},
     )

@@ -27,7 +27,6 @@ from trimask.diffusion.data.split_rules import SplitConfig
 from trimask.diffusion.run.progress import silent
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
-from trimask.tokenizers.sequence import until_eos
 from trimask.tokenizers.storage import configuration
 
 
@@ -88,7 +87,7 @@ def test_a_response_is_padded_with_eos_and_its_prompt_is_not(whole):
     for example in whole.examples("sums", "train"):
         prompt = whole.tokenizers.text.decode(example["text"][: example["num_given"]])
         assert prompt.endswith("=") and len(example["text"]) == example["num_given"] + 3
-        answer = until_eos(whole.tokenizers.vocabulary, example["text"][example["num_given"] :])
+        answer = whole.tokenizers.vocabulary.until_eos(example["text"][example["num_given"] :])
         assert whole.tokenizers.text.decode(answer) == str(2 * int(prompt.partition("+")[0]))
     lengths = whole.lengths("sums", "train")
     assert lengths.tolist() == [len(e["text"]) + 2 for e in whole.examples("sums", "train")]

@@ -18,7 +18,7 @@ from trimask.diffusion.sampling.guidance import Guidance, guided, restricted
 from trimask.diffusion.sampling.state import Choice, Rules
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.diffusion.transformer import Transformer, TransformerConfig
-from trimask.tokenizers.sequence import Example, Segment, assemble, make_example
+from trimask.tokenizers.sequence import Example, Segment, assemble
 
 RULES = Rules(mask_id=MASK)
 EOS = VOCABULARY.eos_code
@@ -223,7 +223,9 @@ def test_the_budget_of_evaluations_is_kept():
 
 def test_only_ids_of_the_positions_own_range_can_come_out():
     everything_else = 5.0 * jax.random.normal(jax.random.key(0), (VOCABULARY.size,))
-    request = make_example(VOCABULARY.tasks["text_to_audio"], {"text": np.array([1, 2]), "audio": np.full((3, 2), -1)})
+    request = Example.of_task(
+        VOCABULARY.tasks["text_to_audio"], {"text": np.array([1, 2]), "audio": np.full((3, 2), -1)}
+    )
     config = GenerationConfig(steps=2, temperature=5.0)
     (answer,) = Generator(fakes.fake(everything_else), VOCABULARY).generate([request], config, seed=0)
     audio = answer.example.segments[1].codes
@@ -247,7 +249,7 @@ def of_condition(sequence, positions=None, cache=None):
 
 def spoken(masked):
     audio = np.where(np.arange(6).reshape(3, 2) < masked, -1, 1)
-    return make_example(VOCABULARY.tasks["text_to_audio"], {"text": np.array([1, 2]), "audio": audio})
+    return Example.of_task(VOCABULARY.tasks["text_to_audio"], {"text": np.array([1, 2]), "audio": audio})
 
 
 def test_guidance_moves_away_from_the_logits_without_the_condition():
@@ -355,7 +357,7 @@ def test_an_answer_says_in_which_step_each_token_was_revealed_for_good(strategy,
 
 @pytest.mark.parametrize(("cache", "guidance"), [("prefix", 0.0), ("dual", 1.5)])
 def test_a_cache_that_is_always_refreshed_is_none(network, cache, guidance):
-    text = make_example(VOCABULARY.tasks["text_to_audio"], {"text": np.array([1, 2]), "audio": np.full((5, 2), -1)})
+    text = Example.of_task(VOCABULARY.tasks["text_to_audio"], {"text": np.array([1, 2]), "audio": np.full((5, 2), -1)})
     config = GenerationConfig(strategy="factor", block_length=8, guidance=guidance, temperature=0.7)
     generator = Generator(network, VOCABULARY)
     plain = generator.generate([text], config, seed=2)

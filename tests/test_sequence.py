@@ -5,18 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimask.tokenizers.sequence import (
-    Example,
-    Segment,
-    assemble,
-    disassemble,
-    example_starts,
-    make_example,
-    pad_with_eos,
-    stack_rows,
-    task_tokens,
-    until_eos,
-)
+from trimask.tokenizers.sequence import Example, Segment, assemble, disassemble, example_starts, stack_rows, task_tokens
 from trimask.tokenizers.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=7, codebook_sizes={"image": (5,), "audio": (3, 4)})
@@ -42,7 +31,7 @@ NUMBERS = st.tuples(
 def example_of(seed, name, text, image, audio, num_given):
     rng, task = np.random.default_rng(seed), VOCABULARY.tasks[name]
     shapes = {"text": text, "image": image, "audio": audio}
-    return make_example(task, {m: codes_of(m, shapes[m], rng) for m in task.modalities}, num_given)
+    return Example.of_task(task, {m: codes_of(m, shapes[m], rng) for m in task.modalities}, num_given)
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=3), st.integers(0, 4))
@@ -61,7 +50,7 @@ def test_packed_examples_come_back_whole(numbers, padding):
 
 def test_a_pair_is_laid_out_task_condition_target_with_coordinates():
     codes = {"text": np.array([3, 7]), "audio": np.array([[0, 1], [2, -1]])}
-    row = assemble(VOCABULARY, [make_example(VOCABULARY.tasks["audio_to_text"], codes)], 10)
+    row = assemble(VOCABULARY, [Example.of_task(VOCABULARY.tasks["audio_to_text"], codes)], 10)
     v = VOCABULARY
     audio = [v.ranges[3].start, v.ranges[4].start + 1, v.ranges[3].start + 2, v.mask_id]
     text = [v.text_range.start + 3, v.eos_id]
@@ -75,7 +64,9 @@ def test_a_pair_is_laid_out_task_condition_target_with_coordinates():
 
 
 def test_the_first_codes_of_a_text_can_be_given():
-    row = assemble(VOCABULARY, [make_example(VOCABULARY.tasks["text"], {"text": np.array([1, 2, 3])}, num_given=2)], 5)
+    row = assemble(
+        VOCABULARY, [Example.of_task(VOCABULARY.tasks["text"], {"text": np.array([1, 2, 3])}, num_given=2)], 5
+    )
     np.testing.assert_array_equal(row.is_condition, [0, 0, 1, 1, 0])
 
 
@@ -87,11 +78,11 @@ def test_starts_and_tasks_are_found_for_every_position():
 
 
 def test_text_is_filled_with_eos_and_read_until_the_first():
-    filled = pad_with_eos(VOCABULARY, np.array([4, 5]), 5)
+    filled = VOCABULARY.pad_with_eos(np.array([4, 5]), 5)
     np.testing.assert_array_equal(filled, [4, 5, 7, 7, 7])
-    np.testing.assert_array_equal(until_eos(VOCABULARY, filled), [4, 5])
+    np.testing.assert_array_equal(VOCABULARY.until_eos(filled), [4, 5])
     with pytest.raises(ValueError, match="5 tokens does not fit a buffer of 5"):
-        pad_with_eos(VOCABULARY, np.arange(5), 5)
+        VOCABULARY.pad_with_eos(np.arange(5), 5)
 
 
 def test_examples_that_do_not_fit_a_row_are_refused():

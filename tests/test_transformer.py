@@ -17,7 +17,7 @@ from trimask.diffusion.parametrization import (
     parameter_modules,
 )
 from trimask.diffusion.transformer import Transformer, TransformerConfig, num_parameters
-from trimask.tokenizers.sequence import assemble, make_example, stack_rows
+from trimask.tokenizers.sequence import Example, assemble, stack_rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=7, codebook_sizes={"image": (5,), "audio": (3, 4)})
@@ -32,7 +32,7 @@ def build(config=CONFIG, seed=0):
 
 def pair(seed=0):
     rng = np.random.default_rng(seed)
-    return make_example(
+    return Example.of_task(
         VOCABULARY.tasks["text_to_audio"],
         {"text": rng.integers(0, 7, 3), "audio": np.stack([rng.integers(0, 3, 2), rng.integers(0, 4, 2)], 1)},
     )
@@ -66,7 +66,7 @@ def test_every_position_of_an_example_sees_every_other():
 
 def test_two_masked_positions_differ_by_place_and_codebook():
     codes = {"text": np.array([1]), "audio": np.full((3, 2), -1)}
-    batch = rows([make_example(VOCABULARY.tasks["text_to_audio"], codes)], length=10)
+    batch = rows([Example.of_task(VOCABULARY.tasks["text_to_audio"], codes)], length=10)
     no_rotary = dataclasses.replace(CONFIG, rotary_base=None)
     hidden = run(build(no_rotary), batch).hidden[0, 4:]
     distances = jnp.linalg.norm(hidden[:, None] - hidden[None], axis=-1)
@@ -75,7 +75,7 @@ def test_two_masked_positions_differ_by_place_and_codebook():
 
 def test_without_place_and_rotary_masked_positions_of_a_segment_are_alike():
     codes = {"text": np.array([1]), "audio": np.full((3, 2), -1)}
-    batch = rows([make_example(VOCABULARY.tasks["text_to_audio"], codes)], length=10)
+    batch = rows([Example.of_task(VOCABULARY.tasks["text_to_audio"], codes)], length=10)
     blind = dataclasses.replace(CONFIG, rotary_base=None, place_embedding=False)
     hidden = run(build(blind), batch).hidden[0, 4:]
     np.testing.assert_allclose(hidden, jnp.tile(hidden[0], (6, 1)), atol=1e-5)

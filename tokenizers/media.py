@@ -14,7 +14,6 @@ import numpy as np
 
 from trimask.tokenizers import codec
 from trimask.tokenizers.codec import MediaCodec
-from trimask.tokenizers.sequence import until_eos
 from trimask.tokenizers.text import TextTokenizer
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
@@ -58,7 +57,7 @@ class MediaTokenizers:
     def decode(self, modality: str, codes: Sequence[np.ndarray]) -> list[Any]:
         """Texts up to their first EOS, or pictures or waveforms of one shape. No code may be masked."""
         if modality == TEXT:
-            return self.text.decode_batch([until_eos(self.vocabulary, row) for row in codes])
+            return self.text.decode_batch([self.vocabulary.until_eos(row) for row in codes])
         return list(self.codec(modality).decode(np.stack(codes)))
 
     def save(self, folder: Path) -> None:

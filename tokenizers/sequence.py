@@ -84,6 +84,17 @@ class Example:
     task: str
     segments: tuple[Segment, ...]
 
+    @classmethod
+    def of_task(cls, task: Task, codes: Mapping[str, Any], num_given: int = 0) -> "Example":
+        """The example of a task built from the codes of its modalities.
+
+        The condition is given, and so are the first `num_given` codes of the target.
+        """
+        given = {task.target: num_given}
+        if task.condition is not None:
+            given[task.condition] = codes[task.condition].size
+        return cls(task.name, tuple(Segment(m, codes[m], given[m]) for m in task.modalities))
+
     @property
     def length(self) -> int:
         """Number of tokens of the example, with the task token and one boundary token per segment."""
@@ -100,28 +111,6 @@ def example_starts(sequence: TokenRows) -> Int[Array, "batch seq"]:
 def task_tokens(sequence: TokenRows) -> Int[Array, "batch seq"]:
     """Task token of each position's example."""
     return jnp.take_along_axis(sequence.tokens, example_starts(sequence), axis=1)
-
-
-def make_example(task: Task, codes: Mapping[str, Any], num_given: int = 0) -> Example:
-    """The example of `task` built from the codes of its modalities.
-
-    The condition is given, and so are the first `num_given` codes of the target.
-    """
-    given = {task.target: num_given} | ({} if task.condition is None else {task.condition: codes[task.condition].size})
-    return Example(task.name, tuple(Segment(m, codes[m], given[m]) for m in task.modalities))
-
-
-def pad_with_eos(vocabulary: Vocabulary, codes: Int[np.ndarray, " n"], length: int) -> Int[np.ndarray, " length"]:
-    """Text codes followed by EOS up to `length`. Raises ValueError unless at least one EOS fits."""
-    if len(codes) >= length:
-        raise ValueError(f"a text of {len(codes)} tokens does not fit a buffer of {length} (one is kept for EOS)")
-    return np.concatenate([codes, np.full(length - len(codes), vocabulary.eos_code)]).astype(np.int32)
-
-
-def until_eos(vocabulary: Vocabulary, codes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
-    """Text codes before the first EOS."""
-    ends = np.flatnonzero(codes == vocabulary.eos_code)
-    return codes[: ends[0]] if len(ends) else codes
 
 
 def assemble(vocabulary: Vocabulary, examples: list[Example], length: int) -> TokenRows:

@@ -128,6 +128,17 @@ class Vocabulary(Checked):
         """EOS as a code of the text modality, that is, relative to the start of the text range."""
         return self.text_size
 
+    def pad_with_eos(self, codes: Int[np.ndarray, " n"], length: int) -> Int[np.ndarray, " length"]:
+        """Text codes followed by EOS up to `length`. Raises ValueError unless at least one EOS fits."""
+        if len(codes) >= length:
+            raise ValueError(f"a text of {len(codes)} tokens does not fit a buffer of {length} (one is kept for EOS)")
+        return np.concatenate([codes, np.full(length - len(codes), self.eos_code)]).astype(np.int32)
+
+    def until_eos(self, codes: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
+        """Text codes before the first EOS."""
+        ends = np.flatnonzero(codes == self.eos_code)
+        return codes[: ends[0]] if len(ends) else codes
+
     def begin_id(self, modality: str) -> int:
         """The boundary token in front of a segment of `modality`."""
         return self.special_tokens.index(f"<{modality}>")

@@ -19,7 +19,7 @@ from trimask.diffusion.data.mixture import Mixture, WeightSchedule
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.run.limits import WorkLimits
-from trimask.tokenizers.sequence import Example, TokenRows, assemble, make_example, stack_rows
+from trimask.tokenizers.sequence import Example, TokenRows, assemble, stack_rows
 from trimask.tokenizers.storage.ranges import Checked, NonNegative, NonNegativeInt, Positive, Share, Size, whole
 
 # Streams of random numbers that one seed is split into.
@@ -240,7 +240,7 @@ class _Dataset:
         task = self.tasks[int(np.searchsorted(self.task_bounds, draws[0], side="right"))]
         example = self.examples[number]
         has_prompt = task.condition is None and draws[1] >= self.masked_prompt_share
-        return make_example(task, example, example["num_given"] if has_prompt else 0)
+        return Example.of_task(task, example, example["num_given"] if has_prompt else 0)
 
 
 def _require_known(prepared: Prepared, config: BatchConfig) -> None:

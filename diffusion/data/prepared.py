@@ -24,7 +24,6 @@ from trimask.diffusion.data.records import BadRecord, RawExample
 from trimask.diffusion.data.shards import BlockReport
 from trimask.diffusion.data.verification import Damaged, checked_report, is_verified, require_undamaged, verify
 from trimask.diffusion.run.progress import Report, silent
-from trimask.tokenizers.sequence import pad_with_eos
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import reading
 from trimask.tokenizers.storage.json_text import read_json
@@ -66,7 +65,7 @@ class Examples(Sequence[dict[str, Any]]):
                 _require_example(example, self.layout, self._codebook_sizes)
             if self.layout.fill != "none":
                 length = self.layout.text_length(example["num_given"])
-                example[TEXT] = pad_with_eos(self.vocabulary, example[TEXT], length)
+                example[TEXT] = self.vocabulary.pad_with_eos(example[TEXT], length)
             if len(self._cache) < _CACHED_EXAMPLES:
                 self._cache[index] = example
         return example

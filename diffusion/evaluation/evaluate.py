@@ -38,7 +38,7 @@ from trimask.diffusion.evaluation.results import Bound, Evaluation, Samples
 from trimask.diffusion.pretraining.trained_model import LoadedRun, require_same_vocabulary
 from trimask.diffusion.run.progress import Report, silent
 from trimask.diffusion.sampling.generator import Generator
-from trimask.tokenizers.sequence import make_example
+from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT, Task
 
 
@@ -156,7 +156,7 @@ def _measure_bits(
     loaded: LoadedRun, task: Task, held_out: HeldOutExamples, config: EvaluateConfig, report: Report
 ) -> _TargetBits:
     """Estimates the bits of a task's targets on a split."""
-    examples = [make_example(task, record, num_given(task, record)) for record in held_out.records]
+    examples = [Example.of_task(task, record, num_given(task, record)) for record in held_out.records]
     key = jax.random.fold_in(
         jax.random.key(config.seed), zlib.crc32(f"{held_out.dataset} {task.name} {held_out.split}".encode())
     )

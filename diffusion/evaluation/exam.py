@@ -18,7 +18,7 @@ from trimask.diffusion.evaluation.results import Memorisation, Samples, Score
 from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import Answer, Generator
-from trimask.tokenizers.sequence import Example, make_example
+from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.vocabulary import TEXT, Task
 
 _FEW = 3
@@ -126,7 +126,7 @@ def question(task: Task, record: dict[str, Any]) -> Example:
     """The example of a record with its target masked, except for given codes."""
     given, asked = num_given(task, record), record[task.target].copy()
     asked.reshape(-1)[given:] = -1
-    return make_example(task, {**record, task.target: asked}, given)
+    return Example.of_task(task, {**record, task.target: asked}, given)
 
 
 def reference(task: Task, example: RawExample) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from trimask.diffusion.cross_entropy import cross_entropy, restrict
 from trimask.diffusion.denoiser import Denoiser
 from trimask.diffusion.masking import draw_is_masked
 from trimask.diffusion.schedule import ScheduleConfig, stratified_times
-from trimask.tokenizers.sequence import Example, Segment, TokenRows, assemble, stack_rows, until_eos
+from trimask.tokenizers.sequence import Example, Segment, TokenRows, assemble, stack_rows
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 Estimator = Literal["times", "subsets"]
@@ -41,7 +41,7 @@ def num_asked(example: Example, vocabulary: Vocabulary) -> int:
     for segment in example.segments:
         codes = segment.codes.reshape(-1)[segment.num_given :]
         if segment.modality == TEXT:
-            codes = codes[: len(until_eos(vocabulary, codes)) + 1]
+            codes = codes[: len(vocabulary.until_eos(codes)) + 1]
         asked += codes.size
     return asked
 

@@ -23,7 +23,7 @@ from jaxtyping import Int
 
 from trimask.diffusion.data.layout import Layout
 from trimask.tokenizers.media import MediaTokenizers
-from trimask.tokenizers.sequence import Example, Segment, make_example, pad_with_eos, until_eos
+from trimask.tokenizers.sequence import Example, Segment
 from trimask.tokenizers.vocabulary import TEXT, Task
 
 _HOLE = re.compile(r"\\(?P<plain>[_\[\\])|(?P<one>_)|\[MASK(?P<many>[^\]]*)\]")
@@ -82,7 +82,7 @@ class Prompts:
         if length is not None and length < 1:
             raise ValueError(f"after {prompt!r} there must be at least 1 token to write, not {length}")
         default = layout.text_length(len(given)) - len(given)
-        return make_example(task, {TEXT: np.concatenate([given, _masked((length or default,))])})
+        return Example.of_task(task, {TEXT: np.concatenate([given, _masked((length or default,))])})
 
     def infill(self, pattern: str) -> Example:
         """A text whose holes, written as in the module's docstring, are masked."""
@@ -91,7 +91,7 @@ class Prompts:
         layout = self._layout_with_room(task, num_tokens, pattern, is_whole=True)
         length = num_tokens + 1 if layout.fill == "none" else layout.shapes[TEXT][0]
         parts = [_masked((p,)) if isinstance(p, int) else self.tokenizers.text.encode(p) for p in pieces]
-        return make_example(task, {TEXT: pad_with_eos(self.tokenizers.vocabulary, np.concatenate(parts), length)})
+        return Example.of_task(task, {TEXT: self.tokenizers.vocabulary.pad_with_eos(np.concatenate(parts), length)})
 
     def from_text(self, prompt: str, target: str) -> Example:
         """A masked medium given its description.
@@ -101,15 +101,15 @@ class Prompts:
         task = self.task(TEXT, target)
         if not prompt:
             layout = self.layout(task)
-            return make_example(task, {name: _masked(tuple(layout.shapes[name])) for name in (TEXT, target)})
+            return Example.of_task(task, {name: _masked(tuple(layout.shapes[name])) for name in (TEXT, target)})
         shape = tuple(self._layout_with_room(task, len(self._encode(prompt)), prompt).shapes[target])
-        return make_example(task, {TEXT: self._caption(task, prompt), target: _masked(shape)})
+        return Example.of_task(task, {TEXT: self._caption(task, prompt), target: _masked(shape)})
 
     def from_medium(self, medium: str, content: np.ndarray) -> Example:
         """A masked description given a medium of shape `media_shape`."""
         task = self.task(medium, TEXT)
         text = _masked(tuple(self.layout(task).shapes[TEXT]))
-        return make_example(task, {medium: self._codes(medium, content), TEXT: text})
+        return Example.of_task(task, {medium: self._codes(medium, content), TEXT: text})
 
     def inpaint(self, medium: str, content: np.ndarray, is_hole: np.ndarray, prompt: str | None = None) -> Example:
         """A medium of shape `media_shape`, with every code masked that `is_hole`, an array over that shape, touches.
@@ -119,7 +119,7 @@ class Prompts:
         task, codes = self.task(TEXT, medium), self._codes(medium, content)
         touched = np.where(_touches_hole(is_hole, codes.shape), -1, codes).astype(np.int32)
         if prompt is not None:
-            return make_example(task, {TEXT: self._caption(task, prompt), medium: touched})
+            return Example.of_task(task, {TEXT: self._caption(task, prompt), medium: touched})
         caption = Segment(TEXT, _masked(tuple(self.layout(task).shapes[TEXT])))
         return Example(task.name, (caption, Segment(medium, touched)))
 
@@ -131,7 +131,7 @@ class Prompts:
         condition = next((modality for modality in given if modality != TEXT or target != TEXT), None)
         task = self.task(condition, target)
         if target != TEXT:
-            return make_example(task, {TEXT: self._caption(task, given[TEXT]), target: self._codes(target, answer)})
+            return Example.of_task(task, {TEXT: self._caption(task, given[TEXT]), target: self._codes(target, answer)})
         if not answer:
             raise ValueError("an answer must not be empty")
         beginning = self._encode(given[TEXT]) if TEXT in given else np.zeros(0, np.int32)
@@ -139,10 +139,10 @@ class Prompts:
         layout = self._layout_with_room(task, len(beginning) if condition is None else len(text), answer)
         length = layout.text_length(len(beginning)) if condition is None else layout.shapes[TEXT][0]
         if layout.fill != "none":
-            text = pad_with_eos(self.tokenizers.vocabulary, text, length)
+            text = self.tokenizers.vocabulary.pad_with_eos(text, length)
         if condition is None:
-            return make_example(task, {TEXT: text}, len(beginning))
-        return make_example(task, {TEXT: text, condition: self._codes(condition, given[condition])})
+            return Example.of_task(task, {TEXT: text}, len(beginning))
+        return Example.of_task(task, {TEXT: text, condition: self._codes(condition, given[condition])})
 
     def decode(self, asked: Example, answer: Example) -> Any:
         """The generated medium of an answer to the example `asked`.
@@ -154,7 +154,7 @@ class Prompts:
             return self.tokenizers.decode(target.modality, [target.codes])[0]
         vocabulary, given = self.tokenizers.vocabulary, asked.segments[-1].codes
         start = np.flatnonzero((given >= 0) & (given != vocabulary.eos_code)).max(initial=-1) + 1
-        codes = np.concatenate([target.codes[:start], until_eos(vocabulary, target.codes[start:])])
+        codes = np.concatenate([target.codes[:start], vocabulary.until_eos(target.codes[start:])])
         return self.tokenizers.text.decode(codes[codes != vocabulary.eos_code])
 
     def _encode(self, prompt: str) -> Int[np.ndarray, " n"]:
@@ -166,7 +166,7 @@ class Prompts:
         """Codes of a description, filled up to the length of its buffer."""
         codes = self._encode(prompt)
         layout = self._layout_with_room(task, len(codes), prompt)
-        return pad_with_eos(self.tokenizers.vocabulary, codes, layout.shapes[TEXT][0])
+        return self.tokenizers.vocabulary.pad_with_eos(codes, layout.shapes[TEXT][0])
 
     def _codes(self, medium: str, content: np.ndarray) -> np.ndarray:
         return self.tokenizers.encode(medium, [content])[0]

@@ -22,7 +22,7 @@ from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.run.folder import json_line, read_step_lines, staged
 from trimask.diffusion.sampling.generator import Generator
 from trimask.scripts.output.presentation import presentation_of
-from trimask.tokenizers.sequence import Example, make_example, until_eos
+from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.storage.files import write_text
 from trimask.tokenizers.vocabulary import TEXT, Task
 
@@ -86,10 +86,10 @@ def _masked(prepared: Prepared, task: Task, record: dict[str, Any]) -> Example:
     codes = {modality: record[modality] for modality in task.modalities}
     target = np.full_like(codes[task.target], -1)
     if task.condition is None:
-        text = until_eos(prepared.tokenizers.vocabulary, codes[task.target])
+        text = prepared.tokenizers.vocabulary.until_eos(codes[task.target])
         given = record["num_given"] or len(text) // 2
         target[:given] = codes[task.target][:given]
-    return make_example(task, {**codes, task.target: target})
+    return Example.of_task(task, {**codes, task.target: target})
 
 
 def _write_media(path: Path, modality: str, media: list[Any], captions: list[str], loaded: LoadedRun) -> None:
