@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -94,3 +96,17 @@ def test_a_policy_an_evaluation_and_answers_open(written):
     index = read_index(written / "generated")
     assert [entry["to"] for entry in index] == ["text", "image", "audio"]
     assert trace_page(written / "generated" / index[0]["trace"]).is_file()
+
+
+def test_one_answer_takes_two_programs(written, tmp_path):
+    """Each costs a newcomer's first answer, or the reading of the cache, its hundredths of a second."""
+    code = (
+        "import sys, jax; from trimask.scripts import generate\n"
+        "seen = []\n"
+        "jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: seen.append(event))\n"
+        "generate.main(sys.argv[1:])\n"
+        "print('programs:', seen.count('/jax/core/compile/backend_compile_duration'))"
+    )
+    words = ["run", "--prompt", "one", "--to", "image", "--out", str(tmp_path)]
+    process = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert process.stdout.endswith("programs: 2\n")
