@@ -88,7 +88,7 @@ def run(loaded: LoadedRun, path: Path, out: Path, settings: LikelihoodSettings) 
             num_draws=settings.draws,
             estimator=settings.estimator,
             rows=settings.rows,
-            draws=[line.draws for line in lines for _ in line.examples],
+            seeds=[line.draws for line in lines for _ in line.examples],
             report=partial(report, "likelihood"),
         )
     entries, done = [], 0

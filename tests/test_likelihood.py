@@ -196,7 +196,7 @@ def test_choices_are_drawn_alike_and_a_lead_by_chance_is_marked(score, capsys):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ({"texts": "x"}, "line 1: an example has some of answer, audio, choices"),
+        ({"texts": "x"}, "line 1: an example is an object with some of answer, audio, choices"),
         ({"text": "x", "choices": ["y"]}, "one answer"),
         ({"prompt": "x"}, "one answer"),
         ({"image": "a.png", "audio": "b.wav", "text": "x"}, "one answer"),
@@ -216,5 +216,5 @@ def test_a_line_that_cannot_be_scored_is_named_and_nothing_is_written(score, tmp
 
 
 def test_an_empty_file_is_refused(score):
-    with pytest.raises(ValueError, match="holds no lines"):
+    with pytest.raises(ValueError, match="contains no lines"):
         score()
