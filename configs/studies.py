@@ -1,4 +1,4 @@
-"""Named settings of the studies: `cpu` for two cores and half an hour (of policies, hours), `accelerator` for more."""
+"""Named settings of the studies: `cpu` for two cores and half an hour (hours for policies), `accelerator` for more."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,20 +36,20 @@ from trimask.sampling_rl.studies.policy_study import PolicyStudy
 from trimask.sampling_rl.studies.unmasking import UnmaskingStudy
 
 DATA = tiny().prepare
-"""What studies train on unless told otherwise: real handwritten digits and synthetic speech, with their words.
+"""Data that studies train on by default: real handwritten digits and synthetic speech, with captions.
 
-Sums are left out: they are learned in a sudden jump, and whether a run is before or after it hides all else.
-"""
+Sums are left out: they are learned in a sudden jump, so a result would mostly depend on whether the run has
+passed it."""
 
 
 _SHORT = OptimizerConfig(
     horizon_tokens=200_000, warmup_tokens=20_000, ema_decay=0.98, weight_decay=0.1, final_fraction=0.0
 )
-"""A recipe for some hundred steps."""
+"""Optimizer configuration for runs of a few hundred steps."""
 
 
 def _proxy(width: int, layers: int, optimizer: OptimizerConfig, batch: int = 256) -> TrainConfig:
-    """The network and recipe that are scaled: heads of 16, batches in positions."""
+    """A small network and training configuration for scaling studies: heads of size 16, `batch` positions per step."""
     return TrainConfig(
         model=TransformerConfig(num_layers=layers, width=width, num_heads=width // 16),
         loss=LossConfig(weighting="unweighted"),
@@ -67,18 +67,18 @@ def coordinate_check_cpu() -> CoordinateCheck:
 
 
 def coordinate_check_accelerator() -> CoordinateCheck:
-    """Widths to 4,096 and depths to 128."""
+    """Widths up to 4,096 and depths up to 128."""
     widths, depths = (128, 256, 512, 1024, 2048, 4096), (2, 4, 8, 16, 32, 64, 128)
     return replace(coordinate_check_cpu(), widths=widths, depths=depths, seeds=4)
 
 
 def lr_transfer_cpu() -> LearningRateTransfer:
-    """Widths 64 to 256 and depths 2 to 16, 200,000 tokens each, in some eight hundred steps."""
+    """Widths 64 to 256 and depths 2 to 16, 200,000 tokens per run, in about 800 steps."""
     return LearningRateTransfer(base=_proxy(64, 4, _SHORT))
 
 
 def lr_transfer_accelerator() -> LearningRateTransfer:
-    """Widths to 2,048 and depths to 64, twenty times the tokens in batches eight times as large."""
+    """Widths up to 2,048 and depths up to 64, with twenty times the tokens in batches eight times as large."""
     base = _proxy(128, 4, replace(_SHORT, horizon_tokens=4_000_000, warmup_tokens=200_000), batch=2048)
     widths, depths = (128, 256, 512, 1024, 2048), (2, 4, 8, 16, 32, 64)
     return LearningRateTransfer(base=base, widths=widths, depths=depths, seeds=3)
@@ -90,7 +90,7 @@ def critical_batch_cpu() -> CriticalBatch:
 
 
 def critical_batch_accelerator() -> CriticalBatch:
-    """Twenty times the tokens, and a network of 3M parameters."""
+    """Horizons twenty times as long as on a CPU, and a network of 3M parameters."""
     recipe = replace(_SHORT, learning_rate=2**-9, horizon_tokens=4_000_000, warmup_tokens=200_000)
     batches = (1024, 2048, 4096, 8192, 16384, 32768)
     base = _proxy(256, 4, recipe, batch=1024)
@@ -109,43 +109,47 @@ def batch_invariance_accelerator() -> BatchInvariance:
 
 
 def search_cpu() -> MultiplierSearch:
-    """0.1M parameters, 100,000 tokens a run; tried on a network four times as wide and twice as deep."""
+    """0.1M parameters, 100,000 tokens per run; verified on a network four times as wide and twice as deep."""
     return MultiplierSearch(base=_proxy(32, 2, replace(_SHORT, horizon_tokens=100_000)))
 
 
 def search_accelerator() -> MultiplierSearch:
-    """3M parameters, 4M tokens a run, 600 runs; tried on networks of 50M and more."""
+    """3M parameters, 4M tokens per run, 600 runs; verified on networks of 50M parameters and more."""
     recipe = replace(_SHORT, horizon_tokens=4_000_000, warmup_tokens=200_000)
     return MultiplierSearch(base=_proxy(256, 4, recipe, batch=2048), runs=601, per_round=20)
 
 
 def policies_cpu() -> PolicyStudy:
-    """Seventy policies, of minutes each."""
+    """Seventy policies, each trained for a few minutes."""
     return PolicyStudy(
         blocks=policies.blocks(), full=policies.full(), steered=policies.steered(), imitation=policies.imitation()
     )
 
 
 def policies_accelerator() -> PolicyStudy:
-    """Of the paper's size, and ten times as many problems."""
-    usual, of_paper = policies_cpu(), policies.paper().policy
+    """Policies of the paper's size, and ten times as many problems."""
+    small, of_paper = policies_cpu(), policies.paper().policy
     return replace(
-        usual,
-        blocks=replace(usual.blocks, policy=of_paper),
-        full=replace(usual.full, policy=of_paper),
-        steered=replace(usual.steered, policy=of_paper),
-        imitation=replace(usual.imitation, policy=of_paper),
-        imitated=10 * usual.imitated,
-        problems=10 * usual.problems,
-        scratch=10 * usual.scratch,
+        small,
+        blocks=replace(small.blocks, policy=of_paper),
+        full=replace(small.full, policy=of_paper),
+        steered=replace(small.steered, policy=of_paper),
+        imitation=replace(small.imitation, policy=of_paper),
+        imitated=10 * small.imitated,
+        problems=10 * small.problems,
+        scratch=10 * small.scratch,
     )
 
 
 class Study(NamedTuple):
+    """A study: its function, its named configurations and a summary."""
+
     run: Callable[[Any, Trials], str]
-    """Takes the configuration and the runner of trials, writes tables and figures, returns what was found."""
+    """Takes the configuration and the runner of trials, writes tables and figures, and returns the findings."""
     presets: dict[str, Callable[[], Any]]
+    """Name → function that returns the configuration."""
     summary: str
+    """The question that the study answers, for `--help`."""
 
 
 STUDIES = {

@@ -142,11 +142,11 @@ def adamw(hyperparameters: Hyperparameters) -> optax.GradientTransformation:
         updates, mu, nu = jax.tree.transpose(structure, jax.tree.structure((0, 0, 0)), results)
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
-    return optax.GradientTransformation(moments, update)
+    return optax.GradientTransformation(initial_adam_state, update)
 
 
-def moments(parameters: Any) -> optax.ScaleByAdamState:
-    """AdamW's state before the first step, whatever the hyperparameters."""
+def initial_adam_state(parameters: Any) -> optax.ScaleByAdamState:
+    """State of `adamw` before the first step, which does not depend on its hyperparameters."""
     zeros = jax.tree.map(jnp.zeros_like, parameters)
     return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros))
 

@@ -21,13 +21,13 @@ from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 VOCABULARY = Vocabulary(text_size=6, codebook_sizes={"image": (5,), "audio": (3, 4)})
 MASK = VOCABULARY.mask_id
-TEXT_IDS = VOCABULARY.ranges[1]
+TEXT_IDS = VOCABULARY.text_range
 
 
 class MaskedShares(ScheduleConfig):
     """Masked shares given as such, one for each modality: t³ for text, t for everything else."""
 
-    def of(self, vocabulary):
+    def build(self, vocabulary):
         powers = jnp.array([3.0 if name == TEXT else 1.0 for name in vocabulary.modalities])
         return Schedule(lambda t, modality: t ** powers[modality], is_masked_share=True)
 

@@ -18,7 +18,7 @@ from trimask.diffusion.denoiser import DenoiserOutput
 from trimask.diffusion.loss import loss_and_metrics, target_counts
 from trimask.diffusion.masking import Noised, forward_process
 from trimask.diffusion.mesh import AXES, constrain_parameters, local_rows, shardings, use_mesh
-from trimask.diffusion.optimizer import Hyperparameters, adamw, moments, update_average
+from trimask.diffusion.optimizer import Hyperparameters, adamw, initial_adam_state, update_average
 from trimask.diffusion.parametrization import parameter_multipliers, without_multipliers
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.warm_start import grown_parameters
@@ -157,7 +157,7 @@ class Pretraining:
         """State before the first step, with these parameters."""
         average = jax.tree.map(jnp.copy, parameters)  # not the same buffers: `step` donates both
         step, tokens = jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.int32)
-        return TrainState(parameters, average, moments(parameters), step, tokens)
+        return TrainState(parameters, average, initial_adam_state(parameters), step, tokens)
 
     def model(self, parameters: Parameters) -> Transformer:
         """The network with these parameters."""

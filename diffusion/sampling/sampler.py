@@ -31,9 +31,6 @@ from trimask.diffusion.denoiser import Cache, Denoiser
 from trimask.diffusion.sampling.proposals import propose
 from trimask.diffusion.sampling.state import Choice, Memory, Observation, RowKeys, Rules, State, Strategy
 
-_TEXT = 1
-"""Number of the modality text (`Vocabulary.modalities`)."""
-
 
 def enter_blocks(state: State, rules: Rules) -> State:
     """Moves rows whose block needs no further step to their next block with masks."""
@@ -201,9 +198,9 @@ def _after_eos(tokens, is_masked, state: State, rules: Rules) -> Bool[Array, "ba
     """
     length = tokens.shape[-1]
     positions = jnp.arange(length)
-    is_given = ~state.is_asked & state.sequence.is_target & (state.sequence.modality == _TEXT)
+    is_given = ~state.is_asked & state.sequence.is_target & state.sequence.is_text
     last_given = jnp.max(jnp.where(is_given, positions, -1), axis=-1, keepdims=True)
-    is_text = state.sequence.modality == _TEXT
+    is_text = state.sequence.is_text
     is_hole = (tokens == rules.mask_id) & is_text & (positions > last_given)
     first_hole = jnp.min(jnp.where(is_hole, positions, length), axis=-1, keepdims=True)
     is_end = is_text & (tokens == rules.eos_id) & state.is_asked & ~is_masked & (positions > last_given)
