@@ -55,8 +55,8 @@ class AnswerLine:
     """One example per choice, or the only one."""
 
     @property
-    def draws(self) -> int:
-        """Number that selects the random masks; derived from what choices have in common, so it is equal for all."""
+    def mask_seed(self) -> int:
+        """Seed of the random masks; derived from what choices have in common, so that it is equal for all of them."""
         (*given, asked) = self.examples[0].segments
         if "choices" in self.entry:
             asked = dataclasses.replace(asked, codes=asked.codes[: asked.num_given])
@@ -88,15 +88,15 @@ def run(loaded: LoadedRun, path: Path, out: Path, settings: LikelihoodSettings) 
             num_draws=settings.draws,
             estimator=settings.estimator,
             rows=settings.rows,
-            seeds=[line.draws for line in lines for _ in line.examples],
+            seeds=[line.mask_seed for line in lines for _ in line.examples],
             report=partial(report, "likelihood"),
         )
     entries, done = [], 0
     for line in lines:
-        own = estimates[:, done : done + len(line.examples)]
+        of_line = estimates[:, done : done + len(line.examples)]
         done += len(line.examples)
         tokens = [num_asked(example, loaded.vocabulary) for example in line.examples]
-        entries.append(line.entry | _scores(own, tokens, "choices" in line.entry))
+        entries.append(line.entry | _scores(of_line, tokens, "choices" in line.entry))
     write_text(out, "".join(map(json_line, entries)))
     _print(entries, out)
 

@@ -78,7 +78,7 @@ def spliced(content: np.ndarray, is_hole: Bool[np.ndarray, "*where"], made: np.n
 
 
 def prepared_of(loaded: LoadedRun, data: Path | None = None) -> Prepared:
-    """Prepared data of a folder, None: those of the run. Raises FileNotFoundError if none are there."""
+    """Prepared data of a folder; None: the data of the run. Raises FileNotFoundError if there are none."""
     data = data or Path(loaded.description.data)
     if not (data / "manifest.json").is_file():
         raise FileNotFoundError(

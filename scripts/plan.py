@@ -205,7 +205,7 @@ class TrainingPlan:
             "memory": memory.total,
             "rest": memory.total - memory.state,
             "sent": self.sent_bytes,
-            "largest_rows": self.step.max_rows(self.shapes, self.device.memory_bytes),
+            "max_rows": self.step.max_rows(self.shapes, self.device.memory_bytes),
             "step_seconds": self.step_seconds,
             "days": self.total_seconds / 86_400,
         }
