@@ -44,8 +44,8 @@ _KIND_OF_ARGUMENT = {
     "init-from of train-policy": "policy",
 }
 """Last part of the name of an argument that is a path, or "NAME of COMMAND" → kind of folder that it names."""
-_FILES = ("images", "audio", "text", "prompts", "text-tokenizer")
-"""Arguments of type str that name files."""
+_NO_FILES = ("media", "tfds")
+"""Flags of sources that do not begin with the name of a file or folder."""
 _DEPTH = 2
 """Number of levels below a folder that are searched for folders of a kind, to offer the path to them."""
 _MOST = 2_000
@@ -132,12 +132,15 @@ def _completer(action: Any, command: str, choices: list[str]) -> Any:
     """Completer of an argument that is a path, in the form that shtab takes; None if it is none."""
     import shtab
 
+    from trimask.scripts.prepare import SOURCE_FLAGS
+
+    files = {"text-tokenizer", *SOURCE_FLAGS}.difference(_NO_FILES)
     flag = (action.option_strings or [action.dest])[0].removeprefix("--")
     name = flag if flag.rpartition(".")[2] not in ("run", "strategy") else flag.rpartition(".")[2]
     kind = _KIND_OF_ARGUMENT.get(f"{name} of {command}", _KIND_OF_ARGUMENT.get(name))
     if kind is not None and command != "inspect":  # which also takes a file, a trace
         return _folder_completer(kind, choices)
-    return shtab.FILE if "PATH" in str(action.metavar) or flag in _FILES or kind is not None else None
+    return shtab.FILE if "PATH" in str(action.metavar) or flag in files or kind is not None else None
 
 
 def _first_sentence(action: Any) -> str:

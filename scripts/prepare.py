@@ -30,7 +30,6 @@ from trimask.scripts.console import console, joined, parse_from_preset, progress
 
 _STRETCHED = 2
 """Ratio of the longest text to the 99 % quantile of lengths from which a remark is printed."""
-_KINDS = ("images", "audio", "media", "text", "prompts", "tfds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +61,17 @@ class Arguments:
     def resolved(self) -> PrepareConfig:
         """The configuration with the sources of all flags added. Raises ValueError if two have the same name."""
         sources = dict(self.config.sources)
-        for kind in _KINDS:
+        for kind in SOURCE_FLAGS:
             for given_kind, given in _by_kind(kind, getattr(self, kind)).items():
                 for name, where in _named(given_kind, given).items():
                     if name in sources:
                         raise ValueError(f"two sources are named {name}; rename one with --{kind} NAME={where[0]}")
                     sources[name] = SourceConfig(kind=given_kind, where=where)
         return dataclasses.replace(self.config, sources=sources)
+
+
+SOURCE_FLAGS = tuple(field.name for field in dataclasses.fields(Arguments) if field.default == ())
+"""Flags that name sources. Each is called as their kind, but `media`, which names the kind itself."""
 
 
 def _by_kind(flag: str, given: Sequence[str]) -> dict[str, list[str]]:
@@ -212,7 +215,7 @@ def main(arguments: Sequence[str]) -> None:
     def default(experiment: Experiment) -> Arguments:
         return Arguments(folder=tyro.MISSING, config=experiment.prepare)
 
-    given = joined(list(arguments), *(f"--{kind}" for kind in _KINDS), "--splits.held-out")
+    given = joined(list(arguments), *(f"--{kind}" for kind in SOURCE_FLAGS), "--splits.held-out")
     parsed = parse_from_preset(default, given, "prepare", __doc__ or "")
     run(parsed.folder, parsed.resolved())
 

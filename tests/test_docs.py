@@ -153,7 +153,7 @@ def test_every_name_of_the_code_exists(page):
 def test_the_map_of_modules_names_every_module():
     design = text_of("docs/design.md").partition(PLANNED)[0]
     modules = [Path(path) for path in sources() if not path.startswith(("tests/", "docs/")) and "__init__" not in path]
-    assert [str(path) for path in modules if f"{path.name}`" not in design] == []
+    assert [str(path) for path in modules if f"{path.name}`" not in design] == [], "its map of modules lacks them"
 
 
 def test_python_that_is_shown_compiles():
@@ -180,11 +180,30 @@ def test_every_page_of_documentation_is_linked_from_the_readme():
     assert [page for page in PAGES[1:] if page not in HISTORY and f"({page})" not in text_of("README.md")] == []
 
 
-def test_every_strategy_is_defined_in_the_documentation():
+def test_every_strategy_is_defined_in_the_documentation_with_its_flags():
+    from trimask.diffusion.sampling.generation_config import strategy_parameters
     from trimask.diffusion.sampling.strategies import STRATEGIES
 
-    rows = re.findall(r"^\| `(\w+)` \|", text_of("docs/sampling.md"), re.MULTILINE)
-    assert [name for name in STRATEGIES if name not in rows] == []
+    rows = dict(re.findall(r"^\| `(\w+)` \|(.*)", text_of("docs/sampling.md"), re.MULTILINE))
+    assert [name for name in STRATEGIES if name not in rows] == [], "docs/sampling.md has no row of them"
+    flags = {name: [f"`--{n.replace('_', '-')}`" for n in strategy_parameters(name)] for name in STRATEGIES}
+    lacking = [(name, flag) for name, own in flags.items() for flag in own if flag not in rows[name]]
+    assert lacking == [], "rows of docs/sampling.md that lack a flag"
+
+
+def test_every_schedule_reward_and_flag_of_a_source_is_in_the_documentation():
+    from trimask.diffusion.schedule import SCHEDULES
+    from trimask.sampling_rl.reward import REWARDS
+    from trimask.scripts.prepare import SOURCE_FLAGS
+
+    tables = {
+        "docs/training.md": SCHEDULES,
+        "docs/policies.md": REWARDS,
+        "docs/data.md": [f"--{name}" for name in SOURCE_FLAGS],
+    }
+    for page, names in tables.items():
+        words = {word for span in spans(text_of(page)) for word in span.split()}
+        assert [name for name in names if name not in words] == [], f"{page} does not name them"
 
 
 def test_the_version_is_the_same_everywhere():

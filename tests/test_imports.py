@@ -144,6 +144,19 @@ def test_the_paper_imports_only_tokenizers_and_the_running_mean(imports):
     assert others == {("diffusion/loss.py", "diffusion/run/running_mean.py")}
 
 
+def test_every_module_is_used_by_another(imports):
+    """By an import, or by its name in a table such as `CODECS`; one that fails may lack its line in a table.
+
+    Benchmarks apart, of which `scripts/benchmark.py` knows the names.
+    """
+    used = {found.target for found in imports if found.room in (*TOP, PUBLIC) and found.target != found.importer}
+    texts = "".join(path.read_text(encoding="utf-8") for path in MODULES)
+    apart = ROOT / "scripts/benchmarks"
+    modules = [path.relative_to(ROOT) for path in MODULES if path.stem != "__init__" and apart not in path.parents]
+    unused = [path for path in modules if path not in used]
+    assert [str(path) for path in unused if f'"trimask.{".".join(path.with_suffix("").parts)}"' not in texts] == []
+
+
 def test_no_two_modules_share_a_name():
     """Commands and benchmarks apart: they are named for what they run."""
     apart = (ROOT / "scripts", ROOT / "scripts/benchmarks")

@@ -1,9 +1,14 @@
 """Rewards: one battery for every kind in the table, and the paper's formulas."""
 
+import inspect
+import re
+
 import fakes
 import numpy as np
 import pytest
+import tyro
 
+from trimask.sampling_rl import reward as module
 from trimask.sampling_rl.problems import Problem, ProblemSet
 from trimask.sampling_rl.reward import REWARDS, RewardConfig
 from trimask.tokenizers.sequence import Example, Segment
@@ -72,6 +77,15 @@ def test_multiplied_rewards_lie_between_nothing_and_being_right(alpha):
 def test_speed_cannot_count_for_less_than_nothing():
     with pytest.raises(ValueError, match=r"alpha must not be negative, got -1\.0"):
         RewardConfig(alpha=-1.0)
+
+
+def test_every_reward_of_the_module_is_in_the_table_and_in_the_help():
+    functions = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == module.__name__]
+    public = [f.__name__ for f in functions if f.__name__[0] != "_"]
+    assert [name for name in public if name not in REWARDS] == [], "no line in REWARDS"
+    text = re.sub(r"\{[^}]*\}", "", tyro.extras.get_parser(RewardConfig).format_help())
+    text = " ".join(re.findall(r"[^\s│]+", text))
+    assert [kind for kind in REWARDS if f"{kind} is" not in text] == [], "the docstring of RewardConfig.kind"
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():

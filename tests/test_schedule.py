@@ -1,12 +1,14 @@
 """Noise schedules: one battery for every kind in the table, and their formulas."""
 
 import math
+import re
 
 import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 from fakes import VOCABULARY
 
 from trimask.diffusion.schedule import SCHEDULES, ScheduleConfig, low_discrepancy_shares, stratified_times
@@ -103,6 +105,11 @@ def test_times_are_uniform_over_batches_and_evenly_spread_within_one():
 def test_impossible_schedules_are_refused(bad):
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
         ScheduleConfig(**bad)
+
+
+def test_the_help_has_the_formula_of_every_kind():
+    text = re.sub(r"\{[^}]*\}", "", tyro.extras.get_parser(ScheduleConfig).format_help())
+    assert [kind for kind in SCHEDULES if f"({kind})" not in text] == [], "the docstring of ScheduleConfig.kind"
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():

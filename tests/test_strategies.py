@@ -1,6 +1,8 @@
 """One battery for every strategy: its definition in slow Python, what it may touch, its end, and what it samples."""
 
 import dataclasses
+import fnmatch
+import inspect
 import itertools
 import math
 import re
@@ -17,13 +19,13 @@ from fakes import OneProgram, any_strategy, text_request
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trimask.diffusion.sampling import sampler
+from trimask.diffusion.sampling import sampler, strategies
 from trimask.diffusion.sampling.generation_config import GenerationConfig, require_used_fields, strategy_parameters
 from trimask.diffusion.sampling.generator import Generator, request_keys, request_words
 from trimask.diffusion.sampling.learned import LearnedStrategy
 from trimask.diffusion.sampling.policy import PolicyConfig, new_policy_parameters
 from trimask.diffusion.sampling.state import Observation, initial_state
-from trimask.diffusion.sampling.strategies import STRATEGIES
+from trimask.diffusion.sampling.strategies import STRATEGIES, ChoiceAndMemory
 from trimask.tokenizers.sequence import assemble
 
 EVERY_STRATEGY = pytest.mark.parametrize("name", STRATEGIES)
@@ -133,6 +135,7 @@ ORACLES = {
     "remdm_loop": in_a_loop,
 }
 STEPS = 5
+TIME = {"t", "s", "step", "steps"}
 ROWS = 64
 """Number of rows of every observation here, so that each strategy is one program."""
 CHOOSE = jax.jit(lambda strategy, keys, seen: strategy(keys, seen, None))
@@ -167,6 +170,69 @@ def observation(rows, step=0):
     return Observation(**jax.device_put(seen))
 
 
+def known_of(row, uniforms, step):
+    """What a definition may look at, by name."""
+    where = {s: [i for i in range(ROW) if row[i][3] == s] for s in ("masked", "revealed", "given")}
+    return {
+        "candidates": where["masked"],
+        "revealed": where["revealed"],
+        "asked": [i for i in range(ROW) if i not in where["given"]],
+        "confidence": np.array([p[0] for p in row], np.float32),
+        "commit": np.array([p[0] for p in row], np.float32),
+        "entropy": np.array([p[1] for p in row]),
+        "margin": np.array([p[2] for p in row]),
+        "u": uniforms,
+        "t": 1 - step / STEPS,
+        "s": 0.0 if step == STEPS - 1 else 1 - (step + 1) / STEPS,
+        "step": step,
+        "steps": STEPS,
+    }
+
+
+class Watched(dict):
+    """A dictionary that remembers which of its keys were read."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.read = set()
+
+    def __getitem__(self, key):
+        self.read.add(key)
+        return super().__getitem__(key)
+
+
+def definition_of(name):
+    """What the definition of a strategy looks at, and whether it masks tokens again."""
+    row = [(0.625, 0.25, 0.25, "revealed"), *[(0.625, 0.25, 0.25, "masked")] * (ROW - 1)]
+    known = Watched(known_of(row, np.full(ROW, 0.5), 2))
+    return known.read, isinstance(ORACLES[name](known), tuple)
+
+
+def test_every_strategy_of_the_module_is_in_the_table():
+    functions = [f for f in vars(strategies).values() if inspect.isfunction(f)]
+    found = [f.__name__ for f in functions if f.__annotations__.get("return") == ChoiceAndMemory]
+    assert [name for name in found if name not in STRATEGIES] == [], "no line in STRATEGIES"
+    assert len(found) >= len(STRATEGIES)
+
+
+@EVERY_STRATEGY
+def test_it_has_a_definition_and_its_numbers_have_fields_and_values(name):
+    fields = {field.name for field in dataclasses.fields(GenerationConfig)}
+    numbers = set(strategy_parameters(name))
+    assert numbers - fields == set(), "numbers without a field in GenerationConfig"
+    assert numbers - NUMBERS.keys() == set(), "numbers without a value in NUMBERS of this file"
+    assert name in ORACLES, "a strategy without a definition in ORACLES of this file"
+
+
+@EVERY_STRATEGY
+def test_the_help_of_steps_says_whether_it_follows_them(name):
+    words = re.sub(r"[^\w*-]+", " ", tyro.extras.get_parser(GenerationConfig).format_help())
+    listed = re.search(r"Number of steps in which (.*?) reveal everything", words)
+    assert listed is not None
+    is_listed = any(fnmatch.fnmatch(name, word) for word in listed[1].split())
+    assert is_listed == bool(definition_of(name)[0] & TIME), "the docstring of GenerationConfig.steps lists the others"
+
+
 positions = st.tuples(
     st.sampled_from([0.125, 0.375, 0.625, 0.625, 0.875]),
     st.sampled_from([0.0, 0.25, 0.25, 0.5]),
@@ -185,24 +251,9 @@ def test_it_equals_its_definition(name, rows, step, seed):
     choice, _ = CHOOSE(any_strategy(name, **NUMBERS), keys, seen)
     revealed, remasked_again, uniforms = jax.device_get((choice.reveal, choice.remask, uniforms))
     for number, row in enumerate(rows):
-        where = {s: [i for i in range(ROW) if row[i][3] == s] for s in ("masked", "revealed", "given")}
-        if not where["masked"]:
+        if all(status != "masked" for *_, status in row):
             continue
-        known = {
-            "candidates": where["masked"],
-            "revealed": where["revealed"],
-            "asked": [i for i in range(ROW) if i not in where["given"]],
-            "confidence": np.array([p[0] for p in row], np.float32),
-            "commit": np.array([p[0] for p in row], np.float32),
-            "entropy": np.array([p[1] for p in row]),
-            "margin": np.array([p[2] for p in row]),
-            "u": uniforms[number],
-            "t": 1 - step / STEPS,
-            "s": 0.0 if step == STEPS - 1 else 1 - (step + 1) / STEPS,
-            "step": step,
-            "steps": STEPS,
-        }
-        expected = ORACLES[name](known)
+        expected = ORACLES[name](known_of(row, uniforms[number], step))
         reveal, remask = expected if isinstance(expected, tuple) else (expected, set())
         assert set(np.flatnonzero(revealed[number]).tolist()) == reveal
         assert set(np.flatnonzero(remasked_again[number]).tolist()) == remask
@@ -239,7 +290,7 @@ def test_whatever_the_confidences_it_reveals_something_and_only_candidates(name,
     candidates, revealed = np.asarray(seen.candidates), np.asarray(choice.reveal)
     assert not (revealed & ~candidates).any()
     if name in (*IN_EACH_ROUND, *LAWS):
-        assert (revealed.any(axis=1) == candidates.any(axis=1)).all()
+        assert (revealed.any(axis=1) == candidates.any(axis=1)).all(), "it waits: IN_EACH_ROUND lists those that do not"
     elif step == STEPS - 1:
         assert (revealed == candidates).all(), "what waits has ended by the last step"
     if choice.remask is not None:
@@ -254,12 +305,12 @@ def test_it_acts_inside_the_block_and_follows_its_key(name):
     choice, _ = CHOOSE(strategy, keys, seen)
     assert not np.asarray(choice.reveal)[:, [0, 1, 5]].any()
     assert not np.asarray(choice.remask)[:, [0, 2, 3, 4, 5]].any()
-    assert choice.remask.any() == choice.goes_on.any() == name.startswith("remdm")
+    reads, remasks = definition_of(name)
+    assert choice.remask.any() == choice.goes_on.any() == remasks
     again, _ = CHOOSE(strategy, keys, seen)
     assert all((a == b).all() for a, b in zip(jax.tree.leaves(choice), jax.tree.leaves(again), strict=True))
     other, _ = CHOOSE(strategy, keys_and_uniforms(1)[0], seen)
-    uses_key = name in ("random", "ancestral", "first_hitting") or name.startswith("remdm")
-    assert uses_key != bool((other.reveal == choice.reveal).all())
+    assert ("u" in reads) != bool((other.reveal == choice.reveal).all())
 
 
 BLOCKS = {"block_length": 2}
@@ -283,7 +334,7 @@ def test_it_ends_with_the_answer_if_that_is_known_whatever_the_logits_and_compil
     (sure,) = Generator(fakes.mixing(answer, is_sure=True), fakes.VOCABULARY).generate([request], config, seed=0)
     assert sure.example.segments[0].codes.tolist() == codes
     np.testing.assert_allclose(sure.log_probs, 0.0, atol=1e-3)
-    planned = not strategy_parameters(name) and name not in ("entropy_bound", "first_hitting")
+    planned = not strategy_parameters(name) and definition_of(name)[0] & TIME
     assert not planned or sure.nfe <= (4 if not options else 6)
     fakes.TRACES.clear()
     for logit in (0.0, math.nan, math.inf, -math.inf):
@@ -292,7 +343,7 @@ def test_it_ends_with_the_answer_if_that_is_known_whatever_the_logits_and_compil
         )
         assert 1 <= lost.nfe <= 5 + 4, "as many evaluations as masks and steps"
     for size in (7, 8, 9):
-        numbers = {n: NUMBERS[n] * (0.9 + 0.01 * size) for n in strategy_parameters(name)}
+        numbers = {n: type(NUMBERS[n])(NUMBERS[n] * (0.9 + 0.01 * size)) for n in strategy_parameters(name)}
         changed = dataclasses.replace(config, steps=size, temperature=0.1 * size, **numbers)
         generator = Generator(fakes.mixing(answer), fakes.VOCABULARY)
         (other,) = generator.generate([text_request([-1] * size)], changed, seed=size)

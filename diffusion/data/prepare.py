@@ -110,8 +110,8 @@ def _require_same(folder: PreparedFolder, config: PrepareConfig) -> None:
             )
     if not config.sources:
         raise ValueError(
-            "nothing to prepare: no sources given; name some by --images, --audio, --media, --text, --prompts or "
-            "--tfds, or choose a --preset that has some"
+            "nothing to prepare: no sources given; name some by flags such as --images, --audio or --text, or choose a "
+            "--preset that has some"
         )
 
 

@@ -25,7 +25,7 @@ class SourceConfig:
     """Kind and location of one source."""
 
     kind: str
-    """Kind of source: digits, images, audio (or another modality), text, prompts, puzzles or tfds."""
+    """Kind of source: a name in `SOURCES`, or that of a modality, for a folder of its media."""
     where: tuple[str, ...]
     """Folder, files, or name of an embedded or TFDS dataset."""
 
