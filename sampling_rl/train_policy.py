@@ -47,7 +47,7 @@ class PolicyTrainConfig(Checked):
     policy: PolicyConfig = PolicyConfig()
     """Network of the policy."""
     grpo: GRPOConfig = GRPOConfig()
-    """Objective and optimizer."""
+    """Objective of GRPO and its optimizer."""
     reward: RewardConfig = RewardConfig()
     """Reward of an episode."""
     generation: GenerationConfig = GenerationConfig(temperature=0.0, stop_at_eos=False)

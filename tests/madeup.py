@@ -59,7 +59,7 @@ def magnitudes(tree):
 
 
 def written(text):
-    """A literal text of a test, without the lines' indentation; a line that ends in \\ goes on in the next."""
+    """A literal text of a test, without the lines' indentation; a line that ends in \\ is joined with the next one."""
     lines = "\n".join(line.strip() for line in text.strip().splitlines())
     return lines.replace("\\\n", "")
 

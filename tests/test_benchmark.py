@@ -57,7 +57,7 @@ for case in spec["cases"]:
 
 
 def python_that_runs(text: str, folder: Path) -> str:
-    """Stands in for another Python: runs this text whatever script it is given, which it finds among its arguments."""
+    """Executable that replaces another Python: it runs this source text in place of the script it is called with."""
     python, script = folder / "python", folder / "fake.py"
     script.write_text(text)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')

@@ -65,7 +65,7 @@ GUIDED = UnmaskingConfig(guidance=1.5, temperature=1.0, stop_at_eos=False)
 
 @pytest.fixture(autouse=True)
 def no_warnings():
-    """Gymnasium warns of what it does not like."""
+    """Turns Gymnasium's warnings into errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
@@ -85,7 +85,7 @@ def test_gymnasium_has_nothing_to_complain_of(config):
 
 
 def odd_places_only(keys, seen, memory):
-    """Gives the others up."""
+    """A strategy that never reveals even positions, so that they are given up."""
     return Choice(jnp.broadcast_to(jnp.arange(seen.is_masked.shape[1]) % 2 == 1, seen.is_masked.shape)), memory
 
 

@@ -41,7 +41,7 @@ class Ends:
         return self.reasons[number]
 
     def cut(self, number: int) -> None:
-        """As the kernel does when that process ends."""
+        """Closes the connection, as the kernel does when the process ends."""
         (link,) = self.links[number]._links.values()
         link._connection.shutdown(socket.SHUT_RDWR)
 

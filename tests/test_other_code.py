@@ -39,7 +39,7 @@ def clock(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch):
-    """Paths and modules are afterwards what they were."""
+    """Restores sys.path and sys.modules after a test."""
     known = set(sys.modules)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
@@ -50,7 +50,7 @@ def restored(monkeypatch):
 
 @pytest.fixture
 def torch(monkeypatch) -> Torch:
-    """PyTorch, as the scripts import it."""
+    """Stand-in for PyTorch, which the scripts import."""
     monkeypatch.setattr(Tensor, "calls", [])
     torch = Torch()
     for name, module in torch.modules.items():
@@ -72,7 +72,7 @@ def objects(monkeypatch, tmp_path, capsys):
 
 
 def run_script(script: str, name: str = "script") -> SimpleNamespace:
-    """Names that a script defines."""
+    """Runs a script and returns the names that it defines."""
     path = Path(benchmark.__file__).parent / "benchmarks" / "peers" / script
     return SimpleNamespace(**runpy.run_path(str(path), run_name=name))
 

@@ -13,7 +13,7 @@ from trimask.tokenizers.storage import configuration
 
 @dataclass(frozen=True, kw_only=True)
 class OfARun:
-    """A study of something that is there."""
+    """Fake study of an existing run."""
 
     run: str = "runs/small"
     number: int = 7
@@ -21,7 +21,7 @@ class OfARun:
 
 @dataclass(frozen=True, kw_only=True)
 class OfTrainings:
-    """A study that trains."""
+    """Fake study that trains models."""
 
     base: TrainConfig = TrainConfig()
 

@@ -40,7 +40,7 @@ def _denoise(table, sequence, positions=None, cache=None):
 
 
 def right(problems, answers):
-    """The share of places that hold a 1; what was not revealed does not."""
+    """Grade: the share of positions that hold code 1; unrevealed positions do not."""
     return np.array([(answer.segments[0].codes == 1).mean() for answer in answers])
 
 

@@ -32,7 +32,7 @@ PICTURES = ("--batch.weights", "spoken", "0", "sums", "0")
 
 @pytest.fixture(scope="module")
 def tuned(prepared, tmp_path_factory):
-    """A small run whose recipe is taken over."""
+    """A small run whose hyperparameters other runs take over."""
     folder = tmp_path_factory.mktemp("tuned")
     train(folder, prepared.folder, CONFIG)
     return folder

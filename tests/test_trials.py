@@ -44,7 +44,7 @@ MULTIPLIERS = ModuleMultipliers(init=Family(of={"query": 2.0}), learning_rate=Fa
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Discards progress reports."""
+    """A `Report` that discards progress."""
 
 
 def with_multipliers(config):

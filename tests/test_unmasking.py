@@ -121,7 +121,7 @@ TRAININGS = [
 
 
 def seen(way):
-    """Made up; of the policies, what the first reveals at once has no order."""
+    """Made-up measurement of a trial; the answers of policy p/a have no order, as if they were revealed in one step."""
     how, at = way.how, 0 if way.how.block_length else 1
     numbers = {"threshold": how.threshold, "leftmost": how.threshold, "factor": how.factor}
     numbers |= {"random": how.steps, "entropy_bound": how.entropy_bound}
