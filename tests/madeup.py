@@ -1,4 +1,4 @@
-"""Made-up outcomes of trials, and figures that are not drawn: all that a study writes can be compared with literals."""
+"""Made-up outcomes of trials, and figures recorded in place of being drawn, so that tests of studies are exact."""
 
 import jax
 import numpy as np

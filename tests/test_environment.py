@@ -221,7 +221,7 @@ def test_every_pass_is_of_rows_with_masks_and_counted():
         *_, infos = envs.step(envs.action_space.sample())
         spent += infos["final_info"]["nfe"].sum() if "final_info" in infos else 0
     jax.effects_barrier()
-    # Of every pass each row was used, but those of the last, which no step has used yet.
+    # Every row of every pass was used, except those of the last pass, which no step has used yet.
     assert passes == [4] * 11 and spent + infos["nfe"].sum() == 4 * 10 and spent > 0
 
 

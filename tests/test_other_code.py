@@ -120,7 +120,7 @@ def test_whole_steps_in_pytorch_are_timed(torch, objects, dtype):
     assert cases == [{"code": code, "seconds": [1.0] * 3} for code in codes]
     of_block, begin = 8, [("seed", 0), {"lr": 1e-3, "foreach": True}]
     step = [{"enabled": dtype == "bfloat16"}, "backward", ("clip", 3 + 2 * of_block, 1.0), "step", "zero_grad"]
-    # Without item(), which waits for the device, the clock would show when steps were asked for.
+    # item() waits for the device; without it the clock would show when steps were dispatched.
     steps = 4 * [*step, ("lerp", 0.005), "item"]
     plain = [*begin, *steps, "reset"]
     whole, masked = ([*begin, ("compile", is_dynamic), *steps, "reset"] for is_dynamic in (False, True))

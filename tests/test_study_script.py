@@ -28,7 +28,7 @@ class OfTrainings:
 
 @pytest.fixture
 def made_up(monkeypatch):
-    """Data, configuration and workers that a study was called with; it writes two figures and says little."""
+    """Data, configuration and workers with which a fake study was called; it writes two figures and a short report."""
     called = []
 
     def run(config, trials):

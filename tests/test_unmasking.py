@@ -61,7 +61,7 @@ STUDY = UnmaskingStudy(
 
 @pytest.fixture(scope="module")
 def policies(loaded, prepared, tmp_path_factory):
-    """Two policies that differ in their seed."""
+    """Folders of two policies that differ only in their seed."""
     problems = from_prepared(prepared, "sums", "text", "train")
     folders = [tmp_path_factory.mktemp("policies") / f"seed{seed}" for seed in (0, 1)]
     for seed, folder in enumerate(folders):
@@ -92,7 +92,7 @@ def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_pa
     # Leftmost in blocks of two goes from left to right.
     (leftmost,) = (row for row in orders if row["label"] == "leftmost" and row["block"] == "2")
     assert float(leftmost["left_to_right"]) > 0.5
-    # What was measured is not measured again, but for what the problems are.
+    # Recorded measurements are not repeated, except for other problems.
     monkeypatch.setattr(
         "trimask.sampling_rl.studies.unmasking.Generator", lambda *_, **__: pytest.fail("measured again")
     )

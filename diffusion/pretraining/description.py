@@ -160,7 +160,7 @@ def resumed_description(folder: Path, description: RunDescription, resume: bool)
     if changed:
         raise ValueError(
             f"{folder} holds a run of another configuration; choose another folder. "
-            f"There → asked for: {'; '.join(changed)}"
+            f"In the folder → requested: {'; '.join(changed)}"
         )
     return dataclasses.replace(old, train=description.train, data=description.data)
 
