@@ -231,7 +231,7 @@ def test_own_episodes_and_experts_are_a_group(monkeypatch):
     own = episodes([[1.0, 0.0, 0.5], [0.25] * 3, [0.75] * 3], right=0.75, nfe=3)
     experts = [episodes([[0.5], [0.25], [0.75]]), episodes([[0.0], [0.25], [0.75]])]
     batch, metrics = stepped(config, own, experts, monkeypatch)
-    # The mean of the first group is 0.4. Advantages one after another: the policy's, those of the first expert, of the second.
+    # The mean of the first group is 0.4. Advantages in order: the policy's, those of the first expert, of the second.
     np.testing.assert_allclose(batch.advantages, [0.6, -0.4, 0.1, *[0] * 6, 0.1, 0, 0, -0.4, 0, 0], atol=1e-6)
     assert batch.has_signal.tolist() == [True] * 3 + [False] * 6 + [True, False, False] * 2
     assert batch.is_expert.tolist() == [False] * 9 + [True] * 6
