@@ -66,7 +66,7 @@ class Arguments(Checked):
     preset: tyro.conf.Positional[str]
     """Name of the experiment, a preset of `trimask train`; its values are the defaults of the sizes below."""
     devices: Annotated[int, whole(1, 1 << 20)] = 8
-    """Number of accelerators."""
+    """Number of accelerators that train together."""
     device_kind: DeviceKind = "h100"
     """Kind of accelerator, which determines speed, memory and links."""
     row_length: Size = 2048

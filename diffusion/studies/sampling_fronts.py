@@ -119,7 +119,7 @@ class Verdict:
 
     @property
     def goodness(self) -> float:
-        """Value by which settings are compared; larger is better. Shares are cut off at the share of real media."""
+        """Value that is compared between settings; larger is better. Shares are cut off at the share of real media."""
         if not self.higher_is_better:
             return -self.value
         return self.value if self.on_real is None else min(self.value, self.on_real)
@@ -130,7 +130,7 @@ class SamplingPoint:
     """Measurement of one task with one sampling setting."""
 
     target: str
-    """Generated modality."""
+    """Modality that the task generates."""
     task: str
     """Dataset and name of the task."""
     part: str

@@ -341,7 +341,7 @@ def _train(
 
 
 def held_out_batches(prepared: Prepared, config: BatchConfig) -> Batches:
-    """Batches of the validation split with the initial mixture weights and a fixed size, whatever the training batch.
+    """Batches of the validation split, with the initial mixture weights and a size independent of the training batch.
 
     Raises ValueError if the split is too small for a batch.
     """

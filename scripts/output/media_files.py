@@ -31,7 +31,7 @@ _LAST_FRAME = 10
 
 
 def enlargement(height: int, width: int, wanted: int = 160) -> int:
-    """Whole factor, at least 1, by which the longer side of a picture grows to at most `wanted` pixels."""
+    """Whole factor, at least 1, that enlarges the longer side of a picture to at most `wanted` pixels."""
     return max(1, wanted // max(height, width))
 
 
