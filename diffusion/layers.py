@@ -15,7 +15,7 @@ def product(x: Float[Array, "..."], weight: Float[Array, "..."], axes: int = 1) 
     """x · weight over the last `axes` axes of x and the first `axes` of weight, in x's dtype, as one matrix product.
 
     XLA on a CPU takes up to 50 % longer for the gradient of a product over several axes. The gradient of the weight is
-    summed over positions and devices in float32, whatever x's dtype.
+    summed over positions and devices in float32 for every dtype of x.
     """
     inner = prod(weight.shape[:axes])
     y = _product(x.reshape(-1, inner), weight.reshape(inner, -1))

@@ -26,7 +26,7 @@ class MaskingConfig(Checked):
     """Configuration of the forward process: how training examples are masked."""
 
     schedule: ScheduleConfig = ScheduleConfig()
-    """The noise schedule."""
+    """Noise schedule: the probability of masking a token at every time."""
     complementary: bool = False
     """Use each example twice per batch, with a mask and its complement (anti-masking in the tri-modal paper)."""
     joint_probability: Share = 0.2

@@ -28,7 +28,7 @@ class Hyperparameters:
     """
 
     learning_rate: Float[Any, " parameters"]
-    """Peak learning rates."""
+    """Peak learning rate of every parameter."""
     beta1: Float[Any, " parameters"]
     beta2: Float[Any, " parameters"]
     epsilon: Float[Any, " parameters"]
@@ -42,7 +42,7 @@ class OptimizerConfig(Checked):
     """Configuration of AdamW, its learning-rate schedule and the weight average (EMA)."""
 
     learning_rate: Positive = 2e-3
-    """Peak learning rate."""
+    """Peak learning rate, which the schedule reaches after warmup."""
     beta1: Annotated[float, real(0, below=1)] = 0.9
     """Decay of the first moment per step."""
     beta2: Annotated[float, real(0, below=1)] = 0.98

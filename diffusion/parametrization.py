@@ -224,9 +224,9 @@ class Multipliers:
 
     learning_rate: float = 1.0
     beta1: float = 1.0
-    """Exponent of β1."""
+    """Exponent of β1: the parameter's own β1 is the global β1 to this power."""
     beta2: float = 1.0
-    """Exponent of β2."""
+    """Exponent of β2: the parameter's own β2 is the global β2 to this power."""
     epsilon: float = 1.0
     weight_decay: float = 1.0
 

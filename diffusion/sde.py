@@ -30,7 +30,7 @@ class SDEScaling(Checked):
     base_horizon_tokens: PositiveInt | None = None
     """Horizon, in non-padding tokens, at which the hyperparameters were tuned. None: this run's."""
     gamma: Share = 0.44
-    """Exponent γ by which a longer horizon lowers κ: 0.44 is the tri-modal paper's measurement, 1 is the theory."""
+    """Exponent γ of the horizon in κ: 0.44 is the tri-modal paper's measurement, 1 is the theory."""
     critical_steps: Positive | None = None
     """S_crit, the smallest number of steps for a run; `trimask study critical-batch` measures it. None: unknown."""
 

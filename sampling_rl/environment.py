@@ -1,6 +1,6 @@
 """Unmasking as a Gymnasium environment: agents choose which proposals are revealed, and are rewarded for right answers.
 
-    reset        = start, enter_blocks, observe
+    reset        = initial_state, enter_blocks, observe
     step(action) = reveal, then enter_blocks and observe if masks are left, else the reward
 
 These are the functions of `diffusion.sampling.sampler`, with the sampler's random keys: an environment that is driven
@@ -71,7 +71,7 @@ class UnmaskingEnv(_SamplerAccess, gymnasium.Env[AgentObservation, np.ndarray]):
     |              |                             | nothing is masked or outside the block                             |
     | `is_masked`  | `MultiBinary(L)`            | whether the token is still to be revealed                          |
     | `in_block`   | `MultiBinary(L)`            | whether the token is in the block that is being filled             |
-    | `progress`   | `Box(0, 1, (1,), float32)`  | steps taken / tokens asked for, at most 1                          |
+    | `progress`   | `Box(0, 1, (1,), float32)`  | steps taken / requested tokens, at most 1                          |
 
     The observation at the end of an episode is made without an evaluation: everything but `progress` is 0.
 
@@ -82,7 +82,7 @@ class UnmaskingEnv(_SamplerAccess, gymnasium.Env[AgentObservation, np.ndarray]):
     ## Reward
 
     0 until the end of the episode; then `reward(right, nfe, length)`: the grade of the answer in [0, 1] (positions that
-    were given up included), the number of function evaluations, and the number of tokens asked for. By default
+    were given up included), the number of function evaluations, and the number of requested tokens. By default
     right · (n − min(NFE, n) + 1)/n for n tokens.
 
     ## Episode End
@@ -94,7 +94,7 @@ class UnmaskingEnv(_SamplerAccess, gymnasium.Env[AgentObservation, np.ndarray]):
     ## Information
 
     `problem`: index of the problem. `nfe`: number of function evaluations so far, two per step with guidance. `tokens`:
-    the L codes asked for, −1 where a token is masked and past the last one. At the end also `right`, the grade of the
+    the L requested codes, −1 where a token is masked and past the last one. At the end also `right`, the grade of the
     answer in [0, 1].
 
     ## Arguments
@@ -103,7 +103,7 @@ class UnmaskingEnv(_SamplerAccess, gymnasium.Env[AgentObservation, np.ndarray]):
     - `denoise`: the model, or any transform of one (`Denoiser`); its logits are restricted to the ids that a position
       may take.
     - `config`: blocks, K, temperature, guidance (`UnmaskingConfig`).
-    - `reward`: function of grade, evaluations and tokens asked for (`RewardConfig`, or any such function).
+    - `reward`: function of grade, evaluations and number of requested tokens (`RewardConfig`, or any such function).
     - `render_mode`: "ansi" renders the codes of the row, with masks as `_`.
 
     `reset` takes `options={"problem": index}` to choose the problem. A seed determines the problem, unless it is

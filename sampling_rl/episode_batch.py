@@ -181,7 +181,7 @@ class _RowStatus(NamedTuple):
     """Status of every row, for agents and rewards."""
 
     progress: Float[Array, "rows 1"]
-    """Steps taken over tokens asked for, at most 1."""
+    """Number of steps taken over number of requested tokens, at most 1."""
     tokens: Int[Array, "rows asked"]
     """Codes; −1 where a token is masked or given up, and past the last asked position."""
     nfe: Int[Array, " rows"]

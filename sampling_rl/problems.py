@@ -16,13 +16,13 @@ class Problem:
     """A request to fill masked tokens, and its reference answer."""
 
     request: Example
-    """The example with the tokens that are asked for masked (code −1)."""
+    """The example with the requested tokens masked (code −1)."""
     reference: Mapping[str, Any]
     """Modality → medium of the real example, as judges take them; "prompt" → the part of a text that is given."""
 
     @property
     def length(self) -> int:
-        """Number of tokens asked for: L of the paper (arXiv 2512.09106)."""
+        """Number of requested tokens: L of the paper (arXiv 2512.09106)."""
         return sum(int((segment.codes < 0).sum()) for segment in self.request.segments)
 
 

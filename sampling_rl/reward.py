@@ -1,7 +1,7 @@
 """Rewards of episodes: higher for right answers that took few function evaluations (arXiv 2512.09106).
 
 `right` is the grade of each episode's answer in [0, 1], `nfe` its number of function evaluations, `length` (L) the
-number of tokens asked for, and α the weight of speed.
+number of requested tokens, and α the weight of speed.
 """
 
 from collections.abc import Callable

@@ -47,7 +47,7 @@ class PolicyTrainConfig(Checked):
     policy: PolicyConfig = PolicyConfig()
     """Network of the policy."""
     grpo: GRPOConfig = GRPOConfig()
-    """Objective and optimizer."""
+    """Objective of GRPO and its optimizer."""
     reward: RewardConfig = RewardConfig()
     """Reward of an episode."""
     generation: GenerationConfig = GenerationConfig(temperature=0.0, stop_at_eos=False)
@@ -155,7 +155,7 @@ class PolicyTraining:
         other = open_policy(name)
         changed = configuration.changed_fields(other.config, self.config.policy)
         if changed:
-            raise ValueError(f"{name} is another kind of policy. There → here: {'; '.join(changed)}")
+            raise ValueError(f"{name} is another kind of policy. Its configuration → this one: {'; '.join(changed)}")
         return other.parameters
 
     def batch(self, step: int) -> Int[np.ndarray, " groups"]:
@@ -330,5 +330,5 @@ def _require_same(folder: Path, config: PolicyTrainConfig, description: PolicyDe
     if changed:
         raise ValueError(
             f"{folder} holds a training of another configuration; choose another folder. "
-            f"There → asked for: {'; '.join(changed)}"
+            f"In the folder → requested: {'; '.join(changed)}"
         )

@@ -1,4 +1,4 @@
-"""Rules by which tyro reads numbers with a range, paths, and tuples and mappings of them from the command line.
+"""Rules of tyro for reading numbers with a range, paths, and tuples and mappings of them from the command line.
 
 Errors name the flag, the value that came and what is allowed.
 """

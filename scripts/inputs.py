@@ -57,7 +57,7 @@ def read_mask(path: Path, picture: Path, shape: tuple[int, ...], is_cropped: boo
             f"{path}: the mask is {sizes[0]} but the picture {picture} is {sizes[1]}; they must have the same size"
         )
     is_bright = (resize_picture(mask, (*mask.shape[:2], 1), is_cropped) >= 128).astype(np.uint8)
-    # Of a smaller picture whatever a bright pixel is part of; of a larger one what is nearest to one.
+    # In a smaller picture a pixel is True if a bright pixel is part of it; in a larger one, if the nearest is bright.
     smaller = (min(mask.shape[0], shape[0]), min(mask.shape[1], shape[1]))
     if smaller == shape or not is_cropped:  # cropped, both sides shrink or none does
         is_bright = (resize_picture(255 * is_bright, (*smaller, 1), is_cropped) >= 1).astype(np.uint8)

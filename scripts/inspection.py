@@ -63,7 +63,7 @@ class CodecQuality:
     medium: str
     split: str
     examples: int
-    """Number of media."""
+    """Number of media that were encoded and decoded."""
     quality: float | None
     """Mean over examples of the modality's measure of reconstruction, in dB. None: the modality has no measure."""
     judge_on_real: float | None

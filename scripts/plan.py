@@ -66,15 +66,15 @@ class Arguments(Checked):
     preset: tyro.conf.Positional[str]
     """Name of the experiment, a preset of `trimask train`; its values are the defaults of the sizes below."""
     devices: Annotated[int, whole(1, 1 << 20)] = 8
-    """Number of accelerators."""
+    """Number of accelerators that train together."""
     device_kind: DeviceKind = "h100"
-    """Kind of accelerator."""
+    """Kind of accelerator, which determines speed, memory and links."""
     row_length: Size = 2048
     """Length of a row in tokens."""
     mfu: Annotated[float, real(above=0, most=1)] = 0.4
     """Model FLOPs utilisation: assumed share of the device's peak speed, in (0, 1]."""
     model: TransformerConfig
-    """Network to train."""
+    """Shape and options of the network to train."""
     mesh: MeshConfig
     """Division of the work among the devices."""
     batch_tokens: PositiveInt
@@ -186,7 +186,7 @@ class TrainingPlan:
         return self.step.communication(self.rows) * self.arguments.accumulate
 
     def notes(self) -> Iterator[str]:
-        """Where the plan differs from what was asked for, or from what the formulas assume."""
+        """Notes on where the plan differs from the arguments, or from what the formulas assume."""
         if abs(self.rows - self.wanted_rows) > 1e-6 * self.rows:
             yield f"{self.wanted_rows:.3g} rows for each device and micro-batch; planned with {self.rows}."
         shards = self.step.fsdp * self.step.tensor

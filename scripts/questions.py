@@ -72,8 +72,7 @@ class Asked(Checked):
     limits: WorkLimits = WorkLimits()
     """Limits of memory and computing time."""
     sampling: tyro.conf.OmitArgPrefixes[GenerationConfig] = GenerationConfig()
-    """Sampling settings. Those that are not given are the run's own for the generated modality, whatever default is
-    shown here."""
+    """Sampling settings. The defaults are those of the run for the generated modality, not those shown here."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -120,7 +119,7 @@ class Asked(Checked):
 
     @property
     def target(self) -> str:
-        """Modality to generate."""
+        """Modality to generate: that of `to`; text by default."""
         return self.to or TEXT
 
 

@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from trimask.configs.policies import POLICIES
+from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
 from trimask.diffusion.evaluation.judges import Judge
 from trimask.diffusion.pretraining.trained_model import LoadedRun, load
@@ -43,7 +44,7 @@ class Arguments(Checked):
     """Dataset with the problems. None: the only one that has the task."""
     task: str = TEXT
     """Task of the problems, such as text (the response to a prompt), text_to_image or audio_to_text."""
-    split: str = "train"
+    split: str = TRAIN
     """Split with the problems."""
     max_problems: PositiveInt | None = None
     """Largest number of problems. None: all."""

@@ -1,4 +1,4 @@
-"""How programs are compiled where that is most of the time: with little optimisation, once for all processes."""
+"""Compilation in tests: with little optimisation, because it takes longer than running, and once for all processes."""
 
 import os
 import shutil
@@ -11,14 +11,14 @@ from typing import Any
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 _QUICK = "--xla_cpu_use_fusion_emitters=false"
-"""Loops by LLVM alone, without a pass through MLIR: half of the time to compile."""
+"""XLA flag that generates loops by LLVM without MLIR, which halves the time of compiling."""
 
 
 def settle(at_end: Callable[[Callable[[], Any]], Any]) -> None:
-    """Sets what JAX takes from the environment, so nothing may have imported it before; commands inherit it.
+    """Sets JAX's environment variables, which commands inherit; must be called before JAX is imported.
 
-    Programs stay for the next run if JAX_COMPILATION_CACHE_DIR names a folder; else they are kept in one that goes
-    with what `at_end` is given.
+    Compiled programs are kept in the folder that JAX_COMPILATION_CACHE_DIR names; without it, in a temporary folder,
+    whose removal is passed to `at_end`.
     """
     os.environ["XLA_FLAGS"] = _understood(f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip())
     if CACHE not in os.environ:
@@ -29,7 +29,7 @@ def settle(at_end: Callable[[Callable[[], Any]], Any]) -> None:
 
 
 def _understood(flags: str) -> str:
-    """The flags, if this XLA knows them all: one that it does not know ends the process."""
+    """The flags if this XLA knows all of them, else the present ones: an unknown flag ends the process."""
     command = [sys.executable, "-c", "import jax; jax.devices()"]
     known = subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, check=False)
     return flags if known.returncode == 0 else os.environ.get("XLA_FLAGS", "")

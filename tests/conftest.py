@@ -1,4 +1,4 @@
-"""What holds for every test: shapes are checked, and programs are compiled once.
+"""Settings of all tests: shapes are checked, and programs are compiled once.
 
 jaxtyping's hook (`--jaxtyping-packages` in pyproject.toml) lets beartype check every annotation at every
 call; it costs nothing that can be measured. It leaves out the commands themselves, whose required
@@ -16,11 +16,11 @@ pytest_plugins = ["cpu_budget"]
 
 
 def pytest_configure(config):
-    """Compiling is most of the tests' time: in a quarter of it with little optimisation (`compiling.py`).
+    """Sets JAX to compile with little optimisation (`compiling.py`), in a quarter of the time; collects garbage rarely.
 
-    Tracing makes so many objects that are there to stay that to look for garbage after each 700 of them, as Python
-    does, takes an eighth of what is left. A process that only hands tests to others does without the fixtures, whose
-    imports these would wait for.
+    Tracing makes many objects that are never freed. Python's default, a search for garbage after every 700 new objects,
+    takes an eighth of the remaining time. The process that only distributes tests over others does not import the
+    shared fixtures, because the others would have to wait for it.
     """
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
@@ -32,9 +32,9 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="module", autouse=True)
 def room_for_programs():
-    """Lets go of what was compiled when it is much: a process may map 65,530 pieces of memory, and programs do."""
+    """Clears JAX's caches after many programs: each takes memory maps, of which a process has at most 65,530."""
     yield
-    import jax  # not before it is settled what it compiles how
+    import jax  # only after `compiling.settle`
 
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > 25_000:

@@ -20,7 +20,7 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session):
-    """Measures once the workers have ended, and fails a run of all tests in CI that has used too much."""
+    """Measures the CPU time after the workers have ended; in CI a run of all tests beyond the budget fails."""
     yield
     if not hasattr(session.config, "workerinput"):
         session.config.stash[_USED] = sum(map(_cpu_time_s, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
@@ -54,7 +54,7 @@ def _is_over(config) -> bool:
 
 
 def _is_checked(config) -> bool:
-    """True for all tests, neither files nor words chosen on the command line, in CI."""
+    """Whether the budget applies: in CI, to a run of all tests."""
     chosen = any(config.getoption(name, None) for name in ("keyword", "markexpr", "deselect", "lf", "ignore"))
     is_whole = config.args_source is config.ArgsSource.TESTPATHS and not chosen
     return is_whole and os.environ.get("CI", "").lower() in ("true", "1")

@@ -25,7 +25,7 @@ TEXT_IDS = VOCABULARY.text_range
 
 
 class MaskedShares(ScheduleConfig):
-    """Masked shares given as such, one for each modality: t³ for text, t for everything else."""
+    """A schedule given by its masked share, which differs by modality: t³ for text, t for all others."""
 
     def build(self, vocabulary):
         powers = jnp.array([3.0 if name == TEXT else 1.0 for name in vocabulary.modalities])
@@ -33,7 +33,7 @@ class MaskedShares(ScheduleConfig):
 
 
 SCHEDULES = {**{kind: ScheduleConfig(kind=kind) for kind in TABLE}, "masked shares": MaskedShares()}
-"""Every schedule of the table, and one written as none of them may be."""
+"""Name → every schedule of the table, and one given by its masked share."""
 
 
 def output(logits) -> DenoiserOutput:
@@ -41,7 +41,7 @@ def output(logits) -> DenoiserOutput:
 
 
 def run(network, *inputs) -> DenoiserOutput:
-    """What a network returns, computed by one program: called as it is, each of its hundred operations is compiled."""
+    """Output of a network, computed by one compiled program, not by one program per operation."""
     return _run(*nnx.split(network), *inputs)
 
 
@@ -56,12 +56,12 @@ def _unchanged(features):
 
 
 def at(logits, positions):
-    """Logits at the positions asked for."""
+    """Logits at the requested positions; all positions if None."""
     return logits if positions is None else jnp.take_along_axis(logits, positions[..., None], axis=1)
 
 
 def fake(logits_of_row):
-    """A denoiser that gives each row fixed logits [seq, vocab], whatever it sees; all of a shape are one program."""
+    """A denoiser with fixed logits [seq, vocab] for each row; all of one shape share a compiled program."""
     return Partial(_fixed, logits=logits_of_row)
 
 
@@ -70,7 +70,7 @@ def _fixed(sequence, positions=None, cache=None, *, logits):
 
 
 def knows(answer):
-    """A denoiser sure of the given row of ids."""
+    """A denoiser that gives the ids of this row a probability of nearly 1."""
     return fake(20.0 * jax.nn.one_hot(jnp.asarray(answer), VOCABULARY.size))
 
 
@@ -85,7 +85,7 @@ def mixing(answer=None, is_sure=False):
 
 
 def flat(mixed, logit):
-    """The program of a denoiser that `mixing` made, with the same logit for every id."""
+    """The denoiser made by `mixing`, with the same logit for every id; it shares the compiled program."""
     table, certain = mixed.keywords["table"], mixed.keywords["certain"]
     return Partial(mixed.func, table=jnp.zeros_like(table), certain=jnp.full_like(certain, logit))
 
@@ -125,7 +125,7 @@ def _joint(sequence, positions=None, cache=None, *, p):
 
 
 def any_strategy(name, **numbers):
-    """A strategy of the table with its numbers; those without are 0. All are one program, which says which it is."""
+    """A strategy of `STRATEGIES` with these parameters, others 0. All strategies share one compiled program."""
     every = {number: np.float32(numbers.get(number, 0)) for each in STRATEGIES for number in strategy_parameters(each)}
     return Partial(_chosen, which=np.int32(list(STRATEGIES).index(name)), numbers=every)
 
@@ -144,7 +144,7 @@ def _chosen(keys, seen, memory, *, which, numbers):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OneProgram(GenerationConfig):
-    """A configuration whose strategy is `any_strategy`."""
+    """A configuration whose strategy function is `any_strategy`, so that all strategies compile once."""
 
     @property
     def strategy_function(self):
@@ -152,7 +152,7 @@ class OneProgram(GenerationConfig):
 
 
 def opening(loaded, *expected):
-    """Stands for `load` where a command or study opens a run; asked for anything but that, it fails."""
+    """Replacement of `load` that returns this run; it fails for arguments other than the expected ones."""
 
     def load(*asked):
         assert asked == expected

@@ -1,4 +1,4 @@
-"""Made-up outcomes of trials, and figures that are not drawn: all that a study writes can be compared with literals."""
+"""Made-up outcomes of trials, and figures recorded in place of being drawn, so that tests of studies are exact."""
 
 import jax
 import numpy as np
@@ -59,7 +59,7 @@ def magnitudes(tree):
 
 
 def written(text):
-    """A literal text of a test, without the lines' indentation; a line that ends in \\ goes on in the next."""
+    """A literal text of a test, without the lines' indentation; a line that ends in \\ is joined with the next one."""
     lines = "\n".join(line.strip() for line in text.strip().splitlines())
     return lines.replace("\\\n", "")
 

@@ -123,7 +123,7 @@ class Module:
 
 
 class Buffer(Tensor):
-    """An array of a network that is no parameter."""
+    """An array of a network that is not trained."""
 
 
 class Torch(types.SimpleNamespace):
@@ -169,7 +169,7 @@ class Torch(types.SimpleNamespace):
                     yield from module.parameters()
 
         class TransformerEncoderLayer(Module):
-            """Changes nothing."""
+            """Layer whose output is its input; its arguments are recorded."""
 
             def __init__(self, *arguments, **options):
                 super().__init__()
@@ -179,7 +179,7 @@ class Torch(types.SimpleNamespace):
                 return x
 
         class TransformerEncoder(TransformerEncoderLayer):
-            """Changes nothing."""
+            """Encoder whose output is its input; its arguments are recorded."""
 
         class AdamW:
             def __init__(self, parameters, **options):
@@ -249,5 +249,5 @@ class Torch(types.SimpleNamespace):
 
     @property
     def modules(self) -> dict[str, Any]:
-        """What `sys.modules` must hold."""
+        """Module name → stand-in, for `sys.modules`."""
         return {"torch": self, "torch.nn": self.nn, "torch.nn.functional": self.nn.functional}

@@ -1,4 +1,4 @@
-"""Names of the files of answers."""
+"""File names of answers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The study of batch invariance: all that it writes, of outcomes that are made up."""
+"""The study of batch invariance: everything that it writes, for made-up outcomes."""
 
 import math
 

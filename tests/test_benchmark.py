@@ -57,7 +57,7 @@ for case in spec["cases"]:
 
 
 def python_that_runs(text: str, folder: Path) -> str:
-    """Stands in for another Python: runs this text whatever script it is given, which it finds among its arguments."""
+    """Executable that replaces another Python: it runs this source text in place of the script it is called with."""
     python, script = folder / "python", folder / "fake.py"
     script.write_text(text)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
@@ -434,7 +434,7 @@ def test_training_is_timed_of_the_network_that_is_asked_for(tmp_path, monkeypatc
     assert (ours.code, other.code, ours.speedup, other.speedup) == ("trimask", "trimask, scanned, remat", None, 2.0)
     assert (ours.tokens_per_second, other.tokens_per_second) == (16.0, 8.0)
     assert (ours.compile_seconds, ours.temporary_bytes) == (3.0, 4)
-    # Of a row half are text (33 ids each), a quarter picture (16) and a quarter sound (8).
+    # Half of a row is text (33 ids each), a quarter picture (16) and a quarter sound (8).
     expected = 32 * flops_per_token(plain, asked[0][1], 16, ids=33 / 2 + 16 / 4 + 8 / 4)
     assert ours.flops_per_second == pytest.approx(expected / 2)
 

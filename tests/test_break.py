@@ -1,4 +1,4 @@
-"""`make break`: ten seconds of it, and the parts that judge."""
+"""`make break`: ten seconds of random cases, and the functions that judge outcomes."""
 
 import os
 import random
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_ten_seconds_of_random_cases_find_no_fault(tmp_path):
-    # One seed, whose first file made a fault once: `make break` draws others.
+    # This seed's first damaged file once had a fault; `make break` draws other seeds.
     command = [sys.executable, "-m", "breaking", "--quick", "--seconds", "10", "--seed", "133344", "--jobs", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Processes that a command started end soon after it was killed."""
+"""Child processes end soon after their command is killed."""
 
 import os
 import signal

@@ -22,7 +22,7 @@ TRIMASK = [sys.executable, "-m", "trimask.scripts.cli"]
 
 @pytest.fixture
 def command(monkeypatch):
-    """Makes `trimask train` do what the test says, and leaves the allocator of this process alone."""
+    """Replaces `trimask train` by a function of the test, and leaves the allocator of this process unchanged."""
 
     def install(body):
         monkeypatch.setattr(cli, "settle_process", lambda: None)
@@ -41,7 +41,7 @@ def fails_with(error: BaseException):
 
 
 def trimask_train(body: str, **streams) -> subprocess.Popen:
-    """A process of `trimask train` that runs `body` instead, its output buffered as usual."""
+    """A process of `trimask train` that runs `body` in place of the training, with buffered output."""
     code = (
         "import sys, types; from trimask.scripts import cli\n"
         f"def body(argv): {body}\n"

@@ -19,7 +19,7 @@ def sent(*exchanges: str) -> float:
         ("f32[6,5]{1,0} all-gather(%a), channel_id=1, replica_groups={{0,2,4},{1,3,5}}, dimensions={0}", 4 * 20),
         # Two arrays; all sums are made, and passed on.
         ("(f32[4]{0}, pred[]) all-reduce(%a, %b), replica_groups={{0,1},{2,3}}, to_apply=%add", 2 * 17 / 2),
-        # What is left has 3 × 2 numbers, and each of the three others gets as many.
+        # The result on each device has 3 × 2 numbers, and each of the three others receives as many.
         ("bf16[3,2]{1,0} reduce-scatter(%a), replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add", 2 * 6 * 3),
         ("(f32[4,2]{1,0}, f32[4,2]{1,0}) all-to-all(%a, %b), replica_groups={{0,2},{1,3}}", 4 * 16 / 2),
         ("s32[3]{0} collective-permute(%a), source_target_pairs={{0,1},{1,0}}", 4 * 3),

@@ -1,4 +1,4 @@
-"""The folder of compiled programs: found again by the next process, the user's alone, and no trouble if it fails."""
+"""The folder of compiled programs: shared by processes, private to the user, and never the cause of an error."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def start(folder: Path, then: str = "", **environment: str) -> subprocess.Popen:
 
 
 def end(process: subprocess.Popen) -> list[str]:
-    """Value, hits, misses, the folder and its bound; nothing may have been said beside them."""
+    """Value, cache hits, cache misses, the folder and its bound; fails if the process printed anything else."""
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "")
     return out.split()
@@ -153,7 +153,7 @@ def test_the_flag_is_settled_with_the_arguments(monkeypatch):
 
 
 def test_commands_that_keep_programs_have_the_flag():
-    """Not those that measure how long compiling takes, or give their processes a cache of their own."""
+    """Commands that measure compiling, or give their processes a cache of their own, do not have it."""
     others = ("study", "benchmark", "completion")
     modules = {name: command.module for name, command in cli.COMMANDS.items() if name not in others}
     flags = {

@@ -1,4 +1,4 @@
-"""The coordinate check: all that it writes, of activations that are made up."""
+"""The coordinate check: everything that it writes, for made-up activations."""
 
 import csv
 

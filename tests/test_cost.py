@@ -133,7 +133,7 @@ def test_a_plan_counts_scores_where_no_kernel_takes_the_shapes_and_accumulated_g
     assert planned("h100", *kernel, "--row-length", "2047")["rest"] == planned("h100", "--row-length", "2047")["rest"]
     float32 = ["--model.compute-dtype", "float32"]
     assert planned("h100", *kernel, *float32)["rest"] == planned("h100", *float32)["rest"]
-    # Of cuDNN's 32 rows two bytes for each pair of positions; of splash attention nothing.
+    # cuDNN stores two bytes for each pair of positions of its 32 rows; splash attention stores nothing.
     of_cudnn = planned("h100", *kernel)["rest"]
     assert plain["rest"] > of_cudnn == planned("tpu-v5p", *kernel)["rest"] + 2 * 32 * 2048**2
     accumulated = planned("h100", "--accumulate", "4", "--batch-tokens", str(4 * 32 * 2048))

@@ -1,4 +1,4 @@
-"""The CPU time of the tests is that of every process, and too much of it fails CI."""
+"""The CPU time of the tests includes every process, and CI fails if it exceeds the budget."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def test_workers_and_commands_count_and_too_much_fails_ci(suite):
     status, printed, used = run(suite, "-p", "xdist", "-n", "1", ci=True)
     assert status == 1 and "2 passed" in printed
     said = float(re.search(r"CPU time: (.*) s of 0.1 allowed: too much\n", printed)[1])
-    # What is not in it is the end of the process alone; the command took 0.7 s.
+    # Only the end of the process is not counted; the command took 0.7 s.
     assert used - 0.3 < said < used + 0.1
 
 

@@ -1,4 +1,4 @@
-"""The study of the critical batch: all that it writes, of outcomes that are made up."""
+"""The study of the critical batch: everything that it writes, for made-up outcomes."""
 
 import csv
 

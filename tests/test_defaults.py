@@ -1,6 +1,7 @@
-"""What holds where nobody says otherwise: every default, number and preset is written down in `defaults.txt`.
+"""Every default, constant number and preset equals the one recorded in `defaults.txt`.
 
-Folders, figures and habits were made with them, so a change of one is to be seen. To take changes over:
+Users' folders and published figures were made with these values, so a change must be visible in a commit. To record
+changed values:
 
     python tests/test_defaults.py
 """
@@ -52,7 +53,7 @@ def modules() -> Iterator[str]:
 
 
 def of_thing(thing: Any) -> Iterator[str]:
-    """Lines of a class or a function."""
+    """Recorded lines of a class or a function: its defaults."""
     name = f"{thing.__module__}.{getattr(thing, '__qualname__', '')}"
     if inspect.isclass(thing):
         if dataclasses.is_dataclass(thing):
@@ -70,7 +71,7 @@ def of_thing(thing: Any) -> Iterator[str]:
 
 
 def constants(module: ModuleType) -> Iterator[str]:
-    """Name and value of the numbers that a module itself assigns, and of tables and configurations with numbers."""
+    """Lines NAME = VALUE for the numbers, and the tables and configurations with numbers, that a module assigns."""
     source = Path(module.__file__).read_text() if module.__file__ else ""  # a folder has none
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.Assign | ast.AnnAssign) and has_number(statement):
@@ -86,7 +87,7 @@ def has_number(statement: ast.AST) -> bool:
 
 
 def is_literal(value: Any) -> bool:
-    """Whether it consists of numbers, strings and configurations alone."""
+    """Whether a value consists of numbers, strings and configurations alone."""
     if isinstance(value, Mapping):
         return is_literal((*value, *value.values()))
     if isinstance(value, tuple | list):
@@ -97,7 +98,7 @@ def is_literal(value: Any) -> bool:
 
 
 def said_in(config: Any) -> list[str]:
-    """What a configuration says beyond the defaults of its class."""
+    """Fields in which a configuration differs from the defaults of its class."""
     needed = [field.name for field in dataclasses.fields(config) if not has_default(field)]
     plain = type(config)(**{field: type(getattr(config, field))() for field in needed})
     return configuration.changed_fields(plain, config)
@@ -118,7 +119,7 @@ def of_function(name: str, function: Any) -> Iterator[str]:
 
 
 def shown(default: Any) -> str:
-    """The default as text, without addresses."""
+    """A default as text, without memory addresses."""
     if isinstance(default, Mapping):
         return f"{{{', '.join(f'{shown(key)}: {shown(value)}' for key, value in default.items())}}}"
     if isinstance(default, tuple) and default:

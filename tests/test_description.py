@@ -1,4 +1,4 @@
-"""What of a run's config.json must stay, and what may change, when the run is resumed."""
+"""Fields of config.json that must stay, and that may change, when a run is resumed."""
 
 import dataclasses
 import shutil
@@ -80,7 +80,9 @@ def test_a_run_goes_on_with_other_ways_to_compute_save_and_show_and_is_else_what
     ],
 )
 def test_another_run_is_refused_by_what_differs(folder, description, said):
-    with pytest.raises(ValueError, match=f"holds a run of another configuration; .* There → asked for: {said}$"):
+    with pytest.raises(
+        ValueError, match=f"holds a run of another configuration; .* In the folder → requested: {said}$"
+    ):
         resumed_description(folder, description, resume=True)
 
 

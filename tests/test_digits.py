@@ -48,7 +48,7 @@ def _content(record):
 
 
 def _index(record_id):
-    """handwritten-0042 → 42"""
+    """Number at the end of a record's id: handwritten-0042 → 42."""
     return int(record_id.rpartition("-")[2])
 
 
@@ -76,7 +76,7 @@ def test_handwritten_splits_are_disjoint_and_stratified(records):
 
 
 def test_near_duplicates_are_dropped_from_the_earlier_split(records):
-    """Of 1,797 pictures, a tenth and a fifth of each digit are held out."""
+    """A tenth and a fifth of the 1,797 pictures, of each digit, are held out."""
     assert [len(list(records("handwritten", split))) for split in SPLITS] == [1239, 176, 359]
 
 

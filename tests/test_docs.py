@@ -1,4 +1,4 @@
-"""What the documentation says that can be checked: commands and flags, links, files, names, the version."""
+"""Commands, flags, links, files, names and the version in the documentation agree with the code."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from trimask.scripts import cli, completion
 
 ROOT = Path(__file__).parents[1]
 GUIDES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-"""Pages that are about the present code."""
+"""Pages that describe the present code."""
 HISTORY = [f"docs/history/{path.name}" for path in sorted((ROOT / "docs/history").glob("*.md"))]
 PAGES = [*GUIDES, "CONTRIBUTING.md", "CHANGELOG.md", "RESULTS.md", "SECURITY.md", *HISTORY]
 SOURCE_FOLDERS = ("tokenizers", "diffusion", "sampling_rl", "configs", "scripts", "trimask", "tests", "docs/examples")
@@ -39,7 +39,7 @@ def without_blocks(text: str) -> str:
 
 
 def spans(text: str) -> list[str]:
-    """Inline code, which may go over the end of a line."""
+    """Inline code, which may be broken over two lines."""
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", without_blocks(text))]
 
 
@@ -115,7 +115,7 @@ def test_every_link_leads_somewhere(page):
 
 @cache
 def anchors(file: Path) -> set[str]:
-    """How headings of a page are linked to: in small letters, without punctuation, with - for a blank."""
+    """Anchors of the headings of a page: lower case, without punctuation, with - for blanks."""
     headings = re.findall(r"^#+ (.+)$", without_blocks(file.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -134,7 +134,7 @@ def words_of_sources() -> set[str]:
 
 @pytest.mark.parametrize("page", [*GUIDES, "CONTRIBUTING.md"])
 def test_every_module_that_is_named_exists(page):
-    """By its path from the root, or by the end of it."""
+    """A module is named by its path from the root, or by the end of that path."""
     endings = {"/".join(Path(path).parts[-n:]) for path in sources() for n in range(1, len(Path(path).parts) + 1)}
     named = {word for span in spans(text_of(page)) for word in re.findall(r"(?:[\w.]+/)*\w+\.py\b", span)}
     assert {word for word in named if word.removeprefix("../") not in endings} - EXAMPLES == set()

@@ -65,7 +65,7 @@ GUIDED = UnmaskingConfig(guidance=1.5, temperature=1.0, stop_at_eos=False)
 
 @pytest.fixture(autouse=True)
 def no_warnings():
-    """Gymnasium warns of what it does not like."""
+    """Turns Gymnasium's warnings into errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
@@ -85,7 +85,7 @@ def test_gymnasium_has_nothing_to_complain_of(config):
 
 
 def odd_places_only(keys, seen, memory):
-    """Gives the others up."""
+    """A strategy that never reveals even positions, so that they are given up."""
     return Choice(jnp.broadcast_to(jnp.arange(seen.is_masked.shape[1]) % 2 == 1, seen.is_masked.shape)), memory
 
 
@@ -221,7 +221,7 @@ def test_every_pass_is_of_rows_with_masks_and_counted():
         *_, infos = envs.step(envs.action_space.sample())
         spent += infos["final_info"]["nfe"].sum() if "final_info" in infos else 0
     jax.effects_barrier()
-    # Of every pass each row was used, but those of the last, which no step has used yet.
+    # Every row of every pass was used, except those of the last pass, which no step has used yet.
     assert passes == [4] * 11 and spent + infos["nfe"].sum() == 4 * 10 and spent > 0
 
 

@@ -32,7 +32,7 @@ CHOICES = [
     {"choices": ["a", "b"], "answer": 1, "chosen": 1, "is_close": False},
     {"choices": ["a", "b"], "answer": 0, "chosen": 0, "is_close": False},
     {"choices": ["a", "b"], "answer": 0, "chosen": 1, "is_close": False},
-    {"choices": ["a", "b"], "chosen": 1, "is_close": False},  # nobody says which is right
+    {"choices": ["a", "b"], "chosen": 1, "is_close": False},  # no answer is named as the right one
 ]
 
 

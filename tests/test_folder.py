@@ -149,10 +149,10 @@ def test_files_say_letters_as_they_are_and_come_all_at_once(tmp_path, monkeypatc
     assert json_line({"prompt": "größer"}) == '{"prompt": "größer"}\n'
     configuration.write_json(tmp_path / "a.json", {"prompt": "größer"})
     assert (tmp_path / "a.json").read_bytes().decode("utf-8") == '{\n  "prompt": "größer"\n}\n'
-    path_on_disk = []
-    monkeypatch.setattr(os, "fsync", lambda _: path_on_disk.append((tmp_path / "a.json.partial").read_text()))
+    on_disk = []
+    monkeypatch.setattr(os, "fsync", lambda _: on_disk.append((tmp_path / "a.json.partial").read_text()))
     files.write_text(tmp_path / "a.json", "new")
-    assert path_on_disk == ["new"] and [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert on_disk == ["new"] and [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_lines_that_say_no_step_are_left_out_as_torn_ones_are(tmp_path):

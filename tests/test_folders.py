@@ -333,9 +333,9 @@ def test_a_card_beside_a_list_takes_precedence_over_the_one_at_the_root(tmp_path
 
 @pytest.mark.parametrize("listed", ["NFC", "NFD"])
 def test_a_file_is_found_whatever_unicode_normal_form_its_name_has(tmp_path, listed):
-    path_on_disk = unicodedata.normalize("NFD" if listed == "NFC" else "NFC", "Ä/grün.png")
-    (tmp_path / path_on_disk).parent.mkdir()
-    picture(tmp_path / path_on_disk)
+    on_disk = unicodedata.normalize("NFD" if listed == "NFC" else "NFC", "Ä/grün.png")
+    (tmp_path / on_disk).parent.mkdir()
+    picture(tmp_path / on_disk)
     name = unicodedata.normalize(listed, "Ä/grün.png")
     write_lines(tmp_path / "metadata.jsonl", {"file_name": name, "text": "x"})
     folder = folder_of(tmp_path)

@@ -267,7 +267,7 @@ def test_impossible_settings_are_refused(bad):
 
 
 def test_the_rate_warms_up_from_its_share_of_one_step_and_weights_decay_by_it():
-    """Without gradients nothing but the decay is left."""
+    """Without gradients only the weight decay changes the parameters."""
     config = GRPOConfig(learning_rate=0.5, warmup=4, weight_decay=0.25, beta1=0.0, beta2=0.0)
     optimizer, parameters = config.optimizer(100), {"w": jnp.array([2.0, -4.0])}
     state, found = optimizer.init(parameters), []

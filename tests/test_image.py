@@ -1,4 +1,4 @@
-"""Patch vector quantisation."""
+"""The patch codec: vector quantisation of patches of pictures."""
 
 import warnings
 

@@ -89,7 +89,7 @@ def imports_of(source: str, importer: Path) -> Iterator[Import]:
 
 @pytest.fixture(scope="module")
 def imports() -> list[Import]:
-    """Of the product and of its tests."""
+    """All imports of the product and of its tests."""
     return [found for path in SOURCES for found in imports_of(path.read_text(), path.relative_to(ROOT))]
 
 
@@ -158,14 +158,14 @@ def test_every_module_is_used_by_another(imports):
 
 
 def test_no_two_modules_share_a_name():
-    """Commands and benchmarks apart: they are named for what they run."""
+    """Commands and benchmarks are exceptions: they are named after the code that they run."""
     apart = (ROOT / "scripts", ROOT / "scripts/benchmarks")
     named = Counter(path.stem for path in MODULES if path.parent not in apart and path.name != "__init__.py")
     assert [name for name, count in named.items() if count > 1] == []
 
 
 def test_tests_are_named_for_a_module():
-    """`test_<module>.py`, or a name listed here for what is true of many modules."""
+    """A test file is called `test_<module>.py`, or is listed here because it covers many modules."""
     of_many = {
         "benchmark_tables", "break", "cpu_budget", "defaults", "docs", "hostile", "imports", "launch", "mutate",
         "other_code", "prepare_changes", "packaging", "refusals", "trimask", "walk", "written",
@@ -177,7 +177,7 @@ def test_tests_are_named_for_a_module():
 
 
 def test_what_loads_slowly_is_loaded_where_it_is_used():
-    """But by modules that themselves are: of TFDS, and of reports and figures."""
+    """Exceptions are modules that are themselves imported only where they are used: TFDS, reports and figures."""
     at_once = {
         "diffusion/data/readers/digits.py",
         "diffusion/data/readers/tfds_records.py",
@@ -262,7 +262,7 @@ def test_import_trimask_and_help_load_nothing_heavy():
 
 
 def test_shapes_are_checked_under_pytest():
-    """Whatever else a function would say to nonsense, the hook says first that it breaks the annotation."""
+    """For an argument of the wrong shape the error is that of the hook, before any error of the function itself."""
     with pytest.raises(Exception, match="Type-check"):
         target_counts(jnp.zeros(3), None)  # type: ignore[arg-type]
 
@@ -300,7 +300,7 @@ def test_every_text_file_is_opened_by_its_encoding():
 
 
 def test_files_are_written_in_one_place_which_follows_no_links():
-    """`tokenizers/storage/files.py`; others get the name of a partial file from it, or a folder of their own."""
+    """Only `tokenizers/storage/files.py` writes; other modules take a partial file or a folder from it."""
     found = []
     for path in MODULES:
         for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
@@ -315,7 +315,7 @@ def test_files_are_written_in_one_place_which_follows_no_links():
 
 
 def test_json_is_read_in_one_place():
-    """But for scripts that run in Pythons of their own."""
+    """Exceptions are scripts that run in a Python of their own."""
     readers = {
         path.name
         for path in MODULES

@@ -75,7 +75,7 @@ def mask_of(tmp_path, mask, shape, is_cropped=True, mode=None):
 @pytest.mark.parametrize("is_cropped", [False, True])
 @pytest.mark.parametrize("shape", [(16, 16), (32, 32), (8, 16)])
 def test_a_mask_goes_the_way_of_its_picture(tmp_path, is_cropped, shape):
-    """A white bar is the hole, whatever becomes of the picture that it stands in."""
+    """The hole is the white bar of the mask, however the picture is cropped and resized."""
     bar = np.zeros((32, 64), np.uint8)
     bar[8:24, 20:28] = 255
     hole = mask_of(tmp_path, bar, shape, is_cropped)

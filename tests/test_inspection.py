@@ -34,7 +34,7 @@ def printed(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def loaded(loaded, tmp_path_factory) -> LoadedRun:
-    """In a folder with metrics, and all parameters 0."""
+    """A run with metrics, whose parameters are all 0."""
     description = dataclasses.replace(loaded.description, data="where/it/was", data_fingerprint="0", num_steps=11)
     folder = tmp_path_factory.mktemp("run")
     (folder / "metrics.jsonl").write_text('{"step": 6, "loss": 2.5}\n{"step": 7, "loss": 1.25}\n{"step": 8, "lo')
@@ -123,7 +123,7 @@ def test_a_run_without_a_checkpoint_is_refused(loaded, tmp_path):
 
 
 def test_a_shard_that_is_another_is_noticed_before_anything_is_said(prepared, tmp_path, capsys):
-    """Two of one size, in each other's place."""
+    """Two shards of equal size are swapped."""
     folder = shutil.copytree(prepared.folder, tmp_path / "data")
     one, other = sorted((folder / "drawn").glob("*.array_record"))[:2]
     other.write_bytes(one.read_bytes()[::-1][: other.stat().st_size].ljust(other.stat().st_size, b"x"))

@@ -1,4 +1,4 @@
-"""Judges: the contract, every built-in one against a formula, and functions of the user's."""
+"""Judges: their contract, every built-in judge compared with a formula, and functions of users."""
 
 import dataclasses
 from decimal import Decimal

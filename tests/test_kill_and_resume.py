@@ -101,7 +101,7 @@ class Timeline(kill_and_resume.TrainingProcess):
 
 
 class Always(random.Random):
-    """Draws the same share of every range."""
+    """Fake random generator that draws the same share of every range."""
 
     def __init__(self, share):
         super().__init__()

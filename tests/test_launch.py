@@ -1,4 +1,4 @@
-"""Launch files, as far as they go without a cluster: shells run them with stand-ins for what a cluster has."""
+"""Launch files, run by shells with stand-ins for the tools of a cluster."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ LAUNCH = Path(__file__).parents[1] / "launch"
 
 
 def run_with(tmp_path: Path, script: str, tools: dict[str, int], *arguments: str, status: int = 0) -> list[str]:
-    """Calls of stand-ins for tools, which exit as told, a line each, and whether compiled programs are then kept."""
+    """Calls of the stand-ins, one line each, and whether compiled programs are kept; each exits with a given status."""
     for tool, exit_status in tools.items():
         stand_in = tmp_path / tool
         stand_in.write_text(

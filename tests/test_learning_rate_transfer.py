@@ -1,4 +1,4 @@
-"""The study of learning-rate transfer: all that it writes, of outcomes that are made up."""
+"""The study of learning-rate transfer: everything that it writes, for made-up outcomes."""
 
 import csv
 import math
@@ -37,7 +37,7 @@ LOSSES = {
 
 
 def made_up(config):
-    """The losses of the two seeds, 5 and 6, are below the mean and above it."""
+    """Outcomes whose losses are below the mean for seed 5 and above it for seed 6."""
     model, rate = config.model, round(math.log2(config.optimizer.learning_rate))
     mean = LOSSES[config.parametrization.kind, model.width, model.num_layers][rate + 9]
     return madeup.outcome(
@@ -124,7 +124,7 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         ("standard, by depth", ["depth 1", "depth 2"]),
     ]
     assert panels[3].curves["depth 1"] == [(2**-9, 4.0), (2**-8, 3.0), (2**-7, 3.0)]
-    # Of 26 finite losses the third largest and its neighbour decide.
+    # The third largest of 26 finite losses and its neighbour decide.
     assert panels[0].y_max == pytest.approx(3.5625)
     assert madeup.described(figures) == written(
         """

@@ -15,7 +15,7 @@ LINES = st.lists(st.sampled_from([b"", b" ", b"a", b"bc\t", "é…".encode(), b"
 
 
 def expected(content, unit):
-    """Records of a whole file, split in the obvious way."""
+    """Records of a whole file, split by a simple oracle."""
     lines = re.split(rb"\r\n|\r|\n", content)
     records, run = [], []
     for line in [*lines, b""]:

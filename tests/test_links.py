@@ -12,7 +12,7 @@ from trimask.diffusion.run.links import Links
 
 
 class Ends:
-    """Links of process 0 and process 1 of two, a service behind the first, and the reasons why either was lost."""
+    """Links of the processes 0 and 1, a service behind the first, and the reason with which each noticed a loss."""
 
     def __init__(self):
         self.reasons: dict[int, str] = {}
@@ -31,7 +31,7 @@ class Ends:
                 client.sendall(content)
 
     def client(self) -> socket.socket:
-        """What JAX has in process 1."""
+        """Socket of the client of JAX in process 1."""
         return socket.create_connection(self.links[1].dial(self.address, 5.0), timeout=5)
 
     def reason(self, number: int) -> str:
@@ -41,7 +41,7 @@ class Ends:
         return self.reasons[number]
 
     def cut(self, number: int) -> None:
-        """As the kernel does when that process ends."""
+        """Closes the connection, as the kernel does when the process ends."""
         (link,) = self.links[number]._links.values()
         link._connection.shutdown(socket.SHUT_RDWR)
 

@@ -51,7 +51,7 @@ def learning(folder: Path) -> list[tuple[float, ...]]:
 
 @pytest.fixture(scope="module")
 def whole(prepared, tmp_path_factory):
-    """By schedule, a run of 900 tokens trained without interruption, and its result."""
+    """Schedule → a run of 900 tokens trained without interruption, and its result."""
     folders = {schedule: tmp_path_factory.mktemp(schedule) for schedule in ("constant", "warmup_stable_decay")}
     return {s: (folder, train(folder, prepared.folder, config(s, 900))) for s, folder in folders.items()}
 

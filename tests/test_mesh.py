@@ -86,7 +86,7 @@ def test_every_mesh_takes_the_step_of_one_device(prepared):
         ("up", (16, 28), (("fsdp",), ("tensor",))),
         ("down", (28, 16), (("tensor",), ("fsdp",))),
         ("scale", (16,), (None,)),
-        # What the mesh does not divide stays whole, alone; of the embedding all of its parts must.
+        # Axes that the mesh does not divide stay whole; an embedding's width is split only if fsdp · tensor divides it.
         ("query", (16, 3, 6), (("fsdp",), None, None)),
         ("down", (28, 15), (("tensor",), None)),
         ("embedding", (23, 12), (None, None)),

@@ -1,4 +1,4 @@
-"""The search for multipliers: all that it writes, of outcomes that are made up."""
+"""The search for multipliers: everything that it writes, for made-up outcomes."""
 
 import csv
 

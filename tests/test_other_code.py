@@ -39,7 +39,7 @@ def clock(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch):
-    """Paths and modules are afterwards what they were."""
+    """Restores sys.path and sys.modules after a test."""
     known = set(sys.modules)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
@@ -50,7 +50,7 @@ def restored(monkeypatch):
 
 @pytest.fixture
 def torch(monkeypatch) -> Torch:
-    """PyTorch, as the scripts import it."""
+    """Stand-in for PyTorch, which the scripts import."""
     monkeypatch.setattr(Tensor, "calls", [])
     torch = Torch()
     for name, module in torch.modules.items():
@@ -72,7 +72,7 @@ def objects(monkeypatch, tmp_path, capsys):
 
 
 def run_script(script: str, name: str = "script") -> SimpleNamespace:
-    """Names that a script defines."""
+    """Runs a script and returns the names that it defines."""
     path = Path(benchmark.__file__).parent / "benchmarks" / "peers" / script
     return SimpleNamespace(**runpy.run_path(str(path), run_name=name))
 
@@ -120,7 +120,7 @@ def test_whole_steps_in_pytorch_are_timed(torch, objects, dtype):
     assert cases == [{"code": code, "seconds": [1.0] * 3} for code in codes]
     of_block, begin = 8, [("seed", 0), {"lr": 1e-3, "foreach": True}]
     step = [{"enabled": dtype == "bfloat16"}, "backward", ("clip", 3 + 2 * of_block, 1.0), "step", "zero_grad"]
-    # Without item(), which waits for the device, the clock would show when steps were asked for.
+    # item() waits for the device; without it the clock would show when steps were dispatched.
     steps = 4 * [*step, ("lerp", 0.005), "item"]
     plain = [*begin, *steps, "reset"]
     whole, masked = ([*begin, ("compile", is_dynamic), *steps, "reset"] for is_dynamic in (False, True))

@@ -56,7 +56,7 @@ def shape_of(*options):
 
 
 def by_path(tree):
-    """Leaves by path."""
+    """Path → leaf of a tree."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Multipliers))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 

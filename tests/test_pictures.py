@@ -26,7 +26,7 @@ CHIRP = (0.5 * np.sin(2 * np.pi * 800 * (1 + np.arange(2000) / 2000) * np.arange
 
 
 class ChirpCodec(MelCodec):
-    """Whatever the codes, they are heard as a chirp."""
+    """Fake codec that decodes all codes as a chirp."""
 
     def decode(self, codes):
         return CHIRP[None, : codes.shape[1] * self.config.samples_per_frame]
@@ -83,7 +83,7 @@ def test_every_picture_has_been_reviewed(drawn):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_picture_is_as_it_was(drawn, name):
-    """Up to one step of the colours of a spectrogram, which is 3 of 255."""
+    """Values may differ by 3 of 255, one step of the colours of a spectrogram."""
     was, now = (np.asarray(picture).astype(int) for picture in (Image.open(FOLDER / f"{name}.png"), drawn[name]))
     assert was.shape == now.shape and np.abs(was - now).max() <= 3
 

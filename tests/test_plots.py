@@ -11,7 +11,7 @@ from trimask.scripts.output import plots
 
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
-    """Draws, and gives the figure back that was saved."""
+    """Calls a plotting function and returns the figure that it saved."""
     kept = []
 
     class Kept(Figure):

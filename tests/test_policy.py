@@ -171,7 +171,7 @@ def test_only_what_is_asked_for_is_seen_wherever_it_stands():
 
 
 def seen_by(config, rules):
-    """Features of the first step in a row that asks for six positions, from the third one on."""
+    """Features of the first step of a row whose six masked positions begin at the third position."""
 
     @jax.jit
     def features(state):

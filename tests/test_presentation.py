@@ -70,7 +70,7 @@ def test_endings_are_those_of_the_table_and_what_is_not_there_is_named():
 
 
 class Named(MediaTokenizers):
-    """A codec is its name."""
+    """Fake tokenizers, whose codec of a modality is the modality's name."""
 
     def codec(self, modality):
         return modality

@@ -45,7 +45,7 @@ def answered(tokenizers, problem, text):
 
 
 def graded(tokenizers, problems, texts):
-    """One text for each of the first problems."""
+    """Grades of these texts as answers to the first problems."""
     asked = problems.problems[: len(texts)]
     return problems.grade(asked, [answered(tokenizers, *pair) for pair in zip(asked, texts, strict=True)]).tolist()
 
@@ -178,7 +178,7 @@ def test_scores_that_are_no_grades_are_refused(puzzled, found, reason):
 
 @pytest.fixture(scope="module")
 def prompts(puzzled):
-    """For texts of up to 160 characters, 60 of them the answer's."""
+    """Prompts for texts of up to 160 characters, of which the answer has 60."""
     layout = Layout(shapes={"text": [160]}, fill="answer", answer_length=60)
     return Prompts(puzzled.tokenizers, {"asked": layout})
 

@@ -40,7 +40,7 @@ CONFIG = TrainConfig(
     loop=LoopConfig(log_every=1, checkpoint_every=4, sample_every=1),
 )
 SOON_S = 15.0
-"""Within which all processes end of which one was killed; a second, unless the machine has much else to do."""
+"""Time in seconds in which all processes must end after one is killed; on an idle machine it takes one second."""
 SCRIPT = """
     import sys
     from trimask.diffusion.run.processes import join
@@ -80,7 +80,7 @@ def train_as_told(folder: str, data: str, stop: str, fsdp: str, init_from: str |
 
 
 def train_until_stopped(*told: str) -> None:
-    """Trains in a process of its own, which ends as a command does."""
+    """Trains, and ends the process as a command does."""
     try:
         with ending_together():
             train_as_told(*told)

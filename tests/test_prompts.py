@@ -141,7 +141,7 @@ def test_a_task_without_a_layout_is_refused_and_the_others_are_named(prompts):
 
 
 def decoded(prompts, asked, written):
-    """What is read when the target's codes have become `written`, `$` for EOS."""
+    """Decoded answer whose target codes are those of the text `written`, in which `$` stands for EOS."""
     eos = prompts.tokenizers.vocabulary.eos_code
     codes = [eos if c == "$" else int(prompts.tokenizers.text.encode(c)[0]) for c in written]
     return prompts.decode(asked, Example("text", (Segment("text", np.array(codes)),)))

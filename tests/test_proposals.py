@@ -1,4 +1,4 @@
-"""From logits to proposals: what they are, how tokens are drawn, and that only what is wanted is read."""
+"""Proposals: their values, how tokens are drawn, and that only wanted positions are read."""
 
 import itertools
 from functools import partial

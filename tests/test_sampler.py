@@ -28,7 +28,7 @@ enter_blocks, reveal, sample = map(jax.jit, (sampler.enter_blocks, sampler.revea
 
 @jax.jit
 def observe(logits, state, rules):
-    """The observation of a denoiser with these logits."""
+    """Observation of a state by a denoiser with these logits."""
     keys = jax.random.split(jax.random.key(0), len(state.step))
     return sampler.observe(keys, fakes.fake(logits), state, rules)[0]
 

@@ -1,4 +1,4 @@
-"""The study of samplers: what it chooses, and what it leaves behind."""
+"""The study of sampling: the settings that it chooses, and the files that it writes."""
 
 import csv
 import dataclasses
@@ -49,7 +49,7 @@ def test_of_those_that_are_right_the_nearest_to_real_media_are_chosen():
     # To be classified better than real media is not better.
     real = [replace(p, verdicts=(replace(p.verdicts[0], on_real=0.9), p.verdicts[1])) for p in points]
     assert cheapest_of_best([*real[:2], point(0.89, 4, distance=3.4), real[2]], 0.0).nfe == 4
-    # What is wrong is not chosen, however near.
+    # Settings with many wrong answers are not chosen, however small their distance.
     assert cheapest_of_best([*points, point(0.5, 2, distance=0.1)], 0.0).nfe == 8
     assert cheapest_of_best([*points, point(0.99, 32, distance=2.0)], 0.0).nfe == 32
 

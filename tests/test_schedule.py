@@ -54,7 +54,7 @@ def test_weights_are_finite_and_not_negative_at_all_times_that_are_drawn(config,
 
 @pytest.mark.parametrize("masked", [1, 2, 4])
 def test_every_set_of_masked_tokens_weighs_as_much_as_in_the_bound(schedule, masked):
-    """∫ w(t) (1 − α)^m α^(n−m) dt = (m − 1)! (n − m)! / n!, whatever the schedule; and with α ↔ 1 − α."""
+    """For every schedule ∫ w(t) (1 − α)^m α^(n−m) dt = (m − 1)! (n − m)! / n!; also with α and 1 − α exchanged."""
     times = (np.arange(20_000) + 0.5) / 20_000
     shares = [of_modalities(share, times) for share in (schedule.mask_probability, schedule.keep_probability)]
     weights = [of_modalities(weight, times) for weight in (schedule.weight, schedule.complementary_weight)]

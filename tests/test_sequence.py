@@ -1,4 +1,4 @@
-"""Layout of examples in rows, and its inverse."""
+"""Examples are assembled into rows of tokens, and disassembled again."""
 
 import numpy as np
 import pytest

@@ -13,7 +13,7 @@ from trimask.tokenizers.storage import configuration
 
 @dataclass(frozen=True, kw_only=True)
 class OfARun:
-    """A study of something that is there."""
+    """Fake study of an existing run."""
 
     run: str = "runs/small"
     number: int = 7
@@ -21,14 +21,14 @@ class OfARun:
 
 @dataclass(frozen=True, kw_only=True)
 class OfTrainings:
-    """A study that trains."""
+    """Fake study that trains models."""
 
     base: TrainConfig = TrainConfig()
 
 
 @pytest.fixture
 def made_up(monkeypatch):
-    """Data, configuration and workers that a study was called with; it writes two figures and says little."""
+    """Data, configuration and workers with which a fake study was called; it writes two figures and a short report."""
     called = []
 
     def run(config, trials):

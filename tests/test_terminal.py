@@ -1,4 +1,4 @@
-"""Codes on their way in a terminal, character by character."""
+"""Partly known codes shown on a terminal, character by character."""
 
 from types import SimpleNamespace
 

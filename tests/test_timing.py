@@ -1,4 +1,4 @@
-"""Times of functions that only look compiled."""
+"""Timing of fake compiled functions, with made-up clock times."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ def test_functions_are_called_in_turn_after_a_call_that_does_not_count(monkeypat
     monkeypatch.setattr("jax.block_until_ready", lambda name: calls.append(f"{name} is there"))
 
     def takes(*seconds: float):
-        """Seconds to compile, then of each call."""
+        """Fake compiled function: seconds that compiling takes, then seconds of each call."""
         left = list(seconds)
 
         def run(name):

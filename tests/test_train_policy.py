@@ -1,4 +1,4 @@
-"""Training a policy: it learns what pays, goes on where it stopped, and is the same on many devices."""
+"""Training a policy: rewards rise, interrupted training resumes, and several devices give the same policy."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ SURE[2 : 2 + LENGTH, fakes.TEXT_IDS.start + 1] = 9.0
 
 
 def knowing():
-    """Denoiser of rows whose answer is 1 everywhere, and knows it from the start."""
+    """Denoiser that predicts code 1 at every position from the start."""
     return Partial(_denoise, jnp.asarray(SURE))
 
 
@@ -40,7 +40,7 @@ def _denoise(table, sequence, positions=None, cache=None):
 
 
 def right(problems, answers):
-    """The share of places that hold a 1; what was not revealed does not."""
+    """Grade: the share of positions that hold code 1; unrevealed positions do not."""
     return np.array([(answer.segments[0].codes == 1).mean() for answer in answers])
 
 
@@ -117,7 +117,7 @@ def test_experts_join_every_group():
     config = dataclasses.replace(CONFIG, experts=(0.5, 0.99), expert_block=2)
     training = PolicyTraining(config, PROBLEMS, knowing())
     state, metrics = training.step(training.init(), training.batch(0))
-    # Of two blocks, each revealed at once: (4 − 2 + 1)/4 squared.
+    # Two blocks, each revealed at once, give the reward (4 − 2 + 1)/4 squared.
     assert float(metrics["expert_reward"]) == pytest.approx(9 / 16)
     assert int(state.step) == 1 and np.isfinite(float(metrics["loss"]))
 
@@ -231,7 +231,7 @@ def test_own_episodes_and_experts_are_a_group(monkeypatch):
     own = episodes([[1.0, 0.0, 0.5], [0.25] * 3, [0.75] * 3], right=0.75, nfe=3)
     experts = [episodes([[0.5], [0.25], [0.75]]), episodes([[0.0], [0.25], [0.75]])]
     batch, metrics = stepped(config, own, experts, monkeypatch)
-    # Of the first group the mean is 0.4. One after another: the policy's, those of the first expert, of the second.
+    # The mean of the first group is 0.4. Advantages in order: the policy's, those of the first expert, of the second.
     np.testing.assert_allclose(batch.advantages, [0.6, -0.4, 0.1, *[0] * 6, 0.1, 0, 0, -0.4, 0, 0], atol=1e-6)
     assert batch.has_signal.tolist() == [True] * 3 + [False] * 6 + [True, False, False] * 2
     assert batch.is_expert.tolist() == [False] * 9 + [True] * 6

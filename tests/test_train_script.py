@@ -32,7 +32,7 @@ PICTURES = ("--batch.weights", "spoken", "0", "sums", "0")
 
 @pytest.fixture(scope="module")
 def tuned(prepared, tmp_path_factory):
-    """A small run whose recipe is taken over."""
+    """A small run whose hyperparameters other runs take over."""
     folder = tmp_path_factory.mktemp("tuned")
     train(folder, prepared.folder, CONFIG)
     return folder
@@ -54,7 +54,7 @@ def test_a_larger_run_is_transferred_from_the_tuned_one(prepared, tuned, tmp_pat
     assert description.kappa == pytest.approx(kappa) and 1.5 < kappa < 2.5
     assert description.train.optimizer.learning_rate == 1e-2
     assert description.optimizer.learning_rate == pytest.approx(1e-2 * kappa**0.5)
-    # What is announced is what is done: the rate logged, as a fraction of its peak at these tokens, gives the peak.
+    # The announced learning rate is used: the logged one, over the fraction of its peak at these tokens, is the peak.
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-2])
     rate = description.train.optimizer.learning_rate_fraction(jnp.float32(line["tokens"]))
     assert line["largest_learning_rate"] == pytest.approx(1e-2 * kappa**0.5 * float(rate), rel=1e-5)

@@ -14,7 +14,7 @@ SIZE = TransformerConfig(num_layers=2, width=16, num_heads=2, mlp_width=16, plac
 
 
 def first_of(parameters) -> dict[str, float]:
-    """First number of every array that is not constant, by its name."""
+    """Name of every array that is not constant → its first number."""
     named = jax.tree_util.tree_leaves_with_path(parameters)
     arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): np.ravel(leaf) for path, leaf in named}
     return {name: float(array[0]) for name, array in arrays.items() if (array != array[0]).any()}

@@ -15,7 +15,7 @@ from trimask.scripts.output.trajectory import _live_text, read_trace, text_in_or
 
 @pytest.fixture
 def traced(loaded, tmp_path, monkeypatch):
-    """Calls generate with the given words; the entries of its index."""
+    """Calls `trimask generate` with these words and returns the entries of its index."""
 
     def call(*words):
         monkeypatch.setattr("trimask.scripts.generate.load", {loaded.folder: loaded}.get)
@@ -59,7 +59,7 @@ def test_the_answer_is_the_one_without_a_trace(traced):
 
 
 def test_the_first_four_answers_are_watched(traced, monkeypatch):
-    """The screen changes when an answer does, and is gone in the end."""
+    """The display changes with every answer, and is cleared at the end."""
     seen, options = [], []
 
     class Screen(contextlib.nullcontext):

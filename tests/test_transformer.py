@@ -1,4 +1,4 @@
-"""The transformer: what may influence a position and what may not, and the effects of its options."""
+"""The transformer: which inputs influence a position, and the effects of its options."""
 
 import dataclasses
 

@@ -44,7 +44,7 @@ MULTIPLIERS = ModuleMultipliers(init=Family(of={"query": 2.0}), learning_rate=Fa
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Discards progress reports."""
+    """A `Report` that discards progress."""
 
 
 def with_multipliers(config):
@@ -53,7 +53,7 @@ def with_multipliers(config):
 
 @pytest.fixture(scope="module", autouse=True)
 def held_out_tokens():
-    """The usual number of held-out tokens per batch; here there are fewer, for most of a trial is to evaluate."""
+    """The default number of held-out tokens per batch; tests use fewer, since evaluation takes most of a trial."""
     usual = studies_trials._HELD_OUT_TOKENS
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(studies_trials, "_HELD_OUT_TOKENS", 512)
@@ -113,7 +113,7 @@ def test_numbers_alone_compile_nothing_new(prepared):
 
 
 def test_the_ninth_program_makes_room(prepared, monkeypatch):
-    """For one that is known, nothing is let go of."""
+    """A known program clears no caches."""
     let_go = []
     monkeypatch.setattr(studies_trials, "_compiled", set())
     monkeypatch.setattr(jax, "clear_caches", lambda: let_go.append(len(studies_trials._compiled)))
@@ -137,7 +137,7 @@ def test_a_run_that_diverges_has_an_infinite_loss(prepared):
 
 
 def fake(config, data) -> Outcome:
-    """A measure that is the learning rate."""
+    """Fake measure that returns the learning rate."""
     if config.seed == 13:
         raise RuntimeError("killed")
     rate = config.optimizer.learning_rate
@@ -195,7 +195,7 @@ def test_processes_are_refused_where_they_would_not_use_the_accelerator(prepared
 
 
 def die(config, data) -> Outcome:
-    """A measure whose process ends."""
+    """Fake measure that ends its process."""
     os._exit(9)
 
 

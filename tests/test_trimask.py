@@ -1,4 +1,4 @@
-"""`import trimask`: what a run is asked from Python is what the command asks it, and answers show themselves."""
+"""`import trimask`: answers equal those of `trimask generate`, and notebooks display them."""
 
 import base64
 import dataclasses

@@ -61,7 +61,7 @@ STUDY = UnmaskingStudy(
 
 @pytest.fixture(scope="module")
 def policies(loaded, prepared, tmp_path_factory):
-    """Two policies that differ in their seed."""
+    """Folders of two policies that differ only in their seed."""
     problems = from_prepared(prepared, "sums", "text", "train")
     folders = [tmp_path_factory.mktemp("policies") / f"seed{seed}" for seed in (0, 1)]
     for seed, folder in enumerate(folders):
@@ -92,7 +92,7 @@ def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_pa
     # Leftmost in blocks of two goes from left to right.
     (leftmost,) = (row for row in orders if row["label"] == "leftmost" and row["block"] == "2")
     assert float(leftmost["left_to_right"]) > 0.5
-    # What was measured is not measured again, but for what the problems are.
+    # Recorded measurements are not repeated, except for other problems.
     monkeypatch.setattr(
         "trimask.sampling_rl.studies.unmasking.Generator", lambda *_, **__: pytest.fail("measured again")
     )
@@ -121,7 +121,7 @@ TRAININGS = [
 
 
 def seen(way):
-    """Made up; of the policies, what the first reveals at once has no order."""
+    """Made-up measurement of a trial; the answers of policy p/a have no order, as if they were revealed in one step."""
     how, at = way.how, 0 if way.how.block_length else 1
     numbers = {"threshold": how.threshold, "leftmost": how.threshold, "factor": how.factor}
     numbers |= {"random": how.steps, "entropy_bound": how.entropy_bound}

@@ -1,4 +1,4 @@
-"""Walks of `walk.py` are short, and modules that are entered again are recognised."""
+"""Walks of `walk.py` are short, and returns to a module are recognised."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Folders that earlier code wrote open, and go on, as if nothing had changed since; see `written/write.py`."""
+"""Folders that earlier code wrote open and resume with the same results; see `written/write.py`."""
 
 import importlib.util
 import json
@@ -99,7 +99,7 @@ def test_a_policy_an_evaluation_and_answers_open(written):
 
 
 def test_one_answer_takes_two_programs(written, tmp_path):
-    """Each costs a newcomer's first answer, or the reading of the cache, its hundredths of a second."""
+    """Every further program delays the first answer, by compiling or by reading the cache."""
     code = (
         "import sys, jax; from trimask.scripts import generate\n"
         "seen = []\n"

@@ -142,7 +142,7 @@ class TextTokenizer(StoredTokenizer):
 
 @contextmanager
 def _rust(fault: str) -> Iterator[None]:
-    """Turns whatever Hugging Face's library raises, bare exceptions and Rust panics included, into a ValueError."""
+    """Turns every error of Hugging Face's library, bare exceptions and Rust panics included, into a ValueError."""
     try:
         yield
     except (ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):

@@ -1,4 +1,4 @@
-"""Trained tri-modal models in Python: open a run, ask it, look at and listen to what it makes.
+"""Trained models in Python: load a run, generate with it, save and show its answers.
 
     import trimask
 

@@ -1,7 +1,7 @@
-"""The public classes: a trained model that is asked from Python, its answers, and the way to them.
+"""The public classes: a trained model that generates from Python, its answers, and traces of their generation.
 
-Questions go the way of `trimask generate` (`scripts/questions.py`), so the same prompt, settings and seed make the same
-tokens.
+Requests are made and answered by the code of `trimask generate` (`scripts/questions.py`), so the same prompt, settings
+and seed give the same tokens.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, overload
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
+from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.evaluation.judges import Judge
 from trimask.diffusion.pretraining import trained_model
 from trimask.diffusion.pretraining.trained_model import LoadedRun
@@ -40,59 +41,59 @@ _SomePaths = list[str] | list[Path] | list[str | Path] | tuple[str | Path, ...]
 
 _UNMASKING, _REWARD = UnmaskingConfig(), RewardConfig()
 _NAMED = ("image", "audio", TEXT)
-"""Modalities that an answer has an attribute for."""
+"""Modalities for which an answer has an attribute of its own."""
 
 
 def load(folder: str | Path, checkpoint: int | Literal["best"] | None = None) -> "TrainedModel":
-    """Opens a run folder that `trimask train` wrote, at its newest checkpoint, that of a step, or the best one.
+    """Loads a run folder that `trimask train` wrote, at its newest checkpoint, that of a step, or the best one.
 
         model = trimask.load("runs/tiny")
 
-    Raises FileNotFoundError for a folder that is no run, or has no checkpoint yet.
+    Raises FileNotFoundError if the folder holds no run, or the run has no checkpoint yet.
     """
     return TrainedModel(trained_model.load(Path(folder), checkpoint))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Answer:
-    """What a model made. In a notebook it shows itself: a picture, a player, or text with the order of its tokens.
+    """Answer of a model. A notebook displays it as a picture, a player, or text with the order of its tokens.
 
         answer = model.generate("a handwritten seven", to="image")
         answer.image, answer.nfe
         answer.save("seven.png")
 
-    A picture has `image`, a sound `audio` and `sample_rate_hz`, a text `text`; whatever it is is `content`.
+    A picture has `image`, a sound `audio` and `sample_rate_hz`, a text `text`; every answer has `content`.
     """
 
     prompt: str
-    """What was asked: a text, a text with holes, or the path of a file."""
+    """Input that the answer is for: a text, a text with holes, or the path of a file."""
     modality: str
-    """What was made: text, image, audio, or another modality of the run."""
+    """Generated modality: text, image, audio, or another one of the run."""
     tokens: Int[np.ndarray, "..."]
-    """Its codes, what was given of it included: [length] of a text, [rows, columns] of a picture, [frames, codebooks]
+    """Codes of the answer, given ones included: [length] of a text, [rows, columns] of a picture, [frames, codebooks]
     of a sound."""
     steps: Int[np.ndarray, "..."]
-    """Step, counted from 1, in which each token was revealed; 0 where it was given."""
+    """Step, counted from 1, in which each token was revealed; 0 where the token was given."""
     nfe: int
-    """Function evaluations of the model that it took."""
+    """Number of function evaluations: forward passes of the network, of which a guided step takes two."""
     content: Any
-    """The text, or what the codec decodes."""
+    """The text, or the medium that the codec decodes from the tokens."""
     tokenizers: MediaTokenizers
-    """Those of the run."""
+    """Tokenizers of the run."""
 
     @property
     def image(self) -> UInt8[np.ndarray, "height width channels"]:
-        """The picture."""
+        """The picture, grey or RGB. Raises AttributeError if the answer is none."""
         return self._as("image", "image")
 
     @property
     def audio(self) -> Float32[np.ndarray, " samples"]:
-        """The waveform, in [-1, 1]."""
+        """The waveform, in [-1, 1]. Raises AttributeError if the answer is no sound."""
         return self._as("audio", "audio")
 
     @property
     def sample_rate_hz(self) -> int:
-        """Samples per second of the waveform."""
+        """Sample rate of the waveform in Hz. Raises AttributeError if the answer is no sound."""
         self._as("audio", "sample_rate_hz")
         codec = self.tokenizers.codec("audio")
         if not isinstance(codec, SoundCodec):
@@ -101,7 +102,7 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The text, with what was given of it."""
+        """The text, given parts included. Raises AttributeError if the answer is no text."""
         return self._as(TEXT, "text")
 
     def _as(self, modality: str, attribute: str) -> Any:
@@ -111,7 +112,10 @@ class Answer:
         return self.content
 
     def save(self, path: str | Path) -> None:
-        """Writes the file that `trimask generate` writes: a PNG, small pictures enlarged, a WAV, or a text."""
+        """Writes the answer as `trimask generate` does: PNG (small pictures are enlarged), WAV or TXT.
+
+        Raises ValueError if the path has another ending.
+        """
         where = _ending(path, f"an answer in {self.modality}", f".{ending_of(self.modality)}")
         write_media(where, self.modality, self.content, self.tokenizers)
 
@@ -120,14 +124,14 @@ class Answer:
         return f"Answer({self.prompt!r} → {self.modality}: {shown}, nfe {self.nfe})"
 
     def _repr_png_(self) -> bytes | None:
-        """A picture, where no HTML says more."""
+        """PNG of the answer, for notebooks; None for texts, and for modalities that have a player."""
         if self.modality == TEXT or presentation_of(self.modality).player is not None:
             return None
         codec = self.tokenizers.codec(self.modality)
         return png_bytes(presentation_of(self.modality).picture_of(self.content, codec))
 
     def _repr_html_(self) -> str | None:
-        """The text with the order in which its tokens were revealed, or a player."""
+        """Text with the order in which its tokens were revealed, or a player, for notebooks; else None."""
         if self.modality == TEXT:
             return text_in_order(self.tokenizers, self.tokens, self.steps)
         player = presentation_of(self.modality).player
@@ -135,35 +139,35 @@ class Answer:
 
 
 class Step(NamedTuple):
-    """How far an answer was known after a step; the first of a trace is what was given."""
+    """State of an answer after a step. The first one of a trace holds only the given tokens."""
 
     tokens: Int[np.ndarray, "..."]
-    """Codes; -1 where one was masked."""
+    """Codes of the answer; -1 where masked."""
     confidence: Float[np.ndarray, "..."]
-    """Probability of each when it was revealed; 1 where it was given, 0 where it was masked."""
+    """Probability of each code when it was revealed; 1 where it was given, 0 where it is masked."""
     nfe: int
-    """Function evaluations so far."""
+    """Number of function evaluations so far."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trace:
-    """The way to an answer, step by step.
+    """Generation of an answer, step by step.
 
         trace = model.trace("seven", to="image")
         trace.animate("seven.gif")
         trace.page("seven.html")
 
-    Nothing is computed again for them.
+    The trace holds all states, so animation and page need no further evaluation of the model.
     """
 
     answer: Answer
-    """Where it ends: what `generate` answers."""
+    """Final answer, equal to that of `generate`."""
     states: tuple[generator.Answer, ...]
-    """The model's own examples before the first step and after each."""
+    """State of the request before the first step and after every step, as the generator yields it."""
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """What was known before the first step and after each."""
+        """States of the answer before the first step and after every step."""
         asked = self.states[0].example
         codes = [state.example.segments[-1].codes for state in self.states]
         return tuple(
@@ -172,13 +176,13 @@ class Trace:
         )
 
     def animate(self, path: str | Path) -> None:
-        """Writes an animation as a GIF or, with the extra `video`, an MP4, as the path ends."""
+        """Writes an animation, by the ending of the path as GIF or MP4; MP4 needs the extra `video`."""
         where = _ending(path, "an animation", ".gif", ".mp4")
         frames = [frame_of(self.answer.tokenizers, state.example) for state in self.states]
         write_animation(where, frames, FRAME_MILLISECONDS)
 
     def page(self, path: str | Path) -> None:
-        """Writes an HTML page with a slider over the steps."""
+        """Writes an HTML page with a slider over the steps; the path must end in .html."""
         trace = trace_of(self.answer.tokenizers, self.answer.prompt, self.states)
         write_page(_ending(path, "a page", ".html"), trace)
 
@@ -188,7 +192,7 @@ class Trace:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainedModel:
-    """A trained run, to be asked.
+    """A trained model, which generates text, pictures and sounds.
 
         model = trimask.load("runs/tiny")
         model.generate("a handwritten seven", to="image")
@@ -196,11 +200,11 @@ class TrainedModel:
         model.generate(infill="47+38=__")
         model.generate(image="seven.png", to="text")
 
-    It is what `trimask generate` asks: the same input, settings and seed give the same tokens.
+    The same input, settings and seed give the same tokens as `trimask generate`.
     """
 
     run: LoadedRun
-    """Parameters, tokenizers and description."""
+    """Parameters, tokenizers and description of the run."""
 
     @overload
     def generate(
@@ -235,31 +239,32 @@ class TrainedModel:
         seed: int = 0,
         **others: Any,
     ) -> Answer | list[Answer]:
-        """Answers one input, or each of a list of inputs.
+        """Generates an answer to one input, or a list of answers to a list of inputs.
 
             model.generate("seven", to="image", seed=3, steps=8, guidance=1.0)
 
         Inputs are of one kind:
 
-        - `prompt`: a text that says what to draw or say, or with to="text" how the text begins; "" is anything.
-        - `infill`: a text with holes: `_` is one token, `[MASK:n]` are n.
-        - `image`, `audio`: the path of a file to describe.
-        - `given`: {modality: path}, a file of any modality of the run.
+        - `prompt`: a description of the picture or sound to generate, or with to="text" the beginning of a text. An
+          empty prompt generates without a condition.
+        - `infill`: a text with holes to fill: `_` stands for one token, `[MASK:n]` for n tokens.
+        - `image`, `audio`: path of a file to describe.
+        - `given`: {modality: path}, a file of any modality of the run to describe.
 
-        With them go
+        Further keywords:
 
-        - `to`: the modality to make. Prompts need it; everything else becomes text.
-        - `inpaint`: with `image` and to="image", the path of a mask, bright where each picture is to be drawn anew.
-        - `span`: with `audio` and to="audio", from which to which second each sound is to be spoken anew.
-        - `length`: the most tokens to write after a prompt.
-        - `like`: the dataset whose shapes and buffers the answers have.
-        - `seed`: the same seed gives the same answers, whatever else is asked. Equal inputs of a list have different
-          answers.
-        - every setting of `GenerationConfig`: strategy, steps, temperature, guidance, and so on. Those that are not
-          given are as the run was configured for what it makes.
+        - `to`: modality to generate. Prompts need it; for all other inputs the default is text.
+        - `inpaint`: with `image` and to="image", path of a mask picture, bright where to regenerate each picture.
+        - `span`: with `audio` and to="audio", start and end in seconds of the part of each sound to regenerate.
+        - `length`: largest number of tokens to generate after a prompt.
+        - `like`: name of the dataset whose layout (shapes of media, length of texts) the answers have.
+        - `seed`: seed of the answers; an answer depends on it and on its own input alone. Equal inputs of a list have
+          different answers.
+        - every field of `GenerationConfig`: strategy, steps, temperature, guidance, and so on. The defaults are
+          those of the run for the generated modality.
 
-        What has to be changed of a file, such as its size, is printed. Raises TypeError for an unknown keyword and
-        ValueError for what this run cannot be asked.
+        Prints how a file had to be converted, for example to another size. Raises TypeError for an unknown keyword, and
+        ValueError for a request that the run cannot answer.
         """
         query, is_list = self._query(prompt, to=to, infill=infill, image=image, audio=audio, seed=seed, **others)
         if query is None:
@@ -278,7 +283,7 @@ class TrainedModel:
     def trace(self, prompt: None = None, **asked: Any) -> Any: ...
 
     def trace(self, prompt: Any = None, **asked: Any) -> Trace | list[Trace]:
-        """As `generate`, of which it takes all keywords, with every step on the way to each answer.
+        """Generates like `generate`, with the same keywords, and keeps the state of each answer after every step.
 
         model.trace("seven", to="image").animate("seven.gif")
         """
@@ -299,7 +304,7 @@ class TrainedModel:
         *,
         task: str = TEXT,
         dataset: str | None = None,
-        split: str = "train",
+        split: str = TRAIN,
         data: str | Path | None = None,
         max_problems: int | None = None,
         judge: str | Judge | None = None,
@@ -307,16 +312,17 @@ class TrainedModel:
         render_mode: str | None = None,
         **settings: Any,
     ) -> UnmaskingEnv:
-        """The Gymnasium environment in which an agent decides what this model reveals when.
+        """Gymnasium environment in which an agent decides which tokens of this model's answers to reveal in each step.
 
             env = model.environment(task="text", split="test", block_length=4)
             observation, info = env.reset(seed=0)
 
-        Its problems are what `task` asks of a split of prepared data: of `data`, or of what the run was trained on, and
-        there of `dataset`, or of the only one with this task. The judge is one that `trimask evaluate` takes, or a
-        function. All else is a setting of `UnmaskingConfig`: block_length, num_top, temperature, and so on.
+        The problems are the questions of `task` in a split of the prepared data in folder `data`; None: the data that
+        the run was trained on. `dataset` names the dataset; None: the only one that has the task. `judge` is a name
+        that `trimask evaluate` takes, or a function. All other keywords are fields of `UnmaskingConfig`: block_length,
+        num_top, temperature, and so on.
 
-        Raises FileNotFoundError where there is no data, and ValueError where it is not that of this run.
+        Raises FileNotFoundError if there are no prepared data, and ValueError if their tokenizers are not the run's.
         """
         config = _configured(_UNMASKING, settings, self.environment)
         where = None if data is None else Path(data)
@@ -343,7 +349,7 @@ class TrainedModel:
         seed: int = 0,
         **settings: Any,
     ) -> tuple[Query | None, bool]:
-        """What is asked, None for an empty list, and whether it is a list."""
+        """The requests, None for an empty list of inputs; and whether the input was a list."""
         files = {"image": image, "audio": audio, **(given or {})}
         lists = [value for value in (prompt, infill, *files.values()) if isinstance(value, list | tuple)]
         strategy = _plain(settings.get("strategy"))
@@ -383,14 +389,14 @@ class TrainedModel:
 
 
 def _span(*seconds: float) -> tuple[float, float]:
-    """From when to when."""
+    """Start and end in seconds. Raises ValueError for another number of values."""
     if len(seconds) != 2:
-        raise ValueError(f"a span is two numbers, from which to which second; got {len(seconds)}")
+        raise ValueError(f"a span is two numbers, its start and end in seconds; got {len(seconds)}")
     return seconds[0], seconds[1]
 
 
 def _configured(usual: _T, settings: Mapping[str, Any], method: Callable[..., Any]) -> _T:
-    """A configuration with some fields set. Raises TypeError for an unknown one, with the nearest of the method."""
+    """The configuration with these settings. Raises TypeError, with a suggestion, for an unknown name of a setting."""
     fields = [field.name for field in dataclasses.fields(usual)]  # type: ignore[arg-type]
     named = [name for name, each in inspect.signature(method).parameters.items() if each.kind is each.KEYWORD_ONLY]
     for name in settings:
@@ -401,14 +407,14 @@ def _configured(usual: _T, settings: Mapping[str, Any], method: Callable[..., An
 
 
 def _plain(value: Any) -> Any:
-    """A setting as a file would say it."""
+    """Value of a setting in the form in which a file holds it."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     return str(value) if isinstance(value, Path) else value
 
 
 def _listed(name: str, value: Any, *kinds: type) -> tuple[Any, ...]:
-    """One input or several, as a tuple."""
+    """One input or several, as a tuple. Raises TypeError for inputs of another type."""
     if value is None:
         return ()
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
@@ -420,7 +426,7 @@ def _listed(name: str, value: Any, *kinds: type) -> tuple[Any, ...]:
 
 
 def _ending(path: str | Path, what: str, *endings: str) -> Path:
-    """The path. Raises ValueError unless it ends as what is written there does."""
+    """The path. Raises ValueError unless it has one of the endings; `what` names the content in the error."""
     if Path(path).suffix.lower() not in endings:
         raise ValueError(f"{path}: {what} is written as {' or '.join(endings)}")
     return Path(path)

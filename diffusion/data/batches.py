@@ -169,7 +169,7 @@ class Batches:
         return sum(dataset.tokens_of_first(visit, (self.seed, number)) for number, (dataset, visit) in visited)
 
     def mean_tokens(self, steps: int) -> float:
-        """Expected non-padding tokens per step, update_average over the first `steps` steps."""
+        """Expected number of non-padding tokens per step, the mean over the first `steps` steps."""
         return float(self.mixture.visits(steps) @ self.mixture.batch_tokens / steps)
 
     def dataset_use(self, steps: int) -> list[DatasetUse]:

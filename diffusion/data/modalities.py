@@ -121,7 +121,7 @@ def modality(name: str) -> Modality:
 def shape_example(
     example: RawExample, medium: str | None, shape: Sequence[int], config: MediaConfig
 ) -> tuple[RawExample, list[str]]:
-    """The example with its medium at a dataset's shape, and what the medium loses although nobody asked for it.
+    """The example with its medium at a dataset's shape, and the losses that the configuration does not ask for.
 
     Raises ValueError, with the id of the example, if the medium cannot be brought to the shape.
     """

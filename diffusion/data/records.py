@@ -34,7 +34,7 @@ class RawExample:
     """Number of characters of the prompt, with which the text begins; 0 if it has none."""
 
     def content_digest(self, medium: str | None) -> str:
-        """Digest by which equal examples are found: of the medium; for text alone, of the prompt, or of the whole text.
+        """Digest that equal examples share: of the medium; for text alone, of the prompt, or of the whole text.
 
         The caption of a medium does not count.
         """
@@ -80,7 +80,7 @@ class Entry:
     split: str | None = None
     """Split that the source names. None: the split is drawn."""
     fields: Fields = field(default_factory=Fields)
-    """All named values of the record, by which it may be held out."""
+    """All named values of the record, which rules of held-out records compare."""
     path: Path | None = None
     """File of its medium, if it has one."""
 
@@ -114,9 +114,9 @@ class Block:
     count: int
     """Number of records."""
     file_bytes: int = 0
-    """Size of the whole file in bytes, by which changes are noticed; 0 for a split."""
+    """Size of the whole file in bytes, to notice changes; 0 for a split."""
     sha256: str = added_field(as_before="", default="")
-    """SHA-256 of the records, by which changes are noticed; empty for a split."""
+    """SHA-256 of the records, to notice changes; empty for a split."""
     media_sha256: str = added_field(as_before="", default="")
     """SHA-256 of the names, sizes and times of last change of the media files that the records name, and of the names
     that the dataset declares for their labels."""

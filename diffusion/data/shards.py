@@ -67,7 +67,8 @@ class BlockReport:
     shards: dict[str, ShardReport]
     """Split → its shard; splits without examples are absent."""
     lost: dict[str, int] = added_field(as_before={}, default_factory=dict)
-    """What media lose at the dataset's shape although nobody asked for it, such as colour → number of such media."""
+    """Property that media lose at the dataset's shape although the configuration does not ask for it, such as colour →
+    number of such media."""
 
 
 class _LoadedRecord(NamedTuple):

@@ -37,7 +37,7 @@ class FileState:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedShards:
-    """Content of verified.json."""
+    """Content of verified.json: shards that were found undamaged."""
 
     shards: dict[str, FileState] = field(default_factory=dict)
     """Path of a shard in the folder → its state when its digest was right."""

@@ -144,7 +144,7 @@ def exact_match(media: Sequence[str], references: Sequence[Mapping[str, Any]]) -
 
 
 def final_answer(media: Sequence[str], references: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """Whether each text ends in the same answer (`answer_of`) as the reference's, whatever comes before."""
+    """Whether each text ends in the same answer (`answer_of`) as the reference's; only the end counts."""
     return [answer_of(text) == answer_of(reference[TEXT]) for text, reference in zip(media, references, strict=True)]
 
 

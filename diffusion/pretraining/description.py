@@ -40,7 +40,7 @@ class TrainConfig(Checked):
     masking: MaskingConfig = MaskingConfig()
     """The forward process: which tokens are masked, and with what probability."""
     loss: LossConfig = LossConfig()
-    """The training objective."""
+    """Training objective: weights of masked tokens and of modalities."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW, its learning rate schedule and the weight average, as tuned at the base batch and horizon."""
     sde: SDEScaling = SDEScaling()
@@ -48,7 +48,7 @@ class TrainConfig(Checked):
     batch: BatchConfig = BatchConfig()
     """Composition of the batches."""
     accumulate: Size = 1
-    """Number of micro-batches into which a batch is split to save memory; their gradients are sum_over_processes."""
+    """Number of micro-batches into which a batch is split to save memory; their gradients are summed."""
     mesh: MeshConfig = MeshConfig()
     """How work is divided among devices; a run may be resumed with another mesh."""
     loop: LoopConfig = LoopConfig()
@@ -64,7 +64,7 @@ class RunDescription:
     """Contents of config.json in a run folder."""
 
     train: TrainConfig
-    """Configuration as given."""
+    """Configuration as the user gave it."""
     vocabulary: Vocabulary
     """Vocabulary of the prepared data."""
     layouts: dict[str, Layout]
@@ -84,7 +84,7 @@ class RunDescription:
     epochs: dict[str, float]
     """Number of epochs over the training examples of every dataset, by the dataset's name."""
     trimask: str
-    """Version of trimask."""
+    """Version of trimask that wrote the description."""
     git_commit: str | None
     """Commit of the git checkout that trimask ran from. None: it ran from no checkout."""
     init_from: str | None = None
@@ -160,7 +160,7 @@ def resumed_description(folder: Path, description: RunDescription, resume: bool)
     if changed:
         raise ValueError(
             f"{folder} holds a run of another configuration; choose another folder. "
-            f"There → asked for: {'; '.join(changed)}"
+            f"In the folder → requested: {'; '.join(changed)}"
         )
     return dataclasses.replace(old, train=description.train, data=description.data)
 

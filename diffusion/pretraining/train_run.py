@@ -102,7 +102,7 @@ def _fit(
 ) -> LoadedRun:
     """Trains until the horizon, from the newest checkpoint or else from `state`, while the data is verified."""
     config = pretraining.config
-    # Sampling uses one device, whatever the mesh.
+    # Sampling uses one device, even if training uses a mesh.
     alone = Pretraining(config, pretraining.vocabulary, description.kappa)
 
     def trained(state: TrainState, step: int) -> LoadedRun:

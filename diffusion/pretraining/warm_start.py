@@ -65,7 +65,9 @@ def require_same_model(old: TrainConfig, new: TrainConfig, run: Path) -> None:
     changed = configuration.changed_fields(old.model, new.model.computed_as(old.model), "model.")
     changed += configuration.changed_fields(old.parametrization, new.parametrization, "parametrization.")
     if changed:
-        raise ValueError(f"{run}: a run can start from it only with its model. There → asked for: {'; '.join(changed)}")
+        raise ValueError(
+            f"{run}: a run can start from it only with its model. Its model → this one: {'; '.join(changed)}"
+        )
 
 
 def require_grown(old: Path, new: Path) -> None:

@@ -1,6 +1,6 @@
 """Several processes that train one model: how they find each other, agree, and let only the first one write.
 
-A process joins the run before JAX is asked for its devices. The other processes are found
+A process joins the run before JAX initialises its devices. The other processes are found
 
     through JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, if these are set
     by JAX itself under SLURM (srun), Open MPI, and on TPU VMs

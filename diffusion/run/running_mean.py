@@ -12,7 +12,7 @@ class Mean:
     """A mean stored as sum and count, so that it can be added; `float()` is their quotient, NaN if the count is 0."""
 
     total: Any
-    """Sum, a scalar."""
+    """Sum of the terms, a scalar."""
     count: Any
     """Number of terms (or sum of weights), a scalar."""
 

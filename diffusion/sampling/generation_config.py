@@ -44,7 +44,7 @@ class GenerationConfig(Checked):
     entropy_bound: NonNegative = 0.1
     """Strategy entropy_bound: largest sum of entropies, in nats and not counting the largest, revealed in one step."""
     position_penalty: NonNegative = 0.02
-    """Strategy position: factor e^−penalty by which confidence is discounted from each position to the next."""
+    """Strategy position: penalty p; confidence is multiplied by e^−p from each position to the next."""
     order: tuple[NonNegativeInt, ...] | None = None
     """Strategy given: indices, from 0, of the masked positions in the order to reveal them. None: left to right."""
     remask: Share = 0.05

@@ -77,7 +77,7 @@ def guided(denoise: Denoiser, guidance: Guidance, mask_id: int) -> Denoiser:
             features, hidden, new_cache = jax.lax.cond(
                 is_guided.any(), lambda *arguments: parts(two_passes(*arguments)), one_pass, sequence, positions, cache
             )
-            # Only `read` is used of this call; the compiler drops the rest.
+            # This call provides only `read`; the compiler drops its computation.
             inner = denoise(sequence, positions, None if cache is None else _halves(cache)[0]).read
 
         def read(features, inner):

@@ -32,7 +32,7 @@ class PolicyDescription:
 
     policy: PolicyConfig
     temperature: float
-    """Default temperature τ, by which logits are divided."""
+    """Default temperature τ, the divisor of the logits."""
     block_length: int | None
     """Number of tokens in the blocks it was trained on. None: it was trained without blocks."""
     best_metric: str
@@ -49,7 +49,7 @@ class LearnedStrategy:
     config: PolicyConfig = dataclasses.field(metadata={"static": True})
     parameters: PolicyParameters
     temperature: Float[Array, ""] | float = 1.0
-    """Temperature τ, by which logits are divided."""
+    """Temperature τ, the divisor of the logits."""
     scale: Float[Array, ""] | float = 1.0
     """Factor β on the probabilities of the law bernoulli: below 1 fewer positions are revealed per step."""
     is_forced: bool = dataclasses.field(default=True, metadata={"static": True})

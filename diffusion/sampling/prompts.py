@@ -69,7 +69,7 @@ class Prompts:
         return self.tokenizers.codec(medium).media_shape(tuple(layout.shapes[medium]))
 
     def layout(self, task: Task) -> Layout:
-        """The preferred layout for a task, whatever the prompt's length."""
+        """The preferred layout for a task, regardless of the length of the prompt."""
         return self._layouts(task)[0]
 
     def complete(self, prompt: str, length: int | None = None) -> Example:

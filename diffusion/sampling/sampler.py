@@ -126,8 +126,8 @@ def _scatter_block(
     offset = jnp.arange(length) - block_start[:, None]
     is_inside = (offset >= 0) & (offset < block_length)
     offset, is_inside = (jax.lax.expand_dims(a, range(2, values.ndim)) for a in (offset, is_inside))
-    gather = jnp.take_along_axis(values, jnp.clip(offset, 0, block_length - 1), axis=1)
-    return jnp.where(is_inside, gather, 0)
+    gathered = jnp.take_along_axis(values, jnp.clip(offset, 0, block_length - 1), axis=1)
+    return jnp.where(is_inside, gathered, 0)
 
 
 def _plan(state: State, rules: Rules) -> tuple[Int[Array, " batch"], Float[Array, " batch"], Float[Array, " batch"]]:

@@ -23,9 +23,9 @@ RowKeys = Key[Array, " batch"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Settings of generation that hold for every row, whatever the strategy.
+    """Settings of generation that hold for every row and every strategy.
 
-    A change of a field that is not static compiles nothing anew.
+    A change of a field that is not static needs no new compilation.
     """
 
     mask_id: int = dataclasses.field(metadata={"static": True})

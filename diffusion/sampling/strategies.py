@@ -183,7 +183,7 @@ STRATEGIES: dict[str, Callable[..., ChoiceAndMemory]] = {
         remdm_loop,
     )
 }
-"""Strategy by name."""
+"""Name of a strategy → its function."""
 
 
 def _at_least_one(choice: Choice, score: Float[Array, "batch seq"], observation: Observation) -> Choice:

@@ -66,11 +66,11 @@ class CriticalBatchFit:
     """Parameters of L(D, S), fitted to losses."""
 
     critical_steps: float
-    """S_crit, in steps."""
+    """S_crit, the number of steps at which the loss is 1 % above the plateau."""
     interval: tuple[float, float]
     """95 % confidence interval of S_crit, by bootstrap over seeds; NaN if there is a single seed."""
     power: float
-    """Exponent p."""
+    """Exponent p of the excess of the loss over the plateau."""
     longest: float
     """Number of steps of the longest run; a larger S_crit is extrapolated."""
     plateaus: dict[int, float]

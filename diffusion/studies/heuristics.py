@@ -20,7 +20,7 @@ class HeuristicSetting(NamedTuple):
 
     strategy: str
     parameter: str
-    """Field of `GenerationConfig`."""
+    """Field of `GenerationConfig` that `value` is for."""
     value: int | float
 
     def applied_to(self, config: GenerationConfig) -> GenerationConfig:

@@ -26,6 +26,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.splits import VALIDATION
 from trimask.diffusion.evaluation.exam import Exam, choose_judges, has_new_questions, question
 from trimask.diffusion.evaluation.held_out import HeldOutExamples, TrainingExamples
 from trimask.diffusion.evaluation.results import Score
@@ -51,7 +52,7 @@ from trimask.tokenizers.vocabulary import TEXT
 _FIT_EXAMPLES, _ROWS = 10_000, 128
 """Largest number of training examples to which judges are fitted, and number of rows generated at once."""
 _CACHES = ("none", "prefix", "dual")
-"""Caches to compare."""
+"""Caches of keys and values to compare, as named in `GenerationConfig.cache`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class SamplingStudy(Checked):
     """Run folder of the trained model."""
     modalities: tuple[str, ...] | None = None
     """Modalities whose generation is studied. None: all that can be judged."""
-    split: str = "validation"
+    split: str = VALIDATION
     """Held-out split on which settings are chosen; `trimask evaluate` then measures them on another split."""
     guidances: tuple[NonNegative, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
     """Scales of classifier-free guidance to compare, for tasks with a condition; tasks that generate text get none."""
@@ -81,7 +82,7 @@ class SamplingStudy(Checked):
     blocks: tuple[Size, ...] = (4, 8, 16)
     """Block lengths, in tokens, with which caches are compared; lengths that give a single block are skipped."""
     alike: Share = 0.05
-    """Share of distinct answers, by which generated media may have fewer than real media."""
+    """Largest amount by which the share of distinct answers may be below that of real media."""
     draws: Annotated[int, whole(2, 1 << 24)] = 3
     """Number of draws with the run's own settings, from which the errors of distances are estimated."""
     max_examples: PositiveInt | None = None
@@ -118,7 +119,7 @@ class Verdict:
 
     @property
     def goodness(self) -> float:
-        """Value by which settings are compared; larger is better. Shares are cut off at the share of real media."""
+        """Value that is compared between settings; larger is better. Shares are cut off at the share of real media."""
         if not self.higher_is_better:
             return -self.value
         return self.value if self.on_real is None else min(self.value, self.on_real)
@@ -129,7 +130,7 @@ class SamplingPoint:
     """Measurement of one task with one sampling setting."""
 
     target: str
-    """Generated modality."""
+    """Modality that the task generates."""
     task: str
     """Dataset and name of the task."""
     part: str
@@ -209,10 +210,10 @@ def measure_target(
     sweep = _Sweep(exams, config, report, config.draws + len(heuristics) + len(grid) + len(caches))
     for setting in heuristics:
         sweep.measure("strategy", setting.applied_to(sweep.before))
-    best = sweep.highest_scoring()
+    best = sweep.best()
     for options in grid:
         sweep.measure("guidance", dataclasses.replace(best, **options))
-    chosen = sweep.highest_scoring()
+    chosen = sweep.best()
     for options in caches:
         sweep.measure("cache", dataclasses.replace(chosen, **options))
     sweep.report_done()
@@ -242,8 +243,8 @@ class _Sweep:
         self._report(f"making {self._target}", self._config.draws - 1 + len(self._means), self._total)
         self._record(self._measure(part, generation, self._config.seed))
 
-    def highest_scoring(self) -> GenerationConfig:
-        """The setting with the fewest evaluations of those so far that are as good as the best."""
+    def best(self) -> GenerationConfig:
+        """The setting with the fewest evaluations among those measured so far that are as good as the best."""
         least_distinct = 0.0
         if self._target != TEXT:
             real = [record[self._target].tobytes() for exam in self._exams for record in exam.held_out.records]

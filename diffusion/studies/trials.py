@@ -34,6 +34,7 @@ import numpy as np
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.splits import VALIDATION
 from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
 from trimask.diffusion.loss import target_counts
 from trimask.diffusion.masking import forward_process
@@ -340,12 +341,12 @@ def _train(
 
 
 def held_out_batches(prepared: Prepared, config: BatchConfig) -> Batches:
-    """Batches of the validation split with the initial mixture weights and a fixed size, whatever the training batch.
+    """Batches of the validation split, with the initial mixture weights and a size independent of the training batch.
 
     Raises ValueError if the split is too small for a batch.
     """
     held_out = replace(config, tokens=_HELD_OUT_TOKENS, final_weights={}, anneal_tokens=None)
-    return Batches(prepared, held_out, seed=0, split="validation")
+    return Batches(prepared, held_out, seed=0, split=VALIDATION)
 
 
 class HeldOutLoss:

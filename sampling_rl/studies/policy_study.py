@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 
+from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.sampling.policy import PolicyConfig
 from trimask.diffusion.studies.findings import grouped
 from trimask.diffusion.studies.trials import Trials, open_run
@@ -154,7 +155,7 @@ def train_chain(run: str, data: Path, dataset: str | None, folder: Path, chain: 
     """Trains the policies of a chain one after another, except those that are complete."""
     loaded, prepared = open_run(run, data)
     for trial in chain:
-        problems = from_prepared(prepared, dataset, TEXT, "train", max_examples=trial.problems)
+        problems = from_prepared(prepared, dataset, TEXT, TRAIN, max_examples=trial.problems)
         summary = problems_summary(run, loaded.step, problems)
         train_policy(folder / trial.name, trial.config, problems, loaded.denoise, summary)
         jax.clear_caches()  # compiled programs take memory maps, whose number per process is limited

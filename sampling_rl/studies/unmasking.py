@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.splits import TEST
 from trimask.diffusion.pretraining.trained_model import load
 from trimask.diffusion.run.folder import checkpoint_steps
 from trimask.diffusion.sampling.generation_config import GenerationConfig
@@ -64,7 +65,7 @@ class UnmaskingStudy(Checked):
     judge: str | None = None
     """Judge that decides which answers are right: a name that `trimask evaluate` takes, or MODULE:FUNCTION. None: the
     task's default judge."""
-    split: str = "test"
+    split: str = TEST
     """Split with the problems."""
     length: Size | None = None
     """Length of an answer in tokens. None: the length with which the data were prepared."""
@@ -127,7 +128,7 @@ class SamplingTrial:
     """Number of problems on which the order of revealing is measured; 0: none."""
     seed: int
     how: GenerationConfig
-    """Sampling settings."""
+    """Sampling settings of the trial."""
     model_step: int
     """Step of the model's checkpoint."""
     policy_step: int | None
@@ -145,11 +146,11 @@ class Measurement:
     problems: int
     """Number of problems."""
     left_to_right: float | None
-    """As in `Order`. None: no order was measured, or every answer was revealed in one step."""
+    """`Order.left_to_right`. None: no order was measured, or every answer was revealed in one step."""
     steps: list[float]
-    """As in `Order`; empty if no order was measured."""
+    """`Order.steps`; empty if no order was measured."""
     per_step: list[float]
-    """As in `Order`; empty if no order was measured."""
+    """`Order.per_step`; empty if no order was measured."""
 
 
 def study(config: UnmaskingStudy, trials: Trials) -> str:

@@ -162,7 +162,7 @@ class _Setting:
         return len(final.nfe), int(final.nfe.sum())
 
     def vector(self) -> UnmaskingVectorEnv:
-        """Our vector environment."""
+        """Vector environment of trimask, with all problems."""
         return UnmaskingVectorEnv(self.problems, self.denoise, num_envs=self.arguments.episodes, config=self.config)
 
     def synchronous(self) -> gymnasium.vector.SyncVectorEnv:

@@ -124,7 +124,7 @@ class Case:
 
     @property
     def setting(self) -> "Setting":
-        """Setting of the case, by which other code is compared with ours."""
+        """Setting of the case; other code is compared with our case of the same setting."""
         return self.length, self.block, self.rows, self.cache
 
 
@@ -221,7 +221,7 @@ class OurGeneration:
 
 @jax.jit
 def _step(denoise, strategy, rules, state, cache) -> tuple[State, Cache, Float[Array, " batch"]]:
-    """One step of a deterministic generation, and the smallest lead by which a choice of the step was decided.
+    """One step of a deterministic generation, and the smallest lead that decided a choice of the step.
 
     A lead is a difference of probabilities: of a revealed token and the second most probable one at its position, or of
     the least confident revealed position and the most confident one that was not revealed.

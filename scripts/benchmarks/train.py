@@ -156,8 +156,8 @@ def _cases(arguments: Arguments, size: str, ids: int) -> list[Case]:
     vocabulary, model = _vocabulary(ids), _network(arguments, size)
     tokens = arguments.rows * arguments.length
     # Number of ids that a position may take, the mean over the tokens of a row.
-    mean_allowed_ids = (vocabulary.text_size + 1) / 2 + ids // 4 / 4 + ids // 8 / 4
-    flops = tokens * flops_per_token(model, vocabulary, arguments.length, ids=mean_allowed_ids)
+    mean_ids = (vocabulary.text_size + 1) / 2 + ids // 4 / 4 + ids // 8 / 4
+    flops = tokens * flops_per_token(model, vocabulary, arguments.length, ids=mean_ids)
     batch = _batch(vocabulary, arguments)
     common: dict[str, Any] = {
         "size": size,

@@ -31,7 +31,7 @@ _LAST_FRAME = 10
 
 
 def enlargement(height: int, width: int, wanted: int = 160) -> int:
-    """Whole factor, at least 1, by which the longer side of a picture grows to at most `wanted` pixels."""
+    """Whole factor, at least 1, that enlarges the longer side of a picture to at most `wanted` pixels."""
     return max(1, wanted // max(height, width))
 
 
@@ -209,7 +209,7 @@ def draw_text(tokenizers: MediaTokenizers, segment: Segment) -> Image.Image:
     placed: list[tuple[float, int, str | None]] = []  # x in pixels, row, character
     x, row = 0.0, 0
     for character in _characters(tokenizers, segment.codes):
-        if character == "\n":  # which has no length: some builds of Pillow fail if asked for it
+        if character == "\n":  # some builds of Pillow fail to measure a line end
             x, row = 0.0, row + 1
             continue
         advance = 16.0 if character is None else font.getlength(character)

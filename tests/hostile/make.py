@@ -49,7 +49,7 @@ def _npy(descr: object, shape: object, data: bytes = b"", order: object = False,
 
 
 def _arrays() -> dict[str, bytes]:
-    """The reader expects float32 of shape 4 × 2."""
+    """Damaged .npy files; their reader expects float32 of shape 4 × 2."""
     right = np.arange(8, dtype=np.float32).tobytes()
     flipped = bytearray(_npy("<f4", (4, 2), right))
     flipped[20] ^= 1
@@ -103,7 +103,7 @@ def _wav(channels: int, rate_hz: int, data_bytes: int, data: bytes) -> bytes:
 
 
 def _flac(samples: int, channels: int, rate_hz: int) -> bytes:
-    """The head of a stream that claims so many samples, and no frame."""
+    """Header of a FLAC stream that claims this number of samples and has no frame."""
     bits = rate_hz << 44 | (channels - 1) << 41 | 15 << 36 | samples
     info = struct.pack(">HH", 4096, 4096) + bytes(6) + bits.to_bytes(8, "big") + bytes(16)
     return b"fLaC" + b"\x80" + len(info).to_bytes(3, "big") + info
@@ -123,7 +123,7 @@ def _sounds() -> dict[str, bytes]:
 
 
 def _tokenizers() -> dict[str, bytes]:
-    """Of Hugging Face's tokenizers, whose Rust panics at some."""
+    """Tokenizer files for Hugging Face's library, whose Rust code panics on some of them."""
 
     def model(**fields: object) -> bytes:
         content = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None}

@@ -76,12 +76,12 @@ class Mutant:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """File, line and diff, by which the mutant is recognised as long as its file does not change."""
+        """File, line and diff, which identify the mutant as long as its file does not change."""
         return self.statement.file, self.statement.node.lineno, self.diff
 
     @property
     def identity(self) -> Identity:
-        """File, function, and the changed lines before and after, by which the mutant is recognised when lines move."""
+        """File, function, and the changed lines before and after, which identify the mutant even if lines move."""
         changed = self.diff.splitlines()[2:]
         before, after = ("\n".join(line[1:].strip() for line in changed if line[0] == sign) for sign in "-+")
         return self.statement.file, self.statement.function, before, after

@@ -127,7 +127,7 @@ def _digest(*arrays: Any) -> str:
 
 
 def _digest_of_leaves(tree: Any) -> str:
-    """The arrays of a tree, whatever they are called."""
+    """Digest of the arrays of a tree, without their names."""
     return hashlib.sha256("".join(sorted(map(_digest, jax.tree.leaves(tree)))).encode()).hexdigest()[:16]
 
 

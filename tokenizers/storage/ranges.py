@@ -151,7 +151,7 @@ Finite = Annotated[float, real()]
 Positive = Annotated[float, real(above=0)]
 NonNegative = Annotated[float, real(0)]
 Share = Annotated[float, real(0, 1)]
-"""Fraction or probability."""
+"""Fraction or probability, from 0 to 1."""
 Log2 = Annotated[float, real(-100, 100)]
 """Logarithm to base 2 of a learning rate."""
 

@@ -63,7 +63,7 @@ def table_rows(path: Path) -> tuple[TableRow, ...]:
 
 @lru_cache(maxsize=4)
 def _rows(path: Path, changed_ns: int, size: int) -> tuple[TableRow, ...]:
-    """All rows of a table of this size and time of last change, by which a changed file is read again."""
+    """All rows of a table. Size and time of last change are part of the cache key, so a changed file is read again."""
     return tuple(_parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path))
 
 

@@ -20,7 +20,7 @@ from trimask.tokenizers.storage.text_files import MAX_LINE_BYTES, byte_lines, is
 from trimask.tokenizers.vocabulary import TEXT
 
 _NUM_JUDGED_LINES = 16
-"""Number of lines by which a file is recognised as JSON lines."""
+"""Number of first lines that decide whether a file is JSON lines."""
 
 
 @dataclass(frozen=True)

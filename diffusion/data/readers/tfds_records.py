@@ -200,7 +200,7 @@ def _own_features_only() -> Iterator[None]:
 
 
 def _picture(pixels: np.ndarray, name: str) -> np.ndarray:
-    """Picture of uint8; `name` is unused, as every reader of a feature takes it."""
+    """Picture of uint8. `name`, which readers of other features need, is unused."""
     if pixels.dtype == np.uint8:
         return pixels
     return to_uint8(pixels.astype(np.float32) if pixels.dtype == bool else pixels)

@@ -65,7 +65,7 @@ def generator(spec: dict, case: dict):
         return lambda model, prompts: module.generate(model, prompts, **settings)
     functions = {"none": "generate", "prefix": "generate_with_prefix_cache", "dual": "generate_with_dual_cache"}
     function = getattr(module, functions[case["cache"]])
-    # These functions return one row, whatever the number of prompts.
+    # These functions return one row for any number of prompts.
     return lambda model, prompts: torch.cat([function(model, row[None], **settings)[0] for row in prompts])
 
 
