@@ -54,6 +54,7 @@ def prepare(path: Path, config: PrepareConfig, report: Report = silent) -> Prepa
     configuration, or for a complete one if its sources have changed since; BadRecord for a record that cannot be used,
     unless the configuration says to skip it.
     """
+    # A PreparedFolder reads each file once, so it is made anew wherever another process, or a stage, may have written.
     config = with_reused_codecs(config)
     _require_same(PreparedFolder(path), config)
     require_room_for_workers(config.workers or 0, "workers")
