@@ -1,6 +1,7 @@
 """Transfer of hyperparameters tuned on a small network to a large one: Table 1 of Complete(d)P (arXiv 2512.22382).
 
-    n = m_N = a tensor's fan-in / its fan-in in the base network         (vectors and embeddings: ratio of widths)
+    n = m_N = a tensor's fan-in / its fan-in in the base network         (vectors and embeddings: ratio of widths;
+                                                                          1 if the width is not among its axes)
     l = m_L = number of blocks / number of blocks in the base network    h ← h + l^−α · f(h)
 
 The base network is the one on which hyperparameters were tuned. At its shape every factor is 1, so all tables agree
@@ -93,8 +94,9 @@ def completep(n: float, l: float, a: float) -> Table:  # noqa: E741
 
 
 def mup(n: float, l: float, a: float) -> Table:  # noqa: E741
-    """μP (arXiv 2203.03466): CompleteP without the factors that depend on depth."""
-    return completep(n, 1.0, a)
+    """μP (arXiv 2203.03466) as in Table 1 of Complete(d)P: its column without the factors that depend on depth."""
+    rows = completed_p(n, 1.0, a).rows
+    return Table({**rows, "qk_norm": rows["hidden_bias_or_norm"]})
 
 
 def standard(n: float, l: float, a: float) -> Table:  # noqa: E741

@@ -289,7 +289,7 @@ class PlaceEmbedding(nnx.Module):
         ranges, features = len(vocabulary.ranges), config.place_features
         self.vocabulary = vocabulary
         self.range = initializer.normal(keys[0], (ranges, config.width), "place_range", config.embedding_scale)
-        self.scale = initializer.normal(keys[1], (ranges, features), "place_scale", 1.0)
+        self.scale = initializer.normal(keys[1], (ranges, features), "place_scale", 1.0, ratio=1.0)  # at every width
         self.map = initializer.normal(keys[2], (features, config.width), "place_map", config.embedding_scale)
 
     def __call__(

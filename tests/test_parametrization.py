@@ -43,6 +43,25 @@ PAPER = {
     "final_norm": [(0, 0), (0, 0), (0, 0), (0, 0)],
     "unembedding": [(-2, 0), (-1, 0), (0, 0), (1, 0)],
 }
+COMPLETEP = PAPER | {
+    "input_embedding": [(0, 0), (0, 0), (0, 0), (0, 0)],
+    "qk_norm": [(0, 0), (0, A - 1), (-1, -A), (0, 0)],
+    "unembedding": [(0, 0), (0, 0), (0, 0), (1, 0)],
+}
+MUP = {
+    "input_embedding": [(0, 0), (0, 0), (-1, 0), (0, 0)],
+    "hidden_weight": [(-1, 0), (-1, 0), (-1, 0), (1, 0)],
+    "hidden_bias_or_norm": [(0, 0), (0, 0), (-1, 0), (0, 0)],
+    "qk_norm": [(0, 0), (0, 0), (-1, 0), (0, 0)],
+    "final_norm": [(0, 0), (0, 0), (0, 0), (0, 0)],
+    "unembedding": [(-2, 0), (-1, 0), (0, 0), (1, 0)],
+}
+PRINTED = {
+    "completed_p": (PAPER, (0, 0), (0, -A)),
+    "completep": (COMPLETEP, (-1, 0), (0, -A)),
+    "mup": (MUP, (0, 0), (0, 0)),
+}
+"""Column of the paper's table → exponents of its rows, of the factor on the logits, and of that on the residual."""
 COLUMNS = ("init_variance", "learning_rate", "epsilon", "weight_decay")
 
 
@@ -61,32 +80,15 @@ def by_path(tree):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_every_cell_of_the_table_is_the_papers(name):
-    row = PARAMETRIZATIONS["completed_p"](4.0, 3.0, A).rows[name]
-    for column, (width, depth) in zip(COLUMNS, PAPER[name], strict=True):
-        assert getattr(row, column) == pytest.approx(4.0**width * 3.0**depth), column
-
-
-def test_completep_differs_where_the_paper_says():
-    new, old = PARAMETRIZATIONS["completed_p"](4.0, 3.0, A), PARAMETRIZATIONS["completep"](4.0, 3.0, A)
-    assert (new.logits, old.logits) == (1.0, 0.25)
-    assert new.residual == old.residual == pytest.approx(3.0**-A)
-    different = {
-        (n, c) for n in PARAMETER_CLASSES for c in COLUMNS if getattr(new.rows[n], c) != getattr(old.rows[n], c)
-    }
-    assert different == {
-        ("unembedding", "init_variance"), ("unembedding", "learning_rate"),
-        ("input_embedding", "epsilon"), ("qk_norm", "epsilon"),
-    }  # fmt: skip
-    old_unembedding = old.rows["unembedding"]
-    assert old_unembedding.init_variance == old_unembedding.learning_rate == old.rows["input_embedding"].epsilon == 1.0
-    assert old.rows["qk_norm"].epsilon == pytest.approx(0.25 * 3.0**-A)
-
-
-def test_mup_is_completep_without_depth():
-    assert PARAMETRIZATIONS["mup"](4.0, 3.0, A) == PARAMETRIZATIONS["completep"](4.0, 1.0, A)
-    assert PARAMETRIZATIONS["mup"](4.0, 3.0, A).residual == 1.0
+@pytest.mark.parametrize("kind", PRINTED)
+def test_every_cell_of_a_printed_column_is_the_papers(kind):
+    table, (rows, logits, residual) = PARAMETRIZATIONS[kind](4.0, 3.0, A), PRINTED[kind]
+    for name, cells in rows.items():
+        for column, (width, depth) in zip(COLUMNS, cells, strict=True):
+            assert getattr(table.rows[name], column) == pytest.approx(4.0**width * 3.0**depth), (name, column)
+    for factor, (width, depth) in ((table.logits, logits), (table.residual, residual)):
+        assert factor == pytest.approx(4.0**width * 3.0**depth)
+    assert set(table.rows) == set(rows) == set(PARAMETER_CLASSES)
 
 
 def test_the_standard_table_has_one_learning_rate_and_variances_of_the_fan_in():
@@ -111,8 +113,8 @@ def test_at_the_base_every_table_is_one_and_networks_are_alike(kind):
     np.testing.assert_array_equal(run(here, batch()).logits, run(plain, batch()).logits)
 
 
-FAN_IN = {"down": MLP}
-"""m_N of tensors that depart from the width's ratio."""
+FAN_IN = {"down": MLP, "place_scale": 1}
+"""m_N of tensors that depart from the width's ratio: the MLP's, and one that has the same shape at every width."""
 
 
 def test_every_parameter_learns_by_the_row_of_its_class_at_its_own_fan_in():
