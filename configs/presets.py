@@ -117,7 +117,11 @@ def sudoku() -> Experiment:
 
 
 def trimodal_320m() -> Experiment:
-    """320M parameters, 218M of them embeddings: text, pictures and sound from your own folders, on accelerators."""
+    """320M parameters, 218M of them embeddings: text, pictures and sound from your own folders, on accelerators.
+
+    The smallest number of steps, S_crit (`sde.critical_steps`), is unknown; docs/training.md has the command that
+    measures it at this size.
+    """
     return _trimodal(num_layers=8, fsdp=1, horizon_tokens=107_960_888_475)
 
 
@@ -207,6 +211,7 @@ def _puzzles(name: str, *, num_layers: int, response_tokens: int, horizon_tokens
                 multipliers=ModuleMultipliers(learning_rate=Family(of=_FAST_EMBEDDINGS))
             ),
             loss=LossConfig(weighting="unweighted"),
+            masking=MaskingConfig(drop_probability=0.0),  # policies use no guidance
             optimizer=OptimizerConfig(learning_rate=3e-3, horizon_tokens=horizon_tokens, warmup_tokens=50_000),
             sde=SDEScaling(base_batch_tokens=2048.0, base_horizon_tokens=horizon_tokens),
             batch=BatchConfig(tokens=2048),
@@ -223,6 +228,7 @@ def _trimodal(*, num_layers: int, fsdp: int, horizon_tokens: int) -> Experiment:
     The paper states neither the sizes of its tokenizers nor all hyperparameters. The text vocabulary is chosen to match
     its parameter counts; learning rates are to be tuned on the base network, 4 layers of width 512.
     """
+    batch_tokens = 1_048_576
     prepare = PrepareConfig(
         codecs={
             "image": PatchConfig(codebook_size=16_384, patch_side=16, max_patches=400_000),
@@ -255,10 +261,13 @@ def _trimodal(*, num_layers: int, fsdp: int, horizon_tokens: int) -> Experiment:
             model=model,
             parametrization=ParametrizationConfig(base_width=512, base_layers=4, base_heads=4),
             loss=LossConfig(z_loss=1e-5),
+            masking=MaskingConfig(complementary=True),
             optimizer=OptimizerConfig(
                 learning_rate=3e-3, horizon_tokens=horizon_tokens, warmup_tokens=horizon_tokens // 100
             ),
-            batch=BatchConfig(tokens=1_048_576, packed_length=2048),
+            # Other batches and horizons are rescaled from these.
+            sde=SDEScaling(base_batch_tokens=float(batch_tokens), base_horizon_tokens=horizon_tokens),
+            batch=BatchConfig(tokens=batch_tokens, packed_length=2048),
             mesh=MeshConfig(fsdp=fsdp),
             loop=LoopConfig(log_every=10, checkpoint_every=1000, workers=4),
             generation={"text": _TEXTS},

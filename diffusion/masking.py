@@ -1,24 +1,35 @@
 """The forward process: which tokens of a batch are masked, and the loss weight of each masked token.
 
 Every example (segment of a row) has its own time t, stratified over the batch by target tokens: t_s = (u + share of
-target tokens before example s) mod 1, with examples in the order of `schedule.low_discrepancy_shares`. The times of any
-block of consecutive rows are then evenly spread as well, so devices that share the rows have equal work.
+target tokens before example s) mod 1, scaled to the schedule's times, with examples in the order of
+`schedule.low_discrepancy_shares`. The times of any block of consecutive rows are then evenly spread as well, so devices
+that share the rows have equal work.
 
-In a conditional task only the target is masked. With probability `joint_probability` both sides of an example are
-masked instead, the condition at an independent time, so that the model also learns the joint distribution of the pair.
-With probability `drop_probability` the condition is hidden (all masked, no loss), which classifier-free guidance needs.
+An example with a condition, which is another medium or the beginning of its text, has one of four modes:
+
+    CONDITIONAL     only the target is masked
+    JOINT           both sides are masked at one time, so that the model learns the joint distribution of the pair
+    JOINT_TWICE     both sides are masked at independent times, so that it also learns conditions with holes
+    UNCONDITIONAL   the condition is hidden (all masked, no loss), which classifier-free guidance needs
+
+The second and the third have half of `joint_probability` each, the fourth has `drop_probability`. Examples without a
+condition count as conditional. The expected loss of the first two modes is a bound, of the target given its condition
+and of both sides together; that of the others is not.
 """
 
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
-from trimask.diffusion.schedule import ScheduleConfig, low_discrepancy_shares, stratified_times
+from trimask.diffusion.schedule import Schedule, ScheduleConfig, low_discrepancy_shares, stratified
 from trimask.tokenizers.sequence import TokenRows, example_starts, task_tokens
 from trimask.tokenizers.storage.ranges import Checked, Share
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
+
+CONDITIONAL, JOINT, JOINT_TWICE, UNCONDITIONAL = range(4)
+"""Modes of an example: which of its sides are masked, and at which times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +41,11 @@ class MaskingConfig(Checked):
     complementary: bool = False
     """Use each example twice per batch, with a mask and its complement (anti-masking in the tri-modal paper)."""
     joint_probability: Share = 0.2
-    """Probability that a conditional example is masked on both sides, at independent times."""
+    """Probability that an example with another medium as condition is masked on both sides; half of these examples at
+    one time, half at two independent times."""
     drop_probability: Share = 0.1
-    """Probability that the condition of a conditional example is hidden, as classifier-free guidance needs."""
+    """Probability that the condition of an example is hidden, as classifier-free guidance needs; also the given
+    beginning of a text."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -53,35 +66,37 @@ class Noised:
     clean: Int[Array, "*batch seq"]
     """The tokens before masking."""
     is_target: Bool[Array, "*batch seq"]
-    """True where the token could have been masked with loss; the loss is normalised by their number."""
+    """True where the token could have been masked with loss."""
     is_masked: Bool[Array, "*batch seq"]
     """True where the loss is taken: masked tokens, except those of a hidden condition."""
     weight: Float[Array, "*batch seq"]
     """Weight of the position's cross-entropy in the ELBO if the position is masked."""
+    mode: Int[Array, "*batch seq"]
+    """Mode of the position's example: CONDITIONAL, JOINT, JOINT_TWICE or UNCONDITIONAL."""
 
 
 def draw_is_masked(
     key: PRNGKeyArray,
     maskable: Bool[Array, "batch seq"],
-    keep_probability: Float[Array, "batch seq"],
+    mask_probability: Float[Array, "batch seq"],
 ) -> Bool[Array, "batch seq"]:
-    """True where a token is masked: each maskable token independently with probability 1 − α(t)."""
-    return maskable & (jax.random.uniform(key, maskable.shape) >= keep_probability)
+    """True where a token is masked: each maskable token independently with probability s(t)."""
+    return maskable & (jax.random.uniform(key, maskable.shape) < mask_probability)
 
 
 def forward_process(key: PRNGKeyArray, sequence: TokenRows, vocabulary: Vocabulary, config: MaskingConfig) -> Noised:
     """Masks a clean batch; with complementary masks the result has twice as many rows, the complements last."""
     key_time, key_mode, key_mask = jax.random.split(key, 3)
-    is_joint, is_dropped = _modes(key_mode, sequence, vocabulary, config)
-    is_target = sequence.is_target | (sequence.is_condition & is_joint)
-    is_hidden = sequence.is_condition & is_dropped
-    times = _times(key_time, sequence, config.schedule)
+    mode = _modes(key_mode, sequence, vocabulary, config)
+    is_target = sequence.is_target | (sequence.is_condition & ((mode == JOINT) | (mode == JOINT_TWICE)))
+    is_hidden = sequence.is_condition & (mode == UNCONDITIONAL)
     schedule, modality = config.schedule.build(vocabulary), sequence.modality
-    is_masked = draw_is_masked(key_mask, is_target, schedule.keep_probability(times, modality))
+    times = _times(key_time, sequence, mode, schedule)
+    is_masked = draw_is_masked(key_mask, is_target, schedule.mask_probability(times, modality))
 
     def noised(is_masked, weight):
         tokens = jnp.where(is_masked | is_hidden, vocabulary.mask_id, sequence.tokens)
-        return Noised(sequence.replace(tokens=tokens), sequence.tokens, is_target, is_masked, weight)
+        return Noised(sequence.replace(tokens=tokens), sequence.tokens, is_target, is_masked, weight, mode)
 
     first = noised(is_masked, schedule.weight(times, modality))
     if not config.complementary:
@@ -90,29 +105,36 @@ def forward_process(key: PRNGKeyArray, sequence: TokenRows, vocabulary: Vocabula
     return jax.tree.map(lambda *halves: jnp.concatenate(halves), first, second)
 
 
-def _per_example(values: Float[Array, "batch seq"], sequence: TokenRows) -> Float[Array, "batch seq"]:
+def _per_example(values: Shaped[Array, "batch seq"], sequence: TokenRows) -> Shaped[Array, "batch seq"]:
     """Gives all positions of an example the same value: the one at index `segment` of its row."""
     return jnp.take_along_axis(values, sequence.segment, axis=-1)
 
 
-def _modes(key, sequence: TokenRows, vocabulary: Vocabulary, config: MaskingConfig):
-    """Masks of the positions of examples masked on both sides, and of examples whose condition is hidden.
-
-    The given beginning of a text is a prompt, which is never masked, so such examples are in neither mask.
-    """
+def _modes(
+    key: PRNGKeyArray, sequence: TokenRows, vocabulary: Vocabulary, config: MaskingConfig
+) -> Int[Array, "batch seq"]:
+    """Mode of each position's example. The given beginning of a text is never masked with loss."""
     draw = _per_example(jax.random.uniform(key, sequence.tokens.shape), sequence)
-    draw = jnp.where(task_tokens(sequence) == vocabulary.task_id(TEXT), jnp.inf, draw)
-    is_joint = draw < config.joint_probability
-    return is_joint, ~is_joint & (draw < config.joint_probability + config.drop_probability)
+    rows = jnp.arange(len(sequence.tokens))[:, None]
+    has_condition = _per_example(
+        jnp.zeros_like(sequence.is_condition).at[rows, sequence.segment].max(sequence.is_condition), sequence
+    )
+    is_pair = has_condition & (task_tokens(sequence) != vocabulary.task_id(TEXT))
+    joint = jnp.where(is_pair, config.joint_probability, 0.0)
+    drop = jnp.where(has_condition, config.drop_probability, 0.0)
+    bounds = jnp.stack([joint / 2, joint, joint + drop])
+    return jnp.select(list(draw < bounds), [JOINT, JOINT_TWICE, UNCONDITIONAL], CONDITIONAL)
 
 
-def _times(key, sequence: TokenRows, schedule: ScheduleConfig) -> Float[Array, "batch seq"]:
-    """Time of each example, stratified over the batch's target tokens; a condition's time is shifted independently."""
+def _times(
+    key: PRNGKeyArray, sequence: TokenRows, mode: Int[Array, "batch seq"], schedule: Schedule
+) -> Float[Array, "batch seq"]:
+    """Time of each example, stratified over the batch's target tokens; with two times, the condition's is shifted."""
     key_offset, key_condition = jax.random.split(key)
     starts = example_starts(sequence)
     number = jnp.cumsum(starts == jnp.arange(sequence.length))
     shares = low_discrepancy_shares(number, sequence.is_target.reshape(-1)).reshape(starts.shape)
     share = jnp.take_along_axis(shares, starts, axis=1)
-    condition_shift = _per_example(jax.random.uniform(key_condition, sequence.tokens.shape), sequence)
-    offset = jax.random.uniform(key_offset)
-    return stratified_times(offset, share + sequence.is_condition * condition_shift, schedule.min_time)
+    shift = _per_example(jax.random.uniform(key_condition, sequence.tokens.shape), sequence)
+    is_shifted = sequence.is_condition & (mode == JOINT_TWICE)
+    return schedule.times(stratified(jax.random.uniform(key_offset), share + is_shifted * shift), sequence.modality)

@@ -56,7 +56,8 @@ class OptimizerConfig(Checked):
     horizon_tokens: PositiveInt = 2_000_000
     """Number of non-padding tokens to train on."""
     warmup_tokens: NonNegativeInt = 50_000
-    """Number of non-padding tokens over which the learning rate rises linearly from 0 to its peak."""
+    """Number of non-padding tokens over which the learning rate rises linearly from 0 to its peak, at most a quarter of
+    the horizon."""
     schedule: Literal["cosine", "constant", "warmup_stable_decay"] = "cosine"
     """Learning rate after warmup: cosine decay to the horizon, constant, or constant followed by a linear decay."""
     decay_tokens: PositiveInt | None = None
@@ -68,24 +69,23 @@ class OptimizerConfig(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.warmup_tokens >= self.horizon_tokens:
-            raise ValueError(
-                f"warmup_tokens must lie in [0, horizon_tokens), got {self.warmup_tokens} of {self.horizon_tokens}"
-            )
         if self.decay_tokens is not None and self.schedule != "warmup_stable_decay":
             raise ValueError(f"decay_tokens is only for the schedule warmup_stable_decay, not for {self.schedule}")
-        if self.length_of_decay > self.horizon_tokens - self.warmup_tokens:
+        if self.length_of_decay > self.horizon_tokens - self.length_of_warmup:
             raise ValueError(
-                f"decay_tokens must lie in [1, {self.horizon_tokens - self.warmup_tokens}], after warmup; "
+                f"decay_tokens must lie in [1, {self.horizon_tokens - self.length_of_warmup}], after warmup; "
                 f"got {self.length_of_decay}"
             )
 
     @property
+    def length_of_warmup(self) -> int:
+        """Number of tokens of warmup: `warmup_tokens`, but at most a quarter of the horizon."""
+        return min(self.warmup_tokens, self.horizon_tokens // 4)
+
+    @property
     def length_of_decay(self) -> int:
-        """Number of tokens over which warmup_stable_decay decays, at most all after warmup."""
-        if self.decay_tokens is not None:
-            return self.decay_tokens
-        return max(1, min(self.horizon_tokens // 5, self.horizon_tokens - self.warmup_tokens))
+        """Number of tokens over which warmup_stable_decay decays."""
+        return self.decay_tokens or max(1, self.horizon_tokens // 5)
 
     @property
     def schedule_only(self) -> "OptimizerConfig":
@@ -109,7 +109,7 @@ class OptimizerConfig(Checked):
 
     def learning_rate_fraction(self, tokens: Float[Array, ""]) -> Float[Array, ""]:
         """Learning rate after `tokens` training tokens, as a fraction of its peak."""
-        warmup, horizon, final = self.warmup_tokens, self.horizon_tokens, self.final_fraction
+        warmup, horizon, final = self.length_of_warmup, self.horizon_tokens, self.final_fraction
         if self.schedule == "cosine":
             return optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, horizon, final)(tokens)
         rise = optax.linear_schedule(0.0, 1.0, warmup) if warmup else optax.constant_schedule(1.0)

@@ -1,15 +1,23 @@
-"""Noise schedules: the probability α(t) that a token is kept, from α(0) = 1 (clean) to α(1) = 0 (all masked).
+"""Noise schedules: the probability s(t) = 1 − α(t) that a token is masked, from s(0) = 0 (clean) to s(1) = 1 (all).
 
-Only α, or the masked share 1 − α, is written down; its derivative is computed by autodiff. The negative ELBO of masked
-diffusion is
+The negative ELBO of masked diffusion is
 
-    L = E_t Σ_{i masked} w(t) · (−log p(x_i | x_t)),   w(t) = −α′(t) / (1 − α(t))
+    L = E_t Σ_{i masked} w(t) · (−log p(x_i | x_t)),   w(t) = s′(t) / s(t)
 
 (MDLM, arXiv 2406.07524, eq. 11; MD4, arXiv 2406.04329, eq. 9). In a complementary pair, the second mask masks with
-probability α(t), so its weight is −α′(t) / α(t): the same integral after the change of variable α → 1 − α. Schedules
-may differ between modalities, so α and the weights are functions of a token's time and modality.
+probability 1 − s(t), so its weight is s′(t) / (1 − s(t)): the same integral after the change of variable s → 1 − s.
 
-Two schedules are called "cosine" in the literature; the two names here say whose they are.
+A weight grows without bound where its probability vanishes, so the integral over s is cut off at ε and 1 − ε, for every
+schedule alike: t is uniform in [t₀, t₁], where s(t₀) = ε and s(t₁) = 1 − ε, and the weights are multiplied by
+(t₁ − t₀) / (1 − 2ε). They are largest at the ends; for ε = 0.001:
+
+    schedule                    linear    cosine_md4    cosine_mdlm    polynomial (power 2)
+    largest w(t)                 1,000         1,528             68                      61
+    largest of the complement    1,000            68          1,528                   1,939
+
+A schedule is s and its inverse; the derivative is computed by autodiff. Schedules may differ between modalities, so s
+and the weights are functions of a token's time and modality. Two schedules are called "cosine" in the literature; the
+two names here say whose they are.
 """
 
 from collections.abc import Callable
@@ -23,57 +31,63 @@ from jaxtyping import Array, Bool, Float, Int
 from trimask.tokenizers.storage.ranges import Checked, Positive, real
 from trimask.tokenizers.vocabulary import Vocabulary
 
-MaskedShare = Callable[[Float[Array, "*shape"], Int[Array, "*shape"]], Float[Array, "*shape"]]
-"""Maps times of tokens and their modality numbers to a share (probability)."""
+OfModality = Callable[[Float[Array, "*shape"], Int[Array, "*shape"]], Float[Array, "*shape"]]
+"""Function of a number per token, a time or a masked share, and of the token's modality number."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A noise schedule, given by one function of time."""
+    """A noise schedule, given by the masked share as a function of time, and by its inverse."""
 
-    share: MaskedShare
-    """α, which falls from 1 to 0 in t; or 1 − α, which rises from 0 to 1, if `is_masked_share`."""
-    is_masked_share: bool = False
-    """Whether `share` is 1 − α. Where 1 − α is small, giving it directly is more precise than subtracting α from 1."""
+    mask_probability: OfModality
+    """s(t), the probability that a token is masked, which rises from 0 to 1."""
+    time_of: OfModality
+    """t(s), the inverse of s(t)."""
+    min_share: float
+    """ε: the smallest masked share, and the smallest kept share, that `times` draws."""
 
-    def keep_probability(self, times: Float[Array, "*shape"], modality: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """α(t), the probability that a token is kept."""
-        share = self.share(times, modality)
-        return 1 - share if self.is_masked_share else share
-
-    def mask_probability(self, times: Float[Array, "*shape"], modality: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """1 − α(t), the probability that a token is masked."""
-        share = self.share(times, modality)
-        return share if self.is_masked_share else 1 - share
+    def times(self, share: Float[Array, "*shape"], modality: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Times at this share of the interval [t₀, t₁], where a share of 0 is t₀ and a share of 1 is t₁."""
+        first, last = self._ends(modality)
+        return first + (last - first) * share
 
     def slope(self, times: Float[Array, "*shape"], modality: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """−α′(t), which is not negative."""
-        derivative = jax.jvp(lambda t: self.share(t, modality), (times,), (jnp.ones_like(times),))[1]
-        return derivative if self.is_masked_share else -derivative
+        """s′(t), which is not negative."""
+        return jax.jvp(lambda t: self.mask_probability(t, modality), (times,), (jnp.ones_like(times),))[1]
 
     def weight(self, times: Float[Array, "*shape"], modality: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """w(t) = −α′/(1 − α), the weight of a masked token in the ELBO; 1/t for the linear schedule."""
-        return _ratio(self.slope(times, modality), self.mask_probability(times, modality))
+        """w(t) = s′/s · (t₁ − t₀)/(1 − 2ε), the weight of a masked token in the ELBO; 1/t for the linear schedule."""
+        return self._scaled_slope(times, modality) / self.mask_probability(times, modality)
 
     def complementary_weight(
         self, times: Float[Array, "*shape"], modality: Int[Array, "*shape"]
     ) -> Float[Array, "*shape"]:
-        """−α′/α, the weight of a token masked by the complementary mask; 1/(1 − t) for the linear schedule."""
-        return _ratio(self.slope(times, modality), self.keep_probability(times, modality))
+        """s′/(1 − s) · (t₁ − t₀)/(1 − 2ε), the weight of a token masked by the complementary mask."""
+        return self._scaled_slope(times, modality) / (1 - self.mask_probability(times, modality))
+
+    def _scaled_slope(self, times, modality):
+        first, last = self._ends(modality)
+        return self.slope(times, modality) * (last - first) / (1 - 2 * self.min_share)
+
+    def _ends(self, modality):
+        """t₀ and t₁ of each token."""
+        ends = (jnp.full(modality.shape, share) for share in (self.min_share, 1 - self.min_share))
+        return [self.time_of(share, modality) for share in ends]
 
 
-def _ratio(slope, probability):
-    """slope / probability, and 0 where the probability is 0: no token is masked there."""
-    return jnp.where(probability > 0, slope / jnp.where(probability > 0, probability, 1.0), 0.0)
-
-
-SCHEDULES: dict[str, Callable[["ScheduleConfig", Vocabulary], Schedule]] = {
-    "linear": lambda config, _: Schedule(lambda t, _: 1 - t),
-    "cosine_md4": lambda config, _: Schedule(lambda t, _: 1 - jnp.cos(jnp.pi / 2 * (1 - t))),
-    "cosine_mdlm": lambda config, _: Schedule(lambda t, _: jnp.cos(jnp.pi / 2 * t)),
-    "polynomial": lambda config, _: Schedule(lambda t, _: 1 - t**config.power),
+SCHEDULES: dict[str, Callable[["ScheduleConfig", Vocabulary], tuple[OfModality, OfModality]]] = {
+    "linear": lambda config, _: (lambda t, _: t, lambda s, _: s),
+    "cosine_md4": lambda config, _: (
+        lambda t, _: jnp.sin(jnp.pi / 2 * t),
+        lambda s, _: 2 / jnp.pi * jnp.arcsin(s),
+    ),
+    "cosine_mdlm": lambda config, _: (
+        lambda t, _: 2 * jnp.sin(jnp.pi / 4 * t) ** 2,
+        lambda s, _: 4 / jnp.pi * jnp.arcsin(jnp.sqrt(s / 2)),
+    ),
+    "polynomial": lambda config, _: (lambda t, _: t**config.power, lambda s, _: s ** (1 / config.power)),
 }
-"""Schedule kind → function of configuration and vocabulary that returns the schedule."""
+"""Schedule kind → function of configuration and vocabulary that returns s(t) and t(s)."""
 
 if TYPE_CHECKING:
     ScheduleKind = str
@@ -83,34 +97,31 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Checked):
-    """Configuration of the noise schedule α(t)."""
+    """Configuration of the noise schedule."""
 
     kind: ScheduleKind = "linear"
     """Formula of α(t): 1 − t (linear), 1 − cos(π/2·(1 − t)) (cosine_md4), cos(π/2·t) (cosine_mdlm) or 1 − t^power
     (polynomial)."""
     power: Positive = 2.0
     """Exponent of the polynomial schedule."""
-    min_time: Annotated[float, real(above=0, below=0.5)] = 1e-3
-    """Times are uniform in [min_time, 1 − min_time], which bounds the loss weights; the reported bound is a mean over
-    this interval."""
+    min_share: Annotated[float, real(above=0, below=0.5)] = 1e-3
+    """Smallest masked share, and smallest kept share, of the times that are drawn; it bounds the loss weights."""
 
     def __post_init__(self):
         super().__post_init__()
 
     def build(self, vocabulary: Vocabulary) -> Schedule:
         """The schedule for tokens of this vocabulary."""
-        return SCHEDULES[self.kind](self, vocabulary)
+        return Schedule(*SCHEDULES[self.kind](self, vocabulary), self.min_share)
 
 
-def stratified_times(
-    offset: Float[Array, ""], share: Float[Array, "*shape"], min_time: float
-) -> Float[Array, "*shape"]:
-    """Times t = (u + share) mod 1, scaled to [min_time, 1 − min_time]; u = `offset` ~ U[0, 1) is common to the batch.
+def stratified(offset: Float[Array, ""], share: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Evenly spread numbers (u + share) mod 1 in [0, 1), where u = `offset` ~ U[0, 1) is common to the batch.
 
     With share = i/n this is MD4's antithetic sampling of n items (arXiv 2406.04329); `masking.forward_process` passes
     shares of target tokens.
     """
-    return min_time + (1 - 2 * min_time) * ((offset + share) % 1)
+    return (offset + share) % 1
 
 
 def low_discrepancy_shares(

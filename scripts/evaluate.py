@@ -13,7 +13,6 @@ from trimask.diffusion.data.verification import BackgroundVerification
 from trimask.diffusion.evaluation.evaluate import evaluate
 from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.evaluation.exam import ALL_TASKS
-from trimask.diffusion.evaluation.likelihood import Estimator
 from trimask.diffusion.evaluation.results import Bound, Evaluation, Samples, Score
 from trimask.diffusion.pretraining.trained_model import LoadedRun, load
 from trimask.scripts import cli, evaluate_likelihood
@@ -45,8 +44,6 @@ class Arguments(Checked):
     likelihood: Path | None = None
     """File of JSON lines to score instead of generating answers: the likelihood of each answer, or which of several
     choices is the most likely."""
-    estimator: Estimator = "subsets"
-    """Estimator of likelihoods: by random times, or by random numbers of masks."""
     draws: Size = 16
     """Number of random masks in each of the eight estimates of a likelihood."""
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluateConfig)
@@ -137,7 +134,7 @@ def main(arguments: Sequence[str]) -> None:
     loaded = load(parsed.run, parsed.checkpoint)
     if parsed.likelihood is not None:
         out = parsed.out or loaded.folder / "likelihood.jsonl"
-        settings = evaluate_likelihood.LikelihoodSettings(parsed.estimator, parsed.draws, config.rows, config.seed)
+        settings = evaluate_likelihood.LikelihoodSettings(parsed.draws, config.rows, config.seed)
         evaluate_likelihood.run(loaded, parsed.likelihood, out, settings)
         return
     run(loaded, parsed.data, config, parsed.out)

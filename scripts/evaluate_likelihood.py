@@ -25,7 +25,6 @@ from jaxtyping import Float
 
 from trimask.diffusion.evaluation.intervals import ratio_and_half_width, wilson_interval
 from trimask.diffusion.evaluation.likelihood import (
-    Estimator,
     content_seed,
     estimates_of_bits,
     mean_and_half_width,
@@ -66,7 +65,6 @@ class AnswerLine:
 class LikelihoodSettings(NamedTuple):
     """Settings of the estimates."""
 
-    estimator: Estimator
     draws: int
     """Number of random masks per estimate."""
     rows: int
@@ -84,9 +82,7 @@ def run(loaded: LoadedRun, path: Path, out: Path, settings: LikelihoodSettings) 
             examples,
             loaded.denoise,
             loaded.vocabulary,
-            loaded.description.train.masking.schedule,
             num_draws=settings.draws,
-            estimator=settings.estimator,
             rows=settings.rows,
             seeds=[line.mask_seed for line in lines for _ in line.examples],
             report=partial(report, "likelihood"),

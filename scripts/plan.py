@@ -264,7 +264,8 @@ _LINES = {"state": "state", "rest": "all else in memory", "cpu_sent": "sent in a
 def _compiled(config: TrainConfig, vocabulary: Vocabulary, arguments: Arguments, rows: int) -> jax.stages.Compiled:
     """The training step, compiled for simulated devices."""
     mesh = arguments.mesh.over(jax.devices("cpu")[: arguments.devices])
-    pretraining = Pretraining(replace(config, accumulate=arguments.accumulate), vocabulary, mesh=mesh)
+    config = replace(config, accumulate=arguments.accumulate)
+    pretraining = Pretraining(config, vocabulary, mean_targets={}, mesh=mesh)  # numbers that are not compiled in
     total = rows * mesh.shape["data"] * mesh.shape["fsdp"] * arguments.accumulate
     sharding = NamedSharding(mesh, PartitionSpec(ROW_AXES))
 

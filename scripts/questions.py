@@ -185,6 +185,7 @@ def query_of(loaded: LoadedRun, asked: Asked) -> Query:
     prompts = prompts_of(loaded, asked.like)
     questions = [question for question in ask(asked, prompts) for _ in range(asked.num)]
     config = settings(asked, loaded, questions[0].example)
+    loaded.require_trained_guidance(questions[0].example.task, config)
     generator = Generator(loaded.denoise, loaded.vocabulary)
     query = Query(prompts, questions, config, generator, asked.seed)
     loaded.require_room(asked.limits, *generator.largest_batch(query.requests))
@@ -247,8 +248,8 @@ def settings(asked: Asked, loaded: LoadedRun, example: Example) -> GenerationCon
     """Sampling settings of the request. Raises ValueError if one that was given can have no effect."""
     default, config = loaded.generation(asked.target), asked.sampling
     require_used_fields(config, default)
-    if not any(segment.is_condition and (segment.codes >= 0).any() for segment in example.segments):
+    if not any((segment.codes.reshape(-1)[: segment.num_given] >= 0).any() for segment in example.segments):
         if config.guidance not in (0.0, default.guidance):
-            raise ValueError("guidance needs a condition to follow; a text alone, or an empty prompt, has none")
+            raise ValueError("guidance needs a condition to follow; a text without a beginning, or an empty prompt, has none")
         config = dataclasses.replace(config, guidance=0.0)
     return config

@@ -24,16 +24,18 @@ MASK = VOCABULARY.mask_id
 TEXT_IDS = VOCABULARY.text_range
 
 
-class MaskedShares(ScheduleConfig):
-    """A schedule given by its masked share, which differs by modality: t³ for text, t for all others."""
+class ByModality(ScheduleConfig):
+    """A schedule whose masked share differs by modality: t³ for text, t for all others."""
 
     def build(self, vocabulary):
         powers = jnp.array([3.0 if name == TEXT else 1.0 for name in vocabulary.modalities])
-        return Schedule(lambda t, modality: t ** powers[modality], is_masked_share=True)
+        return Schedule(
+            lambda t, modality: t ** powers[modality], lambda s, modality: s ** (1 / powers[modality]), self.min_share
+        )
 
 
-SCHEDULES = {**{kind: ScheduleConfig(kind=kind) for kind in TABLE}, "masked shares": MaskedShares()}
-"""Name → every schedule of the table, and one given by its masked share."""
+SCHEDULES = {**{kind: ScheduleConfig(kind=kind) for kind in TABLE}, "by modality": ByModality()}
+"""Name → every schedule of the table, and one that differs by modality."""
 
 
 def output(logits) -> DenoiserOutput:

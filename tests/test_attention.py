@@ -109,7 +109,8 @@ def test_what_is_asked_for_is_called(monkeypatch):
 def test_a_training_step_with_kernels_is_a_program_for_tpus(monkeypatch):
     """Lowered only, since there is no TPU here: with the kernel once in the forward and twice in the backward pass."""
     model = TransformerConfig(num_layers=2, width=128, num_heads=1, attention="kernel", compute_dtype="bfloat16")
-    pretraining = Pretraining(TrainConfig(model=model), Vocabulary(text_size=50, codebook_sizes={}))
+    vocabulary = Vocabulary(text_size=50, codebook_sizes={})
+    pretraining = Pretraining(TrainConfig(model=model), vocabulary, mean_targets={"text": 200.0})
     numbers = jax.ShapeDtypeStruct((2, 128), jnp.int32)
     batch = TokenRows(
         tokens=numbers,
@@ -119,8 +120,7 @@ def test_a_training_step_with_kernels_is_a_program_for_tpus(monkeypatch):
         is_condition=jax.ShapeDtypeStruct((2, 128), jnp.bool_),
     )
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    traced = Pretraining.update.trace(
-        pretraining, pretraining.hyperparameters, pretraining.key, pretraining.abstract(), batch
-    )
+    arguments = pretraining.hyperparameters, pretraining.loss_scale, pretraining.key, pretraining.abstract(), batch
+    traced = Pretraining.update.trace(pretraining, *arguments)
     program = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert program.count("tpu_custom_call") == 3  # which all layers call

@@ -49,6 +49,33 @@ def test_a_process_fills_only_its_local_rows_and_counts_the_tokens_of_all(prepar
         assert part.is_padding[0::3].all() and part.is_padding[2::3].all() and not part.is_padding[1::3].all()
 
 
+@pytest.mark.parametrize("copies", [1, 2])
+def test_mean_targets_are_those_of_the_batches_of_a_run(prepared, copies):
+    """Against 600 batches, whose conditions are counted with the probability that they are masked, too."""
+    config = BatchConfig(
+        tokens=240, weights={"drawn": 2.0}, final_weights={"sums": 3.0}, anneal_tokens=(20_000, 60_000),
+        task_weights={"image_to_text": 3.0}, masked_prompt_share=0.3,
+    )  # fmt: skip
+    batches, vocabulary, steps = Batches(prepared, config, seed=1, copies=copies), prepared.tokenizers.vocabulary, 600
+    counts = np.zeros(len(vocabulary.modalities))
+    for step in range(steps):
+        batch = batches(step)
+        is_text = batch.tokens[:, :1] == vocabulary.task_id("text")
+        weight = batch.is_target + 0.4 * (batch.is_condition & ~is_text)
+        counts += copies * np.bincount(batch.modality.reshape(-1), weight.reshape(-1), len(counts))
+    means = batches.mean_targets(steps, joint_probability=0.4)
+    assert list(means) == list(vocabulary.modalities[1:])
+    # Tasks and prompts are drawn for each example; the standard error of the means is about 1 %.
+    np.testing.assert_allclose(list(means.values()), counts[1:] / steps, rtol=0.04)
+
+
+def test_modalities_without_targets_have_no_mean(prepared):
+    config = BatchConfig(tokens=120, weights={"spoken": 0.0, "sums": 0.0}, task_weights={"image_to_text": 0.0})
+    batches = Batches(prepared, config, seed=0)
+    assert list(batches.mean_targets(5, joint_probability=0.0)) == ["image"]
+    assert list(batches.mean_targets(5, joint_probability=0.1)) == ["text", "image"]
+
+
 def test_an_epoch_visits_every_example_once(prepared):
     config = BatchConfig(tokens=140, weights={"drawn": 1.0, "spoken": 0.0, "sums": 0.0})
     batches = Batches(prepared, config, seed=0)

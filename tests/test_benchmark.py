@@ -444,16 +444,16 @@ def test_a_step_lasts_until_its_results_are_there_and_the_first_two_do_not_count
     ticks = iter([1000.0 * n + t for n, duration in enumerate(durations) for t in (0.0, duration)])
 
     class Steps:
-        hyperparameters, key = "hyperparameters", "key"
+        hyperparameters, loss_scale, key = "hyperparameters", "loss scale", "key"
 
-        def __init__(self, config, vocabulary):
-            assert config.model.width == 128
+        def __init__(self, config, vocabulary, mean_targets):
+            assert config.model.width == 128 and mean_targets == targets
 
         def init(self):
             return 0
 
         def compiled(self, state, batch):
-            return lambda hyperparameters, key, state, batch: (state + 1, (hyperparameters, key))
+            return lambda hyperparameters, loss_scale, key, state, batch: (state + 1, (hyperparameters, key))
 
     monkeypatch.setattr(train, "Pretraining", Steps)
     monkeypatch.setattr(train, "temporary_bytes", lambda compiled: 77)
@@ -463,7 +463,8 @@ def test_a_step_lasts_until_its_results_are_there_and_the_first_two_do_not_count
         Vocabulary(text_size=64, codebook_sizes={"image": (9,), "audio": (8, 8)}),
         train.Arguments(out=tmp_path),
     )
-    batch = train._batch(vocabulary, arguments)
+    batch, length, rows = train._batch(vocabulary, arguments), arguments.length, arguments.rows
+    targets = {"text": rows * length / 2, "image": rows * length / 4, "audio": rows * length / 4}
     config = TrainConfig(model=TransformerConfig(width=128))
     assert train._time_our_step(config, vocabulary, batch, 3) == (2.0, 5.0, 77)
     assert waited == [(step, ("hyperparameters", "key")) for step in (1, 2, 3, 4, 5)]

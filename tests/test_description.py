@@ -86,6 +86,16 @@ def test_another_run_is_refused_by_what_differs(folder, description, said):
         resumed_description(folder, description, resume=True)
 
 
+def test_a_run_of_former_rules_is_not_continued(folder):
+    configuration.save(folder / "config.json", dataclasses.replace(DESCRIPTION, rules=1))
+    assert "rules" not in (folder / "config.json").read_text() and load_description(folder).rules == 1
+    said = "rules 1, which this version, of rules 2, does not .* normalised by the run's mean .* --init-from"
+    for description in (DESCRIPTION, dataclasses.replace(DESCRIPTION, rules=1)):
+        with pytest.raises(ValueError, match=said):
+            resumed_description(folder, description, resume=True)
+    assert load_description(folder).rules == 1
+
+
 @pytest.mark.parametrize(
     ("schedule", "horizon", "said"),
     [

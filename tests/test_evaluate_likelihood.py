@@ -77,8 +77,8 @@ def test_the_estimate_is_made_as_was_asked_for(monkeypatch, tmp_path, given, out
     asked, run = [], SimpleNamespace(folder=tmp_path)
     monkeypatch.setattr(evaluate, "load", lambda *which: asked.append(which) or run)
     monkeypatch.setattr(evaluate.evaluate_likelihood, "run", lambda *arguments: asked.append(arguments))
-    numbers = ["--estimator", "subsets", "--draws", "3", "--rows", "5", "--seed", "7"]
+    numbers = ["--draws", "3", "--rows", "5", "--seed", "7"]
     evaluate.main(["x", "--likelihood", "asked.jsonl", *numbers, *given])
-    settings = evaluate_likelihood.LikelihoodSettings("subsets", draws=3, rows=5, seed=7)
+    settings = evaluate_likelihood.LikelihoodSettings(draws=3, rows=5, seed=7)
     where = tmp_path / out if not given else Path(out)
     assert asked == [(Path("x"), None), (run, Path("asked.jsonl"), where, settings)]

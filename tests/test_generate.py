@@ -135,7 +135,7 @@ def test_an_empty_prompt_is_the_hidden_condition_that_guidance_imagines(generate
     assert (row.tokens[row.is_condition & (row.modality != 0)] == loaded.vocabulary.mask_id).all()
     (answer,) = Generator(loaded.denoise, loaded.vocabulary).generate([example], loaded.generation(to), 0)
     assert (answer.example.segments[0].codes == -1).all() and (answer.example.segments[1].codes >= 0).all()
-    with pytest.raises(ValueError, match="guidance needs a condition to follow; a text alone, or an empty prompt"):
+    with pytest.raises(ValueError, match="guidance needs a condition to follow; a text without a beginning"):
         generate("--prompt", "", "--to", to, "--guidance", "1")
 
 
@@ -147,7 +147,20 @@ def test_an_empty_prompt_is_refused_by_a_run_that_never_went_without(generate, l
     out = loaded.folder / "nowhere"
     with pytest.raises(ValueError, match="was trained without conditions, too"):
         run(other, arguments, out)
+    guided = Arguments(run=loaded.folder, prompt=("one",), to="image", sampling=GenerationConfig(guidance=1.5))
+    with pytest.raises(ValueError, match="without conditions, too, .* its masking.drop_probability is 0; got guidance"):
+        run(other, guided, out)
     assert not out.exists()
+
+
+def test_guidance_of_a_text_is_refused_by_a_run_that_never_hid_the_beginning_of_one(loaded):
+    """In runs of rules 1 the conditions of other tasks were hidden."""
+    former, guided = replace(loaded, description=replace(loaded.description, rules=1)), GenerationConfig(guidance=1.0)
+    with pytest.raises(ValueError, match="task text: it never hid the beginning of a text; got guidance 1.0"):
+        former.require_trained_guidance("text", guided)
+    former.require_trained_guidance("image_to_text", guided)
+    former.require_trained_guidance("text", GenerationConfig())
+    loaded.require_trained_guidance("text", guided)
 
 
 def test_a_span_is_spoken_anew_and_the_rest_stays(generate, tmp_path):
@@ -246,7 +259,7 @@ def test_an_animation_stops_when_its_own_answer_is_full(loaded):
         (["--prompt", "", "--to", "text"], "must not be empty"),
         (["--infill", "1+1=2"], "nothing is masked"),
         (["--image", "no.png", "--to", "audio"], "not trained on image to audio; it has text, text to audio"),
-        (["--prompt", "1+", "--to", "text", "--guidance", "1"], "guidance needs a condition"),
+        (["--infill", "1+_=2", "--guidance", "1"], "guidance needs a condition"),
         (["--prompt", "one", "--to", "image", "--threshold", "0.5"], "a parameter of threshold or leftmost"),
         (["--prompt", "one", "--to", "image", "--cache", "dual"], "needs a block_length"),
         (

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import pytest
 from test_defaults import ELSEWHERE
 
-from trimask.diffusion.loss import target_counts
+from trimask.diffusion.masking import draw_is_masked
 
 ROOT = Path(__file__).parents[1]
 TOP = ("tokenizers", "diffusion", "sampling_rl", "configs", "scripts")
@@ -264,7 +264,7 @@ def test_import_trimask_and_help_load_nothing_heavy():
 def test_shapes_are_checked_under_pytest():
     """For an argument of the wrong shape the error is that of the hook, before any error of the function itself."""
     with pytest.raises(Exception, match="Type-check"):
-        target_counts(jnp.zeros(3), None)  # type: ignore[arg-type]
+        draw_is_masked(None, jnp.zeros(3), jnp.zeros(3))  # type: ignore[arg-type]
 
 
 def _normal(name: str) -> str:

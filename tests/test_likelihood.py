@@ -19,7 +19,6 @@ from trimask.diffusion.evaluation.likelihood import (
     num_asked,
     target_bits,
 )
-from trimask.diffusion.schedule import ScheduleConfig
 from trimask.scripts.evaluate import main
 from trimask.tokenizers.sequence import Example
 
@@ -36,37 +35,32 @@ def example(codes, given=0):
     return Example.of_task(VOCABULARY.tasks["text"], {"text": np.array(codes)}, given)
 
 
-@pytest.mark.parametrize("estimator", ["times", "subsets"])
-def test_the_bound_of_an_exact_denoiser_is_the_likelihood(estimator):
+def test_the_bound_of_an_exact_denoiser_is_the_likelihood():
     """In any order of unmasking, exact conditionals multiply to the joint probability, so that the bound is tight."""
-    options = {"num_draws": 64, "estimator": estimator, "repeats": 12}
-    key, schedule = jax.random.key(0), ScheduleConfig(min_time=1e-4)
-    bits, half = estimated_bits(key, [example(c) for c in CODES], DENOISE, VOCABULARY, schedule, **options)
+    options, key = {"num_draws": 64, "repeats": 12}, jax.random.key(0)
+    bits, half = estimated_bits(key, [example(c) for c in CODES], DENOISE, VOCABULARY, **options)
     exact = np.array([-math.log2(CORRELATED[c]) for c in CODES])
     assert (np.abs(bits - exact) < 2 * half).all() and (half < 0.15 * exact).all()
-    given, half = estimated_bits(key, [example(c, 1) for c in CODES], DENOISE, VOCABULARY, schedule, **options)
+    given, half = estimated_bits(key, [example(c, 1) for c in CODES], DENOISE, VOCABULARY, **options)
     exact = np.array([-math.log2(CORRELATED[c] / CORRELATED[c[0]].sum()) for c in CODES])
     assert (np.abs(given - exact) < 2 * half + 1e-5).all()
 
 
-@pytest.mark.parametrize("name", fakes.SCHEDULES)
-def test_under_every_schedule_the_bound_is_unbiased(name):
-    schedule = fakes.SCHEDULES[name]
+def test_the_bound_is_unbiased():
     options = {"num_draws": 16, "rows": 256, "seeds": range(256)}
-    bits = target_bits(jax.random.key(2), [example(CODES[0])] * 256, DENOISE, VOCABULARY, schedule, **options)
+    bits = target_bits(jax.random.key(2), [example(CODES[0])] * 256, DENOISE, VOCABULARY, **options)
     exact, standard_error = -math.log2(CORRELATED[CODES[0]]), bits.std(ddof=1) / len(bits) ** 0.5
-    assert abs(bits.mean() - exact) < 4 * standard_error + 2 * schedule.min_time * exact
-    assert standard_error < 0.05 * exact
+    assert abs(bits.mean() - exact) < 4 * standard_error < 0.2 * exact
 
 
 def test_progress_is_the_number_of_examples_that_are_done():
     reports = []
     asked = [example(code, given) for code, given in zip(CODES * 2, (0, 0, 0, 1, 1, 1), strict=True)]
     options = {"num_draws": 2, "rows": 2, "report": lambda *counts: reports.append(counts)}
-    target_bits(jax.random.key(0), asked, DENOISE, VOCABULARY, ScheduleConfig(), **options)
+    target_bits(jax.random.key(0), asked, DENOISE, VOCABULARY, **options)
     assert reports == [(2, 6), (4, 6), (6, 6)]
     reports.clear()
-    estimated_bits(jax.random.key(0), asked, DENOISE, VOCABULARY, ScheduleConfig(), repeats=3, **options)
+    estimated_bits(jax.random.key(0), asked, DENOISE, VOCABULARY, repeats=3, **options)
     assert reports == [(done, 18) for done in range(2, 20, 2)]
 
 
@@ -77,9 +71,7 @@ def test_random_subsets_are_all_there_is_of_one_token():
         [example(c, 2) for c in CODES],
         DENOISE,
         VOCABULARY,
-        ScheduleConfig(),
         num_draws=1,
-        estimator="subsets",
     )
     np.testing.assert_allclose(bits, [-math.log2(CORRELATED[c] / CORRELATED[c[:2]].sum()) for c in CODES], rtol=1e-5)
 
@@ -91,9 +83,7 @@ def test_intervals_hold_the_value_as_often_as_they_say():
         examples,
         DENOISE,
         VOCABULARY,
-        ScheduleConfig(min_time=1e-4),
         num_draws=8,
-        estimator="subsets",
         seeds=range(200),
         repeats=6,
     )
@@ -104,8 +94,8 @@ def test_intervals_hold_the_value_as_often_as_they_say():
 def test_bits_do_not_depend_on_the_place_among_others():
     options = {"num_draws": 3}
     examples = [example(c, given) for c in CODES for given in (0, 1)]
-    bits = target_bits(jax.random.key(3), examples, DENOISE, VOCABULARY, ScheduleConfig(), **options)
-    again = target_bits(jax.random.key(3), examples[::-1] * 2, DENOISE, VOCABULARY, ScheduleConfig(), **options)
+    bits = target_bits(jax.random.key(3), examples, DENOISE, VOCABULARY, **options)
+    again = target_bits(jax.random.key(3), examples[::-1] * 2, DENOISE, VOCABULARY, **options)
     np.testing.assert_array_equal(again, [*bits[::-1], *bits[::-1]])
     assert len({content_seed(e.segments) for e in examples}) == len(examples)
 
@@ -113,11 +103,11 @@ def test_bits_do_not_depend_on_the_place_among_others():
 def test_equal_examples_are_computed_once_and_have_equal_bits():
     reports, asked = [], [example(code) for code in (CODES[0], CODES[1], CODES[0])] * 3
     options = {"num_draws": 2, "rows": 1, "report": lambda *counts: reports.append(counts)}
-    bits = target_bits(jax.random.key(0), asked, DENOISE, VOCABULARY, ScheduleConfig(), **options)
+    bits = target_bits(jax.random.key(0), asked, DENOISE, VOCABULARY, **options)
     assert len(set(bits.tolist())) == 2 and (bits.reshape(3, 3) == bits[:3]).all() and bits[0] == bits[2]
     assert reports == [(6, 9), (9, 9)]
     given = [example(CODES[0]), example(CODES[0], 1)]
-    both = target_bits(jax.random.key(0), given, DENOISE, VOCABULARY, ScheduleConfig(), num_draws=4, seeds=[1, 1])
+    both = target_bits(jax.random.key(0), given, DENOISE, VOCABULARY, num_draws=4, seeds=[1, 1])
     assert both[0] != both[1]
 
 
@@ -130,9 +120,7 @@ def test_tokens_are_those_of_a_text_and_one_end():
 
 def test_an_interval_needs_several_estimates():
     with pytest.raises(ValueError, match="at least 2 estimates, got 1"):
-        estimated_bits(
-            jax.random.key(0), [example(CODES[0])], DENOISE, VOCABULARY, ScheduleConfig(), num_draws=1, repeats=1
-        )
+        estimated_bits(jax.random.key(0), [example(CODES[0])], DENOISE, VOCABULARY, num_draws=1, repeats=1)
 
 
 def lines_of(path):

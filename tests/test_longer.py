@@ -108,9 +108,11 @@ def test_the_description_says_what_stays_that_of_the_first_horizon(prepared, tmp
     assert load_description(tmp_path) == after
     assert before.first_horizon_tokens is None and before.kappa != 1
     assert after.first_horizon_tokens == after.tuned_horizon == before.tuned_horizon == 300
-    same = ("kappa", "batch_tokens", "vocabulary", "layouts", "data_fingerprint")
+    same = ("kappa", "batch_tokens", "mean_targets", "vocabulary", "layouts", "data_fingerprint", "rules")
     assert all(getattr(before, name) == getattr(after, name) for name in same)
-    assert after.optimizer == dataclasses.replace(before.optimizer, horizon_tokens=600)
+    # Warmup, a quarter of the first horizon instead of 100 tokens, does not become longer either.
+    assert before.optimizer.length_of_warmup == 75
+    assert after.optimizer == dataclasses.replace(before.optimizer, horizon_tokens=600, warmup_tokens=75)
     assert after.num_steps > before.num_steps and after.epochs["drawn"] > before.epochs["drawn"]
     assert {rate for step, _, _, rate in learning(tmp_path) if step > 2} == {learning(tmp_path)[3][3]}
 

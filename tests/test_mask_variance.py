@@ -34,13 +34,13 @@ def test_the_variance_is_the_trace_of_the_covariance(prepared, loaded, tmp_path,
         (row,) = csv.DictReader(file)
     masking = MaskingConfig(schedule=ScheduleConfig(kind="cosine_md4"), complementary=True)
     config = dataclasses.replace(train, masking=masking, loss=LossConfig(weighting="elbo"))
-    pretraining = Pretraining(config, loaded.vocabulary)
     batches, flat = Batches(prepared, BATCH, seed=1, copies=2), []
+    pretraining = Pretraining(config, loaded.vocabulary, mean_targets=batches.mean_targets(4, 0.2))
 
     @jax.jit
     def gradients_of(key, batch):
         noised = forward_process(key, batch, loaded.vocabulary, masking)
-        return pretraining.gradients(loaded.parameters, noised)[2]
+        return pretraining.gradients(loaded.parameters, noised, pretraining.loss_scale)[2]
 
     for number, key in enumerate(jax.random.split(jax.random.key(0), 4)):
         gradients = gradients_of(key, batches(number))

@@ -11,8 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trimask.diffusion.loss import LossConfig, loss_and_metrics, target_counts
-from trimask.diffusion.masking import MaskingConfig, draw_is_masked, forward_process
+from trimask.diffusion.loss import LossConfig, loss_and_metrics, loss_scale
+from trimask.diffusion.masking import (
+    CONDITIONAL,
+    JOINT,
+    JOINT_TWICE,
+    UNCONDITIONAL,
+    MaskingConfig,
+    draw_is_masked,
+    forward_process,
+)
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.tokenizers.sequence import Example, Segment, assemble, stack_rows
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -77,9 +85,8 @@ def estimate(key, table, row, vocabulary, config, rows):
     batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape)), row)
     noised = forward_process(key, batch, vocabulary, config)
     logits = table_logits(table, noised.sequence, vocabulary)
-    return loss_and_metrics(
-        logits, jnp.eye(vocabulary.size), noised, target_counts(noised, vocabulary), vocabulary, LossConfig()
-    )
+    scale = loss_scale(LossConfig(), {"text": float(len(noised.clean) * TEXT_LENGTH)}, vocabulary)
+    return loss_and_metrics(logits, jnp.eye(vocabulary.size), noised, scale, vocabulary, LossConfig())
 
 
 @pytest.mark.parametrize("complementary", [False, True])
@@ -91,8 +98,8 @@ def test_the_loss_is_an_unbiased_estimate_of_the_exact_bound(toy, vocabulary, na
     values = np.asarray(run(jax.random.split(jax.random.key(1), 100)))
     standard_error = values.std(ddof=1) / len(values) ** 0.5
     exact = exact_bound(table, row, vocabulary)
-    # The clipped times lose up to 2·min_time of the integral; 4 standard errors are a false alarm in 16,000.
-    assert abs(values.mean() - exact) < 4 * standard_error + 2 * schedule.min_time * exact
+    # The ends that are cut off change it by up to 2·min_share; 4 standard errors are a false alarm in 16,000.
+    assert abs(values.mean() - exact) < 4 * standard_error + 2 * schedule.min_share * exact
     assert standard_error < 0.01 * exact
 
 
@@ -100,7 +107,7 @@ def test_complementary_masks_lower_the_variance_of_the_gradient_at_equal_compute
     # Under the linear schedule, its heaviest weights left out, which a thousand draws know too little of; with
     # cosine_mdlm, whose complement has the heavier tail of weights, they do not.
     table, row = toy
-    schedule = ScheduleConfig(kind="linear", min_time=0.05)
+    schedule = ScheduleConfig(kind="linear", min_share=0.05)
 
     def gradients(complementary, rows):
         config = MaskingConfig(schedule=schedule, complementary=complementary)
@@ -129,10 +136,12 @@ def test_the_reported_bound_does_not_depend_on_what_is_trained_on(toy, vocabular
     @jax.jit
     def both(key):
         noised = forward_process(key, batch, vocabulary, MaskingConfig())
-        logits, counts = table_logits(table, noised.sequence, vocabulary), target_counts(noised, vocabulary)
-        matrix = jnp.eye(vocabulary.size)
+        logits, matrix = table_logits(table, noised.sequence, vocabulary), jnp.eye(vocabulary.size)
         return [
-            loss_and_metrics(logits, matrix, noised, counts, vocabulary, config) for config in (LossConfig(), other)
+            loss_and_metrics(
+                logits, matrix, noised, loss_scale(config, {"text": 192.0}, vocabulary), vocabulary, config
+            )
+            for config in (LossConfig(), other)
         ]
 
     (plain, metrics), (changed, other_metrics) = both(jax.random.key(3))
@@ -141,12 +150,12 @@ def test_the_reported_bound_does_not_depend_on_what_is_trained_on(toy, vocabular
     assert not np.isclose(float(plain), float(changed), rtol=1e-2)
 
 
-def test_a_token_is_masked_with_probability_one_minus_alpha():
-    keep = jnp.array([[0.0, 0.2, 0.7, 1.0]])
-    draw = jax.jit(jax.vmap(lambda key: draw_is_masked(key, jnp.ones((1, 4), bool), keep)))
+def test_a_token_is_masked_with_the_given_probability():
+    probability = jnp.array([[0.0, 0.2, 0.7, 1.0]])
+    draw = jax.jit(jax.vmap(lambda key: draw_is_masked(key, jnp.ones((1, 4), bool), probability)))
     masked = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
     # Five standard deviations of a share of 4,000 draws are 0.04.
-    np.testing.assert_allclose(masked.mean(axis=(0, 1)), 1 - keep[0], atol=0.04)
+    np.testing.assert_allclose(masked.mean(axis=(0, 1)), probability[0], atol=0.04)
 
 
 @pytest.fixture(scope="module")
@@ -174,12 +183,17 @@ def test_a_dropped_condition_is_hidden_without_loss(vocabulary, pairs):
     assert not noised.is_masked[pairs.is_condition].any() and not noised.is_target[pairs.is_condition].any()
 
 
-def test_a_prompt_is_never_masked_nor_hidden(vocabulary):
-    example = Example.of_task(vocabulary.tasks["text"], {"text": np.array([1, 0, 1, 2])}, num_given=2)
-    rows = stack_rows([assemble(vocabulary, [example], 7)] * 64)
-    for joint, drop in ((1.0, 0.0), (0.0, 1.0), (0.3, 0.1)):
+def test_a_prompt_is_whole_or_hidden_and_never_a_target(vocabulary):
+    """Both examples of a row are texts; only the first has a prompt, so only it can be without its condition."""
+    codes = {"text": np.array([1, 0, 1, 2])}
+    examples = [Example.of_task(vocabulary.tasks["text"], codes, num_given) for num_given in (2, 0)]
+    rows = stack_rows([assemble(vocabulary, examples, 13)] * 64)
+    for joint, drop, hidden in ((1.0, 0.0, {0}), (0.0, 1.0, {2}), (0.3, 0.5, {0, 2})):
         noised = noised_by(1, rows, vocabulary, MaskingConfig(joint_probability=joint, drop_probability=drop))
-        assert (noised.sequence.tokens[:, 2:4] == rows.tokens[:, 2:4]).all()
+        is_hidden = noised.sequence.tokens[:, 2:4] == vocabulary.mask_id
+        assert set(is_hidden.sum(axis=1).tolist()) == hidden
+        np.testing.assert_array_equal(noised.mode[:, 2], np.where(is_hidden[:, 0], UNCONDITIONAL, CONDITIONAL))
+        assert (noised.mode[:, 6:12] == CONDITIONAL).all()
         assert not noised.is_target[:, 2:4].any() and noised.is_masked[:, 4:6].any()
 
 
@@ -191,19 +205,47 @@ def test_modes_come_as_often_as_configured(vocabulary, pairs):
     hidden = ((noised.sequence.tokens == vocabulary.mask_id) | ~batch.is_condition).all(axis=1)
     assert abs(float(is_joint.mean()) - 0.3) < 0.04  # five standard deviations of 3,000 draws
     assert abs(float((hidden & ~is_joint).mean()) - 0.2) < 0.04
+    shares = [(noised.mode[:, 0] == mode).mean() for mode in (CONDITIONAL, JOINT, JOINT_TWICE, UNCONDITIONAL)]
+    np.testing.assert_allclose(shares, [0.5, 0.15, 0.15, 0.2], atol=0.04)
+    np.testing.assert_array_equal(is_joint, np.isin(noised.mode[:, 0], (JOINT, JOINT_TWICE)))
 
 
-def test_in_joint_mode_the_two_sides_are_masked_at_independent_rates(vocabulary, pairs):
+def test_half_of_the_joint_examples_are_masked_at_one_time_and_half_at_two(vocabulary, pairs):
     batch = jax.tree.map(lambda x: np.tile(x, (10, *[1] * (x.ndim - 1))), pairs)
     noised = noised_by(5, batch, vocabulary, MaskingConfig(joint_probability=1.0, drop_probability=0.0))
-    text = np.where(batch.is_condition, noised.is_masked, False).sum(axis=1) / 2
-    image = np.where(batch.is_condition, False, noised.is_masked).sum(axis=1) / 4
-    assert abs(np.corrcoef(text, image)[0, 1]) < 0.1  # five standard deviations of 3,000 pairs
-    assert abs(float(text.mean()) - 0.5) < 0.05
+    times = 1 / noised.weight  # linear schedule: w = 1/t
+    text, image = times[:, 2], times[:, -1]
+    assert batch.is_condition[:, 2].all() and batch.is_target[:, -1].all()
+    is_one, is_two = (noised.mode[:, 0] == mode for mode in (JOINT, JOINT_TWICE))
+    assert (is_one | is_two).all() and abs(is_one.mean() - 0.5) < 0.05  # five standard deviations of 3,000 pairs
+    np.testing.assert_array_equal(text[is_one], image[is_one])
+    assert abs(np.corrcoef(text[is_two], image[is_two])[0, 1]) < 0.13 and abs(text[is_two].mean() - 0.5) < 0.05
+
+
+def test_bits_of_joint_examples_are_those_of_both_sides_together(vocabulary):
+    """A fair coin is told sixteen times by the text and once by the picture: one bit, known once a token is seen."""
+    task, rng = vocabulary.tasks["text_to_image"], np.random.default_rng(2)
+    coins = rng.integers(0, 2, 4000)
+    codes = [{"text": np.full(16, coin), "image": np.full((1, 1), coin)} for coin in coins]
+    rows = stack_rows([assemble(vocabulary, [Example.of_task(task, c)], 20) for c in codes])
+
+    def estimates(config):
+        noised = compiled_process(jax.random.key(7), rows, vocabulary, config)
+        is_known = ((noised.sequence.tokens != vocabulary.mask_id) & (rows.modality > 0)).any(axis=1, keepdims=True)
+        first = jnp.array([0, vocabulary.text_range.start, vocabulary.ranges[2].start])[rows.modality]
+        sure = 40 * jax.nn.one_hot(rows.tokens, vocabulary.size)
+        coin = 40 * (jax.nn.one_hot(first, vocabulary.size) + jax.nn.one_hot(first + 1, vocabulary.size))
+        logits, matrix = jnp.where(is_known[..., None], sure, coin), jnp.eye(vocabulary.size)
+        return loss_and_metrics(logits, matrix, noised, jnp.ones(3), vocabulary, LossConfig(tile_positions=8192))[1]
+
+    metrics = jax.jit(estimates, static_argnums=0)(MaskingConfig(joint_probability=0.6, drop_probability=0.2))
+    # With two times the sum would be 1/2 + 1/17, and with hidden conditions the picture's own bit would be counted.
+    assert float(metrics["bits/joint/text_to_image"]) * 17 == pytest.approx(1.0, abs=0.15)
+    assert float(metrics["bits/task/text_to_image"]) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_every_modality_is_masked_by_its_own_schedule(vocabulary, pairs):
-    config = MaskingConfig(schedule=fakes.MaskedShares(), joint_probability=1.0, drop_probability=0.0)
+    config = MaskingConfig(schedule=fakes.ByModality(), joint_probability=1.0, drop_probability=0.0)
     masks = jax.vmap(lambda key, batch: forward_process(key, batch, vocabulary, config).is_masked, (0, None))
     share = np.asarray(jax.jit(masks)(jax.random.split(jax.random.key(6), 10), pairs)).mean(axis=(0, 1))
     text, image = (share[(pairs.modality[0] == n) & (pairs.is_condition | pairs.is_target)[0]] for n in (1, 2))
@@ -240,7 +282,8 @@ def test_a_batch_without_a_modality_gives_a_finite_loss(vocabulary, pairs):
         nowhere = jnp.zeros_like(noised.is_target)
         nothing = dataclasses.replace(noised, is_target=nowhere, is_masked=nowhere)
         logits, matrix = jnp.zeros((300, 9, vocabulary.size)), jnp.eye(vocabulary.size)
-        return loss_and_metrics(logits, matrix, nothing, target_counts(nothing, vocabulary), vocabulary, LossConfig())
+        scale = loss_scale(LossConfig(), {"text": 600.0}, vocabulary)
+        return loss_and_metrics(logits, matrix, nothing, scale, vocabulary, LossConfig())
 
     loss, metrics = of_nothing(jax.random.key(0), pairs)
     assert float(loss) == 0 and np.isnan(float(metrics["bits/image"]))

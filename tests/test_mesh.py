@@ -34,7 +34,8 @@ EIGHT = """
         computed = dataclasses.replace(model, blocks=blocks)
         asked = dataclasses.replace(config, accumulate=accumulate, mesh=mesh, model=computed)
         mesh = mesh.over(jax.devices() if mesh.data is None else jax.devices()[:1])
-        pretraining = Pretraining(asked, prepared.tokenizers.vocabulary, mesh=mesh)
+        targets = {"text": 20.0, "image": 30.0}
+        pretraining = Pretraining(asked, prepared.tokenizers.vocabulary, mean_targets=targets, mesh=mesh)
         state, losses = pretraining.init(), []
         for _ in range(2):
             state, metrics = pretraining.step(state, rows_to_devices(batch, mesh, accumulate))

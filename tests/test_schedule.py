@@ -11,7 +11,7 @@ import pytest
 import tyro
 from fakes import VOCABULARY
 
-from trimask.diffusion.schedule import SCHEDULES, ScheduleConfig, low_discrepancy_shares, stratified_times
+from trimask.diffusion.schedule import SCHEDULES, ScheduleConfig, low_discrepancy_shares, stratified
 from trimask.tokenizers.storage import configuration
 
 TIMES = jnp.linspace(0.01, 0.99, 50)
@@ -34,34 +34,57 @@ def of_modalities(share, times):
     return np.asarray(share(*jnp.broadcast_arrays(jnp.asarray(times, jnp.float32), modality)), np.float64)
 
 
-def test_the_kept_share_falls_from_one_to_zero(schedule):
-    kept = of_modalities(schedule.keep_probability, np.linspace(0, 1, 300))
-    np.testing.assert_allclose(kept[:, [0, -1]], [[1.0, 0.0]] * len(kept), atol=1e-6)
-    assert (kept >= -1e-6).all() and (kept <= 1).all() and (np.diff(kept) <= 0).all()
+def test_the_masked_share_rises_from_zero_to_one(schedule):
+    masked = of_modalities(schedule.mask_probability, np.linspace(0, 1, 300))
+    np.testing.assert_allclose(masked[:, [0, -1]], [[0.0, 1.0]] * len(masked), atol=1e-6)
+    assert (masked >= 0).all() and (masked <= 1 + 1e-6).all() and (np.diff(masked) >= 0).all()
 
 
-def test_what_is_not_kept_is_masked(schedule):
-    kept, masked = (of_modalities(share, TIMES) for share in (schedule.keep_probability, schedule.mask_probability))
-    np.testing.assert_allclose(kept + masked, 1.0, atol=1e-6)
+def test_the_time_of_a_masked_share_is_when_the_share_is_reached(schedule):
+    shares = np.array([1e-3, 0.1, 0.5, 0.9, 0.999])
+    times = of_modalities(schedule.time_of, shares)
+    for modality, of_modality in enumerate(times):
+        again = of_modalities(schedule.mask_probability, of_modality)[modality]
+        np.testing.assert_allclose(again, shares, rtol=1e-5)
 
 
-def test_weights_are_finite_and_not_negative_at_all_times_that_are_drawn(config, schedule):
-    times = np.linspace(config.min_time, 1 - config.min_time, 300)
-    for weight in (schedule.weight, schedule.complementary_weight):
-        weights = of_modalities(weight, times)
-        assert np.isfinite(weights).all() and (weights >= 0).all() and weights[:, 150].all()
+def test_times_cover_the_same_masked_shares_under_every_schedule(config, schedule):
+    times = of_modalities(schedule.times, np.linspace(0, 1, 300))
+    masked = np.stack([of_modalities(schedule.mask_probability, row)[m] for m, row in enumerate(times)])
+    np.testing.assert_allclose(masked[:, [0, -1]], [[config.min_share, 1 - config.min_share]] * len(times), rtol=1e-4)
+    np.testing.assert_allclose(np.diff(times), np.diff(times)[:, :1] * np.ones(299), rtol=1e-3)  # uniform times
 
 
 @pytest.mark.parametrize("masked", [1, 2, 4])
-def test_every_set_of_masked_tokens_weighs_as_much_as_in_the_bound(schedule, masked):
-    """For every schedule ∫ w(t) (1 − α)^m α^(n−m) dt = (m − 1)! (n − m)! / n!; also with α and 1 − α exchanged."""
-    times = (np.arange(20_000) + 0.5) / 20_000
-    shares = [of_modalities(share, times) for share in (schedule.mask_probability, schedule.keep_probability)]
-    weights = [of_modalities(weight, times) for weight in (schedule.weight, schedule.complementary_weight)]
-    exact = math.factorial(masked - 1) * math.factorial(4 - masked) / math.factorial(4)
-    for weight, share in zip(weights, shares, strict=True):
-        integral = (weight * share**masked * (1 - share) ** (4 - masked)).mean(axis=1)
-        np.testing.assert_allclose(integral, exact, rtol=1e-3)  # float32 near the ends
+def test_every_set_of_masked_tokens_weighs_as_much_as_in_the_bound(config, schedule, masked):
+    """The mean of w(t) s^m (1 − s)^(n−m) is the same for every schedule, and so with s and 1 − s exchanged.
+
+    It is ∫ s^(m−1) (1 − s)^(n−m) ds over [ε, 1 − ε], divided by 1 − 2ε, of which at most 2ε is not the bound's
+    (m − 1)! (n − m)! / n!. The sum is a midpoint rule in float32.
+    """
+    share_of_times = (np.arange(20_000) + 0.5) / 20_000
+    times = of_modalities(schedule.times, share_of_times)
+    s = np.stack([of_modalities(schedule.mask_probability, row)[m] for m, row in enumerate(times)])
+    grid = config.min_share + (1 - 2 * config.min_share) * share_of_times
+    exact = (grid ** (masked - 1) * (1 - grid) ** (4 - masked)).mean()
+    bound = math.factorial(masked - 1) * math.factorial(4 - masked) / math.factorial(4)
+    assert exact == pytest.approx(bound, rel=5 * config.min_share)
+    for weight, share in ((schedule.weight, s), (schedule.complementary_weight, 1 - s)):
+        weights = np.stack([of_modalities(weight, row)[m] for m, row in enumerate(times)])
+        integral = (weights * share**masked * (1 - share) ** (4 - masked)).mean(axis=1)
+        np.testing.assert_allclose(integral, exact, rtol=1e-4)
+
+
+LARGEST = {"linear": (1000, 1000), "cosine_md4": (1528, 68), "cosine_mdlm": (68, 1528), "polynomial": (61, 1939)}
+"""Kind → largest weight, and largest weight of the complement, as the module's docstring says."""
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_the_largest_weights_are_those_at_the_ends(kind):
+    schedule = ScheduleConfig(kind=kind).build(VOCABULARY)
+    ends = schedule.times(jnp.array([0.0, 1.0]), TEXT[:2])
+    weights = schedule.weight(ends, TEXT[:2])[0], schedule.complementary_weight(ends, TEXT[:2])[1]
+    np.testing.assert_allclose(weights, LARGEST[kind], rtol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -74,34 +97,28 @@ def test_every_set_of_masked_tokens_weighs_as_much_as_in_the_bound(schedule, mas
     ],
 )
 def test_values_and_weights_follow_the_formulas(kind, alpha, derivative):
-    schedule, t = ScheduleConfig(kind=kind, power=3.0).build(VOCABULARY), np.asarray(TIMES, np.float64)
-    np.testing.assert_allclose(schedule.keep_probability(TIMES, TEXT), alpha(t), atol=1e-6)
-    np.testing.assert_allclose(schedule.slope(TIMES, TEXT), -derivative(t), rtol=1e-4, atol=1e-6)
-    # float32 loses digits where α or 1 − α, of order 1e-6 and up, is small.
-    np.testing.assert_allclose(schedule.weight(TIMES, TEXT), -derivative(t) / (1 - alpha(t)), rtol=0.1)
-    np.testing.assert_allclose(schedule.complementary_weight(TIMES, TEXT), -derivative(t) / alpha(t), rtol=0.1)
+    schedule = ScheduleConfig(kind=kind, power=3.0).build(VOCABULARY)
+    times = schedule.times(jnp.linspace(0, 1, 50), TEXT)
+    t = np.asarray(times, np.float64)
+    np.testing.assert_allclose(schedule.mask_probability(times, TEXT), 1 - alpha(t), rtol=1e-5)
+    np.testing.assert_allclose(schedule.slope(times, TEXT), -derivative(t), rtol=1e-4)
+    width = (t[-1] - t[0]) / 0.998
+    np.testing.assert_allclose(schedule.weight(times, TEXT), -derivative(t) * width / (1 - alpha(t)), rtol=1e-4)
+    # float32 holds 1 − s to 6e-8, which is 6e-5 of the smallest.
+    np.testing.assert_allclose(schedule.complementary_weight(times, TEXT), -derivative(t) * width / alpha(t), rtol=5e-4)
 
 
-def test_a_masked_share_that_is_given_loses_no_digits():
-    times = jnp.array([1e-3, 2e-3, 0.5])
-    given = fakes.MaskedShares().build(VOCABULARY)
-    rounded = ScheduleConfig(kind="polynomial", power=3.0).build(VOCABULARY)
-    weights = given.weight(times, TEXT[:3])
-    np.testing.assert_allclose(weights, 3 / times, rtol=1e-5)
-    assert not np.allclose(rounded.weight(times, TEXT[:3]), weights, rtol=0.05)
-
-
-def test_times_are_uniform_over_batches_and_evenly_spread_within_one():
+def test_stratified_numbers_are_uniform_over_batches_and_evenly_spread_within_one():
     share = jnp.arange(8) / 8
-    one = jnp.sort(stratified_times(jnp.array(0.3), share, 1e-3))
-    np.testing.assert_allclose(jnp.diff(one), 0.998 / 8, rtol=1e-3)
+    one = jnp.sort(stratified(jnp.array(0.3), share))
+    np.testing.assert_allclose(jnp.diff(one), 1 / 8, rtol=1e-3)
     offsets = jax.random.uniform(jax.random.key(0), (4000,))
-    first = jax.vmap(lambda offset: stratified_times(offset, share, 1e-3))(offsets)[:, 0]
-    assert float(first.min()) >= 1e-3 and float(first.max()) <= 1 - 1e-3
+    first = jax.vmap(lambda offset: stratified(offset, share))(offsets)[:, 0]
+    assert float(first.min()) >= 0 and float(first.max()) < 1
     np.testing.assert_allclose(np.histogram(first, 4, (0, 1))[0] / 4000, 0.25, atol=0.035)  # five deviations
 
 
-@pytest.mark.parametrize("bad", [{"power": 0.0}, {"min_time": 0.5}, {"min_time": 0.0}])
+@pytest.mark.parametrize("bad", [{"power": 0.0}, {"min_share": 0.5}, {"min_share": 0.0}])
 def test_impossible_schedules_are_refused(bad):
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
         ScheduleConfig(**bad)

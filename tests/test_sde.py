@@ -22,12 +22,12 @@ BASE = OptimizerConfig(
 
 
 def test_every_value_follows_its_rule():
-    at = rescaled(BASE, 4.0)
+    at = rescaled(BASE, 4.0, batch_ratio=9.0)
     assert at.learning_rate == pytest.approx(2e-2)
     assert (at.beta1, at.beta2, at.ema_decay) == pytest.approx((0.9**4, 0.98**4, 0.99**4))
     assert at.epsilon == pytest.approx(0.5e-6)
     assert at.weight_decay == pytest.approx(0.2)
-    assert at.clip_norm == pytest.approx(1.0)
+    assert at.clip_norm == pytest.approx(2 / 3)  # by the batch alone
     assert (at.warmup_tokens, at.horizon_tokens) == (BASE.warmup_tokens, BASE.horizon_tokens)
 
 
@@ -41,13 +41,13 @@ def test_a_rescaled_step_is_that_of_adamw_with_the_papers_values(kappa):
     base = dataclasses.replace(BASE, clip_norm=0.04, epsilon=1e-3)
     weights = 0.0
     for t, g in enumerate(gradients, 1):
-        g = g * min(1.0, 0.04 / kappa**0.5 / np.linalg.norm(g))
+        g = g * min(1.0, 0.04 / (2 * kappa) ** 0.5 / np.linalg.norm(g))
         m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
         direction = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + 1e-3 / kappa**0.5)
         p = p - 1e-2 * kappa**0.5 * (direction + 0.1 * kappa**0.5 * p)
         weights = rho * weights + 1
         average = average + (p - average) / weights
-    hyperparameters = rescaled(base, kappa).hyperparameters(Multipliers())
+    hyperparameters = rescaled(base, kappa, batch_ratio=2 * kappa).hyperparameters(Multipliers())
     transform, ours = adamw(hyperparameters), jnp.float32(start)
     state, our_average = transform.init(ours), ours
     for t, g in enumerate(gradients, 1):
@@ -66,12 +66,19 @@ def test_kappa_is_the_ratio_of_batches_over_a_power_of_that_of_horizons(gamma, e
 
 def test_without_a_base_nothing_changes():
     assert SDEScaling().kappa(123.0, 456) == 1.0
-    assert rescaled(BASE, 1.0) == BASE
+    assert SDEScaling().rescale(BASE, 123.0, 456) == BASE
+
+
+def test_a_longer_horizon_changes_all_but_the_clipping_threshold():
+    sde = SDEScaling(base_batch_tokens=100.0, base_horizon_tokens=1000, gamma=0.5)
+    at = sde.rescale(BASE, 400.0, 4000)
+    assert at == rescaled(BASE, 4 * 4**-0.5, batch_ratio=4.0)
+    assert at.clip_norm == BASE.clip_norm / 2 and at.learning_rate == pytest.approx(BASE.learning_rate * 2**0.5)
 
 
 @given(st.floats(0.01, 100), st.floats(0.01, 100))
 def test_rescaling_twice_is_rescaling_once(first, second):
-    twice, once = rescaled(rescaled(BASE, first), second), rescaled(BASE, first * second)
+    twice, once = rescaled(rescaled(BASE, first, first), second, second), rescaled(BASE, *[first * second] * 2)
     for name in ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "clip_norm", "ema_decay"):
         assert getattr(twice, name) == pytest.approx(getattr(once, name), rel=1e-9)
 
@@ -116,7 +123,9 @@ def test_a_noisy_optimizer_ends_the_same_at_every_batch_only_with_the_whole_rule
     reference = noisy_descent(base.hyperparameters(Multipliers()), 16, 800, jax.random.key(0))
     for kappa in (0.25, 4.0):
         batch, steps = int(16 * kappa), int(800 / kappa)
-        whole = noisy_descent(rescaled(base, kappa).hyperparameters(Multipliers()), batch, steps, jax.random.key(1))
+        whole = noisy_descent(
+            rescaled(base, kappa, kappa).hyperparameters(Multipliers()), batch, steps, jax.random.key(1)
+        )
         np.testing.assert_allclose(whole, reference, rtol=0.1)
         unscaled = noisy_descent(base.hyperparameters(Multipliers()), batch, steps, jax.random.key(1))
         assert abs(unscaled[0] / reference[0] - 1) > 0.3

@@ -204,7 +204,7 @@ def test_each_rule_scales_what_it_says(prepared):
     assert of["nothing"].optimizer == BASE.optimizer
     assert of["linear"].optimizer == dataclasses.replace(BASE.optimizer, learning_rate=2**-8 * kappa)
     assert of["root"].optimizer == dataclasses.replace(BASE.optimizer, learning_rate=2**-8 * kappa**0.5)
-    assert of["sde"].optimizer == rescaled(BASE.optimizer, kappa)
+    assert of["sde"].optimizer == rescaled(BASE.optimizer, kappa, kappa)
     assert {(c.batch.tokens, c.seed, c.sde) for c in of.values()} == {(1024, 1, SDEScaling())}
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.masking import MaskingConfig, forward_process
 from trimask.diffusion.mesh import MeshConfig, rows_to_devices
 from trimask.diffusion.optimizer import OptimizerConfig
@@ -23,8 +24,9 @@ from trimask.diffusion.pretraining import train_run as training
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.train_run import train
 from trimask.diffusion.pretraining.trained_model import load
-from trimask.diffusion.pretraining.training_step import Pretraining
+from trimask.diffusion.pretraining.training_step import Pretraining, training_batches
 from trimask.diffusion.run.step_loop import Interrupted, LoopConfig
+from trimask.diffusion.schedule import ScheduleConfig
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.storage import configuration
 
@@ -46,6 +48,8 @@ def lines(folder):
 
 # Called as it is, each of its operations is compiled.
 NOISED = jax.jit(forward_process, static_argnums=(2, 3))
+TARGETS = {"text": 20.0, "image": 30.0, "audio": 40.0}
+"""Mean number of targets per step, in tests without a run."""
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +95,7 @@ def test_a_line_of_metrics_is_the_mean_of_its_steps(prepared, run):
         batch = rows_to_devices(batches(step), mesh)
         key = jax.random.fold_in(jax.random.fold_in(pretraining.key, 1), step)
         noised = NOISED(key, batch, pretraining.vocabulary, CONFIG.masking)
-        loss, metrics, gradients = jax.jit(pretraining.gradients)(state.parameters, noised)
+        loss, metrics, gradients = jax.jit(pretraining.gradients)(state.parameters, noised, pretraining.loss_scale)
         tokens += int((~np.asarray(batch.is_padding)).sum())
         squares = sum(float((np.asarray(leaf, np.float64) ** 2).sum()) for leaf in jax.tree.leaves(gradients))
         share = 0.02 + 0.98 * (0.5 + 0.5 * np.cos(np.pi * (tokens - 100) / 800))  # after warmup, 100 tokens of 900
@@ -108,6 +112,7 @@ def test_a_line_of_metrics_is_the_mean_of_its_steps(prepared, run):
     trained = [name for name in prepared.manifest.datasets if CONFIG.batch.weights.get(name, 1.0) > 0]
     tasks = [task for name in trained for task in prepared.dataset(name).tasks(pretraining.vocabulary)]
     bits = {f"bits/{task.target}" for task in tasks} | {f"bits/task/{task.name}" for task in tasks}
+    bits |= {f"bits/joint/{task.name}" for task in tasks if task.condition is not None}
     others = {"step", "tokens_per_second", "data_wait", "loss", "gradient_norm", "tokens", "largest_learning_rate"}
     assert set().union(*lines(run[0])) == bits | others
     assert all(line["tokens_per_second"] > 0 and 0 <= line["data_wait"] <= 1 for line in lines(run[0]))
@@ -119,8 +124,9 @@ def test_training_learns(run):
 
 
 def test_any_schedule_can_be_trained_under(prepared):
-    masking = MaskingConfig(schedule=fakes.MaskedShares(), complementary=True)
-    pretraining = Pretraining(dataclasses.replace(CONFIG, masking=masking), prepared.tokenizers.vocabulary)
+    masking = MaskingConfig(schedule=fakes.ByModality(), complementary=True)
+    config = dataclasses.replace(CONFIG, masking=masking)
+    pretraining = Pretraining(config, prepared.tokenizers.vocabulary, mean_targets=TARGETS)
     state = pretraining.init()
     before = jax.tree.map(np.array, state.parameters)
     state, metrics = pretraining.step(state, Batches(prepared, CONFIG.batch, seed=0, copies=2)(0))
@@ -276,10 +282,10 @@ def plain(prepared, one_batch):
 
 
 def gradients(config, prepared, noised):
-    pretraining = Pretraining(config, prepared.tokenizers.vocabulary)
-    parameters = pretraining.init().parameters
+    pretraining = Pretraining(config, prepared.tokenizers.vocabulary, mean_targets=TARGETS)
+    arguments = pretraining.init().parameters, noised, pretraining.loss_scale
     program = jax.jit(pretraining.gradients)
-    return str(program.trace(parameters, noised).jaxpr), program(parameters, noised)
+    return str(program.trace(*arguments).jaxpr), program(*arguments)
 
 
 def test_micro_batches_give_the_gradients_of_the_whole_batch(prepared, plain):
@@ -288,6 +294,42 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(prepared, plain):
     np.testing.assert_allclose(loss, same_loss, rtol=1e-5)
     np.testing.assert_allclose(float(metrics["bits/image"]), float(same_metrics["bits/image"]), rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, parts)
+
+
+def test_the_gradient_of_a_batch_is_the_mean_of_its_halves(prepared, plain):
+    """Also if the halves have different numbers of targets: batches of their size have the same mean numbers."""
+    noised, _, (loss, _, whole) = plain
+    means = {name: mean / 2 for name, mean in TARGETS.items()}
+    pretraining = Pretraining(CONFIG, prepared.tokenizers.vocabulary, mean_targets=means)
+    program, parameters = jax.jit(pretraining.gradients), pretraining.init().parameters
+    halves = [jax.tree.map(lambda x, part=part: x[part::2], noised) for part in (0, 1)]
+    assert halves[0].is_target.sum() != halves[1].is_target.sum()
+    (loss_a, _, a), (loss_b, _, b) = (program(parameters, half, pretraining.loss_scale) for half in halves)
+    jax.tree.map(lambda w, a, b: np.testing.assert_allclose(w, (a + b) / 2, rtol=1e-5, atol=1e-6), whole, a, b)
+    assert float(loss) == pytest.approx((float(loss_a) + float(loss_b)) / 2, rel=1e-5)
+
+
+def test_training_without_mean_numbers_of_targets_is_refused(prepared):
+    with pytest.raises(ValueError, match="needs the mean numbers of targets"):
+        _ = Pretraining(CONFIG, prepared.tokenizers.vocabulary).loss_scale
+
+
+@pytest.mark.parametrize(
+    ("masking", "loss", "said"),
+    [
+        ({"schedule": ScheduleConfig(kind="polynomial", power=0.5)}, {}, "power of at least 1, got 0.5"),
+        (
+            {"schedule": ScheduleConfig(kind="cosine_mdlm"), "complementary": True},
+            {"weighting": "unweighted"},
+            "need the linear schedule, got cosine_mdlm",
+        ),
+    ],
+)
+def test_what_would_change_the_objective_is_refused(prepared, masking, loss, said):
+    config = dataclasses.replace(CONFIG, masking=MaskingConfig(**masking), loss=LossConfig(**loss))
+    with pytest.raises(ValueError, match=said):
+        training_batches(prepared, config)
+    training_batches(prepared, dataclasses.replace(config, masking=MaskingConfig(complementary=True)))
 
 
 def test_a_step_compiles_once_per_row_length(prepared, run_and_programs):
@@ -305,8 +347,10 @@ def test_a_step_compiles_once_per_row_length(prepared, run_and_programs):
         ("optimizer", {"warmup_tokens": 99}, False),
         ("optimizer", {"schedule": "constant"}, False),
         ("parametrization", {"multipliers": ModuleMultipliers(learning_rate=Family(of={"down": 0.5}))}, True),
-        ("parametrization", {"kind": "mup", "base_width": 8}, False),
+        ("parametrization", {"kind": "mup", "base_width": 8}, True),
+        ("parametrization", {"kind": "completep", "base_width": 8}, False),
         ("loop", {"log_every": 7}, True),
+        ("loss", {"modality_weights": {"text": 3.0}, "normaliser": "tokens"}, True),
         ("loss", {"z_loss": 0.1}, False),
         ("masking", {"complementary": True}, False),
         ("model", {"width": 32}, False),

@@ -6,6 +6,7 @@ dataset. Each epoch visits all rows in a random order of its own, and each examp
 remembered between steps: the state of the data is one integer, the step.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.run.limits import WorkLimits
 from trimask.tokenizers.sequence import Example, TokenRows, assemble, stack_rows
 from trimask.tokenizers.storage.ranges import Checked, NonNegative, NonNegativeInt, Positive, Share, Size, whole
+from trimask.tokenizers.vocabulary import TEXT
 
 # Streams of random numbers that one seed is split into.
 _DATASET, _ORDER, _TASK = range(3)
@@ -55,7 +57,8 @@ class BatchConfig(Checked):
     """Row length in tokens into which several examples of text-only datasets are packed; a dataset with a longer
     example has rows of that example's length."""
     warn_epochs: Positive = 16.0
-    """Number of epochs of a dataset above which a warning is printed: models begin to memorise it (tri-modal paper)."""
+    """Number of epochs of a dataset above which a warning is printed, as models begin to memorise it (arXiv
+    2605.12715)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -172,6 +175,18 @@ class Batches:
         """Expected number of non-padding tokens per step, the mean over the first `steps` steps."""
         return float(self.mixture.visits(steps) @ self.mixture.batch_tokens / steps)
 
+    def mean_targets(self, steps: int, joint_probability: float) -> dict[str, float]:
+        """Expected number of target tokens per step by modality, the mean over the first `steps` steps.
+
+        Targets are the tokens that may be masked with loss, over all processes and copies. `joint_probability` is that
+        of masking the condition of an example, too. No batch is built.
+        """
+        totals = dict.fromkeys(self.datasets[0].vocabulary.modalities, 0.0)
+        for dataset, visits in zip(self.datasets, self.mixture.visits(steps).tolist(), strict=True):
+            for modality, targets in dataset.targets_per_batch(joint_probability).items():
+                totals[modality] += visits * targets
+        return {modality: total / steps for modality, total in totals.items() if total > 0}
+
     def dataset_use(self, steps: int) -> list[DatasetUse]:
         """How often the first `steps` steps visit each dataset."""
         visits = self.mixture.visits(steps)
@@ -191,11 +206,16 @@ class _Dataset:
         weights = np.array([config.task_weights.get(task.name, 1.0) for task in self.tasks])
         if not weights.sum():
             raise ValueError(f"all tasks of {name} have weight 0")
-        self.task_bounds = np.cumsum(weights / weights.sum())[:-1]
+        self.task_shares = weights / weights.sum()
+        self.task_bounds = np.cumsum(self.task_shares)[:-1]
         if split not in manifest.splits:
             raise ValueError(f"{name} has no split {split}, only {', '.join(manifest.splits)}; give it the weight 0")
         self.masked_prompt_share = config.masked_prompt_share if manifest.layout.fill == "whole" else 0.0
         self.examples, self.lengths = prepared.examples(name, split), prepared.lengths(name, split)
+        self.mean_given = float(prepared.num_given(name, split).mean()) if manifest.medium is None else 0.0
+        special = 1 + len(manifest.layout.shapes)
+        media = {m: float(math.prod(shape)) for m, shape in manifest.layout.shapes.items() if m != TEXT}
+        self.mean_codes = {TEXT: float(self.lengths.mean()) - special - sum(media.values())} | media
         self.row_length = int(self.lengths.max())
         if manifest.medium is None:
             self.row_length = max(self.row_length, config.packed_length)
@@ -209,6 +229,18 @@ class _Dataset:
                 f"{self.row_length} tokens each"
             )
         self.tokens_per_batch = copies * self.num_rows * self.lengths.sum() / len(self.rows)
+
+    def targets_per_batch(self, joint_probability: float) -> dict[str, float]:
+        """Expected number of target tokens of a batch by modality, copies included."""
+        targets = dict.fromkeys(self.mean_codes, 0.0)
+        for task, share in zip(self.tasks, self.task_shares, strict=True):
+            targets[task.target] += share * self.mean_codes[task.target]
+            if task.condition is None:
+                targets[task.target] -= share * (1 - self.masked_prompt_share) * self.mean_given
+            else:
+                targets[task.condition] += share * joint_probability * self.mean_codes[task.condition]
+        examples = self.copies * self.num_rows * len(self.lengths) / len(self.rows)
+        return {modality: float(examples * mean) for modality, mean in targets.items()}
 
     def batch(self, number: int, seed: tuple[int, int], is_local: Bool[np.ndarray, " rows"]) -> TokenRows:
         """Batch `number` of an endless sequence of epochs; rows where `is_local` is False are empty.

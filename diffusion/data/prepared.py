@@ -148,6 +148,11 @@ class Prepared:
         ]
         return np.array(lengths, np.int64)
 
+    def num_given(self, dataset: str, split: str) -> Int[np.ndarray, " examples"]:
+        """Number of prompt tokens of every example of a split."""
+        given = [n for _, report in self._reports(dataset, split) for n in report.shards[split].given_tokens]
+        return np.array(given, np.int64)
+
     def raw(self, dataset: str, split: str) -> Iterator[RawExample]:
         """Raw examples of a split in the order of its examples, read again from the source, with media of one shape.
 

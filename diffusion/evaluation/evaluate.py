@@ -92,8 +92,9 @@ def evaluate(
 def _judge(exam: Exam, generator: Generator, seed: int, result: Evaluation, report: Report) -> Samples:
     """Generates answers and adds their scores to the result, and the memorisation of media; returns the answers."""
     task, loaded, prepared = exam.task, exam.loaded, exam.training.prepared
-    progress = partial(report, f"{task.name} on {exam.held_out.split}")
-    answers = exam.answers(generator, loaded.generation(task.target), seed, progress)
+    progress, generation = partial(report, f"{task.name} on {exam.held_out.split}"), loaded.generation(task.target)
+    loaded.require_trained_guidance(task.name, generation)
+    answers = exam.answers(generator, generation, seed, progress)
     scores, samples = exam.grade(answers)
     result.scores.extend(scores)
     if task.target != TEXT and prepared.fingerprint == loaded.description.data_fingerprint:
@@ -165,7 +166,6 @@ def _measure_bits(
         examples,
         loaded.denoise,
         loaded.vocabulary,
-        loaded.description.train.masking.schedule,
         num_draws=config.bound_samples,
         rows=config.rows,
         report=partial(report, f"bits of {task.name} on {held_out.split}"),

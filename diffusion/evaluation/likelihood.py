@@ -1,22 +1,21 @@
 """Monte Carlo estimates of the negative ELBO, in bits, of the targets of held-out examples.
 
-    bits = mean over draws d of  Σ_{i masked} w_d · (−log₂ p(x_i | x_d)),    τ_d = (u + d / draws) mod 1
+    bits = mean over draws d of  n / l_d · Σ_{i masked} (−log₂ p(x_i | x_d)),    l_d = ⌈n · ((u + d / draws) mod 1)⌉
 
-    times     masks every target token with probability 1 − α(τ_d); w_d = −α′/(1 − α)
-    subsets   masks l = ⌈τ_d · n⌉ of the n target tokens; w_d = n / l. It never masks none, and has a smaller variance
-              (LLaDA, arXiv 2502.09992).
+where l_d of the n target tokens are masked, a random set of that size (LLaDA, arXiv 2502.09992). The estimate is
+unbiased for the bound of masked diffusion, which is the mean over all orders in which the tokens may be predicted one
+after another; it does not depend on a noise schedule, and has a smaller variance than random times.
 
-u ~ U[0, 1) is drawn once per example, and the masks once per draw d. Both estimators are unbiased, apart from
-`min_time` of the first, and estimate an upper bound of −log₂ p. An example's u and masks are determined by the random
-key and the example's seed, by default a digest of its content: not by its index, its row in a batch, the rows beside
-it, or the padding after it. The other examples of a call determine the shapes of batches, and so change at most the
-last bits of float32 sums. Examples that are to be compared can share a seed.
+u ~ U[0, 1) is drawn once per example, and the masks once per draw d. An example's u and masks are determined by the
+random key and the example's seed, by default a digest of its content: not by its index, its row in a batch, the rows
+beside it, or the padding after it. The other examples of a call determine the shapes of batches, and so change at most
+the last bits of float32 sums. Examples that are to be compared can share a seed.
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +24,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from trimask.diffusion.cross_entropy import cross_entropy, restrict
 from trimask.diffusion.denoiser import Denoiser
-from trimask.diffusion.masking import draw_is_masked
-from trimask.diffusion.schedule import ScheduleConfig, stratified_times
+from trimask.diffusion.schedule import stratified
 from trimask.tokenizers.sequence import Example, Segment, TokenRows, assemble, stack_rows
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
-Estimator = Literal["times", "subsets"]
 _MAX_LOGITS = 2**25
 """Most logits of one batch: 128 MiB in float32."""
 
@@ -65,10 +62,8 @@ def target_bits(
     examples: Sequence[Example],
     denoise: Denoiser,
     vocabulary: Vocabulary,
-    schedule: ScheduleConfig,
     *,
     num_draws: int,
-    estimator: Estimator = "times",
     rows: int = 128,
     seeds: Sequence[int] | None = None,
     report: Callable[[int, int], None] = lambda *_: None,
@@ -100,8 +95,6 @@ def target_bits(
                     denoise,
                     batch,
                     vocabulary,
-                    schedule,
-                    estimator,
                 )
                 bits[chunk] += np.asarray(drawn, np.float64)[: len(chunk)] / num_draws
             done += int(np.isin(first_equal, chunk).sum())
@@ -149,7 +142,7 @@ def _by_length(examples: Sequence[Example]) -> dict[int, list[int]]:
     return dict(sorted(groups.items()))
 
 
-@partial(jax.jit, static_argnames=("vocabulary", "schedule", "estimator"))
+@partial(jax.jit, static_argnames="vocabulary")
 def _bits_of_one_draw(
     key: PRNGKeyArray,
     seeds: UInt32[Array, " batch"],
@@ -158,29 +151,20 @@ def _bits_of_one_draw(
     denoise: Denoiser,
     sequence: TokenRows,
     vocabulary: Vocabulary,
-    schedule: ScheduleConfig,
-    estimator: Estimator,
 ) -> Float[Array, " batch"]:
     """Estimate of each row's bits from draw `draw` of `num_draws`."""
 
-    alpha = schedule.build(vocabulary)
-
-    def mask(seed, is_target, modality):
+    def mask(seed, is_target):
         key_time, key_mask = jax.random.split(jax.random.fold_in(key, seed))
-        offset, key_mask = jax.random.uniform(key_time), jax.random.fold_in(key_mask, draw)
+        share, key_mask = stratified(jax.random.uniform(key_time), draw / num_draws), jax.random.fold_in(key_mask, draw)
+        count = is_target.sum()
+        size = jnp.clip(jnp.ceil(share * count), 1, count)
         # The first values of a row are the same however long it is (tested), so padding changes no mask.
-        if estimator == "subsets":
-            count = is_target.sum()
-            size = jnp.clip(jnp.ceil(((offset + draw / num_draws) % 1) * count), 1, count)
-            noise = jnp.where(is_target, jax.random.uniform(key_mask, is_target.shape), jnp.inf)
-            return is_target & (jnp.argsort(jnp.argsort(noise)) < size), jnp.full(is_target.shape, count / size)
-        times = jnp.full(is_target.shape, stratified_times(offset, draw / num_draws, schedule.min_time))
-        is_masked = draw_is_masked(key_mask, is_target[None], alpha.keep_probability(times, modality)[None])[0]
-        return is_masked, alpha.weight(times, modality)
+        noise = jnp.where(is_target, jax.random.uniform(key_mask, is_target.shape), jnp.inf)
+        return is_target & (jnp.argsort(jnp.argsort(noise)) < size), count / size
 
-    is_masked, weight = jax.vmap(mask)(seeds, sequence.is_target, sequence.modality)
+    is_masked, weight = jax.vmap(mask)(seeds, sequence.is_target)
     noised = sequence.replace(tokens=jnp.where(is_masked, vocabulary.mask_id, sequence.tokens))
     allowed = vocabulary.allowed_ids(sequence.modality, sequence.coordinates)
     nll, _ = cross_entropy(restrict(denoise(noised).logits, allowed), jnp.asarray(sequence.tokens))
-    nats = jnp.where(is_masked, weight * nll, 0.0)
-    return nats.sum(axis=-1) / jnp.log(2)
+    return weight * jnp.where(is_masked, nll, 0.0).sum(axis=-1) / jnp.log(2)

@@ -20,13 +20,23 @@ from trimask.diffusion.pretraining.longer import require_longer
 from trimask.diffusion.run.folder import checkpoint_steps
 from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig
-from trimask.diffusion.sde import SDEScaling, rescaled
+from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.storage.ranges import Checked, Seed, Size
 from trimask.tokenizers.vocabulary import Vocabulary
+
+RULES = 2
+"""Number of the rules of the objective that this code follows; runs and trials of other rules are not continued."""
+
+_CHANGED_RULES = {
+    2: "the loss is normalised by the run's mean number of targets per step instead of each batch's, times are cut off "
+    "by the masked share, half of the examples that are masked on both sides have one time, prompts of texts are "
+    "hidden for guidance, and the clipping threshold does not follow the horizon",
+}
+"""Number of rules → what they changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +87,8 @@ class RunDescription:
     """Number of training steps until the horizon."""
     batch_tokens: float
     """Mean number of non-padding tokens per step."""
+    mean_targets: dict[str, float] = added_field(as_before={}, default_factory=dict)
+    """N_m of the loss: mean number of target tokens per step, by modality. Empty in runs of rules 1."""
     kappa: float
     """κ of this batch and horizon (`sde.py`)."""
     optimizer: OptimizerConfig
@@ -92,7 +104,10 @@ class RunDescription:
     init_step: int | None = None
     """Step of that weight average."""
     first_horizon_tokens: int | None = added_field(as_before=None, default=None)
-    """First horizon of an extended run, in tokens, to which `kappa` and `batch_tokens` belong. None: not extended."""
+    """First horizon of an extended run, in tokens, to which `kappa`, `batch_tokens`, `mean_targets` and the warmup
+    belong. None: not extended."""
+    rules: int = added_field(as_before=1, default=RULES)
+    """Number of the rules of the objective that the run was trained by."""
 
     @property
     def tuned_horizon(self) -> int:
@@ -145,6 +160,13 @@ def resumed_description(folder: Path, description: RunDescription, resume: bool)
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} holds checkpoints without a config.json that describes them; choose another folder")
     old = configuration.load(folder / "config.json", RunDescription)
+    if old.rules != RULES:
+        changes = "; ".join(text for number, text in _CHANGED_RULES.items() if number > old.rules)
+        raise ValueError(
+            f"{folder} holds a run of rules {old.rules}, which this version, of rules {RULES}, does not continue: "
+            f"since then {changes}. Train it again in another folder, or start a new run from its weights with "
+            f"--init-from {folder}"
+        )
     batch = dataclasses.replace(description.train.batch, warn_epochs=old.train.batch.warn_epochs)
     free = {name: getattr(old.train, name) for name in ("loop", "generation", "mesh")}
     model = description.train.model.computed_as(old.train.model)
@@ -172,7 +194,10 @@ def _lengthened(old: RunDescription, asked: RunDescription) -> RunDescription:
         train=asked.train,
         data=asked.data,
         num_steps=asked.num_steps,
-        optimizer=rescaled(asked.train.optimizer, old.kappa),
+        optimizer=dataclasses.replace(
+            old.train.sde.rescale(asked.train.optimizer, old.batch_tokens, old.tuned_horizon),
+            warmup_tokens=old.optimizer.length_of_warmup,
+        ),
         epochs=asked.epochs,
         first_horizon_tokens=old.tuned_horizon,
     )

@@ -5,9 +5,9 @@ the decay are: the longer run continues from the last checkpoint among them, and
 RUN/decayed-<step>/, a run folder of its own. A cosine depends on the horizon in every step, so no step of it is one of
 a longer run.
 
-κ, and with it everything that `sde.py` derives from a batch and a horizon, stays that of the first horizon. Warmup and
-the annealing of the datasets' weights are given in tokens, and N_m of the loss is computed for each batch, so none of
-them depends on the horizon.
+κ, and with it everything that `sde.py` derives from a batch and a horizon, stays that of the first horizon, and so do
+the warmup, of which a short horizon has less, and N_m of the loss, the mean number of targets over the first horizon.
+The annealing of the datasets' weights is given in tokens, so it does not depend on the horizon.
 """
 
 import os

@@ -35,7 +35,6 @@ from trimask.diffusion.run.folder import WRITTEN_FIRST, checkpoint_steps, locked
 from trimask.diffusion.run.metrics import Metrics
 from trimask.diffusion.run.processes import is_first, require_agreement, wait_for_all
 from trimask.diffusion.run.step_loop import train_loop
-from trimask.diffusion.sde import rescaled
 
 
 def train(
@@ -69,7 +68,8 @@ def train(
     )
     with undone_if_empty(folder, *WRITTEN_FIRST), locked(folder):
         description = resumed_description(folder, description, resume)
-        pretraining = Pretraining(config, prepared.tokenizers.vocabulary, description.kappa, mesh)
+        vocabulary = prepared.tokenizers.vocabulary
+        pretraining = Pretraining(config, vocabulary, description.optimizer, description.mean_targets, mesh)
         if init_from is None or checkpoint_steps(folder):
             state = pretraining.init()
         else:
@@ -103,7 +103,7 @@ def _fit(
     """Trains until the horizon, from the newest checkpoint or else from `state`, while the data is verified."""
     config = pretraining.config
     # Sampling uses one device, even if training uses a mesh.
-    alone = Pretraining(config, pretraining.vocabulary, description.kappa)
+    alone = Pretraining(config, pretraining.vocabulary, description.optimizer, description.mean_targets)
 
     def trained(state: TrainState, step: int) -> LoadedRun:
         return LoadedRun(folder, description, prepared.tokenizers, alone, gather(state.average, mesh), step)
@@ -142,9 +142,9 @@ def _new_description(
     config: TrainConfig, prepared: Prepared, batches: Batches, data: Path, init_from: Path | None
 ) -> tuple[RunDescription, list[DatasetUse]]:
     """The description of a run as if it were new, and the use that it makes of each dataset."""
-    num_steps = batches.num_steps(config.optimizer.horizon_tokens)
+    horizon = config.optimizer.horizon_tokens
+    num_steps = batches.num_steps(horizon)
     batch_tokens = batches.mean_tokens(num_steps)
-    kappa = config.sde.kappa(batch_tokens, config.optimizer.horizon_tokens)
     use = batches.dataset_use(num_steps)
     description = RunDescription(
         train=config,
@@ -154,8 +154,9 @@ def _new_description(
         data_fingerprint=prepared.fingerprint,
         num_steps=num_steps,
         batch_tokens=batch_tokens,
-        kappa=kappa,
-        optimizer=rescaled(config.optimizer, kappa),
+        mean_targets=batches.mean_targets(num_steps, config.masking.joint_probability),
+        kappa=config.sde.kappa(batch_tokens, horizon),
+        optimizer=config.sde.rescale(config.optimizer, batch_tokens, horizon),
         epochs={dataset.name: dataset.epochs for dataset in use},
         trimask=importlib.metadata.version("trimask"),
         git_commit=_git_commit(),

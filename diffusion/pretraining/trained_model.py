@@ -17,7 +17,7 @@ from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.storage import configuration
-from trimask.tokenizers.vocabulary import Vocabulary
+from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,16 @@ class LoadedRun:
         """Default sampling settings for generating a modality."""
         return self.description.train.generation.get(modality, GenerationConfig())
 
+    def require_trained_guidance(self, task: str, config: GenerationConfig) -> None:
+        """Raises ValueError if the configuration is guided although training never hid the conditions of the task."""
+        is_hidden = self.description.train.masking.drop_probability > 0 and (task != TEXT or self.description.rules > 1)
+        if config.guidance and not is_hidden:
+            why = "its masking.drop_probability is 0" if task != TEXT else "it never hid the beginning of a text"
+            raise ValueError(
+                f"guidance needs a model that was trained without conditions, too, and {self.folder} was not for the "
+                f"task {task}: {why}; got guidance {config.guidance}, for this model it must be 0"
+            )
+
     def require_room(self, limits: WorkLimits, rows: int, length: int) -> None:
         """Raises ValueError if evaluating `rows` rows of `length` tokens does not fit the memory of one device."""
         what = f"evaluating the model on {rows:,} rows of {length:,} tokens"
@@ -63,7 +73,8 @@ def load(folder: Path, checkpoint: int | Literal["best"] | None = None, mesh: Me
     description = load_description(folder)
     tokenizers = media_tokenizers.load_tokenizers(folder / "tokenizers")
     require_same_vocabulary(description.vocabulary, tokenizers.vocabulary, folder)
-    pretraining = Pretraining(description.train, description.vocabulary, mesh=mesh)
+    train, vocabulary, targets = description.train, description.vocabulary, description.mean_targets
+    pretraining = Pretraining(train, vocabulary, description.optimizer, targets or None, mesh)
     like = {"average": pretraining.abstract().average}
     with Checkpoints(folder) as checkpoints:
         if checkpoint is None:

@@ -1,6 +1,7 @@
 """The training step of the masked diffusion objective, its state, and the batches it takes."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,16 +16,21 @@ from trimask.diffusion.cost import StepOnMesh, count_parameters, flops_per_token
 from trimask.diffusion.data.batches import Batches
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.denoiser import DenoiserOutput
-from trimask.diffusion.loss import loss_and_metrics, target_counts
+from trimask.diffusion.loss import loss_and_metrics, loss_scale
 from trimask.diffusion.masking import Noised, forward_process
 from trimask.diffusion.mesh import AXES, constrain_parameters, local_rows, shardings, use_mesh
-from trimask.diffusion.optimizer import Hyperparameters, adamw, initial_adam_state, update_average
+from trimask.diffusion.optimizer import (
+    Hyperparameters,
+    OptimizerConfig,
+    adamw,
+    initial_adam_state,
+    update_average,
+)
 from trimask.diffusion.parametrization import parameter_multipliers, without_multipliers
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.warm_start import grown_parameters
 from trimask.diffusion.run.limits import require_room_for_workers
 from trimask.diffusion.run.running_mean import Mean
-from trimask.diffusion.sde import rescaled
 from trimask.diffusion.transformer import Transformer
 from trimask.tokenizers.sequence import TokenRows
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -88,18 +94,30 @@ class Pretraining:
     """The training step of one configuration: everything beside the state that stays the same during a run.
 
     Two are equal, and so share their compiled programs, if they differ at most in what a step takes as arguments: its
-    optimizer hyperparameters, random key and data.
+    optimizer hyperparameters, the scale of its loss, random key and data.
     """
 
-    def __init__(self, config: TrainConfig, vocabulary: Vocabulary, kappa: float = 1.0, mesh: Mesh | None = None):
-        """`kappa` is κ of the run's batch and horizon (`sde.py`); `mesh` is that of its devices, None for one."""
-        self.config, self.vocabulary, self.mesh = config, vocabulary, mesh
+    def __init__(
+        self,
+        config: TrainConfig,
+        vocabulary: Vocabulary,
+        optimizer: OptimizerConfig | None = None,
+        mean_targets: Mapping[str, float] | None = None,
+        mesh: Mesh | None = None,
+    ):
+        """`optimizer` is the one rescaled to the run's batch and horizon (`sde.py`); None: that of the configuration.
+
+        `mean_targets` is N_m, the mean number of targets per step by modality; None: this is not for training. `mesh`
+        is that of the devices, None for one device.
+        """
+        self.config, self.vocabulary, self.mesh, self.mean_targets = config, vocabulary, mesh, mean_targets
         abstract = nnx.eval_shape(lambda: self._new_model(jax.random.key(0)))
         self._shapes = nnx.to_pure_dict(nnx.state(abstract))
         self._multipliers = parameter_multipliers(abstract)
-        self.optimizer = rescaled(config.optimizer, kappa)
+        self.optimizer = optimizer or config.optimizer
         self.denoise = Network(nnx.graphdef(without_multipliers(abstract)))
-        parts = config.model, config.masking, config.loss, config.accumulate, self.optimizer.schedule_only
+        loss = replace(config.loss, modality_weights={}, normaliser="modality")
+        parts = config.model, config.masking, loss, config.accumulate, self.optimizer.schedule_only
         self._program = self.denoise, vocabulary, mesh, repr(parts)
         self._hash = hash(self._program)
 
@@ -113,6 +131,13 @@ class Pretraining:
     def hyperparameters(self) -> Hyperparameters:
         """Hyperparameters of every parameter, computed when the first step needs them: generation does not."""
         return self.optimizer.hyperparameters(self._multipliers)
+
+    @cached_property
+    def loss_scale(self) -> Float[Array, " modality"]:
+        """λ_m / N_m of every modality. Raises ValueError without mean numbers of targets."""
+        if self.mean_targets is None:
+            raise ValueError("training needs the mean numbers of targets per step; Batches.mean_targets computes them")
+        return loss_scale(self.config.loss, self.mean_targets, self.vocabulary)
 
     @cached_property
     def key(self) -> PRNGKeyArray:
@@ -166,27 +191,33 @@ class Pretraining:
     def step(self, state: TrainState, batch: TokenRows) -> tuple[TrainState, dict[str, Mean]]:
         """One update; the buffers of the given state are donated, so it must not be used again."""
         with use_mesh(self.mesh):
-            return self.update(self.hyperparameters, self.key, state, batch)
+            return self.update(self.hyperparameters, self.loss_scale, self.key, state, batch)
 
     def compiled(self, state: TrainState, batch: TokenRows) -> jax.stages.Compiled:
         """`update` compiled for such a state and batch, or their abstract values.
 
-        It takes (hyperparameters, key, state, batch).
+        It takes (hyperparameters, loss scale, key, state, batch).
         """
         with use_mesh(self.mesh):
-            return type(self).update.lower(self, self.hyperparameters, self.key, state, batch).compile()
+            arguments = self.hyperparameters, self.loss_scale, self.key, state, batch
+            return type(self).update.lower(self, *arguments).compile()
 
-    @partial(jax.jit, static_argnums=0, donate_argnums=3)
+    @partial(jax.jit, static_argnums=0, donate_argnums=4)
     def update(
-        self, hyperparameters: Hyperparameters, key: PRNGKeyArray, state: TrainState, batch: TokenRows
+        self,
+        hyperparameters: Hyperparameters,
+        loss_scale: Float[Array, " modality"],
+        key: PRNGKeyArray,
+        state: TrainState,
+        batch: TokenRows,
     ) -> tuple[TrainState, dict[str, Mean]]:
         """One update: mask, loss, gradients, AdamW, weight average; returns the new state and the step's metrics.
 
-        Hyperparameters and key may differ from this configuration's without compiling anew.
+        Hyperparameters, loss scale and key may differ from this configuration's without compiling anew.
         """
         key = jax.random.fold_in(jax.random.fold_in(key, 1), state.step)
         noised = forward_process(key, batch, self.vocabulary, self.config.masking)
-        loss, metrics, gradients = self.gradients(state.parameters, noised)
+        loss, metrics, gradients = self.gradients(state.parameters, noised, loss_scale)
         updates, optimizer = adamw(hyperparameters).update(gradients, state.optimizer, state.parameters)
         step, tokens = state.step + 1, _add_tokens(state.tokens, jnp.sum(~noised.sequence.is_padding))
         rate = self.optimizer.learning_rate_fraction(_num_tokens(tokens))
@@ -198,20 +229,22 @@ class Pretraining:
         return constrain_parameters(TrainState(parameters, average, optimizer, step, tokens)), metrics
 
     def loss(
-        self, parameters: Parameters, noised: Noised, counts: Float[Array, " modality"]
+        self, parameters: Parameters, noised: Noised, loss_scale: Float[Array, " modality"]
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
-        """Loss and metrics of a batch or micro-batch; `counts` are the whole batch's targets of each modality, N_m."""
+        """Loss and metrics of a batch or micro-batch; `loss_scale` is λ_m / N_m."""
         model = self.model(parameters)
         hidden = model.logit_multiplier * model(noised.sequence).hidden
         dtype = self.config.model.compute_dtype
-        return loss_and_metrics(hidden, model.output_matrix, noised, counts, self.vocabulary, self.config.loss, dtype)
+        matrix, config = model.output_matrix, self.config.loss
+        return loss_and_metrics(hidden, matrix, noised, loss_scale, self.vocabulary, config, dtype)
 
-    def gradients(self, parameters: Parameters, noised: Noised) -> tuple[Float[Array, ""], dict[str, Mean], Parameters]:
-        """Loss, metrics and gradients of the batch: the sums over micro-batches, with the whole batch's normalisers."""
-        counts = target_counts(noised, self.vocabulary)
+    def gradients(
+        self, parameters: Parameters, noised: Noised, loss_scale: Float[Array, " modality"]
+    ) -> tuple[Float[Array, ""], dict[str, Mean], Parameters]:
+        """Loss, metrics and gradients of the batch: the sums over micro-batches."""
 
         def loss_and_gradients(noised):
-            (loss, metrics), gradients = jax.value_and_grad(self.loss, has_aux=True)(parameters, noised, counts)
+            (loss, metrics), gradients = jax.value_and_grad(self.loss, has_aux=True)(parameters, noised, loss_scale)
             return loss, metrics, gradients
 
         if self.config.accumulate == 1:
@@ -228,7 +261,11 @@ class Pretraining:
 
 
 def training_batches(prepared: Prepared, config: TrainConfig, mesh: Mesh | None = None) -> Batches:
-    """Batches of a configuration; on a mesh each has only the rows that this process takes."""
+    """Batches of a configuration; on a mesh each has only the rows that this process takes.
+
+    Raises ValueError if they do not fit memory or the time allowed, or for an objective that masking would change.
+    """
+    _require_unbiased(config)
     copies = 2 if config.masking.complementary else 1
     rows_taken = None if mesh is None else partial(local_rows, mesh=mesh, parts=config.accumulate)
     limits = config.loop.limits
@@ -237,6 +274,23 @@ def training_batches(prepared: Prepared, config: TrainConfig, mesh: Mesh | None 
     )
     _require_room(batches, config, prepared.tokenizers.vocabulary, copies, mesh)
     return batches
+
+
+def _require_unbiased(config: TrainConfig) -> None:
+    """Raises ValueError if times or masks would change the objective that the configuration states."""
+    schedule, is_elbo = config.masking.schedule, config.loss.weighting == "elbo"
+    if is_elbo and schedule.kind == "polynomial" and schedule.power < 1:
+        raise ValueError(
+            f"the ELBO's weights need a polynomial schedule with a power of at least 1, got {schedule.power}: with a "
+            "smaller one they grow beyond bounds at times that float32 cannot tell apart; choose another schedule or "
+            "--loss.weighting unweighted"
+        )
+    if config.masking.complementary and not is_elbo and schedule.kind != "linear":
+        raise ValueError(
+            f"complementary masks with the unweighted loss need the linear schedule, got {schedule.kind}: a mask and "
+            "its complement have the same distribution only there, so the loss would weigh masked shares otherwise "
+            "than without complements; choose --masking.schedule.kind linear or --loss.weighting elbo"
+        )
 
 
 def _require_room(

@@ -72,7 +72,7 @@ RULES: Mapping[Rule, Callable[[OptimizerConfig, float], OptimizerConfig]] = {
     "nothing": lambda optimizer, kappa: optimizer,
     "linear": lambda optimizer, kappa: dataclasses.replace(optimizer, learning_rate=optimizer.learning_rate * kappa),
     "root": lambda optimizer, kappa: dataclasses.replace(optimizer, learning_rate=optimizer.learning_rate * kappa**0.5),
-    "sde": rescaled,
+    "sde": lambda optimizer, kappa: rescaled(optimizer, kappa, batch_ratio=kappa),
 }
 """Rule → function (optimizer config, κ) → rescaled optimizer config, with κ = B / B_base in non-padding tokens."""
 

@@ -79,7 +79,8 @@ def coordinates_of(config: TrainConfig, data: Path) -> Coordinates:
     prepared = Prepared(data)
     batches = training_batches(prepared, config)
     steps = batches.num_steps(config.optimizer.horizon_tokens)
-    pretraining = Pretraining(config, prepared.tokenizers.vocabulary)
+    mean_targets = batches.mean_targets(steps, config.masking.joint_probability)
+    pretraining = Pretraining(config, prepared.tokenizers.vocabulary, mean_targets=mean_targets)
     make_room_for(pretraining)
     probe = jax.device_put(batches(steps))
     probe = forward_process(jax.random.key(7), probe, pretraining.vocabulary, config.masking).sequence

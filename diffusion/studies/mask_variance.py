@@ -58,15 +58,17 @@ def study(config: MaskVariance, trials: Trials) -> str:
 def gradient_variance(loaded: LoadedRun, prepared: Prepared, masking: MaskingConfig, draws: int) -> float:
     """Trace of the covariance of the ELBO's gradient, estimated from `draws` batches of the first dataset."""
     train = dataclasses.replace(loaded.description.train, masking=masking, loss=LossConfig(weighting="elbo"))
-    pretraining = Pretraining(train, loaded.vocabulary)
     others = {name: 0.0 for name in list(prepared.manifest.datasets)[1:]}
     batch_config = BatchConfig(tokens=train.batch.tokens, weights=others)
     batches = Batches(prepared, batch_config, seed=1, copies=2 if masking.complementary else 1)
 
+    mean_targets = batches.mean_targets(draws, masking.joint_probability)
+    pretraining = Pretraining(train, loaded.vocabulary, mean_targets=mean_targets)
+
     @jax.jit
     def gradient(key, batch):
         noised = forward_process(key, batch, loaded.vocabulary, masking)
-        return ravel_pytree(pretraining.gradients(loaded.parameters, noised)[2])[0]
+        return ravel_pytree(pretraining.gradients(loaded.parameters, noised, pretraining.loss_scale)[2])[0]
 
     keys = jax.random.split(jax.random.key(0), draws)
     total = squares = jnp.zeros(())

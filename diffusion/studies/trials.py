@@ -36,7 +36,7 @@ from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import VALIDATION
 from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
-from trimask.diffusion.loss import target_counts
+from trimask.diffusion.loss import loss_scale
 from trimask.diffusion.masking import forward_process
 from trimask.diffusion.parametrization import ModuleMultipliers, ParametrizationKind
 from trimask.diffusion.pretraining.description import TrainConfig
@@ -275,8 +275,9 @@ def outcome_of(config: TrainConfig, data: Path) -> Outcome:
     batches = training_batches(prepared, config)
     steps = batches.num_steps(config.optimizer.horizon_tokens)
     batch_tokens = batches.mean_tokens(steps)
-    kappa = config.sde.kappa(batch_tokens, config.optimizer.horizon_tokens)
-    pretraining = Pretraining(config, prepared.tokenizers.vocabulary, kappa)
+    optimizer = config.sde.rescale(config.optimizer, batch_tokens, config.optimizer.horizon_tokens)
+    mean_targets = batches.mean_targets(steps, config.masking.joint_probability)
+    pretraining = Pretraining(config, prepared.tokenizers.vocabulary, optimizer, mean_targets)
     make_room_for(pretraining)
     held_out = HeldOutLoss(pretraining, prepared, config.batch)
     state, curve = _train(pretraining, batches, held_out, steps)
@@ -353,20 +354,22 @@ class HeldOutLoss:
     """Mean objective on the validation split, on batches and masks that are the same for all parameters."""
 
     def __init__(self, pretraining: Pretraining, prepared: Prepared, config: BatchConfig):
-        batches = held_out_batches(prepared, config)
+        batches, joint_probability = held_out_batches(prepared, config), pretraining.config.masking.joint_probability
         self.pretraining = pretraining
+        self.mean_targets = [batches.mean_targets(number + 1, joint_probability) for number in range(_HELD_OUT_BATCHES)]
         self.batches = [jax.device_put(batches(number)) for number in range(_HELD_OUT_BATCHES)]
 
     def __call__(self, parameters: Parameters, num_batches: int = _HELD_OUT_BATCHES) -> float:
         """Mean loss over the first `num_batches` batches."""
-        batches = enumerate(self.batches[:num_batches])
-        return float(np.mean(jax.device_get([_loss(self.pretraining, parameters, batch, n) for n, batch in batches])))
+        pretraining, batches = self.pretraining, enumerate(self.batches[:num_batches])
+        scale = loss_scale(pretraining.config.loss, self.mean_targets[num_batches - 1], pretraining.vocabulary)
+        return float(np.mean(jax.device_get([_loss(pretraining, parameters, scale, batch, n) for n, batch in batches])))
 
 
 @partial(jax.jit, static_argnums=0)
-def _loss(pretraining: Pretraining, parameters: Parameters, batch: Any, number: Any) -> Any:
+def _loss(pretraining: Pretraining, parameters: Parameters, scale: Any, batch: Any, number: Any) -> Any:
     noised = forward_process(jax.random.key(number), batch, pretraining.vocabulary, pretraining.config.masking)
-    return pretraining.loss(parameters, noised, target_counts(noised, pretraining.vocabulary))[0]
+    return pretraining.loss(parameters, noised, scale)[0]
 
 
 def at_shape(

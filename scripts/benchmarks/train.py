@@ -212,7 +212,9 @@ def _time_our_step(
     config: TrainConfig, vocabulary: Vocabulary, batch: Rows, repeats: int
 ) -> tuple[float, float, int | None]:
     """Median time of our step, time of compiling it, and memory beside its arguments and results."""
-    pretraining = Pretraining(config, vocabulary)
+    counts = np.bincount(batch.modality.reshape(-1), minlength=len(vocabulary.modalities)).astype(float)
+    mean_targets = dict(zip(vocabulary.modalities[1:], counts[1:].tolist(), strict=True))
+    pretraining = Pretraining(config, vocabulary, mean_targets=mean_targets)
     state, batch = pretraining.init(), jax.device_put(batch)
     begin = time.perf_counter()
     compiled = pretraining.compiled(state, batch)
@@ -220,7 +222,7 @@ def _time_our_step(
     seconds = []
     for _ in range(_WARMUP + repeats):
         begin = time.perf_counter()
-        state, metrics = compiled(pretraining.hyperparameters, pretraining.key, state, batch)
+        state, metrics = compiled(pretraining.hyperparameters, pretraining.loss_scale, pretraining.key, state, batch)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - begin)
     return median(seconds[_WARMUP:]), compile_seconds, temporary_bytes(compiled)

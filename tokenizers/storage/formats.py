@@ -19,6 +19,7 @@ RENAMED: dict[str, str] = {
     "LoopConfig.keep_checkpoints": "keep_last",
     "LossConfig.rows": "tile_positions",
     "LossConfig.columns": "tile_ids",
+    "ScheduleConfig.min_time": "min_share",
     "PrepareConfig.image": "codecs.image",
     "PrepareConfig.audio": "codecs.audio",
     # Metrics: in metrics.jsonl, in checkpoints, and as best_metric.
