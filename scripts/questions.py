@@ -250,6 +250,8 @@ def settings(asked: Asked, loaded: LoadedRun, example: Example) -> GenerationCon
     require_used_fields(config, default)
     if not any((segment.codes.reshape(-1)[: segment.num_given] >= 0).any() for segment in example.segments):
         if config.guidance not in (0.0, default.guidance):
-            raise ValueError("guidance needs a condition to follow; a text without a beginning, or an empty prompt, has none")
+            raise ValueError(
+                "guidance needs a condition to follow; a text without a beginning, or an empty prompt, has none"
+            )
         config = dataclasses.replace(config, guidance=0.0)
     return config

@@ -148,7 +148,9 @@ def test_an_empty_prompt_is_refused_by_a_run_that_never_went_without(generate, l
     with pytest.raises(ValueError, match="was trained without conditions, too"):
         run(other, arguments, out)
     guided = Arguments(run=loaded.folder, prompt=("one",), to="image", sampling=GenerationConfig(guidance=1.5))
-    with pytest.raises(ValueError, match="without conditions, too, .* its masking.drop_probability is 0; got guidance"):
+    with pytest.raises(
+        ValueError, match=r"without conditions, too, .* its masking.drop_probability is 0; got guidance"
+    ):
         run(other, guided, out)
     assert not out.exists()
 
@@ -156,7 +158,7 @@ def test_an_empty_prompt_is_refused_by_a_run_that_never_went_without(generate, l
 def test_guidance_of_a_text_is_refused_by_a_run_that_never_hid_the_beginning_of_one(loaded):
     """In runs of rules 1 the conditions of other tasks were hidden."""
     former, guided = replace(loaded, description=replace(loaded.description, rules=1)), GenerationConfig(guidance=1.0)
-    with pytest.raises(ValueError, match="task text: it never hid the beginning of a text; got guidance 1.0"):
+    with pytest.raises(ValueError, match=r"task text: it never hid the beginning of a text; got guidance 1.0"):
         former.require_trained_guidance("text", guided)
     former.require_trained_guidance("image_to_text", guided)
     former.require_trained_guidance("text", GenerationConfig())
