@@ -29,6 +29,10 @@ from trimask.tokenizers.storage.ranges import Checked, Seed, Size
 from trimask.tokenizers.vocabulary import Vocabulary
 
 
+RULES = 2
+"""Number of the rules of the objective that this code follows; runs and trials of other rules are not continued."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Checked):
     """Configuration of a pretraining run."""
