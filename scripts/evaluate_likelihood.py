@@ -167,5 +167,5 @@ def _print(entries: list[dict[str, Any]], out: Path) -> None:
     if any(close):
         rows.append(["undecided choices; increase --draws", f"{sum(close)}", str(len(close))])
     if rows:
-        console.print(table("Likelihood (bound)", ["", "95 %", "examples"], rows))
+        console.print(table("Likelihood (bound)", ["", "with 95 % over examples", "examples"], rows))
     say(f"Scores of {len(entries)} lines: {out}")

@@ -166,7 +166,7 @@ def test_diverged_runs_do_not_break_the_fit():
 
 def test_what_speaks_against_a_fit_is_said():
     sure = CriticalBatchFit(100.0, (90.0, 110.0), 1.5, 400.0, {})
-    assert sure.summary == "S_crit = 100 steps (95 %: 90–110), p = 1.50,"
+    assert sure.summary == "S_crit = 100 steps (95 % over seeds: 90–110), p = 1.50,"
     assert "beyond the longest runs of 80," in dataclasses.replace(sure, longest=80.0).summary
     assert "p = 4.00, at its bound" in dataclasses.replace(sure, power=4.0).summary
     assert "(one seed: no interval)" in dataclasses.replace(sure, interval=(math.nan, math.nan)).summary

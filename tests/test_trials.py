@@ -242,7 +242,7 @@ def test_recorded_trials_are_enough_or_the_study_is_incomplete(prepared, tmp_pat
         trials.measurements(configs[:1], fake, Outcome)
     with Trials(tmp_path, prepared.folder, 0, silent, adds=False) as trials:
         assert trials.measurements(configs[:1], fake, Outcome)[0].loss == 0.1 and not trials.may_add
-        with pytest.raises(ValueError, match="holds no complete study: 1 of 2 trials are missing. The same command"):
+        with pytest.raises(ValueError, match=r"holds no complete study: 1 of 2 trials are missing\. The same command"):
             trials.measurements(configs, fake, Outcome)
 
 

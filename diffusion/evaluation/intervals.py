@@ -50,7 +50,7 @@ def mean_and_half_width(
     """
     repeats = len(values)
     error = np.std(values, axis=0, ddof=1) / repeats**0.5
-    return np.mean(values, axis=0), _t(repeats - 1) * np.asarray(error)
+    return np.asarray(np.mean(values, axis=0)), np.asarray(_t(repeats - 1) * error)
 
 
 def half_width_of_mean(values: Sequence[float]) -> float | None:

@@ -28,7 +28,6 @@ from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.storage.ranges import Checked, Seed, Size
 from trimask.tokenizers.vocabulary import Vocabulary
 
-
 RULES = 2
 """Number of the rules of the objective that this code follows; runs and trials of other rules are not continued."""
 

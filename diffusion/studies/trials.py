@@ -200,17 +200,11 @@ class Trials:
 
     def _require_may_add(self, missing: Mapping[str, Any], total: int) -> None:
         """Raises ValueError if trials may not be added to the folder, or if one is of test data."""
-        rules = rules_of(self.folder)
-        if rules != RULES:
-            raise ValueError(
-                f"{self.folder} holds a study of rules {rules} of the objective, to which nothing is added, since this "
-                f"code follows rules {RULES}; choose another folder. Its page is {self.folder / 'README.md'}; --show "
-                "draws it again"
-            )
+        require_these_rules(self.folder)
         if not self.adds:
             raise ValueError(
-                f"{self.folder} holds no complete study: {len(missing)} of {total} trials are missing. The same command "
-                "without --final and --show runs them"
+                f"{self.folder} holds no complete study: {len(missing)} of {total} trials are missing. The same "
+                "command without --final and --show runs them"
             )
         for config in missing.values():
             if is_test(getattr(config, "split", VALIDATION)):
@@ -282,6 +276,16 @@ def rules_of(folder: Path) -> Any:
     if not rules and (folder / "README.md").exists():
         return _BEFORE_RULES
     return next((other for other in rules if other != RULES), RULES)
+
+
+def require_these_rules(folder: Path) -> None:
+    """Raises ValueError if a study's folder holds trials of other rules than this code's."""
+    rules = rules_of(folder)
+    if rules != RULES:
+        raise ValueError(
+            f"{folder} holds a study of rules {rules} of the objective, to which nothing is added, since this code "
+            f"follows rules {RULES}; choose another folder. Its page is {folder / 'README.md'}; --show draws it again"
+        )
 
 
 def _identity(config: Any) -> str:
