@@ -1,6 +1,7 @@
 """Judges: their contract, every built-in judge compared with a formula, and functions of users."""
 
 import dataclasses
+import math
 from decimal import Decimal
 from types import SimpleNamespace
 

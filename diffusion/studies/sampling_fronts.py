@@ -202,15 +202,21 @@ def final(config: SamplingStudy, trials: Trials) -> FinalResult:
         outcomes = trials.unrecorded(planned, measure_task, f"{target}: test")
         points = _by_setting(of_target, "test", draws, outcomes)
         deviations = [deviations_of(of_task) for of_task in zip(*points, strict=True)]
-        for point in (with_errors(*pair, config.draws) for pair in zip(points[0], deviations, strict=True)):
-            figures += [_scored(point, score, config.draws) for score in point.scores]
+        for point, own in zip(points[0], deviations, strict=True):
+            scores = zip(point.scores, with_errors(point, own, config.draws).scores, strict=True)
+            figures += [
+                _scored(
+                    point, score, f"{config.draws} draws" if alone.interval is None else f"{point.examples} questions"
+                )
+                for alone, score in scores
+            ]
     if not figures:
         raise ValueError(f"{prepared.folder}: {', '.join(splits)} has no questions that can be judged")
     words = [f"{target}: {summary(generation)}" for target, generation in chosen.items()]
     return FinalResult(f"{config.run} at step {loaded.step}", words, figures)
 
 
-def _scored(point: SamplingPoint, score: PointScore, draws: int) -> ScoredSetting:
+def _scored(point: SamplingPoint, score: PointScore, over: str) -> ScoredSetting:
     return ScoredSetting(
         setting=f"{point.task}, {summary(point.config)}",
         split=point.split,
@@ -218,7 +224,7 @@ def _scored(point: SamplingPoint, score: PointScore, draws: int) -> ScoredSettin
         value=score.value,
         is_share=score.is_share,
         interval=score.interval,
-        over=f"{point.examples} questions" if score.is_share else f"{draws} draws",
+        over=over,
         nfe=point.nfe,
     )
 
