@@ -148,7 +148,7 @@ def page_of_verdict(verdict: Verdict) -> str:
 
 def _section(score: FinalScore, number: int) -> Iterator[str]:
     commit = "" if score.git_commit is None else f", commit {score.git_commit[:12]}"
-    title = f"Scored on {score.date}" if number == 1 else f"Scored again on {score.date}, for the {number}. time"
+    title = f"Scored on {score.date}" if number == 1 else f"Scored again on {score.date}, score {number} by this rule"
     yield f"### {title}"
     yield f"{score.model}; trimask {score.trimask}{commit}. Chosen: {'; '.join(score.chosen)}."
     cells = [
