@@ -364,6 +364,8 @@ def test_a_task_is_measured_once_and_what_is_chosen_becomes_the_runs_default(
     monkeypatch.setattr(
         trials, "run_unordered", lambda function, work: ((n, function(*one)) for n, one in enumerate(work))
     )
+    # The run with its former settings: what is scored is what was chosen, not what the run does by default.
+    monkeypatch.setattr("trimask.diffusion.studies.trials.load", fakes.opening(loaded, Path(SMALL.run)))
     result = final(config, trials)
     (way,) = {trial.how for trial in asked}
     assert configuration.to_dict(way) == ways["image"]
