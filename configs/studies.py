@@ -24,6 +24,7 @@ from trimask.diffusion.studies import (
 from trimask.diffusion.studies.batch_invariance import BatchInvariance
 from trimask.diffusion.studies.coordinate_check import CoordinateCheck
 from trimask.diffusion.studies.critical_batch import CriticalBatch
+from trimask.diffusion.studies.final import Final
 from trimask.diffusion.studies.kill_and_resume import KillAndResume
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
 from trimask.diffusion.studies.mask_variance import MaskVariance
@@ -150,6 +151,8 @@ class Study(NamedTuple):
     """Name → function that returns the configuration."""
     summary: str
     """The question that the study answers, for `--help`."""
+    final: Final | None = None
+    """Rule by which the study chooses, and score of the choice on the test split. None: it chooses nothing."""
 
 
 STUDIES = {
@@ -182,16 +185,19 @@ STUDIES = {
         sampling_fronts.study,
         {"cpu": SamplingStudy, "accelerator": SamplingStudy},
         "how should each modality be sampled? quality against evaluations, and against guidance",
+        Final(sampling_fronts.rule, sampling_fronts.final),
     ),
     "unmasking": Study(
         unmasking.study,
         {"cpu": UnmaskingStudy, "accelerator": UnmaskingStudy},
         "does a learned policy beat the heuristics? accuracy against evaluations, in blocks and without",
+        Final(unmasking.rule, unmasking.final),
     ),
     "policies": Study(
         policy_study.study,
         {"cpu": policies_cpu, "accelerator": policies_accelerator},
         "which policies learn what? trains them with many rewards, starts, inputs and laws, and measures each",
+        Final(policy_study.rule, policy_study.final),
     ),
     "mask-variance": Study(
         mask_variance.study,

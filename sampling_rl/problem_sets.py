@@ -54,7 +54,7 @@ def from_prepared(
     Raises ValueError if the dataset, task or split does not exist, if there is nothing to ask or to judge, or if the
     length cannot be chosen.
     """
-    dataset = _dataset_with(prepared, task) if dataset is None else dataset
+    dataset = dataset_with(prepared, task, dataset)
     manifest = prepared.dataset(dataset)
     tasks = _tasks(prepared, manifest)
     for what, name, known in (("task", task, list(tasks)), ("split", split, list(manifest.splits))):
@@ -80,8 +80,10 @@ def _tasks(prepared: Prepared, manifest: DatasetManifest) -> dict[str, Task]:
     return {task.name: task for task in manifest.tasks(prepared.tokenizers.vocabulary)}
 
 
-def _dataset_with(prepared: Prepared, task: str) -> str:
-    """Name of the only dataset that has a task. Raises ValueError if none or several have it."""
+def dataset_with(prepared: Prepared, task: str, named: str | None) -> str:
+    """The named dataset; None: the only one that has a task. Raises ValueError if none or several have it."""
+    if named is not None:
+        return named
     tasks = {name: _tasks(prepared, manifest) for name, manifest in prepared.manifest.datasets.items()}
     names = [name for name in tasks if task in tasks[name]]
     if not names:

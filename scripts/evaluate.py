@@ -90,7 +90,7 @@ def print_evaluation(result: Evaluation) -> None:
         ]
         for s in result.scores
     ]
-    columns = ["task", "held out", "judge", "score", "95 %", "real media", "NFE", "examples"]
+    columns = ["task", "held out", "judge", "score", "95 % over examples", "real media", "NFE", "examples"]
     if rows:
         console.print(table(f"Scores at step {result.step:,}", columns, rows))
     rows = [
@@ -100,7 +100,7 @@ def print_evaluation(result: Evaluation) -> None:
         ]
         for b in result.bounds
     ]
-    columns = ["task", "held out", "bits (95 %)", "per character", "examples"]
+    columns = ["task", "held out", "bits ± 95 % over examples", "per character", "examples"]
     console.print(table("Bits per token", columns, rows))
     rows = [
         [

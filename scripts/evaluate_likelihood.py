@@ -23,13 +23,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from trimask.diffusion.evaluation.intervals import ratio_and_half_width, wilson_interval
-from trimask.diffusion.evaluation.likelihood import (
-    content_seed,
-    estimates_of_bits,
-    mean_and_half_width,
-    num_asked,
-)
+from trimask.diffusion.evaluation.intervals import mean_and_half_width, ratio_and_half_width, wilson_interval
+from trimask.diffusion.evaluation.likelihood import content_seed, estimates_of_bits, num_asked
 from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.run.folder import json_line
 from trimask.diffusion.sampling.prompts import Prompts
@@ -169,5 +164,5 @@ def _print(entries: list[dict[str, Any]], out: Path) -> None:
     if any(close):
         rows.append(["undecided choices; increase --draws", f"{sum(close)}", str(len(close))])
     if rows:
-        console.print(table("Likelihood (bound)", ["", "95 %", "examples"], rows))
+        console.print(table("Likelihood (bound)", ["", "with 95 % over examples", "examples"], rows))
     say(f"Scores of {len(entries)} lines: {out}")

@@ -1,11 +1,13 @@
 """trimask study: runs one of the experiments behind the claims of the documentation.
 
 A study writes its report OUT/README.md, figures, tables as CSV, its configuration and trials.jsonl, from which the same
-command resumes if it is stopped.
+command resumes if it is stopped. Trials record validation only. The same command with --final scores what the study
+chose on the test split, once, and adds the score to OUT/verdict.json and to the report.
 """
 
 import dataclasses
 import datetime
+import functools
 import platform
 import shlex
 import sys
@@ -22,6 +24,7 @@ from trimask.configs.studies import DATA, STUDIES
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.pretraining.description import load_description
 from trimask.diffusion.run.folder import undone_if_empty, writing
+from trimask.diffusion.studies.final import load_verdict, page_of_verdict, score_test
 from trimask.diffusion.studies.trials import Trials
 from trimask.scripts import cli, prepare
 from trimask.scripts.console import console, option, parse, progress_report, say
@@ -45,6 +48,19 @@ class Options(Checked):
     workers: Workers | None = None
     """Number of worker processes; 0: all is computed in this process. None: one per core on a CPU, 0 on an
     accelerator."""
+    final: bool = False
+    """Score what the complete study chose on the test split, and write the score with its date to OUT/verdict.json."""
+    again: bool = False
+    """With --final: score the test split although it was scored by the same rule before. The report says so."""
+    show: bool = False
+    """Draw the report again from what OUT holds, with the configuration of OUT/config.json; nothing is measured."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.again and not self.final:
+            raise ValueError("--again is for --final, which is missing")
+        if self.show and self.final:
+            raise ValueError("--show measures nothing; leave out --final or --show")
 
 
 def run(name: str, options: Options, config: Any, command: str) -> str:
@@ -53,30 +69,63 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
     `command` is the command line, for the report.
     """
     out, study = options.out, STUDIES[name]
-    data = options.data
-    if data is None and "run" in _fields(config):
-        data = Path(load_description(Path(config.run)).data)
-    elif data is None:
-        data = out / "data"
-        prepare.run(data, DATA)
-    if _trains(config):
+    if options.final and study.final is None:
+        able = ", ".join(other for other, one in STUDIES.items() if one.final is not None)
+        raise ValueError(f"the study {name} chooses nothing to score on the test split; --final is for {able}")
+    adds = not (options.final or options.show)
+    data = _data(options, config, adds)
+    if _trains(config) and not options.show:
         preset_batch = study.presets[options.preset]().base.batch
         config = dataclasses.replace(config, base=with_mixture(config.base, preset_batch, data))
-    with undone_if_empty(out, "config.json"):
-        with writing(out):
-            out.mkdir(parents=True, exist_ok=True)
-            configuration.save(out / "config.json", config)
-        with progress_report() as report, Trials(out, data, options.workers, report) as trials:
-            Prepared(data).require_verified(report)
-            report_text = study.run(config, trials)
+    with (
+        undone_if_empty(out, "config.json"),
+        progress_report() as report,
+        Trials(out, data, options.workers, report, adds=adds) as trials,
+    ):
+        if trials.may_add:
+            with writing(out):
+                out.mkdir(parents=True, exist_ok=True)
+                configuration.save(out / "config.json", config)
+        Prepared(data).require_verified(report)
+        found = study.run(config, trials)
+        if options.final and study.final is not None:
+            score = functools.partial(study.final.score, config, trials)
+            score_test(study.final.rule(config), score, trials, options.again)
+        report_text = "\n\n".join(filter(None, (found, page_of_verdict(load_verdict(trials)))))
+        is_new = trials.may_add
     figures = "\n".join(f"![{path.stem}]({path.name})" for path in sorted(out.glob("*.png")))
     where = f"{platform.machine()}, {jax.devices()[0].device_kind}, jax {jax.__version__}"
-    text = f"# {name}\n\n`{command}`, {datetime.date.today()}, {where}\n\n{report_text}\n\n{figures}\n"
+    made = f"`{command}`, {datetime.date.today()}, {where}"
+    made = made if is_new else _made_before(out) or made
     with writing(out):
-        write_text(out / "README.md", text)
+        write_text(out / "README.md", f"# {name}\n\n{made}\n\n{report_text}\n\n{figures}\n")
     console.print(Markdown(report_text))
     say(f"Figures, tables and this report: {out}")
     return report_text
+
+
+def _data(options: Options, config: Any, prepares: bool) -> Path:
+    """Folder of the prepared data: the named one, else that of the model's run, else OUT/data, which is prepared.
+
+    Raises FileNotFoundError if nothing is to be prepared, and there is none.
+    """
+    if options.data is not None:
+        return options.data
+    if "run" in _fields(config):
+        return Path(load_description(Path(config.run)).data)
+    data = options.out / "data"
+    if prepares:
+        prepare.run(data, DATA)
+    elif not data.exists():
+        raise FileNotFoundError(f"{data}: there are no prepared data; --data names those of the study")
+    return data
+
+
+def _made_before(out: Path) -> str | None:
+    """Command, date and machine of the measurements, as the report in OUT says them; None if there is no report."""
+    path = out / "README.md"
+    parts = path.read_text(encoding="utf-8", errors="replace").split("\n\n") if path.is_file() else []
+    return parts[1] if len(parts) > 1 else None
 
 
 def _trains(config: Any) -> bool:
@@ -117,7 +166,12 @@ def main(arguments: Sequence[str]) -> None:
     )
     description = f"{name}: {STUDIES[name].summary}\n\n{__doc__}"
     parsed: Any = parse(kind, rest, f"study {name}", description)
-    run(name, parsed, parsed.config, shlex.join(["trimask", "study", *arguments]))
+    config = parsed.config
+    if parsed.show:
+        if config != default:
+            raise ValueError("--show takes the configuration of OUT/config.json; leave out flags that change it")
+        config = configuration.load(parsed.out / "config.json", type(default))
+    run(name, parsed, config, shlex.join(["trimask", "study", *arguments]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ class MadeUp(Trials):
 
     def __init__(self, folder, outcome):
         self.folder, self.data, self.outcome = folder, folder / "data", outcome
-        self.asked, self.reports = [], []
+        self.adds, self.asked, self.reports = True, [], []
 
     def report(self, *progress):
         self.reports.append(progress)

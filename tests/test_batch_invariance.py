@@ -60,22 +60,22 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     assert text == written(
         r"""
         100 parameters, 32,000 tokens, base batch 360 tokens, tuned learning rate 0.0156 (at the edge of the grid: the \
-        best one may lie beyond), 2 seeds. S_crit = 38 steps (95 %: 36–40), p = 1.50, at half the horizon predicts \
-        B_crit = 842 tokens (800–889).
+        best one may lie beyond), 2 seeds. S_crit = 38 steps (95 % over seeds: 36–40), p = 1.50, at half the horizon \
+        predicts B_crit = 842 tokens (95 % over seeds: 800–889).
 
         | batch in tokens | steps | sde | nothing |
         | --- | --- | --- | --- |
-        | 360 | 89 | 2.0050 ± 0.0071 | 2.0050 ± 0.0071 |
-        | 180 | 178 | 2.0250 ± 0.0141 | 2.1150 ± 0.0212 |
-        | 1,440 | 22 | 3.2500 ± 0.3536 | 2.3500 ± 0.0707 |
+        | 360 | 89 | 2.0050 ± 0.0635 | 2.0050 ± 0.0635 |
+        | 180 | 178 | 2.0250 ± 0.1271 | 2.1150 ± 0.1906 |
+        | 1,440 | 22 | 3.2500 ± 3.1766 | 2.3500 ± 0.6353 |
 
-        ± is one standard deviation of seeds.
+        ± is half the width of the 95 % interval of the mean over 2 seed(s), by Student's t.
 
-        - sde: flat; spread 1.0% ± 0.2% (standard error) over the 2 batches up to B_crit, allowed 1.1%; held-out \
-        curves within 1.5% of their mean.
+        - sde: flat; spread 1.0% ± 3.2% over the 2 batches up to B_crit, allowed 1.1%; held-out curves within 1.5% of \
+        their mean.
 
-        - nothing: not flat; spread 5.5% ± 0.5% (standard error) over the 2 batches up to B_crit, allowed 1.6%; \
-        held-out curves within 4.8% of their mean.
+        - nothing: not flat; spread 5.5% ± 6.3% over the 2 batches up to B_crit, allowed 1.6%; held-out curves within \
+        4.8% of their mean.
         """
     )
     assert [(what, len(configs)) for what, _, configs in made.asked] == [
@@ -133,4 +133,4 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     [(1, 0.0, "undecided, too few batches below B_crit"), (2, 0.01, "flat"), (2, 0.011, "not flat")],
 )
 def test_two_batches_may_be_flat(batches, spread, verdict):
-    assert Flatness(batches, spread=spread, error=0.0, allowed=0.01, curve_deviation=0.0).verdict == verdict
+    assert Flatness(batches, spread=spread, half_width=0.0, allowed=0.01, curve_deviation=0.0).verdict == verdict

@@ -40,23 +40,25 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     text = critical_batch.study(config, MadeUp(tmp_path, made_up))
     assert text == written(
         r"""
-        | horizon | batch in positions | in tokens | steps | loss ± sd of seeds |
+        | horizon | batch in positions | in tokens | steps | loss |
         | --- | --- | --- | --- | --- |
-        | 32,000 | 512 | 464 | 69 | 2.5110 ± 0.0012 |
-        | 32,000 | 128 | 115 | 278 | 2.5014 ± 0.0001 |
-        | 32,000 | 2,048 | 1,882 | 17 | 2.5903 ± 0.0096 |
-        | 16,000 | 512 | 457 | 35 | 3.0367 ± 0.0039 |
-        | 16,000 | 128 | 115 | 139 | 3.0046 ± 0.0005 |
-        | 16,000 | 2,048 | 1,778 | 9 | 3.2814 ± 0.0298 |
-        | 64,000 | 512 | 460 | 139 | 2.0043 ± 0.0004 |
-        | 64,000 | 128 | 115 | 556 | 2.0005 ± 0.0000 |
-        | 64,000 | 2,048 | 1,829 | 35 | 2.0342 ± 0.0029 |
+        | 32,000 | 512 | 464 | 69 | 2.5110 ± 0.0105 |
+        | 32,000 | 128 | 115 | 278 | 2.5014 ± 0.0013 |
+        | 32,000 | 2,048 | 1,882 | 17 | 2.5903 ± 0.0860 |
+        | 16,000 | 512 | 457 | 35 | 3.0367 ± 0.0349 |
+        | 16,000 | 128 | 115 | 139 | 3.0046 ± 0.0044 |
+        | 16,000 | 2,048 | 1,778 | 9 | 3.2814 ± 0.2678 |
+        | 64,000 | 512 | 460 | 139 | 2.0043 ± 0.0033 |
+        | 64,000 | 128 | 115 | 556 | 2.0005 ± 0.0004 |
+        | 64,000 | 2,048 | 1,829 | 35 | 2.0342 ± 0.0260 |
 
-        S_crit = 40 steps (95 %: 38–42), p = 1.50, from horizons 32,000 and 16,000.
+        ± is half the width of the 95 % interval of the mean over 2 seed(s), by Student's t.
 
-        Predicted for 64,000 tokens: B_crit = 1,599 tokens (1,524–1,684). Measured there alone: S_crit = 50 steps \
-        (95 %: 48–52), p = 1.50, that is B_crit = 1,280. The largest batch whose loss is within noise of the plateau \
-        has 460 tokens.
+        S_crit = 40 steps (95 % over seeds: 38–42), p = 1.50, from horizons 32,000 and 16,000.
+
+        Predicted for 64,000 tokens: B_crit = 1,599 tokens (95 % over seeds: 1,524–1,684). Measured there alone: \
+        S_crit = 50 steps (95 % over seeds: 48–52), p = 1.50, that is B_crit = 1,280. The largest batch whose loss is \
+        within noise of the plateau has 460 tokens.
         """
     )
     assert madeup.files(tmp_path) == ["losses.csv"]

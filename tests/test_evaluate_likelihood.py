@@ -52,7 +52,9 @@ def test_what_is_printed_is_bits_of_answers_and_the_share_of_right_choices(monke
     tables = []
     monkeypatch.setattr(evaluate_likelihood, "table", lambda *shown: tables.append(shown) or "")
     evaluate_likelihood._print(entries, Path("out.jsonl"))
-    assert tables == ([] if rows is None else [("Likelihood (bound)", ["", "95 %", "examples"], rows)])
+    assert tables == (
+        [] if rows is None else [("Likelihood (bound)", ["", "with 95 % over examples", "examples"], rows)]
+    )
     assert capsys.readouterr().out.strip().endswith(f"Scores of {len(entries)} lines: out.jsonl")
 
 

@@ -63,7 +63,7 @@ def test_all_tables(monkeypatch):
     )
     assert printed(monkeypatch, result) == {
         "Scores at step 12,345": (
-            ["task", "held out", "judge", "score", "95 %", "real media", "NFE", "examples"],
+            ["task", "held out", "judge", "score", "95 % over examples", "real media", "NFE", "examples"],
             [
                 ["text to image", "drawn test", "label", "87.5%", "62.5% – 96.9%", "93.8%", "7.2", "12"],
                 ["image to text", "drawn test", "word error rate", "1.235", "1 – 1.5", "", "7.2", "3"],
@@ -71,7 +71,7 @@ def test_all_tables(monkeypatch):
             ],
         ),
         "Bits per token": (
-            ["task", "held out", "bits (95 %)", "per character", "examples"],
+            ["task", "held out", "bits ± 95 % over examples", "per character", "examples"],
             [
                 ["text", "sums test", "1.500 ± 0.250", "2.125", "9"],
                 ["all image", " test", "1.500", "", "11"],

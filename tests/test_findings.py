@@ -12,7 +12,7 @@ from trimask.diffusion.studies.findings import (
     Panel,
     draw_panels,
     markdown_table,
-    mean_and_deviation,
+    mean_and_interval,
     power_law_exponent,
     standard_deviation,
     write_csv,
@@ -28,10 +28,10 @@ def test_tables_are_markdown():
     assert markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
-def test_a_mean_comes_with_the_deviation_of_the_seeds_or_with_how_many_diverged():
-    assert mean_and_deviation([1.0, 2.0, 6.0]) == "3.0000 ± 2.6458"  # √((4 + 1 + 9) / 2)
-    assert mean_and_deviation([1.5]) == "1.5000 ± 0.0000" and standard_deviation([1.5]) == 0.0
-    assert mean_and_deviation([1.0, math.inf, math.nan]) == "2 of 3 diverged"
+def test_a_mean_comes_with_its_interval_over_seeds_or_with_how_many_diverged():
+    assert mean_and_interval([1.0, 2.0, 6.0]) == "3.0000 ± 6.5724"  # 4.30265 · √((4 + 1 + 9) / 2) / √3
+    assert mean_and_interval([1.5]) == "1.5000" and standard_deviation([1.5]) == 0.0
+    assert mean_and_interval([1.0, math.inf, math.nan]) == "2 of 3 diverged"
 
 
 def test_a_table_has_the_keys_of_its_first_row_as_header(tmp_path):

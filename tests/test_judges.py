@@ -1,6 +1,7 @@
 """Judges: their contract, every built-in judge compared with a formula, and functions of users."""
 
 import dataclasses
+import math
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -10,7 +11,13 @@ import scipy.linalg
 
 from trimask.diffusion.evaluation import features, judges
 from trimask.diffusion.evaluation.features import audio_features, frechet_distance, image_features
-from trimask.diffusion.evaluation.intervals import ratio_and_half_width, wilson_interval
+from trimask.diffusion.evaluation.intervals import (
+    half_width_of_mean,
+    half_width_of_one,
+    ratio_and_half_width,
+    standard_error_of,
+    wilson_interval,
+)
 from trimask.diffusion.evaluation.judges import (
     JUDGES,
     NamedJudge,
@@ -334,6 +341,15 @@ def test_the_quotient_of_equal_counts_is_the_mean():
     assert value == pytest.approx((totals / 2).mean())
     assert half == pytest.approx(1.96 * (totals / 2).std(ddof=1) / 2)
     assert ratio_and_half_width(totals[:1], np.ones(1)) == (2.0, None)
+
+
+def test_intervals_of_means_and_of_single_draws_are_as_wide_as_students():
+    """The quantile 97.5 % of Student's distribution is tan(0.475 π) = 12.706 for two values, and 4.30265 for three."""
+    assert half_width_of_mean([1.0, 3.0]) == pytest.approx(math.tan(0.475 * math.pi))
+    assert half_width_of_mean([1.0, 2.0, 6.0]) == pytest.approx(4.30265 * 7**0.5 / 3**0.5, rel=1e-5)
+    assert half_width_of_mean([2.0]) is None
+    assert half_width_of_one(0.5, 3) == pytest.approx(4.30265 * 0.5, rel=1e-5)
+    assert standard_error_of((0.5 - 1.96 * 0.125, 0.5 + 1.96 * 0.125)) == pytest.approx(0.125)
 
 
 def test_a_share_of_none_or_all_has_an_interval_inside_zero_and_one():

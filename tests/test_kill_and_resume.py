@@ -219,3 +219,11 @@ def test_the_study_would_notice_a_difference(study, tmp_path):
     found = " ".join(run_differences(whole, killed))
     assert "parameters/embedding" in found and "optimizer" in found and "step 8: loss" in found
     assert "20 lines, 21 after kills" in found
+
+
+def test_there_are_no_recorded_trials_to_show(tmp_path, monkeypatch):
+    monkeypatch.setattr(kill_and_resume, "kill_and_resume", lambda *_: pytest.fail("it began"))
+    trials = MadeUp(tmp_path, None)
+    trials.adds = False
+    with pytest.raises(ValueError, match=r"this study records no trials; its report is .*README\.md"):
+        kill_and_resume.study(KillAndResume(), trials)

@@ -12,13 +12,8 @@ from fakes import VOCABULARY
 from jax.tree_util import Partial
 from PIL import Image
 
-from trimask.diffusion.evaluation.likelihood import (
-    content_seed,
-    estimates_of_bits,
-    mean_and_half_width,
-    num_asked,
-    target_bits,
-)
+from trimask.diffusion.evaluation.intervals import mean_and_half_width
+from trimask.diffusion.evaluation.likelihood import content_seed, estimates_of_bits, num_asked, target_bits
 from trimask.scripts.evaluate import main
 from trimask.tokenizers.sequence import Example
 

@@ -18,7 +18,7 @@ from trimask.diffusion.masking import MaskingConfig, forward_process
 from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.diffusion.studies import mask_variance
-from trimask.diffusion.studies.mask_variance import MaskVariance
+from trimask.diffusion.studies.mask_variance import MaskVariance, Variance
 from trimask.scripts import study
 
 BATCH = BatchConfig(tokens=120, weights={"spoken": 0.0, "sums": 0.0})
@@ -29,7 +29,8 @@ def test_the_variance_is_the_trace_of_the_covariance(prepared, loaded, tmp_path,
     loaded = dataclasses.replace(loaded, description=dataclasses.replace(loaded.description, train=train))
     monkeypatch.setattr("trimask.diffusion.studies.trials.load", fakes.opening(loaded, Path("runs/small")))
     arguments = ["--run", "runs/small", "--draws", "4", "--schedules", "cosine_md4"]
-    study.main(["mask-variance", str(tmp_path / "out"), "--data", str(prepared.folder), *arguments])
+    words = ["mask-variance", str(tmp_path / "out"), "--data", str(prepared.folder), "--workers", "0", *arguments]
+    study.main(words)
     with (tmp_path / "out/variances.csv").open() as file:
         (row,) = csv.DictReader(file)
     masking = MaskingConfig(schedule=ScheduleConfig(kind="cosine_md4"), complementary=True)
@@ -51,17 +52,14 @@ def test_the_variance_is_the_trace_of_the_covariance(prepared, loaded, tmp_path,
 
 def test_all_that_is_written(tmp_path, monkeypatch):
     traces = {("linear", False): 8.0, ("linear", True): 2.0, ("cosine_md4", False): 1.25, ("cosine_md4", True): 1.5}
-    asked = []
 
-    def variance(loaded, prepared, masking, draws):
-        asked.append(draws)
-        return traces[masking.schedule.kind, masking.complementary]
+    def variance(trial):
+        return Variance(traces[trial.masking.schedule.kind, trial.masking.complementary])
 
     opened = fakes.opening((SimpleNamespace(step=1234), None), "runs/small", tmp_path / "data")
     monkeypatch.setattr(mask_variance, "open_run", opened)
-    monkeypatch.setattr(mask_variance, "gradient_variance", variance)
     config = MaskVariance(run="runs/small", draws=7, schedules=("linear", "cosine_md4"))
-    trials = MadeUp(tmp_path, None)
+    trials = MadeUp(tmp_path, variance)
     assert mask_variance.study(config, trials) == written(
         """
         Trace of the covariance of the ELBO's gradient, 7 draws, runs/small at step 1234.
@@ -72,8 +70,9 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         | cosine_md4 | 1.25 | 1.5 | 1.20 |
         """
     )
-    assert asked == [7] * 4
-    assert trials.reports == [("schedules", 0, 2), ("schedules", 1, 2), ("schedules", 2, 2)]
+    ((what, measure, asked),) = trials.asked
+    assert (what, measure) == ("variances", mask_variance.measure_variance)
+    assert [(trial.run, trial.model_step, trial.draws) for trial in asked] == [("runs/small", 1234, 7)] * 4
     assert madeup.files(tmp_path) == ["variances.csv"]
     assert (tmp_path / "variances.csv").read_text().splitlines() == [
         "schedule,independent,complementary",

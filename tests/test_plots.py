@@ -77,7 +77,8 @@ def test_accuracies_are_bars_with_their_intervals_and_ticks_at_that_of_real_medi
     figure = drawn(plots.plot_accuracy, scores)
     assert described_figure(figure).splitlines() == [
         "8.00 by 1.74 inches of 110 dots",
-        ": linear × linear, 0 to 1.02; 1.38 to -0.464, left bottom, grid x #e5e5e5 below",
+        "share of right answers; lines are 95 % intervals over the examples: linear × linear, "
+        "0 to 1.02; 1.38 to -0.464, left bottom, grid x #e5e5e5 below",
         "  #1f77b4 None 1.5 | 6: (0.25, 0)",  # ends of the first interval
         "  #1f77b4 None 1.5 | 6: (0.875, 0)",
         "  #ff7f0e - 2.5: (0.75, -0.38) (0.75, 0.38)",

@@ -1,7 +1,6 @@
 """The study of sampling: the settings that it chooses, and the files that it writes."""
 
 import csv
-import dataclasses
 import json
 from collections import Counter
 from dataclasses import replace
@@ -13,28 +12,30 @@ import madeup
 import pytest
 from madeup import MadeUp, written
 
+from trimask.diffusion.evaluation.results import Score
 from trimask.diffusion.pretraining.description import RunDescription
 from trimask.diffusion.sampling.generation_config import GenerationConfig
-from trimask.diffusion.studies import sampling_fronts
+from trimask.diffusion.studies import sampling_fronts, sampling_report
 from trimask.diffusion.studies.sampling_fronts import (
-    SamplingPoint,
     SamplingStudy,
-    Verdict,
-    cheapest_of_best,
-    exams_to_measure,
+    TaskOutcome,
+    final,
     measure_target,
+    measure_task,
+    rule,
     study,
+    tasks_to_measure,
 )
+from trimask.diffusion.studies.sampling_report import PointScore, SamplingPoint, cheapest_of_best
 from trimask.diffusion.studies.trials import Trials
 from trimask.tokenizers.storage import configuration
 
 
 def point(score, nfe, error=0.02, distance=None):
-    verdicts = [Verdict("label", score, error, True)]
-    verdicts += [] if distance is None else [Verdict("frechet", distance, 0.5, False)]
-    return SamplingPoint(
-        "image", "a: b", "strategy", GenerationConfig(steps=int(nfe)), tuple(verdicts), float(nfe), 1.0
-    )
+    scores = [PointScore("label", score, error, None, True)]
+    scores += [] if distance is None else [PointScore("frechet", distance, 0.5, None, False)]
+    how = GenerationConfig(steps=int(nfe))
+    return SamplingPoint("image", "a: b", "strategy", how, tuple(scores), float(nfe), 1.0, "validation", 10)
 
 
 def test_the_cheapest_of_those_as_good_as_the_best_is_chosen():
@@ -47,7 +48,7 @@ def test_of_those_that_are_right_the_nearest_to_real_media_are_chosen():
     points = [point(1.0, 1, distance=9.0), point(0.99, 8, distance=3.4), point(0.99, 16, distance=3.0)]
     assert cheapest_of_best(points, 0.0).nfe == 8
     # To be classified better than real media is not better.
-    real = [replace(p, verdicts=(replace(p.verdicts[0], on_real=0.9), p.verdicts[1])) for p in points]
+    real = [replace(p, scores=(replace(p.scores[0], on_real=0.9), p.scores[1])) for p in points]
     assert cheapest_of_best([*real[:2], point(0.89, 4, distance=3.4), real[2]], 0.0).nfe == 4
     # Settings with many wrong answers are not chosen, however small their distance.
     assert cheapest_of_best([*points, point(0.5, 2, distance=0.1)], 0.0).nfe == 8
@@ -76,7 +77,8 @@ SMALL = SamplingStudy(
 @pytest.fixture
 def trials(loaded, prepared, tmp_path, monkeypatch):
     monkeypatch.setattr("trimask.diffusion.studies.trials.load", fakes.opening(loaded, Path(SMALL.run)))
-    return Trials(tmp_path, prepared.folder, 0, lambda *_: None)
+    with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
+        yield trials
 
 
 IMAGE, TEXT = (
@@ -87,11 +89,17 @@ IMAGE, TEXT = (
 
 
 def made(task, part, config, values, nfe, distinct):
-    """A point; pictures have two judges, one of which also judges real ones."""
+    """A point; pictures have two judges, both of which also judge real ones."""
+    share = (max(0.0, values[0] - 0.03125), min(1.0, values[0] + 0.03125))
     if task.endswith("image"):
-        verdicts = (Verdict("label", values[0], 0.0125, True, 0.875), Verdict("frechet", values[1], 0.25, False, 1.5))
-        return SamplingPoint("image", task, part, config, verdicts, nfe, distinct)
-    return SamplingPoint("text", task, part, config, (Verdict("exact_match", values[0], 0.0625, True),), nfe, distinct)
+        distance = (values[1] - 0.5, values[1] + 0.5)
+        scores = (
+            PointScore("label", values[0], 0.0125, share, True, 0.875),
+            PointScore("frechet", values[1], 0.25, distance, False, 1.5),
+        )
+        return SamplingPoint("image", task, part, config, scores, nfe, distinct, "validation", 10)
+    scores = (PointScore("exact_match", values[0], 0.0625, share, True),)
+    return SamplingPoint("text", task, part, config, scores, nfe, distinct, "validation", 10)
 
 
 CHOSEN = {"image": replace(IMAGE, strategy="random", steps=3), "text": replace(TEXT, guidance=0.0, steps=5)}
@@ -125,40 +133,37 @@ POINTS = {
 
 
 def test_all_that_is_written(tmp_path, monkeypatch):
-    exams = [SimpleNamespace(task=SimpleNamespace(target=target)) for target in ("image", "text", "text")]
     opened = fakes.opening((SimpleNamespace(step=1234), None), "runs/small", tmp_path / "data")
     monkeypatch.setattr(sampling_fronts, "open_run", opened)
-    monkeypatch.setattr(sampling_fronts, "exams_to_measure", lambda *_: exams)
-    monkeypatch.setattr(
-        sampling_fronts, "measure_target", lambda own, *_: (POINTS[own[0].task.target], CHOSEN[own[0].task.target])
-    )
-    figures = madeup.figures(monkeypatch, sampling_fronts)
+    monkeypatch.setattr(sampling_fronts, "choose", lambda *_: ([*POINTS["image"], *POINTS["text"]], CHOSEN))
+    figures = madeup.figures(monkeypatch, sampling_report)
     text = study(replace(SMALL, run="runs/small", split="validation"), MadeUp(tmp_path, None))
     assert text == written(
         r"""
         runs/small at step 1234, split validation: 16 measurements. Chosen: the settings with the fewest evaluations among \
         all as good as the best.
 
-        | task |  | settings | score | NFE | distinct |
+        | task |  | settings | score (95 % interval) | NFE | distinct |
         | --- | --- | --- | --- | --- | --- |
-        | a: text_to_image | before | threshold, 0.75, temperature 0.25, guidance 0.5 | label 50.0% ± 1.2%; frechet 9 ± 0.25 | 16.5 | 100.0% |
-        | a: text_to_image | chosen | random, 3 steps, temperature 0.25, guidance 0.5 | label 75.0% ± 1.2%; frechet 6.25 ± 0.25 | 3.0 | 90.0% |
+        | a: text_to_image | before | threshold, 0.75, temperature 0.25, guidance 0.5 | label 50.0% (46.9%–53.1%); frechet 9 (8.5–9.5) | 16.5 | 100.0% |
+        | a: text_to_image | chosen | random, 3 steps, temperature 0.25, guidance 0.5 | label 75.0% (71.9%–78.1%); frechet 6.25 (5.75–6.75) | 3.0 | 90.0% |
         | a: text_to_image | real media |  | label 87.5%; frechet 1.5 |  |  |
-        | b: text | before | random, 7 steps, temperature 0.125, guidance 0 | exact_match 93.8% ± 6.2% | 7.0 | 43.8% |
-        | b: text | chosen | random, 5 steps, temperature 0.125, guidance 0 | exact_match 96.9% ± 6.2% | 5.0 | 56.2% |
-        | c: image_to_text | before | random, 7 steps, temperature 0.125, guidance 0 | exact_match 81.2% ± 6.2% | 8.0 | 31.2% |
-        | c: image_to_text | chosen | random, 5 steps, temperature 0.125, guidance 0 | exact_match 100.0% ± 6.2% | 6.0 | 68.8% |
+        | b: text | before | random, 7 steps, temperature 0.125, guidance 0 | exact_match 93.8% (90.6%–96.9%) | 7.0 | 43.8% |
+        | b: text | chosen | random, 5 steps, temperature 0.125, guidance 0 | exact_match 96.9% (93.8%–100.0%) | 5.0 | 56.2% |
+        | c: image_to_text | before | random, 7 steps, temperature 0.125, guidance 0 | exact_match 81.2% (78.1%–84.4%) | 8.0 | 31.2% |
+        | c: image_to_text | chosen | random, 5 steps, temperature 0.125, guidance 0 | exact_match 100.0% (96.9%–100.0%) | 6.0 | 68.8% |
 
-        With --apply they become the run's defaults.
+        Intervals are 95 %: of shares over the questions; of distances over draws, from the deviation of 2 draws with \
+        the run's own settings. With --apply they become the run's defaults.
 
         The chosen settings in blocks, with caches:
 
         | task | block | NFE | none | prefix | dual |
         | --- | --- | --- | --- | --- | --- |
-        | a: text_to_image | 8 | 31.0 | label 10.0% ± 1.2% | label 20.0% ± 1.2% | label 30.0% ± 1.2% |
-        | a: text_to_image | 8 | 31.0 | frechet 10 ± 0.25 | frechet 20 ± 0.25 | frechet 30 ± 0.25 |
-        | a: text_to_image | 4 | 61.0 | label 40.0% ± 1.2% | label 60.0% ± 1.2% | label 70.0% ± 1.2% |
-        | a: text_to_image | 4 | 61.0 | frechet 40 ± 0.25 | frechet 60 ± 0.25 | frechet 70 ± 0.25 |
+        | a: text_to_image | 8 | 31.0 | label 10.0% (6.9%–13.1%) | label 20.0% (16.9%–23.1%) | label 30.0% (26.9%–33.1%) |
+        | a: text_to_image | 8 | 31.0 | frechet 10 (9.5–10.5) | frechet 20 (19.5–20.5) | frechet 30 (29.5–30.5) |
+        | a: text_to_image | 4 | 61.0 | label 40.0% (36.9%–43.1%) | label 60.0% (56.9%–63.1%) | label 70.0% (66.9%–73.1%) |
+        | a: text_to_image | 4 | 61.0 | frechet 40 (39.5–40.5) | frechet 60 (59.5–60.5) | frechet 70 (69.5–70.5) |
         """  # noqa: E501
     )
     assert madeup.files(tmp_path) == ["generation.json", "points.csv"]
@@ -166,11 +171,11 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     assert len(lines) == 1 + 12 * 2 + 4
     assert "\n".join([*lines[:3], lines[14], lines[-1]]) == written(
         """
-        task,part,strategy,steps,threshold,factor,entropy_bound,temperature,guidance,block_length,cache,nfe,distinct,judge,value,error,on_real
-        a: text_to_image,before,threshold,16,0.75,1.0,0.1,0.25,0.5,,none,16.5,1.0,label,0.5,0.0125,0.875
-        a: text_to_image,before,threshold,16,0.75,1.0,0.1,0.25,0.5,,none,16.5,1.0,frechet,9.0,0.25,1.5
-        a: text_to_image,cache,random,3,0.75,1.0,0.1,0.25,0.5,8,none,31.0,0.1,frechet,10.0,0.25,1.5
-        c: image_to_text,guidance,random,5,0.9,1.0,0.1,0.125,0.0,,none,6.0,0.6875,exact_match,1.0,0.0625,
+        task,part,strategy,steps,threshold,factor,entropy_bound,temperature,guidance,block_length,cache,nfe,distinct,judge,value,low,high,on_real
+        a: text_to_image,before,threshold,16,0.75,1.0,0.1,0.25,0.5,,none,16.5,1.0,label,0.5,0.46875,0.53125,0.875
+        a: text_to_image,before,threshold,16,0.75,1.0,0.1,0.25,0.5,,none,16.5,1.0,frechet,9.0,8.5,9.5,1.5
+        a: text_to_image,cache,random,3,0.75,1.0,0.1,0.25,0.5,8,none,31.0,0.1,frechet,10.0,9.5,10.5,1.5
+        c: image_to_text,guidance,random,5,0.9,1.0,0.1,0.125,0.0,,none,6.0,0.6875,exact_match,1.0,0.96875,1.0,
         """
     )
     ways = json.loads((tmp_path / "generation.json").read_text())
@@ -203,7 +208,7 @@ def test_all_that_is_written(tmp_path, monkeypatch):
 def test_a_way_is_described_by_the_number_that_it_goes_by():
     names = ("factor", "entropy_bound", "threshold", "margin")
     configs = {name: GenerationConfig(strategy=name, factor=2.5, entropy_bound=0.25, steps=3) for name in names}
-    of = {name: sampling_fronts.summary(config) for name, config in configs.items()}
+    of = {name: sampling_report.summary(config) for name, config in configs.items()}
     assert {name: words.removesuffix(", temperature 1, guidance 0") for name, words in of.items()} == {
         "factor": "factor, 2.5",
         "entropy_bound": "entropy_bound, 0.25",
@@ -212,7 +217,14 @@ def test_a_way_is_described_by_the_number_that_it_goes_by():
     }
 
 
-def test_what_is_tried_is_every_strategy_then_guidance_then_caches(loaded, prepared, tmp_path, monkeypatch):
+def judged(trial, value, nfe=1.0):
+    """Made-up outcome of a trial whose ten answers a judge scores as a whole."""
+    asked = {"dataset": trial.dataset, "task": trial.task, "split": trial.split, "judge": "exact_match", "examples": 10}
+    rest = {"interval": None, "is_share": False, "higher_is_better": True, "on_real": None, "mean_nfe": nfe}
+    return TaskOutcome(scores=[Score(**asked, value=value, **rest)], distinct=1.0)
+
+
+def test_what_is_tried_is_every_strategy_then_guidance_then_caches(loaded, prepared, tmp_path):
     """Two tasks that make text, of made-up scores: the cheapest strategy and the second temperature are best."""
     config = replace(
         SMALL,
@@ -225,64 +237,85 @@ def test_what_is_tried_is_every_strategy_then_guidance_then_caches(loaded, prepa
         max_examples=2,
         seed=40,
     )
-    exams = [exam for exam in exams_to_measure(loaded, prepared, config) if exam.task.name != "audio_to_text"]
+    tasks = tasks_to_measure(loaded, prepared, config, ["validation"])
+    tasks = [asked for asked in tasks if asked.task.name != "audio_to_text"]
     before = loaded.generation("text")
-    asked, reports, let_go = [], [], []
-    monkeypatch.setattr("trimask.diffusion.studies.trials._compiled", set())
-    monkeypatch.setattr("jax.clear_caches", lambda: let_go.append(len(asked)))
 
-    def made_up(exam, part, way, generator, seed):
-        asked.append((exam.task.name, part, way, seed))
-        score = {"before": 0.5 + (seed - 40) / 4, "cache": 0.0}.get(part, 0.75)
-        score += 0.25 * (way.temperature == 0.5) + 0.0625 * (exam.task.name == "text")
-        nfe = 10.0 * way.steps + (way.strategy == "threshold")
-        return SamplingPoint("text", exam.task.name, part, way, (Verdict("exact_match", score, 0.0, True),), nfe, 1.0)
+    def made_up(trial):
+        way = trial.how
+        score = 0.5 + (trial.seed - 40) / 4 if way == before else 0.0 if way.block_length else 0.75
+        score += 0.25 * (way.temperature == 0.5) + 0.0625 * (trial.task == "text")
+        return judged(trial, score, 10.0 * way.steps + (way.strategy == "threshold"))
 
-    monkeypatch.setattr(sampling_fronts, "_measure_point", made_up)
-    points, chosen = measure_target(exams, config, lambda *report: reports.append(report))
-    names = [exam.task.name for exam in exams]
+    trials = MadeUp(tmp_path, made_up)
+    points, chosen = measure_target(tasks, config, 7, before, trials)
+    names = [asked.task.name for asked in tasks]
     assert sorted(names) == ["image_to_text", "text"]
     best = replace(before, strategy="random", steps=2)
-    tried = [
-        ("before", before, 40),
-        ("before", before, 41),
-        ("strategy", best, 40),
-        ("strategy", replace(best, steps=4), 40),
-        ("strategy", replace(before, strategy="threshold", threshold=0.75), 40),
+    tried = {
+        "before": [(before, 40), (before, 41)],
+        "strategy": [
+            (best, 40),
+            (replace(best, steps=4), 40),
+            (replace(before, strategy="threshold", threshold=0.75), 40),
+        ],
         # Texts are not guided.
-        ("guidance", replace(best, guidance=0.0, temperature=1.0), 40),
-        ("guidance", replace(best, guidance=0.0, temperature=0.5), 40),
-        *(
-            ("cache", replace(best, temperature=0.5, block_length=2, cache=cache), 40)
-            for cache in ("none", "prefix", "dual")
-        ),
-    ]
-    assert asked == [(name, *one) for one in tried for name in names]
-    assert let_go == [4, 8, 10], "where another strategy begins"
+        "guidance": [
+            (replace(best, guidance=0.0, temperature=1.0), 40),
+            (replace(best, guidance=0.0, temperature=0.5), 40),
+        ],
+        "cache": [
+            (replace(best, temperature=0.5, block_length=2, cache=cache), 40) for cache in ("none", "prefix", "dual")
+        ],
+    }
+    assert [(what, measure) for what, measure, _ in trials.asked] == [(f"text: {part}", measure_task) for part in tried]
+    for (_, _, asked), settings in zip(trials.asked, tried.values(), strict=True):
+        assert [(t.task, t.how, t.seed) for t in asked] == [(name, *one) for one in settings for name in names]
+        assert {(t.run, t.model_step, t.split, t.max_examples) for t in asked} == {(SMALL.run, 7, "validation", 2)}
     # All but the second draw of the run's own way, which is there for the error.
-    assert [(point.task, point.part, point.config) for point in points] == [
-        (name, part, way) for part, way, seed in tried if seed == 40 for name in names
+    assert [(point.task.split(": ")[1], point.part, point.config) for point in points] == [
+        (name, part, way) for part, settings in tried.items() for way, seed in settings if seed == 40 for name in names
     ]
-    assert [point.verdicts[0].error for point in points] == [pytest.approx(0.25 / 2**0.5)] * 18
+    deviation = 0.25 / 2**0.5
+    for score in (point.scores[0] for point in points):
+        assert score.error == pytest.approx(deviation)
+        # The quantile of Student's distribution for two draws is 12.7062.
+        assert score.interval[1] - score.value == pytest.approx(12.7062 * deviation, rel=1e-5)
+        assert score.value - score.interval[0] == pytest.approx(12.7062 * deviation, rel=1e-5)
     assert chosen == replace(best, temperature=0.5)
-    assert reports[0] == ("making text", 0, 10) and reports[-1] == ("making text", 10, 10)
-    assert [done for _, done, _ in reports[:-1]] == list(range(10))
 
 
-def test_exams_are_of_every_dataset_that_has_the_split_and_media_are_compared_with_real_ones(
+def test_a_share_has_the_interval_of_its_questions_and_its_standard_error(loaded, prepared):
+    (asked, *_) = tasks_to_measure(loaded, prepared, SMALL, ["validation"])
+    trial = sampling_fronts._trial(SMALL, 7, asked, TEXT, 0)
+    outcome = judged(trial, 0.75)
+    outcome = replace(outcome, scores=[replace(outcome.scores[0], interval=(0.5, 0.892), is_share=True)])
+    point = sampling_fronts._point(asked, "strategy", TEXT, outcome)
+    point = sampling_report.with_errors(point, {"exact_match": 9.0}, 2)
+    assert point.scores[0].interval == (0.5, 0.892) and point.scores[0].error == pytest.approx(0.1)
+    two = [replace(point, scores=(replace(point.scores[0], value=v, error=0.3),)) for v in (0.5, 1.0)]
+    (mean,) = sampling_report.mean_over_tasks(two).scores
+    assert (mean.value, mean.interval) == (0.75, None) and mean.error == pytest.approx(0.3 * 2**0.5 / 2)
+
+
+def test_tasks_are_of_every_dataset_that_has_the_split_and_media_are_compared_with_real_ones(
     loaded, prepared, monkeypatch
 ):
     datasets = prepared.manifest.datasets
     name, first = next(iter(datasets.items()))
     splits = {split: shards for split, shards in first.splits.items() if split != SMALL.split}
-    changed = dataclasses.replace(
-        prepared.manifest, datasets=datasets | {name: dataclasses.replace(first, splits=splits)}
-    )
+    changed = replace(prepared.manifest, datasets=datasets | {name: replace(first, splits=splits)})
     monkeypatch.setattr(prepared, "manifest", changed)
+    monkeypatch.setattr(sampling_fronts, "open_run", lambda *_: (loaded, prepared))
     usual = sampling_fronts.choose_judges
     monkeypatch.setattr(sampling_fronts, "choose_judges", lambda *given: usual(*given) * 2)  # of several, the first
-    exams = exams_to_measure(loaded, prepared, SMALL)
-    judges = {exam.task.name: [judge.name for judge in exam.judges] for exam in exams}
+    sampling_fronts._opened.cache_clear()
+    judges = {}
+    for asked in tasks_to_measure(loaded, prepared, SMALL, [SMALL.split]):
+        about = (asked.held_out.dataset, asked.task.name, asked.held_out.split)
+        exam, _ = sampling_fronts._exam.__wrapped__(SMALL.run, prepared.folder, *about, None)
+        judges[asked.task.name] = [judge.name for judge in exam.judges]
+    sampling_fronts._opened.cache_clear()
     assert judges == {
         "text_to_audio": ["label", "frechet", "frechet"],
         "audio_to_text": ["exact_match"],
@@ -290,9 +323,12 @@ def test_exams_are_of_every_dataset_that_has_the_split_and_media_are_compared_wi
     }
 
 
-def test_a_task_is_measured_and_what_is_chosen_becomes_the_runs_default(trials, loaded, tmp_path, monkeypatch):
+def test_a_task_is_measured_once_and_what_is_chosen_becomes_the_runs_default(
+    trials, loaded, prepared, tmp_path, monkeypatch
+):
     monkeypatch.setattr("jax.clear_caches", lambda: None)  # other tests go on with what is compiled
-    text = study(dataclasses.replace(SMALL, modalities=("image",), max_examples=4, apply=True), trials)
+    config = replace(SMALL, modalities=("image",), max_examples=4, apply=True)
+    text = study(config, trials)
     with (tmp_path / "points.csv").open() as file:
         rows = list(csv.DictReader(file))
     # Before, one step of random, two guidances, three caches.
@@ -300,7 +336,7 @@ def test_a_task_is_measured_and_what_is_chosen_becomes_the_runs_default(trials, 
     for judge in ("label", "frechet"):
         own = [row for row in rows if row["judge"] == judge]
         assert Counter(row["part"] for row in own) == parts and {row["task"] for row in own} == {"drawn: text_to_image"}
-        assert all(float(row["error"]) >= 0 for row in own)
+        assert all(float(row["low"]) <= float(row["value"]) <= float(row["high"]) for row in own)
         # Blocks of one token: a cache that is made anew for each approximates nothing.
         assert len({row["value"] for row in own if row["part"] == "cache"}) == 1
     ways = json.loads((tmp_path / "generation.json").read_text())
@@ -310,7 +346,43 @@ def test_a_task_is_measured_and_what_is_chosen_becomes_the_runs_default(trials, 
     usual = {name: configuration.to_dict(way) for name, way in loaded.description.train.generation.items()}
     found = {name: configuration.to_dict(way) for name, way in description.train.generation.items()}
     assert found == usual | ways
-    assert description == dataclasses.replace(loaded.description, train=description.train)
+    assert description == replace(loaded.description, train=description.train)
+    # The same command measures nothing again, although the run's own settings are others now; nor does --final.
+    applied = replace(loaded, description=description)
+    monkeypatch.setattr("trimask.diffusion.studies.trials.load", fakes.opening(applied, Path(SMALL.run)))
+    monkeypatch.setattr(trials, "run_unordered", lambda _, work: iter(work and pytest.fail("measured again")))
+    trials.adds = False
+    assert study(config, trials) == text and not (loaded.folder / "config.json").exists()
+    asked = []
+
+    def score(trial, data):
+        asked.append(trial)
+        return judged(trial, 0.5 if trial.seed == 0 else 0.75, 3.0)
+
+    score.__name__ = "measure_task"
+    monkeypatch.setattr(sampling_fronts, "measure_task", score)
+    monkeypatch.setattr(
+        trials, "run_unordered", lambda function, work: ((n, function(*one)) for n, one in enumerate(work))
+    )
+    # The run with its former settings: what is scored is what was chosen, not what the run does by default.
+    monkeypatch.setattr("trimask.diffusion.studies.trials.load", fakes.opening(loaded, Path(SMALL.run)))
+    result = final(config, trials)
+    (way,) = {trial.how for trial in asked}
+    assert configuration.to_dict(way) == ways["image"]
+    assert [(trial.task, trial.split, trial.seed) for trial in asked] == [
+        ("text_to_image", "test", 0),
+        ("text_to_image", "test", 1),
+    ]
+    (figure,), half = result.figures, 12.7062 * 0.25 / 2**0.5
+    assert result.chosen == [f"image: {sampling_report.summary(way)}"]
+    assert (figure.split, figure.value, figure.over, figure.nfe) == ("test", 0.5, "2 draws", 3.0)
+    assert figure.interval == pytest.approx((0.5 - half, 0.5 + half), rel=1e-5)
+    assert figure.setting == f"drawn: text_to_image, {sampling_report.summary(way)}"
+
+
+def test_the_rule_says_every_number_that_it_depends_on():
+    assert "on validation are as good" in rule(SMALL) and "more than 0.05 below" in rule(SMALL)
+    assert rule(replace(SMALL, alike=0.25)) != rule(SMALL) == rule(replace(SMALL, steps=(1, 2)))
 
 
 @pytest.mark.parametrize(
@@ -330,6 +402,6 @@ def test_impossible_grids_are_refused(bad, reason):
 
 def test_a_split_without_questions_is_refused(trials):
     with pytest.raises(ValueError, match="split 'tset' has no questions"):
-        study(dataclasses.replace(SMALL, split="tset"), trials)
+        study(replace(SMALL, split="tset"), trials)
     with pytest.raises(ValueError, match="no questions for smells that can be judged"):
-        study(dataclasses.replace(SMALL, modalities=("smells",)), trials)
+        study(replace(SMALL, modalities=("smells",)), trials)

@@ -166,7 +166,7 @@ def test_diverged_runs_do_not_break_the_fit():
 
 def test_what_speaks_against_a_fit_is_said():
     sure = CriticalBatchFit(100.0, (90.0, 110.0), 1.5, 400.0, {})
-    assert sure.summary == "S_crit = 100 steps (95 %: 90–110), p = 1.50,"
+    assert sure.summary == "S_crit = 100 steps (95 % over seeds: 90–110), p = 1.50,"
     assert "beyond the longest runs of 80," in dataclasses.replace(sure, longest=80.0).summary
     assert "p = 4.00, at its bound" in dataclasses.replace(sure, power=4.0).summary
     assert "(one seed: no interval)" in dataclasses.replace(sure, interval=(math.nan, math.nan)).summary
@@ -229,7 +229,7 @@ def test_flat_is_told_from_not_flat_below_the_predicted_batch(world, tmp_path):
 
 
 def test_flatness_by_hand():
-    """Seeds differ by 0.1 at both batches alike: the spread is 1 %, and it has no error of its own."""
+    """Seeds differ by 0.1 at both batches alike: the spread is 1 %, and its interval has no width."""
 
     def runs(batch, losses):
         curve = [[1000.0 * share, 9.0, 2.0 + batch / 100] for share in (0.5, 1.0)]
@@ -238,11 +238,16 @@ def test_flatness_by_hand():
     cells = {("sde", 0): runs(10, (2.0, 2.1)), ("sde", 1): runs(20, (2.02, 2.12)), ("sde", 2): runs(40, (3.0, 3.1))}
     of = batch_invariance.flatness(cells, "sde", 20.0)
     assert (of.batches, of.verdict) == (2, "flat")
-    assert (of.spread, of.error) == (pytest.approx(0.02 / 2.05), pytest.approx(0.0, abs=1e-9))
+    assert (of.spread, of.half_width) == (pytest.approx(0.02 / 2.05), pytest.approx(0.0, abs=1e-9))
     assert of.allowed == pytest.approx(2 * 0.1 / 2**0.5 / 2.05)
     assert of.curve_deviation == pytest.approx(0.05 / 2.15)
     assert batch_invariance.flatness(cells, "sde", 40.0).verdict == "not flat"
     assert batch_invariance.flatness(cells, "sde", 15.0).verdict == "undecided, too few batches below B_crit"
+    # With one seed there is no interval; with two of which one differs more, it is 12.7062 standard errors wide.
+    alone = {cell: of_cell[:1] for cell, of_cell in cells.items()}
+    assert batch_invariance.flatness(alone, "sde", 20.0).half_width is None
+    wider = {**cells, ("sde", 1): runs(20, (2.02, 2.14))}
+    assert batch_invariance.flatness(wider, "sde", 20.0).half_width == pytest.approx(12.7062 * 0.01 / 2.05, rel=1e-4)
     diverged = {**cells, ("sde", 1): runs(20, (2.02, math.inf))}
     assert batch_invariance.flatness(diverged, "sde", 20.0).verdict == "not flat"
 

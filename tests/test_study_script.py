@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.studies.final import Final, FinalResult, ScoredSetting
 from trimask.scripts import study
 from trimask.tokenizers.storage import configuration
 
@@ -26,6 +27,18 @@ class OfTrainings:
     base: TrainConfig = TrainConfig()
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Result of `measure`."""
+
+    number: int
+
+
+def measure(config, data) -> Measured:
+    """Fake measure that returns the configuration's number."""
+    return Measured(config.number)
+
+
 @pytest.fixture
 def made_up(monkeypatch):
     """Data, configuration and workers with which a fake study was called; it writes two figures and a short report."""
@@ -33,11 +46,31 @@ def made_up(monkeypatch):
 
     def run(config, trials):
         called.append((config, trials.data, trials.workers))
+        if isinstance(config, OfARun):
+            trials.measurements([config], measure, Measured)
         for name in ("b.png", "a.png"):
             (trials.folder / name).write_bytes(b"")
         return "Found: *little*."
 
-    fake = SimpleNamespace(run=run, summary="", presets={"cpu": OfTrainings, "accelerator": OfTrainings})
+    def score(config, trials):
+        figure = ScoredSetting(
+            setting="seven",
+            split="test",
+            measure="accuracy",
+            value=0.5,
+            is_share=True,
+            interval=(0.25, 0.75),
+            over="8 problems",
+            nfe=1.0,
+        )
+        return FinalResult(config.run, [str(config.number)], [figure])
+
+    fake = SimpleNamespace(
+        run=run,
+        summary="",
+        presets={"cpu": OfTrainings, "accelerator": OfTrainings},
+        final=Final(lambda config: "the luckiest", score),
+    )
     monkeypatch.setitem(study.STUDIES, "made-up", fake)
     return called
 
@@ -56,6 +89,78 @@ def test_the_page_says_what_was_run_where_and_what_was_found(made_up, prepared, 
     assert configuration.load(out / "config.json", OfARun) == OfARun()
     shown = capsys.readouterr().out
     assert "Found: little." in shown and f"this report: {out}" in shown.replace("\n", "")
+
+
+def test_the_test_split_is_scored_once_a_study_is_complete_and_the_page_says_so(
+    made_up, prepared, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    options = {"out": out, "workers": 0, "data": prepared.folder}
+    with pytest.raises(ValueError, match="holds no complete study: 1 of 1 trials are missing"):
+        study.run("made-up", study.Options(**options, final=True), OfARun(), "early")
+    assert not out.exists()
+    study.run("made-up", study.Options(**options), OfARun(), "trimask study made-up out")
+    header = (out / "README.md").read_text().split("\n\n")[1]
+    assert "Test split" not in (out / "README.md").read_text() and not (out / "verdict.json").exists()
+    kept = [(out / name).read_bytes() for name in ("trials.jsonl", "config.json")]
+    found = study.run("made-up", study.Options(**options, final=True), OfARun(), "trimask study made-up out --final")
+    page = (out / "README.md").read_text()
+    # The command and date at the head stay those of the measurements.
+    assert found in page and page.split("\n\n")[1] == header
+    assert "Scored by this rule once." in found and "| seven | test | accuracy 50.0% | 25.0%–75.0% |" in found
+    with pytest.raises(ValueError, match="--again scores it all the same"):
+        study.run("made-up", study.Options(**options, final=True), OfARun(), "")
+    study.run("made-up", study.Options(**options, final=True, again=True), OfARun(), "")
+    assert "2 times, and only the first score is fresh evidence" in (out / "README.md").read_text()
+    # A later call keeps the scores on the page, and another grid is another study, which is not complete.
+    assert "2 times, " in study.run("made-up", study.Options(**options), OfARun(), "")
+    with pytest.raises(ValueError, match="holds no complete study"):
+        study.run("made-up", study.Options(**options, final=True, again=True), OfARun(number=8), "")
+    assert [(out / name).read_bytes() for name in ("trials.jsonl", "config.json")] == kept
+
+
+def test_a_study_that_chooses_nothing_has_no_final_score(tmp_path):
+    for name, able in study.STUDIES.items():
+        if able.final is None:
+            with pytest.raises(
+                ValueError, match=f"study {name} chooses nothing .* is for sampling, unmasking, policies"
+            ):
+                study.run(name, study.Options(out=tmp_path / "out", final=True), able.presets["cpu"](), "")
+    assert not (tmp_path / "out").exists()
+    assert {name for name, able in study.STUDIES.items() if able.final} == {"sampling", "unmasking", "policies"}
+
+
+def test_flags_that_exclude_each_other_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="--again is for --final, which is missing"):
+        study.Options(out=tmp_path, again=True)
+    with pytest.raises(ValueError, match="--show measures nothing; leave out --final or --show"):
+        study.Options(out=tmp_path, final=True, show=True)
+
+
+def test_a_study_is_shown_from_what_it_holds(made_up, prepared, tmp_path, monkeypatch):
+    fake = study.STUDIES["made-up"]
+    monkeypatch.setattr(fake, "presets", {"cpu": OfARun, "accelerator": OfARun})
+    out = tmp_path / "out"
+    data = ["--data", str(prepared.folder), "--workers", "0"]
+    study.main(["made-up", str(out), *data, "--number", "9"])
+    (out / "a.png").unlink()
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"}
+    study.main(["made-up", str(out), *data, "--show"])
+    assert made_up[-1][0] == OfARun(number=9) and (out / "a.png").exists()
+    after = {path.name: path.read_bytes() for path in out.iterdir() if path.name not in (".lock", "a.png")}
+    assert after.keys() == before.keys() and after["trials.jsonl"] == before["trials.jsonl"]
+    assert after["config.json"] == before["config.json"]
+    with pytest.raises(ValueError, match=r"--show takes the configuration of OUT/config.json; leave out flags"):
+        study.main(["made-up", str(out), *data, "--show", "--number", "8"])
+    (out / "trials.jsonl").unlink()
+    with pytest.raises(ValueError, match="holds a study of rules 1"):
+        study.main(["made-up", str(out), *data, "--show"])
+
+
+def test_a_study_is_shown_without_preparing_data(made_up, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there are no prepared data; --data names those of the study"):
+        study.run("made-up", study.Options(out=tmp_path / "out", workers=0, show=True), OfTrainings(), "")
+    assert not made_up
 
 
 def test_trainings_without_data_are_of_digits_that_are_prepared_for_them(made_up, prepared, tmp_path, monkeypatch):

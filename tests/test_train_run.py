@@ -402,16 +402,16 @@ def test_a_run_knows_the_commit_of_the_checkout_it_was_made_by(tmp_path, monkeyp
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.setattr(training, "__file__", str(tmp_path / "diffusion/pretraining/train_run.py"))
-    assert training._git_commit() is None
+    assert training.git_commit() is None
     (tmp_path / ".git").mkdir()
-    assert training._git_commit() is None, "a folder without a commit"
+    assert training.git_commit() is None, "a folder without a commit"
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run([*git, *words], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert head and training._git_commit() == head
+    assert head and training.git_commit() == head
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert training._git_commit() is None
+    assert training.git_commit() is None
 
 
 def test_nothing_is_announced_or_written_before_all_processes_know_what_the_folder_holds(

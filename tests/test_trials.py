@@ -1,6 +1,7 @@
 """Trials: recorded ones are not run again, programs are shared by configurations, and processes agree."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import pytest
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
-from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.pretraining.description import RULES, TrainConfig
 from trimask.diffusion.pretraining.train_run import train
 from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.run.step_loop import LoopConfig
@@ -194,6 +195,90 @@ def test_processes_are_refused_where_they_would_not_use_the_accelerator(prepared
     assert Trials(tmp_path, prepared.folder, None, silent).workers == 0
 
 
+def test_trials_of_the_first_rules_are_shown_and_none_is_added(prepared, tmp_path):
+    """A line without rules is of rules 1, and its key is what it was before there were others."""
+    with Trials(tmp_path, prepared.folder, 0, silent) as trials:
+        trials.measurements([CONFIG], fake, Outcome)
+        path = tmp_path / "trials.jsonl"
+        line = json.loads(path.read_text())
+        assert line["rules"] == RULES == 2
+        said = {**line["config"], "loop": studies_trials._LOOP_IN_KEYS}
+        identified = ["fake", said, trials.fingerprint]
+        keys = [hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16] for words in (identified, [*identified, 2])]
+        assert line["key"] == keys[1]
+        before = json.dumps({"key": keys[0], "outcome": line["outcome"], "config": line["config"]}) + '\n{"torn'
+        path.write_text(before)
+        assert trials.measurements([CONFIG], fake, Outcome)[0].loss == CONFIG.optimizer.learning_rate
+        refused = rf"{tmp_path} holds a study of rules 1 .* follows rules 2; choose another folder"
+        with pytest.raises(ValueError, match=refused):
+            trials.measurements([CONFIG, with_learning_rate(CONFIG, 0.5)], fake, Outcome)
+        assert path.read_text() == before and not trials.may_add
+        path.unlink()
+        assert trials.may_add and trials.measurements(
+            [CONFIG], fake, Outcome
+        )  # an empty folder is of the present rules
+
+
+def test_a_line_whose_rules_were_changed_is_another_trial_of_a_folder_that_is_only_shown(prepared, tmp_path):
+    path = tmp_path / "trials.jsonl"
+    for rules in (3, 1, "2", None):
+        with Trials(tmp_path, prepared.folder, 0, silent) as trials:
+            path.unlink(missing_ok=True)
+            trials.measurements([CONFIG], fake, Outcome)
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"rules": rules}))
+            with pytest.raises(ValueError, match=f"holds a study of rules {rules} "):
+                trials.measurements([CONFIG], fake, Outcome)
+
+
+def test_a_page_without_trials_is_of_the_first_rules(tmp_path):
+    assert studies_trials.rules_of(tmp_path) == RULES
+    (tmp_path / "README.md").write_text("# sampling\n")
+    assert studies_trials.rules_of(tmp_path) == 1
+
+
+def test_recorded_trials_are_enough_or_the_study_is_incomplete(prepared, tmp_path):
+    configs = [with_learning_rate(CONFIG, rate) for rate in (0.1, 0.2)]
+    with Trials(tmp_path, prepared.folder, 0, silent) as trials:
+        trials.measurements(configs[:1], fake, Outcome)
+    with Trials(tmp_path, prepared.folder, 0, silent, adds=False) as trials:
+        assert trials.measurements(configs[:1], fake, Outcome)[0].loss == 0.1 and not trials.may_add
+        with pytest.raises(ValueError, match=r"holds no complete study: 1 of 2 trials are missing\. The same command"):
+            trials.measurements(configs, fake, Outcome)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfASplit:
+    """Fake trial that is measured on a split."""
+
+    split: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """Result of `see`."""
+
+    split: str
+
+
+def see(config, data) -> Seen:
+    """Fake measure that returns the split."""
+    return Seen(config.split)
+
+
+def test_test_data_is_measured_without_a_record_and_never_as_a_trial(prepared, tmp_path):
+    reports = []
+    with Trials(tmp_path, prepared.folder, 0, lambda *report: reports.append(report)) as trials:
+        for split in ("test", "test_voice"):
+            with pytest.raises(ValueError, match=f"record validation only, got split '{split}'; .* by --final"):
+                trials.measurements([OfASplit(split="validation"), OfASplit(split=split)], see, Seen)
+        assert not (tmp_path / "trials.jsonl").exists()
+        reports.clear()
+        asked = [OfASplit(split=split) for split in ("test", "test_voice")]
+        assert trials.unrecorded(asked, see, "scores") == [Seen("test"), Seen("test_voice")]
+        assert reports == [("scores", 0, 2), ("scores", 1, 2), ("scores", 2, 2)]
+    assert not (tmp_path / "trials.jsonl").exists()
+
+
 def die(config, data) -> Outcome:
     """Fake measure that ends its process."""
     os._exit(9)
@@ -240,7 +325,8 @@ def test_a_trial_is_known_by_the_names_its_line_has_and_whatever_its_loop_was(pr
     with Trials(tmp_path, prepared.folder, 0, silent) as trials:
         said = configuration.to_dict(config)
         said["optimizer"]["pace"] = said["optimizer"].pop("learning_rate")
-        line = {"key": trials._key("fake", said, TrainConfig), "outcome": asdict(fake(config, None)), "config": said}
+        key = trials._key("fake", said, TrainConfig, RULES)
+        line = {"key": key, "rules": RULES, "outcome": asdict(fake(config, None)), "config": said}
         (tmp_path / "trials.jsonl").write_text(json.dumps(line) + "\n")
         monkeypatch.setitem(RENAMED, "OptimizerConfig.pace", "learning_rate")
         monkeypatch.setattr(trials, "run_unordered", lambda _, work: iter(work and pytest.fail("it was run again")))

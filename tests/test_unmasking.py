@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +13,11 @@ import pytest
 from madeup import MadeUp, written
 from test_policy import SMALL
 
+from trimask.diffusion.evaluation.intervals import wilson_interval
 from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import Answer, Generator
+from trimask.diffusion.studies.final import FinalResult
 from trimask.diffusion.studies.trials import Trials
 from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.problem_sets import from_prepared
@@ -136,7 +137,7 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(unmasking, "open_run", opened)
     laws = {"p/a": "bernoulli", "p/b": "bernoulli", "p/c": "dpls"}
     monkeypatch.setattr(
-        unmasking, "open_policy", lambda name: SimpleNamespace(config=dataclasses.replace(SMALL, law=laws[name]))
+        unmasking, "describe_policy", lambda name: SimpleNamespace(policy=dataclasses.replace(SMALL, law=laws[name]))
     )
     monkeypatch.setattr(GenerationConfig, "__post_init__", lambda _: None)  # policies that are nowhere
     monkeypatch.setattr(unmasking, "policy_origins", lambda names: TRAININGS)
@@ -162,24 +163,24 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         """
         runs/small at step 1234, 50 problems of sums text test.
 
-        |  | strategy | number | NFE | accuracy ± standard error | of each seed |
-        | --- | --- | --- | --- | --- | --- |
-        | blocks of 2 | random | 1 | 1.0 | 10.0% ± 4.3% |  |
-        | blocks of 2 | random | 4 | 4.0 | 30.0% ± 6.3% |  |
-        | blocks of 2 | threshold | 0.9 | 3.0 | 50.0% ± 6.8% |  |
-        | blocks of 2 | leftmost | 0.9 | 5.0 | 60.0% ± 6.7% |  |
-        | blocks of 2 | factor | 0.5 | 2.0 | 70.0% ± 6.3% |  |
-        | blocks of 2 | entropy_bound | 0.25 | 6.0 | 80.0% ± 5.6% |  |
-        | blocks of 2 | policy, α 1 | 1 | 8.0 | 85.0% ± 5.0% | 90.0%, 80.0% |
-        | blocks of 2 | policy, α 1 | 2 | 8.5 | 94.0% ± 2.0% | 92.0%, 96.0% |
-        | blocks of 2 | policy of before | 1 | 8.0 | 94.0% ± 3.6% |  |
-        | full | random | 1 | 1.5 | 20.0% ± 5.6% |  |
-        | full | random | 4 | 4.5 | 40.0% ± 6.7% |  |
-        | full | threshold | 0.9 | 3.5 | 56.0% ± 6.8% |  |
-        | full | leftmost | 0.9 | 5.5 | 66.0% ± 6.5% |  |
-        | full | factor | 0.5 | 2.5 | 76.0% ± 5.9% |  |
-        | full | entropy_bound | 0.25 | 6.5 | 86.0% ± 4.9% |  |
-        | full | policy of before | 1 | 8.5 | 98.0% ± 2.6% |  |
+        |  | strategy | number | NFE | accuracy | 95 % interval | over | of each seed |
+        | --- | --- | --- | --- | --- | --- | --- | --- |
+        | blocks of 2 | random | 1 | 1.0 | 10.0% | 4.3%–21.4% | 50 problems |  |
+        | blocks of 2 | random | 4 | 4.0 | 30.0% | 19.1%–43.8% | 50 problems |  |
+        | blocks of 2 | threshold | 0.9 | 3.0 | 50.0% | 36.6%–63.4% | 50 problems |  |
+        | blocks of 2 | leftmost | 0.9 | 5.0 | 60.0% | 46.2%–72.4% | 50 problems |  |
+        | blocks of 2 | factor | 0.5 | 2.0 | 70.0% | 56.2%–80.9% | 50 problems |  |
+        | blocks of 2 | entropy_bound | 0.25 | 6.0 | 80.0% | 67.0%–88.8% | 50 problems |  |
+        | blocks of 2 | policy, α 1 | 1 | 8.0 | 85.0% | 21.5%–100.0% | 2 seeds | 90.0%, 80.0% |
+        | blocks of 2 | policy, α 1 | 2 | 8.5 | 94.0% | 68.6%–100.0% | 2 seeds | 92.0%, 96.0% |
+        | blocks of 2 | policy of before | 1 | 8.0 | 94.0% | 83.8%–97.9% | 50 problems |  |
+        | full | random | 1 | 1.5 | 20.0% | 11.2%–33.0% | 50 problems |  |
+        | full | random | 4 | 4.5 | 40.0% | 27.6%–53.8% | 50 problems |  |
+        | full | threshold | 0.9 | 3.5 | 56.0% | 42.3%–68.8% | 50 problems |  |
+        | full | leftmost | 0.9 | 5.5 | 66.0% | 52.2%–77.6% | 50 problems |  |
+        | full | factor | 0.5 | 2.5 | 76.0% | 62.6%–85.7% | 50 problems |  |
+        | full | entropy_bound | 0.25 | 6.5 | 86.0% | 73.8%–93.0% | 50 problems |  |
+        | full | policy of before | 1 | 8.5 | 98.0% | 89.5%–99.6% | 50 problems |  |
 
         |  | strategy | left to right, of each seed |
         | --- | --- | --- |
@@ -427,6 +428,17 @@ def test_policies_are_trained_and_measured_and_not_trained_again(loaded, prepare
     monkeypatch.setattr(PolicyTraining, "step", lambda *_: pytest.fail("trained again"))
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
         assert run_policy_study(small, trials) == text
+    # The final score is that of the same comparison, and of trained policies alone.
+    scored = FinalResult(text, [], [])
+    monkeypatch.setattr(
+        unmasking, "final", lambda config, _: scored._replace(model=" ".join((config.dataset, *config.policies)))
+    )
+    with Trials(tmp_path, prepared.folder, 0, lambda *_: None, adds=False) as trials:
+        assert policy_study.final(small, trials) == scored and policy_study.rule(small) == unmasking.rule(small.measure)
+        untrained = dataclasses.replace(small, seeds=2)
+        for called in (policy_study.final, run_policy_study):
+            with pytest.raises(ValueError, match="1 of 2 policies are not trained, such as scratch-additive-s1"):
+                called(untrained, trials)
 
 
 def test_a_chain_is_a_start_and_all_that_goes_on_from_it(tmp_path):
@@ -443,15 +455,78 @@ def test_the_front_is_what_nothing_cheaper_reaches():
     assert front(points) == [(2.0, 0.3), (4.0, 0.6)] and front([]) == []
 
 
-def test_curves_of_several_seeds_are_one_with_the_error_of_the_mean():
+def test_curves_of_several_seeds_are_one_with_the_interval_of_the_mean():
     points = [
         FrontPoint(0, "p", 1.0, accuracy, nfe, 50, seed)
-        for seed, (accuracy, nfe) in enumerate([(0.4, 5.0), (0.6, 7.0)])
+        for seed, (accuracy, nfe) in enumerate([(0.49, 5.0), (0.51, 7.0)])
     ]
-    ((number, accuracy, nfe, error),) = merged(points)
-    assert (number, accuracy, nfe) == (1.0, 0.5, 6.0) and error == pytest.approx(0.1)
-    ((_, _, _, alone),) = merged(points[:1])
-    assert alone == pytest.approx(math.sqrt(0.24 / 50), rel=0.05)
+    half = 12.7062 * 0.01  # Student's quantile for two values, times their standard error
+    (mean,) = merged(points)
+    assert (mean.number, mean.accuracy, mean.nfe, mean.over) == (1.0, 0.5, 6.0, "2 seeds")
+    assert mean.interval == pytest.approx((0.5 - half, 0.5 + half), rel=1e-4)
+    (alone,) = merged(points[:1])
+    assert (alone.interval, alone.over) == (wilson_interval(24, 50), "50 problems")
+
+
+def test_chosen_are_the_fronts_of_all_heuristics_and_of_each_policy_by_its_mean_over_seeds():
+    points = {
+        # Setting → whether it is chosen.
+        FrontPoint(8, "random", 1.0, 0.3, 1.0, 50): True,
+        FrontPoint(8, "random", 2.0, 0.2, 2.0, 50): False,
+        FrontPoint(8, "threshold", 0.5, 0.5, 4.0, 50): True,
+        FrontPoint(8, "factor", 1.0, 0.5, 5.0, 50): False,  # as accurate, and not as cheap
+        FrontPoint(0, "factor", 1.0, 0.1, 9.0, 50): True,  # other blocks
+        FrontPoint(8, "fast", 1.0, 0.2, 7.0, 50, 0): True,
+        FrontPoint(8, "fast", 1.0, 0.4, 9.0, 50, 1): True,
+        FrontPoint(8, "fast", 2.0, 0.5, 9.0, 50, 0): False,  # 0.3 in 10 evaluations, on average
+        FrontPoint(8, "fast", 2.0, 0.1, 11.0, 50, 1): False,
+        FrontPoint(8, "slow", 1.0, 0.1, 30.0, 50, 0): True,  # another policy
+    }
+    assert unmasking_report.on_fronts(list(points)) == list(points.values())
+
+
+def test_what_validation_chooses_is_scored_on_the_test_split_alone(loaded, prepared, tmp_path, monkeypatch):
+    for module in ("trimask.diffusion.studies.trials", "trimask.sampling_rl.studies.unmasking"):
+        monkeypatch.setattr(f"{module}.load", fakes.opening(loaded, Path(STUDY.run)))
+    config = dataclasses.replace(STUDY, thresholds=(0.5, 0.9), shown=2, seed=5)
+    seen = []
+
+    def made_up(trial, data):
+        """On validation the threshold 0.9 is right more often in as many evaluations; on test it is the other way."""
+        seen.append(trial)
+        is_right = (trial.how.threshold == 0.9) == (trial.split == "validation") and trial.how.strategy == "threshold"
+        return Measurement(0.75 if is_right else 0.25, 2.0, 40, None, [], [])
+
+    made_up.__name__ = "measure"
+    monkeypatch.setattr(unmasking, "measure", made_up)
+    with (
+        Trials(tmp_path, prepared.folder, 0, lambda *_: None, adds=False) as trials,
+        pytest.raises(ValueError, match="holds no complete study: 4 of 4 trials are missing"),
+    ):
+        unmasking.final(config, trials)
+    assert not seen
+    with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
+        trials.measurements([trial for _, trial in planned_trials(config, loaded.step)], made_up, Measurement)
+    assert {trial.split for trial in seen} == {"validation"} and len(seen) == 4
+    seen.clear()
+    before = (tmp_path / "trials.jsonl").read_bytes()
+    with Trials(tmp_path, prepared.folder, 0, lambda *_: None, adds=False) as trials:
+        result = unmasking.final(config, trials)
+    assert [(t.split, t.how.strategy, t.how.threshold, t.seed, t.shown) for t in seen] == [
+        ("test", "threshold", 0.9, 5, 0)
+    ]
+    assert (tmp_path / "trials.jsonl").read_bytes() == before
+    (figure,) = result.figures
+    assert result.chosen == [figure.setting] == ["blocks of 2: threshold, 0.9"]
+    assert result.model == f"{STUDY.run} at step {loaded.step}"
+    assert (figure.split, figure.value, figure.over, figure.nfe) == ("test", 0.25, "40 problems", 2.0)
+    assert figure.interval == wilson_interval(10, 40)
+    assert "front of validation" in unmasking.rule(config)
+
+
+def test_a_policy_without_a_checkpoint_is_not_compared(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a policy with a complete checkpoint; `trimask train-policy`"):
+        list(planned_trials(dataclasses.replace(STUDY, policies=(str(tmp_path / "p"),)), 7))
 
 
 def test_the_step_of_a_place_is_the_one_that_revealed_it(loaded, prepared):

@@ -1,5 +1,6 @@
 """Folders that earlier code wrote open and resume with the same results; see `written/write.py`."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -17,8 +18,9 @@ from trimask.diffusion.pretraining.train_run import train
 from trimask.diffusion.run.folder import read_intact_lines
 from trimask.diffusion.studies import learning_rate_transfer
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
-from trimask.diffusion.studies.trials import Trials
+from trimask.diffusion.studies.trials import Outcome, Trials, rules_of
 from trimask.sampling_rl.train_policy import PolicyTrainConfig
+from trimask.scripts import study as command
 from trimask.scripts.output.answers import read_index
 from trimask.scripts.output.trajectory import trace_page
 from trimask.tokenizers.storage import configuration
@@ -90,14 +92,40 @@ def test_a_run_resumes_with_the_losses_it_had_and_twice_to_the_same_bits(written
     assert json.loads(about[0])["arrays"] == json.loads(about[1])["arrays"]  # checksums of all leaves
 
 
-def test_a_study_goes_on_without_a_new_trial(written, expected, monkeypatch):
-    run_again = []
-    monkeypatch.setattr(Trials, "run_unordered", lambda _, __, work: run_again.extend(work) or iter(()))
+def test_a_study_is_shown_without_a_new_trial(written, expected, monkeypatch):
+    monkeypatch.setattr(Trials, "run_unordered", lambda _, __, work: iter(work and pytest.fail("trained again")))
+    before = (written / "study" / "trials.jsonl").read_bytes()
     config = configuration.load(written / "study" / "config.json", LearningRateTransfer)
     with Trials(written / "study", written / "data", 0, lambda *_: None) as runner:
         text = learning_rate_transfer.study(config, runner)
-    assert not run_again and text in (written / "study" / "README.md").read_text()
+    page = (written / "study" / "README.md").read_text()
+    assert text in page and (written / "study" / "trials.jsonl").read_bytes() == before
     assert {line["key"] for line in read_intact_lines(written / "study" / "trials.jsonl")} == set(expected["trials"])
+    command.main(["lr-transfer", "study", "--data", "data", "--workers", "0", "--show"])
+    assert (written / "study" / "README.md").read_text() == page
+
+
+def test_a_study_goes_on_only_by_the_rules_that_it_began_with(written, monkeypatch):
+    folder = written / "longer"
+    shutil.copytree(written / "study", folder)
+    config = configuration.load(folder / "config.json", LearningRateTransfer)
+    config = dataclasses.replace(config, log2_learning_rates=(*config.log2_learning_rates, -6))
+    added = []
+
+    def trained(_, function, work):
+        added.extend(config.optimizer.learning_rate for config, _ in work)
+        return iter([(0, Outcome(1.0, 1.0, [[1.0, 1.0, 1.0]], 1, 1.0, 1, 0.0))])
+
+    monkeypatch.setattr(Trials, "run_unordered", trained)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+    with Trials(folder, written / "data", 0, lambda *_: None) as runner:
+        if rules_of(folder) == RULES:
+            learning_rate_transfer.study(config, runner)
+            assert added == [2**-6]
+            return
+        with pytest.raises(ValueError, match=f"holds a study of rules 1 .* this code follows rules {RULES}"):
+            learning_rate_transfer.study(config, runner)
+    assert not added and {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"} == before
 
 
 def test_a_policy_an_evaluation_and_answers_open(written):

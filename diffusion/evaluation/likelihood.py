@@ -121,17 +121,6 @@ def estimates_of_bits(
     return np.stack(estimates)
 
 
-def mean_and_half_width(
-    estimates: Float[np.ndarray, "repeats *rest"],
-) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
-    """Mean of independent estimates along the first axis, and half the width of its 95 % interval (Student's t)."""
-    from scipy.special import stdtrit  # takes a third of a second to load
-
-    repeats = len(estimates)
-    error = np.std(estimates, axis=0, ddof=1) / repeats**0.5
-    return np.mean(estimates, axis=0), float(stdtrit(repeats - 1, 0.975)) * np.asarray(error)
-
-
 def _by_length(examples: Sequence[Example]) -> dict[int, list[int]]:
     """Indices of the examples by row length, which is 2ⁿ, 3 · 2ⁿ or that of the longest, so that few are compiled."""
     longest = max(example.length for example in examples)

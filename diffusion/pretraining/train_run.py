@@ -159,7 +159,7 @@ def _new_description(
         optimizer=config.sde.rescale(config.optimizer, batch_tokens, horizon),
         epochs={dataset.name: dataset.epochs for dataset in use},
         trimask=importlib.metadata.version("trimask"),
-        git_commit=_git_commit(),
+        git_commit=git_commit(),
         init_from=None if init_from is None else str(init_from.absolute()),
     )
     return description, use
@@ -175,7 +175,7 @@ def _checkpoints_of_decay(folder: Path, description: RunDescription, batches: Ba
     return steps_of_decay(folder, last_stable, state) if is_longer and last_stable is not None else []
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """Commit of the git checkout that trimask runs from; None if it runs from none."""
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists() or shutil.which("git") is None:

@@ -5,7 +5,7 @@ scaled, learning rate times κ, learning rate times √κ, and the whole SDE rul
 first. The largest batch for which the SDE rule should hold, B_crit, is predicted from S_crit at half the horizon
 (`critical_batch.py`). The loss is called flat if the spread of its mean over the batches up to B_crit is at most
 max(1 %, 2 standard deviations of seeds). A seed means the same initialisation and the same examples at every batch, so
-the standard error of the spread is that of differences within seeds.
+the 95 % interval of the spread is that of differences within seeds.
 """
 
 import dataclasses
@@ -16,18 +16,19 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from trimask.diffusion.evaluation.intervals import half_width_of_mean
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.sde import SDEScaling, rescaled
 from trimask.diffusion.studies.critical_batch import EXCESS, CriticalBatchFit, by_cell, fit_critical_steps
 from trimask.diffusion.studies.findings import (
+    OVER_SEEDS,
     Curve,
     Panel,
     draw_panels,
     markdown_table,
-    mean_and_deviation,
+    mean_and_interval,
     standard_deviation,
-    standard_error,
     write_csv,
 )
 from trimask.diffusion.studies.trials import (
@@ -129,8 +130,8 @@ class Flatness:
     """Number of batches compared."""
     spread: float
     """(highest − lowest) / lowest of the batches' mean losses."""
-    error: float
-    """Standard error of the spread, from differences within seeds."""
+    half_width: float | None
+    """Half the width of the 95 % interval of the spread, from differences within seeds. None: a single seed."""
     allowed: float
     """Largest spread that counts as flat: max(1 %, 2 standard deviations of seeds)."""
     curve_deviation: float
@@ -152,19 +153,19 @@ def flatness(by_seeds: Mapping[Cell, Sequence[Outcome]], rule: str, critical: fl
     """
     cells = [o for (of_rule, _), o in by_seeds.items() if of_rule == rule and o[0].batch_tokens <= critical]
     if len(cells) < 2:
-        return Flatness(len(cells), spread=np.nan, error=np.nan, allowed=np.nan, curve_deviation=np.nan)
+        return Flatness(len(cells), spread=np.nan, half_width=None, allowed=np.nan, curve_deviation=np.nan)
     losses = np.array([[o.loss for o in outcomes] for outcomes in cells])
     if not np.isfinite(losses).all():
-        return Flatness(len(cells), spread=np.inf, error=np.inf, allowed=EXCESS, curve_deviation=np.inf)
+        return Flatness(len(cells), spread=np.inf, half_width=None, allowed=EXCESS, curve_deviation=np.inf)
     means = losses.mean(axis=1)
     within_seeds = np.sqrt(np.mean([standard_deviation(of_cell) ** 2 for of_cell in losses.tolist()]))
     differences = losses[np.argmax(means)] - losses[np.argmin(means)]
-    error = standard_error(differences.tolist())
+    half = half_width_of_mean(differences.tolist())
     curves = np.array([_second_half(outcomes) for outcomes in cells])
     return Flatness(
         batches=len(cells),
         spread=float(np.ptp(means) / means.min()),
-        error=float(error / means.min()),
+        half_width=None if half is None else float(half / means.min()),
         allowed=max(EXCESS, float(2 * within_seeds / means.min())),
         curve_deviation=float(np.abs(curves / curves.mean(axis=0) - 1).max()),
     )
@@ -220,20 +221,20 @@ def _text(
         f"{by_seeds[config.rules[0], 0][0].num_parameters:,} parameters, {horizon:,} tokens, base batch "
         f"{base.sde.base_batch_tokens:,.0f} tokens, tuned learning rate {base.optimizer.learning_rate:.3g}"
         f"{AT_EDGE if is_edge else ''}, {config.seeds} seeds. {fit.summary} at half the horizon predicts "
-        f"B_crit = {critical:,.0f} tokens ({horizon / fit.interval[1]:,.0f}–{horizon / fit.interval[0]:,.0f})."
+        f"B_crit = {critical:,.0f} tokens {fit.batch_interval(horizon)}."
     ]
     header = ["batch in tokens", "steps", *config.rules]
     rows = []
     for k in config.log2_factors:
         one = by_seeds[config.rules[0], k][0]
-        cells = [mean_and_deviation([o.loss for o in by_seeds[rule, k]]) for rule in config.rules]
+        cells = [mean_and_interval([o.loss for o in by_seeds[rule, k]]) for rule in config.rules]
         rows.append([f"{one.batch_tokens:,.0f}", f"{one.steps:,}", *cells])
-    parts.append(markdown_table(header, rows) + "\n\n± is one standard deviation of seeds.")
+    parts.append(markdown_table(header, rows) + f"\n\n{OVER_SEEDS.format(config.seeds)}")
     for rule in config.rules:
         result = flatness(by_seeds, rule, critical)
+        half = "" if result.half_width is None else f" ± {result.half_width:.1%}"
         parts.append(
-            f"- {rule}: {result.verdict}; spread {result.spread:.1%} ± {result.error:.1%} (standard error) over the "
-            f"{result.batches} batches up to B_crit, allowed {result.allowed:.1%}; held-out curves within "
-            f"{result.curve_deviation:.1%} of their mean."
+            f"- {rule}: {result.verdict}; spread {result.spread:.1%}{half} over the {result.batches} batches up to "
+            f"B_crit, allowed {result.allowed:.1%}; held-out curves within {result.curve_deviation:.1%} of their mean."
         )
     return "\n\n".join(parts)

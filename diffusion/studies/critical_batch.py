@@ -19,10 +19,11 @@ import numpy as np
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.studies.findings import (
+    OVER_SEEDS,
     Panel,
     draw_panels,
     markdown_table,
-    mean_and_deviation,
+    mean_and_interval,
     standard_deviation,
     write_csv,
 )
@@ -79,15 +80,23 @@ class CriticalBatchFit:
     @property
     def summary(self) -> str:
         """S_crit with its interval, p, and whether they are extrapolated or at a bound, in words."""
-        low, high = self.interval
         beyond = f", beyond the longest runs of {self.longest:,.0f}" if self.critical_steps > self.longest else ""
         bound = ", at its bound" if not _POWERS[0] * 1.01 < self.power < _POWERS[1] * 0.99 else ""
-        interval = f"(95 %: {low:.0f}–{high:.0f})" if np.isfinite(low) else "(one seed: no interval)"
-        return f"S_crit = {self.critical_steps:.0f} steps {interval}, p = {self.power:.2f}{bound}{beyond},"
+        steps = f"{self.critical_steps:.0f} steps {_shown_interval(*self.interval)}"
+        return f"S_crit = {steps}, p = {self.power:.2f}{bound}{beyond},"
+
+    def batch_interval(self, horizon: int) -> str:
+        """95 % confidence interval of B_crit in tokens at a horizon in tokens, in words."""
+        low, high = self.interval
+        return _shown_interval(horizon / high, horizon / low)
 
     def loss(self, horizon: int, steps: float) -> float:
         """Loss L(D, S) of a run, by the fit; the horizon must be one of `plateaus`."""
         return self.plateaus[horizon] * (1 + EXCESS * (self.critical_steps / steps) ** self.power)
+
+
+def _shown_interval(low: float, high: float) -> str:
+    return f"(95 % over seeds: {low:,.0f}–{high:,.0f})" if np.isfinite(low) else "(one seed: no interval)"
 
 
 def study(config: CriticalBatch, trials: Trials) -> str:
@@ -209,19 +218,19 @@ def _text(config: CriticalBatch, losses: Losses, predicting: CriticalBatchFit, m
     rows = []
     for (d, batch), cell in losses.items():
         steps = cell[0][0]
-        loss = mean_and_deviation([loss for _, loss in cell])
+        loss = mean_and_interval([loss for _, loss in cell])
         rows.append([f"{d:,}", f"{batch:,}", f"{d / steps:,.0f}", f"{steps:,.0f}", loss])
-    low, high = predicting.interval
     flat = largest_flat_batch(losses, horizon, plateau)
     largest = "No measured batch has a loss within noise of the plateau."
     if flat is not None:
         largest = f"The largest batch whose loss is within noise of the plateau has {flat:,.0f} tokens."
     return "\n\n".join(
         [
-            markdown_table(["horizon", "batch in positions", "in tokens", "steps", "loss ± sd of seeds"], rows),
+            markdown_table(["horizon", "batch in positions", "in tokens", "steps", "loss"], rows),
+            OVER_SEEDS.format(config.seeds),
             f"{predicting.summary} from horizons {' and '.join(f'{d:,}' for d in config.horizons)}.",
             f"Predicted for {horizon:,} tokens: B_crit = {predicted:,.0f} tokens "
-            f"({horizon / high:,.0f}–{horizon / low:,.0f}). Measured there alone: {measured.summary} that is B_crit = "
+            f"{predicting.batch_interval(horizon)}. Measured there alone: {measured.summary} that is B_crit = "
             f"{horizon / measured.critical_steps:,.0f}. {largest}",
         ]
     )

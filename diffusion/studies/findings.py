@@ -13,6 +13,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from trimask.diffusion.evaluation.intervals import half_width_of_mean
 from trimask.tokenizers.storage.files import replacing, write_text, written_to
 
 _COLORS = matplotlib.color_sequences["tab10"]
@@ -130,6 +131,9 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+OVER_SEEDS = "± is half the width of the 95 % interval of the mean over {} seed(s), by Student's t."
+"""Says in a report what ± is of; {} is the number of seeds."""
+
 _Item = TypeVar("_Item")
 _Group = TypeVar("_Group")
 
@@ -147,22 +151,16 @@ def standard_deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Standard error of the mean of independent values, usually over seeds; 0 for a single value."""
-    return standard_deviation(values) / len(values) ** 0.5
+def mean_and_interval(losses: Sequence[float]) -> str:
+    """Formats losses of several seeds as their mean ± half the width of its 95 % interval (Student's t).
 
-
-def standard_error_of_interval(low: float, high: float) -> float:
-    """Standard error of which a 95 % confidence interval is the normal approximation: its width / (2 · 1.96)."""
-    return (high - low) / (2 * 1.96)
-
-
-def mean_and_deviation(losses: Sequence[float]) -> str:
-    """Formats losses of several seeds as mean ± standard deviation, or as "n of m diverged" if any is not finite."""
+    Without ± for a single seed; "n of m diverged" if any is not finite.
+    """
     diverged = sum(not np.isfinite(loss) for loss in losses)
     if diverged:
         return f"{diverged} of {len(losses)} diverged"
-    return f"{np.mean(losses):.4f} ± {standard_deviation(losses):.4f}"
+    half = half_width_of_mean(losses)
+    return f"{np.mean(losses):.4f}" + ("" if half is None else f" ± {half:.4f}")
 
 
 def power_law_exponent(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"]) -> float:

@@ -182,8 +182,10 @@ def kill_at(child: TrainingProcess, aim: str, step: int, start_seconds: float, r
 def study(config: KillAndResume, trials: Trials) -> str:
     """Trains both runs in new folders, writes kills.csv, and returns the report in Markdown.
 
-    Raises ValueError if one of the folders exists.
+    Raises ValueError if one of the folders exists, or if only recorded trials may be used, since there are none.
     """
+    if not trials.adds:
+        raise ValueError(f"{trials.folder}: this study records no trials; its report is {trials.folder / 'README.md'}")
     uninterrupted, killed = trials.folder / "uninterrupted", trials.folder / "killed"
     for folder in (uninterrupted, killed):
         if folder.exists():

@@ -7,6 +7,7 @@ its complement. Both cost n rows.
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import jax
@@ -37,22 +38,53 @@ class MaskVariance(Checked):
     """Number of batches for each schedule and kind of mask."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class VarianceTrial:
+    """One schedule and kind of mask, and all else that its variance depends on; stored in trials.jsonl."""
+
+    run: str
+    model_step: int
+    """Step of the model's checkpoint."""
+    masking: MaskingConfig
+    draws: int
+    """Number of batches."""
+
+
+@dataclass(frozen=True)
+class Variance:
+    """Result of a `VarianceTrial`; stored in trials.jsonl."""
+
+    trace: float
+    """Trace of the covariance of the gradient."""
+
+
 def study(config: MaskVariance, trials: Trials) -> str:
     """Measures every schedule, writes variances.csv, and returns the report in Markdown."""
-    loaded, prepared = open_run(config.run, trials.data)
+    loaded, _ = open_run(config.run, trials.data)
+    maskings = [
+        MaskingConfig(schedule=ScheduleConfig(kind=kind), complementary=complementary)
+        for kind in config.schedules
+        for complementary in (False, True)
+    ]
+    planned = [VarianceTrial(run=config.run, model_step=loaded.step, masking=m, draws=config.draws) for m in maskings]
+    traces = [result.trace for result in trials.measurements(planned, measure_variance, Variance, "variances")]
     rows, cells = [], []
-    for number, kind in enumerate(config.schedules):
-        trials.report("schedules", number, len(config.schedules))
-        masking = MaskingConfig(schedule=ScheduleConfig(kind=kind))
-        independent = gradient_variance(loaded, prepared, masking, config.draws)
-        pairs = gradient_variance(loaded, prepared, dataclasses.replace(masking, complementary=True), config.draws)
+    for kind, independent, pairs in zip(config.schedules, traces[::2], traces[1::2], strict=True):
         rows.append({"schedule": kind, "independent": independent, "complementary": pairs})
         cells.append([kind, f"{independent:.3g}", f"{pairs:.3g}", f"{pairs / independent:.2f}"])
-    trials.report("schedules", len(config.schedules), len(config.schedules))
     write_csv(trials.folder / "variances.csv", rows)
     table = markdown_table(["schedule", "independent", "complementary", "ratio"], cells)
     conditions = f"{config.draws} draws, {config.run} at step {loaded.step}"
     return f"Trace of the covariance of the ELBO's gradient, {conditions}.\n\n{table}"
+
+
+def measure_variance(trial: VarianceTrial, data: Path) -> Variance:
+    """Estimates the variance of the gradient.
+
+    The name of this function is part of the keys in trials.jsonl, so it must not change.
+    """
+    loaded, prepared = open_run(trial.run, data)
+    return Variance(gradient_variance(loaded, prepared, trial.masking, trial.draws))
 
 
 def gradient_variance(loaded: LoadedRun, prepared: Prepared, masking: MaskingConfig, draws: int) -> float:

@@ -19,9 +19,10 @@ from typing import Annotated
 import numpy as np
 from jaxtyping import Float
 
+from trimask.diffusion.evaluation.intervals import half_width_of_mean
 from trimask.diffusion.parametrization import Family, ModuleMultipliers
 from trimask.diffusion.pretraining.description import TrainConfig
-from trimask.diffusion.studies.findings import Panel, draw_panels, markdown_table, standard_error, write_csv
+from trimask.diffusion.studies.findings import OVER_SEEDS, Panel, draw_panels, markdown_table, write_csv
 from trimask.diffusion.studies.trials import AT_EDGE, Outcome, Trials, at_shape, with_tuned_learning_rate
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.ranges import Checked, Log2, NonNegative, Positive, PositiveInt, Size, real
@@ -239,14 +240,16 @@ def _text(
     for name in dict.fromkeys(name for name, _ in compared):
         plain, tuned = ([o.loss for o in compared[name, is_tuned]] for is_tuned in (False, True))
         difference = np.array(tuned) - np.array(plain)
-        error = standard_error(difference.tolist())
+        half = half_width_of_mean(difference.tolist())
         means = (f"{np.mean(plain):.4f}", f"{np.mean(tuned):.4f}")
-        gain = f"{difference.mean() / np.mean(plain):+.1%} ± {error / np.mean(plain):.1%}"
+        gain = f"{difference.mean() / np.mean(plain):+.1%}" + (
+            "" if half is None else f" ± {half / np.mean(plain):.1%}"
+        )
         faster = f"{speedup(compared[name, False], compared[name, True]):.2f}"
         rows.append([name, f"{compared[name, False][0].num_parameters:,}", *means, gain, faster])
     largest = sorted(zip(search_dimensions(), best.centre.tolist(), strict=True), key=lambda pair: -abs(pair[1]))[:10]
     named = ", ".join(f"{family} of {group} ×{2.0**log2_factor:.2f}" for (family, group), log2_factor in largest)
-    header = ["shape", "parameters", "untuned", "with multipliers", "difference ± standard error", "speed-up"]
+    header = ["shape", "parameters", "untuned", "with multipliers", "difference", "speed-up"]
     return "\n\n".join(
         [
             f"Tuned learning rate {base.optimizer.learning_rate:.3g}{AT_EDGE if is_edge else ''}; "
@@ -255,6 +258,7 @@ def _text(
             f"the searched seed from {rounds[0].loss:.4f} to {best.loss:.4f}. On {config.seeds} other seeds, at the "
             "base and transferred:",
             markdown_table(header, rows),
+            OVER_SEEDS.format(config.seeds),
             "Speed-up: ratio of the tokens that the untuned runs need to those that the runs with multipliers need, to "
             "the same held-out loss of the averaged weights.",
             f"The largest multipliers: {named}. All of them: multipliers.json, for `trimask train --multipliers`.",

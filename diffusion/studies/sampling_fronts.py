@@ -13,46 +13,51 @@ good as the best: within one error of the best share of right answers (a larger 
 equal to it), and of those within one error of the smallest distance. Settings whose media are too often equal are
 excluded: the share of distinct answers must be at least that of real media minus `alike`. The error of a share is its
 standard error; that of a distance is its standard deviation over several draws with the run's own settings. Tasks that
-generate text share their settings, which are chosen by the mean of their scores.
+generate text share their settings, which are chosen by the mean of their scores. `rule` says this in a sentence, and
+`final` scores what was chosen on the test splits.
 """
 
-import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
-
-import numpy as np
+from typing import Annotated, Any, NamedTuple
 
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import VALIDATION
-from trimask.diffusion.evaluation.exam import Exam, choose_judges, has_new_questions, question
+from trimask.diffusion.evaluation.exam import Exam, captions, choose_judges, has_new_questions, question, why_unjudged
 from trimask.diffusion.evaluation.held_out import HeldOutExamples, TrainingExamples
+from trimask.diffusion.evaluation.intervals import standard_error_of
 from trimask.diffusion.evaluation.results import Score
 from trimask.diffusion.pretraining.trained_model import LoadedRun
-from trimask.diffusion.run.progress import Report
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import Generator
-from trimask.diffusion.studies.findings import (
-    Panel,
-    draw_panels,
-    grouped,
-    markdown_table,
-    standard_error_of_interval,
-    write_csv,
+from trimask.diffusion.studies.final import FinalResult, ScoredSetting, splits_to_score
+from trimask.diffusion.studies.findings import grouped, write_csv
+from trimask.diffusion.studies.heuristics import HeuristicSetting, heuristic_settings
+from trimask.diffusion.studies.sampling_report import (
+    CACHES,
+    PointScore,
+    SamplingPoint,
+    cheapest_of_best,
+    csv_rows,
+    deviations_of,
+    draw_quality,
+    mean_over_tasks,
+    summary,
+    table_of_caches,
+    table_of_choices,
+    with_errors,
 )
-from trimask.diffusion.studies.heuristics import PARAMETERS, HeuristicSetting, heuristic_settings
 from trimask.diffusion.studies.trials import Trials, make_room_for, open_run
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import write_text
 from trimask.tokenizers.storage.ranges import Checked, NonNegative, PositiveInt, Seed, Share, Size, whole
-from trimask.tokenizers.vocabulary import TEXT
+from trimask.tokenizers.vocabulary import TEXT, Task
 
 _FIT_EXAMPLES, _ROWS = 10_000, 128
 """Largest number of training examples to which judges are fitted, and number of rows generated at once."""
-_CACHES = ("none", "prefix", "dual")
-"""Caches of keys and values to compare, as named in `GenerationConfig.cache`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +69,7 @@ class SamplingStudy(Checked):
     modalities: tuple[str, ...] | None = None
     """Modalities whose generation is studied. None: all that can be judged."""
     split: str = VALIDATION
-    """Held-out split on which settings are chosen; `trimask evaluate` then measures them on another split."""
+    """Held-out split on which settings are chosen; not a test split, on which --final scores them."""
     guidances: tuple[NonNegative, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
     """Scales of classifier-free guidance to compare, for tasks with a condition; tasks that generate text get none."""
     temperatures: tuple[NonNegative, ...] = (0.0, 0.6, 1.0)
@@ -105,43 +110,47 @@ class SamplingStudy(Checked):
         return heuristic_settings(self.planned, self.steps, values)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Score that one judge gives to the answers."""
+@dataclass(frozen=True, kw_only=True)
+class TaskTrial:
+    """A task and the setting to sample with, and all else that the result depends on; stored in trials.jsonl."""
 
-    judge: str
-    value: float
-    error: float
-    """Standard error of a share of right answers; standard deviation over draws of a distance."""
-    higher_is_better: bool
-    on_real: float | None = None
-    """Score of real media. None: not measured."""
-
-    @property
-    def goodness(self) -> float:
-        """Value that is compared between settings; larger is better. Shares are cut off at the share of real media."""
-        if not self.higher_is_better:
-            return -self.value
-        return self.value if self.on_real is None else min(self.value, self.on_real)
-
-
-@dataclass(frozen=True)
-class SamplingPoint:
-    """Measurement of one task with one sampling setting."""
-
-    target: str
-    """Modality that the task generates."""
+    run: str
+    model_step: int
+    """Step of the model's checkpoint."""
+    dataset: str
     task: str
-    """Dataset and name of the task."""
-    part: str
-    """Part of the study: before (the run's own settings), strategy, guidance or cache."""
-    config: GenerationConfig
-    verdicts: tuple[Verdict, ...]
-    """Scores, the most important first."""
-    nfe: float
-    """Mean number of function evaluations of an answer."""
+    split: str
+    max_examples: int | None
+    """Largest number of questions. None: all."""
+    seed: int
+    """Seed of the generated answers."""
+    how: GenerationConfig
+    """Sampling settings of the trial."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOutcome:
+    """Result of a `TaskTrial`; stored in trials.jsonl."""
+
+    scores: list[Score]
+    """Scores of the answers, the most important first."""
     distinct: float
     """Number of different answers over number of answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsBefore:
+    """Contents of before.json: the run's own settings when the study began, which `apply` replaces in the run."""
+
+    generation: dict[str, GenerationConfig]
+    """Modality → settings."""
+
+
+class AskedTask(NamedTuple):
+    """A task of a dataset that can be judged, and the held-out examples that ask for it."""
+
+    task: Task
+    held_out: HeldOutExamples
 
 
 def study(config: SamplingStudy, trials: Trials) -> str:
@@ -150,269 +159,240 @@ def study(config: SamplingStudy, trials: Trials) -> str:
     Raises ValueError if the split has no question that can be judged.
     """
     loaded, prepared = open_run(config.run, trials.data)
-    exams = exams_to_measure(loaded, prepared, config)
-    if not exams:
-        targets = "" if config.modalities is None else f" for {' or '.join(config.modalities)}"
-        raise ValueError(f"{prepared.folder}: split {config.split!r} has no questions{targets} that can be judged")
-    chosen: dict[str, GenerationConfig] = {}
-    points: list[SamplingPoint] = []
-    for target, of_target in grouped(exams, lambda exam: exam.task.target).items():
-        new_points, chosen[target] = measure_target(of_target, config, trials.report)
-        points += new_points
-        # Written after every target, so that an error in a later one loses no measurements.
-        write_csv(trials.folder / "points.csv", [row for point in points for row in _rows(point)])
-    _draw_figures(trials.folder, points)
+    points, chosen = choose(config, loaded, prepared, trials)
+    write_csv(trials.folder / "points.csv", [row for point in points for row in csv_rows(point)])
+    draw_quality(trials.folder, points)
     settings = {modality: configuration.to_dict(generation) for modality, generation in chosen.items()}
     write_text(trials.folder / "generation.json", json.dumps(settings, indent=2) + "\n")
-    if config.apply:
-        train = dataclasses.replace(loaded.description.train, generation=loaded.description.train.generation | chosen)
-        configuration.save(loaded.folder / "config.json", dataclasses.replace(loaded.description, train=train))
+    if config.apply and trials.may_add:
+        train = replace(loaded.description.train, generation=loaded.description.train.generation | chosen)
+        configuration.save(loaded.folder / "config.json", replace(loaded.description, train=train))
     where = f"{config.run} at step {loaded.step}, split {config.split}"
     applied = "These are the run's defaults now" if config.apply else "With --apply they become the run's defaults"
     return (
         f"{where}: {len(points)} measurements. Chosen: the settings with the fewest evaluations among all as good as "
-        f"the best.\n\n{_table_of_choices(points, chosen)}\n\n{applied}.\n\n"
-        f"The chosen settings in blocks, with caches:\n\n{_table_of_caches(points)}"
+        f"the best.\n\n{table_of_choices(points, chosen)}\n\nIntervals are 95 %: of shares over the questions; of "
+        f"distances over draws, from the deviation of {config.draws} draws with the run's own settings. {applied}.\n\n"
+        f"The chosen settings in blocks, with caches:\n\n{table_of_caches(points)}"
     )
 
 
-def exams_to_measure(loaded: LoadedRun, prepared: Prepared, config: SamplingStudy) -> list[Exam]:
-    """Exams of all tasks of the split that can be judged: by the first default judge, and media by their distance."""
-    exams = []
+def rule(config: SamplingStudy) -> str:
+    """The rule by which settings are chosen on the validation split."""
+    return (
+        f"for each modality, the settings with the fewest evaluations among all that on {config.split} are as good as "
+        "the best: within one standard error of the best share of right answers (a share above that of real media "
+        "counts as equal to it), and of those within one standard deviation of draws of the smallest distance; tasks "
+        "that generate text share their settings, by the mean of their scores; settings whose share of distinct "
+        f"answers is more than {config.alike:g} below that of real media are excluded"
+    )
+
+
+def final(config: SamplingStudy, trials: Trials) -> FinalResult:
+    """Scores the chosen settings on all test splits; nothing else is measured there."""
+    loaded, prepared = open_run(config.run, trials.data)
+    _, chosen = choose(config, loaded, prepared, trials)
+    splits = splits_to_score(prepared, prepared.manifest.datasets)
+    tasks = [asked for asked in tasks_to_measure(loaded, prepared, config, splits) if asked.task.target in chosen]
+    figures = list[ScoredSetting]()
+    for target, of_target in grouped(tasks, lambda asked: asked.task.target).items():
+        generation = chosen[target]
+        draws = [(generation, config.seed + number) for number in range(config.draws)]
+        planned = [_trial(config, loaded.step, asked, *draw) for draw in draws for asked in of_target]
+        outcomes = trials.unrecorded(planned, measure_task, f"{target}: test")
+        points = _by_setting(of_target, "test", draws, outcomes)
+        deviations = [deviations_of(of_task) for of_task in zip(*points, strict=True)]
+        for point, own in zip(points[0], deviations, strict=True):
+            scores = zip(point.scores, with_errors(point, own, config.draws).scores, strict=True)
+            figures += [
+                _scored(
+                    point, score, f"{config.draws} draws" if alone.interval is None else f"{point.examples} questions"
+                )
+                for alone, score in scores
+            ]
+    if not figures:
+        raise ValueError(f"{prepared.folder}: {', '.join(splits)} has no questions that can be judged")
+    words = [f"{target}: {summary(generation)}" for target, generation in chosen.items()]
+    return FinalResult(f"{config.run} at step {loaded.step}", words, figures)
+
+
+def _scored(point: SamplingPoint, score: PointScore, over: str) -> ScoredSetting:
+    return ScoredSetting(
+        setting=f"{point.task}, {summary(point.config)}",
+        split=point.split,
+        measure=score.judge,
+        value=score.value,
+        is_share=score.is_share,
+        interval=score.interval,
+        over=over,
+        nfe=point.nfe,
+    )
+
+
+def choose(
+    config: SamplingStudy, loaded: LoadedRun, prepared: Prepared, trials: Trials
+) -> tuple[list[SamplingPoint], dict[str, GenerationConfig]]:
+    """Measures every task on the split of the study; all points, and the chosen settings of each modality.
+
+    Raises ValueError if the split has no question that can be judged.
+    """
+    tasks = tasks_to_measure(loaded, prepared, config, [config.split])
+    if not tasks:
+        targets = "" if config.modalities is None else f" for {' or '.join(config.modalities)}"
+        raise ValueError(f"{prepared.folder}: split {config.split!r} has no questions{targets} that can be judged")
+    by_target = grouped(tasks, lambda asked: asked.task.target)
+    before = _settings_before(trials, {target: loaded.generation(target) for target in by_target})
+    points, chosen = list[SamplingPoint](), dict[str, GenerationConfig]()
+    for target, of_target in by_target.items():
+        new_points, chosen[target] = measure_target(of_target, config, loaded.step, before[target], trials)
+        points += new_points
+    return points, chosen
+
+
+def _settings_before(trials: Trials, now: dict[str, GenerationConfig]) -> dict[str, GenerationConfig]:
+    """The run's own settings when the study began: those of before.json, which is written first; else those of now."""
+    path = trials.folder / "before.json"
+    known = configuration.load(path, SettingsBefore).generation if path.exists() else {}
+    if trials.may_add and not now.keys() <= known.keys():
+        trials.folder.mkdir(parents=True, exist_ok=True)
+        configuration.save(path, SettingsBefore(generation=now | known))
+    return now | known
+
+
+def tasks_to_measure(
+    loaded: LoadedRun, prepared: Prepared, config: SamplingStudy, splits: Iterable[str]
+) -> list[AskedTask]:
+    """All tasks of the splits that can be judged; no caption is asked that an earlier split asks."""
+    tasks = []
     for name, manifest in prepared.manifest.datasets.items():
-        if config.split not in manifest.splits:
-            continue
-        part = HeldOutExamples(prepared, name, config.split, config.max_examples)
         real = TrainingExamples(prepared, name, _FIT_EXAMPLES)
+        parts = [HeldOutExamples(prepared, name, s, config.max_examples) for s in splits if s in manifest.splits]
         for task in manifest.tasks(loaded.vocabulary):
-            is_wanted = config.modalities is None or task.target in config.modalities
-            if is_wanted and has_new_questions(task, part, set()):
-                judges = choose_judges(task, part, real, {})[:1]
-                if judges and task.target != TEXT and judges[0].name != "frechet":
-                    judges += choose_judges(task, part, real, {task.name: ("frechet",)})
-                if judges:
-                    exams.append(Exam(loaded, task, part, real, judges))
-    return exams
+            known = set[bytes]()
+            for part in parts if config.modalities is None or task.target in config.modalities else []:
+                if has_new_questions(task, part, known) and why_unjudged(task, part, real) is None:
+                    tasks.append(AskedTask(task, part))
+                known |= captions(part)
+    return tasks
 
 
 def measure_target(
-    exams: Sequence[Exam], config: SamplingStudy, report: Report
+    tasks: Sequence[AskedTask], config: SamplingStudy, model_step: int, before: GenerationConfig, trials: Trials
 ) -> tuple[list[SamplingPoint], GenerationConfig]:
-    """All points of the tasks that generate one modality, and the settings that are chosen for it."""
-    target = exams[0].task.target
-    heuristics = config.heuristics()
+    """All points of the tasks that generate one modality, and the settings that are chosen for it.
+
+    `before` are the run's own settings, and `model_step` is the step of its checkpoint.
+    """
+    target = tasks[0].task.target
+    records = [(asked.task, record) for asked in tasks for record in asked.held_out.records]
+    real = {record[target].tobytes() for _, record in records}
+    least_distinct = 0.0 if target == TEXT else len(real) / len(records) - config.alike
+
+    def measured(part: str, settings: Sequence[tuple[GenerationConfig, int]]) -> list[list[SamplingPoint]]:
+        planned = [_trial(config, model_step, asked, *setting) for setting in settings for asked in tasks]
+        outcomes = trials.measurements(planned, measure_task, TaskOutcome, f"{target}: {part}")
+        return _by_setting(tasks, part, settings, outcomes)
+
+    draws = measured("before", [(before, config.seed + number) for number in range(config.draws)])
+    deviations = [deviations_of(of_task) for of_task in zip(*draws, strict=True)]
+
+    def with_all_errors(settings: Sequence[Sequence[SamplingPoint]]) -> list[list[SamplingPoint]]:
+        return [
+            [with_errors(point, own, config.draws) for point, own in zip(points, deviations, strict=True)]
+            for points in settings
+        ]
+
+    def best() -> GenerationConfig:
+        return cheapest_of_best([mean_over_tasks(points) for points in rows], least_distinct).config
+
+    rows = with_all_errors(draws[:1])
+    strategies = [setting.applied_to(before) for setting in config.heuristics()]
+    rows += with_all_errors(measured("strategy", [(how, config.seed) for how in strategies]))
     # A text has one right answer, and its tasks share their settings, of which one has no condition: no guidance.
-    guidances = config.guidances if target != TEXT else (0.0,)
-    grid: list[dict[str, Any]] = [{"guidance": g, "temperature": t} for t in config.temperatures for g in guidances]
-    longest = max(_num_asked(exam, number) for exam in exams for number in range(len(exam.held_out.records)))
+    guidances, guided = config.guidances if target != TEXT else (0.0,), best()
+    grid = [replace(guided, guidance=g, temperature=t) for t in config.temperatures for g in guidances]
+    rows += with_all_errors(measured("guidance", [(how, config.seed) for how in grid]))
+    chosen, longest = best(), max(_num_asked(*record) for record in records)
     blocks = [block for block in config.blocks if block < longest]
-    caches: list[dict[str, Any]] = [{"block_length": b, "cache": cache} for b in blocks for cache in _CACHES]
-    sweep = _Sweep(exams, config, report, config.draws + len(heuristics) + len(grid) + len(caches))
-    for setting in heuristics:
-        sweep.measure("strategy", setting.applied_to(sweep.before))
-    best = sweep.best()
-    for options in grid:
-        sweep.measure("guidance", dataclasses.replace(best, **options))
-    chosen = sweep.best()
-    for options in caches:
-        sweep.measure("cache", dataclasses.replace(chosen, **options))
-    sweep.report_done()
-    return sweep.points, chosen
+    cached = [replace(chosen, block_length=block, cache=cache) for block in blocks for cache in CACHES]
+    rows += with_all_errors(measured("cache", [(how, config.seed) for how in cached]))
+    return [point for points in rows for point in points], chosen
 
 
-class _Sweep:
-    """Measures the tasks that generate one modality with one setting after another."""
-
-    def __init__(self, exams: Sequence[Exam], config: SamplingStudy, report: Report, total: int):
-        """Measures the run's own settings, `before`; `total` is the number of measurements, these draws included."""
-        loaded, self._target = exams[0].loaded, exams[0].task.target
-        self._exams, self._config, self._report, self._total = exams, config, report, total
-        self._generator = Generator(loaded.denoise, loaded.vocabulary, rows=_ROWS)
-        self.before = loaded.generation(self._target)
-        self.points: list[SamplingPoint] = []
-        self._means: list[SamplingPoint] = []
-        draws = []
-        for number in range(config.draws):
-            report(f"making {self._target}", number, total)
-            draws.append(self._measure("before", self.before, config.seed + number))
-        self._errors = [_deviations(of_exam) for of_exam in zip(*draws, strict=True)]
-        self._record(draws[0])
-
-    def measure(self, part: str, generation: GenerationConfig) -> None:
-        """Measures all tasks with a setting."""
-        self._report(f"making {self._target}", self._config.draws - 1 + len(self._means), self._total)
-        self._record(self._measure(part, generation, self._config.seed))
-
-    def best(self) -> GenerationConfig:
-        """The setting with the fewest evaluations among those measured so far that are as good as the best."""
-        least_distinct = 0.0
-        if self._target != TEXT:
-            real = [record[self._target].tobytes() for exam in self._exams for record in exam.held_out.records]
-            least_distinct = len(set(real)) / len(real) - self._config.alike
-        return cheapest_of_best(self._means, least_distinct).config
-
-    def report_done(self) -> None:
-        """Reports that all measurements are made."""
-        self._report(f"making {self._target}", self._total, self._total)
-
-    def _measure(self, part: str, generation: GenerationConfig, seed: int) -> list[SamplingPoint]:
-        make_room_for(generation.strategy, most=1)  # a strategy is a program for every batch size
-        return [_measure_point(exam, part, generation, self._generator, seed) for exam in self._exams]
-
-    def _record(self, points: Sequence[SamplingPoint]) -> None:
-        points = [_with_errors(point, errors) for point, errors in zip(points, self._errors, strict=True)]
-        self.points += points
-        self._means.append(_mean(points))
+def _trial(config: SamplingStudy, model_step: int, asked: AskedTask, how: GenerationConfig, seed: int) -> TaskTrial:
+    return TaskTrial(
+        run=config.run,
+        model_step=model_step,
+        dataset=asked.held_out.dataset,
+        task=asked.task.name,
+        split=asked.held_out.split,
+        max_examples=config.max_examples,
+        seed=seed,
+        how=how,
+    )
 
 
-def _num_asked(exam: Exam, number: int) -> int:
+def _num_asked(task: Task, record: dict[str, Any]) -> int:
     """Number of codes to generate for a question."""
-    codes = question(exam.task, exam.held_out.records[number]).segments[-1].codes
+    codes = question(task, record).segments[-1].codes
     return int((codes < 0).sum())
 
 
-def _measure_point(
-    exam: Exam, part: str, generation: GenerationConfig, generator: Generator, seed: int
-) -> SamplingPoint:
-    answers = exam.answers(generator, generation, seed)
-    verdicts = tuple(_verdict(score) for score in exam.grade(answers)[0])
-    codes = {answer.example.segments[-1].codes.tobytes() for answer in answers}
-    nfe = float(np.mean([answer.nfe for answer in answers]))
-    task = f"{exam.held_out.dataset}: {exam.task.name}"
-    return SamplingPoint(exam.task.target, task, part, generation, verdicts, nfe, len(codes) / len(answers))
+def measure_task(trial: TaskTrial, data: Path) -> TaskOutcome:
+    """Samples answers to all questions of a task, and judges them.
 
-
-def _verdict(score: Score) -> Verdict:
-    error = 0.0 if score.interval is None else standard_error_of_interval(*score.interval)
-    return Verdict(score.judge, score.value, error, bool(score.higher_is_better), score.on_real)
-
-
-def _deviations(draws: Sequence[SamplingPoint]) -> dict[str, float]:
-    """Judge → standard deviation of its score over several draws."""
-    return {
-        first.judge: float(np.std([point.verdicts[number].value for point in draws], ddof=1))
-        for number, first in enumerate(draws[0].verdicts)
-    }
-
-
-def _with_errors(point: SamplingPoint, deviations: dict[str, float]) -> SamplingPoint:
-    """The point with the deviation over draws as error of every verdict that has no error of its own."""
-    verdicts = (v if v.error else dataclasses.replace(v, error=deviations[v.judge]) for v in point.verdicts)
-    return dataclasses.replace(point, verdicts=tuple(verdicts))
-
-
-def _mean(points: Sequence[SamplingPoint]) -> SamplingPoint:
-    """Mean over the tasks of one modality, with the same settings; only verdicts of judges that all tasks have."""
-    verdicts = []
-    for first in points[0].verdicts:
-        same = [v for point in points for v in point.verdicts if v.judge == first.judge]
-        if len(same) == len(points):
-            error = float(np.sqrt(np.sum(np.square([v.error for v in same])))) / len(same)
-            verdicts.append(dataclasses.replace(first, value=float(np.mean([v.value for v in same])), error=error))
-    nfe, distinct = (float(np.mean([getattr(point, name) for point in points])) for name in ("nfe", "distinct"))
-    return dataclasses.replace(points[0], verdicts=tuple(verdicts), nfe=nfe, distinct=distinct)
-
-
-def cheapest_of_best(points: Sequence[SamplingPoint], least_distinct: float) -> SamplingPoint:
-    """The point with the fewest evaluations of those that are as good as the best.
-
-    Judge after judge, the points within one error of the best remaining one remain. Points with a share of distinct
-    answers below `least_distinct` are excluded, unless all are.
+    The name of this function is part of the keys in trials.jsonl, so it must not change.
     """
-    left = [point for point in points if point.distinct >= least_distinct] or list(points)
-    for number in range(len(points[0].verdicts)):
-        best = max((point.verdicts[number] for point in left), key=lambda verdict: verdict.goodness)
-        left = [point for point in left if point.verdicts[number].goodness >= best.goodness - best.error]
-    return min(left, key=lambda point: (point.nfe, *(-verdict.goodness for verdict in point.verdicts)))
+    make_room_for(trial.how.strategy, most=1)  # a strategy is a program for every batch size
+    exam, generator = _exam(trial.run, data, trial.dataset, trial.task, trial.split, trial.max_examples)
+    answers = exam.answers(generator, trial.how, trial.seed)
+    codes = {answer.example.segments[-1].codes.tobytes() for answer in answers}
+    return TaskOutcome(scores=exam.grade(answers)[0], distinct=len(codes) / len(answers))
 
 
-def _table_of_choices(points: Sequence[SamplingPoint], chosen: Mapping[str, GenerationConfig]) -> str:
-    cells = []
-    for task, of_task in _by_task(points).items():
-        after = next(point for point in of_task[::-1] if point.config == chosen[point.target])
-        for name, point in (("before", of_task[0]), ("chosen", after)):
-            verdicts = "; ".join(_shown(verdict) for verdict in point.verdicts)
-            cells.append([task, name, summary(point.config), verdicts, f"{point.nfe:.1f}", f"{point.distinct:.1%}"])
-        on_real = "; ".join(_number(v, v.on_real) for v in of_task[0].verdicts if v.on_real is not None)
-        if on_real:
-            cells.append([task, "real media", "", on_real, "", ""])
-    return markdown_table(["task", "", "settings", "score", "NFE", "distinct"], cells)
+@lru_cache(maxsize=32)
+def _exam(
+    run: str, data: Path, dataset: str, task: str, split: str, max_examples: int | None
+) -> tuple[Exam, Generator]:
+    """Exam of a task: by the first default judge, and media also by their distance to real ones."""
+    loaded, prepared, generator = _opened(run, data)
+    part = HeldOutExamples(prepared, dataset, split, max_examples)
+    real = TrainingExamples(prepared, dataset, _FIT_EXAMPLES)
+    asked = loaded.vocabulary.tasks[task]
+    judges = choose_judges(asked, part, real, {})[:1]
+    if asked.target != TEXT and judges[0].name != "frechet":
+        judges += choose_judges(asked, part, real, {task: ("frechet",)})
+    return Exam(loaded, asked, part, real, judges), generator
 
 
-def _table_of_caches(points: Sequence[SamplingPoint]) -> str:
-    cells = []
-    for task, of_task in _by_task(points).items():
-        cached = [point for point in of_task if point.part == "cache"]
-        for block, of_block in grouped(cached, lambda point: point.config.block_length).items():
-            for number in range(len(of_block[0].verdicts)):
-                shown = [_shown(point.verdicts[number]) for point in of_block]
-                cells.append([task, str(block), f"{of_block[0].nfe:.1f}", *shown])
-    return markdown_table(["task", "block", "NFE", *_CACHES], cells)
+@lru_cache(maxsize=1)
+def _opened(run: str, data: Path) -> tuple[LoadedRun, Prepared, Generator]:
+    """The run, the data and what generates answers, kept for the next trial."""
+    loaded, prepared = open_run(run, data)
+    return loaded, prepared, Generator(loaded.denoise, loaded.vocabulary, rows=_ROWS)
 
 
-def _by_task(points: Sequence[SamplingPoint]) -> dict[str, list[SamplingPoint]]:
-    return grouped(points, lambda point: point.task)
-
-
-def _shown(verdict: Verdict) -> str:
-    return f"{_number(verdict, verdict.value)} ± {_number(verdict, verdict.error).removeprefix(f'{verdict.judge} ')}"
-
-
-def _number(verdict: Verdict, value: float) -> str:
-    is_share = verdict.higher_is_better and 0 <= verdict.value <= 1
-    return f"{verdict.judge} {value:.1%}" if is_share else f"{verdict.judge} {value:.3g}"
-
-
-def summary(config: GenerationConfig) -> str:
-    """Strategy, its parameter, temperature and guidance, in words."""
-    parameter = PARAMETERS.get(config.strategy)
-    value = f"{config.steps} steps" if parameter is None else f"{getattr(config, parameter):g}"
-    return f"{config.strategy}, {value}, temperature {config.temperature:g}, guidance {config.guidance:g}"
-
-
-def _rows(point: SamplingPoint) -> list[dict[str, Any]]:
-    """Rows of points.csv: one per judge."""
-    c = point.config
-    settings = {"strategy": c.strategy, "steps": c.steps, "threshold": c.threshold, "factor": c.factor}
-    settings |= {"entropy_bound": c.entropy_bound, "temperature": c.temperature, "guidance": c.guidance}
-    settings |= {"block_length": c.block_length, "cache": c.cache, "nfe": point.nfe, "distinct": point.distinct}
+def _by_setting(
+    tasks: Sequence[AskedTask],
+    part: str,
+    settings: Sequence[tuple[GenerationConfig, int]],
+    outcomes: Sequence[TaskOutcome],
+) -> list[list[SamplingPoint]]:
+    """Points of every setting with its seed; `outcomes` has those of all tasks for one setting after another."""
+    rows = [outcomes[first : first + len(tasks)] for first in range(0, len(outcomes), len(tasks))]
     return [
-        {
-            "task": point.task,
-            "part": point.part,
-            **settings,
-            "judge": v.judge,
-            "value": v.value,
-            "error": v.error,
-            "on_real": v.on_real,
-        }
-        for v in point.verdicts
+        [_point(asked, part, how, outcome) for asked, outcome in zip(tasks, row, strict=True)]
+        for (how, _), row in zip(settings, rows, strict=True)
     ]
 
 
-def _draw_figures(folder: Path, points: Sequence[SamplingPoint]) -> None:
-    """Draws guidance.png, if any task is guided, and fronts.png, with a panel for each task and judge."""
-    guided, fronts = [], []
-    for task, of_task in _by_task(points).items():
-        for number, verdict in enumerate(of_task[0].verdicts):
-            by_temperature: dict[str, list[tuple[float, float]]] = {}
-            by_strategy: dict[str, list[tuple[float, float]]] = {}
-            for point in sorted(of_task, key=lambda point: point.nfe):
-                value = point.verdicts[number].value
-                if point.part == "guidance":
-                    label = f"temperature {point.config.temperature:g}"
-                    by_temperature.setdefault(label, []).append((point.config.guidance, value))
-                elif point.part == "strategy":
-                    by_strategy.setdefault(point.config.strategy, []).append((point.nfe, value))
-            by_temperature = {label: sorted(curve) for label, curve in by_temperature.items()}
-            title, scale = task.replace("_", " "), "linear" if verdict.higher_is_better else "log"
-            if any(len(curve) > 1 for curve in by_temperature.values()):
-                guided.append(
-                    Panel(title=title, curves=by_temperature, x="guidance", y=verdict.judge, scales=("linear", scale))
-                )
-            fronts.append(
-                Panel(title=title, curves=by_strategy, x="evaluations (NFE)", y=verdict.judge, scales=("log", scale))
-            )
-    if guided:
-        draw_panels(folder / "guidance.png", guided, columns=2)
-    draw_panels(folder / "fronts.png", fronts, columns=3)
+def _point(asked: AskedTask, part: str, how: GenerationConfig, outcome: TaskOutcome) -> SamplingPoint:
+    task, held_out, first = asked.task, asked.held_out, outcome.scores[0]
+    name, scores = f"{held_out.dataset}: {task.name}", tuple(map(_point_score, outcome.scores))
+    counts = (first.mean_nfe, outcome.distinct, held_out.split, first.examples)
+    return SamplingPoint(task.target, name, part, how, scores, *counts)
+
+
+def _point_score(score: Score) -> PointScore:
+    error = 0.0 if score.interval is None else standard_error_of(score.interval)
+    return PointScore(score.judge, score.value, error, score.interval, bool(score.higher_is_better), score.on_real)

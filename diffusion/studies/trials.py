@@ -2,9 +2,13 @@
 
 A trial is a training configuration. Its outcome is usually the final loss: the training objective on held-out batches,
 with masks that are the same for all trials. Each outcome is a line of trials.jsonl in the study's folder, with its
-configuration and a key: a digest of the measuring function's name, the configuration and the fingerprint of the data,
-as the line itself states them. A study that is called again skips the trials that the file holds. Parameters are not
-kept. The key does not identify the code: after a change of the model, use a new folder.
+configuration, the number of the rules that it follows (`RULES`) and a key: a digest of the measuring function's name,
+the configuration, the fingerprint of the data and the rules, as the line itself states them. A study that is called
+again skips the trials that the file holds. Parameters are not kept. The key does not identify the code: after a change
+of the model, use a new folder. Lines without `rules` follow rules 1. A study of other rules than this code's is shown
+from what its file holds, and no trial is added to it.
+
+Trials record validation only; `final.py` scores the test split.
 
 On a CPU each worker process computes in one thread: two threads hardly speed up networks of this size, whereas two
 processes do twice the work. Compiling takes longer than most of the trainings, so worker processes share a compilation
@@ -34,12 +38,12 @@ import numpy as np
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.data.splits import VALIDATION
+from trimask.diffusion.data.splits import VALIDATION, is_test
 from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
 from trimask.diffusion.loss import loss_scale
 from trimask.diffusion.masking import forward_process
 from trimask.diffusion.parametrization import ModuleMultipliers, ParametrizationKind
-from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.pretraining.description import RULES, TrainConfig
 from trimask.diffusion.pretraining.trained_model import LoadedRun, load
 from trimask.diffusion.pretraining.training_step import Parameters, Pretraining, TrainState, training_batches
 from trimask.diffusion.run.children import end_with
@@ -60,6 +64,9 @@ _LOOP_IN_KEYS = {
 }
 """Replaces the loop configuration in keys of trainings, because it does not affect outcomes: the defaults of the first
 version, so that keys stay the same."""
+
+_BEFORE_RULES = 1
+"""Rules of a line without `rules`, and of a study whose code recorded no trials."""
 
 _CURVE_POINTS = 20
 """Number of points of an outcome's curve."""
@@ -94,9 +101,9 @@ class Outcome:
 class Trials:
     """Runs the trials of a study, unless its folder holds their outcomes; a context manager that owns the workers."""
 
-    def __init__(self, folder: Path, data: Path, workers: int | None, report: Report):
+    def __init__(self, folder: Path, data: Path, workers: int | None, report: Report, *, adds: bool = True):
         """`workers` is the number of worker processes; 0: this process runs the trials. None: one worker per core on a
-        CPU, 0 on an accelerator.
+        CPU, 0 on an accelerator. `adds` is False if recorded trials are all that may be used.
 
         Raises ValueError if it is negative, or positive on an accelerator.
         """
@@ -109,7 +116,7 @@ class Trials:
             raise ValueError(
                 f"worker processes compute on the CPU; on this {jax.default_backend()} workers must be 0, got {workers}"
             )
-        self.folder, self.data, self.workers, self.report = folder, data, workers, report
+        self.folder, self.data, self.workers, self.report, self.adds = folder, data, workers, report, adds
         self.fingerprint = Prepared(data).fingerprint
 
     def __enter__(self) -> "Trials":
@@ -123,6 +130,12 @@ class Trials:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         self._compiled.cleanup()
+
+    @property
+    def may_add(self) -> bool:
+        """Whether trials that are missing are run and recorded: not if only recorded ones may be used, nor in a folder
+        of other rules."""
+        return self.adds and rules_of(self.folder) == RULES
 
     def outcomes(self, configs: Sequence[TrainConfig], what: str = "trials") -> list[Outcome]:
         """Outcome of each training. Raises ValueError before training if there is too little held-out data."""
@@ -142,8 +155,8 @@ class Trials:
         Configurations are dataclasses: of trainings, or of anything else that the result depends on. The name of the
         function `measure` is part of the key of a recorded result. `what` labels the progress reports.
 
-        Raises ValueError if trials.jsonl holds a line that is not such a result, and ChildProcessError if a worker
-        process is killed.
+        Raises ValueError if trials.jsonl holds a line that is not such a result, if a result is missing and none may be
+        added, or if one to be added is of test data; and ChildProcessError if a worker process is killed.
         """
         if not configs:
             return []
@@ -151,23 +164,54 @@ class Trials:
         path = self.folder / "trials.jsonl"
         with locked(self.folder):
             lines = read_intact_lines(path)
-            if path.exists():
-                with writing(self.folder):
-                    write_text(path, "".join(map(json_line, lines)))  # without a last line that a crash cut short
             results = self._recorded(lines, measure.__name__, type(configs[0]), kind)
             missing = {name: config for name, config in zip(identities, configs, strict=True) if name not in results}
             done, total = len(set(identities)) - len(missing), len(set(identities))
+            if missing:
+                self._require_may_add(missing, total)
+            if missing and path.exists():
+                with writing(self.folder):
+                    write_text(path, "".join(map(json_line, lines)))  # without a last line that a crash cut short
             self.report(what, done, total)
             for name, result in self._run(missing, measure):
                 results[name] = result
                 config_dict = configuration.to_dict(missing[name])
-                key = self._key(measure.__name__, config_dict, type(missing[name]))
-                line = {"key": key, "outcome": configuration.to_dict(result), "config": config_dict}
+                key = self._key(measure.__name__, config_dict, type(missing[name]), RULES)
+                line = {"key": key, "rules": RULES, "outcome": configuration.to_dict(result), "config": config_dict}
                 with writing(self.folder):
                     append_text(path, json_line(line))
                 done += 1
                 self.report(what, done, total)
         return [results[name] for name in identities]
+
+    def unrecorded(
+        self, configs: Sequence[Any], measure: Callable[[Any, Path], _Measured], what: str
+    ) -> list[_Measured]:
+        """Results of `measure(config, data)` for every configuration, of which no file is written.
+
+        `what` labels the progress reports.
+        """
+        results = dict[int, _Measured]()
+        self.report(what, 0, len(configs))
+        for number, result in self.run_unordered(measure, [(config, self.data) for config in configs]):
+            results[number] = result
+            self.report(what, len(results), len(configs))
+        return [results[number] for number in range(len(configs))]
+
+    def _require_may_add(self, missing: Mapping[str, Any], total: int) -> None:
+        """Raises ValueError if trials may not be added to the folder, or if one is of test data."""
+        require_these_rules(self.folder)
+        if not self.adds:
+            raise ValueError(
+                f"{self.folder} holds no complete study: {len(missing)} of {total} trials are missing. The same "
+                "command without --final and --show runs them"
+            )
+        for config in missing.values():
+            if is_test(getattr(config, "split", VALIDATION)):
+                raise ValueError(
+                    f"trials record validation only, got split {config.split!r}; choose another split, and score the "
+                    "test split by --final once the study is complete"
+                )
 
     def _recorded(
         self, lines: Sequence[Any], measure: str, config_type: type, kind: type[_Measured]
@@ -185,16 +229,18 @@ class Trials:
                 raise ValueError(
                     f"{where}: not an outcome of this study ({error}); choose another folder, or remove the line"
                 ) from error
-            config_dict = line.get("config")
-            if isinstance(config_dict, dict) and line.get("key") == self._key(measure, config_dict, config_type):
+            config_dict, rules = line.get("config"), line.get("rules", _BEFORE_RULES)
+            if isinstance(config_dict, dict) and line.get("key") == self._key(measure, config_dict, config_type, rules):
                 results[_identity(configuration.from_dict(config_dict, config_type, where))] = outcome
         return results
 
-    def _key(self, measure: str, config_dict: Mapping[str, Any], config_type: type) -> str:
-        """Digest of the measuring function's name, a configuration with its fields in the given order, and the data."""
+    def _key(self, measure: str, config_dict: Mapping[str, Any], config_type: type, rules: Any) -> str:
+        """Digest of the measuring function's name, a configuration with its fields in the given order, the data, and
+        the rules if they are not the first."""
         if config_type is TrainConfig:
             config_dict = {**config_dict, "loop": _LOOP_IN_KEYS}
-        return hashlib.sha256(json.dumps([measure, config_dict, self.fingerprint]).encode()).hexdigest()[:16]
+        identified = [measure, config_dict, self.fingerprint] + ([] if rules == _BEFORE_RULES else [rules])
+        return hashlib.sha256(json.dumps(identified).encode()).hexdigest()[:16]
 
     def _run(self, missing: Mapping[str, Any], measure: Callable[[Any, Path], Any]) -> Iterator[tuple[str, Any]]:
         """Identity and result of each configuration, in the order in which they finish."""
@@ -218,6 +264,28 @@ class Trials:
                     f"a worker process was killed, perhaps because memory ran out; finished results are kept in "
                     f"{self.folder}, and the same command goes on from there"
                 ) from error
+
+
+def rules_of(folder: Path) -> Any:
+    """Number of the rules of the trials in a study's folder; `RULES` if it holds none yet.
+
+    If trials of several rules are there, those of the first that are not `RULES`. Earlier code left some studies with a
+    page and no trials, which are of rules 1.
+    """
+    rules = [line.get("rules", _BEFORE_RULES) for line in read_intact_lines(folder / "trials.jsonl")]
+    if not rules and (folder / "README.md").exists():
+        return _BEFORE_RULES
+    return next((other for other in rules if other != RULES), RULES)
+
+
+def require_these_rules(folder: Path) -> None:
+    """Raises ValueError if a study's folder holds trials of other rules than this code's."""
+    rules = rules_of(folder)
+    if rules != RULES:
+        raise ValueError(
+            f"{folder} holds a study of rules {rules} of the objective, to which nothing is added, since this code "
+            f"follows rules {RULES}; choose another folder. Its page is {folder / 'README.md'}; --show draws it again"
+        )
 
 
 def _identity(config: Any) -> str:

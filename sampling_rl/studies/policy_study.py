@@ -23,7 +23,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 
 from trimask.diffusion.data.splits import TRAIN
+from trimask.diffusion.run.folder import checkpoint_steps
 from trimask.diffusion.sampling.policy import PolicyConfig
+from trimask.diffusion.studies.final import FinalResult
 from trimask.diffusion.studies.findings import grouped
 from trimask.diffusion.studies.trials import Trials, open_run
 from trimask.sampling_rl.problem_sets import from_prepared
@@ -172,6 +174,44 @@ def study(config: PolicyStudy, trials: Trials) -> str:
     loaded, _ = open_run(config.run, trials.data)
     folder = trials.folder / "policies"
     planned = list(policy_trials(config, folder, loaded.description.train.model.width))
+    if trials.may_add:
+        _train_all(config, folder, planned, trials)
+    _require_trained(folder, planned)
+    return unmasking.study(_comparison(config, folder, planned), trials)
+
+
+def rule(config: PolicyStudy) -> str:
+    """The rule by which settings are chosen on the validation split."""
+    return unmasking.rule(config.measure)
+
+
+def final(config: PolicyStudy, trials: Trials) -> FinalResult:
+    """Scores the settings that the rule chooses on the test splits, as the study `unmasking` does; trains nothing."""
+    loaded, _ = open_run(config.run, trials.data)
+    folder = trials.folder / "policies"
+    planned = list(policy_trials(config, folder, loaded.description.train.model.width))
+    _require_trained(folder, planned)
+    return unmasking.final(_comparison(config, folder, planned), trials)
+
+
+def _require_trained(folder: Path, planned: Sequence[PolicyTrial]) -> None:
+    """Raises ValueError if a policy has no checkpoint."""
+    missing = [trial.name for trial in planned if not checkpoint_steps(folder / trial.name)]
+    if missing:
+        raise ValueError(
+            f"{folder.parent} holds no complete study: {len(missing)} of {len(planned)} policies are not trained, such "
+            f"as {missing[0]}. The same command without --final and --show trains them"
+        )
+
+
+def _comparison(config: PolicyStudy, folder: Path, planned: Sequence[PolicyTrial]) -> UnmaskingStudy:
+    """Configuration of the comparison of the trained policies with heuristics."""
+    policies = tuple(str(folder / trial.name) for trial in planned)
+    return replace(config.measure, run=config.run, dataset=config.dataset, policies=policies)
+
+
+def _train_all(config: PolicyStudy, folder: Path, planned: Sequence[PolicyTrial], trials: Trials) -> None:
+    """Trains the policies that are not complete, in the worker processes."""
     work = [(config.run, trials.data, config.dataset, folder, chain) for chain in chains(planned)]
     train = _train_chain_quietly if trials.workers else train_chain
     trials.report("policies", 0, len(planned))
@@ -179,6 +219,3 @@ def study(config: PolicyStudy, trials: Trials) -> str:
     for number, _ in trials.run_unordered(train, work):
         done += len(work[number][-1])
         trials.report("policies", done, len(planned))
-    policies = tuple(str(folder / trial.name) for trial in planned)
-    comparison = replace(config.measure, run=config.run, dataset=config.dataset, policies=policies)
-    return unmasking.study(comparison, trials)

@@ -1,12 +1,14 @@
 """Does a learned policy beat the heuristics? Accuracy against function evaluations (NFE), in blocks and without.
 
-On held-out problems of one model the study measures
+On validation problems of one model the study measures
 
 1. every heuristic over its parameter, in every setting of blocks;
 2. policies over β (those with the law bernoulli), in the same settings; policies that differ in their seed alone give
-   one curve, with the standard error of their mean;
+   one curve, with the 95 % interval of their mean;
 3. the order in which positions are revealed: how far it runs from left to right (Spearman's correlation of position and
    step), and how many positions are revealed per step.
+
+`final` scores the fronts on the test splits: what was chosen on the validation split by `rule`.
 """
 
 import dataclasses
@@ -20,22 +22,26 @@ import numpy as np
 from jaxtyping import Float
 
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.data.splits import TEST
+from trimask.diffusion.data.splits import VALIDATION
 from trimask.diffusion.pretraining.trained_model import load
 from trimask.diffusion.run.folder import checkpoint_steps
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import Answer, Generator
-from trimask.diffusion.sampling.learned import describe_policy, folder_and_checkpoint, open_policy
+from trimask.diffusion.sampling.learned import describe_policy, folder_and_checkpoint
+from trimask.diffusion.studies.final import FinalResult, ScoredSetting, splits_to_score
 from trimask.diffusion.studies.findings import grouped, write_csv
 from trimask.diffusion.studies.heuristics import HeuristicSetting, heuristic_settings
 from trimask.diffusion.studies.trials import Trials, make_room_for, open_run
-from trimask.sampling_rl.problem_sets import from_prepared
+from trimask.sampling_rl.problem_sets import dataset_with, from_prepared
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.studies.unmasking_report import (
     FrontPoint,
     Order,
     draw_fronts,
     draw_orders,
+    on_fronts,
+    scored_settings,
+    setting_in_words,
     table_of_orders,
     table_of_points,
 )
@@ -65,8 +71,8 @@ class UnmaskingStudy(Checked):
     judge: str | None = None
     """Judge that decides which answers are right: a name that `trimask evaluate` takes, or MODULE:FUNCTION. None: the
     task's default judge."""
-    split: str = TEST
-    """Split with the problems."""
+    split: str = VALIDATION
+    """Held-out split with the problems; not a test split, on which --final scores what is chosen here."""
     length: Size | None = None
     """Length of an answer in tokens. None: the length with which the data were prepared."""
     max_examples: PositiveInt | None = 300
@@ -156,11 +162,10 @@ class Measurement:
 def study(config: UnmaskingStudy, trials: Trials) -> str:
     """Measures all settings, writes points.csv, orders.csv and two figures, and returns the report in Markdown."""
     loaded, _ = open_run(config.run, trials.data)
-    planned = list(planned_trials(config, loaded.step))
-    measured = trials.measurements([trial for _, trial in planned], measure, Measurement, "ways to sample")
+    planned, results = _measured(config, loaded.step, trials)
     points, orders = [], []
-    for (point, trial), result in zip(planned, measured, strict=True):
-        points.append(replace(point, accuracy=result.accuracy, nfe=result.nfe, problems=result.problems))
+    for (point, trial), result in zip(planned, results, strict=True):
+        points.append(_with_result(point, result))
         if trial.shown and result.steps:
             tendency = 0.0 if result.left_to_right is None else result.left_to_right
             orders.append(Order(point.block, point.label, point.seed, tendency, result.steps, result.per_step))
@@ -174,13 +179,61 @@ def study(config: UnmaskingStudy, trials: Trials) -> str:
     return f"{where}.\n\n{table_of_points(points)}\n\n{table_of_orders(orders)}"
 
 
+def rule(config: UnmaskingStudy) -> str:
+    """The rule by which settings are chosen on the validation split."""
+    return (
+        f"in each setting of blocks, those on the front of {config.split}, which are more accurate than all with fewer "
+        "or as many evaluations: of the heuristics taken together, and of each policy taken by itself, with its "
+        "accuracy and evaluations averaged over its seeds"
+    )
+
+
+def final(config: UnmaskingStudy, trials: Trials) -> FinalResult:
+    """Scores the settings that the rule chooses on the test splits; nothing else is measured there.
+
+    Raises ValueError if the dataset has no test split.
+    """
+    loaded, prepared = open_run(config.run, trials.data)
+    planned, results = _measured(config, loaded.step, trials)
+    is_chosen = on_fronts([_with_result(point, result) for (point, _), result in zip(planned, results, strict=True)])
+    chosen = [pair for pair, is_on_front in zip(planned, is_chosen, strict=True) if is_on_front]
+    figures = list[ScoredSetting]()
+    for split in splits_to_score(prepared, [dataset_with(prepared, config.task, config.dataset)]):
+        asked = [replace(trial, split=split, shown=0) for _, trial in chosen]
+        scored = trials.unrecorded(asked, measure, f"settings on {split}")
+        points = [_with_result(point, result) for (point, _), result in zip(chosen, scored, strict=True)]
+        figures += scored_settings(points, split)
+    words = list(dict.fromkeys(setting_in_words(point) for point, _ in chosen))
+    return FinalResult(f"{config.run} at step {loaded.step}", words, figures)
+
+
+def _measured(
+    config: UnmaskingStudy, model_step: int, trials: Trials
+) -> tuple[list[tuple[FrontPoint, SamplingTrial]], list[Measurement]]:
+    """All trials with their points, whose results are 0, and the results."""
+    planned = list(planned_trials(config, model_step))
+    results = trials.measurements([trial for _, trial in planned], measure, Measurement, "ways to sample")
+    return planned, results
+
+
+def _with_result(point: FrontPoint, result: Measurement) -> FrontPoint:
+    return replace(point, accuracy=result.accuracy, nfe=result.nfe, problems=result.problems)
+
+
 def planned_trials(config: UnmaskingStudy, model_step: int) -> Iterator[tuple[FrontPoint, SamplingTrial]]:
     """All trials, each with its point, whose results are 0 until they are measured.
 
-    Raises ValueError if a policy was trained in blocks that are not among those of the study.
+    Raises ValueError if a policy was trained in blocks that are not among those of the study, and FileNotFoundError if
+    a policy has no checkpoint.
     """
+    for name in config.policies:
+        if not checkpoint_steps(folder_and_checkpoint(name)[0]):
+            raise FileNotFoundError(
+                f"{name}: not a policy with a complete checkpoint; `trimask train-policy` trains it"
+            )
     origins = policy_origins(config.policies)
-    policies = list(zip(config.policies, map(open_policy, config.policies), origins, strict=True))
+    laws = [describe_policy(name).policy.law for name in config.policies]
+    policies = list(zip(config.policies, laws, origins, strict=True))
     for name, _, origin in policies:
         if not config.everywhere and origin.block not in (None, *config.blocks):
             raise ValueError(f"{name} was trained in blocks of {origin.block}, which are not among {config.blocks}")
@@ -198,11 +251,11 @@ def planned_trials(config: UnmaskingStudy, model_step: int) -> Iterator[tuple[Fr
         base = GenerationConfig(temperature=0.0, stop_at_eos=False, block_length=block or None)
         for setting in config.heuristics():
             yield planned(block, setting.strategy, float(setting.value), setting.applied_to(base))
-        for name, policy, origin in policies:
+        for name, law, origin in policies:
             if not config.everywhere and origin.block not in (None, block):
                 continue
             newest = max(checkpoint_steps(folder_and_checkpoint(name)[0]))
-            for scale in config.scales if policy.config.law == "bernoulli" else (1.0,):
+            for scale in config.scales if law == "bernoulli" else (1.0,):
                 how = replace(base, strategy=name, policy_scale=scale)
                 yield planned(block, origin.label, scale, how, origin.seed, newest)
 

@@ -7,16 +7,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from trimask.diffusion.evaluation.intervals import wilson_interval
+from trimask.diffusion.evaluation.intervals import half_width_of_mean, wilson_interval
 from trimask.diffusion.sampling.strategies import STRATEGIES
-from trimask.diffusion.studies.findings import (
-    Panel,
-    draw_panels,
-    grouped,
-    markdown_table,
-    standard_error,
-    standard_error_of_interval,
-)
+from trimask.diffusion.studies.final import ScoredSetting
+from trimask.diffusion.studies.findings import Panel, draw_panels, grouped, markdown_table
 
 _PER_PANEL = 6
 """Largest number of policies in a panel."""
@@ -40,6 +34,20 @@ class FrontPoint:
     """Number of problems."""
     seed: int | None = None
     """Seed of the policy's training. None: a heuristic, or unknown."""
+
+
+@dataclass(frozen=True)
+class MergedPoint:
+    """Accuracy and evaluations of one sampling setting, the mean over its seeds if it has several."""
+
+    number: float
+    accuracy: float
+    nfe: float
+    interval: tuple[float, float]
+    """95 % interval of the accuracy: of the mean over seeds, on the same problems; of a single seed or a heuristic over
+    problems."""
+    over: str
+    """What the interval is over, such as 3 seeds or 300 problems."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ def draw_fronts(path: Path, points: Sequence[FrontPoint]) -> None:
     panels = []
     for block, of_block in grouped(points, lambda point: point.block).items():
         curves = {
-            label: sorted((nfe, accuracy) for _, accuracy, nfe, _ in merged(of_label))
+            label: sorted((point.nfe, point.accuracy) for point in merged(of_label))
             for label, of_label in _by_label(of_block).items()
         }
         heuristics = {label: curve for label, curve in curves.items() if label in STRATEGIES}
@@ -104,6 +112,52 @@ def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
+def on_fronts(points: Sequence[FrontPoint]) -> list[bool]:
+    """Whether each point is on the front of its block length: that of all heuristics, or that of its policy.
+
+    Points of a policy are averaged over its seeds.
+    """
+    chosen = set[tuple[int, str, float]]()
+    for block, of_block in grouped(points, lambda point: point.block).items():
+        for of_front in grouped(of_block, lambda p: "" if p.label in STRATEGIES else p.label).values():
+            settings = {
+                (block, label, one.number): (one.nfe, one.accuracy)
+                for label, of_label in _by_label(of_front).items()
+                for one in merged(of_label)
+            }
+            best = front(settings.values())
+            chosen |= {setting for setting, reached in settings.items() if reached in best}
+    return [(point.block, point.label, point.number) in chosen for point in points]
+
+
+def scored_settings(points: Sequence[FrontPoint], split: str) -> list[ScoredSetting]:
+    """Figures of every setting on a test split."""
+    return [
+        ScoredSetting(
+            setting=_in_words(block, label, one.number),
+            split=split,
+            measure="accuracy",
+            value=one.accuracy,
+            is_share=True,
+            interval=one.interval,
+            over=one.over,
+            nfe=one.nfe,
+        )
+        for block, of_block in grouped(points, lambda point: point.block).items()
+        for label, of_label in _by_label(of_block).items()
+        for one in merged(of_label)
+    ]
+
+
+def setting_in_words(point: FrontPoint) -> str:
+    """Block length, strategy and number of a setting."""
+    return _in_words(point.block, point.label, point.number)
+
+
+def _in_words(block: int, label: str, number: float) -> str:
+    return f"{_title(block)}: {label}, {number:g}"
+
+
 def draw_orders(path: Path, orders: Sequence[Order]) -> None:
     """Draws for every block length the step of each position, and the tokens revealed per step.
 
@@ -130,20 +184,19 @@ def _mean_curve(curves: Sequence[Sequence[float]], first: int) -> list[tuple[flo
     return [(float(number), float(value)) for number, value in enumerate(values, first)]
 
 
-def merged(points: Sequence[FrontPoint]) -> list[tuple[float, float, float, float]]:
-    """(number, accuracy, NFE, standard error of the accuracy) of the points of one label, the mean over seeds.
-
-    The error is that of the mean over seeds; for a single seed, it is that of the share of right answers.
-    """
+def merged(points: Sequence[FrontPoint]) -> list[MergedPoint]:
+    """The points of one label, each the mean over seeds."""
     rows = []
     for number, same in grouped(points, lambda point: point.number).items():
         accuracies = [point.accuracy for point in same]
-        if len(same) > 1:
-            error = standard_error(accuracies)
-        else:
-            interval = wilson_interval(round(accuracies[0] * same[0].problems), same[0].problems)
-            error = standard_error_of_interval(*interval)
-        rows.append((number, float(np.mean(accuracies)), float(np.mean([point.nfe for point in same])), error))
+        mean, half = float(np.mean(accuracies)), half_width_of_mean(accuracies)
+        interval, over = (
+            wilson_interval(round(mean * same[0].problems), same[0].problems),
+            f"{same[0].problems} problems",
+        )
+        if half is not None:
+            interval, over = (max(0.0, mean - half), min(1.0, mean + half)), f"{len(same)} seeds"
+        rows.append(MergedPoint(number, mean, float(np.mean([point.nfe for point in same])), interval, over))
     return rows
 
 
@@ -152,11 +205,12 @@ def table_of_points(points: Sequence[FrontPoint]) -> str:
     cells = []
     for block, of_block in grouped(points, lambda point: point.block).items():
         for label, of_label in _by_label(of_block).items():
-            for number, accuracy, nfe, error in merged(of_label):
-                seeds = [f"{p.accuracy:.1%}" for p in of_label if p.number == number and p.seed is not None]
-                shown = [f"{nfe:.1f}", f"{accuracy:.1%} ± {error:.1%}", ", ".join(seeds)]
-                cells.append([_short_title(block), label, f"{number:g}", *shown])
-    return markdown_table(["", "strategy", "number", "NFE", "accuracy ± standard error", "of each seed"], cells)
+            for one in merged(of_label):
+                seeds = [f"{p.accuracy:.1%}" for p in of_label if p.number == one.number and p.seed is not None]
+                interval = "–".join(f"{end:.1%}" for end in one.interval)
+                shown = [f"{one.nfe:.1f}", f"{one.accuracy:.1%}", interval, one.over, ", ".join(seeds)]
+                cells.append([_short_title(block), label, f"{one.number:g}", *shown])
+    return markdown_table(["", "strategy", "number", "NFE", "accuracy", "95 % interval", "over", "of each seed"], cells)
 
 
 def table_of_orders(orders: Sequence[Order]) -> str:

@@ -73,6 +73,7 @@ def plot_accuracy(path: Path, scores: Sequence[Score]) -> None:
         figure.legend(loc="outside lower right", fontsize=8, frameon=False)
     axes.set_yticks(range(len(accuracies)), [f"{a.task.replace('_', ' ')} · {a.split}" for a in accuracies])
     axes.set_xlim(0, 1.02)
+    axes.set_xlabel("share of right answers; lines are 95 % intervals over the examples")
     axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.invert_yaxis()
     _tidy(axes)

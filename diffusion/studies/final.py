@@ -1,0 +1,170 @@
+"""Scores of the test split of a study: once per rule, kept with their date in verdict.json of the study's folder.
+
+A study chooses on the validation split, by a rule that is fixed before the test split is seen. `--final` of `trimask
+study` then scores the choice on the test split. Whoever scores it again, after a look at the first score, has no fresh
+evidence any more: a second score by the same rule is refused unless it is asked for, and the page says how often the
+test split was scored.
+"""
+
+import datetime
+import importlib.metadata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.splits import is_test
+from trimask.diffusion.pretraining.train_run import git_commit
+from trimask.diffusion.run.folder import locked, writing
+from trimask.diffusion.studies.findings import grouped, markdown_table
+from trimask.diffusion.studies.trials import Trials, require_these_rules
+from trimask.tokenizers.storage import configuration
+
+FILE = "verdict.json"
+"""Name of the file in a study's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredSetting:
+    """One figure of the test split."""
+
+    setting: str
+    """What was chosen and is scored: a task or a block length, a strategy and its parameter."""
+    split: str
+    measure: str
+    """What the value is: accuracy, or the name of a judge."""
+    value: float
+    """A share if `is_share`, else in the measure's unit."""
+    is_share: bool
+    interval: tuple[float, float] | None
+    """95 % interval. None: there is a single item, seed or draw."""
+    over: str
+    """What the interval is over, such as 300 problems or 3 seeds."""
+    nfe: float
+    """Mean number of function evaluations of an answer."""
+
+    def shown(self, value: float) -> str:
+        """A value of this measure as text: in per cent if it is a share."""
+        return f"{value:.1%}" if self.is_share else f"{value:.3g}"
+
+
+class FinalResult(NamedTuple):
+    """What a study chose on the validation split, and its figures on the test split."""
+
+    model: str
+    """Run and step of the model."""
+    chosen: list[str]
+    """Chosen settings, in words."""
+    figures: list[ScoredSetting]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalScore:
+    """A score of the test split, with the rule that chose what is scored."""
+
+    rule: str
+    """The rule by which settings were chosen on the validation split, in words."""
+    chosen: list[str]
+    """What it chose."""
+    model: str
+    """Run and step of the model."""
+    data_fingerprint: str
+    """Fingerprint of the prepared data."""
+    date: str
+    """Day of the score, as YYYY-MM-DD."""
+    trimask: str
+    """Version of trimask."""
+    git_commit: str | None
+    """Commit of the git checkout that trimask ran from. None: it ran from no checkout."""
+    figures: list[ScoredSetting]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Contents of verdict.json."""
+
+    scores: list[FinalScore] = field(default_factory=list)
+    """All scores of the test split, the earliest first."""
+
+
+class Final(NamedTuple):
+    """How a study chooses on the validation split, and scores its choice on the test split."""
+
+    rule: Callable[..., str]
+    """Takes the study's configuration, and returns the rule in words, with every number that it depends on."""
+    score: Callable[..., FinalResult]
+    """Takes the configuration and `Trials` that hold all outcomes; measures the choice on the test split."""
+
+
+def load_verdict(trials: Trials) -> Verdict:
+    """Loads verdict.json of a study's folder; no scores if there is none."""
+    path = trials.folder / FILE
+    return configuration.load(path, Verdict) if path.exists() else Verdict()
+
+
+def score_test(rule: str, score: Callable[[], FinalResult], trials: Trials, again: bool) -> None:
+    """Scores the test split and adds the score to verdict.json.
+
+    Raises ValueError if the study follows other rules of the objective than this code, or if the test split was scored
+    by this rule before and `again` is False.
+    """
+    with locked(trials.folder):
+        require_these_rules(trials.folder)
+        scores = load_verdict(trials).scores
+        dates = [earlier.date for earlier in scores if earlier.rule == rule]
+        if dates and not again:
+            raise ValueError(
+                f"{trials.folder}: the test split was scored by this rule on {' and '.join(dates)}, and another score "
+                "is no fresh evidence; --again scores it all the same, which the page then says"
+            )
+        result = score()
+        added = FinalScore(
+            rule=rule,
+            chosen=result.chosen,
+            model=result.model,
+            data_fingerprint=trials.fingerprint,
+            date=str(datetime.date.today()),
+            trimask=importlib.metadata.version("trimask"),
+            git_commit=git_commit(),
+            figures=result.figures,
+        )
+        with writing(trials.folder):
+            configuration.save(trials.folder / FILE, Verdict(scores=[*scores, added]))
+
+
+def page_of_verdict(verdict: Verdict) -> str:
+    """Section of a study's page in Markdown: every score of the test split, and how often it was scored by each rule.
+
+    Empty if there is no score.
+    """
+    parts = ["## Test split"] if verdict.scores else []
+    for rule, scores in grouped(verdict.scores, lambda score: score.rule).items():
+        often = "once" if len(scores) == 1 else f"{len(scores)} times, and only the first score is fresh evidence"
+        parts.append(f"Rule, by which settings are chosen on validation: {rule}\n\nScored by this rule {often}.")
+        for number, score in enumerate(scores, 1):
+            parts.extend(_section(score, number))
+    return "\n\n".join(parts)
+
+
+def _section(score: FinalScore, number: int) -> Iterator[str]:
+    commit = "" if score.git_commit is None else f", commit {score.git_commit[:12]}"
+    title = f"Scored on {score.date}" if number == 1 else f"Scored again on {score.date}, score {number} by this rule"
+    yield f"### {title}"
+    yield f"{score.model}; trimask {score.trimask}{commit}. Chosen: {'; '.join(score.chosen)}."
+    cells = [
+        [
+            *(figure.setting, figure.split, f"{figure.measure} {figure.shown(figure.value)}"),
+            "" if figure.interval is None else "–".join(map(figure.shown, figure.interval)),
+            *(figure.over, f"{figure.nfe:.1f}"),
+        ]
+        for figure in score.figures
+    ]
+    yield markdown_table(["setting", "split", "score", "95 % interval", "over", "NFE"], cells)
+
+
+def splits_to_score(prepared: Prepared, datasets: Iterable[str]) -> Sequence[str]:
+    """Test splits of these datasets: test and test_FIELD. Raises ValueError if there is none."""
+    splits = [split for name in datasets for split in prepared.dataset(name).splits if is_test(split)]
+    if not splits:
+        raise ValueError(f"{prepared.folder}: no split's name begins with test, so there is nothing to score")
+    return list(dict.fromkeys(splits))
