@@ -55,7 +55,7 @@ def config_of(law):
 
 
 def parameters_of(law):
-    parameters = shuffled(new_policy_parameters(config_of(law), jax.random.key(0)))
+    parameters = shuffled(new_policy_parameters(config_of(law), jax.random.key(0), 4))
     parameters["output"]["bias"] = jnp.array([-1.0])
     return parameters
 
@@ -212,7 +212,7 @@ def oracle(law, parameters, batch, old, config, begin):
 def test_the_objective_and_its_gradient_are_those_of_the_definition(law, options):
     config = GRPOConfig(group=4, chunk=16, **options)
     batch, now = batch_of(law, experts=True), parameters_of(law)
-    begin = new_policy_parameters(config_of(law), jax.random.key(9)) if config.kl else None
+    begin = new_policy_parameters(config_of(law), jax.random.key(9), 4) if config.kl else None
     # The policy has moved since the episodes were made.
     keys = iter(jax.random.split(jax.random.key(4), 100))
     before = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(next(keys), x.shape), now)
