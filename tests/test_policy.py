@@ -395,7 +395,7 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before_and_that_is_said(folder
 def test_a_policy_of_former_rules_is_refused_wherever_one_is_named(folder):
     about = configuration.load(folder / "policy.json", PolicyDescription)
     configuration.save(folder / "policy.json", replace(about, rules=1))
-    said = rf"{folder} holds a policy of rules 1, .* only policies of rules 2 .* Train it again with `trimask train-pol"
+    said = rf"{folder} holds a policy of rules 1, .* only policies of rules 2 .* train it again with `trimask train-pol"
     generation = GenerationConfig(strategy=str(folder))
     for opens in (open_policy, describe_policy, lambda _: generation.strategy_function):
         with pytest.raises(ValueError, match=said):

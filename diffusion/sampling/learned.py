@@ -101,8 +101,8 @@ def description_in(folder: Path) -> PolicyDescription:
     description = configuration.load(folder / "policy.json", PolicyDescription)
     if description.rules != _RULES:
         raise ValueError(
-            f"{folder} holds a policy of rules {description.rules}, whose network is another one; only policies of rules "
-            f"{_RULES} can be used. Train it again with `trimask train-policy`, in another folder"
+            f"{folder} holds a policy of rules {description.rules}, whose network is another one; only policies of "
+            f"rules {_RULES} can be used: train it again with `trimask train-policy`, in another folder"
         )
     return description
 

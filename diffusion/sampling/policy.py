@@ -63,7 +63,7 @@ class PolicyConfig(Checked):
     law: Literal["bernoulli", "dpls"] = "bernoulli"
     """Probability law of actions: independent per position (bernoulli), or without replacement until STOP (dpls)."""
     sees_beyond: bool = True
-    """Whether the inputs cover masked positions of other blocks as well: of later ones, and those that were given up."""
+    """Whether the inputs cover masked positions of other blocks as well: of later blocks, and those given up."""
     time_embedding: Literal["periods", "published"] = added_field(as_before="periods", default="periods")
     """Embedding of the share of steps taken: sinusoids of different periods (periods), or those of the paper's
     published code, which all have one frequency and are rounded to bfloat16 (published)."""
@@ -132,7 +132,7 @@ class Policy(nnx.Module):
         self.attention_out = nnx.Linear(width, width, rngs=rngs)
         self.up = nnx.Linear(width, config.mlp_width, rngs=rngs)
         self.down = nnx.Linear(config.mlp_width, width, rngs=rngs)
-        norm = partial(nnx.LayerNorm, width, epsilon=_NORM_EPSILON, use_fast_variance=False, rngs=rngs)
+        norm = partial(nnx.LayerNorm, width, epsilon=_NORM_EPSILON, rngs=rngs)
         self.attention_norm, self.mlp_norm, self.final_norm = norm(), norm(), norm()
         small = nnx.initializers.variance_scaling(0.01, "fan_in", "normal")
         self.output = nnx.Linear(width, 1, kernel_init=small, rngs=rngs)
