@@ -324,25 +324,26 @@ def test_tokens_that_were_given_up_stay_masked_in_what_a_policy_sees(sees_beyond
     acts = LearnedStrategy(config, shuffled(new_policy_parameters(config, jax.random.key(0), 2)))
 
     @jax.jit
-    def seen_in_two_steps(state):
+    def looked(state):
         state = sampler.enter_blocks(state, rules)
-        observation, _ = sampler.observe(state.keys, fakes.mixing(), state, rules)
-        state = sampler.reveal(state, observation, Choice(jnp.arange(8)[None] == 2), rules)
-        state = sampler.enter_blocks(state, rules)
-        observation, _ = sampler.observe(state.keys, fakes.mixing(), state, rules)
-        features = policy_features(observation, config)
-        asked = (observation.is_asked, observation.steps_taken)
-        expected = policy.policy_logits(config, acts.parameters, features, jnp.arange(8)[None] > 2, *asked)
-        return state, observation, acts.act(state.keys, observation)[1], expected
+        seen, _ = sampler.observe(state.keys, fakes.mixing(), state, rules)
+        asked = (policy_features(seen, config), jnp.arange(8)[None] > 2, seen.is_asked, seen.steps_taken)
+        return state, seen, acts.act(state.keys, seen)[1], policy.policy_logits(config, acts.parameters, *asked)
 
-    state, seen, logits, expected = seen_in_two_steps(fakes.begin([fakes.text_request([-1] * 6)], 8))
+    state, seen, _, _ = looked(fakes.begin([fakes.text_request([-1] * 6)], 8))
+    state, seen, logits, expected = looked(sampler.reveal(state, seen, Choice(jnp.arange(8)[None] == 2), rules))
     assert np.flatnonzero(seen.holds_mask[0]).tolist() == [3, 4, 5, 6, 7]
     assert np.flatnonzero(seen.is_masked[0]).tolist() == [4, 5, 6, 7]
     assert np.flatnonzero(seen.candidates[0]).tolist() == [4, 5]
     assert np.flatnonzero(seen.confidence[0]).tolist() == ([3, 4, 5, 6, 7] if sees_beyond else [4, 5])
     np.testing.assert_allclose(logits, expected, rtol=1e-6)
-    revealed = sampler.reveal(state, seen, Choice(jnp.ones((1, 8), bool)), rules)
-    assert np.flatnonzero(revealed.sequence.tokens[0] == fakes.MASK).tolist() == [3, 6, 7]
+    everything = Choice(jnp.ones((1, 8), bool))
+    state, seen, _, _ = looked(sampler.reveal(state, seen, everything, rules))
+    assert np.flatnonzero(state.sequence.tokens[0] == fakes.MASK).tolist() == [3, 6, 7]
+    # When the row is done nothing more is computed for it.
+    state, seen, _, _ = looked(sampler.reveal(state, seen, everything, rules))
+    assert state.is_done.all() and np.flatnonzero(seen.holds_mask[0]).tolist() == [3]
+    assert not seen.confidence.any()
 
 
 def save_policy(folder):

@@ -5,8 +5,8 @@ denoiser predicts there (`PolicyConfig.inputs`); whether the position holds MASK
 modulate the block (adaLN). `actions.py` draws an action from the logits, `learned.py` makes a strategy of the network,
 and `sampling_rl` trains it.
 
-Deviations from the paper's published code (github.com/apple/ml-rl-dllm, 35e4830). With `time_embedding` published, the
-weights of its policies on confidences give its logits.
+Deviations from the paper's published code (github.com/apple/ml-rl-dllm, 35e4830). Weights of its networks that read
+confidences give the same logits here, if `time_embedding` is published.
 1. The time embedding has periods from 1/128 to 2 of the whole; the published code's has one frequency.
 2. The output's weights are initialised at a tenth of the usual size, so that its bias determines how much is revealed
    at first. All other weights but those of the modulation, which are 0, have the default initialisation of Flax, not

@@ -60,7 +60,7 @@ def observe(
     """
     in_block = _in_block(state, rules)
     holds_mask = state.is_asked & (state.sequence.tokens == rules.mask_id)
-    is_wanted = holds_mask if rules.shows_all else state.is_masked & in_block
+    is_wanted = holds_mask & (state.is_open[:, None] if rules.shows_all else in_block)
     block, computed = _positions_to_compute(state, rules, cache, suffix)
     output = denoise(state.sequence, computed, cache)
     positions = jnp.broadcast_to(jnp.arange(state.sequence.length), is_wanted.shape)
