@@ -69,7 +69,7 @@ class UnmaskingEnv(_SamplerAccess, gymnasium.Env[AgentObservation, np.ndarray]):
     |--------------|-----------------------------|--------------------------------------------------------------------|
     | `confidence` | `Box(0, 1, (L, K), float32)`| the model's K largest probabilities, in falling order; 0 where     |
     |              |                             | nothing is masked or outside the block                             |
-    | `is_masked`  | `MultiBinary(L)`            | whether the token is still to be revealed                          |
+    | `is_masked`  | `MultiBinary(L)`            | whether the token is still to be revealed or was given up          |
     | `in_block`   | `MultiBinary(L)`            | whether the token is in the block that is being filled             |
     | `progress`   | `Box(0, 1, (1,), float32)`  | steps taken / requested tokens, at most 1                          |
 

@@ -214,7 +214,7 @@ def _observe(
     assert observation.top is not None  # num_top is 1 at least
     shown = {
         "confidence": gather_asked(observation.top, state.is_asked, length),
-        "is_masked": gather_asked(state.is_masked, state.is_asked, length).astype(jnp.int8),
+        "is_masked": gather_asked(observation.holds_mask, state.is_asked, length).astype(jnp.int8),
         "in_block": gather_asked(observation.in_block, state.is_asked, length).astype(jnp.int8),
         "progress": status.progress,
     }

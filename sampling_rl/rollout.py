@@ -1,7 +1,8 @@
 """Plays episodes of a policy or a strategy on a batch of problems, in one call on the device, and records their steps.
 
-Every step is recorded with the inputs that the policy saw, rounded as they were: features in half precision, masks and
-revealed positions as bits; under the law dpls also the order of picks, with 16 bits per position.
+Every step is recorded with the inputs that the policy saw, rounded as they were: features in the type of
+`PolicyConfig.input_dtype`, masks and revealed positions as bits; under the law dpls also the order of picks, with 16
+bits per position.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from operator import itemgetter
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float16, Int, PRNGKeyArray, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from trimask.diffusion.sampling import sampler
 from trimask.diffusion.sampling.actions import Ranks
@@ -37,9 +38,9 @@ _FEWEST = 16
 class Trajectories:
     """Recorded steps of episodes. Positions are the asked ones, in order of the row; all is 0 past the last one."""
 
-    features: Float16[Array, "episodes steps asked features"]
+    features: Float[Array, "episodes steps asked features"]
     is_masked: UInt8[Array, "episodes steps bytes"]
-    """Whether each position was masked before the step, as bits."""
+    """Whether each position held MASK before the step, given up or not, as bits."""
     candidates: UInt8[Array, "episodes steps bytes"]
     """Whether the action could reveal each position, as bits."""
     action: UInt8[Array, "episodes steps bytes"] | Int[Array, "episodes steps asked"]
@@ -54,7 +55,7 @@ class Trajectories:
 class PolicyInputs:
     """A batch of recorded steps, unpacked: inputs of the policy, and the action as ranks."""
 
-    features: Float16[Array, "batch asked features"]
+    features: Float[Array, "batch asked features"]
     is_masked: Bool[Array, "batch asked"]
     candidates: Bool[Array, "batch asked"]
     ranks: Ranks
@@ -91,7 +92,7 @@ def empty_trajectories(
     bits = jnp.zeros((episodes, steps, num_bytes), jnp.uint8)
     ranks = jnp.zeros((episodes, steps, asked), jnp.int16)
     return Trajectories(
-        features=jnp.zeros((episodes, steps, asked, config.num_features), jnp.float16),
+        features=jnp.zeros((episodes, steps, asked, config.num_features), config.input_dtype),
         is_masked=bits,
         candidates=bits,
         action=bits if config.law == "bernoulli" else ranks,
@@ -145,7 +146,7 @@ class Recorder:
         return Choice(ranks > 0), dataclasses.replace(
             memory,
             features=recorded(memory.features, policy_features(seen, self.config)),
-            is_masked=recorded(memory.is_masked, seen.is_masked),
+            is_masked=recorded(memory.is_masked, seen.holds_mask),
             candidates=recorded(memory.candidates, candidates),
             action=recorded(memory.action, ranks > 0 if is_bits else ranks),
             num_steps=jnp.where(seen.in_block.any(axis=-1), seen.steps_taken + 1, memory.num_steps),

@@ -30,7 +30,7 @@ from trimask.diffusion.run.running_mean import Mean
 from trimask.diffusion.run.step_loop import LoopConfig, train_loop
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import SamplerParts
-from trimask.diffusion.sampling.learned import LearnedStrategy, PolicyDescription, open_policy
+from trimask.diffusion.sampling.learned import LearnedStrategy, PolicyDescription, description_in, open_policy
 from trimask.diffusion.sampling.policy import PolicyConfig, PolicyParameters, new_policy_parameters
 from trimask.sampling_rl.grpo import GRPOBatch, GRPOConfig, group_advantages, update
 from trimask.sampling_rl.problems import ProblemSet
@@ -117,9 +117,9 @@ class PolicyTraining:
         self.optimizer = config.grpo.optimizer(self.num_steps * config.grpo.updates)
         self.key = jax.random.key(config.seed)
         self.rows = problem_rows(problems.problems, problems.vocabulary)
-        block = config.generation.block_length or problems.length
+        self.block_length = min(config.generation.block_length or problems.length, problems.length)
         rules = config.generation.rules(problems.vocabulary)
-        self.rules = dataclasses.replace(rules, gives_up_after=min(block, problems.length))
+        self.rules = dataclasses.replace(rules, gives_up_after=self.block_length)
         block_length = config.generation.block_length or config.expert_block
         expert = dataclasses.replace(config.generation, strategy="threshold", block_length=block_length)
         self.experts = [dataclasses.replace(expert, threshold=threshold) for threshold in config.experts]
@@ -143,7 +143,8 @@ class PolicyTraining:
         Without `opens_policy` they are always random: for a run that resumes, whose checkpoint replaces them.
         """
         if self.config.init_from is None or not opens_policy:
-            parameters = new_policy_parameters(self.config.policy, jax.random.fold_in(self.key, 0))
+            key = jax.random.fold_in(self.key, 0)
+            parameters = new_policy_parameters(self.config.policy, key, self.block_length)
         else:
             parameters = self._parameters_from(self.config.init_from)
         start = jax.tree.map(jnp.copy, parameters) if self.config.grpo.kl else None
@@ -321,12 +322,13 @@ def train_policy(
 
 
 def _require_same(folder: Path, config: PolicyTrainConfig, description: PolicyDescription) -> None:
-    """Raises ValueError if the folder holds a training with another configuration, loop settings apart."""
+    """Raises ValueError if the folder holds a training by other rules or with another configuration, loop apart."""
     if not checkpoint_steps(folder):
         return
+    described = description_in(folder)
     old = configuration.load(folder / "config.json", PolicyTrainConfig)
     changed = configuration.changed_fields(old, dataclasses.replace(config, loop=old.loop))
-    changed += configuration.changed_fields(configuration.load(folder / "policy.json", PolicyDescription), description)
+    changed += configuration.changed_fields(described, description)
     if changed:
         raise ValueError(
             f"{folder} holds a training of another configuration; choose another folder. "

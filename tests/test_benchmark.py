@@ -251,7 +251,7 @@ def test_a_policy_is_given_what_environments_show(monkeypatch):
     """The policy is given the largest confidence of each position, the masks, and the number of steps taken."""
 
     def policy_logits(policy, parameters, confidence, is_masked, candidates, steps):
-        assert confidence.dtype == "float16" and candidates.dtype == is_masked.dtype == bool
+        assert confidence.dtype == "float32" and candidates.dtype == is_masked.dtype == bool
         return candidates * (100 * is_masked * confidence[..., 0] + steps[:, None])
 
     monkeypatch.setattr(rollout, "policy_logits", policy_logits)

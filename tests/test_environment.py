@@ -293,6 +293,8 @@ def test_what_is_not_revealed_in_time_is_given_up(config, steps):
         path.append(env.step(0 * EVERYTHING))
     seen, reward, terminated, truncated, info = path[-1]
     assert len(path) == info["nfe"] == steps
+    # What a block before left is still seen as masked.
+    assert all(before["is_masked"].tolist() == [1] * 5 for before, *_ in path[:-1])
     assert (terminated, truncated, reward, info["right"], info["tokens"].tolist()) == (False, True, 0, 0, [-1] * 5)
     assert {name: value.max() for name, value in seen.items()} == dict.fromkeys(seen, 0) | {"progress": 1}
     assert seen in env.observation_space

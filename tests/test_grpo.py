@@ -55,7 +55,7 @@ def config_of(law):
 
 
 def parameters_of(law):
-    parameters = shuffled(new_policy_parameters(config_of(law), jax.random.key(0)))
+    parameters = shuffled(new_policy_parameters(config_of(law), jax.random.key(0), 4))
     parameters["output"]["bias"] = jnp.array([-1.0])
     return parameters
 
@@ -87,20 +87,24 @@ def test_what_is_stored_is_what_the_policy_saw_and_did(law, rules):
         seen, _ = sampler.observe(of_tokens, denoise, state, rules)
         ranks, logits = acts.act(of_choice, seen)
         likelihood = log_probability(law, logits, ranks, seen.candidates)
-        found = (policy.policy_features(seen, acts.config), seen.is_masked, seen.candidates, ranks)
+        found = (policy.policy_features(seen, acts.config), seen.holds_mask, seen.candidates, ranks)
         found = [gather_asked(values, state.is_asked, 10) for values in found]
-        return found, likelihood, sampler.reveal(state, seen, Choice(ranks > 0), rules)
+        given_up = seen.holds_mask & ~seen.is_masked
+        return found, likelihood, sampler.reveal(state, seen, Choice(ranks > 0), rules), given_up
 
+    num_given_up = 0
     for number in range(int(stored.num_steps.max())):
         active = np.asarray(number < stored.num_steps)
-        found, likelihood, state = act(state)
+        found, likelihood, state, given_up = act(state)
+        num_given_up += int(given_up[active].sum())
         step = stored_at(stored, rows, jnp.full(6, number))
         for mine, theirs in zip((step.features, step.is_masked, step.candidates, step.ranks), found, strict=True):
             np.testing.assert_array_equal(np.asarray(mine)[active], np.asarray(theirs)[active])
         again = likelihood_of(acts.config, acts.parameters, step)[1]
         # Another program than that of the update, whose first ratio is tested below: equal to rounding.
-        np.testing.assert_allclose(np.asarray(again)[active], np.asarray(likelihood)[active], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(np.asarray(again)[active], np.asarray(likelihood)[active], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(state.sequence.tokens, final.sequence.tokens)
+    assert (num_given_up > 0) == (law == "bernoulli" and rules.block_length is not None)
 
 
 def test_rows_that_are_done_leave_and_change_nothing(monkeypatch):
@@ -212,10 +216,10 @@ def oracle(law, parameters, batch, old, config, begin):
 def test_the_objective_and_its_gradient_are_those_of_the_definition(law, options):
     config = GRPOConfig(group=4, chunk=16, **options)
     batch, now = batch_of(law, experts=True), parameters_of(law)
-    begin = new_policy_parameters(config_of(law), jax.random.key(9)) if config.kl else None
+    begin = new_policy_parameters(config_of(law), jax.random.key(9), 4) if config.kl else None
     # The policy has moved since the episodes were made.
-    keys = iter(jax.random.split(jax.random.key(4), 100))
-    before = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(next(keys), x.shape), now)
+    keys = iter(jax.random.split(jax.random.key(5), 100))
+    before = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), now)
     old = oracle(law, before, batch, np.zeros(batch.trajectories.features.shape[:2]), config, None)[1]
     found, likelihoods, metrics = objective_gradient(
         now, batch, jnp.asarray(old, jnp.float32), begin, policy=config_of(law), config=config, experts=EXPERTS
@@ -225,7 +229,7 @@ def test_the_objective_and_its_gradient_are_those_of_the_definition(law, options
     signal = np.asarray(batch.has_signal)
     np.testing.assert_allclose(np.where(signal[:, None], likelihoods, 0), of_steps, atol=2e-5)
     direction = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), now)
-    size = 1e-3
+    size = 1e-4  # so short that no ratio comes to be clipped on the way
     ahead, behind = (
         oracle(law, jax.tree.map(lambda x, d, s=s: x + s * d, now, direction), batch, old, config, begin)[0]
         for s in (size, -size)

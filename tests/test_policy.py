@@ -1,10 +1,12 @@
 """The policy network, its two laws against enumeration, and the policy as a strategy."""
 
 import itertools
+import json
 import math
 import shutil
 import typing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import fakes
@@ -21,9 +23,15 @@ from trimask.diffusion.sampling import actions, policy, sampler
 from trimask.diffusion.sampling.actions import draw_action
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import Generator
-from trimask.diffusion.sampling.learned import LearnedStrategy, PolicyDescription, folder_and_checkpoint, open_policy
+from trimask.diffusion.sampling.learned import (
+    LearnedStrategy,
+    PolicyDescription,
+    describe_policy,
+    folder_and_checkpoint,
+    open_policy,
+)
 from trimask.diffusion.sampling.policy import PolicyConfig, new_policy_parameters, policy_features
-from trimask.diffusion.sampling.state import Rules
+from trimask.diffusion.sampling.state import Choice, Rules
 from trimask.diffusion.transformer import num_parameters
 from trimask.tokenizers.storage import configuration
 
@@ -33,6 +41,8 @@ draw = jax.jit(draw_action, static_argnums=0)
 CONFIG = PolicyConfig()
 SMALL = PolicyConfig(width=8, mlp_width=8, num_heads=1)
 LAWS = typing.get_args(typing.get_type_hints(PolicyConfig)["law"])
+PUBLISHED = json.loads((Path(__file__).parent / "published" / "policy.json").read_text())
+"""State dict, inputs and logits of the paper's published network; its `source` says how they were recorded."""
 
 
 def shuffled(parameters, size=0.5):
@@ -125,23 +135,87 @@ def test_gradients_of_probabilities_are_those_of_finite_differences(law):
     assert np.isfinite(gradient_of(logits, np.array([[1, 2, 3, 0]]))).all()
 
 
+def from_published(state, heads):
+    """Parameters of our network from the state dict of the published one."""
+    arrays = {name.removeprefix("base_policy."): np.float32(values) for name, values in state.items()}
+    block = "transformer_blocks.0."
+
+    def linear(*names):
+        """Several layers side by side are one; kernels are transposed."""
+        kernels, biases = ([arrays[f"{name}.{part}"] for name in names] for part in ("weight", "bias"))
+        return {"kernel": np.concatenate(kernels).T, "bias": np.concatenate(biases)}
+
+    def norm(name):
+        return {"scale": arrays[f"{name}.weight"], "bias": arrays[f"{name}.bias"]}
+
+    for name in (f"{block}{layer}.{part}" for layer in ("q_proj", "k_proj") for part in ("weight", "bias")):
+        # Rotary embeddings pair neighbours of a head there, and its halves here.
+        pairs = arrays[name].reshape(heads, -1, 2, *arrays[name].shape[1:])
+        arrays[name] = pairs.swapaxes(1, 2).reshape(arrays[name].shape)
+    return {
+        "input": linear("confidence_proj"),
+        "status": {"embedding": arrays["mask_embedding.weight"]},
+        "time_in": linear("time_mlp.0"),
+        "time_out": linear("time_mlp.2"),
+        "modulation": linear(f"{block}ada_conditioning"),
+        "query_key_value": linear(*(f"{block}{name}_proj" for name in "qkv")),
+        "attention_out": linear(f"{block}out_proj"),
+        "up": linear(f"{block}linear1"),
+        "down": linear(f"{block}linear2"),
+        "attention_norm": norm(f"{block}norm1"),
+        "mlp_norm": norm(f"{block}norm2"),
+        "final_norm": norm("final_norm"),
+        "output": linear("output_proj"),
+    }
+
+
+def test_weights_of_the_published_network_give_its_logits():
+    """To the rounding of float32, whose last bit is 2e-7 of logits of this size."""
+    config = PolicyConfig(inputs=("top",), num_top=3, width=8, mlp_width=12, num_heads=2, time_embedding="published")
+    parameters = jax.tree.map(jnp.asarray, from_published(PUBLISHED["state"], config.num_heads))
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), policy.policy_shapes(config))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), parameters) == shapes
+    features, is_masked = np.float32(PUBLISHED["confidences"]), np.array(PUBLISHED["is_masked"])
+    steps = np.array(PUBLISHED["steps"])
+    found = logits_of(config, parameters, features, is_masked, np.ones_like(is_masked), steps)
+    np.testing.assert_allclose(found, PUBLISHED["logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize("block_length", [1, 8, 31])
+def test_at_first_a_block_is_left_with_as_many_masks_as_one_of_32_in_the_paper(block_length):
+    """Where every step reveals each mask with the same probability, until the block has had a step per token."""
+    bias = CONFIG.bias_of(block_length)
+    assert (1 / (1 + math.exp(bias))) ** block_length == pytest.approx(0.017, rel=1e-6)
+    assert bias > -2
+
+
+def test_the_initial_bias_is_at_least_minus_two_or_the_given_one_and_0_by_dpls():
+    assert [CONFIG.bias_of(length) for length in (33, 64, 1024)] == [-2.0] * 3
+    assert replace(CONFIG, initial_bias=-3.5).bias_of(8) == -3.5
+    assert replace(CONFIG, law="dpls").bias_of(8) == replace(CONFIG, law="dpls", initial_bias=1.0).bias_of(64) == 0.0
+    for config, bias in ((SMALL, -0.4092), (replace(SMALL, law="dpls"), 0.0)):
+        assert new_policy_parameters(config, jax.random.key(0), 8)["output"]["bias"] == pytest.approx(bias, abs=1e-4)
+
+
 def test_what_it_sees_changes_its_first_logits_a_little():
     """The last layer's weights have variance 0.01 / fan-in; twice that would be 41 % more standard deviation."""
-    kernel = new_policy_parameters(CONFIG, jax.random.key(0))["output"]["kernel"]
+    kernel = new_policy_parameters(CONFIG, jax.random.key(0), 4)["output"]["kernel"]
     assert float(kernel.std()) == pytest.approx((0.01 / CONFIG.width) ** 0.5, rel=0.2)
 
 
 def test_it_has_a_third_of_a_million_parameters_and_begins_with_twelve_percent():
-    parameters = new_policy_parameters(CONFIG, jax.random.key(0))
+    parameters = new_policy_parameters(CONFIG, jax.random.key(0), 32)
     assert 320_000 < num_parameters(parameters) < 340_000
     features = np.random.default_rng(1).random((4, 16, 1)).astype(np.float16)
     everywhere = np.ones((4, 16), bool)
     logits = logits_of(CONFIG, parameters, features, everywhere, everywhere, np.arange(4))
-    assert abs((1 / (1 + np.exp(-np.asarray(logits)))).mean() - 0.12) < 0.01
+    assert abs(1 / (1 + math.exp(-CONFIG.bias_of(32))) - 0.12) < 1e-3
+    # The output's weights add noise with a standard deviation of 0.1.
+    assert np.abs(logits - CONFIG.bias_of(32)).max() < 0.4
 
 
 def test_only_what_is_asked_for_is_seen_wherever_it_stands():
-    parameters = shuffled(new_policy_parameters(SMALL, jax.random.key(0)))
+    parameters = shuffled(new_policy_parameters(SMALL, jax.random.key(0), 4))
     wide = np.random.default_rng(1).random((1, 12, 1)).astype(np.float16)
     masked = np.array([[True, False, True, True, False]])
     asked = np.zeros((1, 12), bool)
@@ -158,7 +232,7 @@ def test_only_what_is_asked_for_is_seen_wherever_it_stands():
     alone = logits_of(SMALL, parameters, features, masked, np.ones((1, 5), bool), np.array([3]))
     among = logits(features, masked)
     np.testing.assert_allclose(among, alone, atol=1e-5)
-    network = nnx.merge(policy._graph(SMALL), nnx.State(parameters))
+    network = nnx.merge(policy._graph_and_shapes(SMALL)[0], nnx.State(parameters))
     after_three_of_five = jax.jit(network)(features.astype(np.float32), masked, np.ones((1, 5), bool), np.array([0.6]))
     np.testing.assert_allclose(alone, after_three_of_five, atol=1e-5)
     # Position, status and time matter.
@@ -196,9 +270,23 @@ def test_inputs_are_what_the_denoiser_says(inputs, size):
     assert config.num_features == size
     rules = config.extended_rules(Rules(mask_id=fakes.MASK, block_length=2))
     features = seen_by(config, rules)
-    assert features.shape == (1, 8, size) and features.dtype == np.float16
+    assert features.shape == (1, 8, size) and features.dtype == np.float32
     assert (np.abs(features[0, 2:]).max(axis=-1) > 0).all(), "later blocks are seen"
     assert (features[0, :2] == 0).all()
+
+
+def test_inputs_may_be_rounded_to_half_precision_and_then_the_policy_acts_on_the_rounded_ones():
+    confidence = np.random.default_rng(0).random((1, 8), np.float32)
+    state = fakes.begin([fakes.text_request([-1] * 6)], 8)
+    seen = sampler.observe(state.keys, fakes.mixing(), state, Rules(mask_id=fakes.MASK))[0]
+
+    @partial(jax.jit, static_argnums=0)
+    def acted_on(config, confidence):
+        return policy_features(replace(seen, confidence=confidence), config).astype(jnp.float32)
+
+    rounded = acted_on(PolicyConfig(input_dtype="float16"), confidence)[..., 0]
+    np.testing.assert_array_equal(rounded, confidence.astype(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(acted_on(CONFIG, confidence)[..., 0], confidence)
 
 
 def test_a_policy_may_see_its_block_alone():
@@ -210,7 +298,7 @@ def test_a_policy_may_see_its_block_alone():
 @pytest.mark.parametrize("law", LAWS)
 def test_as_a_strategy_it_fills_everything_and_never_waits(law):
     config = PolicyConfig(law=law, width=8, mlp_width=8, num_heads=1)
-    parameters = new_policy_parameters(config, jax.random.key(0))
+    parameters = new_policy_parameters(config, jax.random.key(0), 4)
     # 8 times the evaluations that both blocks need: a policy that stalled would use them up, and not hang.
     rules = config.extended_rules(Rules(mask_id=fakes.MASK, block_length=4, max_nfe=48))
     state = fakes.begin([fakes.text_request([-1] * 6)] * 2, 8)
@@ -228,13 +316,43 @@ def test_as_a_strategy_it_fills_everything_and_never_waits(law):
     assert (is_left, final.nfe.tolist()) == (([6, 6], [8, 8]) if law == "bernoulli" else ([0, 0], [6, 6]))
 
 
+@pytest.mark.parametrize("sees_beyond", [True, False])
+def test_tokens_that_were_given_up_stay_masked_in_what_a_policy_sees(sees_beyond):
+    """Six masks in three blocks; of the first, which takes a single step, the second mask is given up."""
+    config = replace(SMALL, sees_beyond=sees_beyond)
+    rules = config.extended_rules(Rules(mask_id=fakes.MASK, block_length=2, gives_up_after=1))
+    acts = LearnedStrategy(config, shuffled(new_policy_parameters(config, jax.random.key(0), 2)))
+
+    @jax.jit
+    def looked(state):
+        state = sampler.enter_blocks(state, rules)
+        seen, _ = sampler.observe(state.keys, fakes.mixing(), state, rules)
+        asked = (policy_features(seen, config), jnp.arange(8)[None] > 2, seen.is_asked, seen.steps_taken)
+        return state, seen, acts.act(state.keys, seen)[1], policy.policy_logits(config, acts.parameters, *asked)
+
+    state, seen, _, _ = looked(fakes.begin([fakes.text_request([-1] * 6)], 8))
+    state, seen, logits, expected = looked(sampler.reveal(state, seen, Choice(jnp.arange(8)[None] == 2), rules))
+    assert np.flatnonzero(seen.holds_mask[0]).tolist() == [3, 4, 5, 6, 7]
+    assert np.flatnonzero(seen.is_masked[0]).tolist() == [4, 5, 6, 7]
+    assert np.flatnonzero(seen.candidates[0]).tolist() == [4, 5]
+    assert np.flatnonzero(seen.confidence[0]).tolist() == ([3, 4, 5, 6, 7] if sees_beyond else [4, 5])
+    np.testing.assert_allclose(logits, expected, rtol=1e-6)
+    everything = Choice(jnp.ones((1, 8), bool))
+    state, seen, _, _ = looked(sampler.reveal(state, seen, everything, rules))
+    assert np.flatnonzero(state.sequence.tokens[0] == fakes.MASK).tolist() == [3, 6, 7]
+    # When the row is done nothing more is computed for it.
+    state, seen, _, _ = looked(sampler.reveal(state, seen, everything, rules))
+    assert state.is_done.all() and np.flatnonzero(seen.holds_mask[0]).tolist() == [3]
+    assert not seen.confidence.any()
+
+
 def save_policy(folder):
     """A policy of two checkpoints, the first of which is the better one."""
     about = PolicyDescription(policy=SMALL, temperature=0.5, block_length=4, best_metric="cost", trained_on="nothing")
     configuration.save(folder / "policy.json", about)
     with Checkpoints(folder, Retention(last=2)) as checkpoints:
         for step, cost in ((1, 0.1), (2, 0.2)):
-            state = {"parameters": new_policy_parameters(SMALL, jax.random.key(step)), "optimizer": (jnp.zeros(2),)}
+            state = {"parameters": new_policy_parameters(SMALL, jax.random.key(step), 4), "optimizer": (jnp.zeros(2),)}
             checkpoints.save(step, state, notes={}, metrics={"cost": cost})
     return folder
 
@@ -252,7 +370,7 @@ def test_only_the_name_of_a_folder_says_which_checkpoint():
 
 @pytest.mark.parametrize(("suffix", "step"), [("", 2), ("@best", 1), ("@1", 1)])
 def test_a_folder_is_a_strategy_wherever_one_is_named(folder, suffix, step):
-    expected = new_policy_parameters(SMALL, jax.random.key(step))
+    expected = new_policy_parameters(SMALL, jax.random.key(step), 4)
     config = GenerationConfig(strategy=f"{folder}{suffix}", policy_scale=1.5)
     assert jax.tree.all(jax.tree.map(np.array_equal, config.strategy_function.parameters, expected))
     assert (config.strategy_function.temperature, config.strategy_function.scale) == (0.5, 1.5)
@@ -268,11 +386,22 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before_and_that_is_said(folder
             path.write_bytes(b"damaged")
     chosen = GenerationConfig(strategy=str(folder)).strategy_function
     assert jax.tree.all(
-        jax.tree.map(np.array_equal, chosen.parameters, new_policy_parameters(SMALL, jax.random.key(1)))
+        jax.tree.map(np.array_equal, chosen.parameters, new_policy_parameters(SMALL, jax.random.key(1), 4))
     )
     assert "checkpoints/2: damaged" in (said := capsys.readouterr().err) and "going back to step 1" in said
     with pytest.raises(ValueError, match="checkpoints/2: damaged"):
         GenerationConfig(strategy=f"{folder}@2").strategy_function  # noqa: B018
+
+
+def test_a_policy_of_former_rules_is_refused_wherever_one_is_named(folder):
+    about = configuration.load(folder / "policy.json", PolicyDescription)
+    configuration.save(folder / "policy.json", replace(about, rules=1))
+    said = rf"{folder} holds a policy of rules 1, .* only policies of rules 2 .* train it again with `trimask train-pol"
+    generation = GenerationConfig(strategy=str(folder))
+    for opens in (open_policy, describe_policy, lambda _: generation.strategy_function):
+        with pytest.raises(ValueError, match=said):
+            opens(f"{folder}@best")
+    assert "rules" not in json.loads((folder / "policy.json").read_text())
 
 
 def test_what_is_no_policy_is_refused_in_a_sentence(folder, tmp_path_factory):
@@ -306,6 +435,7 @@ def test_what_is_no_policy_is_refused_in_a_sentence(folder, tmp_path_factory):
         ({"inputs": ("hidden",)}, "hidden_size goes with the input hidden"),
         ({"width": 30}, "multiple of 4"),
         ({"num_top": 0}, "at least 1"),
+        ({"initial_bias": math.nan}, "initial_bias must be finite"),
     ],
 )
 def test_impossible_policies_are_refused(bad, reason):

@@ -156,6 +156,7 @@ def observation(rows, step=0):
         entropy=entropy,
         margin=margin,
         is_masked=(status == "masked") | (status == "outside"),
+        holds_mask=(status == "masked") | (status == "outside"),
         in_block=status != "outside",
         is_asked=status != "given",
         modality=np.ones(confidence.shape, np.int32),
@@ -272,7 +273,7 @@ IN_EACH_ROUND = [name for name in STRATEGIES if name != "ancestral" and not name
 def policy(law, bias):
     """A policy whose logits are `bias` plus what a random network adds."""
     config = PolicyConfig(law=law, inputs=("confidence", "margin", "entropy"), width=8, mlp_width=8, num_heads=1)
-    parameters = new_policy_parameters(config, jax.random.key(0))
+    parameters = new_policy_parameters(config, jax.random.key(0), 4)
     parameters["output"]["bias"] = jnp.array([bias])
     return LearnedStrategy(config, parameters)
 

@@ -18,12 +18,14 @@ from trimask.diffusion.run.running_mean import Mean
 from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import Generator
+from trimask.diffusion.sampling.learned import PolicyDescription
 from trimask.sampling_rl import train_policy as module
 from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.problems import Problem, ProblemSet
 from trimask.sampling_rl.reward import RewardConfig
 from trimask.sampling_rl.rollout import empty_trajectories
 from trimask.sampling_rl.train_policy import PolicyTrainConfig, PolicyTraining, _GradedEpisodes, train_policy
+from trimask.tokenizers.storage import configuration
 
 LENGTH = 4
 SURE = np.zeros((8, VOCABULARY.size), np.float32)
@@ -46,7 +48,7 @@ def right(problems, answers):
 
 PROBLEMS = ProblemSet("ones", VOCABULARY, [Problem(text_request([-1] * LENGTH), {})] * 64, right)
 CONFIG = PolicyTrainConfig(
-    policy=dataclasses.replace(SMALL, mlp_width=16),
+    policy=dataclasses.replace(SMALL, mlp_width=16, initial_bias=-2.0),  # slow at first: there is something to learn
     grpo=GRPOConfig(group=4, learning_rate=0.02, warmup=0, chunk=32, weight_decay=0.0),
     reward=RewardConfig(alpha=2.0),
     problems_per_step=4,
@@ -111,6 +113,23 @@ def test_another_training_is_refused_in_a_folder_that_holds_one(trained):
     other = dataclasses.replace(CONFIG, reward=RewardConfig(alpha=1.0))
     with pytest.raises(ValueError, match=r"another configuration.*reward.alpha: 2.0 → 1.0"):
         train_policy(trained, other, PROBLEMS, knowing(), "ones, of a model that knows")
+
+
+def test_a_training_of_a_policy_of_former_rules_is_not_continued(trained, tmp_path):
+    folder = tmp_path / "former@best"  # no checkpoint's name: it is not looked up as a policy's
+    shutil.copytree(trained, folder)
+    about = configuration.load(folder / "policy.json", PolicyDescription)
+    configuration.save(folder / "policy.json", dataclasses.replace(about, rules=1))
+    with pytest.raises(ValueError, match=r"holds a policy of rules 1, .* can be used: train it again"):
+        train_policy(folder, CONFIG, PROBLEMS, knowing(), "ones, of a model that knows")
+
+
+@pytest.mark.parametrize(("block", "tokens"), [(None, LENGTH), (2, 2), (8, LENGTH)])
+def test_the_initial_bias_is_that_of_its_blocks_or_of_the_whole_answer(block, tokens):
+    generation = dataclasses.replace(CONFIG.generation, block_length=block)
+    config = dataclasses.replace(CONFIG, policy=SMALL, generation=generation)
+    (bias,) = PolicyTraining(config, PROBLEMS, knowing()).init().parameters["output"]["bias"]
+    assert float(bias) == pytest.approx(SMALL.bias_of(tokens))
 
 
 def test_experts_join_every_group():

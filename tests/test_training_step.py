@@ -49,13 +49,13 @@ def test_a_network_begins_with_the_parameters_of_its_seed():
 
 
 def test_a_policy_begins_with_the_parameters_of_its_seed():
-    parameters = new_policy_parameters(PolicyConfig(width=8, mlp_width=8, num_heads=1), jax.random.key(3))
+    parameters = new_policy_parameters(PolicyConfig(width=8, mlp_width=8, num_heads=1), jax.random.key(3), 64)
     assert first_of(parameters) == pytest.approx(
         {
             "attention_out/kernel": -0.5777,
             "down/kernel": -0.4646,
             "input/kernel": -2.1209,
-            "output/kernel": -0.0115,
+            "output/kernel": 0.0169,
             "query_key_value/kernel": -0.2871,
             "status/embedding": -0.2078,
             "time_in/kernel": -0.2296,

@@ -16,11 +16,12 @@ from trimask.diffusion.evaluation.results import Evaluation
 from trimask.diffusion.pretraining.description import RULES, load_description
 from trimask.diffusion.pretraining.train_run import train
 from trimask.diffusion.run.folder import read_intact_lines
+from trimask.diffusion.sampling.learned import open_policy
 from trimask.diffusion.studies import learning_rate_transfer
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
 from trimask.diffusion.studies.trials import Outcome, Trials, rules_of
 from trimask.sampling_rl.train_policy import PolicyTrainConfig
-from trimask.scripts import study as command
+from trimask.scripts import generate, study, train_policy
 from trimask.scripts.output.answers import read_index
 from trimask.scripts.output.trajectory import trace_page
 from trimask.tokenizers.storage import configuration
@@ -61,11 +62,31 @@ def test_there_is_an_archive_and_each_is_small():
     assert ARCHIVES and all(path.stat().st_size < 1_000_000 for path in ARCHIVES)
 
 
-def test_everything_is_known_again(written, expected, rules):
+@pytest.fixture(scope="module")
+def has_former_policy(written):
+    """Whether the archive's policy has the former network, which is the one kind of folder that is refused."""
+    return json.loads((written / "policy" / "policy.json").read_text()).get("rules", 1) < 2
+
+
+def test_everything_is_known_again(written, expected, rules, has_former_policy):
     """Fingerprints, examples, batches, masks, keys, weights and losses; masks are drawn by the rules of today."""
     found = identities(written)
-    changed = set() if rules == RULES else {"masks"}
-    assert {name for name in expected if found[name] != expected[name]} == changed
+    different = {name for name in expected if found[name] != expected[name]}
+    assert different == ({"policy"} if has_former_policy else set()) | ({"masks"} if rules != RULES else set())
+
+
+def test_a_policy_with_the_former_network_is_refused_and_no_other(written, has_former_policy, tmp_path):
+    """In the same words by what uses a policy and by what would continue its training; the folder stays as it is."""
+    if not has_former_policy:
+        open_policy("policy")
+        return
+    kept = {path: path.read_bytes() for path in (written / "policy").glob("*.json*")}
+    uses = ["run", "--prompt", "the cat", "--to", "text", "--out", str(tmp_path), "--strategy", "./policy"]
+    trains = ["policy", "--run", "run", "--dataset", "sums", "--generation.block-length", "2"]
+    for command, words in ((generate, uses), (train_policy, trains)):
+        with pytest.raises(ValueError, match=r"^policy holds a policy of rules 1, .*; only policies of rules 2 can be"):
+            command.main(words)
+    assert kept and {path: path.read_bytes() for path in kept} == kept
 
 
 def resumed(written, name):
@@ -101,7 +122,7 @@ def test_a_study_is_shown_without_a_new_trial(written, expected, monkeypatch):
     page = (written / "study" / "README.md").read_text()
     assert text in page and (written / "study" / "trials.jsonl").read_bytes() == before
     assert {line["key"] for line in read_intact_lines(written / "study" / "trials.jsonl")} == set(expected["trials"])
-    command.main(["lr-transfer", "study", "--data", "data", "--workers", "0", "--show"])
+    study.main(["lr-transfer", "study", "--data", "data", "--workers", "0", "--show"])
     assert (written / "study" / "README.md").read_text() == page
 
 
@@ -128,7 +149,7 @@ def test_a_study_goes_on_only_by_the_rules_that_it_began_with(written, monkeypat
     assert not added and {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"} == before
 
 
-def test_a_policy_an_evaluation_and_answers_open(written):
+def test_the_configuration_of_a_policy_an_evaluation_and_answers_open(written):
     assert configuration.load(written / "policy" / "config.json", PolicyTrainConfig).problems_per_step == 2
     assert configuration.load(written / "run" / "evaluation.json", Evaluation).step == 9
     index = read_index(written / "generated")

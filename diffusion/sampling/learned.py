@@ -6,7 +6,6 @@ named FOLDER for the newest checkpoint, FOLDER@STEP for that of a step, or FOLDE
 
 import dataclasses
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,13 +16,18 @@ from trimask.diffusion.sampling.actions import Ranks, draw_action
 from trimask.diffusion.sampling.policy import (
     PolicyConfig,
     PolicyParameters,
-    new_policy_parameters,
     policy_features,
     policy_logits,
+    policy_shapes,
 )
 from trimask.diffusion.sampling.state import Choice, Memory, Observation, RowKeys
 from trimask.diffusion.sampling.strategies import highest_scoring
 from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.formats import added_field
+
+_RULES = 2
+"""Number of the network and of what it sees. 1 differed in norms, modulation and activation, and did not see tokens
+that were given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,8 @@ class PolicyDescription:
     """Metric whose lowest value marks the best checkpoint."""
     trained_on: str
     """The model and the problems it was trained on, in words."""
+    rules: int = added_field(as_before=1, default=_RULES)
+    """Number of the rules that the network was trained by; a policy of other rules than today's cannot be used."""
 
 
 @jax.tree_util.register_dataclass
@@ -66,8 +72,8 @@ class LearnedStrategy:
     def act(self, keys: RowKeys, observation: Observation) -> tuple[Ranks, Float[Array, "batch seq"]]:
         """The action drawn, and the logits before the division by the temperature."""
         features = policy_features(observation, self.config)
-        is_masked, is_asked = observation.is_masked, observation.is_asked
-        logits = policy_logits(self.config, self.parameters, features, is_masked, is_asked, observation.steps_taken)
+        holds_mask, is_asked = observation.holds_mask, observation.is_asked
+        logits = policy_logits(self.config, self.parameters, features, holds_mask, is_asked, observation.steps_taken)
         ranks = draw_action(self.config.law, keys, logits / self.temperature, observation.candidates, self.scale)
         return ranks, logits
 
@@ -80,17 +86,32 @@ def folder_and_checkpoint(name: str) -> tuple[Path, str]:
 
 
 def describe_policy(name: str) -> PolicyDescription:
-    """Loads policy.json of a policy, named as for `open_policy`; raises FileNotFoundError if there is none."""
+    """Loads policy.json of a policy, named as for `open_policy`.
+
+    Raises FileNotFoundError if there is none, ValueError if the policy was trained by other rules than today's.
+    """
     path, _ = folder_and_checkpoint(name)
     if not (path / "policy.json").is_file():
         raise FileNotFoundError(f"{path}: not the folder of a policy; `trimask train-policy` makes one")
-    return configuration.load(path / "policy.json", PolicyDescription)
+    return description_in(path)
+
+
+def description_in(folder: Path) -> PolicyDescription:
+    """Loads policy.json of a policy's folder; raises ValueError if it was trained by other rules than today's."""
+    description = configuration.load(folder / "policy.json", PolicyDescription)
+    if description.rules != _RULES:
+        raise ValueError(
+            f"{folder} holds a policy of rules {description.rules}, whose network is another one; only policies of "
+            f"rules {_RULES} can be used: train it again with `trimask train-policy`, in another folder"
+        )
+    return description
 
 
 def open_policy(name: str) -> LearnedStrategy:
     """Loads a policy by its name: FOLDER, FOLDER@STEP or FOLDER@best.
 
-    Raises FileNotFoundError if there is no policy or no complete checkpoint, ValueError if the name is malformed.
+    Raises FileNotFoundError if there is no policy or no complete checkpoint, ValueError if the name is malformed or the
+    policy was trained by other rules than today's.
     """
     path, checkpoint = folder_and_checkpoint(name)
     description = describe_policy(name)
@@ -100,7 +121,7 @@ def open_policy(name: str) -> LearnedStrategy:
         steps = checkpoints.steps()
         if not steps:
             raise FileNotFoundError(f"{path}: has no complete checkpoint yet; `trimask train-policy` continues it")
-        like = {"parameters": jax.eval_shape(partial(new_policy_parameters, description.policy), jax.random.key(0))}
+        like = {"parameters": policy_shapes(description.policy)}
         if checkpoint == "":
             restored = checkpoints.restore_newest(like, set_aside=False, is_part=True)
             assert restored is not None

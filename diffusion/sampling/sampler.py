@@ -53,11 +53,14 @@ def observe(
 ) -> tuple[Observation, Cache]:
     """Runs the denoiser once and proposes a token wherever the block is masked; `keys` has one key per row.
 
+    With `shows_all` it does so wherever the row holds MASK, also at positions that were given up.
+
     With a cache only the positions whose keys and values it lacks are computed: for a prefix cache, `suffix` positions
     from the block's first one on (None: as many as a row has). Also returns the keys and values of this pass.
     """
     in_block = _in_block(state, rules)
-    is_wanted = state.is_masked & (in_block | rules.shows_all)
+    holds_mask = state.is_asked & (state.sequence.tokens == rules.mask_id)
+    is_wanted = holds_mask & (state.is_open[:, None] if rules.shows_all else in_block)
     block, computed = _positions_to_compute(state, rules, cache, suffix)
     output = denoise(state.sequence, computed, cache)
     positions = jnp.broadcast_to(jnp.arange(state.sequence.length), is_wanted.shape)
@@ -77,6 +80,7 @@ def observe(
         entropy=proposals.entropy,
         margin=proposals.margin,
         is_masked=state.is_masked,
+        holds_mask=holds_mask,
         in_block=in_block,
         is_asked=state.is_asked,
         modality=state.sequence.modality,

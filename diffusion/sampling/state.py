@@ -57,7 +57,8 @@ class Rules:
     shows_hidden: bool = dataclasses.field(default=False, metadata={"static": True})
     """Whether the denoiser's last hidden states are observed."""
     shows_all: bool = dataclasses.field(default=False, metadata={"static": True})
-    """Whether masked positions outside the block are observed too, which needs their logits and excludes a cache."""
+    """Whether positions outside the block that hold MASK are observed too, of later blocks and those that were given
+    up, which needs their logits and excludes a cache."""
     passes_per_step: int = dataclasses.field(default=1, metadata={"static": True})
     """Most function evaluations per step: 2 with guidance."""
     chunk: int = dataclasses.field(default=128, metadata={"static": True})
@@ -132,8 +133,8 @@ class State:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Observation:
-    """What a strategy sees. The denoiser's statistics (proposal to margin, top, hidden) are 0 at positions that are not
-    masked and, without `Rules.shows_all`, outside the block."""
+    """What a strategy sees. The denoiser's statistics (proposal to margin, top, hidden) are 0 at positions that do not
+    hold MASK and, without `Rules.shows_all`, outside the block."""
 
     proposal: Int[Array, "batch seq"]
     """Token that is written if the position is revealed."""
@@ -145,6 +146,8 @@ class Observation:
     """Difference of the two largest probabilities."""
     is_masked: Bool[Array, "batch seq"]
     """True where a token is still to be revealed."""
+    holds_mask: Bool[Array, "batch seq"]
+    """True where a token is still to be revealed or was given up at the end of its block."""
     in_block: Bool[Array, "batch seq"]
     """True in the current block, where this step may act; False everywhere in rows that wait or are done."""
     is_asked: Bool[Array, "batch seq"]

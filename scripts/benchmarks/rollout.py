@@ -140,7 +140,7 @@ class _Setting:
         graph, parameters = nnx.split(Transformer(self.network, self.vocabulary, key=jax.random.key(0)))
         self.denoise = Partial(partial(denoise_with, graph), parameters)
         self.policy = PolicyConfig()
-        self.parameters = new_policy_parameters(self.policy, jax.random.key(1))
+        self.parameters = new_policy_parameters(self.policy, jax.random.key(1), arguments.length)
         rng = np.random.default_rng(0)
         self.prompts = rng.integers(0, arguments.vocabulary, (arguments.episodes, arguments.prompt))
         masks = np.full(arguments.length, -1)
@@ -206,7 +206,7 @@ class _Setting:
 @partial(jax.jit, static_argnums=0)
 def _act(policy: PolicyConfig, parameters, keys, shown):
     """Actions of the policy for observations of environments."""
-    confidence = jnp.asarray(shown["confidence"])[..., :1].astype(jnp.float16)
+    confidence = jnp.asarray(shown["confidence"])[..., :1].astype(policy.input_dtype)
     is_masked = jnp.asarray(shown["is_masked"]).astype(bool)
     steps = jnp.round(jnp.asarray(shown["progress"])[:, 0] * is_masked.shape[1]).astype(jnp.int32)
     logits = policy_logits(policy, parameters, confidence, is_masked, jnp.ones_like(is_masked), steps)

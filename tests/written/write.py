@@ -107,7 +107,7 @@ def identities(folder: Path) -> dict[str, Any]:
         "batches": [_digest_of_rows(batches(step)) for step in steps],
         "masks": [_digest_of_masks(description, batches(step), step) for step in steps[:2]],
         "weights": _digest_of_leaves(loaded.parameters),
-        "policy": _digest_of_leaves(open_policy(str(folder / "policy")).parameters),
+        "policy": _identity_of_policy(folder / "policy"),
         "losses": [line["loss"] for line in read_intact_lines(folder / "run" / "metrics.jsonl")],
         "trials": {
             line["key"]: line["outcome"]["loss"] for line in read_intact_lines(folder / "study" / "trials.jsonl")
@@ -117,6 +117,14 @@ def identities(folder: Path) -> dict[str, Any]:
             for path in sorted((folder / "generated").iterdir())
         },
     }
+
+
+def _identity_of_policy(folder: Path) -> str:
+    """Digest of the weights, or the sentence that refuses a policy of former rules."""
+    try:
+        return _digest_of_leaves(open_policy(str(folder)).parameters)
+    except ValueError as refusal:
+        return str(refusal)
 
 
 def _digest(*arrays: Any) -> str:
