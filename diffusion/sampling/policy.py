@@ -37,20 +37,40 @@ _TIME_UNITS = 256.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyConfig(Checked):
-    """Inputs, probability law of actions and shape of a policy network."""
+class InputsConfig(Checked):
+    """Statistics of the denoiser that a policy, or an agent of the environment, observes at each position."""
 
     inputs: tuple[Literal["confidence", "top", "margin", "entropy", "hidden"], ...] = ("confidence",)
     """Inputs at each position: confidence is the probability of the proposed token, top the largest probabilities,
     margin the difference of the two largest, entropy is in nats, hidden is the denoiser's last hidden state."""
     num_top: Size = 8
     """Number of probabilities in the input top."""
+    sees_beyond: bool = True
+    """Whether the inputs cover the masked positions of later blocks as well."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.inputs or len(set(self.inputs)) < len(self.inputs):
+            raise ValueError(f"inputs must be at least one, each once; got {self.inputs}")
+
+    def extended_rules(self, rules: Rules) -> Rules:
+        """The rules, extended so that observations hold these inputs."""
+        return dataclasses.replace(
+            rules,
+            num_top=self.num_top if "top" in self.inputs else 0,
+            shows_hidden="hidden" in self.inputs,
+            shows_all=self.sees_beyond,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig(InputsConfig):
+    """Inputs, probability law of actions and shape of a policy network."""
+
     hidden_size: Size | None = None
     """Width of the denoiser, if hidden is among the inputs. None: it is not."""
     law: Literal["bernoulli", "dpls"] = "bernoulli"
     """Probability law of actions: independent per position (bernoulli), or without replacement until STOP (dpls)."""
-    sees_beyond: bool = True
-    """Whether the inputs cover the masked positions of later blocks as well."""
     width: Size = 128
     """Width of the residual stream."""
     num_heads: Size = 2
@@ -60,8 +80,6 @@ class PolicyConfig(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.inputs or len(set(self.inputs)) < len(self.inputs):
-            raise ValueError(f"inputs must be at least one, each once; got {self.inputs}")
         if ("hidden" in self.inputs) != (self.hidden_size is not None):
             raise ValueError(f"hidden_size goes with the input hidden; got {self.hidden_size} and inputs {self.inputs}")
         if self.width % (2 * self.num_heads) or self.width % 4:
@@ -72,15 +90,6 @@ class PolicyConfig(Checked):
         """Number of input features per position."""
         sizes = {"top": self.num_top, "hidden": self.hidden_size or 0}
         return sum(sizes.get(name, 1) for name in self.inputs)
-
-    def extended_rules(self, rules: Rules) -> Rules:
-        """The rules, extended so that observations hold what this policy takes as input."""
-        return dataclasses.replace(
-            rules,
-            num_top=self.num_top if "top" in self.inputs else 0,
-            shows_hidden="hidden" in self.inputs,
-            shows_all=self.sees_beyond,
-        )
 
 
 class Policy(nnx.Module):
