@@ -1,8 +1,11 @@
 """The environments: Gymnasium's contract, and that they are the sampler, no more and no less."""
 
+import copy
 import dataclasses
 import warnings
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import fakes
 import gymnasium
@@ -23,6 +26,7 @@ from trimask.diffusion.sampling.learned import LearnedStrategy
 from trimask.diffusion.sampling.policy import PolicyConfig, new_policy_parameters, policy_logits
 from trimask.diffusion.sampling.state import Choice, initial_state
 from trimask.diffusion.sampling.strategies import STRATEGIES
+from trimask.sampling_rl import environment
 from trimask.sampling_rl.environment import UnmaskingEnv, UnmaskingVectorEnv
 from trimask.sampling_rl.episode_batch import UnmaskingConfig
 from trimask.sampling_rl.problems import Problem, ProblemSet
@@ -360,6 +364,26 @@ def test_observations_are_of_what_is_asked_in_the_order_of_the_row():
     assert seen["top"][1:].max() == 0 and seen["is_asked"].tolist() == [1, 0, 0]
 
 
+def test_agents_see_the_masks_of_later_blocks_unless_they_are_to_see_their_block_alone():
+    for sees_beyond, seen in ((True, [1, 1, 1, 1, 1]), (False, [1, 1, 0, 0, 0])):
+        env = make(config=dataclasses.replace(HOT, sees_beyond=sees_beyond))
+        shown, _ = env.reset(seed=0, options={"problem": 2})  # two tokens of the first block, and three of the second
+        assert (shown["confidence"] > 0).tolist() == (shown["top"][:, 1] > 0).tolist() == seen
+        assert shown["in_block"].tolist() == [1, 1, 0, 0, 0]
+
+
+def test_what_a_policy_takes_as_input_is_what_is_observed_for_it():
+    policy = PolicyConfig(inputs=("top", "margin"), num_top=3, sees_beyond=False)
+    config = UnmaskingConfig.of_policy(policy, block_length=4)
+    assert (config.inputs, config.num_top, config.sees_beyond, config.block_length) == (("top", "margin"), 3, False, 4)
+    # A policy's num_top says nothing unless top is an input.
+    assert UnmaskingConfig.of_policy(PolicyConfig(num_top=50)) == UnmaskingConfig()
+    with pytest.raises(ValueError, match="num_top has no effect without the input top and must be 8, got 2"):
+        UnmaskingConfig(num_top=2)
+    with pytest.raises(ValueError, match="inputs must be at least one, each once"):
+        UnmaskingConfig(inputs=("margin", "margin"))
+
+
 def test_bits_of_other_tokens_have_no_effect():
     env = make(config=HOT)
     env.reset(options={"problem": 2})  # two tokens of the first block of three positions, and three of the second
@@ -477,6 +501,59 @@ def test_wrappers_work():
     for _ in range(2):
         *_, infos = envs.step(np.stack([EVERYTHING] * 4))
     assert infos["episode"]["r"].tolist() == [1] * 4 and infos["episode"]["l"].tolist() == [1] * 4
+
+
+QUESTIONS = {"checkpoint": 7, "split": "test", "max_problems": 3, "config": HOT, "reward": RewardConfig(alpha=2.0)}
+
+
+@pytest.mark.parametrize("kind", [make, partial(make_vec, 2)], ids=["single", "vector"])
+def test_an_environment_of_a_run_is_pickled_by_its_arguments(loaded, prepared, monkeypatch, kind):
+    monkeypatch.setattr(environment, "load", fakes.opening(loaded, Path("runs/tiny"), 7))
+    env = kind(problems=None, denoise=None, run="runs/tiny", **QUESTIONS).unwrapped
+    assert (env.episodes.problems.name, len(env.episodes.problems.problems)) == ("sums text test", 3)
+    pickled = bytes(ForkingPickler.dumps(env))
+    assert len(pickled) < 4_000, "the model's weights are not in it"
+    other = ForkingPickler.loads(pickled)
+    assert other.episodes is not env.episodes and type(other) is type(env)
+    assert (other.episodes.config, other.episodes.reward) == (HOT, RewardConfig(alpha=2.0))
+    assert (other.observation_space, other.action_space) == (env.observation_space, env.action_space)
+    assert (other.episodes.problems.name, len(other.episodes.problems.problems)) == ("sums text test", 3)
+    elsewhere = kind(problems=None, denoise=None, run="runs/tiny", data=str(prepared.folder), task="audio_to_text",
+                     checkpoint=7, judge="exact_match")  # fmt: skip
+    assert elsewhere.unwrapped.episodes.problems.name == "spoken audio_to_text train"
+
+
+def test_an_environment_that_was_given_a_model_is_not_pickled_but_copied():
+    def denoise(sequence, positions=None, cache=None):
+        return fakes.mixing()(sequence, positions, cache)
+
+    for env in (make(denoise=denoise), make_vec(2, denoise=denoise), make()):
+        with pytest.raises(TypeError, match=r"given `denoise` cannot be pickled .* run=FOLDER"):
+            ForkingPickler.dumps(env)
+    env = make(config=HOT)
+    env.reset(seed=3)
+    env.step(np.array([1, 0, 1, 0, 0]))
+    twin = copy.deepcopy(env)
+    rest = [env.step(EVERYTHING), env.step(EVERYTHING)]
+    assert data_equivalence([twin.step(EVERYTHING), twin.step(EVERYTHING)], rest, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        ({"problems": None, "denoise": None}, "nothing"),
+        ({"denoise": None}, "problems"),
+        ({"run": "runs/tiny"}, "problems, denoise, run"),
+        ({"split": "test"}, "problems, denoise, split"),
+        ({"checkpoint": 7}, "problems, denoise, checkpoint"),
+        ({"problems": None, "denoise": None, "task": "text"}, "task"),
+    ],
+    ids=str,
+)
+def test_an_environment_is_of_problems_and_a_model_or_of_a_run(given, got):
+    for kind in (make, partial(make_vec, 2)):
+        with pytest.raises(ValueError, match=f"give `problems` and `denoise`, or `run`, .*; got {got}$"):
+            kind(**given)
 
 
 @pytest.mark.parametrize(

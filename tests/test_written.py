@@ -1,5 +1,6 @@
 """Folders that earlier code wrote open and resume with the same results; see `written/write.py`."""
 
+import contextlib
 import importlib.util
 import json
 import shutil
@@ -8,8 +9,10 @@ import sys
 import tarfile
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import data_equivalence
 
 from trimask.diffusion.evaluation.results import Evaluation
 from trimask.diffusion.pretraining.description import load_description
@@ -96,6 +99,26 @@ def test_a_policy_an_evaluation_and_answers_open(written):
     index = read_index(written / "generated")
     assert [entry["to"] for entry in index] == ["text", "image", "audio"]
     assert trace_page(written / "generated" / index[0]["trace"]).is_file()
+
+
+def test_processes_build_an_environment_of_a_run_each(written):
+    """Gymnasium's AsyncVectorEnv, whose processes are spawned, is the vector environment that evaluates one batch."""
+    asked = {"run": "run", "dataset": "sums", "split": "test", "max_problems": 2}
+    together = gymnasium.make_vec("trimask/Unmasking-v0", 2, **asked)
+    options = {"context": "spawn", "autoreset_mode": together.metadata["autoreset_mode"]}
+    with contextlib.closing(
+        gymnasium.make_vec("trimask/Unmasking-v0", 2, vectorization_mode="async", vector_kwargs=options, **asked)
+    ) as apart:
+        assert (apart.observation_space, apart.action_space) == (together.observation_space, together.action_space)
+        paths = []
+        for envs in (together, apart):
+            first, path = envs.reset(seed=3), []
+            for bits in (0, 1):
+                actions = np.full(envs.action_space.shape, bits, np.int8)
+                path.append(envs.step(actions))
+            paths.append([first, *path])
+    assert data_equivalence(*paths, exact=False)  # rows of another batch are summed in another order
+    assert paths[1][-1][2].all() and paths[1][-1][-1]["final_info"]["nfe"].tolist() == [2, 2]
 
 
 def test_one_answer_takes_two_programs(written, tmp_path):
