@@ -329,7 +329,7 @@ def _problems_and_model(
 def _spaces(episodes: EpisodeBatch) -> tuple[spaces.Space[Any], spaces.Space[np.ndarray]]:
     """Observation space and action space of one agent."""
     length, config = episodes.length, episodes.config
-    observation = {
+    observation: dict[str, spaces.Space[Any]] = {
         **{name: _space_of_input(name, episodes) for name in config.inputs},
         **{name: spaces.MultiBinary(length) for name in ("is_masked", "in_block", "is_asked")},
         # A block that is entered has an asked position, so there are at most as many blocks as those.

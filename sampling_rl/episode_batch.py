@@ -64,8 +64,8 @@ class UnmaskingConfig(GenerationConfig, InputsConfig):
     @classmethod
     def of_policy(cls, policy: InputsConfig, **settings: Any) -> "UnmaskingConfig":
         """Configuration in which agents observe what this policy takes as input; `settings` are its other fields."""
-        num_top = {"num_top": policy.num_top} if "top" in policy.inputs else {}
-        return cls(inputs=policy.inputs, sees_beyond=policy.sees_beyond, **num_top, **settings)
+        num_top = policy.num_top if "top" in policy.inputs else InputsConfig.num_top
+        return cls(inputs=policy.inputs, num_top=num_top, sees_beyond=policy.sees_beyond, **settings)
 
     def steps_of_block(self, length: int) -> int:
         """Largest number of steps in a block, equal to its tokens, if a problem asks for at most `length` tokens."""
