@@ -21,6 +21,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from trimask.diffusion.sampling import sampler
+from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.guidance import generation_denoiser
 from trimask.diffusion.sampling.learned import LearnedStrategy
 from trimask.diffusion.sampling.policy import PolicyConfig, new_policy_parameters, policy_logits
@@ -204,7 +205,10 @@ def test_an_environment_that_a_policy_drives_is_the_sampler(only, block_length):
     shown_together, _ = together.reset(seed=7, options={"problem": range(4)})
     rows = stack_rows([assemble(VOCABULARY, [request], 17) for request in REQUESTS])
     begun = initial_state(jax.tree.map(jnp.asarray, rows), together.state.keys, MASK)
-    final, logits = sampled(policy, together.rules, begun)
+    # The rules of the policy's own training, whatever the environment's are.
+    rules = SEES_ALL.extended_rules(GenerationConfig(temperature=0.0, block_length=block_length).rules(VOCABULARY))
+    rules = dataclasses.replace(rules, gives_up_after=block_length or PROBLEMS.length)
+    final, logits = sampled(policy, rules, begun)
 
     expected = []
     for number in range(4):

@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import data_equivalence
+from gymnasium.vector import AsyncVectorEnv
 
 from trimask.diffusion.evaluation.results import Evaluation
 from trimask.diffusion.pretraining.description import load_description
@@ -101,22 +102,18 @@ def test_a_policy_an_evaluation_and_answers_open(written):
     assert trace_page(written / "generated" / index[0]["trace"]).is_file()
 
 
-def test_processes_build_an_environment_of_a_run_each(written):
-    """Gymnasium's AsyncVectorEnv, whose processes are spawned, is the vector environment that evaluates one batch."""
+def test_an_environment_of_a_run_is_built_again_in_spawned_processes(written):
+    """Gymnasium's AsyncVectorEnv pickles the environment; it then does what the vector environment does."""
     asked = {"run": "run", "dataset": "sums", "split": "test", "max_problems": 2}
     together = gymnasium.make_vec("trimask/Unmasking-v0", 2, **asked)
-    options = {"context": "spawn", "autoreset_mode": together.metadata["autoreset_mode"]}
-    with contextlib.closing(
-        gymnasium.make_vec("trimask/Unmasking-v0", 2, vectorization_mode="async", vector_kwargs=options, **asked)
-    ) as apart:
+    env = gymnasium.make("trimask/Unmasking-v0", **asked)
+    mode = together.metadata["autoreset_mode"]
+    paths = []
+    with contextlib.closing(AsyncVectorEnv([lambda: env] * 2, context="spawn", autoreset_mode=mode)) as apart:
         assert (apart.observation_space, apart.action_space) == (together.observation_space, together.action_space)
-        paths = []
         for envs in (together, apart):
-            first, path = envs.reset(seed=3), []
-            for bits in (0, 1):
-                actions = np.full(envs.action_space.shape, bits, np.int8)
-                path.append(envs.step(actions))
-            paths.append([first, *path])
+            first = envs.reset(seed=3)
+            paths.append([first, *(envs.step(np.full(envs.action_space.shape, bit, np.int8)) for bit in (0, 1))])
     assert data_equivalence(*paths, exact=False)  # rows of another batch are summed in another order
     assert paths[1][-1][2].all() and paths[1][-1][-1]["final_info"]["nfe"].tolist() == [2, 2]
 
