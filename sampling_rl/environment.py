@@ -76,7 +76,7 @@ class UnmaskingEnv(_Episodes, gymnasium.Env[AgentObservation, np.ndarray]):
     In every step the model evaluates the row once and proposes a token at every masked position of the current block.
     The agent chooses which of the proposals become part of the row; they stay. Revealing many at once is fast, but
     tokens that are proposed together are sampled independently of each other, so revealing fewer makes better answers.
-    Blocks are filled from left to right, and a block takes at most as many steps as it has tokens.
+    Blocks are filled from left to right, and a block takes at most `block_length` steps (without blocks L).
 
     ## Action Space
 
@@ -102,7 +102,7 @@ class UnmaskingEnv(_Episodes, gymnasium.Env[AgentObservation, np.ndarray]):
     |              | float32)`                   |                                                                    |
     | `is_masked`  | `MultiBinary(L)`            | whether the token is still to be revealed                          |
     | `in_block`   | `MultiBinary(L)`            | whether the token is in the block that is being filled             |
-    | `is_asked`   | `MultiBinary(L)`            | whether the problem asks for this many tokens                      |
+    | `is_asked`   | `MultiBinary(L)`            | whether there is such a position: 0 past the problem's last one    |
     | `progress`   | `Box(0, S, (1,), float32)`  | steps taken / requested tokens; S is the most steps in a block     |
 
     The observation at the end of an episode is made without an evaluation: all but `is_asked` and `progress` is 0.
@@ -119,10 +119,10 @@ class UnmaskingEnv(_Episodes, gymnasium.Env[AgentObservation, np.ndarray]):
 
     ## Episode End
 
-    Termination: every block is finished. A block is finished when all of it is revealed, or when it has taken as many
-    steps as it has tokens; masks that are left then are given up, and the answer is graded as it is. The limit of steps
-    belongs to the problem that the agent solves, and `progress` shows it, so there is nothing to bootstrap from. The
-    environment itself never truncates an episode.
+    Termination: every block is finished. A block is finished when all of it is revealed, or when it has taken
+    `block_length` steps (without blocks L); masks that are left then are given up, and the answer is graded as it is.
+    The limit of steps belongs to the problem that the agent solves, and `progress` is observed, so there is no value to
+    bootstrap from. The environment itself never truncates an episode.
 
     ## Information
 
