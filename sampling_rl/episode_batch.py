@@ -6,7 +6,7 @@ i-th asked position, wherever that is in the row.
 
 import dataclasses
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,18 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium.error import ResetNeeded
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Float64, Int, UInt32
 
 from trimask.diffusion.denoiser import Denoiser
 from trimask.diffusion.sampling import sampler
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.guidance import Guidance, generation_denoiser
+from trimask.diffusion.sampling.policy import InputsConfig
 from trimask.diffusion.sampling.state import Choice, Observation, Rules, State, initial_state
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.reward import Reward
 from trimask.sampling_rl.rollout import gather_asked, scatter_asked
 from trimask.tokenizers.sequence import Example, TokenRows, assemble, disassemble, padding_rows, stack_rows
-from trimask.tokenizers.storage.ranges import NonNegative, Size
+from trimask.tokenizers.storage.ranges import NonNegative
 from trimask.tokenizers.vocabulary import Vocabulary
 
 _USED_BY_EPISODES = (
@@ -36,18 +37,17 @@ _USED_BY_EPISODES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnmaskingConfig(GenerationConfig):
-    """Sampling settings of episodes: the fields of `GenerationConfig` that do not belong to a strategy, and `num_top`.
+class UnmaskingConfig(GenerationConfig, InputsConfig):
+    """Settings of episodes: how they are sampled, and what agents observe.
 
-    Those fields are block_length, temperature, top_k, top_p, min_p, guidance (a guided step counts two evaluations),
-    guidance_interval and stop_at_eos; and steps, which only strategies see that drive the environment in place of an
-    agent. Raises ValueError if another field differs from its default.
+    Sampling has the fields of `GenerationConfig` that do not belong to a strategy: block_length, temperature, top_k,
+    top_p, min_p, guidance (a guided step counts two evaluations), guidance_interval and stop_at_eos; and steps, which
+    only strategies see that drive the environment in place of an agent. Observations have those of a policy: inputs,
+    num_top and sees_beyond. Raises ValueError if a field without an effect differs from its default.
     """
 
     temperature: NonNegative = 0.0
     """Temperature of the tokens; 0 takes the most probable token, so that all randomness is the agent's."""
-    num_top: Size = 1
-    """K: number of largest probabilities of each position that are observed."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,14 +55,26 @@ class UnmaskingConfig(GenerationConfig):
             value, default = (getattr(config, field.name) for config in (self, GenerationConfig()))
             if field.name not in _USED_BY_EPISODES and value != default:
                 raise ValueError(f"{field.name} has no effect in an environment and must be {default!r}, got {value!r}")
+        if "top" not in self.inputs and self.num_top != InputsConfig.num_top:
+            raise ValueError(
+                f"num_top has no effect without the input top and must be {InputsConfig.num_top}, got {self.num_top}; "
+                f"the inputs are {', '.join(self.inputs)}"
+            )
+
+    @classmethod
+    def of_policy(cls, policy: InputsConfig, **settings: Any) -> "UnmaskingConfig":
+        """Configuration in which agents observe what this policy takes as input; `settings` are its other fields."""
+        num_top = policy.num_top if "top" in policy.inputs else InputsConfig.num_top
+        return cls(inputs=policy.inputs, num_top=num_top, sees_beyond=policy.sees_beyond, **settings)
+
+    def steps_of_block(self, length: int) -> int:
+        """Largest number of steps in a block, equal to its tokens, if a problem asks for at most `length` tokens."""
+        return min(self.block_length or length, length)
 
     def episode_rules(self, vocabulary: Vocabulary, length: int) -> Rules:
-        """Rules for episodes that ask for at most `length` tokens.
-
-        A block may take as many steps as it has tokens; then its remaining masks are given up.
-        """
-        max_num_steps = min(self.block_length or length, length)
-        return dataclasses.replace(self.rules(vocabulary), num_top=self.num_top, gives_up_after=max_num_steps)
+        """Rules for episodes that ask for at most `length` tokens; masks left at the end of a block are given up."""
+        rules = self.extended_rules(self.rules(vocabulary))
+        return dataclasses.replace(rules, gives_up_after=self.steps_of_block(length))
 
 
 AgentObservation = dict[str, np.ndarray]
@@ -83,8 +95,15 @@ class EpisodeBatch:
         self._numbers, self._seeds = [0] * num_rows, [0] * num_rows
         self._requests = [padding_rows(problems.vocabulary, (), self._row_length)] * num_rows
         self._right: dict[int, float] = {}
+        self._shown: AgentObservation = {}
         self._state: State | None = None
         self._observation: Observation | None = None
+
+    @cached_property
+    def hidden_size(self) -> int:
+        """Width of the denoiser's hidden states, found without computing any."""
+        row = stack_rows([padding_rows(self.problems.vocabulary, (), self._row_length)])
+        return jax.eval_shape(lambda denoise, row: denoise(row).hidden, self._denoise, row).shape[-1]
 
     @property
     def state(self) -> State:
@@ -118,16 +137,18 @@ class EpisodeBatch:
         """Enters the next blocks and runs the denoiser once; returns the agents' observations."""
         vocabulary = self.problems.vocabulary
         self._state, self._observation, shown, status = _observe(
-            vocabulary, self.length, self._denoise, self._guidance, self.rules, self.state
+            vocabulary, self.length, self.config.inputs, self._denoise, self._guidance, self.rules, self.state
         )
         self._status = jax.device_get(status)
-        return {key: np.array(value) for key, value in shown.items()}
+        self._shown = {key: np.array(value) for key, value in shown.items()}
+        return self._shown
 
-    def reveal(self, bits: Bool[np.ndarray, "rows asked"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def reveal(
+        self, bits: Bool[np.ndarray, "rows asked"]
+    ) -> tuple[Float64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
         """Reveals the proposals whose bit is set, and grades the answers of episodes that end.
 
-        Returns of each row the reward, whether it ended with everything revealed, and whether it ended with masks that
-        were given up.
+        Returns each row's reward, and whether its episode ended.
         """
         observation = self.sampler_observation
         self._state, status = _reveal(self.problems.vocabulary, self.length, self.rules, self.state, observation, bits)
@@ -140,7 +161,7 @@ class EpisodeBatch:
             lengths = np.array([problem.length for problem in problems])
             rewards[ended] = self.reward(right, self._status.nfe[ended], lengths)
             self._right = dict(zip(ended, right.tolist(), strict=True))
-        return rewards, self._status.is_done & self._status.is_whole, self._status.is_done & ~self._status.is_whole
+        return rewards, self._status.is_done
 
     def end(self) -> None:
         """Forgets the observation, so that `reveal` raises ResetNeeded until episodes begin anew."""
@@ -152,12 +173,11 @@ class EpisodeBatch:
         return disassemble(self.problems.vocabulary, sequence)[0]
 
     def last_observation(self, row: int) -> AgentObservation:
-        """Observation of a finished row, made without an evaluation: all zero but for the progress."""
-        nothing = np.zeros(self.length, np.int8)
+        """Observation of a finished row, made without an evaluation: 0 but for `is_asked` and the progress."""
+        asked = self.problems.problems[self._numbers[row]].length
         return {
-            "confidence": np.zeros((self.length, self.config.num_top), np.float32),
-            "is_masked": nothing,
-            "in_block": nothing.copy(),
+            **{key: np.zeros_like(values[row]) for key, values in self._shown.items()},
+            "is_asked": (np.arange(self.length) < asked).astype(np.int8),
             "progress": self._status.progress[row].copy(),
         }
 
@@ -166,6 +186,7 @@ class EpisodeBatch:
         info = {
             "problem": self._numbers[row],
             "nfe": int(self._status.nfe[row]),
+            "gave_up": int(self._status.gave_up[row]),
             "tokens": self._status.tokens[row].copy(),
         }
         return info | ({"right": self._right[row]} if row in self._right else {})
@@ -181,13 +202,13 @@ class _RowStatus(NamedTuple):
     """Status of every row, for agents and rewards."""
 
     progress: Float[Array, "rows 1"]
-    """Number of steps taken over number of requested tokens, at most 1."""
+    """Number of steps taken over number of requested tokens."""
     tokens: Int[Array, "rows asked"]
     """Codes; −1 where a token is masked or given up, and past the last asked position."""
     nfe: Int[Array, " rows"]
+    gave_up: Int[Array, " rows"]
+    """Number of positions given up so far."""
     is_done: Bool[Array, " rows"]
-    is_whole: Bool[Array, " rows"]
-    """True where everything is revealed."""
 
 
 @partial(jax.jit, static_argnums=0)
@@ -203,22 +224,28 @@ def _replaced(is_new: Bool[Array, " rows"], fresh: State, old: State) -> State:
     return jax.tree.map(rows, fresh, old)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _observe(
-    vocabulary: Vocabulary, length: int, denoise: Denoiser, guidance: Guidance | None, rules: Rules, state: State
+    vocabulary: Vocabulary,
+    length: int,
+    inputs: tuple[str, ...],
+    denoise: Denoiser,
+    guidance: Guidance | None,
+    rules: Rules,
+    state: State,
 ) -> tuple[State, Observation, dict[str, Array], _RowStatus]:
     state = sampler.enter_blocks(state, rules)
     token_keys, _ = sampler.step_keys(state)
     observation, _ = sampler.observe(token_keys, generation_denoiser(denoise, vocabulary, guidance), state, rules)
     status = _row_status(vocabulary, length, state)
-    assert observation.top is not None  # num_top is 1 at least
-    shown = {
-        "confidence": gather_asked(observation.top, state.is_asked, length),
-        "is_masked": gather_asked(observation.holds_mask, state.is_asked, length).astype(jnp.int8),
-        "in_block": gather_asked(observation.in_block, state.is_asked, length).astype(jnp.int8),
-        "progress": status.progress,
-    }
-    return state, observation, shown, status
+
+    def at_asked(name: str) -> Array:
+        return gather_asked(getattr(observation, name), state.is_asked, length)
+
+    statistics = {name: at_asked(name).astype(jnp.float32) for name in inputs}
+    sources = {"is_masked": "holds_mask", "in_block": "in_block", "is_asked": "is_asked"}
+    bits = {name: at_asked(source).astype(jnp.int8) for name, source in sources.items()}
+    return state, observation, {**statistics, **bits, "progress": status.progress}, status
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -240,9 +267,9 @@ def _row_status(vocabulary: Vocabulary, length: int, state: State) -> _RowStatus
     codes = sequence.tokens - starts[vocabulary.range_numbers(sequence.modality, sequence.coordinates)]
     is_hole = state.is_asked & (sequence.tokens == vocabulary.mask_id)
     return _RowStatus(
-        progress=jnp.minimum(state.step / state.is_asked.sum(axis=-1), 1.0)[:, None].astype(jnp.float32),
+        progress=(state.step / state.is_asked.sum(axis=-1))[:, None].astype(jnp.float32),
         tokens=gather_asked(jnp.where(is_hole, -1, codes) + 1, state.is_asked, length) - 1,  # −1 past the last, too
         nfe=state.nfe,
+        gave_up=(is_hole & ~state.is_masked).sum(axis=-1),
         is_done=state.is_done,
-        is_whole=~is_hole.any(axis=-1),
     )

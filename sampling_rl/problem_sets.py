@@ -1,5 +1,6 @@
 """Problem sets from prepared data and from files in GSM8K's format, graded by the judges of evaluation.
 
+    problems_of(loaded, task="text")                       questions of a run's own data
     from_prepared(prepared, "addition", "text", "test")    questions of `trimask evaluate`
     gsm8k(path, prompts)                                   word problems whose answer is a number
 
@@ -21,10 +22,14 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.readers import puzzles
 from trimask.diffusion.data.readers.lines import blocks_of_text_file, records_of_block
 from trimask.diffusion.data.records import BadRecord
+from trimask.diffusion.data.splits import TRAIN
+from trimask.diffusion.evaluation.evaluate import prepared_of, require_same_tokenizers
 from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.evaluation.exam import choose_judges, question, reference
 from trimask.diffusion.evaluation.held_out import HeldOutExamples, TrainingExamples, evenly_spaced
 from trimask.diffusion.evaluation.judges import Judge, NamedJudge, final_number, number_of
+from trimask.diffusion.pretraining.trained_model import LoadedRun
+from trimask.diffusion.run.progress import Report, silent
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.sampling_rl.problems import Grade, Problem, ProblemSet
 from trimask.tokenizers.media import MediaTokenizers
@@ -33,6 +38,28 @@ from trimask.tokenizers.vocabulary import TEXT, Task
 
 _LINES = 1024
 """Number of lines of a file that are read at a time."""
+
+
+def problems_of(
+    loaded: LoadedRun,
+    *,
+    data: str | Path | None = None,
+    dataset: str | None = None,
+    task: str = TEXT,
+    split: str = TRAIN,
+    max_problems: int | None = None,
+    judge: str | Judge | None = None,
+    report: Report = silent,
+) -> ProblemSet:
+    """Problems for a run from a folder of prepared data; None: the data that the run was trained on.
+
+    The other arguments are those of `from_prepared`. Raises FileNotFoundError if there are no prepared data, ValueError
+    if their tokenizers differ from those of the run, and an error if shards are damaged.
+    """
+    prepared = prepared_of(loaded, None if data is None else Path(data))
+    require_same_tokenizers(loaded, prepared)
+    prepared.require_verified(report)
+    return from_prepared(prepared, dataset, task, split, max_examples=max_problems, judge=judge)
 
 
 def from_prepared(

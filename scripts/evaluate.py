@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from trimask.diffusion.data.verification import BackgroundVerification
-from trimask.diffusion.evaluation.evaluate import evaluate
+from trimask.diffusion.evaluation.evaluate import evaluate, prepared_of
 from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.evaluation.exam import ALL_TASKS
 from trimask.diffusion.evaluation.results import Bound, Evaluation, Samples, Score
@@ -18,7 +18,6 @@ from trimask.diffusion.pretraining.trained_model import LoadedRun, load
 from trimask.scripts import cli, evaluate_likelihood
 from trimask.scripts.compile_cache import Compiling
 from trimask.scripts.console import console, parse, progress_report, say, table
-from trimask.scripts.inputs import prepared_of
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import require_replaceable
 from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, Size

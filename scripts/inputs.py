@@ -1,6 +1,6 @@
 """Reads files that a user gives as media of the shape that a model reads, and prints what was changed in doing so.
 
-Also opens the prepared data that go with a run, and reads lists of prompts.
+Also reads lists of prompts.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from trimask.diffusion.data.modalities import modality
-from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.readers.pictures import read_picture
 from trimask.diffusion.data.reading_config import MediaConfig, PictureConfig
 from trimask.diffusion.data.shaping import resize_picture
-from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.scripts.console import say
 from trimask.tokenizers.storage.files import path_on_disk
@@ -75,17 +73,6 @@ def spliced(content: np.ndarray, is_hole: Bool[np.ndarray, "*where"], made: np.n
     share = np.convolve(np.pad(is_hole.astype(np.float32), size // 2, mode="edge"), np.ones(size) / size, "valid")
     share = share[: len(content)].astype(np.float32)
     return share * made[: len(content)] + (1 - share) * content
-
-
-def prepared_of(loaded: LoadedRun, data: Path | None = None) -> Prepared:
-    """Prepared data of a folder; None: the data of the run. Raises FileNotFoundError if there are none."""
-    data = data or Path(loaded.description.data)
-    if not (data / "manifest.json").is_file():
-        raise FileNotFoundError(
-            f"{data}: not a folder of prepared data; make one with `trimask prepare {data} --tokenizers "
-            f"{loaded.folder}` and its sources, such as --images FOLDER"
-        )
-    return Prepared(data)
 
 
 def read_prompts(source: str) -> list[str]:

@@ -14,18 +14,13 @@ import tyro
 
 from trimask.configs.policies import POLICIES
 from trimask.diffusion.data.splits import TRAIN
-from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
-from trimask.diffusion.evaluation.judges import Judge
-from trimask.diffusion.pretraining.trained_model import LoadedRun, load
-from trimask.diffusion.run.progress import Report, silent
+from trimask.diffusion.pretraining.trained_model import load
 from trimask.diffusion.transformer import num_parameters
-from trimask.sampling_rl.problem_sets import from_prepared
-from trimask.sampling_rl.problems import ProblemSet
+from trimask.sampling_rl.problem_sets import problems_of
 from trimask.sampling_rl.train_policy import PolicyTrainConfig, problems_summary, train_policy
 from trimask.scripts import cli
 from trimask.scripts.compile_cache import Compiling
 from trimask.scripts.console import option, parse, progress_report, say
-from trimask.scripts.inputs import prepared_of
 from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, PositiveInt
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -65,10 +60,10 @@ def run(arguments: Arguments) -> None:
     with progress_report() as report:
         problems = problems_of(
             loaded,
-            arguments.data,
-            arguments.dataset,
-            arguments.task,
-            arguments.split,
+            data=arguments.data,
+            dataset=arguments.dataset,
+            task=arguments.task,
+            split=arguments.split,
             max_problems=arguments.max_problems,
             judge=arguments.judge,
             report=report,
@@ -79,27 +74,6 @@ def run(arguments: Arguments) -> None:
     summary = problems_summary(str(arguments.run), loaded.step, problems)
     policy = train_policy(arguments.policy, arguments.config, problems, loaded.denoise, summary)
     say(f"Policy with {num_parameters(policy.parameters):,} parameters: {arguments.policy}")
-
-
-def problems_of(
-    loaded: LoadedRun,
-    data: Path | None,
-    dataset: str | None,
-    task: str,
-    split: str,
-    *,
-    max_problems: int | None,
-    judge: str | Judge | None,
-    report: Report = silent,
-) -> ProblemSet:
-    """Problems for a run from a folder of prepared data; None: the data that the run was trained on.
-
-    Raises ValueError if the tokenizers differ from those of the run, and an error if shards are damaged.
-    """
-    prepared = prepared_of(loaded, data)
-    require_same_tokenizers(loaded, prepared)
-    prepared.require_verified(report)
-    return from_prepared(prepared, dataset, task, split, max_examples=max_problems, judge=judge)
 
 
 def main(arguments: Sequence[str]) -> None:

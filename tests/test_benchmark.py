@@ -248,19 +248,19 @@ def test_rollouts_are_compared_by_evaluations_per_second(tmp_path, monkeypatch):
 
 
 def test_a_policy_is_given_what_environments_show(monkeypatch):
-    """The policy is given the largest confidence of each position, the masks, and the number of steps taken."""
+    """The policy is given the confidence of each position, the masks, what is asked, and the number of steps taken."""
 
-    def policy_logits(policy, parameters, confidence, is_masked, candidates, steps):
-        assert confidence.dtype == "float32" and candidates.dtype == is_masked.dtype == bool
-        return candidates * (100 * is_masked * confidence[..., 0] + steps[:, None])
+    def policy_logits(policy, parameters, confidence, is_masked, is_asked, steps):
+        assert confidence.dtype == "float32" and is_asked.dtype == is_masked.dtype == bool
+        return is_asked * (100 * is_masked * confidence[..., 0] + steps[:, None])
 
     monkeypatch.setattr(rollout, "policy_logits", policy_logits)
     monkeypatch.setattr(rollout, "draw_action", lambda law, keys, logits, is_masked: logits)
-    confidence = np.array([[[0.25, 0.1]] * 4, [[0.5, 0.1]] * 4], np.float32)
-    shown = {"confidence": confidence, "is_masked": np.array([[0, 1, 1, 0], [0, 0, 1, 1]], np.int8)}
-    shown |= {"progress": np.array([[0.75], [0.5]], np.float32)}
+    confidence = np.array([[0.25] * 4, [0.5] * 4], np.float32)
+    shown = {"confidence": confidence, "is_masked": np.array([[0, 1, 1, 0], [0, 1, 0, 0]], np.int8)}
+    shown |= {"is_asked": np.array([[1] * 4, [1, 1, 0, 0]], np.int8), "progress": np.array([[0.75], [1]], np.float32)}
     actions = rollout._act(PolicyConfig(width=24), None, None, shown)
-    assert actions.tolist() == [[3, 28, 28, 3], [2, 2, 52, 52]]
+    assert actions.tolist() == [[3, 28, 28, 3], [2, 52, 0, 0]]
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])

@@ -1,8 +1,11 @@
 """The environments: Gymnasium's contract, and that they are the sampler, no more and no less."""
 
+import copy
 import dataclasses
 import warnings
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import fakes
 import gymnasium
@@ -18,9 +21,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from trimask.diffusion.sampling import sampler
+from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.guidance import generation_denoiser
+from trimask.diffusion.sampling.learned import LearnedStrategy
+from trimask.diffusion.sampling.policy import PolicyConfig, new_policy_parameters, policy_logits
 from trimask.diffusion.sampling.state import Choice, initial_state
 from trimask.diffusion.sampling.strategies import STRATEGIES
+from trimask.sampling_rl import environment
 from trimask.sampling_rl.environment import UnmaskingEnv, UnmaskingVectorEnv
 from trimask.sampling_rl.episode_batch import UnmaskingConfig
 from trimask.sampling_rl.problems import Problem, ProblemSet
@@ -59,7 +66,7 @@ def problems_of(*requests, grade=rightness):
 PROBLEMS = problems_of(*REQUESTS)
 EVERYTHING = np.ones(PROBLEMS.length, bool)
 # Few kinds, because each is compiled.
-HOT = UnmaskingConfig(block_length=3, temperature=20.0, num_top=2)
+HOT = UnmaskingConfig(block_length=3, temperature=20.0, inputs=("confidence", "top"), num_top=2)
 GUIDED = UnmaskingConfig(guidance=1.5, temperature=1.0, stop_at_eos=False)
 
 
@@ -112,18 +119,17 @@ def test_an_environment_that_a_strategy_drives_is_the_sampler(strategy, config):
         keys.append(alone.state.keys)
         ended = False
         while not ended:
-            _, _, terminated, truncated, info = alone.step(act(alone.state, alone.sampler_observation)[0])
-            ended = terminated or truncated
-        found.append((info["tokens"].tolist(), info["nfe"], truncated))
+            *_, ended, _, info = alone.step(act(alone.state, alone.sampler_observation)[0])
+        found.append((info["tokens"].tolist(), info["nfe"], info["gave_up"]))
 
     together = UnmaskingVectorEnv(PROBLEMS, fakes.mixing(), num_envs=4, config=config)
     together.reset(seed=7, options={"problem": range(4)})
     first = {}
     while len(first) < 4:
-        _, _, _, truncated, infos = together.step(act(together.state, together.sampler_observation))
+        *_, infos = together.step(act(together.state, together.sampler_observation))
         for row in np.flatnonzero(infos.get("_final_info", [])):
             info = infos["final_info"]
-            first.setdefault(row, (info["tokens"][row].tolist(), info["nfe"][row], truncated[row]))
+            first.setdefault(row, (info["tokens"][row].tolist(), info["nfe"][row], info["gave_up"][row]))
     assert [first[row] for row in range(4)] == found
 
     # The sampler, with rows that are longer.
@@ -136,7 +142,109 @@ def test_an_environment_that_a_strategy_drives_is_the_sampler(strategy, config):
         asked = REQUESTS[number].segments[-1].codes < 0
         expected = example.segments[-1].codes[asked].tolist()
         assert tokens == expected + [-1] * (PROBLEMS.length - len(expected))
-        assert nfe == final.nfe[number] and gave_up == (-1 in expected)
+        assert nfe == final.nfe[number] and gave_up == expected.count(-1)
+
+
+EVERY = ("confidence", "top", "margin", "entropy", "hidden")
+SEES_ALL = PolicyConfig(inputs=EVERY, num_top=3, hidden_size=VOCABULARY.size, width=8, mlp_width=8, num_heads=1)
+
+
+def learned(config, only):
+    """A policy with random weights that looks at one of its inputs, and sometimes reveals too little in time."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(partial(new_policy_parameters, config), jax.random.key(0))
+    parameters = jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
+    parameters["output"]["bias"] -= 1
+    sizes = {"top": config.num_top, "hidden": config.hidden_size}
+    of_feature = np.repeat(config.inputs, [sizes.get(name, 1) for name in config.inputs])
+    parameters["input"]["kernel"] *= (of_feature == only)[:, None]
+    return LearnedStrategy(config, parameters, is_forced=False)
+
+
+@jax.jit
+def acted(policy, state, seen):
+    """Action and logits of the policy at the asked positions, from the sampler's observation."""
+    ranks, logits = policy.act(sampler.step_keys(state)[1], seen)
+    return gather_asked(ranks > 0, state.is_asked, PROBLEMS.length), gather_asked(
+        logits, state.is_asked, PROBLEMS.length
+    )
+
+
+@jax.jit
+def judged(policy, shown):
+    """Logits of the policy from nothing but the observations of agents."""
+    parts = [jnp.asarray(shown[name]) for name in policy.config.inputs]
+    features = jnp.concatenate([x if x.ndim == 3 else x[..., None] for x in parts], axis=-1)
+    is_masked, is_asked = (jnp.asarray(shown[name]).astype(bool) for name in ("is_masked", "is_asked"))
+    steps = jnp.round(shown["progress"][:, 0] * is_asked.sum(axis=-1)).astype(jnp.int32)
+    logits = policy_logits(policy.config, policy.parameters, features, is_masked, is_asked, steps)
+    return jnp.where(is_asked, logits, 0.0)
+
+
+@jax.jit
+def sampled(policy, rules, state):
+    """Final state of the sampler with the policy, and the logits of every step."""
+
+    def act(keys, seen, logits):
+        ranks, new = policy.act(keys, seen)
+        step = jnp.where(seen.in_block.any(axis=-1), seen.steps_taken, 1 << 30)
+        new = gather_asked(new, seen.is_asked, PROBLEMS.length)
+        return Choice(ranks > 0), logits.at[jnp.arange(len(step)), step].set(new, mode="drop")
+
+    denoise = generation_denoiser(fakes.mixing(), VOCABULARY, None)
+    return sampler.sample(denoise, act, rules, state, jnp.zeros((len(state.step), 8, PROBLEMS.length)))
+
+
+@pytest.mark.parametrize("block_length", [None, 3])
+@pytest.mark.parametrize("only", EVERY)
+def test_an_environment_that_a_policy_drives_is_the_sampler(only, block_length):
+    """Tokens and evaluations are equal, and the logits of every step, also those from what agents observe."""
+    policy, asked = learned(SEES_ALL, only), UnmaskingConfig.of_policy(SEES_ALL, block_length=block_length)
+    alone = UnmaskingEnv(PROBLEMS, fakes.mixing(), config=asked)
+    together = UnmaskingVectorEnv(PROBLEMS, fakes.mixing(), num_envs=4, config=asked)
+    shown_together, _ = together.reset(seed=7, options={"problem": range(4)})
+    rows = stack_rows([assemble(VOCABULARY, [request], 17) for request in REQUESTS])
+    begun = initial_state(jax.tree.map(jnp.asarray, rows), together.state.keys, MASK)
+    # The rules of the policy's own training, whatever the environment's are.
+    rules = SEES_ALL.extended_rules(GenerationConfig(temperature=0.0, block_length=block_length).rules(VOCABULARY))
+    rules = dataclasses.replace(rules, gives_up_after=block_length or PROBLEMS.length)
+    final, logits = sampled(policy, rules, begun)
+
+    expected = []
+    for number in range(4):
+        (example,) = disassemble(VOCABULARY, jax.tree.map(lambda x, row=number: np.asarray(x[row]), final.sequence))
+        codes = example.segments[-1].codes[REQUESTS[number].segments[-1].codes < 0].tolist()
+        padded = codes + [-1] * (PROBLEMS.length - len(codes))
+        expected.append((padded, int(final.nfe[number]), codes.count(-1)))
+    assert 0 < sum(gave_up for *_, gave_up in expected) < 18, "some positions are given up, and some are revealed"
+    is_equal = partial(np.testing.assert_allclose, atol=1e-4)  # rows of another length are summed in another order
+
+    for number in range(4):
+        shown, _ = alone.reset(seed=7 + number, options={"problem": number})
+        ended, step = False, 0
+        while not ended:
+            bits, found = acted(policy, alone.state, alone.sampler_observation)
+            agents = judged(policy, {name: value[None] for name, value in shown.items()})
+            is_equal(found[0], logits[number, step])
+            is_equal(agents[0], logits[number, step])
+            shown, _, ended, _, info = alone.step(bits[0])
+            assert shown in alone.observation_space
+            step += 1
+        assert (info["tokens"].tolist(), info["nfe"], info["gave_up"]) == expected[number]
+
+    first: dict = {}
+    while len(first) < 4:
+        bits, found = acted(policy, together.state, together.sampler_observation)
+        agents, steps = judged(policy, shown_together), np.asarray(together.state.step)
+        for row in set(range(4)) - set(first):
+            is_equal(found[row], logits[row, steps[row]])
+            is_equal(agents[row], logits[row, steps[row]])
+        shown_together, _, ended, _, infos = together.step(bits)
+        assert infos["_gave_up"].all() and shown_together in together.observation_space
+        for row in np.flatnonzero(ended):
+            info = infos["final_info"]
+            first.setdefault(row, (info["tokens"][row].tolist(), info["nfe"][row], info["gave_up"][row]))
+    assert [first[row] for row in range(4)] == expected
 
 
 def test_a_batch_is_its_environments_one_by_one():
@@ -158,7 +266,7 @@ def test_a_batch_is_its_environments_one_by_one():
         new, old = quick.step(actions), slow.step(actions)
         assert data_equivalence(new, old, exact=True)
         assert new[0] in quick.observation_space
-        ends += new[2] | new[3]
+        ends += new[2]
     assert ends.min() >= 2
     for seed in (None, [4, None, 4, 5]):
         assert data_equivalence(quick.reset(seed=seed), slow.reset(seed=seed), exact=True)
@@ -168,7 +276,7 @@ def episode(env, **reset):
     """Every observation, reward and info of an episode of random actions."""
     path = [env.reset(**reset)]
     rng = np.random.default_rng(0)
-    while len(path[-1]) == 2 or not any(path[-1][2:4]):
+    while len(path[-1]) == 2 or not path[-1][2]:
         path.append(env.step(rng.integers(0, 2, PROBLEMS.length)))
     return path
 
@@ -241,23 +349,43 @@ def test_everything_is_compiled_once():
 def test_observations_are_of_what_is_asked_in_the_order_of_the_row():
     logits = np.random.default_rng(0).normal(size=(11, VOCABULARY.size)).astype(np.float32)
     problems = problems_of(text_request([1, -1, -1, 2, -1]), text_request([3, -1, 3, 3, 3, 3, 3, 3, 3]))
-    config = UnmaskingConfig(num_top=2, block_length=3)
+    config = UnmaskingConfig(inputs=("top",), num_top=2, sees_beyond=False, block_length=3)
     env = make(problems=problems, denoise=fakes.fake(jnp.asarray(logits)), config=config)
     seen, info = env.reset(options={"problem": 0})
     text = np.exp(logits[:, TEXT_IDS.start : TEXT_IDS.stop])
     top = np.sort(text / text.sum(axis=-1, keepdims=True), axis=-1)[:, ::-1][:, :2]
     # Asked for are positions 3, 4 and 6; blocks of three positions begin at the first of them.
-    np.testing.assert_allclose(seen["confidence"], [top[3], top[4], [0, 0]], rtol=1e-5)
+    np.testing.assert_allclose(seen["top"], [top[3], top[4], [0, 0]], rtol=1e-5)
     assert (seen["is_masked"].tolist(), seen["in_block"].tolist()) == ([1, 1, 1], [1, 1, 0])
     assert seen["progress"] == [0] and info["tokens"].tolist() == [-1, -1, -1]
     best = logits[:, TEXT_IDS.start : TEXT_IDS.stop].argmax(axis=-1)
     seen, *_, info = env.step(np.array([0, 1, 1]))
-    np.testing.assert_allclose(seen["confidence"], [top[3], [0, 0], [0, 0]], rtol=1e-5)
+    np.testing.assert_allclose(seen["top"], [top[3], [0, 0], [0, 0]], rtol=1e-5)
     assert (seen["is_masked"].tolist(), seen["in_block"].tolist()) == ([1, 0, 1], [1, 1, 0])
     assert seen["progress"] == [np.float32(1 / 3)] and info["tokens"].tolist() == [-1, best[4], -1]
     seen, *_ = env.reset(options={"problem": 1})
     assert (seen["is_masked"].tolist(), seen["in_block"].tolist()) == ([1, 0, 0], [1, 0, 0])
-    assert seen["confidence"][1:].max() == 0
+    assert seen["top"][1:].max() == 0 and seen["is_asked"].tolist() == [1, 0, 0]
+
+
+def test_agents_see_the_masks_of_later_blocks_unless_they_are_to_see_their_block_alone():
+    for sees_beyond, seen in ((True, [1, 1, 1, 1, 1]), (False, [1, 1, 0, 0, 0])):
+        env = make(config=dataclasses.replace(HOT, sees_beyond=sees_beyond))
+        shown, _ = env.reset(seed=0, options={"problem": 2})  # two tokens of the first block, and three of the second
+        assert (shown["confidence"] > 0).tolist() == (shown["top"][:, 1] > 0).tolist() == seen
+        assert shown["in_block"].tolist() == [1, 1, 0, 0, 0]
+
+
+def test_what_a_policy_takes_as_input_is_what_is_observed_for_it():
+    policy = PolicyConfig(inputs=("top", "margin"), num_top=3, sees_beyond=False)
+    config = UnmaskingConfig.of_policy(policy, block_length=4)
+    assert (config.inputs, config.num_top, config.sees_beyond, config.block_length) == (("top", "margin"), 3, False, 4)
+    # A policy's num_top says nothing unless top is an input.
+    assert UnmaskingConfig.of_policy(PolicyConfig(num_top=50)) == UnmaskingConfig()
+    with pytest.raises(ValueError, match="num_top has no effect without the input top and must be 8, got 2"):
+        UnmaskingConfig(num_top=2)
+    with pytest.raises(ValueError, match="inputs must be at least one, each once"):
+        UnmaskingConfig(inputs=("margin", "margin"))
 
 
 def test_bits_of_other_tokens_have_no_effect():
@@ -285,7 +413,8 @@ def test_places_of_what_is_asked_and_of_the_row_are_inverse():
 
 
 @pytest.mark.parametrize(("config", "steps"), [(UnmaskingConfig(), 5), (HOT, 3 + 3)])
-def test_what_is_not_revealed_in_time_is_given_up(config, steps):
+def test_what_is_not_revealed_in_time_is_given_up_which_ends_the_episode(config, steps):
+    """The limit is a rule of the problem and is observed: no agent may bootstrap from the value of what is left."""
     env = make(config=config)
     env.reset(options={"problem": 2})
     path = [env.step(0 * EVERYTHING)]
@@ -295,14 +424,17 @@ def test_what_is_not_revealed_in_time_is_given_up(config, steps):
     assert len(path) == info["nfe"] == steps
     # What a block before left is still seen as masked.
     assert all(before["is_masked"].tolist() == [1] * 5 for before, *_ in path[:-1])
-    assert (terminated, truncated, reward, info["right"], info["tokens"].tolist()) == (False, True, 0, 0, [-1] * 5)
-    assert {name: value.max() for name, value in seen.items()} == dict.fromkeys(seen, 0) | {"progress": 1}
+    assert (terminated, truncated, reward, info["right"], info["tokens"].tolist()) == (True, False, 0, 0, [-1] * 5)
+    # In blocks of three positions, two of which are asked in the first.
+    assert [step[-1]["gave_up"] for step in path] == [0] * (steps - 1) + [5] if config != HOT else [0, 0, 2, 2, 2, 5]
+    last = dict.fromkeys(seen, 0) | {"progress": np.float32(steps / 5), "is_asked": 1}
+    assert {name: value.max() for name, value in seen.items()} == last
     assert seen in env.observation_space
     # A token revealed in the last step of a block counts, and the answer is judged with what is missing.
     env.reset(options={"problem": 2})
     for step in range(steps):
         _, reward, terminated, truncated, info = env.step(np.array([step == 2, 0, 0, 0, 0]))
-    assert truncated and not terminated and info["right"] == pytest.approx(1 / 5)
+    assert terminated and not truncated and info["right"] == pytest.approx(1 / 5) and info["gave_up"] == 4
     assert info["tokens"][0] >= 0 and reward == pytest.approx(1 / 5 * 1 / 5)
 
 
@@ -361,7 +493,7 @@ def test_pictures_and_sounds_are_tokens_too(modality, codes):
 def test_wrappers_work():
     env = wrappers.RecordEpisodeStatistics(wrappers.FlattenObservation(make(max_episode_steps=2)))
     seen, _ = env.reset(seed=0)
-    assert seen.shape == (3 * PROBLEMS.length + 1,) and seen in env.observation_space
+    assert seen.shape == (4 * PROBLEMS.length + 1,) and seen in env.observation_space
     env.step(0 * EVERYTHING)
     *_, truncated, info = env.step(0 * EVERYTHING)
     assert truncated and info["episode"]["l"] == 2 and "right" not in info
@@ -375,6 +507,59 @@ def test_wrappers_work():
     for _ in range(2):
         *_, infos = envs.step(np.stack([EVERYTHING] * 4))
     assert infos["episode"]["r"].tolist() == [1] * 4 and infos["episode"]["l"].tolist() == [1] * 4
+
+
+QUESTIONS = {"checkpoint": 7, "split": "test", "max_problems": 3, "config": HOT, "reward": RewardConfig(alpha=2.0)}
+
+
+@pytest.mark.parametrize("kind", [make, partial(make_vec, 2)], ids=["single", "vector"])
+def test_an_environment_of_a_run_is_pickled_by_its_arguments(loaded, prepared, monkeypatch, kind):
+    monkeypatch.setattr(environment, "load", fakes.opening(loaded, Path("runs/tiny"), 7))
+    env = kind(problems=None, denoise=None, run="runs/tiny", **QUESTIONS).unwrapped
+    assert (env.episodes.problems.name, len(env.episodes.problems.problems)) == ("sums text test", 3)
+    pickled = bytes(ForkingPickler.dumps(env))
+    assert len(pickled) < 4_000, "the model's weights are not in it"
+    other = ForkingPickler.loads(pickled)
+    assert other.episodes is not env.episodes and type(other) is type(env)
+    assert (other.episodes.config, other.episodes.reward) == (HOT, RewardConfig(alpha=2.0))
+    assert (other.observation_space, other.action_space) == (env.observation_space, env.action_space)
+    assert (other.episodes.problems.name, len(other.episodes.problems.problems)) == ("sums text test", 3)
+    elsewhere = kind(problems=None, denoise=None, run="runs/tiny", data=str(prepared.folder), task="audio_to_text",
+                     checkpoint=7, judge="exact_match")  # fmt: skip
+    assert elsewhere.unwrapped.episodes.problems.name == "spoken audio_to_text train"
+
+
+def test_an_environment_that_was_given_a_model_is_not_pickled_but_copied():
+    def denoise(sequence, positions=None, cache=None):
+        return fakes.mixing()(sequence, positions, cache)
+
+    for env in (make(denoise=denoise), make_vec(2, denoise=denoise), make()):
+        with pytest.raises(TypeError, match=r"given `denoise` cannot be pickled .* run=FOLDER"):
+            ForkingPickler.dumps(env)
+    env = make(config=HOT)
+    env.reset(seed=3)
+    env.step(np.array([1, 0, 1, 0, 0]))
+    twin = copy.deepcopy(env)
+    rest = [env.step(EVERYTHING), env.step(EVERYTHING)]
+    assert data_equivalence([twin.step(EVERYTHING), twin.step(EVERYTHING)], rest, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        ({"problems": None, "denoise": None}, "nothing"),
+        ({"denoise": None}, "problems"),
+        ({"run": "runs/tiny"}, "problems, denoise, run"),
+        ({"split": "test"}, "problems, denoise, split"),
+        ({"checkpoint": 7}, "problems, denoise, checkpoint"),
+        ({"problems": None, "denoise": None, "task": "text"}, "task"),
+    ],
+    ids=str,
+)
+def test_an_environment_is_of_problems_and_a_model_or_of_a_run(given, got):
+    for kind in (make, partial(make_vec, 2)):
+        with pytest.raises(ValueError, match=f"give `problems` and `denoise`, or `run`, .*; got {got}$"):
+            kind(**given)
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ LIMITS = [
     (GRPOConfig, {}, {"warmup": 0}, {"warmup": -1}),
     *((GRPOConfig, {}, {name: 0.0}, {name: -0.1}) for name in ("kl", "entropy", "weight_decay")),
     *((GRPOConfig, {}, {name: 1e-9}, {name: 0.0}) for name in ("clip", "learning_rate")),
-    (UnmaskingConfig, {}, {"num_top": 1}, {"num_top": 0}),
+    (UnmaskingConfig, {"inputs": ("top",)}, {"num_top": 1}, {"num_top": 0}),
     (UnmaskingStudy, {}, {"blocks": (0,)}, {"blocks": (-1,)}),
     (UnmaskingStudy, {}, {"blocks": (0,)}, {"blocks": ()}),
     (UnmaskingStudy, {}, {"shown": 1}, {"shown": 0}),

@@ -165,16 +165,16 @@ def test_a_list_in_is_a_list_out(model):
 
 def test_the_environment_is_of_the_runs_own_questions(model, prepared, monkeypatch):
     env = model.environment(
-        task="text", split="test", num_top=2, max_problems=3, reward=lambda right, nfe, length: -nfe
+        task="text", split="test", inputs=("top",), num_top=2, max_problems=3, reward=lambda right, nfe, length: -nfe
     )
     seen, about = env.reset(seed=0)
-    assert seen["confidence"].shape == (env.action_space.n, 2) and about["nfe"] == 0
+    assert seen["top"].shape == (env.action_space.n, 2) and about["nfe"] == 0
     questions = env.episodes.problems
     assert (questions.name, len(questions.problems)) == ("sums text test", 3)
     assert model.environment(task="text_to_image", judge="label").episodes.problems.name == "drawn text_to_image train"
     for _ in range(100):
-        _, reward, terminated, truncated, about = env.step(np.ones(env.action_space.n, bool))
-        if terminated or truncated:
+        _, reward, terminated, _, about = env.step(np.ones(env.action_space.n, bool))
+        if terminated:
             break
     assert terminated and reward == -about["nfe"] < 0
     elsewhere = dataclasses.replace(model.run.description, data="gone")

@@ -16,7 +16,9 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.verification import BackgroundVerification, Damaged, is_verified
 from trimask.diffusion.evaluation.results import Evaluation
+from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.studies.mask_variance import MaskVariance
+from trimask.sampling_rl import problem_sets
 from trimask.scripts import evaluate, study, train_policy
 from trimask.scripts.inspection import main as inspect
 
@@ -204,10 +206,10 @@ def _evaluates(data, monkeypatch):
 
 
 def _trains_a_policy(data, monkeypatch):
-    monkeypatch.setattr(train_policy, "load", lambda *_: None)
-    monkeypatch.setattr(train_policy, "require_same_tokenizers", lambda *_: None)
-    monkeypatch.setattr(train_policy, "from_prepared", lambda *_: pytest.fail("began"))
-    monkeypatch.setattr(train_policy, "prepared_of", lambda _, data: Prepared(data))
+    monkeypatch.setattr(train_policy, "load", lambda *_: object.__new__(LoadedRun))
+    monkeypatch.setattr(problem_sets, "require_same_tokenizers", lambda *_: None)
+    monkeypatch.setattr(problem_sets, "from_prepared", lambda *_: pytest.fail("began"))
+    monkeypatch.setattr(problem_sets, "prepared_of", lambda _, data: Prepared(data))
     asked = {"dataset": None, "task": "text", "split": "train", "max_problems": None, "judge": None}
     train_policy.run(SimpleNamespace(run=data.parent, checkpoint=None, data=data, **asked))
 

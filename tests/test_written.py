@@ -1,5 +1,6 @@
 """Folders that earlier code wrote open and resume with the same results; see `written/write.py`."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -9,8 +10,11 @@ import sys
 import tarfile
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import data_equivalence
+from gymnasium.vector import AsyncVectorEnv
 
 from trimask.diffusion.evaluation.results import Evaluation
 from trimask.diffusion.pretraining.description import RULES, load_description
@@ -155,6 +159,22 @@ def test_the_configuration_of_a_policy_an_evaluation_and_answers_open(written):
     index = read_index(written / "generated")
     assert [entry["to"] for entry in index] == ["text", "image", "audio"]
     assert trace_page(written / "generated" / index[0]["trace"]).is_file()
+
+
+def test_an_environment_of_a_run_is_built_again_in_spawned_processes(written):
+    """Gymnasium's AsyncVectorEnv pickles the environment; it then does what the vector environment does."""
+    asked = {"run": "run", "dataset": "sums", "split": "test", "max_problems": 2}
+    together = gymnasium.make_vec("trimask/Unmasking-v0", 2, **asked)
+    env = gymnasium.make("trimask/Unmasking-v0", **asked)
+    mode = together.metadata["autoreset_mode"]
+    paths = []
+    with contextlib.closing(AsyncVectorEnv([lambda: env] * 2, context="spawn", autoreset_mode=mode)) as apart:
+        assert (apart.observation_space, apart.action_space) == (together.observation_space, together.action_space)
+        for envs in (together, apart):
+            first = envs.reset(seed=3)
+            paths.append([first, *(envs.step(np.full(envs.action_space.shape, bit, np.int8)) for bit in (0, 1))])
+    assert data_equivalence(*paths, exact=False)  # rows of another batch are summed in another order
+    assert paths[1][-1][2].all() and paths[1][-1][-1]["final_info"]["nfe"].tolist() == [2, 2]
 
 
 def test_one_answer_takes_two_programs(written, tmp_path):

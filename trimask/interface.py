@@ -22,13 +22,13 @@ from trimask.diffusion.run.progress import silent
 from trimask.diffusion.sampling import generator
 from trimask.sampling_rl.environment import UnmaskingEnv
 from trimask.sampling_rl.episode_batch import UnmaskingConfig
+from trimask.sampling_rl.problem_sets import problems_of
 from trimask.sampling_rl.reward import Reward, RewardConfig
 from trimask.scripts.output.answers import FRAME_MILLISECONDS, write_media
 from trimask.scripts.output.media_files import png_bytes, write_animation
 from trimask.scripts.output.presentation import ending_of, frame_of, presentation_of
 from trimask.scripts.output.trajectory import code_confidences, text_in_order, trace_of, write_page
 from trimask.scripts.questions import Asked, Query, Question, default_sampling, prompts_of, query_of
-from trimask.scripts.train_policy import problems_of
 from trimask.tokenizers.codec import SoundCodec
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.storage import configuration
@@ -320,13 +320,14 @@ class TrainedModel:
         The problems are the questions of `task` in a split of the prepared data in folder `data`; None: the data that
         the run was trained on. `dataset` names the dataset; None: the only one that has the task. `judge` is a name
         that `trimask evaluate` takes, or a function. All other keywords are fields of `UnmaskingConfig`: block_length,
-        num_top, temperature, and so on.
+        inputs, temperature, and so on. For environments in several processes, `gymnasium.make` takes the run's folder.
 
         Raises FileNotFoundError if there are no prepared data, and ValueError if their tokenizers are not the run's.
         """
         config = _configured(_UNMASKING, settings, self.environment)
-        where = None if data is None else Path(data)
-        problems = problems_of(self.run, where, dataset, task, split, max_problems=max_problems, judge=judge)
+        problems = problems_of(
+            self.run, data=data, dataset=dataset, task=task, split=split, max_problems=max_problems, judge=judge
+        )
         return UnmaskingEnv(problems, self.run.denoise, config=config, reward=reward, render_mode=render_mode)
 
     def __repr__(self) -> str:

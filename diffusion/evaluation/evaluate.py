@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -100,6 +101,17 @@ def _judge(exam: Exam, generator: Generator, seed: int, result: Evaluation, repo
     if task.target != TEXT and prepared.fingerprint == loaded.description.data_fingerprint:
         result.memorisation.append(exam.memorisation(answers))
     return samples
+
+
+def prepared_of(loaded: LoadedRun, data: Path | None = None) -> Prepared:
+    """Prepared data of a folder; None: the data of the run. Raises FileNotFoundError if there are none."""
+    data = data or Path(loaded.description.data)
+    if not (data / "manifest.json").is_file():
+        raise FileNotFoundError(
+            f"{data}: not a folder of prepared data; make one with `trimask prepare {data} --tokenizers "
+            f"{loaded.folder}` and its sources, such as --images FOLDER"
+        )
+    return Prepared(data)
 
 
 def require_same_tokenizers(loaded: LoadedRun, prepared: Prepared) -> None:

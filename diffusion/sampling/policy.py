@@ -50,20 +50,40 @@ _UNREVEALED = 0.017
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyConfig(Checked):
-    """Inputs, probability law of actions and shape of a policy network."""
+class InputsConfig(Checked):
+    """Statistics of the denoiser that a policy, or an agent of the environment, observes at each position."""
 
     inputs: tuple[Literal["confidence", "top", "margin", "entropy", "hidden"], ...] = ("confidence",)
     """Inputs at each position: confidence is the probability of the proposed token, top the largest probabilities,
     margin the difference of the two largest, entropy is in nats, hidden is the denoiser's last hidden state."""
     num_top: Size = 8
     """Number of probabilities in the input top."""
+    sees_beyond: bool = True
+    """Whether the inputs cover masked positions of other blocks as well: of later blocks, and those given up."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.inputs or len(set(self.inputs)) < len(self.inputs):
+            raise ValueError(f"inputs must be at least one, each once; got {self.inputs}")
+
+    def extended_rules(self, rules: Rules) -> Rules:
+        """The rules, extended so that observations hold these inputs."""
+        return dataclasses.replace(
+            rules,
+            num_top=self.num_top if "top" in self.inputs else 0,
+            shows_hidden="hidden" in self.inputs,
+            shows_all=self.sees_beyond,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig(InputsConfig):
+    """Inputs, probability law of actions and shape of a policy network."""
+
     hidden_size: Size | None = None
     """Width of the denoiser, if hidden is among the inputs. None: it is not."""
     law: Literal["bernoulli", "dpls"] = "bernoulli"
     """Probability law of actions: independent per position (bernoulli), or without replacement until STOP (dpls)."""
-    sees_beyond: bool = True
-    """Whether the inputs cover masked positions of other blocks as well: of later blocks, and those given up."""
     time_embedding: Literal["periods", "published"] = added_field(as_before="periods", default="periods")
     """Embedding of the share of steps taken: sinusoids of different periods (periods), or those of the paper's
     published code, which all have one frequency and are rounded to bfloat16 (published)."""
@@ -81,8 +101,6 @@ class PolicyConfig(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.inputs or len(set(self.inputs)) < len(self.inputs):
-            raise ValueError(f"inputs must be at least one, each once; got {self.inputs}")
         if ("hidden" in self.inputs) != (self.hidden_size is not None):
             raise ValueError(f"hidden_size goes with the input hidden; got {self.hidden_size} and inputs {self.inputs}")
         if self.width % (2 * self.num_heads) or self.width % 4:
@@ -106,15 +124,6 @@ class PolicyConfig(Checked):
             return self.initial_bias
         kept = _UNREVEALED ** (1 / block_length)
         return max(_LONG_BLOCK_BIAS, math.log((1 - kept) / kept))
-
-    def extended_rules(self, rules: Rules) -> Rules:
-        """The rules, extended so that observations hold what this policy takes as input."""
-        return dataclasses.replace(
-            rules,
-            num_top=self.num_top if "top" in self.inputs else 0,
-            shows_hidden="hidden" in self.inputs,
-            shows_all=self.sees_beyond,
-        )
 
 
 class Policy(nnx.Module):

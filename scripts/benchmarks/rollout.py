@@ -178,8 +178,8 @@ class _Setting:
         for step in range(self.arguments.length):
             keys = jax.random.split(jax.random.fold_in(jax.random.key(number), step), self.arguments.episodes)
             actions = np.asarray(_act(self.policy, self.parameters, keys, shown))
-            shown, _, terminated, truncated, _ = environments.step(actions)
-            ended += int((terminated | truncated).sum())
+            shown, _, terminated, *_ = environments.step(actions)
+            ended += int(terminated.sum())
             evaluations += self.arguments.episodes
         return max(ended, 1), evaluations
 
@@ -206,10 +206,10 @@ class _Setting:
 @partial(jax.jit, static_argnums=0)
 def _act(policy: PolicyConfig, parameters, keys, shown):
     """Actions of the policy for observations of environments."""
-    confidence = jnp.asarray(shown["confidence"])[..., :1].astype(policy.input_dtype)
-    is_masked = jnp.asarray(shown["is_masked"]).astype(bool)
-    steps = jnp.round(jnp.asarray(shown["progress"])[:, 0] * is_masked.shape[1]).astype(jnp.int32)
-    logits = policy_logits(policy, parameters, confidence, is_masked, jnp.ones_like(is_masked), steps)
+    confidence = jnp.asarray(shown["confidence"])[..., None].astype(policy.input_dtype)
+    is_masked, is_asked = (jnp.asarray(shown[name]).astype(bool) for name in ("is_masked", "is_asked"))
+    steps = jnp.round(jnp.asarray(shown["progress"])[:, 0] * is_asked.sum(axis=-1)).astype(jnp.int32)
+    logits = policy_logits(policy, parameters, confidence, is_masked, is_asked, steps)
     return draw_action(policy.law, keys, logits, is_masked).astype(jnp.int8)
 
 
