@@ -30,7 +30,12 @@ from trimask.diffusion.run.running_mean import Mean
 from trimask.diffusion.run.step_loop import LoopConfig, train_loop
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import SamplerParts
-from trimask.diffusion.sampling.learned import LearnedStrategy, PolicyDescription, description_in, open_policy
+from trimask.diffusion.sampling.learned import (
+    LearnedStrategy,
+    PolicyDescription,
+    open_policy,
+    require_these_rules,
+)
 from trimask.diffusion.sampling.policy import PolicyConfig, PolicyParameters, new_policy_parameters
 from trimask.sampling_rl.grpo import GRPOBatch, GRPOConfig, group_advantages, update
 from trimask.sampling_rl.problems import ProblemSet
@@ -325,7 +330,8 @@ def _require_same(folder: Path, config: PolicyTrainConfig, description: PolicyDe
     """Raises ValueError if the folder holds a training by other rules or with another configuration, loop apart."""
     if not checkpoint_steps(folder):
         return
-    described = description_in(folder)
+    described = configuration.load(folder / "policy.json", PolicyDescription)
+    require_these_rules(folder, described)
     old = configuration.load(folder / "config.json", PolicyTrainConfig)
     changed = configuration.changed_fields(old, dataclasses.replace(config, loop=old.loop))
     changed += configuration.changed_fields(described, description)

@@ -152,9 +152,9 @@ SEES_ALL = PolicyConfig(inputs=EVERY, num_top=3, hidden_size=VOCABULARY.size, wi
 def learned(config, only):
     """A policy with random weights that looks at one of its inputs, and sometimes reveals too little in time."""
     rng = np.random.default_rng(1)
-    shapes = jax.eval_shape(partial(new_policy_parameters, config), jax.random.key(0))
+    shapes = jax.eval_shape(partial(new_policy_parameters, config, block_length=3), jax.random.key(0))
     parameters = jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
-    parameters["output"]["bias"] -= 1
+    parameters["output"]["bias"] -= 2
     sizes = {"top": config.num_top, "hidden": config.hidden_size}
     of_feature = np.repeat(config.inputs, [sizes.get(name, 1) for name in config.inputs])
     parameters["input"]["kernel"] *= (of_feature == only)[:, None]

@@ -398,7 +398,8 @@ def test_a_policy_of_former_rules_is_refused_wherever_one_is_named(folder):
     configuration.save(folder / "policy.json", replace(about, rules=1))
     said = rf"{folder} holds a policy of rules 1, .* only policies of rules 2 .* train it again with `trimask train-pol"
     generation = GenerationConfig(strategy=str(folder))
-    for opens in (open_policy, describe_policy, lambda _: generation.strategy_function):
+    assert describe_policy(str(folder)).rules == 1  # what a study of it is shown with
+    for opens in (open_policy, lambda _: generation.strategy_function):
         with pytest.raises(ValueError, match=said):
             opens(f"{folder}@best")
     assert "rules" not in json.loads((folder / "policy.json").read_text())

@@ -86,25 +86,20 @@ def folder_and_checkpoint(name: str) -> tuple[Path, str]:
 
 
 def describe_policy(name: str) -> PolicyDescription:
-    """Loads policy.json of a policy, named as for `open_policy`.
-
-    Raises FileNotFoundError if there is none, ValueError if the policy was trained by other rules than today's.
-    """
+    """Loads policy.json of a policy, named as for `open_policy`; raises FileNotFoundError if there is none."""
     path, _ = folder_and_checkpoint(name)
     if not (path / "policy.json").is_file():
         raise FileNotFoundError(f"{path}: not the folder of a policy; `trimask train-policy` makes one")
-    return description_in(path)
+    return configuration.load(path / "policy.json", PolicyDescription)
 
 
-def description_in(folder: Path) -> PolicyDescription:
-    """Loads policy.json of a policy's folder; raises ValueError if it was trained by other rules than today's."""
-    description = configuration.load(folder / "policy.json", PolicyDescription)
+def require_these_rules(folder: Path, description: PolicyDescription) -> None:
+    """Raises ValueError if the policy in the folder was trained by other rules than today's."""
     if description.rules != _RULES:
         raise ValueError(
             f"{folder} holds a policy of rules {description.rules}, whose network is another one; only policies of "
             f"rules {_RULES} can be used: train it again with `trimask train-policy`, in another folder"
         )
-    return description
 
 
 def open_policy(name: str) -> LearnedStrategy:
@@ -115,6 +110,7 @@ def open_policy(name: str) -> LearnedStrategy:
     """
     path, checkpoint = folder_and_checkpoint(name)
     description = describe_policy(name)
+    require_these_rules(path, description)
     if not (checkpoint in ("", "best") or checkpoint.isdecimal()):
         raise ValueError(f"a policy is named FOLDER, FOLDER@STEP or FOLDER@best, got {name!r}")
     with Checkpoints(path) as checkpoints:
