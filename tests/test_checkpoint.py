@@ -77,6 +77,13 @@ def test_what_was_saved_comes_back_bit_for_bit_with_its_notes(saved):
     assert restored.step == 6 and restored.notes == {"of": 6} and same(restored.tree, tree(6))
 
 
+def test_a_digest_is_that_of_the_arrays(saved, tmp_path):
+    save(tmp_path, {3: 9.0})
+    with Checkpoints(saved) as ours, Checkpoints(tmp_path) as same:
+        digests = [ours.digest(3), same.digest(3), ours.digest(6)]
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_a_flipped_bit_anywhere_is_noticed_or_does_no_harm(saved, copy):
     noticed = 0
     files = [path.relative_to(saved) for path in (saved / "checkpoints" / "6").rglob("*") if path.is_file()]

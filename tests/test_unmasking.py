@@ -18,7 +18,7 @@ from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import Answer, Generator
 from trimask.diffusion.studies.final import FinalResult
-from trimask.diffusion.studies.trials import Trials
+from trimask.diffusion.studies.trials import Trials, weights_digest
 from trimask.sampling_rl.grpo import GRPOConfig
 from trimask.sampling_rl.problem_sets import from_prepared
 from trimask.sampling_rl.reward import RewardConfig
@@ -58,6 +58,16 @@ STUDY = UnmaskingStudy(
     scales=(1.0, 3.0),
     shown=3,
 )
+
+
+@pytest.fixture(autouse=True)
+def digests(monkeypatch):
+    """Digests of the weights in folders; those of models that are nowhere are made up."""
+
+    def digest(folder, step):
+        return weights_digest(folder, step) if folder.exists() else f"made up at {step}"
+
+    monkeypatch.setattr(unmasking, "weights_digest", digest)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +111,11 @@ def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_pa
         assert study(asked, trials) == text
         with pytest.raises(BaseException, match="measured again"):
             study(dataclasses.replace(asked, max_examples=2), trials)
+        # Nor are they those of a model that was trained again to the same step.
+        monkeypatch.setattr(unmasking, "weights_digest", lambda *_: "another")
+        monkeypatch.setattr(Trials, "run_unordered", lambda _, __, work: pytest.fail(f"{len(work)} measured again"))
+        with pytest.raises(BaseException, match="6 measured again"):
+            study(asked, trials)
 
 
 MADE_UP = {

@@ -10,6 +10,7 @@ checksum it was saved with. The checksum is a sum over elements, so it does not 
 devices and processes. A checkpoint with other names, shapes or dtypes is not damaged; it belongs to another model.
 """
 
+import hashlib
 import json
 import logging
 import stat
@@ -191,6 +192,11 @@ class Checkpoints:
         if changed:
             raise DamagedCheckpoint(f"{path}: damaged: {', '.join(changed[:3])} is not what was saved")
         return Restored(step, tree, about["notes"])
+
+    def digest(self, step: int) -> str:
+        """Digest of the arrays of a step's checkpoint, by their checksums: 16 hexadecimal digits."""
+        arrays = self._about(step).get("arrays", {})
+        return hashlib.sha256(json.dumps(arrays, sort_keys=True).encode()).hexdigest()[:16]
 
     def _about(self, step: int) -> dict[str, Any]:
         """Content of the checkpoint's `about` item, after checking its CRC-32."""

@@ -50,7 +50,7 @@ from trimask.diffusion.studies.sampling_report import (
     table_of_choices,
     with_errors,
 )
-from trimask.diffusion.studies.trials import Trials, make_room_for, open_run
+from trimask.diffusion.studies.trials import Trials, make_room_for, open_run, weights_digest
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import write_text
 from trimask.tokenizers.storage.ranges import Checked, NonNegative, PositiveInt, Seed, Share, Size, whole
@@ -117,6 +117,8 @@ class TaskTrial:
     run: str
     model_step: int
     """Step of the model's checkpoint."""
+    model_digest: str = ""
+    """Digest of the arrays of this checkpoint (`trials.weights_digest`)."""
     dataset: str
     task: str
     split: str
@@ -323,6 +325,7 @@ def _trial(config: SamplingStudy, model_step: int, asked: AskedTask, how: Genera
     return TaskTrial(
         run=config.run,
         model_step=model_step,
+        model_digest=weights_digest(Path(config.run), model_step),
         dataset=asked.held_out.dataset,
         task=asked.task.name,
         split=asked.held_out.split,

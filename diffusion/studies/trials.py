@@ -46,6 +46,7 @@ from trimask.diffusion.parametrization import ModuleMultipliers, Parametrization
 from trimask.diffusion.pretraining.description import RULES, TrainConfig
 from trimask.diffusion.pretraining.trained_model import LoadedRun, load
 from trimask.diffusion.pretraining.training_step import Parameters, Pretraining, TrainState, training_batches
+from trimask.diffusion.run.checkpoint import Checkpoints
 from trimask.diffusion.run.children import end_with
 from trimask.diffusion.run.folder import json_line, locked, read_intact_lines, writing
 from trimask.diffusion.run.limits import require_room_for_workers
@@ -319,6 +320,13 @@ def _worker_environment(compiled: str) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@lru_cache(maxsize=1024)
+def weights_digest(folder: Path, step: int) -> str:
+    """Digest of a checkpoint's arrays, so that results are not reused after the folder's model was trained again."""
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.digest(step)
 
 
 _opened = lru_cache(maxsize=4)(Prepared)

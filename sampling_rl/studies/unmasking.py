@@ -31,7 +31,7 @@ from trimask.diffusion.sampling.learned import describe_policy, folder_and_check
 from trimask.diffusion.studies.final import FinalResult, ScoredSetting, splits_to_score
 from trimask.diffusion.studies.findings import grouped, write_csv
 from trimask.diffusion.studies.heuristics import HeuristicSetting, heuristic_settings
-from trimask.diffusion.studies.trials import Trials, make_room_for, open_run
+from trimask.diffusion.studies.trials import Trials, make_room_for, open_run, weights_digest
 from trimask.sampling_rl.problem_sets import dataset_with, from_prepared
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.studies.unmasking_report import (
@@ -47,6 +47,7 @@ from trimask.sampling_rl.studies.unmasking_report import (
 )
 from trimask.sampling_rl.train_policy import PolicyTrainConfig
 from trimask.tokenizers.storage import configuration
+from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.storage.ranges import Checked, NonNegative, PositiveInt, Seed, Share, Size, whole
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -139,6 +140,10 @@ class SamplingTrial:
     """Step of the model's checkpoint."""
     policy_step: int | None
     """Step of the policy's newest checkpoint. None: a heuristic."""
+    model_digest: str = added_field(as_before="", default="")
+    """Digest of the arrays of the model's checkpoint (`trials.weights_digest`); empty in trials of rules 1."""
+    policy_digest: str = added_field(as_before="", default="")
+    """Digest of the arrays of the policy's checkpoint; empty for a heuristic."""
 
 
 @dataclass(frozen=True)
@@ -239,13 +244,18 @@ def planned_trials(config: UnmaskingStudy, model_step: int) -> Iterator[tuple[Fr
             raise ValueError(f"{name} was trained in blocks of {origin.block}, which are not among {config.blocks}")
     names = {field.name for field in dataclasses.fields(SamplingTrial)}
     names &= {field.name for field in dataclasses.fields(config)} - {"shown"}
-    shared: dict[str, Any] = {name: getattr(config, name) for name in names} | {"model_step": model_step}
+    shared: dict[str, Any] = {name: getattr(config, name) for name in names} | {
+        "model_step": model_step,
+        "model_digest": weights_digest(Path(config.run), model_step),
+    }
 
-    def planned(block, label, number, how, seed=None, policy_step=None):
+    def planned(block, label, number, how, seed=None, policy_step=None, policy_digest=""):
         is_shown = number in _SHOWN_VALUES and (label in ("threshold", "leftmost") or policy_step is not None)
         shown = config.shown if is_shown else 0
         point = FrontPoint(block, label, number, 0.0, 0.0, 0, seed)
-        return point, SamplingTrial(**shared, how=how, shown=shown, policy_step=policy_step)
+        return point, SamplingTrial(
+            **shared, how=how, shown=shown, policy_step=policy_step, policy_digest=policy_digest
+        )
 
     for block in config.blocks:
         base = GenerationConfig(temperature=0.0, stop_at_eos=False, block_length=block or None)
@@ -254,10 +264,12 @@ def planned_trials(config: UnmaskingStudy, model_step: int) -> Iterator[tuple[Fr
         for name, law, origin in policies:
             if not config.everywhere and origin.block not in (None, block):
                 continue
-            newest = max(checkpoint_steps(folder_and_checkpoint(name)[0]))
+            folder, checkpoint = folder_and_checkpoint(name)
+            newest = max(checkpoint_steps(folder))
+            digest = weights_digest(folder, int(checkpoint) if checkpoint.isdecimal() else newest)
             for scale in config.scales if law == "bernoulli" else (1.0,):
                 how = replace(base, strategy=name, policy_scale=scale)
-                yield planned(block, origin.label, scale, how, origin.seed, newest)
+                yield planned(block, origin.label, scale, how, origin.seed, newest, digest)
 
 
 def measure(trial: SamplingTrial, data: Path) -> Measurement:
