@@ -31,7 +31,8 @@ from trimask.scripts.output.trajectory import trace_page
 from trimask.tokenizers.storage import configuration
 
 HERE = Path(__file__).parent / "written"
-ARCHIVES = sorted(HERE.glob("*.tar.xz"))
+ARCHIVES = sorted(HERE.glob("*.tar.xz"), key=lambda path: path.name.partition(".")[0])
+NEWEST = pytest.mark.parametrize("written", ARCHIVES[-1:], indirect=True, ids=["newest"])
 
 
 def identities(folder: Path):
@@ -161,6 +162,7 @@ def test_the_configuration_of_a_policy_an_evaluation_and_answers_open(written):
     assert trace_page(written / "generated" / index[0]["trace"]).is_file()
 
 
+@NEWEST
 def test_an_environment_of_a_run_is_built_again_in_spawned_processes(written):
     """Gymnasium's AsyncVectorEnv pickles the environment; it then does what the vector environment does."""
     asked = {"run": "run", "dataset": "sums", "split": "test", "max_problems": 2}
@@ -177,6 +179,7 @@ def test_an_environment_of_a_run_is_built_again_in_spawned_processes(written):
     assert paths[1][-1][2].all() and paths[1][-1][-1]["final_info"]["nfe"].tolist() == [2, 2]
 
 
+@NEWEST
 def test_one_answer_takes_two_programs(written, tmp_path):
     """Every further program delays the first answer, by compiling or by reading the cache."""
     code = (

@@ -77,9 +77,9 @@ def main(archive: Path) -> None:
         for asked in (["--prompt", "the cat", "--to", "text", "--trace"], ["--prompt", "dark", "--to", "image"],
                       ["--prompt", "low", "--to", "audio"]):  # fmt: skip
             generate.main(["run", *asked, "--out", "generated"])
-        Path("expected.json").write_text(json.dumps(identities(Path()), indent=1) + "\n")
         for lock in Path().rglob(".lock"):
             lock.unlink()
+        Path("expected.json").write_text(json.dumps(identities(Path()), indent=1) + "\n")
         with tarfile.open(archive, "w:xz") as tar:
             for name in sorted(os.listdir()):
                 tar.add(name, filter=_anonymous)
