@@ -119,8 +119,8 @@ def sudoku() -> Experiment:
 def trimodal_320m() -> Experiment:
     """320M parameters, 218M of them embeddings: text, pictures and sound from your own folders, on accelerators.
 
-    The smallest number of steps, S_crit (`sde.critical_steps`), is unknown; docs/training.md has the command that
-    measures it at this size.
+    The smallest number of steps, S_crit (`sde.critical_steps`), is unknown at this size; `trimask study critical-batch`
+    measures it, with the flags that docs/training.md lists under Studies.
     """
     return _trimodal(num_layers=8, fsdp=1, horizon_tokens=107_960_888_475)
 
