@@ -135,8 +135,19 @@ def trimodal_3b() -> Experiment:
     return _trimodal(num_layers=23, fsdp=8, horizon_tokens=713_237_323_444)
 
 
+def fresh_voices() -> Experiment:
+    """Digits spoken by two voices of no other preset, to evaluate `tiny` on; for `prepare --tokenizers data/tiny`."""
+    return Experiment(
+        prepare=PrepareConfig(
+            sources={"fresh_voices": SourceConfig(kind="digits", where=("fresh_voices",))},
+            codecs={"audio": MelConfig(codebook_size=128)},
+        )
+    )
+
+
 PRESETS: dict[str, Callable[[], Experiment]] = {
     "tiny": tiny,
+    "fresh_voices": fresh_voices,
     "small": small,
     "digits_real": digits_real,
     "addition": addition,
@@ -265,7 +276,7 @@ def _trimodal(*, num_layers: int, fsdp: int, horizon_tokens: int) -> Experiment:
             optimizer=OptimizerConfig(
                 learning_rate=3e-3, horizon_tokens=horizon_tokens, warmup_tokens=horizon_tokens // 100
             ),
-            # Other batches and horizons are rescaled from these.
+            # Other batches and horizons are rescaled from these. The batch is in positions, so padding makes κ smaller.
             sde=SDEScaling(base_batch_tokens=float(batch_tokens), base_horizon_tokens=horizon_tokens),
             batch=BatchConfig(tokens=batch_tokens, packed_length=2048),
             mesh=MeshConfig(fsdp=fsdp),

@@ -6,8 +6,9 @@ where p is the softmax over the ids allowed at position i, Z_i its normaliser, a
 
 N_m is the mean number of *maskable* tokens of modality m per step over the whole run, all devices and copies included.
 It is a constant of the run, so the gradient of a batch is the mean of those of its rows, and a token of a modality has
-the same weight in every step. With w_i the ELBO's weight and λ = 1, the mean of L over the run is the sum of the
-negative ELBO per token of each modality. With the normaliser `tokens`, N = Σ_m N_m takes the place of all N_m.
+the same weight in every step. With w_i the ELBO's weight, λ = 1, z = 0 and no example whose loss is no bound
+(`masking.py`), the mean of L over the run is the sum of the negative ELBO per token of each modality. With the
+normaliser `tokens`, N = Σ_m N_m takes the place of all N_m.
 """
 
 from collections.abc import Mapping

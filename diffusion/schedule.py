@@ -100,8 +100,8 @@ class ScheduleConfig(Checked):
     """Configuration of the noise schedule."""
 
     kind: ScheduleKind = "linear"
-    """Formula of α(t): 1 − t (linear), 1 − cos(π/2·(1 − t)) (cosine_md4), cos(π/2·t) (cosine_mdlm) or 1 − t^power
-    (polynomial)."""
+    """Formula of the masked share s(t) = 1 − α(t): t (linear), sin(π/2·t) (cosine_md4), 1 − cos(π/2·t) (cosine_mdlm) or
+    t^power (polynomial)."""
     power: Positive = 2.0
     """Exponent of the polynomial schedule."""
     min_share: Annotated[float, real(above=0, below=0.5)] = 1e-3

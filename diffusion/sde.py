@@ -13,7 +13,7 @@ What the papers leave open, and what is done here:
 
 1. λ is decoupled as in PyTorch: a step shrinks weights by lr × λ.
 2. The clipping threshold is divided by √(B / B_base): it is compared with gradients, whose noise scales so. Unlike ε it
-   does not depend on the horizon, at which gradients are what they were.
+   does not depend on the horizon, which does not change the gradients.
 3. γ = 0.44 is the tri-modal paper's fit for a cosine schedule; Complete(d)P's theory has γ = 1.
 """
 

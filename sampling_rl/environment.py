@@ -29,6 +29,7 @@ from trimask.sampling_rl.episode_batch import AgentObservation, EpisodeBatch, Un
 from trimask.sampling_rl.problem_sets import problems_of
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.reward import Reward, RewardConfig
+from trimask.tokenizers.vocabulary import TEXT
 
 _CONFIG, _REWARD = UnmaskingConfig(), RewardConfig()
 
@@ -175,7 +176,7 @@ class UnmaskingEnv(_Episodes, gymnasium.Env[AgentObservation, np.ndarray]):
     ):
         options = {"config": config, "reward": reward, "render_mode": render_mode}
         EzPickle.__init__(self, problems, denoise, run=run, **options, **of_run)
-        self.episodes = EpisodeBatch(*_problems_and_model(problems, denoise, run, **of_run), config, reward, 1)
+        self.episodes = EpisodeBatch(*_problems_and_model(problems, denoise, run, config, **of_run), config, reward, 1)
         self.observation_space, self.action_space = _spaces(self.episodes)
         self.rules, self.render_mode = self.episodes.rules, render_mode
 
@@ -255,7 +256,8 @@ class UnmaskingVectorEnv(_Episodes, VectorEnv[AgentObservation, np.ndarray, np.n
     ):
         options = {"num_envs": num_envs, "config": config, "reward": reward}
         EzPickle.__init__(self, problems, denoise, run=run, **options, **of_run)
-        self.episodes = EpisodeBatch(*_problems_and_model(problems, denoise, run, **of_run), config, reward, num_envs)
+        model = _problems_and_model(problems, denoise, run, config, **of_run)
+        self.episodes = EpisodeBatch(*model, config, reward, num_envs)
         self.num_envs, self.rules = num_envs, self.episodes.rules
         self.single_observation_space, self.single_action_space = _spaces(self.episodes)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -306,12 +308,13 @@ def _problems_and_model(
     problems: ProblemSet | None,
     denoise: Denoiser | None,
     run: str | Path | None,
+    config: UnmaskingConfig,
     checkpoint: int | Literal["best"] | None = None,
     **questions: Any,
 ) -> tuple[ProblemSet, Denoiser]:
     """The given problems and model, or those of a run; `questions` are keywords of `problems_of`.
 
-    Raises ValueError unless either is given, and not both.
+    Raises ValueError unless either is given, and not both, or if the run was not trained for the guidance of `config`.
     """
     given = {"problems": problems, "denoise": denoise, "run": run, "checkpoint": checkpoint, **questions}
     names = [name for name, value in given.items() if value is not None]
@@ -323,6 +326,7 @@ def _problems_and_model(
             f"{', '.join(names) or 'nothing'}"
         )
     loaded = load(Path(run), checkpoint)
+    loaded.require_trained_guidance(questions.get("task") or TEXT, config)
     return problems_of(loaded, **questions), loaded.denoise
 
 

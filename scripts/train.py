@@ -85,7 +85,8 @@ def _print_recipe(description: RunDescription) -> None:
     ]
     console.print(table(f"Hyperparameters, at κ = {kappa:.4g}", ["", "as tuned", "as used"], rows))
     if description.first_horizon_tokens is not None:
-        say(f"The run is extended: κ stays that of its first horizon, {description.tuned_horizon:,} tokens.")
+        first = f"{description.tuned_horizon:,} tokens"
+        say(f"The run is extended: κ, the warmup and the loss's N_m stay those of its first horizon, {first}.")
     critical = sde.critical_batch(horizon)
     if critical is None:
         say("The critical batch is not known; `trimask study critical-batch` measures it.")

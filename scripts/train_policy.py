@@ -57,6 +57,7 @@ class Arguments(Checked):
 def run(arguments: Arguments) -> None:
     """Trains or resumes a policy, and prints where it is."""
     loaded = load(arguments.run, arguments.checkpoint)
+    loaded.require_trained_guidance(arguments.task, arguments.config.generation)
     with progress_report() as report:
         problems = problems_of(
             loaded,

@@ -114,6 +114,18 @@ def test_a_horizon_that_a_run_cannot_get_is_refused(folder, schedule, horizon, s
     assert load_description(folder) == there
 
 
+@pytest.mark.parametrize(("first", "longer"), [({"text": 9.0}, 4.0), ({"text": 9.0}, 19.0), ({}, 9.0)])
+def test_an_extension_that_would_need_another_normaliser_is_refused(folder, first, longer):
+    optimizer = OptimizerConfig(schedule="constant")
+    there = dataclasses.replace(asked(optimizer=optimizer), mean_targets=first)
+    configuration.save(folder / "config.json", there)
+    extended = asked(optimizer=dataclasses.replace(optimizer, horizon_tokens=3_000_000))
+    with pytest.raises(ValueError, match=rf"has {longer:g} targets of text per step, .* batch.anneal_tokens end"):
+        resumed_description(folder, dataclasses.replace(extended, mean_targets={"text": longer}), resume=True)
+    same = dataclasses.replace(extended, mean_targets={name: 1.5 * mean for name, mean in first.items()})
+    assert resumed_description(folder, same, resume=True).mean_targets == first
+
+
 def test_a_folder_without_a_checkpoint_takes_another_run(folder):
     shutil.rmtree(folder / "checkpoints")
     other = asked(seed=1)

@@ -30,6 +30,13 @@ def test_a_loss_is_a_fault_just_above_the_limit_and_not_just_below():
     assert watched([2.0] * 50 + [5.1], factor=2.5)[1][-1] is not None
 
 
+def test_the_metric_that_is_compared_can_be_another_than_the_loss():
+    watch = LossWatch(10.0, metric="per_target")
+    faults = [watch.fault({"loss": loss, "per_target": 2.0}) for loss in [2.0] * 50 + [1000.0]]
+    assert set(faults) == {None}
+    assert "per_target 30 is more than 10 times" in str(watch.fault({"loss": 1.0, "per_target": 30.0}))
+
+
 def test_a_spike_does_not_raise_the_limit():
     watch, _ = watched([2.0] * 50 + [1000.0])
     assert watch.recent == {"mean": 2.0, "steps": 50}

@@ -93,6 +93,8 @@ def test_the_page_says_what_was_scored_when_and_how_often():
         """
         ## Test split
 
+        Scored 3 times, by 2 rules: only the very first score is fresh evidence.
+
         Rule, by which settings are chosen on validation: the best
 
         Scored by this rule 2 times, and only the first score is fresh evidence.

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import fakes
 import jax
@@ -15,7 +16,7 @@ import pytest
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
 from trimask.diffusion.data.prepared import Prepared
-from trimask.diffusion.loss import LossConfig
+from trimask.diffusion.loss import LossConfig, loss_scale
 from trimask.diffusion.masking import MaskingConfig, forward_process
 from trimask.diffusion.mesh import MeshConfig, rows_to_devices
 from trimask.diffusion.optimizer import OptimizerConfig
@@ -99,11 +100,13 @@ def test_a_line_of_metrics_is_the_mean_of_its_steps(prepared, run):
         tokens += int((~np.asarray(batch.is_padding)).sum())
         squares = sum(float((np.asarray(leaf, np.float64) ** 2).sum()) for leaf in jax.tree.leaves(gradients))
         share = 0.02 + 0.98 * (0.5 + 0.5 * np.cos(np.pi * (tokens - 100) / 800))  # after warmup, 100 tokens of 900
-        values = {"loss": float(loss), "gradient_norm": squares**0.5, "tokens": tokens}
+        scales = np.asarray(pretraining.loss_scale)[np.asarray(noised.sequence.modality)]
+        per_target = float(loss) / (scales * np.asarray(noised.is_target)).sum()
+        values = {"loss": float(loss), "loss_per_target": per_target, "gradient_norm": squares**0.5, "tokens": tokens}
         seen.append((values | {"largest_learning_rate": 1e-2 * share}, metrics))
         if step == 0:
             state, _ = pretraining.step(state, batch)
-    for name in ("loss", "gradient_norm", "tokens", "largest_learning_rate"):
+    for name in ("loss", "loss_per_target", "gradient_norm", "tokens", "largest_learning_rate"):
         assert first[name] == pytest.approx(np.mean([values[name] for values, _ in seen]), rel=1e-4), name
     # Bits of a modality are over all its masked tokens of both steps.
     for name in seen[0][1]:
@@ -113,7 +116,8 @@ def test_a_line_of_metrics_is_the_mean_of_its_steps(prepared, run):
     tasks = [task for name in trained for task in prepared.dataset(name).tasks(pretraining.vocabulary)]
     bits = {f"bits/{task.target}" for task in tasks} | {f"bits/task/{task.name}" for task in tasks}
     bits |= {f"bits/joint/{task.name}" for task in tasks if task.condition is not None}
-    others = {"step", "tokens_per_second", "data_wait", "loss", "gradient_norm", "tokens", "largest_learning_rate"}
+    others = {"step", "tokens_per_second", "data_wait", "tokens", "largest_learning_rate"}
+    others |= {"loss", "loss_per_target", "gradient_norm"}
     assert set().union(*lines(run[0])) == bits | others
     assert all(line["tokens_per_second"] > 0 and 0 <= line["data_wait"] <= 1 for line in lines(run[0]))
 
@@ -309,6 +313,18 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_halves(prepared, plain):
     assert float(loss) == pytest.approx((float(loss_a) + float(loss_b)) / 2, rel=1e-5)
 
 
+def test_a_token_is_divided_by_the_targets_of_its_modality_or_of_all(prepared):
+    vocabulary, means = prepared.tokenizers.vocabulary, {"text": 20.0, "audio": 60.0}
+    weights = {"text": 3.0, "image": 5.0}
+    divided = {
+        "modality": {"text": 3 / 20, "image": 0, "audio": 1 / 60},
+        "tokens": {"text": 3 / 80, "image": 0, "audio": 1 / 80},
+    }
+    for normaliser, expected in divided.items():
+        scale = loss_scale(LossConfig(normaliser=normaliser, modality_weights=weights), means, vocabulary)
+        assert dict(zip(vocabulary.modalities[1:], scale[1:].tolist(), strict=True)) == pytest.approx(expected)
+
+
 def test_training_without_mean_numbers_of_targets_is_refused(prepared):
     with pytest.raises(ValueError, match="needs the mean numbers of targets"):
         _ = Pretraining(CONFIG, prepared.tokenizers.vocabulary).loss_scale
@@ -317,7 +333,9 @@ def test_training_without_mean_numbers_of_targets_is_refused(prepared):
 @pytest.mark.parametrize(
     ("masking", "loss", "said"),
     [
-        ({"schedule": ScheduleConfig(kind="polynomial", power=0.5)}, {}, "power of at least 1, got 0.5"),
+        ({"schedule": ScheduleConfig(kind="polynomial", power=0.9)}, {}, "of at least 1 .* of 0.5 without, got 0.9"),
+        ({"schedule": ScheduleConfig(kind="polynomial", power=0.4)}, {"weighting": "unweighted"}, "got 0.4"),
+        ({"schedule": ScheduleConfig(kind="cosine_md4", min_share=1e-7)}, {}, "at least 1e-06, .* got 1e-07"),
         (
             {"schedule": ScheduleConfig(kind="cosine_mdlm"), "complementary": True},
             {"weighting": "unweighted"},
@@ -329,7 +347,20 @@ def test_what_would_change_the_objective_is_refused(prepared, masking, loss, sai
     config = dataclasses.replace(CONFIG, masking=MaskingConfig(**masking), loss=LossConfig(**loss))
     with pytest.raises(ValueError, match=said):
         training_batches(prepared, config)
-    training_batches(prepared, dataclasses.replace(config, masking=MaskingConfig(complementary=True)))
+    line = MaskingConfig(complementary=True, schedule=ScheduleConfig(kind="polynomial", power=1.0))
+    training_batches(prepared, dataclasses.replace(config, masking=line))
+
+
+def test_a_run_of_former_rules_has_the_logits_it_had_under_mup(run, tmp_path):
+    """Its μP divided the logits by the ratio of widths; today's does not."""
+    folder = Path(shutil.copytree(run[0], tmp_path / "former"))
+    content = json.loads((folder / "config.json").read_text())
+    content["train"]["parametrization"] |= {"kind": "mup", "base_width": CONFIG.model.width // 2}
+    for rules, factor in ((1, 2.0), (2, 1.0)):
+        (folder / "config.json").write_text(json.dumps(content | {"rules": rules}))
+        parameters = load(folder).parameters
+        np.testing.assert_allclose(parameters["unembedding"] * factor, run[1].parameters["unembedding"], rtol=1e-6)
+        np.testing.assert_array_equal(parameters["embedding"], run[1].parameters["embedding"])
 
 
 def test_a_step_compiles_once_per_row_length(prepared, run_and_programs):

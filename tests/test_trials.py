@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from trimask.diffusion.data.batches import BatchConfig, Batches
@@ -83,6 +84,17 @@ def test_a_trial_trains_as_a_run_does(prepared, tmp_path, multipliers):
     held_out = HeldOutLoss(Pretraining(config, prepared.tokenizers.vocabulary), prepared, config.batch)
     assert trial.loss == pytest.approx(held_out(loaded.parameters), rel=1e-4)
     assert trial.curve[-1][2] == pytest.approx(held_out(loaded.parameters, 2), rel=1e-4) != trial.loss
+
+
+def test_complements_do_not_change_the_scale_of_the_held_out_loss(prepared):
+    """Of a model without knowledge, whose loss is about the logarithm of the number of ids under every mask."""
+    losses = []
+    for complementary in (False, True):
+        masking = dataclasses.replace(CONFIG.masking, complementary=complementary)
+        pretraining = Pretraining(dataclasses.replace(CONFIG, masking=masking), prepared.tokenizers.vocabulary)
+        nothing = jax.tree.map(jnp.zeros_like, pretraining.init().parameters)
+        losses.append(HeldOutLoss(pretraining, prepared, CONFIG.batch)(nothing))
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
 def test_the_loss_is_measured_on_the_validation_split_with_fixed_masks(prepared, outcome):

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import soundfile
@@ -13,7 +14,11 @@ from PIL import Image
 from test_policy import save_policy
 
 import trimask
-from trimask.scripts import evaluate, generate
+from trimask.diffusion.studies import sampling_fronts
+from trimask.diffusion.studies.trials import Trials
+from trimask.sampling_rl import environment
+from trimask.sampling_rl.episode_batch import UnmaskingConfig
+from trimask.scripts import evaluate, generate, train_policy
 from trimask.scripts.output.trajectory import read_trace, trace_of
 
 
@@ -218,6 +223,25 @@ def test_what_cannot_be_asked_is_refused(model, asked, kind, reason):
     for method in (model.generate, model.trace):
         with pytest.raises(kind, match=reason):
             method(**asked)
+
+
+def test_guidance_is_refused_in_environments_of_a_run_that_never_hid_a_prompt(model, prepared, monkeypatch):
+    """Also by gymnasium.make, by the training of policies, and by the study of sampling."""
+    masking = dataclasses.replace(model.run.description.train.masking, drop_probability=0.0)
+    train = dataclasses.replace(model.run.description.train, masking=masking)
+    description = dataclasses.replace(model.run.description, train=train)
+    plain = dataclasses.replace(model.run, description=description)
+    said = "guidance needs a model that was trained without conditions, too"
+    with pytest.raises(ValueError, match=said):
+        trimask.TrainedModel(plain).environment(guidance=1.0)
+    for module in (environment, train_policy):
+        monkeypatch.setattr(module, "load", lambda *_: plain)
+    with pytest.raises(ValueError, match=said):
+        gymnasium.make("trimask/Unmasking-v0", run="anywhere", config=UnmaskingConfig(guidance=1.0))
+    with pytest.raises(ValueError, match=said):
+        train_policy.main(["policy", "--run", "anywhere", "--generation.guidance", "1"])
+    with Trials(Path("study"), prepared.folder, 0, lambda *_: None) as trials, pytest.raises(ValueError, match=said):
+        sampling_fronts.choose(sampling_fronts.SamplingStudy(), plain, prepared, trials)
 
 
 def test_an_unknown_setting_of_the_environment_is_refused_with_the_nearest(model):

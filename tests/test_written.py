@@ -25,13 +25,14 @@ from trimask.diffusion.studies import learning_rate_transfer
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
 from trimask.diffusion.studies.trials import Outcome, Trials, rules_of
 from trimask.sampling_rl.train_policy import PolicyTrainConfig
-from trimask.scripts import generate, study, train_policy
+from trimask.scripts import evaluate, generate, study, train_policy
 from trimask.scripts.output.answers import read_index
 from trimask.scripts.output.trajectory import trace_page
 from trimask.tokenizers.storage import configuration
 
 HERE = Path(__file__).parent / "written"
 ARCHIVES = sorted(HERE.glob("*.tar.xz"), key=lambda path: path.name.partition(".")[0])
+FORMER = pytest.mark.parametrize("written", ARCHIVES[:1], indirect=True, ids=["first"])
 NEWEST = pytest.mark.parametrize("written", ARCHIVES[-1:], indirect=True, ids=["newest"])
 
 
@@ -152,6 +153,20 @@ def test_a_study_goes_on_only_by_the_rules_that_it_began_with(written, monkeypat
         with pytest.raises(ValueError, match=f"holds a study of rules 1 .* this code follows rules {RULES}"):
             learning_rate_transfer.study(config, runner)
     assert not added and {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"} == before
+
+
+@FORMER
+def test_a_run_of_former_rules_is_sampled_from_evaluated_and_started_from(written, tmp_path):
+    generate.main(["run", "--prompt", "dark", "--to", "image", "--out", str(tmp_path / "answers")])
+    assert [entry["to"] for entry in read_index(tmp_path / "answers")] == ["image"]
+    limits = ["--max-examples", "2", "--bound-samples", "1", "--splits", "validation"]
+    evaluate.main(["run", *limits, "--out", str(tmp_path / "evaluation.json")])
+    assert configuration.load(tmp_path / "evaluation.json", Evaluation).bounds
+    old = load_description(Path("run"))
+    optimizer = dataclasses.replace(old.train.optimizer, horizon_tokens=300)
+    config = dataclasses.replace(old.train, optimizer=optimizer)
+    new = train(tmp_path / "new", written / "data", config, init_from=written / "run").description
+    assert (new.rules, new.init_step, new.num_steps) == (RULES, 9, 1)
 
 
 def test_the_configuration_of_a_policy_an_evaluation_and_answers_open(written):

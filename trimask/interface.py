@@ -325,6 +325,7 @@ class TrainedModel:
         Raises FileNotFoundError if there are no prepared data, and ValueError if their tokenizers are not the run's.
         """
         config = _configured(_UNMASKING, settings, self.environment)
+        self.run.require_trained_guidance(task, config)
         problems = problems_of(
             self.run, data=data, dataset=dataset, task=task, split=split, max_problems=max_problems, judge=judge
         )

@@ -34,7 +34,8 @@ RULES = 2
 _CHANGED_RULES = {
     2: "the loss is normalised by the run's mean number of targets per step instead of each batch's, times are cut off "
     "by the masked share, half of the examples that are masked on both sides have one time, prompts of texts are "
-    "hidden for guidance, and the clipping threshold does not follow the horizon",
+    "hidden for guidance, the clipping threshold does not follow the horizon, warmup takes at most a quarter of it, "
+    "place embeddings have another ε at other widths, and μP another unembedding",
 }
 """Number of rules → what they changed."""
 
@@ -188,7 +189,18 @@ def resumed_description(folder: Path, description: RunDescription, resume: bool)
 
 
 def _lengthened(old: RunDescription, asked: RunDescription) -> RunDescription:
-    """The description of the run `old`, with the longer horizon of `asked`."""
+    """The description of the run `old`, with the longer horizon of `asked`.
+
+    Raises ValueError if the mixture moves on after the first horizon, so that N_m of the loss would be another one.
+    """
+    for modality, mean in asked.mean_targets.items():
+        first = old.mean_targets.get(modality, 0.0)
+        if not first / 2 <= mean <= 2 * first:
+            raise ValueError(
+                f"a run of {asked.train.optimizer.horizon_tokens:,} tokens has {mean:.4g} targets of {modality} per "
+                f"step, and its first {old.tuned_horizon:,} tokens have {first:.4g}, by which the loss is normalised; "
+                "let batch.anneal_tokens end well within the first horizon, or start a new run with --init-from"
+            )
     return dataclasses.replace(
         old,
         train=asked.train,

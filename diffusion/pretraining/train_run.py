@@ -132,6 +132,7 @@ def _fit(
         sample=sample_now if sample else None,
         describe=batches.describe,
         milestone=last_step_before_decay(config.optimizer, batches),
+        watched="loss_per_target",
         to_devices=partial(rows_to_devices, mesh=mesh, parts=config.accumulate),
     )
     verification.require_undamaged(wait=True)

@@ -85,7 +85,20 @@ def load(folder: Path, checkpoint: int | Literal["best"] | None = None, mesh: Me
             restored = checkpoints.restore(step, like, is_part=True)
     if restored is None:
         raise FileNotFoundError(f"{folder}: has no complete checkpoint yet; `trimask train` continues it")
-    return LoadedRun(folder, description, tokenizers, pretraining, restored.tree["average"], restored.step)
+    parameters = _by_these_rules(restored.tree["average"], description)
+    return LoadedRun(folder, description, tokenizers, pretraining, parameters, restored.step)
+
+
+def _by_these_rules(parameters: Parameters, description: RunDescription) -> Parameters:
+    """Parameters of a run of any rules for today's network.
+
+    μP of rules 1 divided the logits by the ratio of widths; the untied unembedding takes that up.
+    """
+    model, parametrization = description.train.model, description.train.parametrization
+    if description.rules > 1 or parametrization.kind != "mup" or model.tied_unembedding:
+        return parameters
+    ratio = model.width / model.base(parametrization).width
+    return {**parameters, "unembedding": parameters["unembedding"] / ratio}
 
 
 def require_same_vocabulary(model: Vocabulary, tokenizers: Vocabulary, folder: Path) -> None:

@@ -35,6 +35,8 @@ from trimask.diffusion.transformer import Transformer
 from trimask.tokenizers.sequence import TokenRows
 from trimask.tokenizers.vocabulary import Vocabulary
 
+_SMALLEST_SHARE = 1e-6
+"""Smallest masked share at which a training can cut off its noise schedule."""
 _UNIT = 1 << 20
 """Unit of the first of the two numbers in which a state counts tokens."""
 
@@ -223,7 +225,15 @@ class Pretraining:
         rate = self.optimizer.learning_rate_fraction(_num_tokens(tokens))
         parameters = jax.tree.map(lambda p, u: p - rate * u, state.parameters, updates)
         average = update_average(state.average, parameters, hyperparameters.ema_decay, step)
-        scalars = {"loss": loss, "gradient_norm": optax.tree.norm(gradients), "tokens": _num_tokens(tokens)}
+        # Comparable between the steps of datasets with many and with few targets.
+        targets = jnp.sum(loss_scale[noised.sequence.modality] * noised.is_target)
+        per_target = loss / jnp.maximum(targets, jnp.finfo(jnp.float32).tiny)
+        scalars = {
+            "loss": loss,
+            "loss_per_target": per_target,
+            "gradient_norm": optax.tree.norm(gradients),
+            "tokens": _num_tokens(tokens),
+        }
         scalars["largest_learning_rate"] = jnp.max(hyperparameters.learning_rate) * rate
         metrics |= {name: Mean(value, jnp.ones(())) for name, value in scalars.items()}
         return constrain_parameters(TrainState(parameters, average, optimizer, step, tokens)), metrics
@@ -279,13 +289,20 @@ def training_batches(prepared: Prepared, config: TrainConfig, mesh: Mesh | None 
 def _require_unbiased(config: TrainConfig) -> None:
     """Raises ValueError if times or masks would change the objective that the configuration states."""
     schedule, is_elbo = config.masking.schedule, config.loss.weighting == "elbo"
-    if is_elbo and schedule.kind == "polynomial" and schedule.power < 1:
+    is_power, least = schedule.kind == "polynomial", 1 if is_elbo else 0.5
+    if is_power and schedule.power < least:
         raise ValueError(
-            f"the ELBO's weights need a polynomial schedule with a power of at least 1, got {schedule.power}: with a "
-            "smaller one they grow beyond bounds at times that float32 cannot tell apart; choose another schedule or "
-            "--loss.weighting unweighted"
+            f"a polynomial schedule needs a power of at least 1 for the ELBO's weights, and of 0.5 without, got "
+            f"{schedule.power}: with a smaller one many tokens are masked at times that float32 cannot tell apart; "
+            "choose another schedule"
         )
-    if config.masking.complementary and not is_elbo and schedule.kind != "linear":
+    if schedule.min_share < _SMALLEST_SHARE:
+        raise ValueError(
+            f"masking.schedule.min_share must be at least {_SMALLEST_SHARE}, as float32 tells no smaller share of kept "
+            f"tokens from none; got {schedule.min_share}"
+        )
+    is_linear = schedule.kind == "linear" or (is_power and schedule.power == 1)
+    if config.masking.complementary and not is_elbo and not is_linear:
         raise ValueError(
             f"complementary masks with the unweighted loss need the linear schedule, got {schedule.kind}: a mask and "
             "its complement have the same distribution only there, so the loss would weigh masked shares otherwise "

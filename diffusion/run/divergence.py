@@ -2,8 +2,9 @@
 
     stop if  loss > factor · m,    m ← m + (loss − m) / min(n, 50)
 
-m is the mean of the first 50 losses and from then on an exponential moving average over about 50 steps; there is no
-limit during the first 50 steps, nor while m is not positive. Both m and n are part of every checkpoint, so a resumed
+where the loss is the metric that the run names, comparable between all its steps. m is the mean of the first 50 losses
+and from then on an exponential moving average over about 50 steps; there is no limit during the first 50 steps, nor
+while m is not positive. Both m and n are part of every checkpoint, so a resumed
 run stops where an uninterrupted one would.
 """
 
@@ -30,9 +31,12 @@ class Diverged(ValueError):
 class LossWatch:
     """Running mean of the loss, and the test for losses far above it."""
 
-    def __init__(self, factor: float | None, recent: Mapping[str, float] | None = None):
-        """`recent` restores the state of an earlier watch; `factor` None switches the limit off."""
-        self._factor = factor
+    def __init__(self, factor: float | None, recent: Mapping[str, float] | None = None, metric: str = "loss"):
+        """`recent` restores the state of an earlier watch; `factor` None switches the limit off.
+
+        `metric` is the name of the loss that is compared.
+        """
+        self._factor, self._metric = factor, metric
         self._mean, self._steps = (recent["mean"], int(recent["steps"])) if recent else (0.0, 0)
 
     @property
@@ -45,10 +49,10 @@ class LossWatch:
         for name in ("loss", "gradient_norm"):
             if name in metrics and not math.isfinite(float(metrics[name])):
                 return f"{name} is {float(metrics[name])}"
-        loss = float(metrics["loss"])
+        loss = float(metrics[self._metric])
         if self._factor is not None and self._steps >= _RECENT_STEPS and loss > self._factor * self._mean > 0:
             return (
-                f"loss {loss:.4g} is more than {self._factor:g} times the recent mean of {self._mean:.4g} "
+                f"{self._metric} {loss:.4g} is more than {self._factor:g} times the recent mean of {self._mean:.4g} "
                 "(--loop.spike-factor sets the limit)"
             )
         self._steps += 1

@@ -92,19 +92,20 @@ def train_loop(
     sample: Callable[[_State, int], None] | None = None,
     describe: Callable[[int], Any] | None = None,
     milestone: int | None = None,
+    watched: str = "loss",
     to_devices: Callable[[Any], Any] = jax.device_put,
 ) -> _State:
     """Trains up to step `num_steps`, resuming from the newest good checkpoint in `folder`.
 
     `items` counts what the rate is quoted in (tokens) for a step; `describe` gives the content of its batch as plain
-    JSON types, for the report of a divergence; the checkpoint of step `milestone` is always kept; `to_devices` copies a
-    batch to the devices. SIGTERM and Ctrl-C save and raise `Interrupted`; a loss that is not finite, or spikes, raises
-    `Diverged` and saves nothing. No other run may use the folder at the same time. All processes of one run call this,
-    and a signal to one of them stops all at the same step.
+    JSON types, for the report of a divergence; the checkpoint of step `milestone` is always kept; `watched` is the
+    metric whose spikes are faults; `to_devices` copies a batch to the devices. SIGTERM and Ctrl-C save and raise
+    `Interrupted`; a loss that is not finite, or spikes, raises `Diverged` and saves nothing. No other run may use the
+    folder at the same time. All processes of one run call this, and a signal to one of them stops all at the same step.
     """
     retention = dataclasses.replace(config.retention, step=milestone)
     with locked(folder), _StopRequest() as stop, Checkpoints(folder, retention) as checkpoints:
-        start, state, watch = _resumed(checkpoints, state, config)
+        start, state, watch = _resumed(checkpoints, state, config, watched)
         done, is_stopping = start, False
         with MetricsLog(folder, start) as log, _ProgressBar(num_steps, start) as progress:
             clock = _Clock()
@@ -140,12 +141,14 @@ def train_loop(
     return state
 
 
-def _resumed(checkpoints: Checkpoints, state: _State, config: LoopConfig) -> tuple[int, _State, LossWatch]:
+def _resumed(
+    checkpoints: Checkpoints, state: _State, config: LoopConfig, watched: str
+) -> tuple[int, _State, LossWatch]:
     """First step, state and loss watch: of the newest good checkpoint, or of a new run if there is none."""
     restored = checkpoints.restore_newest(state, set_aside=True)
     if restored is None:
-        return 0, state, LossWatch(config.spike_factor)
-    return restored.step, restored.tree, LossWatch(config.spike_factor, restored.notes["recent_loss"])
+        return 0, state, LossWatch(config.spike_factor, metric=watched)
+    return restored.step, restored.tree, LossWatch(config.spike_factor, restored.notes["recent_loss"], watched)
 
 
 def _require_metric(name: str, metrics: Metrics) -> None:

@@ -91,7 +91,7 @@ class Final(NamedTuple):
     """How a study chooses on the validation split, and scores its choice on the test split."""
 
     rule: Callable[..., str]
-    """Takes the study's configuration, and returns the rule in words, with every number that it depends on."""
+    """Takes the study's configuration, and returns the rule in words: what is chosen, from what, and how."""
     score: Callable[..., FinalResult]
     """Takes the configuration and `Trials` that hold all outcomes; measures the choice on the test split."""
 
@@ -138,7 +138,12 @@ def page_of_verdict(verdict: Verdict) -> str:
     Empty if there is no score.
     """
     parts = ["## Test split"] if verdict.scores else []
-    for rule, scores in grouped(verdict.scores, lambda score: score.rule).items():
+    by_rule = grouped(verdict.scores, lambda score: score.rule)
+    if len(by_rule) > 1:
+        parts.append(
+            f"Scored {len(verdict.scores)} times, by {len(by_rule)} rules: only the very first score is fresh evidence."
+        )
+    for rule, scores in by_rule.items():
         often = "once" if len(scores) == 1 else f"{len(scores)} times, and only the first score is fresh evidence"
         parts.append(f"Rule, by which settings are chosen on validation: {rule}\n\nScored by this rule {often}.")
         for number, score in enumerate(scores, 1):

@@ -8,7 +8,7 @@ its complement. Both cost n rows.
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.schedule import ScheduleConfig, ScheduleKind
 from trimask.diffusion.studies.findings import markdown_table, write_csv
-from trimask.diffusion.studies.trials import Trials, open_run
+from trimask.diffusion.studies.trials import Trials, open_run, weights_digest
 from trimask.tokenizers.storage.ranges import Checked, whole
 
 
@@ -45,6 +45,8 @@ class VarianceTrial:
     run: str
     model_step: int
     """Step of the model's checkpoint."""
+    model_digest: str = ""
+    """Digest of the arrays of this checkpoint (`trials.weights_digest`)."""
     masking: MaskingConfig
     draws: int
     """Number of batches."""
@@ -66,7 +68,9 @@ def study(config: MaskVariance, trials: Trials) -> str:
         for kind in config.schedules
         for complementary in (False, True)
     ]
-    planned = [VarianceTrial(run=config.run, model_step=loaded.step, masking=m, draws=config.draws) for m in maskings]
+    digest = weights_digest(Path(config.run), loaded.step)
+    model: dict[str, Any] = {"run": config.run, "model_step": loaded.step, "model_digest": digest}
+    planned = [VarianceTrial(**model, masking=masking, draws=config.draws) for masking in maskings]
     traces = [result.trace for result in trials.measurements(planned, measure_variance, Variance, "variances")]
     rows, cells = [], []
     for kind, independent, pairs in zip(config.schedules, traces[::2], traces[1::2], strict=True):

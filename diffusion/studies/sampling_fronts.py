@@ -236,13 +236,16 @@ def choose(
 ) -> tuple[list[SamplingPoint], dict[str, GenerationConfig]]:
     """Measures every task on the split of the study; all points, and the chosen settings of each modality.
 
-    Raises ValueError if the split has no question that can be judged.
+    Raises ValueError if the split has no question that can be judged, or if the model was not trained for guidance.
     """
     tasks = tasks_to_measure(loaded, prepared, config, [config.split])
     if not tasks:
         targets = "" if config.modalities is None else f" for {' or '.join(config.modalities)}"
         raise ValueError(f"{prepared.folder}: split {config.split!r} has no questions{targets} that can be judged")
     by_target = grouped(tasks, lambda asked: asked.task.target)
+    for asked in tasks:
+        if asked.task.target != TEXT:  # texts are tried without guidance
+            loaded.require_trained_guidance(asked.task.name, GenerationConfig(guidance=max(config.guidances)))
     before = _settings_before(trials, {target: loaded.generation(target) for target in by_target})
     points, chosen = list[SamplingPoint](), dict[str, GenerationConfig]()
     for target, of_target in by_target.items():

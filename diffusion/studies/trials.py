@@ -430,9 +430,15 @@ class HeldOutLoss:
     """Mean objective on the validation split, on batches and masks that are the same for all parameters."""
 
     def __init__(self, pretraining: Pretraining, prepared: Prepared, config: BatchConfig):
-        batches, joint_probability = held_out_batches(prepared, config), pretraining.config.masking.joint_probability
-        self.pretraining = pretraining
-        self.mean_targets = [batches.mean_targets(number + 1, joint_probability) for number in range(_HELD_OUT_BATCHES)]
+        batches, masking = held_out_batches(prepared, config), pretraining.config.masking
+        self.pretraining, copies = pretraining, 2 if masking.complementary else 1
+        self.mean_targets = [
+            {
+                modality: copies * mean
+                for modality, mean in batches.mean_targets(number + 1, masking.joint_probability).items()
+            }
+            for number in range(_HELD_OUT_BATCHES)
+        ]
         self.batches = [jax.device_put(batches(number)) for number in range(_HELD_OUT_BATCHES)]
 
     def __call__(self, parameters: Parameters, num_batches: int = _HELD_OUT_BATCHES) -> float:

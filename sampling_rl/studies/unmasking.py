@@ -186,10 +186,11 @@ def study(config: UnmaskingStudy, trials: Trials) -> str:
 
 def rule(config: UnmaskingStudy) -> str:
     """The rule by which settings are chosen on the validation split."""
+    of_what = config.task if config.dataset is None else f"{config.task} of {config.dataset}"
     return (
-        f"in each setting of blocks, those on the front of {config.split}, which are more accurate than all with fewer "
-        "or as many evaluations: of the heuristics taken together, and of each policy taken by itself, with its "
-        "accuracy and evaluations averaged over its seeds"
+        f"for {of_what}, in each setting of blocks, those on the front of {config.split}, which are more accurate than "
+        "all with fewer or as many evaluations: of the heuristics taken together, and of each policy taken by itself, "
+        "with its accuracy and evaluations averaged over its seeds"
     )
 
 
