@@ -42,7 +42,7 @@ def plot_loss(path: Path, metrics: Metrics) -> None:
         points = [(line["tokens"], line[name]) for line in metrics if name in line]
         label = name.removeprefix(_TASK_BITS).replace("_", " ")
         right.plot(*zip(*points, strict=True), color=color, label=label)
-    right.set_title("bits per token, in training")
+    right.set_title("bits per token: training estimates")
     if names:
         right.legend(fontsize=8, frameon=False)
     for axes in (left, right):
