@@ -43,7 +43,7 @@ def test_the_loss_and_the_bits_of_each_direction_are_drawn_against_tokens(drawn)
         "8.00 by 3.40 inches of 110 dots",
         "loss | tokens: linear × linear, 8 to 52; 0 to 3.12, left bottom, grid x #e5e5e5 y #e5e5e5 below",
         "  #1f77b4 - 1.5: (10, 3) (40, 1) (50, 0.5)",
-        "bits per token, in training | tokens: linear × linear, 8 to 52; 0 to 4.12, left bottom, "
+        "bits per token: training estimates | tokens: linear × linear, 8 to 52; 0 to 4.12, left bottom, "
         "grid x #e5e5e5 y #e5e5e5 below",
         "  text: #1f77b4 - 1.5: (40, 4) (50, 3)",
         "  text to image: #ff7f0e - 1.5: (10, 2) (40, 1.5)",
