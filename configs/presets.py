@@ -147,7 +147,6 @@ def fresh_voices() -> Experiment:
 
 PRESETS: dict[str, Callable[[], Experiment]] = {
     "tiny": tiny,
-    "fresh_voices": fresh_voices,
     "small": small,
     "digits_real": digits_real,
     "addition": addition,
@@ -156,6 +155,7 @@ PRESETS: dict[str, Callable[[], Experiment]] = {
     "trimodal_320m": trimodal_320m,
     "trimodal_1b": trimodal_1b,
     "trimodal_3b": trimodal_3b,
+    "fresh_voices": fresh_voices,
 }
 
 

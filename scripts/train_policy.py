@@ -57,7 +57,6 @@ class Arguments(Checked):
 def run(arguments: Arguments) -> None:
     """Trains or resumes a policy, and prints where it is."""
     loaded = load(arguments.run, arguments.checkpoint)
-    loaded.require_trained_guidance(arguments.task, arguments.config.generation)
     with progress_report() as report:
         problems = problems_of(
             loaded,
@@ -70,6 +69,7 @@ def run(arguments: Arguments) -> None:
             report=report,
         )
     config = arguments.config
+    loaded.require_trained_guidance(arguments.task, config.generation)
     longest = max(problem.request.length for problem in problems.problems)
     loaded.require_room(config.loop.limits, config.problems_per_step * config.episodes_per_problem, longest)
     summary = problems_summary(str(arguments.run), loaded.step, problems)

@@ -239,7 +239,7 @@ def test_guidance_is_refused_in_environments_of_a_run_that_never_hid_a_prompt(mo
     with pytest.raises(ValueError, match=said):
         gymnasium.make("trimask/Unmasking-v0", run="anywhere", config=UnmaskingConfig(guidance=1.0))
     with pytest.raises(ValueError, match=said):
-        train_policy.main(["policy", "--run", "anywhere", "--generation.guidance", "1"])
+        train_policy.main(["policy", "--run", "anywhere", "--data", str(prepared.folder), "--generation.guidance", "1"])
     with Trials(Path("study"), prepared.folder, 0, lambda *_: None) as trials, pytest.raises(ValueError, match=said):
         sampling_fronts.choose(sampling_fronts.SamplingStudy(), plain, prepared, trials)
 
