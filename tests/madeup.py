@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 
-from trimask.diffusion.studies.trials import Outcome, Trials
+from trimask.diffusion.studies.trainings import Outcome
+from trimask.diffusion.studies.trials import Trials
 
 
 class MadeUp(Trials):

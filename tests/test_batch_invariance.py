@@ -9,7 +9,7 @@ from madeup import MadeUp, written
 from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining.description import TrainConfig
-from trimask.diffusion.studies import batch_invariance, critical_batch, trials
+from trimask.diffusion.studies import batch_invariance, critical_batch, trainings
 from trimask.diffusion.studies.batch_invariance import BatchInvariance, Flatness
 from trimask.diffusion.transformer import TransformerConfig
 
@@ -48,7 +48,7 @@ def made_up(config):
 
 
 def test_all_that_is_written(tmp_path, monkeypatch):
-    for module in (batch_invariance, trials):
+    for module in (batch_invariance, trainings):
         monkeypatch.setattr(module, "mean_tokens", lambda config, data: 0.9 * config.batch.tokens)
     monkeypatch.setattr(critical_batch, "_DRAWS", 40)
     figures = madeup.figures(monkeypatch, batch_invariance)

@@ -36,7 +36,8 @@ from trimask.diffusion.studies.multiplier_search import (
     search_dimensions,
     speedup,
 )
-from trimask.diffusion.studies.trials import Outcome, Trials, as_sde_base, mean_tokens
+from trimask.diffusion.studies.trainings import Outcome, as_sde_base, mean_tokens
+from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import study as study_script
 from trimask.tokenizers.storage import configuration
@@ -378,7 +379,7 @@ def test_the_fit_is_what_its_formula_says():
 
 
 def test_the_command_runs_a_study_and_says_what_was_found(prepared, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("trimask.diffusion.studies.trials._HELD_OUT_TOKENS", 512)
+    monkeypatch.setattr("trimask.diffusion.studies.trainings._HELD_OUT_TOKENS", 512)
     arguments = [
         "lr-transfer", str(tmp_path / "out"), "--data", str(prepared.folder), "--workers", "0",
         "--widths", "16", "--depths", "1", "--log2-learning-rates", "-7", "-6", "--kinds", "completed_p",

@@ -3,36 +3,25 @@
 import dataclasses
 import hashlib
 import json
-import math
 import os
 from dataclasses import asdict
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
 
-from trimask.diffusion.data.batches import BatchConfig, Batches
+from trimask.diffusion.data.batches import BatchConfig
 from trimask.diffusion.optimizer import OptimizerConfig
-from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
 from trimask.diffusion.pretraining.description import RULES, TrainConfig
-from trimask.diffusion.pretraining.train_run import train
-from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.run.step_loop import LoopConfig
-from trimask.diffusion.sde import SDEScaling
+from trimask.diffusion.studies import trainings
 from trimask.diffusion.studies import trials as studies_trials
-from trimask.diffusion.studies.trials import (
-    HeldOutLoss,
+from trimask.diffusion.studies.trainings import (
     Outcome,
-    Trials,
-    _interleaved,
-    as_sde_base,
-    at_batch,
     at_shape,
-    make_room_for,
     outcome_of,
     with_learning_rate,
 )
+from trimask.diffusion.studies.trials import Trials, _interleaved
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.formats import RENAMED
@@ -42,111 +31,19 @@ CONFIG = TrainConfig(
     optimizer=OptimizerConfig(horizon_tokens=900, warmup_tokens=100, learning_rate=1e-2),
     batch=BatchConfig(tokens=120, weights={"spoken": 0.0, "sums": 0.0}),
 )
-MULTIPLIERS = ModuleMultipliers(init=Family(of={"query": 2.0}), learning_rate=Family(of={"down": 0.5}))
 
 
 def silent(what: str, done: int, total: int) -> None:
     """A `Report` that discards progress."""
 
 
-def with_multipliers(config):
-    return dataclasses.replace(config, parametrization=ParametrizationConfig(multipliers=MULTIPLIERS))
-
-
 @pytest.fixture(scope="module", autouse=True)
 def held_out_tokens():
     """The default number of held-out tokens per batch; tests use fewer, since evaluation takes most of a trial."""
-    usual = studies_trials._HELD_OUT_TOKENS
+    usual = trainings._HELD_OUT_TOKENS
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(studies_trials, "_HELD_OUT_TOKENS", 512)
+        patch.setattr(trainings, "_HELD_OUT_TOKENS", 512)
         yield usual
-
-
-@pytest.fixture(scope="module")
-def outcome(prepared):
-    return outcome_of(CONFIG, prepared.folder)
-
-
-@pytest.mark.parametrize("multipliers", [ModuleMultipliers(), MULTIPLIERS], ids=["plain", "multipliers"])
-def test_a_trial_trains_as_a_run_does(prepared, tmp_path, multipliers):
-    config = dataclasses.replace(
-        CONFIG,
-        parametrization=ParametrizationConfig(multipliers=multipliers),
-        loop=LoopConfig(log_every=1),
-        sde=SDEScaling(base_batch_tokens=70.0, base_horizon_tokens=400),
-    )
-    loaded = train(tmp_path, prepared.folder, config)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    trial = outcome_of(config, prepared.folder)
-    assert trial.steps == loaded.step == len(trial.curve)
-    for (*point, _), line in zip(trial.curve, lines, strict=True):
-        assert point == pytest.approx([line["tokens"], line["loss"]], rel=1e-4)
-    held_out = HeldOutLoss(Pretraining(config, prepared.tokenizers.vocabulary), prepared, config.batch)
-    assert trial.loss == pytest.approx(held_out(loaded.parameters), rel=1e-4)
-    assert trial.curve[-1][2] == pytest.approx(held_out(loaded.parameters, 2), rel=1e-4) != trial.loss
-
-
-def test_complements_do_not_change_the_scale_of_the_held_out_loss(prepared):
-    """Of a model without knowledge, whose loss is about the logarithm of the number of ids under every mask."""
-    losses = []
-    for complementary in (False, True):
-        masking = dataclasses.replace(CONFIG.masking, complementary=complementary)
-        pretraining = Pretraining(dataclasses.replace(CONFIG, masking=masking), prepared.tokenizers.vocabulary)
-        nothing = jax.tree.map(jnp.zeros_like, pretraining.init().parameters)
-        losses.append(HeldOutLoss(pretraining, prepared, CONFIG.batch)(nothing))
-    assert losses[1] == pytest.approx(losses[0], rel=0.1)
-
-
-def test_the_loss_is_measured_on_the_validation_split_with_fixed_masks(prepared, outcome):
-    again = outcome_of(CONFIG, prepared.folder)
-    assert (again.loss, again.last_loss, again.curve) == (outcome.loss, outcome.last_loss, outcome.curve)
-    other = outcome_of(dataclasses.replace(CONFIG, seed=1), prepared.folder)
-    assert other.loss != outcome.loss and other.loss == pytest.approx(outcome.loss, rel=0.2)
-
-
-def test_training_lowers_it(prepared, outcome):
-    untrained = outcome_of(with_learning_rate(CONFIG, 1e-9), prepared.folder)
-    assert outcome.loss < 0.97 * untrained.loss
-
-
-def test_a_trial_of_one_step_has_an_outcome(prepared, monkeypatch):
-    made_room = []
-    monkeypatch.setattr(studies_trials, "make_room_for", made_room.append)
-    monkeypatch.setattr(Batches, "num_steps", lambda *_: 1)
-    trial = outcome_of(CONFIG, prepared.folder)
-    assert trial.steps == len(trial.curve) == len(made_room) == 1 and math.isfinite(trial.loss)
-
-
-def test_numbers_alone_compile_nothing_new(prepared):
-    outcome_of(CONFIG, prepared.folder)
-    before = Pretraining.update._cache_size()
-    other = dataclasses.replace(with_learning_rate(CONFIG, 1e-3), seed=3, sde=SDEScaling(base_batch_tokens=50.0))
-    outcome_of(with_multipliers(other), prepared.folder)
-    assert Pretraining.update._cache_size() == before
-
-
-def test_the_ninth_program_makes_room(prepared, monkeypatch):
-    """A known program clears no caches."""
-    let_go = []
-    monkeypatch.setattr(studies_trials, "_compiled", set())
-    monkeypatch.setattr(jax, "clear_caches", lambda: let_go.append(len(studies_trials._compiled)))
-    vocabulary = prepared.tokenizers.vocabulary
-    nine = [Pretraining(dataclasses.replace(CONFIG, accumulate=parts), vocabulary) for parts in range(1, 10)]
-    for number in (*range(8), 3, 8, 3):
-        make_room_for(nine[number])
-    assert let_go == [0] and studies_trials._compiled == {nine[8], nine[3]}
-
-
-def test_a_run_that_diverges_is_not_saved_by_an_average_that_is_still_finite(prepared, monkeypatch):
-    trained = studies_trials._train
-    monkeypatch.setattr(studies_trials, "_train", lambda *given: (trained(*given)[0], [[1.0, math.inf, 2.0]]))
-    outcome = outcome_of(CONFIG, prepared.folder)
-    assert outcome.loss == outcome.last_loss == math.inf
-
-
-def test_a_run_that_diverges_has_an_infinite_loss(prepared):
-    wild = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, learning_rate=1e30))
-    assert outcome_of(wild, prepared.folder).loss == math.inf
 
 
 def fake(config, data) -> Outcome:
@@ -192,7 +89,7 @@ def test_a_line_that_is_no_outcome_is_refused_by_its_number(prepared, tmp_path, 
 
 
 def test_data_that_a_trial_cannot_be_judged_on_are_refused_before_training(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(studies_trials, "_HELD_OUT_TOKENS", 5)
+    monkeypatch.setattr(trainings, "_HELD_OUT_TOKENS", 5)
     with (
         Trials(tmp_path, prepared.folder, 0, lambda *_: pytest.fail("a trial was begun")) as trials,
         pytest.raises(ValueError, match="holds fewer than 1 rows of drawn"),
@@ -349,7 +246,7 @@ def test_a_trial_is_known_by_the_names_its_line_has_and_whatever_its_loop_was(pr
 def test_processes_agree_with_this_one_and_leave_its_environment_alone(
     prepared, held_out_tokens, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(studies_trials, "_HELD_OUT_TOKENS", held_out_tokens)  # as in the processes
+    monkeypatch.setattr(trainings, "_HELD_OUT_TOKENS", held_out_tokens)  # as in the processes
     outcome = outcome_of(CONFIG, prepared.folder)
     before = dict(os.environ)
     with Trials(tmp_path, prepared.folder, 1, silent) as trials:
@@ -362,25 +259,6 @@ def test_processes_agree_with_this_one_and_leave_its_environment_alone(
 def test_what_processes_say_is_known_by_its_number(prepared, tmp_path):
     with Trials(tmp_path, prepared.folder, 2, silent) as trials:
         assert dict(trials.run_unordered(divmod, [(7, 2), (9, 4), (5, 5)])) == {0: (3, 1), 1: (2, 1), 2: (1, 0)}
-
-
-def test_another_shape_is_transferred_from_the_bases():
-    wide = at_shape(CONFIG, "mup", width=32, layers=3)
-    assert (wide.model.width, wide.model.num_heads, wide.model.num_layers, wide.model.mlp_width) == (32, 4, 3, 32)
-    assert wide.parametrization == ParametrizationConfig(
-        kind="mup", base_width=16, base_layers=1, base_heads=2, base_mlp_width=16
-    )
-    with pytest.raises(ValueError, match="num_heads 2 at width 16 cannot be scaled to a whole number at width 20"):
-        at_shape(CONFIG, "mup", width=20)
-
-
-def test_another_batch_is_transferred_from_the_tuned_one(prepared):
-    tuned = as_sde_base(CONFIG, prepared.folder)
-    tokens = Batches(prepared, CONFIG.batch, 0).mean_tokens(8)
-    assert tuned.sde == SDEScaling(base_batch_tokens=tokens, base_horizon_tokens=900)
-    larger = at_batch(tuned, 240, 1800, 2)
-    assert (larger.batch.tokens, larger.optimizer.horizon_tokens, larger.seed) == (240, 1800, 2)
-    assert larger.optimizer.learning_rate == tuned.optimizer.learning_rate and larger.sde == tuned.sde
 
 
 def test_negative_workers_are_refused(prepared, tmp_path):

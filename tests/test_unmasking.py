@@ -82,7 +82,7 @@ def policies(loaded, prepared, tmp_path_factory):
 
 def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_path, monkeypatch):
     cleared = []
-    monkeypatch.setattr("trimask.diffusion.studies.trials._compiled", set())
+    monkeypatch.setattr("trimask.diffusion.studies.trainings._compiled", set())
     monkeypatch.setattr("jax.clear_caches", lambda: cleared.append(1))  # here the programs serve the next setting, too
     for module in ("trimask.diffusion.studies.trials", "trimask.sampling_rl.studies.unmasking"):
         monkeypatch.setattr(f"{module}.load", fakes.opening(loaded, Path(STUDY.run)))

@@ -23,7 +23,8 @@ from trimask.diffusion.run.folder import read_intact_lines
 from trimask.diffusion.sampling.learned import open_policy
 from trimask.diffusion.studies import learning_rate_transfer
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
-from trimask.diffusion.studies.trials import Outcome, Trials, rules_of
+from trimask.diffusion.studies.trainings import Outcome
+from trimask.diffusion.studies.trials import Trials, rules_of
 from trimask.sampling_rl.train_policy import PolicyTrainConfig
 from trimask.scripts import evaluate, generate, study, train_policy
 from trimask.scripts.output.answers import read_index

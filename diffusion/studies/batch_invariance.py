@@ -31,16 +31,8 @@ from trimask.diffusion.studies.findings import (
     standard_deviation,
     write_csv,
 )
-from trimask.diffusion.studies.trials import (
-    AT_EDGE,
-    Outcome,
-    Trials,
-    as_sde_base,
-    at_batch,
-    mean_tokens,
-    require_at_least,
-    with_tuned_learning_rate,
-)
+from trimask.diffusion.studies.trainings import Outcome, as_sde_base, at_batch, mean_tokens
+from trimask.diffusion.studies.trials import AT_EDGE, Trials, require_at_least, with_tuned_learning_rate
 from trimask.tokenizers.storage.ranges import Checked, Log2, Size, whole
 
 Rule = Literal["nothing", "linear", "root", "sde"]

@@ -30,7 +30,8 @@ from trimask.diffusion.parametrization import ParametrizationKind
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.training_step import Parameters, Pretraining, training_batches
 from trimask.diffusion.studies.findings import Panel, draw_panels, markdown_table, power_law_exponent, write_csv
-from trimask.diffusion.studies.trials import Trials, at_shape, make_room_for, require_at_least
+from trimask.diffusion.studies.trainings import at_shape, make_room_for
+from trimask.diffusion.studies.trials import Trials, require_at_least
 from trimask.diffusion.transformer import Transformer
 from trimask.tokenizers.sequence import TokenRows as TokenSequence
 from trimask.tokenizers.storage.ranges import Checked, Size, real

@@ -27,7 +27,8 @@ from trimask.diffusion.studies.findings import (
     standard_deviation,
     write_csv,
 )
-from trimask.diffusion.studies.trials import Outcome, Trials, as_sde_base, at_batch, require_at_least
+from trimask.diffusion.studies.trainings import Outcome, as_sde_base, at_batch
+from trimask.diffusion.studies.trials import Trials, require_at_least
 from trimask.tokenizers.storage.ranges import Checked, PositiveInt, Size
 
 EXCESS = 0.01

@@ -16,7 +16,8 @@ import numpy as np
 from trimask.diffusion.parametrization import ParametrizationKind
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.studies.findings import Panel, draw_panels, markdown_table, write_csv
-from trimask.diffusion.studies.trials import Outcome, Trials, at_shape, require_at_least, with_learning_rate
+from trimask.diffusion.studies.trainings import Outcome, at_shape, with_learning_rate
+from trimask.diffusion.studies.trials import Trials, require_at_least
 from trimask.tokenizers.storage.ranges import Checked, Size, whole
 
 

@@ -23,7 +23,8 @@ from trimask.diffusion.evaluation.intervals import half_width_of_mean
 from trimask.diffusion.parametrization import Family, ModuleMultipliers
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.studies.findings import OVER_SEEDS, Panel, draw_panels, markdown_table, write_csv
-from trimask.diffusion.studies.trials import AT_EDGE, Outcome, Trials, at_shape, with_tuned_learning_rate
+from trimask.diffusion.studies.trainings import Outcome, at_shape
+from trimask.diffusion.studies.trials import AT_EDGE, Trials, with_tuned_learning_rate
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.ranges import Checked, Log2, NonNegative, Positive, PositiveInt, Size, real
 

@@ -50,7 +50,8 @@ from trimask.diffusion.studies.sampling_report import (
     table_of_choices,
     with_errors,
 )
-from trimask.diffusion.studies.trials import Trials, make_room_for, open_run, weights_digest
+from trimask.diffusion.studies.trainings import make_room_for
+from trimask.diffusion.studies.trials import Trials, open_run, weights_digest
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import write_text
 from trimask.tokenizers.storage.ranges import Checked, NonNegative, PositiveInt, Seed, Share, Size, whole
