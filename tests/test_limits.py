@@ -14,7 +14,8 @@ from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining.description import TrainConfig
-from trimask.diffusion.pretraining.training_step import Pretraining, training_batches
+from trimask.diffusion.pretraining.training_batches import training_batches
+from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.run import limits
 from trimask.diffusion.run.limits import WorkLimits, memory_of_host
 from trimask.diffusion.run.progress import silent

@@ -25,7 +25,8 @@ from trimask.diffusion.pretraining import train_run as training
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.train_run import train
 from trimask.diffusion.pretraining.trained_model import load
-from trimask.diffusion.pretraining.training_step import Pretraining, training_batches
+from trimask.diffusion.pretraining.training_batches import training_batches
+from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.run.step_loop import Interrupted, LoopConfig
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.diffusion.transformer import TransformerConfig

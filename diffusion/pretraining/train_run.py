@@ -29,7 +29,8 @@ from trimask.diffusion.pretraining.description import (
 )
 from trimask.diffusion.pretraining.longer import last_step_before_decay, set_aside, steps_of_decay
 from trimask.diffusion.pretraining.trained_model import LoadedRun, load
-from trimask.diffusion.pretraining.training_step import Pretraining, TrainState, training_batches
+from trimask.diffusion.pretraining.training_batches import training_batches
+from trimask.diffusion.pretraining.training_step import Pretraining, TrainState
 from trimask.diffusion.pretraining.warm_start import require_grown, require_same_model
 from trimask.diffusion.run.folder import WRITTEN_FIRST, checkpoint_steps, locked, undone_if_empty, writing
 from trimask.diffusion.run.metrics import Metrics

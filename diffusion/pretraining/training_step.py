@@ -1,4 +1,4 @@
-"""The training step of the masked diffusion objective, its state, and the batches it takes."""
+"""The training step of the masked diffusion objective, and its state."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,13 +12,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from trimask.diffusion.cost import StepOnMesh, count_parameters, flops_per_token
-from trimask.diffusion.data.batches import Batches
-from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.denoiser import DenoiserOutput
 from trimask.diffusion.loss import loss_and_metrics, loss_scale
 from trimask.diffusion.masking import Noised, forward_process
-from trimask.diffusion.mesh import AXES, constrain_parameters, local_rows, shardings, use_mesh
+from trimask.diffusion.mesh import constrain_parameters, shardings, use_mesh
 from trimask.diffusion.optimizer import (
     Hyperparameters,
     OptimizerConfig,
@@ -29,14 +26,11 @@ from trimask.diffusion.optimizer import (
 from trimask.diffusion.parametrization import parameter_multipliers, without_multipliers
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.warm_start import grown_parameters
-from trimask.diffusion.run.limits import require_room_for_workers
 from trimask.diffusion.run.running_mean import Mean
 from trimask.diffusion.transformer import Transformer
 from trimask.tokenizers.sequence import TokenRows
 from trimask.tokenizers.vocabulary import Vocabulary
 
-_SMALLEST_SHARE = 1e-6
-"""Smallest masked share at which a training can cut off its noise schedule."""
 _UNIT = 1 << 20
 """Unit of the first of the two numbers in which a state counts tokens."""
 
@@ -268,75 +262,3 @@ class Pretraining:
             return jax.tree.map(jnp.add, total, loss_and_gradients(part)), None
 
         return jax.lax.scan(add, zero, micro)[0]
-
-
-def training_batches(prepared: Prepared, config: TrainConfig, mesh: Mesh | None = None) -> Batches:
-    """Batches of a configuration; on a mesh each has only the rows that this process takes.
-
-    Raises ValueError if they do not fit memory or the time allowed, or for an objective that masking would change.
-    """
-    _require_unbiased(config)
-    copies = 2 if config.masking.complementary else 1
-    rows_taken = None if mesh is None else partial(local_rows, mesh=mesh, parts=config.accumulate)
-    limits = config.loop.limits
-    batches = Batches(
-        prepared, config.batch, config.seed, copies, config.accumulate, local_rows=rows_taken, limits=limits
-    )
-    _require_room(batches, config, prepared.tokenizers.vocabulary, copies, mesh)
-    return batches
-
-
-def _require_unbiased(config: TrainConfig) -> None:
-    """Raises ValueError if times or masks would change the objective that the configuration states."""
-    schedule, is_elbo = config.masking.schedule, config.loss.weighting == "elbo"
-    is_power, least = schedule.kind == "polynomial", 1 if is_elbo else 0.5
-    if is_power and schedule.power < least:
-        raise ValueError(
-            f"a polynomial schedule needs a power of at least 1 for the ELBO's weights, and of 0.5 without, got "
-            f"{schedule.power}: with a smaller one many tokens are masked at times that float32 cannot tell apart; "
-            "choose another schedule"
-        )
-    if schedule.min_share < _SMALLEST_SHARE:
-        raise ValueError(
-            f"masking.schedule.min_share must be at least {_SMALLEST_SHARE}, as float32 tells no smaller share of kept "
-            f"tokens from none; got {schedule.min_share}"
-        )
-    is_linear = schedule.kind == "linear" or (is_power and schedule.power == 1)
-    if config.masking.complementary and not is_elbo and not is_linear:
-        raise ValueError(
-            f"complementary masks with the unweighted loss need the linear schedule, got {schedule.kind}: a mask and "
-            "its complement have the same distribution only there, so the loss would weigh masked shares otherwise "
-            "than without complements; choose --masking.schedule.kind linear or --loss.weighting elbo"
-        )
-
-
-def _require_room(
-    batches: Batches, config: TrainConfig, vocabulary: Vocabulary, copies: int, mesh: Mesh | None
-) -> None:
-    """Raises ValueError if training does not fit the devices' memory or the time allowed, as estimated by `cost.py`."""
-    devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
-    data, fsdp, tensor = (1, 1, 1) if mesh is None else (mesh.shape[axis] for axis in AXES)
-    model, horizon, limits = config.model, config.optimizer.horizon_tokens, config.loop.limits
-    for dataset in batches.datasets:
-        step = StepOnMesh(
-            model,
-            vocabulary,
-            data,
-            fsdp,
-            tensor,
-            dataset.row_length,
-            config.accumulate,
-            devices[0].platform,
-            config.loss,
-        )
-        rows = -(-copies * dataset.num_rows // (data * fsdp * config.accumulate))
-        what = (
-            f"a step of {count_parameters(model, vocabulary).total:,} parameters on {rows:,} rows of {dataset.name}, "
-            f"of {dataset.row_length:,} tokens each,"
-        )
-        limits.require_memory(step.estimate(rows).total, what, devices)
-    shortest = min(dataset.row_length for dataset in batches.datasets)
-    flops = horizon * flops_per_token(model, vocabulary, shortest)
-    all_devices = devices if mesh is None else list(mesh.devices.flat)
-    require_room_for_workers(config.loop.workers, "loop.workers")
-    limits.require_time(flops, f"training on {horizon:,} tokens", all_devices)

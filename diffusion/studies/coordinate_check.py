@@ -28,7 +28,8 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.masking import forward_process
 from trimask.diffusion.parametrization import ParametrizationKind
 from trimask.diffusion.pretraining.description import TrainConfig
-from trimask.diffusion.pretraining.training_step import Parameters, Pretraining, training_batches
+from trimask.diffusion.pretraining.training_batches import training_batches
+from trimask.diffusion.pretraining.training_step import Parameters, Pretraining
 from trimask.diffusion.studies.findings import Panel, draw_panels, markdown_table, power_law_exponent, write_csv
 from trimask.diffusion.studies.trainings import at_shape, make_room_for
 from trimask.diffusion.studies.trials import Trials, require_at_least

@@ -23,7 +23,8 @@ from trimask.diffusion.loss import loss_scale
 from trimask.diffusion.masking import forward_process
 from trimask.diffusion.parametrization import ModuleMultipliers, ParametrizationKind
 from trimask.diffusion.pretraining.description import TrainConfig
-from trimask.diffusion.pretraining.training_step import Parameters, Pretraining, TrainState, training_batches
+from trimask.diffusion.pretraining.training_batches import training_batches
+from trimask.diffusion.pretraining.training_step import Parameters, Pretraining, TrainState
 from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.transformer import num_parameters

@@ -40,7 +40,7 @@ from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining.description import RunDescription, TrainConfig, load_description
 from trimask.diffusion.pretraining.train_run import train
 from trimask.diffusion.pretraining.trained_model import load
-from trimask.diffusion.pretraining.training_step import training_batches
+from trimask.diffusion.pretraining.training_batches import training_batches
 from trimask.diffusion.run.folder import read_intact_lines
 from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig

@@ -1,0 +1,89 @@
+"""Batches of a training, and the refusal of configurations that training would not follow or that do not fit."""
+
+from functools import partial
+
+import jax
+from jax.sharding import Mesh
+
+from trimask.diffusion.cost import StepOnMesh, count_parameters, flops_per_token
+from trimask.diffusion.data.batches import Batches
+from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.mesh import AXES, local_rows
+from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.run.limits import require_room_for_workers
+from trimask.tokenizers.vocabulary import Vocabulary
+
+_SMALLEST_SHARE = 1e-6
+"""Smallest masked share at which a training can cut off its noise schedule."""
+
+
+def training_batches(prepared: Prepared, config: TrainConfig, mesh: Mesh | None = None) -> Batches:
+    """Batches of a configuration; on a mesh each has only the rows that this process takes.
+
+    Raises ValueError if they do not fit memory or the time allowed, or for an objective that masking would change.
+    """
+    _require_unbiased(config)
+    copies = 2 if config.masking.complementary else 1
+    rows_taken = None if mesh is None else partial(local_rows, mesh=mesh, parts=config.accumulate)
+    limits = config.loop.limits
+    batches = Batches(
+        prepared, config.batch, config.seed, copies, config.accumulate, local_rows=rows_taken, limits=limits
+    )
+    _require_room(batches, config, prepared.tokenizers.vocabulary, copies, mesh)
+    return batches
+
+
+def _require_unbiased(config: TrainConfig) -> None:
+    """Raises ValueError if times or masks would change the objective that the configuration states."""
+    schedule, is_elbo = config.masking.schedule, config.loss.weighting == "elbo"
+    is_power, least = schedule.kind == "polynomial", 1 if is_elbo else 0.5
+    if is_power and schedule.power < least:
+        raise ValueError(
+            f"a polynomial schedule needs a power of at least 1 for the ELBO's weights, and of 0.5 without, got "
+            f"{schedule.power}: with a smaller one many tokens are masked at times that float32 cannot tell apart; "
+            "choose another schedule"
+        )
+    if schedule.min_share < _SMALLEST_SHARE:
+        raise ValueError(
+            f"masking.schedule.min_share must be at least {_SMALLEST_SHARE}, as float32 tells no smaller share of kept "
+            f"tokens from none; got {schedule.min_share}"
+        )
+    is_linear = schedule.kind == "linear" or (is_power and schedule.power == 1)
+    if config.masking.complementary and not is_elbo and not is_linear:
+        raise ValueError(
+            f"complementary masks with the unweighted loss need the linear schedule, got {schedule.kind}: a mask and "
+            "its complement have the same distribution only there, so the loss would weigh masked shares otherwise "
+            "than without complements; choose --masking.schedule.kind linear or --loss.weighting elbo"
+        )
+
+
+def _require_room(
+    batches: Batches, config: TrainConfig, vocabulary: Vocabulary, copies: int, mesh: Mesh | None
+) -> None:
+    """Raises ValueError if training does not fit the devices' memory or the time allowed, as estimated by `cost.py`."""
+    devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
+    data, fsdp, tensor = (1, 1, 1) if mesh is None else (mesh.shape[axis] for axis in AXES)
+    model, horizon, limits = config.model, config.optimizer.horizon_tokens, config.loop.limits
+    for dataset in batches.datasets:
+        step = StepOnMesh(
+            model,
+            vocabulary,
+            data,
+            fsdp,
+            tensor,
+            dataset.row_length,
+            config.accumulate,
+            devices[0].platform,
+            config.loss,
+        )
+        rows = -(-copies * dataset.num_rows // (data * fsdp * config.accumulate))
+        what = (
+            f"a step of {count_parameters(model, vocabulary).total:,} parameters on {rows:,} rows of {dataset.name}, "
+            f"of {dataset.row_length:,} tokens each,"
+        )
+        limits.require_memory(step.estimate(rows).total, what, devices)
+    shortest = min(dataset.row_length for dataset in batches.datasets)
+    flops = horizon * flops_per_token(model, vocabulary, shortest)
+    all_devices = devices if mesh is None else list(mesh.devices.flat)
+    require_room_for_workers(config.loop.workers, "loop.workers")
+    limits.require_time(flops, f"training on {horizon:,} tokens", all_devices)
