@@ -27,7 +27,7 @@ BATCH = BatchConfig(tokens=120, weights={"spoken": 0.0, "sums": 0.0})
 @pytest.fixture(autouse=True)
 def digests(monkeypatch):
     """The weights of a model that is in no folder have a made-up digest."""
-    monkeypatch.setattr("trimask.diffusion.studies.mask_variance.weights_digest", lambda folder, step: f"at {step}")
+    monkeypatch.setattr("trimask.diffusion.studies.trials.weights_digest", lambda folder, step: f"at {step}")
 
 
 def test_the_variance_is_the_trace_of_the_covariance(prepared, loaded, tmp_path, monkeypatch):

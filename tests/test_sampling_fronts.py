@@ -81,7 +81,7 @@ def digests(monkeypatch):
     def digest(folder, step):
         return weights_digest(folder, step) if folder.exists() else f"made up at {step}"
 
-    monkeypatch.setattr(sampling_fronts, "weights_digest", digest)
+    monkeypatch.setattr("trimask.diffusion.studies.trials.weights_digest", digest)
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from test_trainings import CONFIG
 
-from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.pretraining.description import RULES, TrainConfig
 from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.studies import trainings
@@ -22,15 +21,8 @@ from trimask.diffusion.studies.trainings import (
     with_learning_rate,
 )
 from trimask.diffusion.studies.trials import Trials, _interleaved
-from trimask.diffusion.transformer import TransformerConfig
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.formats import RENAMED
-
-CONFIG = TrainConfig(
-    model=TransformerConfig(num_layers=1, width=16, num_heads=2, mlp_width=16),
-    optimizer=OptimizerConfig(horizon_tokens=900, warmup_tokens=100, learning_rate=1e-2),
-    batch=BatchConfig(tokens=120, weights={"spoken": 0.0, "sums": 0.0}),
-)
 
 
 def silent(what: str, done: int, total: int) -> None:

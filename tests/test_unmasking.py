@@ -67,7 +67,8 @@ def digests(monkeypatch):
     def digest(folder, step):
         return weights_digest(folder, step) if folder.exists() else f"made up at {step}"
 
-    monkeypatch.setattr(unmasking, "weights_digest", digest)
+    for module in ("trimask.diffusion.studies.trials", "trimask.sampling_rl.studies.unmasking"):
+        monkeypatch.setattr(f"{module}.weights_digest", digest)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_pa
         with pytest.raises(BaseException, match="measured again"):
             study(dataclasses.replace(asked, max_examples=2), trials)
         # Nor are they those of a model that was trained again to the same step.
-        monkeypatch.setattr(unmasking, "weights_digest", lambda *_: "another")
+        monkeypatch.setattr("trimask.diffusion.studies.trials.weights_digest", lambda *_: "another")
         monkeypatch.setattr(Trials, "run_unordered", lambda _, __, work: pytest.fail(f"{len(work)} measured again"))
         with pytest.raises(BaseException, match="6 measured again"):
             study(asked, trials)

@@ -8,7 +8,7 @@ its complement. Both cost n rows.
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.pretraining.training_step import Pretraining
 from trimask.diffusion.schedule import ScheduleConfig, ScheduleKind
 from trimask.diffusion.studies.findings import markdown_table, write_csv
-from trimask.diffusion.studies.trials import Trials, open_run, weights_digest
+from trimask.diffusion.studies.trials import ModelTrial, Trials, of_model, open_run
 from trimask.tokenizers.storage.ranges import Checked, whole
 
 
@@ -39,14 +39,9 @@ class MaskVariance(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VarianceTrial:
+class VarianceTrial(ModelTrial):
     """One schedule and kind of mask, and all else that its variance depends on; stored in trials.jsonl."""
 
-    run: str
-    model_step: int
-    """Step of the model's checkpoint."""
-    model_digest: str = ""
-    """Digest of the arrays of this checkpoint (`trials.weights_digest`)."""
     masking: MaskingConfig
     draws: int
     """Number of batches."""
@@ -68,8 +63,7 @@ def study(config: MaskVariance, trials: Trials) -> str:
         for kind in config.schedules
         for complementary in (False, True)
     ]
-    digest = weights_digest(Path(config.run), loaded.step)
-    model: dict[str, Any] = {"run": config.run, "model_step": loaded.step, "model_digest": digest}
+    model = of_model(config.run, loaded.step)
     planned = [VarianceTrial(**model, masking=masking, draws=config.draws) for masking in maskings]
     traces = [result.trace for result in trials.measurements(planned, measure_variance, Variance, "variances")]
     rows, cells = [], []

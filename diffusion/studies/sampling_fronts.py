@@ -51,7 +51,7 @@ from trimask.diffusion.studies.sampling_report import (
     with_errors,
 )
 from trimask.diffusion.studies.trainings import make_room_for
-from trimask.diffusion.studies.trials import Trials, open_run, weights_digest
+from trimask.diffusion.studies.trials import ModelTrial, Trials, of_model, open_run
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import write_text
 from trimask.tokenizers.storage.ranges import Checked, NonNegative, PositiveInt, Seed, Share, Size, whole
@@ -112,14 +112,9 @@ class SamplingStudy(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskTrial:
+class TaskTrial(ModelTrial):
     """A task and the setting to sample with, and all else that the result depends on; stored in trials.jsonl."""
 
-    run: str
-    model_step: int
-    """Step of the model's checkpoint."""
-    model_digest: str = ""
-    """Digest of the arrays of this checkpoint (`trials.weights_digest`)."""
     dataset: str
     task: str
     split: str
@@ -327,9 +322,7 @@ def measure_target(
 
 def _trial(config: SamplingStudy, model_step: int, asked: AskedTask, how: GenerationConfig, seed: int) -> TaskTrial:
     return TaskTrial(
-        run=config.run,
-        model_step=model_step,
-        model_digest=weights_digest(Path(config.run), model_step),
+        **of_model(config.run, model_step),
         dataset=asked.held_out.dataset,
         task=asked.task.name,
         split=asked.held_out.split,

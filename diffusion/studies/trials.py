@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -48,6 +48,7 @@ from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.studies.trainings import Outcome, held_out_batches, outcome_of, program_of, with_learning_rate
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import append_text, write_text
+from trimask.tokenizers.storage.formats import added_field
 
 _Measured = TypeVar("_Measured")
 
@@ -60,6 +61,23 @@ version, so that keys stay the same."""
 
 _BEFORE_RULES = 1
 """Rules of a line without `rules`, and of a study whose code recorded no trials."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTrial:
+    """The trained model that a trial measures; part of the trial's line in trials.jsonl."""
+
+    run: str
+    """Run folder of the model."""
+    model_step: int
+    """Step of the model's checkpoint."""
+    model_digest: str = added_field(as_before="")
+    """Digest of the arrays of this checkpoint (`weights_digest`); empty in trials of rules 1."""
+
+
+def of_model(run: str, step: int) -> dict[str, Any]:
+    """Fields of `ModelTrial` for the checkpoint of a step in a run folder."""
+    return {"run": run, "model_step": step, "model_digest": weights_digest(Path(run), step)}
 
 
 class Trials:

@@ -32,7 +32,7 @@ from trimask.diffusion.studies.final import FinalResult, ScoredSetting, splits_t
 from trimask.diffusion.studies.findings import grouped, write_csv
 from trimask.diffusion.studies.heuristics import HeuristicSetting, heuristic_settings
 from trimask.diffusion.studies.trainings import make_room_for
-from trimask.diffusion.studies.trials import Trials, open_run, weights_digest
+from trimask.diffusion.studies.trials import ModelTrial, Trials, of_model, open_run, weights_digest
 from trimask.sampling_rl.problem_sets import dataset_with, from_prepared
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.studies.unmasking_report import (
@@ -119,13 +119,12 @@ class UnmaskingStudy(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingTrial:
+class SamplingTrial(ModelTrial):
     """One setting to sample with, and all else that its result depends on; stored in trials.jsonl.
 
     Fields that `UnmaskingStudy` has too mean the same.
     """
 
-    run: str
     dataset: str | None
     task: str
     judge: str | None
@@ -137,12 +136,8 @@ class SamplingTrial:
     seed: int
     how: GenerationConfig
     """Sampling settings of the trial."""
-    model_step: int
-    """Step of the model's checkpoint."""
     policy_step: int | None
     """Step of the policy's newest checkpoint. None: a heuristic."""
-    model_digest: str = added_field(as_before="", default="")
-    """Digest of the arrays of the model's checkpoint (`trials.weights_digest`); empty in trials of rules 1."""
     policy_digest: str = added_field(as_before="", default="")
     """Digest of the arrays of the policy's checkpoint; empty for a heuristic."""
 
@@ -246,10 +241,7 @@ def planned_trials(config: UnmaskingStudy, model_step: int) -> Iterator[tuple[Fr
             raise ValueError(f"{name} was trained in blocks of {origin.block}, which are not among {config.blocks}")
     names = {field.name for field in dataclasses.fields(SamplingTrial)}
     names &= {field.name for field in dataclasses.fields(config)} - {"shown"}
-    shared: dict[str, Any] = {name: getattr(config, name) for name in names} | {
-        "model_step": model_step,
-        "model_digest": weights_digest(Path(config.run), model_step),
-    }
+    shared: dict[str, Any] = {name: getattr(config, name) for name in names} | of_model(config.run, model_step)
 
     def planned(block, label, number, how, seed=None, policy_step=None, policy_digest=""):
         is_shown = number in _SHOWN_VALUES and (label in ("threshold", "leftmost") or policy_step is not None)
