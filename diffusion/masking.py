@@ -15,16 +15,24 @@ An example with a condition, which is another medium or the beginning of its tex
 The second and the third have half of `joint_probability` each, the fourth has `drop_probability`. Examples without a
 condition count as conditional. The expected loss of the first two modes is a bound, of the target given its condition
 and of both sides together; that of the others is not.
+
+With `counts` the number of masked tokens is drawn in place of a time, by the same stratified shares (`mask_counts.py`):
+of the targets of both sides together in the mode JOINT, by the schedule of the example's target; of each side, by its
+own schedule, in the mode JOINT_TWICE.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
+from trimask.diffusion.mask_counts import cumulative_counts, draw_counts, random_subsets
 from trimask.diffusion.schedule import Schedule, ScheduleConfig, low_discrepancy_shares, stratified
 from trimask.tokenizers.sequence import TokenRows, example_starts, task_tokens
+from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.storage.ranges import Checked, Share
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
@@ -37,7 +45,13 @@ class MaskingConfig(Checked):
     """Configuration of the forward process: how training examples are masked."""
 
     schedule: ScheduleConfig = ScheduleConfig()
-    """Noise schedule: the probability of masking a token at every time."""
+    """Noise schedule: the probability of masking a token at every time. A modality may have one of its own, as in
+    --masking.schedules.image.kind cosine_mdlm."""
+    schedules: dict[str, ScheduleConfig] = added_field(as_before={}, default_factory=dict)
+    """Noise schedules of modalities that have one of their own, by name: --masking.schedules.image.kind, and so on."""
+    counts: bool = added_field(as_before=False, default=False)
+    """Draw the number of masked tokens of an example, instead of a time at which each is masked independently. The
+    weights of the ELBO are smaller, and no `min_share` is cut off."""
     complementary: bool = False
     """Use each example twice per batch, with a mask and its complement (anti-masking in the tri-modal paper)."""
     joint_probability: Share = 0.2
@@ -46,6 +60,19 @@ class MaskingConfig(Checked):
     drop_probability: Share = 0.1
     """Probability that the condition of an example is hidden, as classifier-free guidance needs; also the given
     beginning of a text."""
+
+    def __hash__(self) -> int:
+        return hash(repr(self))  # a dict has no hash
+
+    def schedule_of(self, vocabulary: Vocabulary) -> Schedule:
+        """The noise schedules of all modalities. Raises ValueError for a name that is none."""
+        unknown = set(self.schedules) - set(vocabulary.modalities[1:])
+        if unknown:
+            raise ValueError(
+                f"noise schedules for unknown {', '.join(sorted(unknown))}; there are "
+                f"{', '.join(vocabulary.modalities[1:])}"
+            )
+        return Schedule(tuple(self.schedules.get(name, self.schedule) for name in vocabulary.modalities))
 
     def __post_init__(self):
         super().__post_init__()
@@ -90,19 +117,77 @@ def forward_process(key: PRNGKeyArray, sequence: TokenRows, vocabulary: Vocabula
     mode = _modes(key_mode, sequence, vocabulary, config)
     is_target = sequence.is_target | (sequence.is_condition & ((mode == JOINT) | (mode == JOINT_TWICE)))
     is_hidden = sequence.is_condition & (mode == UNCONDITIONAL)
-    schedule, modality = config.schedule.build(vocabulary), sequence.modality
-    times = _times(key_time, sequence, mode, schedule)
-    is_masked = draw_is_masked(key_mask, is_target, schedule.mask_probability(times, modality))
+    share = _shares(key_time, sequence, mode)
+    draw = _masked_by_counts if config.counts else _masked_by_times
+    is_masked, weight, weight_of_complement = draw(key_mask, sequence, vocabulary, config, is_target, mode, share)
 
     def noised(is_masked, weight):
         tokens = jnp.where(is_masked | is_hidden, vocabulary.mask_id, sequence.tokens)
         return Noised(sequence.replace(tokens=tokens), sequence.tokens, is_target, is_masked, weight, mode)
 
-    first = noised(is_masked, schedule.weight(times, modality))
+    first = noised(is_masked, weight)
     if not config.complementary:
         return first
-    second = noised(is_target & ~is_masked, schedule.complementary_weight(times, modality))
+    second = noised(is_target & ~is_masked, weight_of_complement)
     return jax.tree.map(lambda *halves: jnp.concatenate(halves), first, second)
+
+
+_Masked = tuple[Bool[Array, "batch seq"], Float[Array, "batch seq"], Float[Array, "batch seq"]]
+"""True where a target is masked; weights of the masked tokens, and of those that the complement masks."""
+
+
+def _masked_by_times(
+    key: PRNGKeyArray,
+    sequence: TokenRows,
+    vocabulary: Vocabulary,
+    config: MaskingConfig,
+    is_target: Bool[Array, "batch seq"],
+    mode: Int[Array, "batch seq"],
+    share: Float[Array, "batch seq"],
+) -> _Masked:
+    """Masks every target independently at the time of its example, at this share of the schedule's times."""
+    schedule, modality = config.schedule_of(vocabulary), sequence.modality
+    times = schedule.times(share, modality)
+    is_masked = draw_is_masked(key, is_target, schedule.mask_probability(times, modality))
+    return is_masked, schedule.weight(times, modality), schedule.complementary_weight(times, modality)
+
+
+def _masked_by_counts(
+    key: PRNGKeyArray,
+    sequence: TokenRows,
+    vocabulary: Vocabulary,
+    config: MaskingConfig,
+    is_target: Bool[Array, "batch seq"],
+    mode: Int[Array, "batch seq"],
+    share: Float[Array, "batch seq"],
+) -> _Masked:
+    """Masks, of each group of targets, the number at this share of its distribution.
+
+    A group has the targets of an example; of one side of it, if the sides have independent times.
+    """
+    rows = jnp.arange(len(share))[:, None]
+    is_apart = sequence.is_condition & (mode == JOINT_TWICE)
+    group = 2 * sequence.segment + is_apart
+    of_groups = jnp.zeros((len(share), 2 * (sequence.length + 1)), jnp.int32)
+    num_targets = of_groups.at[rows, group].add(is_target)[rows, group]
+    # Both sides of a joint example together have the schedule of its target.
+    own = jnp.where(sequence.is_target | is_apart, sequence.modality, 0)
+    table, number = map(jnp.asarray, _tables(config.schedule_of(vocabulary), sequence.length))
+    schedule = number[of_groups.at[rows, group].max(own)[rows, group]]
+    least = 0 if config.complementary else 1
+    count, probability = draw_counts(share, num_targets, table, schedule, least)
+    weight, weight_of_complement = (
+        jnp.where(masked > 0, 1 / jnp.maximum(masked * probability, jnp.finfo(jnp.float32).tiny), 0.0) for masked in (count, num_targets - count)
+    )
+    return random_subsets(key, is_target, group, count), weight, weight_of_complement
+
+
+@lru_cache(maxsize=8)
+def _tables(schedule: Schedule, length: int) -> tuple[Float[np.ndarray, "schedule n l"], Int[np.ndarray, " modality"]]:
+    """`cumulative_counts` of the distinct schedules, and the number of each modality's."""
+    distinct = list(dict.fromkeys(schedule.of_modality))
+    tables = np.stack([cumulative_counts(config, length) for config in distinct]).astype(np.float32)
+    return tables, np.array([distinct.index(config) for config in schedule.of_modality])
 
 
 def _per_example(values: Shaped[Array, "batch seq"], sequence: TokenRows) -> Shaped[Array, "batch seq"]:
@@ -126,10 +211,13 @@ def _modes(
     return jnp.select(list(draw < bounds), [JOINT, JOINT_TWICE, UNCONDITIONAL], CONDITIONAL)
 
 
-def _times(
-    key: PRNGKeyArray, sequence: TokenRows, mode: Int[Array, "batch seq"], schedule: Schedule
+def _shares(
+    key: PRNGKeyArray, sequence: TokenRows, mode: Int[Array, "batch seq"]
 ) -> Float[Array, "batch seq"]:
-    """Time of each example, stratified over the batch's target tokens; with two times, the condition's is shifted."""
+    """Uniform number of each example, its share of all times or counts, stratified over the batch's target tokens.
+
+    With two times, that of the condition is shifted.
+    """
     key_offset, key_condition = jax.random.split(key)
     starts = example_starts(sequence)
     number = jnp.cumsum(starts == jnp.arange(sequence.length))
@@ -137,4 +225,4 @@ def _times(
     share = jnp.take_along_axis(shares, starts, axis=1)
     shift = _per_example(jax.random.uniform(key_condition, sequence.tokens.shape), sequence)
     is_shifted = sequence.is_condition & (mode == JOINT_TWICE)
-    return schedule.times(stratified(jax.random.uniform(key_offset), share + is_shifted * shift), sequence.modality)
+    return stratified(jax.random.uniform(key_offset), share + is_shifted * shift)

@@ -15,7 +15,7 @@ schedule alike: t is uniform in [t₀, t₁], where s(t₀) = ε and s(t₁) = 1
     largest w(t)                 1,000         1,528             68                      61
     largest of the complement    1,000            68          1,528                   1,939
 
-A schedule is s and its inverse; the derivative is computed by autodiff. Schedules may differ between modalities, so s
+A schedule is s and its inverse; the derivative is computed by autodiff. Modalities may have schedules of their own, so s
 and the weights are functions of a token's time and modality. Two schedules are called "cosine" in the literature; the
 two names here say whose they are.
 """
@@ -29,65 +29,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from trimask.tokenizers.storage.ranges import Checked, Positive, real
-from trimask.tokenizers.vocabulary import Vocabulary
 
-OfModality = Callable[[Float[Array, "*shape"], Int[Array, "*shape"]], Float[Array, "*shape"]]
-"""Function of a number per token, a time or a masked share, and of the token's modality number."""
+Curve = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
+"""Function of a number per token: of a time, or of a masked share."""
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """A noise schedule, given by the masked share as a function of time, and by its inverse."""
-
-    mask_probability: OfModality
-    """s(t), the probability that a token is masked, which rises from 0 to 1."""
-    time_of: OfModality
-    """t(s), the inverse of s(t)."""
-    min_share: float
-    """ε: the smallest masked share, and the smallest kept share, that `times` draws."""
-
-    def times(self, share: Float[Array, "*shape"], modality: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Times at this share of the interval [t₀, t₁], where a share of 0 is t₀ and a share of 1 is t₁."""
-        first, last = self._ends(modality)
-        return first + (last - first) * share
-
-    def slope(self, times: Float[Array, "*shape"], modality: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """s′(t), which is not negative."""
-        return jax.jvp(lambda t: self.mask_probability(t, modality), (times,), (jnp.ones_like(times),))[1]
-
-    def weight(self, times: Float[Array, "*shape"], modality: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """w(t) = s′/s · (t₁ − t₀)/(1 − 2ε), the weight of a masked token in the ELBO; 1/t for the linear schedule."""
-        return self._scaled_slope(times, modality) / self.mask_probability(times, modality)
-
-    def complementary_weight(
-        self, times: Float[Array, "*shape"], modality: Int[Array, "*shape"]
-    ) -> Float[Array, "*shape"]:
-        """s′/(1 − s) · (t₁ − t₀)/(1 − 2ε), the weight of a token masked by the complementary mask."""
-        return self._scaled_slope(times, modality) / (1 - self.mask_probability(times, modality))
-
-    def _scaled_slope(self, times, modality):
-        first, last = self._ends(modality)
-        return self.slope(times, modality) * (last - first) / (1 - 2 * self.min_share)
-
-    def _ends(self, modality):
-        """t₀ and t₁ of each token."""
-        ends = (jnp.full(modality.shape, share) for share in (self.min_share, 1 - self.min_share))
-        return [self.time_of(share, modality) for share in ends]
-
-
-SCHEDULES: dict[str, Callable[["ScheduleConfig", Vocabulary], tuple[OfModality, OfModality]]] = {
-    "linear": lambda config, _: (lambda t, _: t, lambda s, _: s),
-    "cosine_md4": lambda config, _: (
-        lambda t, _: jnp.sin(jnp.pi / 2 * t),
-        lambda s, _: 2 / jnp.pi * jnp.arcsin(s),
+SCHEDULES: dict[str, Callable[["ScheduleConfig"], tuple[Curve, Curve]]] = {
+    "linear": lambda config: (lambda t: t, lambda s: s),
+    "cosine_md4": lambda config: (
+        lambda t: jnp.sin(jnp.pi / 2 * t),
+        lambda s: 2 / jnp.pi * jnp.arcsin(s),
     ),
-    "cosine_mdlm": lambda config, _: (
-        lambda t, _: 2 * jnp.sin(jnp.pi / 4 * t) ** 2,
-        lambda s, _: 4 / jnp.pi * jnp.arcsin(jnp.sqrt(s / 2)),
+    "cosine_mdlm": lambda config: (
+        lambda t: 2 * jnp.sin(jnp.pi / 4 * t) ** 2,
+        lambda s: 4 / jnp.pi * jnp.arcsin(jnp.sqrt(s / 2)),
     ),
-    "polynomial": lambda config, _: (lambda t, _: t**config.power, lambda s, _: s ** (1 / config.power)),
+    "polynomial": lambda config: (lambda t: t**config.power, lambda s: s ** (1 / config.power)),
 }
-"""Schedule kind → function of configuration and vocabulary that returns s(t) and t(s)."""
+"""Schedule kind → function of the configuration that returns s(t) and t(s)."""
 
 if TYPE_CHECKING:
     ScheduleKind = str
@@ -110,9 +68,78 @@ class ScheduleConfig(Checked):
     def __post_init__(self):
         super().__post_init__()
 
-    def build(self, vocabulary: Vocabulary) -> Schedule:
-        """The schedule for tokens of this vocabulary."""
-        return Schedule(*SCHEDULES[self.kind](self, vocabulary), self.min_share)
+    @property
+    def masked_share(self) -> Curve:
+        """s(t), the probability that a token is masked, which rises from 0 to 1."""
+        return SCHEDULES[self.kind](self)[0]
+
+    @property
+    def time_of(self) -> Curve:
+        """t(s), the inverse of s(t)."""
+        return SCHEDULES[self.kind](self)[1]
+
+    @property
+    def power_of_time(self) -> float | None:
+        """The exponent if s(t) is a power of t; else None."""
+        return {"linear": 1.0, "polynomial": self.power}.get(self.kind)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The noise schedules of all modalities, as functions of a time per token and of the token's modality number."""
+
+    of_modality: tuple[ScheduleConfig, ...]
+    """Schedule of every modality, by its number."""
+
+    def mask_probability(
+        self, times: Float[Array, "*shape"], modality: Int[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
+        """s(t), the probability that a token is masked, which rises from 0 to 1."""
+        return self._selected(lambda config: config.masked_share(times), modality)
+
+    def times(self, share: Float[Array, "*shape"], modality: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Times at this share of the interval [t₀, t₁], where a share of 0 is t₀ and a share of 1 is t₁."""
+        first, last = self._ends(modality)
+        return first + (last - first) * share
+
+    def slope(self, times: Float[Array, "*shape"], modality: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """s′(t), which is not negative."""
+        return jax.jvp(lambda t: self.mask_probability(t, modality), (times,), (jnp.ones_like(times),))[1]
+
+    def weight(self, times: Float[Array, "*shape"], modality: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """w(t) = s′/s · (t₁ − t₀)/(1 − 2ε), the weight of a masked token in the ELBO; 1/t for the linear schedule."""
+        return self._scaled_slope(times, modality) / self.mask_probability(times, modality)
+
+    def complementary_weight(
+        self, times: Float[Array, "*shape"], modality: Int[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
+        """s′/(1 − s) · (t₁ − t₀)/(1 − 2ε), the weight of a token masked by the complementary mask."""
+        return self._scaled_slope(times, modality) / (1 - self.mask_probability(times, modality))
+
+    def _scaled_slope(self, times, modality):
+        first, last = self._ends(modality)
+        integral = self._selected(lambda config: jnp.full(modality.shape, 1 - 2 * config.min_share), modality)
+        return self.slope(times, modality) * (last - first) / integral
+
+    def _ends(self, modality):
+        """t₀ and t₁ of each token."""
+
+        def end(share):
+            return self._selected(lambda config: config.time_of(jnp.full(modality.shape, share(config))), modality)
+
+        return end(lambda config: config.min_share), end(lambda config: 1 - config.min_share)
+
+    def _selected(self, function, modality):
+        """`function` of the schedule of each token's modality."""
+        values: dict[ScheduleConfig, Array] = {}
+        for config in self.of_modality:
+            values.setdefault(config, function(config))
+        result, *others = values.items()
+        result = result[1]
+        for config, value in others:
+            numbers = [number for number, own in enumerate(self.of_modality) if own == config]
+            result = jnp.where(jnp.isin(modality, jnp.array(numbers)), value, result)
+        return result
 
 
 def stratified(offset: Float[Array, ""], share: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

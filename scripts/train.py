@@ -5,6 +5,7 @@ horizon of that run to those of the new one.
 """
 
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -23,6 +24,7 @@ from trimask.diffusion.pretraining.train_run import train
 from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.run.folder import checkpoint_steps
 from trimask.diffusion.run.processes import ending_together, is_first, join
+from trimask.diffusion.schedule import ScheduleConfig
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts import cli
@@ -30,6 +32,9 @@ from trimask.scripts.compile_cache import Compiling
 from trimask.scripts.console import console, option, parse_from_preset, say, table
 from trimask.scripts.output.samples import save_training_samples
 from trimask.tokenizers.storage import configuration
+
+_SCHEDULE_OF_MODALITY = re.compile(r"^--masking\.schedules\.(\w+)\.")
+"""A flag of the noise schedule of one modality."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +136,10 @@ def _defaults(experiment: Experiment, arguments: list[str]) -> TrainConfig:
         found = configuration.load(Path(multipliers), ModuleMultipliers)
         parametrization = dataclasses.replace(config.parametrization, multipliers=found)
         config = dataclasses.replace(config, parametrization=parametrization)
+    # Entries of a dictionary of configurations have flags only if they are among the defaults.
+    named = {name: ScheduleConfig() for word in arguments for name in _SCHEDULE_OF_MODALITY.findall(word)}
+    schedules = {**named, **config.masking.schedules}
+    config = dataclasses.replace(config, masking=dataclasses.replace(config.masking, schedules=schedules))
     # Without mixture weights: flags of a dictionary with entries cannot add others.
     return dataclasses.replace(config, batch=dataclasses.replace(config.batch, weights={}))
 

@@ -10,12 +10,13 @@ from flax import nnx
 from jax.tree_util import Partial
 
 from trimask.diffusion.denoiser import DenoiserOutput
+from trimask.diffusion.masking import MaskingConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig, strategy_parameters
 from trimask.diffusion.sampling.generator import request_keys, request_words
 from trimask.diffusion.sampling.state import Choice, State, initial_state
 from trimask.diffusion.sampling.strategies import STRATEGIES
 from trimask.diffusion.schedule import SCHEDULES as TABLE
-from trimask.diffusion.schedule import Schedule, ScheduleConfig
+from trimask.diffusion.schedule import ScheduleConfig
 from trimask.tokenizers.sequence import Example, Segment, assemble, stack_rows
 from trimask.tokenizers.vocabulary import TEXT, Vocabulary
 
@@ -24,18 +25,10 @@ MASK = VOCABULARY.mask_id
 TEXT_IDS = VOCABULARY.text_range
 
 
-class ByModality(ScheduleConfig):
-    """A schedule whose masked share differs by modality: t³ for text, t for all others."""
-
-    def build(self, vocabulary):
-        powers = jnp.array([3.0 if name == TEXT else 1.0 for name in vocabulary.modalities])
-        return Schedule(
-            lambda t, modality: t ** powers[modality], lambda s, modality: s ** (1 / powers[modality]), self.min_share
-        )
-
-
-SCHEDULES = {**{kind: ScheduleConfig(kind=kind) for kind in TABLE}, "by modality": ByModality()}
-"""Name → every schedule of the table, and one that differs by modality."""
+MASKINGS = {kind: MaskingConfig(schedule=ScheduleConfig(kind=kind)) for kind in TABLE} | {
+    "by modality": MaskingConfig(schedules={TEXT: ScheduleConfig(kind="polynomial", power=3.0)})
+}
+"""Name → masking by every schedule of the table, and by one that differs by modality: t³ for text, t for all others."""
 
 
 def output(logits) -> DenoiserOutput:

@@ -11,21 +11,23 @@ import pytest
 import tyro
 from fakes import VOCABULARY
 
+from trimask.diffusion.masking import MaskingConfig
 from trimask.diffusion.schedule import SCHEDULES, ScheduleConfig, low_discrepancy_shares, stratified
 from trimask.tokenizers.storage import configuration
 
 TIMES = jnp.linspace(0.01, 0.99, 50)
 TEXT = jnp.ones(50, jnp.int32)
+MIN_SHARE = ScheduleConfig().min_share
 
 
-@pytest.fixture(params=fakes.SCHEDULES)
-def config(request):
-    return fakes.SCHEDULES[request.param]
+@pytest.fixture(params=fakes.MASKINGS)
+def schedule(request):
+    return fakes.MASKINGS[request.param].schedule_of(VOCABULARY)
 
 
-@pytest.fixture
-def schedule(config):
-    return config.build(VOCABULARY)
+def of_everyone(**fields):
+    """The schedule of these fields for all modalities."""
+    return MaskingConfig(schedule=ScheduleConfig(**fields)).schedule_of(VOCABULARY)
 
 
 def of_modalities(share, times):
@@ -40,23 +42,21 @@ def test_the_masked_share_rises_from_zero_to_one(schedule):
     assert (masked >= 0).all() and (masked <= 1 + 1e-6).all() and (np.diff(masked) >= 0).all()
 
 
-def test_the_time_of_a_masked_share_is_when_the_share_is_reached(schedule):
-    shares = np.array([1e-3, 0.1, 0.5, 0.9, 0.999])
-    times = of_modalities(schedule.time_of, shares)
-    for modality, of_modality in enumerate(times):
-        again = of_modalities(schedule.mask_probability, of_modality)[modality]
-        np.testing.assert_allclose(again, shares, rtol=1e-5)
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_the_time_of_a_masked_share_is_when_the_share_is_reached(kind):
+    shares, config = jnp.array([1e-3, 0.1, 0.5, 0.9, 0.999]), ScheduleConfig(kind=kind, power=3.0)
+    np.testing.assert_allclose(config.masked_share(config.time_of(shares)), shares, rtol=1e-5)
 
 
-def test_times_cover_the_same_masked_shares_under_every_schedule(config, schedule):
+def test_times_cover_the_same_masked_shares_under_every_schedule(schedule):
     times = of_modalities(schedule.times, np.linspace(0, 1, 300))
     masked = np.stack([of_modalities(schedule.mask_probability, row)[m] for m, row in enumerate(times)])
-    np.testing.assert_allclose(masked[:, [0, -1]], [[config.min_share, 1 - config.min_share]] * len(times), rtol=1e-4)
+    np.testing.assert_allclose(masked[:, [0, -1]], [[MIN_SHARE, 1 - MIN_SHARE]] * len(times), rtol=1e-4)
     np.testing.assert_allclose(np.diff(times), np.diff(times)[:, :1] * np.ones(299), rtol=1e-3)  # uniform times
 
 
 @pytest.mark.parametrize("masked", [1, 2, 4])
-def test_every_set_of_masked_tokens_weighs_as_much_as_in_the_bound(config, schedule, masked):
+def test_every_set_of_masked_tokens_weighs_as_much_as_in_the_bound(schedule, masked):
     """The mean of w(t) s^m (1 − s)^(n−m) is the same for every schedule, and so with s and 1 − s exchanged.
 
     It is ∫ s^(m−1) (1 − s)^(n−m) ds over [ε, 1 − ε], divided by 1 − 2ε, of which at most 2ε is not the bound's
@@ -65,10 +65,10 @@ def test_every_set_of_masked_tokens_weighs_as_much_as_in_the_bound(config, sched
     share_of_times = (np.arange(20_000) + 0.5) / 20_000
     times = of_modalities(schedule.times, share_of_times)
     s = np.stack([of_modalities(schedule.mask_probability, row)[m] for m, row in enumerate(times)])
-    grid = config.min_share + (1 - 2 * config.min_share) * share_of_times
+    grid = MIN_SHARE + (1 - 2 * MIN_SHARE) * share_of_times
     exact = (grid ** (masked - 1) * (1 - grid) ** (4 - masked)).mean()
     bound = math.factorial(masked - 1) * math.factorial(4 - masked) / math.factorial(4)
-    assert exact == pytest.approx(bound, rel=5 * config.min_share)
+    assert exact == pytest.approx(bound, rel=5 * MIN_SHARE)
     for weight, share in ((schedule.weight, s), (schedule.complementary_weight, 1 - s)):
         weights = np.stack([of_modalities(weight, row)[m] for m, row in enumerate(times)])
         integral = (weights * share**masked * (1 - share) ** (4 - masked)).mean(axis=1)
@@ -81,7 +81,7 @@ LARGEST = {"linear": (1000, 1000), "cosine_md4": (1528, 68), "cosine_mdlm": (68,
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_the_largest_weights_are_those_at_the_ends(kind):
-    schedule = ScheduleConfig(kind=kind).build(VOCABULARY)
+    schedule = of_everyone(kind=kind)
     ends = schedule.times(jnp.array([0.0, 1.0]), TEXT[:2])
     weights = schedule.weight(ends, TEXT[:2])[0], schedule.complementary_weight(ends, TEXT[:2])[1]
     np.testing.assert_allclose(weights, LARGEST[kind], rtol=0.01)
@@ -97,7 +97,7 @@ def test_the_largest_weights_are_those_at_the_ends(kind):
     ],
 )
 def test_values_and_weights_follow_the_formulas(kind, alpha, derivative):
-    schedule = ScheduleConfig(kind=kind, power=3.0).build(VOCABULARY)
+    schedule = of_everyone(kind=kind, power=3.0)
     times = schedule.times(jnp.linspace(0, 1, 50), TEXT)
     t = np.asarray(times, np.float64)
     np.testing.assert_allclose(schedule.mask_probability(times, TEXT), 1 - alpha(t), rtol=1e-5)

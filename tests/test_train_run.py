@@ -129,7 +129,7 @@ def test_training_learns(run):
 
 
 def test_any_schedule_can_be_trained_under(prepared):
-    masking = MaskingConfig(schedule=fakes.ByModality(), complementary=True)
+    masking = dataclasses.replace(fakes.MASKINGS["by modality"], complementary=True)
     config = dataclasses.replace(CONFIG, masking=masking)
     pretraining = Pretraining(config, prepared.tokenizers.vocabulary, mean_targets=TARGETS)
     state = pretraining.init()

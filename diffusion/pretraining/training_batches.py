@@ -8,9 +8,11 @@ from jax.sharding import Mesh
 from trimask.diffusion.cost import StepOnMesh, count_parameters, flops_per_token
 from trimask.diffusion.data.batches import Batches
 from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.mask_counts import MAX_LENGTH
 from trimask.diffusion.mesh import AXES, local_rows
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.run.limits import require_room_for_workers
+from trimask.diffusion.schedule import ScheduleConfig
 from trimask.tokenizers.vocabulary import Vocabulary
 
 _SMALLEST_SHARE = 1e-6
@@ -22,34 +24,45 @@ def training_batches(prepared: Prepared, config: TrainConfig, mesh: Mesh | None 
 
     Raises ValueError if they do not fit memory or the time allowed, or for an objective that masking would change.
     """
-    _require_unbiased(config)
+    _require_unbiased(config, prepared.tokenizers.vocabulary)
     copies = 2 if config.masking.complementary else 1
     rows_taken = None if mesh is None else partial(local_rows, mesh=mesh, parts=config.accumulate)
     limits = config.loop.limits
     batches = Batches(
         prepared, config.batch, config.seed, copies, config.accumulate, local_rows=rows_taken, limits=limits
     )
+    longest = max(dataset.row_length for dataset in batches.datasets)
+    if config.masking.counts and longest > MAX_LENGTH:
+        raise ValueError(
+            f"masking.counts is for rows of at most {MAX_LENGTH:,} tokens, got {longest:,}; choose a smaller "
+            "batch.packed_length, or --masking.no-counts"
+        )
     _require_room(batches, config, prepared.tokenizers.vocabulary, copies, mesh)
     return batches
 
 
-def _require_unbiased(config: TrainConfig) -> None:
+def _require_unbiased(config: TrainConfig, vocabulary: Vocabulary) -> None:
     """Raises ValueError if times or masks would change the objective that the configuration states."""
-    schedule, is_elbo = config.masking.schedule, config.loss.weighting == "elbo"
-    is_power, least = schedule.kind == "polynomial", 1 if is_elbo else 0.5
-    if is_power and schedule.power < least:
+    for schedule in dict.fromkeys(config.masking.schedule_of(vocabulary).of_modality):
+        _require_unbiased_masks(schedule, config)
+
+
+def _require_unbiased_masks(schedule: ScheduleConfig, config: TrainConfig) -> None:
+    """Raises ValueError for a noise schedule whose times or complements would change the objective."""
+    is_elbo, counts = config.loss.weighting == "elbo", config.masking.counts
+    power, least = schedule.power_of_time, 1 if is_elbo and not counts else 0.5
+    if power is not None and power < least:
         raise ValueError(
-            f"a polynomial schedule needs a power of at least 1 for the ELBO's weights, and of 0.5 without, got "
-            f"{schedule.power}: with a smaller one many tokens are masked at times that float32 cannot tell apart; "
-            "choose another schedule"
+            "a polynomial schedule needs a power of at least 1 for the ELBO's weights at random times, and of 0.5 "
+            f"without them or with masks by counts, got {power}: with a smaller one many tokens are masked at times that "
+            "float32 cannot tell apart; choose another schedule"
         )
     if schedule.min_share < _SMALLEST_SHARE:
         raise ValueError(
             f"masking.schedule.min_share must be at least {_SMALLEST_SHARE}, as float32 tells no smaller share of kept "
             f"tokens from none; got {schedule.min_share}"
         )
-    is_linear = schedule.kind == "linear" or (is_power and schedule.power == 1)
-    if config.masking.complementary and not is_elbo and not is_linear:
+    if config.masking.complementary and not is_elbo and power != 1:
         raise ValueError(
             f"complementary masks with the unweighted loss need the linear schedule, got {schedule.kind}: a mask and "
             "its complement have the same distribution only there, so the loss would weigh masked shares otherwise "
