@@ -145,6 +145,19 @@ def fresh_voices() -> Experiment:
     )
 
 
+def stream() -> Experiment:
+    """Digits warped anew, and spoken anew, none twice: data of the studies of masks and noise schedules."""
+    return Experiment(
+        prepare=PrepareConfig(
+            sources={
+                "drawn": SourceConfig(kind="stream", where=("drawn", "65536")),
+                "spoken": SourceConfig(kind="stream", where=("spoken", "40960")),
+            },
+            codecs={"audio": MelConfig(codebook_size=128)},
+        ),
+    )
+
+
 PRESETS: dict[str, Callable[[], Experiment]] = {
     "tiny": tiny,
     "small": small,
@@ -156,6 +169,7 @@ PRESETS: dict[str, Callable[[], Experiment]] = {
     "trimodal_1b": trimodal_1b,
     "trimodal_3b": trimodal_3b,
     "fresh_voices": fresh_voices,
+    "stream": stream,
 }
 
 

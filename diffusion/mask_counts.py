@@ -39,7 +39,7 @@ def cumulative_counts(schedule: ScheduleConfig, length: int) -> Float[np.ndarray
         times = np.asarray(schedule.time_of(jnp.asarray(ends, jnp.float32)), np.float64)
     shares = np.sin((np.arange(_INTERVALS) + 0.5) / _INTERVALS * np.pi / 2) ** 2
     table = np.ones((length + 1, length + 1))
-    counts = _binomials(length, shares) @ np.diff(times)
+    counts = binomials(length, shares) @ np.diff(times)
     for n in range(length, 0, -1):
         table[n, : n + 1] = np.cumsum(counts) / counts.sum()
         l = np.arange(n)
@@ -54,7 +54,7 @@ def _log_binomials(n: int) -> Float[np.ndarray, " l"]:
     return log_factorials[n] - log_factorials - log_factorials[::-1]
 
 
-def _binomials(n: int, shares: Float[np.ndarray, " shares"]) -> Float[np.ndarray, "l shares"]:
+def binomials(n: int, shares: Float[np.ndarray, " shares"]) -> Float[np.ndarray, "l shares"]:
     """Bin(l; n, s) of l = 0 … n and every masked share s, which is neither 0 nor 1."""
     l = np.arange(n + 1)[:, None]
     return np.exp(_log_binomials(n)[:, None] + l * np.log(shares) + (n - l) * np.log1p(-shares))

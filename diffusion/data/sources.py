@@ -7,6 +7,7 @@ audio     a folder                    the same; the kind of every further modali
 text      files (globs are expanded)  paragraphs, lines or whole files; in .jsonl files, a field of each line
 prompts   .jsonl files                two fields of each line: prompt and response
 puzzles   a config of puzzles.py      embedded prompts, each with its only correct response
+stream    a config of stream.py, size   digits warped or spoken anew, none of them twice
 tfds      name of a TFDS dataset      records with a text or label, alone or beside an image or audio
 """
 
@@ -81,6 +82,12 @@ def _puzzles(where: tuple[str, ...], config: OpenConfig) -> Source:
     return PuzzleSource(_only(where, "puzzles"))
 
 
+def _stream(where: tuple[str, ...], config: OpenConfig) -> Source:
+    from trimask.diffusion.data.readers.stream import StreamSource
+
+    return StreamSource.of(where)
+
+
 def _only(where: tuple[str, ...], kind: str) -> str:
     """The single entry of `where`. Raises ValueError if there are several."""
     if len(where) != 1:
@@ -95,6 +102,7 @@ SOURCES: dict[str, Callable[[tuple[str, ...], OpenConfig], Source]] = {
     "text": _text,
     "prompts": _prompts,
     "puzzles": _puzzles,
+    "stream": _stream,
     "tfds": _tfds,
 }
 """Kind of source → function of (where, configuration) that opens it; `open_source` adds the kinds of `MODALITIES`."""

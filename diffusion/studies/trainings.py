@@ -72,13 +72,8 @@ def outcome_of(config: TrainConfig, data: Path) -> Outcome:
     """
     start = time.perf_counter()
     prepared = _opened(data)
-    batches = training_batches(prepared, config)
-    steps = batches.num_steps(config.optimizer.horizon_tokens)
+    pretraining, batches, steps = _training(config, prepared)
     batch_tokens = batches.mean_tokens(steps)
-    optimizer = config.sde.rescale(config.optimizer, batch_tokens, config.optimizer.horizon_tokens)
-    mean_targets = batches.mean_targets(steps, config.masking.joint_probability)
-    pretraining = Pretraining(config, prepared.tokenizers.vocabulary, optimizer, mean_targets)
-    make_room_for(pretraining)
     held_out = HeldOutLoss(pretraining, prepared, config.batch)
     state, curve = _train(pretraining, batches, held_out, steps)
     losses = [math.inf, math.inf]
@@ -93,6 +88,27 @@ def outcome_of(config: TrainConfig, data: Path) -> Outcome:
         num_parameters=num_parameters(state.parameters),
         seconds=time.perf_counter() - start,
     )
+
+
+def trained_until(config: TrainConfig, data: Path, share: float) -> tuple[Pretraining, Prepared, TrainState]:
+    """The state of a training after a share of its steps, at least one."""
+    prepared = _opened(data)
+    pretraining, batches, steps = _training(config, prepared)
+    state = pretraining.init()
+    for step in range(max(1, round(share * steps))):
+        state, _ = pretraining.step(state, batches(step))
+    return pretraining, prepared, state
+
+
+def _training(config: TrainConfig, prepared: Prepared) -> tuple[Pretraining, Batches, int]:
+    """The training step of a configuration, with the SDE rule's optimizer, its batches and its number of steps."""
+    batches = training_batches(prepared, config)
+    steps = batches.num_steps(config.optimizer.horizon_tokens)
+    optimizer = config.sde.rescale(config.optimizer, batches.mean_tokens(steps), config.optimizer.horizon_tokens)
+    mean_targets = batches.mean_targets(steps, config.masking.joint_probability)
+    pretraining = Pretraining(config, prepared.tokenizers.vocabulary, optimizer, mean_targets)
+    make_room_for(pretraining)
+    return pretraining, batches, steps
 
 
 def make_room_for(program: Hashable, most: int = _MAX_PROGRAMS) -> None:

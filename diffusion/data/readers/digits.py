@@ -73,8 +73,8 @@ class Handwritten:
         return {"image": tfds.features.Image(shape=(8, 8, 1))}
 
     def examples(self, split: str) -> Iterator[DigitRecord]:
-        images, labels = _handwritten_digits()
-        for index in _handwritten_split()[split]:
+        images, labels = handwritten_digits()
+        for index in handwritten_split()[split]:
             yield {
                 "id": f"handwritten-{index:04d}",
                 "image": _png(images[index]),
@@ -97,8 +97,8 @@ class HandwrittenNumbers:
         return {"image": tfds.features.Image(shape=(8, 16, 1))}
 
     def examples(self, split: str) -> Iterator[DigitRecord]:
-        images, labels = _handwritten_digits()
-        indices = _handwritten_split()[split]
+        images, labels = handwritten_digits()
+        indices = handwritten_split()[split]
         of_digit = [[index for index in indices if labels[index] == digit] for digit in range(10)]
         for number in range(100):
             tens, ones = divmod(number, 10)
@@ -298,16 +298,16 @@ def voices_and_speeds(split: str) -> list[tuple[str, int]]:
 
 
 @functools.cache
-def _handwritten_digits() -> tuple[UInt8[np.ndarray, "picture 8 8"], list[int]]:
+def handwritten_digits() -> tuple[UInt8[np.ndarray, "picture 8 8"], list[int]]:
     """scikit-learn's 1,797 pictures, with values 0 to 16, and the digit of each."""
     digits = load_digits()
     return digits.images.astype(np.uint8), digits.target.tolist()
 
 
 @functools.cache
-def _handwritten_split() -> dict[str, list[int]]:
+def handwritten_split() -> dict[str, list[int]]:
     """Split → indices of its pictures, without near-duplicates of pictures in a later split."""
-    images, labels = _handwritten_digits()
+    images, labels = handwritten_digits()
     splits: dict[str, list[int]] = {split: [] for split in SPLITS}
     for digit in range(10):
         of_digit = [index for index, label in enumerate(labels) if label == digit]
