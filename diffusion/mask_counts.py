@@ -9,8 +9,8 @@ random set of l ≥ 1 tokens, whatever the schedule (the any-order bound; arXiv 
 masked token is 1/(l·P(l)), which is the mean of the weight w(t) over the times at which l tokens may be masked; no time
 has to be cut off. It is n/l for the linear schedule, at most n, and at most 1.6 n for `cosine_md4`.
 
-Without complements P is restricted to l ≥ 1, since a loss needs a masked token. In a pair with its complement l may be 0
-and n, and the weight of the complement is 1/((n − l)·P(l)).
+Without complements P is restricted to l ≥ 1, since a loss needs a masked token. In a pair with its complement l may be
+0 and n, and the weight of the complement is 1/((n − l)·P(l)).
 """
 
 from functools import lru_cache
@@ -31,8 +31,8 @@ _INTERVALS = 4096
 def cumulative_counts(schedule: ScheduleConfig, length: int) -> Float[np.ndarray, "n l"]:
     """P(at most l of n tokens are masked) for n and l from 0 to `length`; 1 where l ≥ n.
 
-    P is integrated over s = sin²θ, in which all Bin(l; n, s) have about the same width: for n = `length` by the midpoint
-    rule, and for all smaller n by Bin(l; n−1) = (n−l)/n · Bin(l; n) + (l+1)/n · Bin(l+1; n).
+    P is integrated over s = sin²θ, in which all Bin(l; n, s) have about the same width: for n = `length` by the
+    midpoint rule, and for all smaller n by Bin(l; n−1) = (n−l)/n · Bin(l; n) + (l+1)/n · Bin(l+1; n).
     """
     ends = np.sin(np.linspace(0, np.pi / 2, _INTERVALS + 1)) ** 2
     with jax.ensure_compile_time_eval():
@@ -42,8 +42,8 @@ def cumulative_counts(schedule: ScheduleConfig, length: int) -> Float[np.ndarray
     counts = binomials(length, shares) @ np.diff(times)
     for n in range(length, 0, -1):
         table[n, : n + 1] = np.cumsum(counts) / counts.sum()
-        l = np.arange(n)
-        counts = (n - l) / n * counts[:-1] + (l + 1) / n * counts[1:]
+        count = np.arange(n)
+        counts = (n - count) / n * counts[:-1] + (count + 1) / n * counts[1:]
     return table
 
 
@@ -56,8 +56,8 @@ def _log_binomials(n: int) -> Float[np.ndarray, " l"]:
 
 def binomials(n: int, shares: Float[np.ndarray, " shares"]) -> Float[np.ndarray, "l shares"]:
     """Bin(l; n, s) of l = 0 … n and every masked share s, which is neither 0 nor 1."""
-    l = np.arange(n + 1)[:, None]
-    return np.exp(_log_binomials(n)[:, None] + l * np.log(shares) + (n - l) * np.log1p(-shares))
+    count = np.arange(n + 1)[:, None]
+    return np.exp(_log_binomials(n)[:, None] + count * np.log(shares) + (n - count) * np.log1p(-shares))
 
 
 def draw_counts(
@@ -72,8 +72,8 @@ def draw_counts(
     `schedule` is the number of the table of each. `least` is 0 or 1. Where n is 0 the number is 0.
     """
 
-    def cumulative(l):
-        return jnp.where(l < 0, 0.0, table[schedule, num_targets, jnp.maximum(l, 0)])
+    def cumulative(count):
+        return jnp.where(count < 0, 0.0, table[schedule, num_targets, jnp.maximum(count, 0)])
 
     below = cumulative(jnp.full_like(num_targets, least - 1))
     level = below + share * (1 - below)
@@ -86,7 +86,10 @@ def draw_counts(
 
 
 def random_subsets(
-    key: PRNGKeyArray, is_target: Bool[Array, "batch seq"], group: Int[Array, "batch seq"], size: Int[Array, "batch seq"]
+    key: PRNGKeyArray,
+    is_target: Bool[Array, "batch seq"],
+    group: Int[Array, "batch seq"],
+    size: Int[Array, "batch seq"],
 ) -> Bool[Array, "batch seq"]:
     """True for `size` random targets of each group of a row; `size` is the same at all positions of a group.
 

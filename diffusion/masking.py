@@ -177,7 +177,8 @@ def _masked_by_counts(
     least = 0 if config.complementary else 1
     count, probability = draw_counts(share, num_targets, table, schedule, least)
     weight, weight_of_complement = (
-        jnp.where(masked > 0, 1 / jnp.maximum(masked * probability, jnp.finfo(jnp.float32).tiny), 0.0) for masked in (count, num_targets - count)
+        jnp.where(masked > 0, 1 / jnp.maximum(masked * probability, jnp.finfo(jnp.float32).tiny), 0.0)
+        for masked in (count, num_targets - count)
     )
     return random_subsets(key, is_target, group, count), weight, weight_of_complement
 
@@ -211,9 +212,7 @@ def _modes(
     return jnp.select(list(draw < bounds), [JOINT, JOINT_TWICE, UNCONDITIONAL], CONDITIONAL)
 
 
-def _shares(
-    key: PRNGKeyArray, sequence: TokenRows, mode: Int[Array, "batch seq"]
-) -> Float[Array, "batch seq"]:
+def _shares(key: PRNGKeyArray, sequence: TokenRows, mode: Int[Array, "batch seq"]) -> Float[Array, "batch seq"]:
     """Uniform number of each example, its share of all times or counts, stratified over the batch's target tokens.
 
     With two times, that of the condition is shifted.

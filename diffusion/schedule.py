@@ -15,8 +15,8 @@ schedule alike: t is uniform in [t₀, t₁], where s(t₀) = ε and s(t₁) = 1
     largest w(t)                 1,000         1,528             68                      61
     largest of the complement    1,000            68          1,528                   1,939
 
-A schedule is s and its inverse; the derivative is computed by autodiff. Modalities may have schedules of their own, so s
-and the weights are functions of a token's time and modality. Two schedules are called "cosine" in the literature; the
+A schedule is s and its inverse; the derivative is computed by autodiff. Modalities may have schedules of their own, so
+s and the weights are functions of a token's time and modality. Two schedules are called "cosine" in the literature; the
 two names here say whose they are.
 """
 
@@ -91,9 +91,7 @@ class Schedule:
     of_modality: tuple[ScheduleConfig, ...]
     """Schedule of every modality, by its number."""
 
-    def mask_probability(
-        self, times: Float[Array, "*shape"], modality: Int[Array, "*shape"]
-    ) -> Float[Array, "*shape"]:
+    def mask_probability(self, times: Float[Array, "*shape"], modality: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         """s(t), the probability that a token is masked, which rises from 0 to 1."""
         return self._selected(lambda config: config.masked_share(times), modality)
 
@@ -140,6 +138,10 @@ class Schedule:
             numbers = [number for number, own in enumerate(self.of_modality) if own == config]
             result = jnp.where(jnp.isin(modality, jnp.array(numbers)), value, result)
         return result
+
+
+LINEAR, COSINE = (Schedule((ScheduleConfig(kind=kind),)) for kind in ("linear", "cosine_md4"))
+"""Schedules that are the same for all modalities."""
 
 
 def stratified(offset: Float[Array, ""], share: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

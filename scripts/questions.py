@@ -186,7 +186,7 @@ def query_of(loaded: LoadedRun, asked: Asked) -> Query:
     questions = [question for question in ask(asked, prompts) for _ in range(asked.num)]
     config = settings(asked, loaded, questions[0].example)
     loaded.require_trained_guidance(questions[0].example.task, config)
-    generator = Generator(loaded.denoise, loaded.vocabulary)
+    generator = loaded.generator()
     query = Query(prompts, questions, config, generator, asked.seed)
     loaded.require_room(asked.limits, *generator.largest_batch(query.requests))
     return query

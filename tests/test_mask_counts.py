@@ -28,20 +28,20 @@ def probabilities(table, n):
 def test_counts_are_those_of_independent_masks_at_a_random_time(kind, n):
     config = ScheduleConfig(kind=kind)
 
-    def binomial(t, l):
+    def binomial(t, count):
         s = float(config.masked_share(jnp.float32(t)))
-        return math.comb(n, l) * s**l * (1 - s) ** (n - l)
+        return math.comb(n, count) * s**count * (1 - s) ** (n - count)
 
     drawn = probabilities(cumulative_counts(config, 64), n)
-    for l in {0, 1, n // 2, n}:
-        assert drawn[l] == pytest.approx(quad(binomial, 0, 1, args=(l,), epsrel=1e-6, limit=200)[0], rel=2e-3)
+    for count in {0, 1, n // 2, n}:
+        assert drawn[count] == pytest.approx(quad(binomial, 0, 1, args=(count,), epsrel=1e-6, limit=200)[0], rel=2e-3)
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
 def test_counts_of_a_power_have_a_closed_form(power):
-    l, n, a = np.arange(301), 300, 1 / power
+    count, n, a = np.arange(301), 300, 1 / power
     # ∫ Bin(l; n, t^power) dt = a · C(n, l) · B(l + a, n − l + 1)
-    logs = gammaln(n + 1) - gammaln(l + 1) + gammaln(l + a) - gammaln(n + 1 + a)
+    logs = gammaln(n + 1) - gammaln(count + 1) + gammaln(count + a) - gammaln(n + 1 + a)
     table = cumulative_counts(ScheduleConfig(kind="polynomial", power=power), n)
     np.testing.assert_allclose(probabilities(table, n), a * np.exp(logs), rtol=3e-3)
 
@@ -126,11 +126,11 @@ def test_two_sides_have_one_count_together_or_one_each(pairs, complementary):
     weights, mode = np.asarray(noised.weight).reshape(-1, 64, 18), np.asarray(noised.mode)[:64, 0]
     least = 0 if complementary else 1
 
-    def expected(n, l, kind):
+    def expected(n, count, kind):
         config = own.get(kind, ScheduleConfig())
         p = probabilities(cumulative_counts(config, 18), n)
         p[:least] = 0
-        return 0 if l == 0 else p.sum() / (l * p[l])
+        return 0 if count == 0 else p.sum() / (count * p[count])
 
     assert set(mode) >= {CONDITIONAL, JOINT, JOINT_TWICE}
     for row in range(64):

@@ -1,4 +1,4 @@
-"""The study of masks' variance: its formulas against all masks of made-up gradients, and its gradients against JAX's."""
+"""The study of masks' variance: its formulas against all masks of made-up gradients, its gradients against JAX's."""
 
 import csv
 import dataclasses
@@ -49,7 +49,7 @@ def moments(population):
     """The exact moments of the population."""
     sizes = np.array([len(s) for s in SUBSETS])
     complement = [SUBSETS.index(frozenset(range(N)) - s) for s in SUBSETS]
-    of_size = [sizes == l for l in range(N + 1)]
+    of_size = [sizes == count for count in range(N + 1)]
     means = np.stack([population[:, chosen].mean(axis=(0, 1)) for chosen in of_size])
     products = (population * population[:, complement]).sum(axis=-1)
     return Moments(
@@ -67,7 +67,7 @@ def test_the_variance_is_that_over_all_examples_times_and_masks(population, mome
     masks = at_times(schedule, "elbo", N) if drawn == "times" else by_counts(schedule, "elbo", N, pairs=pairs)
     sizes = np.array([len(s) for s in SUBSETS])
     complement = [SUBSETS.index(frozenset(range(N)) - s) for s in SUBSETS]
-    within = np.array([1 / (sizes == l).sum() for l in sizes])  # all sets of a size are equally likely
+    within = np.array([1 / (sizes == count).sum() for count in sizes])  # all sets of a size are equally likely
     of_node, squares = [], []
     for p, w, other, counts in zip(*masks[:3], masks.counts.T, strict=True):
         probability = counts[sizes] * within
@@ -81,7 +81,7 @@ def test_the_variance_is_that_over_all_examples_times_and_masks(population, mome
     expected = (2 if pairs else 1) * (sum(squares) - between)
     assert coefficients(masks, stratified=stratified, pairs=pairs).times(moments) == pytest.approx(expected, rel=1e-6)
     # The mean is the bound's gradient, Σ_l E G_l / l, for every way to mask.
-    bound = sum(population[:, sizes == l].mean(axis=(0, 1)) / l for l in range(1, N + 1))
+    bound = sum(population[:, sizes == count].mean(axis=(0, 1)) / count for count in range(1, N + 1))
     np.testing.assert_allclose(p @ of_node, bound, rtol=0.1 if drawn == "times" else 1e-6)
 
 
@@ -151,8 +151,8 @@ def test_moments_are_means_over_different_examples(measured):
     gradients = measured[2]
     sketches = np.random.default_rng(0).normal(size=(3, 4, 7)).astype(np.float32)
     products = mask_variance._products(sketches)
-    for e, f, l, m in itertools.product(range(3), range(3), range(4), range(4)):
-        assert products[e, f, l, m] == pytest.approx(float(sketches[e, l] @ sketches[f, m]), rel=1e-4, abs=1e-5)
+    for e, f, count, m in itertools.product(range(3), range(3), range(4), range(4)):
+        assert products[e, f, count, m] == pytest.approx(float(sketches[e, count] @ sketches[f, m]), rel=1e-4, abs=1e-5)
     often = np.array([2.0, 0.0, 1.0])
     moments = gradients.moments(0, often)
     np.testing.assert_allclose(moments.squares, often @ gradients.squares[0] / 3)
@@ -162,7 +162,7 @@ def test_moments_are_means_over_different_examples(measured):
 
 def test_a_sketch_keeps_inner_products_in_expectation(measured, monkeypatch):
     """With all coordinates it is exact; with 64 of them within a few standard deviations."""
-    pretraining, state, exact, examples = measured
+    pretraining, state, _, examples = measured
     monkeypatch.setattr(mask_variance, "_SKETCH", 1 << 20)
     mask_variance._of_example.clear_cache()
     whole = Gradients(pretraining, state, examples)

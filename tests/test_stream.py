@@ -79,7 +79,9 @@ def test_pictures_are_warps_of_their_digit_and_differ_from_it():
         assert np.corrcoef(same.reshape(-1), original.reshape(-1))[0, 1] > 0.95
         assert 0.2 < np.corrcoef(warped.reshape(-1), original.reshape(-1))[0, 1] < 0.995
         assert warped.dtype == np.uint8 and warped.shape == original.shape
-    strokes = [dataclasses.replace(as_they_are, stroke=3.0).warped(images[0], np.random.default_rng(n)) for n in range(9)]
+    strokes = [
+        dataclasses.replace(as_they_are, stroke=3.0).warped(images[0], np.random.default_rng(n)) for n in range(9)
+    ]
     assert max(image.mean() for image in strokes) > 1.5 * min(image.mean() for image in strokes)
 
 
@@ -95,7 +97,7 @@ def test_recordings_begin_and_last_and_sound_differently():
     audio = [example.media["audio"] for _, example in records("spoken", ["train"])]
     starts = [int(np.flatnonzero(np.abs(wave) > 1e-3)[0]) for wave in audio]
     peaks = [float(np.abs(wave).max()) for wave in audio]
-    assert len(set(starts)) > 200 and 0 <= min(starts) and max(starts) <= 0.06 * 8000
+    assert len(set(starts)) > 200 and min(starts) >= 0 and max(starts) <= 0.06 * 8000
     assert len({len(wave) for wave in audio}) > 300 and max(map(len, audio)) <= 0.6 * 8000
     assert 0.2 < min(peaks) < 0.3 and 0.85 < max(peaks) < 1.05
     assert all(wave.dtype == np.float32 for wave in audio)

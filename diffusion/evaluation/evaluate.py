@@ -55,7 +55,7 @@ def evaluate(
         if judged not in (ALL_TASKS, *loaded.vocabulary.tasks):
             raise ValueError(f"judges of an unknown task {judged!r}; there are {', '.join(loaded.vocabulary.tasks)}")
     splits = _splits(prepared, config)
-    generator = Generator(loaded.denoise, loaded.vocabulary, rows=config.rows)
+    generator = loaded.generator(rows=config.rows)
     result, samples, measured = Evaluation(step=loaded.step), list[Samples](), list[_TargetBits]()
     for name, manifest in prepared.manifest.datasets.items():
         training = TrainingExamples(prepared, name, config.fit_examples)
@@ -67,8 +67,8 @@ def evaluate(
             asked: set[bytes] = set()
             judges: list[NamedJudge] = []
             for examples in held_out:
-                measured.append(_measure_bits(loaded, task, examples, config, report))
-                result.bounds.append(_bound([measured[-1]], name, task.name))
+                measured.append(measured_bits(loaded, task, examples, config, report))
+                result.bounds.append(bound_of([measured[-1]], name, task.name))
                 if not has_new_questions(task, examples, asked):
                     continue
                 asked |= captions(examples)
@@ -86,7 +86,7 @@ def evaluate(
         for modality in loaded.vocabulary.modalities:
             of_modality = [m for m in measured if (m.task.target, m.split) == (modality, split)]
             if of_modality:
-                result.bounds.append(_bound(of_modality, None, None))
+                result.bounds.append(bound_of(of_modality, None, None))
     return result, samples
 
 
@@ -165,7 +165,7 @@ class _TargetBits:
     """Number of characters of all target texts; None for media."""
 
 
-def _measure_bits(
+def measured_bits(
     loaded: LoadedRun, task: Task, held_out: HeldOutExamples, config: EvaluateConfig, report: Report
 ) -> _TargetBits:
     """Estimates the bits of a task's targets on a split."""
@@ -190,7 +190,7 @@ def _measure_bits(
     return _TargetBits(task, held_out.split, bits, tokens, characters)
 
 
-def _bound(measured: Sequence[_TargetBits], dataset: str | None, task: str | None) -> Bound:
+def bound_of(measured: Sequence[_TargetBits], dataset: str | None, task: str | None) -> Bound:
     """The negative ELBO of all examples measured, which are of one modality and split."""
     bits = np.concatenate([m.bits for m in measured])
     value, half_width = ratio_and_half_width(bits, np.concatenate([m.tokens for m in measured]))

@@ -14,6 +14,8 @@ from trimask.diffusion.pretraining.training_step import Parameters, Pretraining
 from trimask.diffusion.run.checkpoint import Checkpoints
 from trimask.diffusion.run.limits import WorkLimits
 from trimask.diffusion.sampling.generation_config import GenerationConfig
+from trimask.diffusion.sampling.generator import Generator
+from trimask.diffusion.transformer import num_parameters
 from trimask.tokenizers import media as media_tokenizers
 from trimask.tokenizers.media import MediaTokenizers
 from trimask.tokenizers.storage import configuration
@@ -62,6 +64,16 @@ class LoadedRun:
     def denoise(self) -> Partial:
         """The model as a denoiser, which is all that sampling depends on."""
         return Partial(self.pretraining.denoise, self.parameters)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters of the network."""
+        return num_parameters(self.parameters)
+
+    def generator(self, *, rows: int = 32, bucket: int = 8) -> Generator:
+        """Generator of this model's answers, whose plan may follow the noise schedules of its training."""
+        schedule = self.description.train.masking.schedule_of(self.vocabulary)
+        return Generator(self.denoise, self.vocabulary, schedule=schedule, rows=rows, bucket=bucket)
 
 
 def load(folder: Path, checkpoint: int | Literal["best"] | None = None, mesh: Mesh | None = None) -> LoadedRun:

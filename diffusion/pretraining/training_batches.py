@@ -54,8 +54,8 @@ def _require_unbiased_masks(schedule: ScheduleConfig, config: TrainConfig) -> No
     if power is not None and power < least:
         raise ValueError(
             "a polynomial schedule needs a power of at least 1 for the ELBO's weights at random times, and of 0.5 "
-            f"without them or with masks by counts, got {power}: with a smaller one many tokens are masked at times that "
-            "float32 cannot tell apart; choose another schedule"
+            f"without them or with masks by counts, got {power}: with a smaller one many tokens are masked at times "
+            "that float32 cannot tell apart; choose another schedule"
         )
     if schedule.min_share < _SMALLEST_SHARE:
         raise ValueError(

@@ -13,6 +13,7 @@ from trimask.diffusion.sampling.learned import LearnedStrategy, open_policy
 from trimask.diffusion.sampling.proposals import TokenSampling
 from trimask.diffusion.sampling.state import Rules, Strategy
 from trimask.diffusion.sampling.strategies import STRATEGIES
+from trimask.diffusion.schedule import COSINE, LINEAR, Schedule
 from trimask.tokenizers.storage.ranges import Checked, NonNegative, NonNegativeInt, Positive, Share, Size, real
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -33,9 +34,10 @@ class GenerationConfig(Checked):
     steps: Size = 16
     """Number of steps in which random, ancestral, confidence, margin, entropy, position, given and remdm_* reveal
     everything; fewer if there are fewer masks. The other strategies take as many steps as they need."""
-    grid: Literal["linear", "cosine"] = "linear"
-    """Share of masks left after a share u of the steps: linear is 1 − u, cosine is cos(π/2·u), which reveals few
-    positions at first."""
+    grid: Literal["linear", "cosine", "trained"] = "linear"
+    """Share of masks left after a share u of the steps: linear is 1 − u; cosine is cos(π/2·u), which reveals few
+    positions at first (MaskGIT); trained is that of the noise schedule s with which the modality was trained, s(1 − u).
+    """
     threshold: Share = 0.9
     """Strategies threshold and leftmost: least confidence at which a position is revealed."""
     factor: NonNegative = 1.0
@@ -120,8 +122,8 @@ class GenerationConfig(Checked):
         """Scale and interval of guidance; None if there is none."""
         return None if self.guidance == 0 else Guidance(self.guidance, self.guidance_interval)
 
-    def rules(self, vocabulary: Vocabulary) -> Rules:
-        """The sampler's rules; for a policy, extended by what it observes."""
+    def rules(self, vocabulary: Vocabulary, trained: Schedule = LINEAR) -> Rules:
+        """The sampler's rules, for a model trained with these noise schedules; for a policy, with what it observes."""
         rules = Rules(
             mask_id=vocabulary.mask_id,
             eos_id=vocabulary.eos_id if self.stop_at_eos else None,
@@ -132,7 +134,7 @@ class GenerationConfig(Checked):
             max_nfe=self.max_nfe,
             patience=self.patience,
             refresh_every=self.refresh_every,
-            grid=self.grid,
+            grid={"linear": LINEAR, "cosine": COSINE, "trained": trained}[self.grid],
             block_length=self.block_length,
             cache=self.cache,
             passes_per_step=1 if self.guidance == 0 else 2,

@@ -24,6 +24,7 @@ from trimask.diffusion.sampling import sampler
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.guidance import Guidance, generation_denoiser
 from trimask.diffusion.sampling.state import Memory, RowKeys, Rules, State, Strategy, initial_state
+from trimask.diffusion.schedule import LINEAR, Schedule
 from trimask.tokenizers.sequence import Example, TokenRows, assemble, disassemble, stack_rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -41,14 +42,29 @@ class Answer:
     """Step, counted from 1, in which each of them was revealed; 0 while it is masked."""
 
 
+SamplerParts = tuple[Guidance | None, Strategy, Rules]
+"""Guidance, strategy and rules: what the sampler needs of a `GenerationConfig`."""
+
+
 class Generator:
     """Answers requests with one denoiser; compiles once per row length, batch size and kind of configuration."""
 
-    def __init__(self, denoise: Denoiser, vocabulary: Vocabulary, *, rows: int = 32, bucket: int = 8):
-        """Batches have at most `rows` rows, which are padded to a multiple of `bucket` tokens."""
+    def __init__(
+        self,
+        denoise: Denoiser,
+        vocabulary: Vocabulary,
+        *,
+        schedule: Schedule = LINEAR,
+        rows: int = 32,
+        bucket: int = 8,
+    ):
+        """Batches have at most `rows` rows, which are padded to a multiple of `bucket` tokens.
+
+        `schedule` is that of the noise with which the denoiser was trained, which `grid` may follow.
+        """
         # A Partial is a tree of its arrays: the compiled loop takes weights as arguments, not as constants.
         self.denoise = denoise if isinstance(denoise, Partial) else Partial(denoise)
-        self.vocabulary, self.rows, self.bucket = vocabulary, rows, bucket
+        self.vocabulary, self.schedule, self.rows, self.bucket = vocabulary, schedule, rows, bucket
 
     def generate(
         self,
@@ -63,7 +79,7 @@ class Generator:
         `order` of the configuration do not suit the requests.
         """
         answers: dict[int, Answer] = {}
-        parts = _sampler_parts(config, self.vocabulary)
+        parts = self._parts(config)
         for numbers, state, memory in self._initial_batches(requests, config, seed):
             while numbers:
                 half = len(state.step) // 2
@@ -79,6 +95,9 @@ class Generator:
                     state, memory = _take_rows((state, memory), np.array(kept))
         return [answers[number] for number in range(len(requests))]
 
+    def _parts(self, config: GenerationConfig) -> SamplerParts:
+        return config.guidance_settings, config.strategy_function, config.rules(self.vocabulary, self.schedule)
+
     def largest_batch(self, requests: Sequence[Example]) -> tuple[int, int]:
         """Most rows of a batch that `generate` makes of these requests, and most tokens of a row."""
         longest = max(request.length for request in requests)
@@ -89,7 +108,7 @@ class Generator:
 
         The last state of a request is the answer that `generate` gives.
         """
-        parts = _sampler_parts(config, self.vocabulary)
+        parts = self._parts(config)
         for numbers, state, memory in self._initial_batches(requests, config, seed):
             yield from ((numbers[row], answer) for row, answer in self._answers(state, list(range(len(numbers)))))
             cache, passes = None, 0
@@ -148,14 +167,6 @@ class Generator:
                 sequence = stack_rows([assemble(self.vocabulary, [requests[n]], length) for n in filled])
                 seed32 = np.uint32(seed & 0xFFFF_FFFF)
                 yield chunk, _initial_state(seed32, words[filled], sequence, self.vocabulary.mask_id)
-
-
-SamplerParts = tuple[Guidance | None, Strategy, Rules]
-"""Guidance, strategy and rules: what the sampler needs of a `GenerationConfig`."""
-
-
-def _sampler_parts(config: GenerationConfig, vocabulary: Vocabulary) -> SamplerParts:
-    return config.guidance_settings, config.strategy_function, config.rules(vocabulary)
 
 
 def _with_repeats(numbers: list[int], size: int) -> list[int]:

@@ -30,6 +30,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from trimask.diffusion.denoiser import Cache, Denoiser
 from trimask.diffusion.sampling.proposals import propose
 from trimask.diffusion.sampling.state import Choice, Memory, Observation, RowKeys, Rules, State, Strategy
+from trimask.diffusion.schedule import Schedule
 
 
 def enter_blocks(state: State, rules: Rules) -> State:
@@ -139,9 +140,15 @@ def _plan(state: State, rules: Rules) -> tuple[Int[Array, " batch"], Float[Array
     # Of S steps over B blocks, block b has ⌊(b + 1)S/B⌋ − ⌊bS/B⌋, but one at least.
     blocks, block = state.num_blocks(rules), state.block
     planned = jnp.maximum((block + 1) * rules.num_steps // blocks - block * rules.num_steps // blocks, 1)
-    share = {"linear": lambda u: 1 - u, "cosine": lambda u: jnp.cos(jnp.pi / 2 * u)}[rules.grid]
+    modality = jnp.where(state.is_asked, state.sequence.modality, 0).max(axis=-1)
+    share = partial(_left, rules.grid, modality)
     time = share(jnp.minimum(state.block_step / planned, 1.0))
     return planned, time, jnp.where(state.block_step + 1 >= planned, 0.0, share((state.block_step + 1) / planned))
+
+
+def _left(grid: Schedule, modality: Int[Array, " batch"], u: Float[Array, " batch"]) -> Float[Array, " batch"]:
+    """Share of masks left after a share u of the steps, in rows that ask for these modalities."""
+    return grid.mask_probability(1 - u, modality)
 
 
 def reveal(state: State, observation: Observation, choice: Choice, rules: Rules) -> State:

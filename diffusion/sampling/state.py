@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from trimask.diffusion.sampling.proposals import TokenSampling
+from trimask.diffusion.schedule import LINEAR, Schedule
 from trimask.tokenizers.sequence import TokenRows
 
 RowKeys = Key[Array, " batch"]
@@ -43,8 +44,8 @@ class Rules:
     """Number of steps in a block after which its masks are given up: they stay masked. None: never."""
     refresh_every: Int[Array, ""] | int | None = None
     """Most passes per round (see `sampler.py`). None: no limit."""
-    grid: Literal["linear", "cosine"] = dataclasses.field(default="linear", metadata={"static": True})
-    """Share of masks left after a share u of the steps: 1 − u, or cos(π/2·u) (MaskGIT), which is slow at first."""
+    grid: Schedule = dataclasses.field(default=LINEAR, metadata={"static": True})
+    """Noise schedule s whose masked share s(1 − u) is left after a share u of the steps."""
     block_length: int | None = dataclasses.field(default=None, metadata={"static": True})
     """Number of positions in a block. None: a row is one block."""
     cache: Literal["none", "prefix", "dual"] = dataclasses.field(default="none", metadata={"static": True})

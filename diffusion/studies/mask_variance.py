@@ -11,9 +11,9 @@ quadrature over the time t, with the number l distributed as Bin(l; n, s(t)):
     ‖E[w·G | t]‖² = Σ_{l,m} w² Bin(l; n, s) Bin(m; n, s) ⟨E G_l, E G_m⟩
 
 Variances are per row of a batch: V = E‖w·G‖² − ‖ḡ‖² for one mask per example, with ḡ the mean gradient, and
-½(V + V̄) + E⟨w·G, w̄·Ḡ⟩ − ‖ḡ‖² for a mask and its complement, which take two rows. By Cauchy and Schwarz the quotient is at
-most 2 for schedules whose complement has the same distribution. If times are stratified over a large batch, the mean of
-‖E[w·G | t]‖² takes the place of ‖ḡ‖². In Adam's metric gradients are divided by √v̂, with v̂ the run's.
+½(V + V̄) + E⟨w·G, w̄·Ḡ⟩ − ‖ḡ‖² for a mask and its complement, which take two rows. By Cauchy and Schwarz the quotient
+is at most 2 for schedules whose complement has the same distribution. If times are stratified over a large batch, the
+mean of ‖E[w·G | t]‖² takes the place of ‖ḡ‖². In Adam's metric gradients are divided by √v̂, with v̂ the run's.
 
 Intervals are 95 % by a bootstrap over examples. Deviations from exact values:
 
@@ -160,12 +160,14 @@ def by_counts(schedule: ScheduleConfig, weighting: str, n: int, *, pairs: bool) 
     masked, scale = 1.0 - probability[0], np.ones(n + 1)
     if not pairs:
         probability, scale = np.append(0.0, probability[1:] / masked), np.full(n + 1, masked)
-    l = np.arange(n + 1)
+    count = np.arange(n + 1)
     if weighting == "elbo":
         with np.errstate(divide="ignore"):
-            weight = np.where(l > 0, 1 / (l * probability), 0.0)
-            of_complement = np.where(l < n, 1 / ((n - l) * probability), 0.0)
-        return Masks(probability, np.nan_to_num(weight, posinf=0), np.nan_to_num(of_complement, posinf=0), np.eye(n + 1))
+            weight = np.where(count > 0, 1 / (count * probability), 0.0)
+            of_complement = np.where(count < n, 1 / ((n - count) * probability), 0.0)
+        return Masks(
+            probability, np.nan_to_num(weight, posinf=0), np.nan_to_num(of_complement, posinf=0), np.eye(n + 1)
+        )
     return Masks(probability, scale, scale, np.eye(n + 1))
 
 
@@ -200,9 +202,7 @@ WAYS = {
 def study(config: MaskVariance, trials: Trials) -> str:
     """Measures all moments and tasks, writes variances.csv, and returns the report in Markdown."""
     planned = [
-        VarianceTrial(
-            train=config.base, moment=moment, task=task, schedules=config.schedules, examples=config.examples
-        )
+        VarianceTrial(train=config.base, moment=moment, task=task, schedules=config.schedules, examples=config.examples)
         for moment in config.moments
         for task in config.tasks
     ]
@@ -380,12 +380,14 @@ def _of_example(
 
     weight, mode = jnp.ones(row.tokens.shape), jnp.full(row.tokens.shape, CONDITIONAL)
 
-    def one(l):
-        target, sizes = row.is_target[None], jnp.full((1, row.length), l)
-        is_masked = random_subsets(jax.random.fold_in(key, l), target, jnp.zeros_like(sizes), sizes)[0]
+    def one(count):
+        target, sizes = row.is_target[None], jnp.full((1, row.length), count)
+        is_masked = random_subsets(jax.random.fold_in(key, count), target, jnp.zeros_like(sizes), sizes)[0]
         both = jnp.stack([gradient(is_masked), gradient(row.is_target & ~is_masked)])
         scaled = scale[:, None] * both
-        sketch = jnp.pad(scaled * signs, ((0, 0), (0, 0), (0, padding))).reshape(*scaled.shape[:2], -1, size).sum(axis=2)
+        sketch = (
+            jnp.pad(scaled * signs, ((0, 0), (0, 0), (0, padding))).reshape(*scaled.shape[:2], -1, size).sum(axis=2)
+        )
         return (scaled**2).sum(axis=-1), (scaled[:, 0] * scaled[:, 1]).sum(axis=-1), sketch
 
     found = jax.lax.map(one, jnp.arange(1, n + 1))

@@ -369,7 +369,7 @@ def _exam(
 def _opened(run: str, data: Path) -> tuple[LoadedRun, Prepared, Generator]:
     """The run, the data and what generates answers, kept for the next trial."""
     loaded, prepared = open_run(run, data)
-    return loaded, prepared, Generator(loaded.denoise, loaded.vocabulary, rows=_ROWS)
+    return loaded, prepared, loaded.generator(rows=_ROWS)
 
 
 def _by_setting(

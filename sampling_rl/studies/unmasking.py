@@ -292,7 +292,7 @@ def _opened(run: str, data: Path, dataset, task, judge, split, length, max_examp
     problems = from_prepared(
         Prepared(data), dataset, task, split, length=length, max_examples=max_examples, judge=judge
     )
-    return Generator(loaded.denoise, loaded.vocabulary, rows=_ROWS), problems
+    return loaded.generator(rows=_ROWS), problems
 
 
 @dataclass(frozen=True)

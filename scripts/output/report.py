@@ -22,7 +22,6 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.evaluation.results import Evaluation, Samples
 from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.run.metrics import read_metrics
-from trimask.diffusion.sampling.generator import Generator
 from trimask.diffusion.sampling.prompts import Prompts
 from trimask.diffusion.transformer import num_parameters
 from trimask.scripts.evaluate import shown_bits, shown_score
@@ -170,7 +169,7 @@ def _write_unmasking(path: Path, sample: Samples, loaded: LoadedRun) -> None:
     """Writes an animation of the first prompt whose picture was right, generated again step by step."""
     prompt = sample.references[0 if sample.is_right is None else int(np.argmax(sample.is_right))]
     asked = Prompts(loaded.tokenizers, loaded.description.layouts).from_text(prompt, "image")
-    generator = Generator(loaded.denoise, loaded.vocabulary, rows=1)
+    generator = loaded.generator(rows=1)
     (states,) = generator.trajectories([asked], loaded.generation("image"), seed=0)
     write_animation(path, [frame_of(loaded.tokenizers, state.example) for state in states], 200)
 

@@ -20,7 +20,6 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import TEST, TRAIN, VALIDATION
 from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.run.folder import json_line, read_step_lines, staged
-from trimask.diffusion.sampling.generator import Generator
 from trimask.scripts.output.presentation import presentation_of
 from trimask.tokenizers.sequence import Example
 from trimask.tokenizers.storage.files import write_text
@@ -46,7 +45,7 @@ def save_training_samples(loaded: LoadedRun, step: int) -> None:
     questions = _questions(Path(loaded.description.data))
     # One row length for all tasks, so that the sampler is compiled once.
     length = max(question.example.length for asked in questions.values() for question in asked)
-    generator = Generator(loaded.denoise, loaded.vocabulary, rows=_COUNT, bucket=length)
+    generator = loaded.generator(rows=_COUNT, bucket=length)
     folder = loaded.folder / "samples"
     with staged(folder) as stage:
         # Lines of this and later steps were written before the run was resumed, and will be written again.

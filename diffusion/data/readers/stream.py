@@ -22,7 +22,7 @@ from types import MappingProxyType
 
 import numpy as np
 import soxr
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from scipy.ndimage import map_coordinates
 
 from trimask.diffusion.data.layout import Fill
