@@ -146,7 +146,7 @@ def fresh_voices() -> Experiment:
 
 
 def stream() -> Experiment:
-    """Digits warped anew, and spoken anew, none twice: data of the studies of masks and noise schedules."""
+    """Digits warped and spoken anew, none of them twice, for studies. Trains in a minute on two CPU cores."""
     return Experiment(
         prepare=PrepareConfig(
             sources={
@@ -154,6 +154,12 @@ def stream() -> Experiment:
                 "spoken": SourceConfig(kind="stream", where=("spoken", "40960")),
             },
             codecs={"audio": MelConfig(codebook_size=128)},
+        ),
+        train=_train(
+            800_000,
+            weights={"drawn": 1.0, "spoken": 1.0},
+            image=GenerationConfig(steps=8),
+            audio=GenerationConfig(steps=16),
         ),
     )
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from trimask.configs import policies
-from trimask.configs.presets import tiny
+from trimask.configs.presets import stream, tiny
 from trimask.diffusion.data.batches import BatchConfig
+from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
@@ -18,18 +19,23 @@ from trimask.diffusion.studies import (
     kill_and_resume,
     learning_rate_transfer,
     mask_variance,
+    masks,
     multiplier_search,
     sampling_fronts,
+    schedules,
 )
 from trimask.diffusion.studies.batch_invariance import BatchInvariance
+from trimask.diffusion.studies.claims import Findings
 from trimask.diffusion.studies.coordinate_check import CoordinateCheck
 from trimask.diffusion.studies.critical_batch import CriticalBatch
 from trimask.diffusion.studies.final import Final
 from trimask.diffusion.studies.kill_and_resume import KillAndResume
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
 from trimask.diffusion.studies.mask_variance import MaskVariance
+from trimask.diffusion.studies.masks import MaskStudy
 from trimask.diffusion.studies.multiplier_search import MultiplierSearch
 from trimask.diffusion.studies.sampling_fronts import SamplingStudy
+from trimask.diffusion.studies.schedules import ScheduleStudy
 from trimask.diffusion.studies.trials import Trials
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.sampling_rl.studies import policy_study, unmasking
@@ -41,6 +47,9 @@ DATA = tiny().prepare
 
 Sums are left out: they are learned in a sudden jump, so a result would mostly depend on whether the run has
 passed it."""
+
+STREAM = stream().prepare
+"""Data of studies of masks and noise schedules: digits warped and spoken anew, none of them twice."""
 
 
 _SHORT = OptimizerConfig(
@@ -142,15 +151,66 @@ def policies_accelerator() -> PolicyStudy:
     )
 
 
+def mask_variance_cpu() -> MaskVariance:
+    """1.0M parameters, 800,000 tokens; gradients of 50 examples of each task."""
+    return MaskVariance(base=stream().train)
+
+
+def mask_variance_accelerator() -> MaskVariance:
+    """10M parameters, 8M tokens; gradients of 200 examples of each task."""
+    return MaskVariance(base=_ten_times(stream().train), examples=200)
+
+
+def masks_cpu() -> MaskStudy:
+    """1.0M parameters, 800,000 tokens, eight ways to mask and weigh."""
+    return MaskStudy(base=stream().train, samplings={"fixed": stream().train.generation})
+
+
+def masks_accelerator() -> MaskStudy:
+    """10M parameters, 8M tokens."""
+    return replace(masks_cpu(), base=_ten_times(stream().train))
+
+
+def schedules_cpu() -> ScheduleStudy:
+    """1.0M parameters, 800,000 tokens, five noise schedules with two kinds of weights."""
+    fixed = stream().train.generation
+    own = {modality: replace(how, grid="trained") for modality, how in fixed.items()}
+    return ScheduleStudy(base=stream().train, samplings={"fixed": fixed, "own": own})
+
+
+def schedules_accelerator() -> ScheduleStudy:
+    """10M parameters, 8M tokens."""
+    return replace(schedules_cpu(), base=_ten_times(stream().train))
+
+
+def _ten_times(config: TrainConfig) -> TrainConfig:
+    """The training with ten times the parameters and ten times the tokens, transferred by Complete(d)P."""
+    base, optimizer = config.model, config.optimizer
+    model = replace(base.at_width(3 * base.width), num_layers=base.num_layers)
+    parametrization = replace(
+        config.parametrization, base_width=base.width, base_layers=base.num_layers, base_heads=base.num_heads
+    )
+    return replace(
+        config,
+        model=model,
+        parametrization=parametrization,
+        optimizer=replace(optimizer, horizon_tokens=10 * optimizer.horizon_tokens),
+        batch=replace(config.batch, tokens=8 * config.batch.tokens),
+    )
+
+
 class Study(NamedTuple):
     """A study: its function, its named configurations and a summary."""
 
-    run: Callable[[Any, Trials], str]
-    """Takes the configuration and the runner of trials, writes tables and figures, and returns the findings."""
+    run: Callable[[Any, Trials], str | Findings]
+    """Takes the configuration and the runner of trials, writes tables and figures, and returns the report in Markdown,
+    with what was found of its claims if it has any."""
     presets: dict[str, Callable[[], Any]]
     """Name → function that returns the configuration."""
     summary: str
     """The question that the study answers, for `--help`."""
+    data: PrepareConfig = DATA
+    """Data on which models are trained, unless others are named."""
     final: Final | None = None
     """Rule by which the study chooses, and score of the choice on the test split. None: it chooses nothing."""
 
@@ -185,24 +245,37 @@ STUDIES = {
         sampling_fronts.study,
         {"cpu": SamplingStudy, "accelerator": SamplingStudy},
         "how should each modality be sampled? quality against evaluations, and against guidance",
-        Final(sampling_fronts.rule, sampling_fronts.final),
+        final=Final(sampling_fronts.rule, sampling_fronts.final),
     ),
     "unmasking": Study(
         unmasking.study,
         {"cpu": UnmaskingStudy, "accelerator": UnmaskingStudy},
         "does a learned policy beat the heuristics? accuracy against evaluations, in blocks and without",
-        Final(unmasking.rule, unmasking.final),
+        final=Final(unmasking.rule, unmasking.final),
     ),
     "policies": Study(
         policy_study.study,
         {"cpu": policies_cpu, "accelerator": policies_accelerator},
         "which policies learn what? trains them with many rewards, starts, inputs and laws, and measures each",
-        Final(policy_study.rule, policy_study.final),
+        final=Final(policy_study.rule, policy_study.final),
     ),
     "mask-variance": Study(
         mask_variance.study,
-        {"cpu": MaskVariance, "accelerator": MaskVariance},
-        "do complementary masks lower the variance of the gradient?",
+        {"cpu": mask_variance_cpu, "accelerator": mask_variance_accelerator},
+        "how much do complementary masks, masks by counts and stratified times lower the gradient's variance?",
+        STREAM,
+    ),
+    "masks": Study(
+        masks.study,
+        {"cpu": masks_cpu, "accelerator": masks_accelerator},
+        "which masks train best: independent, complementary, by counts, or both?",
+        STREAM,
+    ),
+    "schedules": Study(
+        schedules.study,
+        {"cpu": schedules_cpu, "accelerator": schedules_accelerator},
+        "does the noise schedule matter, and does each modality want its own?",
+        STREAM,
     ),
     "kill-and-resume": Study(
         kill_and_resume.study,

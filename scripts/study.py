@@ -11,6 +11,7 @@ import functools
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,15 @@ import jax
 import tyro
 from rich.markdown import Markdown
 
-from trimask.configs.studies import DATA, STUDIES
+from trimask.configs.studies import STUDIES
+from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.pretraining.description import load_description
 from trimask.diffusion.run.folder import undone_if_empty, writing
-from trimask.diffusion.studies.final import load_verdict, page_of_verdict, score_test
+from trimask.diffusion.studies.claims import Findings
+from trimask.diffusion.studies.final import page_of_verdict, score_test
 from trimask.diffusion.studies.trials import Trials
+from trimask.diffusion.studies.verdict import load_verdict, record_claims
 from trimask.scripts import cli, prepare
 from trimask.scripts.console import console, option, parse, progress_report, say
 from trimask.scripts.train import with_mixture
@@ -41,8 +45,8 @@ class Options(Checked):
     out: tyro.conf.Positional[Path]
     """Folder to write the results to."""
     data: Path | None = None
-    """Folder that `trimask prepare` wrote. None: the data of the model's run, or, for studies that train models, the
-    embedded digits and words, prepared in OUT/data."""
+    """Folder that `trimask prepare` wrote. None: the data of the model's run, or, for studies that train models,
+    embedded digits and words, or a stream of new ones, prepared in OUT/data."""
     preset: Literal["cpu", "accelerator"] = "cpu"
     """Preset with the default values: cpu, for two cores and half an hour, or accelerator, with larger models."""
     workers: Workers | None = None
@@ -73,7 +77,7 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
         able = ", ".join(other for other, one in STUDIES.items() if one.final is not None)
         raise ValueError(f"the study {name} chooses nothing to score on the test split; --final is for {able}")
     adds = not (options.final or options.show)
-    data = _data(options, config, adds)
+    data = _data(options, config, study.data, adds)
     if _trains(config) and not options.show:
         preset_batch = study.presets[options.preset]().base.batch
         config = dataclasses.replace(config, base=with_mixture(config.base, preset_batch, data))
@@ -87,11 +91,16 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
                 out.mkdir(parents=True, exist_ok=True)
                 configuration.save(out / "config.json", config)
         Prepared(data).require_verified(report)
+        start = time.perf_counter()
         found = study.run(config, trials)
+        if isinstance(found, Findings):
+            if trials.may_add:
+                record_claims(trials, found.claims, command, time.perf_counter() - start)
+            found = found.report
         if options.final and study.final is not None:
             score = functools.partial(study.final.score, config, trials)
             score_test(study.final.rule(config), score, trials, options.again)
-        report_text = "\n\n".join(filter(None, (found, page_of_verdict(load_verdict(trials)))))
+        report_text = "\n\n".join(filter(None, (found, page_of_verdict(load_verdict(out)))))
         is_new = trials.may_add
     figures = "\n".join(f"![{path.stem}]({path.name})" for path in sorted(out.glob("*.png")))
     where = f"{platform.machine()}, {jax.devices()[0].device_kind}, jax {jax.__version__}"
@@ -104,7 +113,7 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
     return report_text
 
 
-def _data(options: Options, config: Any, prepares: bool) -> Path:
+def _data(options: Options, config: Any, default: PrepareConfig, prepares: bool) -> Path:
     """Folder of the prepared data: the named one, else that of the model's run, else OUT/data, which is prepared.
 
     Raises FileNotFoundError if nothing is to be prepared, and there is none.
@@ -115,7 +124,7 @@ def _data(options: Options, config: Any, prepares: bool) -> Path:
         return Path(load_description(Path(config.run)).data)
     data = options.out / "data"
     if prepares:
-        prepare.run(data, DATA)
+        prepare.run(data, default)
     elif not data.exists():
         raise FileNotFoundError(f"{data}: there are no prepared data; --data names those of the study")
     return data

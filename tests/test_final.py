@@ -10,15 +10,12 @@ from madeup import written
 from trimask.diffusion.studies import final
 from trimask.diffusion.studies.final import (
     FinalResult,
-    FinalScore,
-    ScoredSetting,
-    Verdict,
-    load_verdict,
     page_of_verdict,
     score_test,
     splits_to_score,
 )
 from trimask.diffusion.studies.trials import Trials
+from trimask.diffusion.studies.verdict import FinalScore, ScoredSetting, Verdict, load_verdict
 
 SHARE = ScoredSetting(
     setting="blocks of 2: threshold, 0.9",
@@ -49,7 +46,7 @@ def test_the_test_split_is_scored_once_per_rule_unless_it_is_asked_for_again(tri
         return RESULT
 
     score_test("the best", score, trials, again=False)
-    (first,) = load_verdict(trials).scores
+    (first,) = load_verdict(trials.folder).scores
     today = str(datetime.date.today())
     assert (first.rule, first.date, first.git_commit, first.figures) == ("the best", today, "a" * 40, [SHARE, DISTANCE])
     assert first.data_fingerprint == trials.fingerprint and first.trimask and first.chosen == RESULT.chosen
@@ -60,7 +57,7 @@ def test_the_test_split_is_scored_once_per_rule_unless_it_is_asked_for_again(tri
     assert (tmp_path / "verdict.json").read_bytes() == before and len(scored) == 1
     score_test("another rule", score, trials, again=False)
     score_test("the best", score, trials, again=True)
-    assert [one.rule for one in load_verdict(trials).scores] == ["the best", "another rule", "the best"]
+    assert [one.rule for one in load_verdict(trials.folder).scores] == ["the best", "another rule", "the best"]
     with pytest.raises(ValueError, match=f"on {today} and {today}, "):
         score_test("the best", score, trials, again=False)
 
@@ -78,7 +75,7 @@ def test_a_score_that_fails_leaves_no_verdict(trials, tmp_path):
 
     with pytest.raises(ValueError, match="no complete study"):
         score_test("the best", fail, trials, again=False)
-    assert load_verdict(trials) == Verdict() and not (tmp_path / "verdict.json").exists()
+    assert load_verdict(trials.folder) == Verdict() and not (tmp_path / "verdict.json").exists()
 
 
 def test_the_page_says_what_was_scored_when_and_how_often():

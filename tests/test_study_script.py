@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.pretraining.description import TrainConfig
-from trimask.diffusion.studies.final import Final, FinalResult, ScoredSetting
+from trimask.diffusion.studies.final import Final, FinalResult
+from trimask.diffusion.studies.verdict import ScoredSetting
 from trimask.scripts import study
 from trimask.tokenizers.storage import configuration
 
@@ -69,6 +71,7 @@ def made_up(monkeypatch):
         run=run,
         summary="",
         presets={"cpu": OfTrainings, "accelerator": OfTrainings},
+        data=PrepareConfig(),
         final=Final(lambda config: "the luckiest", score),
     )
     monkeypatch.setitem(study.STUDIES, "made-up", fake)
@@ -179,7 +182,7 @@ def test_trainings_without_data_are_of_digits_that_are_prepared_for_them(made_up
     monkeypatch.setattr(study.prepare, "run", prepare)
     monkeypatch.setattr(study, "with_mixture", with_mixture)
     study.run("made-up", study.Options(out=out, workers=0), OfTrainings(), "")
-    assert asked == [(out / "data", study.DATA)] and made_up[0][1] == out / "data"
+    assert asked == [(out / "data", PrepareConfig())] and made_up[0][1] == out / "data"
     assert mixed == [(TrainConfig().batch, out / "data")]
     study.run("made-up", study.Options(out=out, workers=0, data=prepared.folder), OfTrainings(), "")
     assert len(asked) == 1 and made_up[1][1] == prepared.folder

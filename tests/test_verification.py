@@ -215,7 +215,7 @@ def _trains_a_policy(data, monkeypatch):
 
 
 def _studies(data, monkeypatch):
-    monkeypatch.setitem(study.STUDIES, "any", SimpleNamespace(run=lambda *_: pytest.fail("began")))
+    monkeypatch.setitem(study.STUDIES, "any", SimpleNamespace(run=lambda *_: pytest.fail("began"), data=None))
     options = study.Options(out=data.parent / "out", data=data, workers=0)
     study.run("any", options, MaskVariance(run="none"), "trimask study any")
 

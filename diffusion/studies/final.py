@@ -9,7 +9,7 @@ test split was scored.
 import datetime
 import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import NamedTuple
 
 from trimask.diffusion.data.prepared import Prepared
@@ -18,34 +18,8 @@ from trimask.diffusion.pretraining.train_run import git_commit
 from trimask.diffusion.run.folder import locked, writing
 from trimask.diffusion.studies.findings import grouped, markdown_table
 from trimask.diffusion.studies.trials import Trials, require_these_rules
+from trimask.diffusion.studies.verdict import FILE, FinalScore, ScoredSetting, Verdict, load_verdict
 from trimask.tokenizers.storage import configuration
-
-FILE = "verdict.json"
-"""Name of the file in a study's folder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredSetting:
-    """One figure of the test split."""
-
-    setting: str
-    """What was chosen and is scored: a task or a block length, a strategy and its parameter."""
-    split: str
-    measure: str
-    """What the value is: accuracy, or the name of a judge."""
-    value: float
-    """A share if `is_share`, else in the measure's unit."""
-    is_share: bool
-    interval: tuple[float, float] | None
-    """95 % interval. None: there is a single item, seed or draw."""
-    over: str
-    """What the interval is over, such as 300 problems or 3 seeds."""
-    nfe: float
-    """Mean number of function evaluations of an answer."""
-
-    def shown(self, value: float) -> str:
-        """A value of this measure as text: in per cent if it is a share."""
-        return f"{value:.1%}" if self.is_share else f"{value:.3g}"
 
 
 class FinalResult(NamedTuple):
@@ -58,35 +32,6 @@ class FinalResult(NamedTuple):
     figures: list[ScoredSetting]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinalScore:
-    """A score of the test split, with the rule that chose what is scored."""
-
-    rule: str
-    """The rule by which settings were chosen on the validation split, in words."""
-    chosen: list[str]
-    """What it chose."""
-    model: str
-    """Run and step of the model."""
-    data_fingerprint: str
-    """Fingerprint of the prepared data."""
-    date: str
-    """Day of the score, as YYYY-MM-DD."""
-    trimask: str
-    """Version of trimask."""
-    git_commit: str | None
-    """Commit of the git checkout that trimask ran from. None: it ran from no checkout."""
-    figures: list[ScoredSetting]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """Contents of verdict.json."""
-
-    scores: list[FinalScore] = field(default_factory=list)
-    """All scores of the test split, the earliest first."""
-
-
 class Final(NamedTuple):
     """How a study chooses on the validation split, and scores its choice on the test split."""
 
@@ -94,12 +39,6 @@ class Final(NamedTuple):
     """Takes the study's configuration, and returns the rule in words: what is chosen, from what, and how."""
     score: Callable[..., FinalResult]
     """Takes the configuration and `Trials` that hold all outcomes; measures the choice on the test split."""
-
-
-def load_verdict(trials: Trials) -> Verdict:
-    """Loads verdict.json of a study's folder; no scores if there is none."""
-    path = trials.folder / FILE
-    return configuration.load(path, Verdict) if path.exists() else Verdict()
 
 
 def score_test(rule: str, score: Callable[[], FinalResult], trials: Trials, again: bool) -> None:
@@ -110,8 +49,8 @@ def score_test(rule: str, score: Callable[[], FinalResult], trials: Trials, agai
     """
     with locked(trials.folder):
         require_these_rules(trials.folder)
-        scores = load_verdict(trials).scores
-        dates = [earlier.date for earlier in scores if earlier.rule == rule]
+        verdict = load_verdict(trials.folder)
+        dates = [earlier.date for earlier in verdict.scores if earlier.rule == rule]
         if dates and not again:
             raise ValueError(
                 f"{trials.folder}: the test split was scored by this rule on {' and '.join(dates)}, and another score "
@@ -129,7 +68,7 @@ def score_test(rule: str, score: Callable[[], FinalResult], trials: Trials, agai
             figures=result.figures,
         )
         with writing(trials.folder):
-            configuration.save(trials.folder / FILE, Verdict(scores=[*scores, added]))
+            configuration.save(trials.folder / FILE, replace(verdict, scores=[*verdict.scores, added]))
 
 
 def page_of_verdict(verdict: Verdict) -> str:

@@ -33,7 +33,7 @@ from trimask.diffusion.evaluation.results import Score
 from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import Generator
-from trimask.diffusion.studies.final import FinalResult, ScoredSetting, splits_to_score
+from trimask.diffusion.studies.final import FinalResult, splits_to_score
 from trimask.diffusion.studies.findings import grouped, write_csv
 from trimask.diffusion.studies.heuristics import HeuristicSetting, heuristic_settings
 from trimask.diffusion.studies.sampling_report import (
@@ -52,6 +52,7 @@ from trimask.diffusion.studies.sampling_report import (
 )
 from trimask.diffusion.studies.trainings import make_room_for
 from trimask.diffusion.studies.trials import ModelTrial, Trials, of_model, open_run
+from trimask.diffusion.studies.verdict import ScoredSetting
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import write_text
 from trimask.tokenizers.storage.ranges import Checked, NonNegative, PositiveInt, Seed, Share, Size, whole

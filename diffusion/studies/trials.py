@@ -2,11 +2,11 @@
 
 A trial is a training configuration, or anything else that is measured. Its outcome is usually that of `trainings.py`.
 Each outcome is a line of trials.jsonl in the study's folder, with its configuration, the number of the rules that it
-follows (`RULES`) and a key: a digest of the measuring function's name, the configuration, the fingerprint of the data
-and the rules, as the line itself states them. A study that is called again skips the trials that the file holds.
-Parameters are not kept. The key does not identify the code: after a change of the model, use a new folder. Lines
-without `rules` follow rules 1. A study of other rules than this code's is shown from what its file holds, and no trial
-is added to it.
+follows (`RULES`), the commit that measured it, and a key: a digest of the measuring function's name, the configuration,
+the fingerprint of the data and the rules, as the line itself states them. A study that is called again skips the trials
+that the file holds. Parameters are not kept. The key does not identify the code: after a change of the model, use a new
+folder. Lines without `rules` follow rules 1. A study of other rules than this code's is shown from what its file holds,
+and no trial is added to it.
 
 Trials record validation only; `final.py` scores the test split.
 
@@ -38,6 +38,7 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import VALIDATION, is_test
 from trimask.diffusion.evaluation.evaluate import require_same_tokenizers
 from trimask.diffusion.pretraining.description import RULES, TrainConfig
+from trimask.diffusion.pretraining.train_run import git_commit
 from trimask.diffusion.pretraining.trained_model import LoadedRun, load
 from trimask.diffusion.run.checkpoint import Checkpoints
 from trimask.diffusion.run.children import end_with
@@ -99,7 +100,8 @@ class Trials:
                 f"worker processes compute on the CPU; on this {jax.default_backend()} workers must be 0, got {workers}"
             )
         self.folder, self.data, self.workers, self.report, self.adds = folder, data, workers, report, adds
-        self.fingerprint = Prepared(data).fingerprint
+        prepared = Prepared(data)
+        self.fingerprint, self.vocabulary = prepared.fingerprint, prepared.tokenizers.vocabulary
 
     def __enter__(self) -> "Trials":
         self._pool: ProcessPoolExecutor | None = None
@@ -155,11 +157,13 @@ class Trials:
                 with writing(self.folder):
                     write_text(path, "".join(map(json_line, lines)))  # without a last line that a crash cut short
             self.report(what, done, total)
+            commit = git_commit() if missing else None
             for name, result in self._run(missing, measure):
                 results[name] = result
                 config_dict = configuration.to_dict(missing[name])
                 key = self._key(measure.__name__, config_dict, type(missing[name]), RULES)
-                line = {"key": key, "rules": RULES, "outcome": configuration.to_dict(result), "config": config_dict}
+                line = {"key": key, "rules": RULES, "commit": commit}
+                line |= {"outcome": configuration.to_dict(result), "config": config_dict}
                 with writing(self.folder):
                     append_text(path, json_line(line))
                 done += 1

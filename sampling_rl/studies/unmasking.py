@@ -28,11 +28,12 @@ from trimask.diffusion.run.folder import checkpoint_steps
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import Answer, Generator
 from trimask.diffusion.sampling.learned import describe_policy, folder_and_checkpoint
-from trimask.diffusion.studies.final import FinalResult, ScoredSetting, splits_to_score
+from trimask.diffusion.studies.final import FinalResult, splits_to_score
 from trimask.diffusion.studies.findings import grouped, write_csv
 from trimask.diffusion.studies.heuristics import HeuristicSetting, heuristic_settings
 from trimask.diffusion.studies.trainings import make_room_for
 from trimask.diffusion.studies.trials import ModelTrial, Trials, of_model, open_run, weights_digest
+from trimask.diffusion.studies.verdict import ScoredSetting
 from trimask.sampling_rl.problem_sets import dataset_with, from_prepared
 from trimask.sampling_rl.problems import ProblemSet
 from trimask.sampling_rl.studies.unmasking_report import (

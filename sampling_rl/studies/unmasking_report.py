@@ -9,8 +9,8 @@ import numpy as np
 
 from trimask.diffusion.evaluation.intervals import half_width_of_mean, wilson_interval
 from trimask.diffusion.sampling.strategies import STRATEGIES
-from trimask.diffusion.studies.final import ScoredSetting
 from trimask.diffusion.studies.findings import Panel, draw_panels, grouped, markdown_table
+from trimask.diffusion.studies.verdict import ScoredSetting
 
 _PER_PANEL = 6
 """Largest number of policies in a panel."""

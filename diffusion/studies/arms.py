@@ -1,0 +1,169 @@
+"""Compares trainings that differ in one thing, the arms, over paired seeds, by bounds and judged samples.
+
+Every arm is trained from the same seeds. First a pilot of 3 seeds, which counts for nothing else, says how many seeds
+the comparison needs (`claims.py`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import numpy as np
+
+from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.sampling.generation_config import GenerationConfig
+from trimask.diffusion.studies.claims import LEAST_SEEDS, Claim, Effect, decide, more_seeds, paired_effect, seeds_for
+from trimask.diffusion.studies.findings import markdown_table, mean_and_interval
+from trimask.diffusion.studies.judged_trainings import Judged, JudgedTraining, judged_training
+from trimask.diffusion.studies.trials import Trials
+from trimask.tokenizers.storage.ranges import Checked, Positive, Size, whole
+
+PILOT_SEEDS = 3
+"""Number of seeds of the pilot."""
+_FIRST_OF_PILOT = 1000
+"""Seed of the first training of a pilot, relative to that of the base."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Checked):
+    """What all comparisons of arms have: how many seeds, and how models are judged."""
+
+    smallest_effect: Positive = 0.005
+    """δ: smallest relative difference of the mean bound that would matter."""
+    max_seeds: Annotated[int, whole(LEAST_SEEDS, 1000)] = 5
+    """Most seeds of each arm, if the pilot asks for more."""
+    examples: Size = 400
+    """Number of validation examples of each dataset on which bounds and judges are computed."""
+    draws: Size = 8
+    """Number of random masks per example, for the bounds."""
+    samplings: dict[str, dict[str, GenerationConfig]] = field(default_factory=dict)
+    """Name of a way to sample → settings by modality."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Outcomes of all arms."""
+
+    outcomes: dict[str, list[Judged]]
+    """Arm → outcome of every seed; the same seeds for all arms."""
+    asked_seeds: int
+    """Number of seeds that the pilot asks for; more than were run if `max_seeds` is smaller."""
+
+    def effect(self, arm: str, reference: str, measure: Callable[[Judged], float]) -> Effect:
+        """How much smaller the measure is in one arm than in another, relative to the latter."""
+        pairs = zip(self.outcomes[arm], self.outcomes[reference], strict=True)
+        return paired_effect([1 - measure(one) / measure(other) for one, other in pairs])
+
+    def gain(self, arm: str, reference: str, measure: Callable[[Judged], float]) -> Effect:
+        """How much larger the measure is in one arm than in another."""
+        pairs = zip(self.outcomes[arm], self.outcomes[reference], strict=True)
+        return paired_effect([measure(one) - measure(other) for one, other in pairs])
+
+
+def compare(
+    arms: Mapping[str, TrainConfig],
+    references: Mapping[str, str],
+    config: Comparison,
+    trials: Trials,
+    what: str,
+    first_seed: int = 0,
+) -> Compared:
+    """Trains and judges all arms; `references` maps each arm to that which it is compared with, maybe itself.
+
+    Seeds count from `first_seed`, relative to that of the base.
+    """
+
+    def run(seeds: Sequence[int], what: str) -> dict[str, list[Judged]]:
+        planned = [
+            JudgedTraining(
+                train=replace(train, seed=train.seed + seed),
+                samplings=config.samplings,
+                examples=config.examples,
+                draws=config.draws,
+            )
+            for seed in seeds
+            for train in arms.values()
+        ]
+        found = trials.measurements(planned, judged_training, Judged, what)
+        return {arm: found[number :: len(arms)] for number, arm in enumerate(arms)}
+
+    first_of_pilot = first_seed + _FIRST_OF_PILOT
+    pilot = Compared(run(range(first_of_pilot, first_of_pilot + PILOT_SEEDS), f"{what}: pilot"), 0)
+    deviations = [pilot.effect(arm, reference, mean_bits).deviation for arm, reference in references.items()]
+    asked = seeds_for(max(deviations), config.smallest_effect)
+    return Compared(run(range(first_seed, first_seed + min(asked, config.max_seeds)), what), asked)
+
+
+def mean_bits(outcome: Judged) -> float:
+    """Bits per token of the tasks' targets, the mean over tasks."""
+    return float(np.mean(list(outcome.bits.values())))
+
+
+def mean_share(sampling: str) -> Callable[[Judged], float]:
+    """Measure: share of right answers sampled in one way, the mean over tasks; Fréchet distances do not count."""
+    return lambda outcome: float(np.mean([v for name, v in outcome.judged[sampling].items() if "frechet" not in name]))
+
+
+def mean_distance(sampling: str) -> Callable[[Judged], float]:
+    """Measure: Fréchet distance of samples, the geometric mean over tasks."""
+    return lambda outcome: float(
+        np.exp(np.mean([np.log(v) for name, v in outcome.judged[sampling].items() if "frechet" in name]))
+    )
+
+
+def rows_of(compared: Compared) -> list[dict[str, object]]:
+    """A row for each arm and seed: bits of each task, scores of each way to sample, and use of the data."""
+    return [
+        {"arm": arm, "seed": seed, "steps": outcome.steps, "batch_tokens": round(outcome.batch_tokens, 1)}
+        | {f"bits {task}": bits for task, bits in outcome.bits.items()}
+        | {f"{how} {score}": value for how, scores in outcome.judged.items() for score, value in scores.items()}
+        | {f"epochs {dataset}": round(epochs, 3) for dataset, epochs in outcome.epochs.items()}
+        for arm, outcomes in compared.outcomes.items()
+        for seed, outcome in enumerate(outcomes)
+    ]
+
+
+def table_of(compared: Compared, references: Mapping[str, str]) -> str:
+    """Markdown table of all arms: bits of each task, the mean bound beside the reference's, and judged samples."""
+    first = next(iter(compared.outcomes.values()))[0]
+    samplings = [name for name, scores in first.judged.items() if scores]
+    header = ["arm", *first.bits, "bound lower by"]
+    header += [f"{name}: right" for name in samplings] + [f"{name}: Fréchet" for name in samplings]
+    body = []
+    for arm, outcomes in compared.outcomes.items():
+        bits = [mean_and_interval([outcome.bits[task] for outcome in outcomes]) for task in first.bits]
+        is_reference = references[arm] == arm
+        effect = "" if is_reference else shown(compared.effect(arm, references[arm], mean_bits))
+        shares = [np.mean([mean_share(name)(outcome) for outcome in outcomes]) for name in samplings]
+        distances = [np.mean([mean_distance(name)(outcome) for outcome in outcomes]) for name in samplings]
+        body.append([arm, *bits, effect, *(f"{x:.1%}" for x in shares), *(f"{x:.3g}" for x in distances)])
+    return markdown_table(header, body)
+
+
+def shown(effect: Effect) -> str:
+    """An effect in per cent, with its interval."""
+    low, high = effect.interval
+    return f"{effect.mean:+.2%} ({low:+.2%} to {high:+.2%})"
+
+
+def claim_on_bound(claim: str, compared: Compared, arm: str, reference: str, smallest: float) -> Claim:
+    """The claim that an arm lowers the mean bound of another by at least `smallest`, relative to it."""
+    effect = compared.effect(arm, reference, mean_bits)
+    verdict = decide(effect, smallest)
+    return Claim(
+        claim=claim,
+        verdict=verdict,
+        effect=f"{shown(effect)}, {len(effect.differences)} paired seeds",
+        rule=f"shown: the 95 % interval is above 0 and the mean at least {smallest:.2%}; refuted: the interval is "
+        f"below {smallest:.2%}",
+        more=f"{more_seeds(effect, smallest)} more seeds of both arms" if verdict == "undecided" else "",
+    )
+
+
+def use_of_data(compared: Compared) -> str:
+    """Says how often arms saw the rows of every dataset."""
+    uses: dict[str, list[str]] = {}
+    for arm, outcomes in compared.outcomes.items():
+        seen = ", ".join(f"{name} {epochs:.2f}" for name, epochs in outcomes[0].epochs.items())
+        uses.setdefault(seen, []).append(arm)
+    return "Passes over the training rows: " + "; ".join(f"{seen} ({', '.join(a)})" for seen, a in uses.items()) + "."

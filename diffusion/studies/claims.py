@@ -1,0 +1,120 @@
+"""Verdicts on claims: effects over paired seeds, the rule of the verdict, and how many seeds are enough.
+
+Arms of a comparison share their seeds: the same start, and the same examples and masks as far as the arms allow. An
+effect is the mean over seeds of the differences within seeds, with its 95 % interval by Student's t. It is positive if
+it is as claimed, and the smallest effect that would matter, δ, is stated beforehand. The verdict is
+
+    shown       the interval lies above 0, the effect is at least δ, and there are at least 5 seeds
+    refuted     the interval lies below δ
+    undecided   neither; so many more seeds of each arm would decide it, if mean and deviation stay as they are
+
+How many seeds are run follows from a pilot of 3 other seeds, which do not count: as many as show an effect of δ with a
+probability of 80 %, within limits. Verdicts are not corrected for being many.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from trimask.diffusion.evaluation.intervals import mean_and_half_width
+from trimask.diffusion.studies.findings import markdown_table
+
+LEAST_SEEDS = 5
+"""Smallest number of seeds with which an effect is shown."""
+_MOST_SEEDS = 10_000
+"""Largest number of seeds that is counted."""
+Decision = Literal["shown", "refuted", "undecided"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim and what a study found of it; stored in verdict.json."""
+
+    claim: str
+    """The claim in words."""
+    verdict: Decision
+    effect: str
+    """Effect with its interval, in words; says of how many seeds or other units."""
+    rule: str
+    """Rule of the verdict, which was stated before the study ran."""
+    more: str = ""
+    """What would decide an undecided claim."""
+
+
+class Findings(NamedTuple):
+    """What a study with claims returns."""
+
+    report: str
+    """The report in Markdown."""
+    claims: list[Claim]
+
+
+def table_of_claims(claims: Sequence[Claim]) -> str:
+    """Claims as a Markdown table."""
+    body = [[c.claim, f"**{c.verdict}**" + (f"; {c.more} would decide" if c.more else ""), c.effect] for c in claims]
+    return markdown_table(["claim", "verdict", "effect with 95 % interval"], body)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Mean of paired differences, positive if as claimed, with its 95 % interval."""
+
+    mean: float
+    half_width: float
+    differences: list[float] = field(default_factory=list)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval."""
+        return self.mean - self.half_width, self.mean + self.half_width
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the differences."""
+        return float(np.std(self.differences, ddof=1))
+
+
+def paired_effect(differences: Sequence[float]) -> Effect:
+    """Effect of the differences of at least two seeds."""
+    mean, half = mean_and_half_width(np.asarray(differences, float))
+    return Effect(float(mean), float(half), [float(d) for d in differences])
+
+
+def decide(effect: Effect, smallest: float) -> Decision:
+    """The verdict on a claimed effect, of which `smallest` is the least that would matter."""
+    low, high = effect.interval
+    if high < smallest:
+        return "refuted"
+    is_shown = low > 0 and effect.mean >= smallest and len(effect.differences) >= LEAST_SEEDS
+    return "shown" if is_shown else "undecided"
+
+
+def more_seeds(effect: Effect, smallest: float) -> int:
+    """Number of further seeds that would decide, if mean and deviation of the differences stay as they are."""
+    distance = effect.mean if effect.mean >= smallest else smallest - effect.mean
+    seeds = next(
+        (n for n in range(LEAST_SEEDS, _MOST_SEEDS) if _t(n, 0.975) * effect.deviation / n**0.5 < distance), _MOST_SEEDS
+    )
+    return max(0, seeds - len(effect.differences))
+
+
+def seeds_for(deviation: float, smallest: float) -> int:
+    """Number of seeds that show an effect `smallest` with a probability of 80 %, if differences have this deviation.
+
+    The smallest n with (t(0.975) + t(0.8)) · deviation / √n ≤ smallest, with quantiles of Student's t of n − 1 degrees;
+    at least `LEAST_SEEDS`.
+    """
+
+    def is_enough(n):
+        return (_t(n, 0.975) + _t(n, 0.8)) * deviation / n**0.5 <= smallest
+
+    return next((n for n in range(LEAST_SEEDS, _MOST_SEEDS) if is_enough(n)), _MOST_SEEDS)
+
+
+def _t(seeds: int, share: float) -> float:
+    """Quantile of Student's t for the mean of so many seeds."""
+    from scipy.special import stdtrit  # takes a third of a second to load
+
+    return float(stdtrit(seeds - 1, share))

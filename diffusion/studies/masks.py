@@ -1,0 +1,111 @@
+"""Which masks train best: independent ones, complementary pairs, masks by counts, or pairs by counts?
+
+Every way to mask is trained with the ELBO's and with flat weights, on the same number of forward rows, so that pairs
+see half as many distinct examples. Trainings of the same weights are compared with independent masks at random times.
+The measure is the held-out any-order bound, the mean over tasks; judged samples are reported beside it.
+
+Rule of the verdict, for each way to mask and each weights: it lowers the bound of independent masks by at least δ
+(`smallest_effect`), by paired differences relative to independent masks (`claims.py`). The default of `trimask train`
+is the way with the lowest mean bound under the ELBO's weights if its advantage is shown, and independent masks if none
+is.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from trimask.diffusion.masking import MaskingConfig
+from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.studies.arms import (
+    Compared,
+    Comparison,
+    claim_on_bound,
+    compare,
+    mean_bits,
+    rows_of,
+    table_of,
+    use_of_data,
+)
+from trimask.diffusion.studies.claims import Claim, Findings, table_of_claims
+from trimask.diffusion.studies.findings import OVER_SEEDS, write_csv
+from trimask.diffusion.studies.trials import Trials
+
+Weighting = Literal["elbo", "unweighted"]
+MASKS = {
+    "independent": {"complementary": False, "counts": False},
+    "complementary": {"complementary": True, "counts": False},
+    "counts": {"complementary": False, "counts": True},
+    "counts with complements": {"complementary": True, "counts": True},
+}
+"""Name of a way to mask → fields of `MaskingConfig`."""
+_REFERENCE = "independent"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskStudy(Comparison):
+    """Trainings that the study of masks compares."""
+
+    base: TrainConfig
+    """Training whose masks and weights are varied."""
+    weightings: tuple[Weighting, ...] = ("elbo", "unweighted")
+    """Weights of the loss."""
+
+
+def arm(weighting: str, masks: str) -> str:
+    """Name of an arm."""
+    return f"{masks}, {weighting}"
+
+
+def masked_by(masking: MaskingConfig, masks: str) -> MaskingConfig:
+    """The configuration with another way to mask."""
+    return replace(masking, **MASKS[masks])
+
+
+def study(config: MaskStudy, trials: Trials) -> Findings:
+    """Trains all arms, writes masks.csv, and returns the report and the claims."""
+    arms, references = {}, {}
+    for weighting in config.weightings:
+        for masks in MASKS:
+            loss = replace(config.base.loss, weighting=weighting)
+            masking = masked_by(config.base.masking, masks)
+            arms[arm(weighting, masks)] = replace(config.base, loss=loss, masking=masking)
+            references[arm(weighting, masks)] = arm(weighting, _REFERENCE)
+    compared = compare(arms, references, config, trials, "masks")
+    write_csv(trials.folder / "masks.csv", rows_of(compared))
+    claims = [
+        claim_of(compared, weighting, masks, config.smallest_effect)
+        for weighting in config.weightings
+        for masks in MASKS
+        if masks != _REFERENCE
+    ]
+    over = (
+        f"{OVER_SEEDS.format(len(next(iter(compared.outcomes.values()))))} The pilot asks for {compared.asked_seeds}."
+    )
+    parts = [
+        f"Bits per token of the targets of each task, on {config.examples} validation examples, and the mean over "
+        f"tasks relative to independent masks of the same weights, by paired seeds with 95 % intervals. {over}",
+        table_of(compared, references),
+        use_of_data(compared),
+        f"The default by the rule: {default_of(compared, config.smallest_effect)}.",
+        table_of_claims(claims),
+    ]
+    return Findings("\n\n".join(parts), claims)
+
+
+def default_of(compared: Compared, smallest: float) -> str:
+    """Name of the way to mask that the rule makes the default."""
+
+    def mean(masks):
+        return float(np.mean([mean_bits(outcome) for outcome in compared.outcomes[arm("elbo", masks)]]))
+
+    best = min(MASKS, key=mean)
+    if best == _REFERENCE or claim_of(compared, "elbo", best, smallest).verdict != "shown":
+        return _REFERENCE
+    return best
+
+
+def claim_of(compared: Compared, weighting: str, masks: str, smallest: float) -> Claim:
+    """The claim that a way to mask is better than independent masks."""
+    name, reference = arm(weighting, masks), arm(weighting, _REFERENCE)
+    return claim_on_bound(f"{masks} lower the held-out bound, weights {weighting}", compared, name, reference, smallest)
