@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from trimask.configs import policies
 from trimask.configs.presets import stream, tiny
@@ -12,6 +12,7 @@ from trimask.diffusion.loss import LossConfig
 from trimask.diffusion.optimizer import OptimizerConfig
 from trimask.diffusion.parametrization import Family, ModuleMultipliers, ParametrizationConfig
 from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.studies import (
     batch_invariance,
     coordinate_check,
@@ -163,7 +164,7 @@ def mask_variance_accelerator() -> MaskVariance:
 
 def masks_cpu() -> MaskStudy:
     """1.0M parameters, 800,000 tokens, eight ways to mask and weigh."""
-    return MaskStudy(base=stream().train, samplings={"fixed": stream().train.generation})
+    return MaskStudy(base=stream().train, samplings={"fixed": _on_grid("linear")})
 
 
 def masks_accelerator() -> MaskStudy:
@@ -173,14 +174,18 @@ def masks_accelerator() -> MaskStudy:
 
 def schedules_cpu() -> ScheduleStudy:
     """1.0M parameters, 800,000 tokens, five noise schedules with two kinds of weights."""
-    fixed = stream().train.generation
-    own = {modality: replace(how, grid="trained") for modality, how in fixed.items()}
-    return ScheduleStudy(base=stream().train, samplings={"fixed": fixed, "own": own})
+    samplings = {"fixed": _on_grid("linear"), "own": _on_grid("trained")}
+    return ScheduleStudy(base=stream().train, samplings=samplings)
 
 
 def schedules_accelerator() -> ScheduleStudy:
     """10M parameters, 8M tokens."""
     return replace(schedules_cpu(), base=_ten_times(stream().train))
+
+
+def _on_grid(grid: Literal["linear", "trained"]) -> dict[str, GenerationConfig]:
+    """Sampling settings of the stream's modalities, with their shares of masks planned on a grid."""
+    return {modality: replace(how, grid=grid) for modality, how in stream().train.generation.items()}
 
 
 def _ten_times(config: TrainConfig) -> TrainConfig:

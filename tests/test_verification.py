@@ -17,7 +17,7 @@ from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.data.verification import BackgroundVerification, Damaged, is_verified
 from trimask.diffusion.evaluation.results import Evaluation
 from trimask.diffusion.pretraining.trained_model import LoadedRun
-from trimask.diffusion.studies.mask_variance import MaskVariance
+from trimask.diffusion.studies.sampling_fronts import SamplingStudy
 from trimask.sampling_rl import problem_sets
 from trimask.scripts import evaluate, study, train_policy
 from trimask.scripts.inspection import main as inspect
@@ -217,7 +217,7 @@ def _trains_a_policy(data, monkeypatch):
 def _studies(data, monkeypatch):
     monkeypatch.setitem(study.STUDIES, "any", SimpleNamespace(run=lambda *_: pytest.fail("began"), data=None))
     options = study.Options(out=data.parent / "out", data=data, workers=0)
-    study.run("any", options, MaskVariance(run="none"), "trimask study any")
+    study.run("any", options, SamplingStudy(run="none"), "trimask study any")
 
 
 @pytest.mark.parametrize("reads", [_evaluates, _trains_a_policy, _studies])

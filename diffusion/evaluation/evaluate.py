@@ -166,7 +166,7 @@ class _TargetBits:
 
 
 def measured_bits(
-    loaded: LoadedRun, task: Task, held_out: HeldOutExamples, config: EvaluateConfig, report: Report
+    loaded: LoadedRun, task: Task, held_out: HeldOutExamples, config: EvaluateConfig, report: Report = silent
 ) -> _TargetBits:
     """Estimates the bits of a task's targets on a split."""
     examples = [Example.of_task(task, record, num_given(task, record)) for record in held_out.records]

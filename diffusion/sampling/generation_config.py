@@ -34,7 +34,7 @@ class GenerationConfig(Checked):
     steps: Size = 16
     """Number of steps in which random, ancestral, confidence, margin, entropy, position, given and remdm_* reveal
     everything; fewer if there are fewer masks. The other strategies take as many steps as they need."""
-    grid: Literal["linear", "cosine", "trained"] = "linear"
+    grid: Literal["linear", "cosine", "trained"] = "trained"
     """Share of masks left after a share u of the steps: linear is 1 − u; cosine is cos(π/2·u), which reveals few
     positions at first (MaskGIT); trained is that of the noise schedule s with which the modality was trained, s(1 − u).
     """

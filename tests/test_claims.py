@@ -1,0 +1,79 @@
+"""Verdicts on claims: their rule, and how many seeds are enough."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from trimask.diffusion.studies.claims import (
+    LEAST_SEEDS,
+    Claim,
+    Effect,
+    decide,
+    more_seeds,
+    paired_effect,
+    seeds_for,
+    table_of_claims,
+)
+
+
+def test_an_effect_is_the_mean_of_differences_with_students_interval():
+    differences = [0.01, 0.03, 0.02, 0.05]
+    effect = paired_effect(differences)
+    low, high = stats.t.interval(0.95, 3, np.mean(differences), stats.sem(differences))
+    assert effect.mean == pytest.approx(0.0275) and effect.interval == pytest.approx((low, high))
+    assert effect.deviation == pytest.approx(np.std(differences, ddof=1))
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "seeds", "verdict"),
+    [
+        (0.02, 0.01, 5, "shown"),
+        (0.02, 0.01, 4, "undecided"),  # too few seeds
+        (0.02, 0.03, 5, "undecided"),  # the interval holds 0
+        (0.008, 0.007, 5, "undecided"),  # less than what matters, and maybe more
+        (0.004, 0.001, 5, "refuted"),  # above 0, and less than what matters
+        (-0.02, 0.01, 5, "refuted"),
+        (0.0, 0.009, 3, "refuted"),
+    ],
+)
+def test_the_verdict_follows_its_rule(mean, half, seeds, verdict):
+    assert decide(Effect(mean, half, [0.0] * seeds), 0.01) == verdict
+
+
+@given(st.floats(1e-4, 0.1), st.floats(1e-3, 0.1))
+def test_seeds_for_an_effect_show_it_with_a_probability_of_80_percent(deviation, smallest):
+    seeds = seeds_for(deviation, smallest)
+
+    def power(n):
+        shift = smallest * n**0.5 / deviation
+        return 1 - stats.nct.cdf(stats.t.ppf(0.975, n - 1), n - 1, shift)
+
+    if 200 > seeds > LEAST_SEEDS:
+        assert power(seeds) > 0.77 and power(seeds - 1) < 0.83
+    elif seeds == LEAST_SEEDS:
+        assert power(seeds) > 0.77
+
+
+def test_more_seeds_are_those_that_would_decide():
+    for mean in (0.012, 0.004):
+        spread = np.array([-1.0, 1.0, -1.0, 1.0, 0.0]) * 0.02
+        effect = paired_effect((mean + spread).tolist())
+        assert decide(effect, 0.01) == "undecided"
+        seeds = more_seeds(effect, 0.01) + 5
+        half = [stats.t.ppf(0.975, n - 1) * effect.deviation / n**0.5 for n in (seeds, seeds - 1)]
+        distance = mean if mean >= 0.01 else 0.01 - mean
+        assert half[0] < distance <= half[1]
+    assert more_seeds(paired_effect([0.02, 0.0201, 0.0199, 0.02, 0.02]), 0.01) == 0
+
+
+def test_claims_are_a_table_with_what_would_decide_them():
+    claims = [
+        Claim(claim="a", verdict="shown", effect="+1 %", rule="r"),
+        Claim(claim="b", verdict="undecided", effect="+0 %", rule="r", more="7 more seeds"),
+    ]
+    assert table_of_claims(claims).splitlines()[2:] == [
+        "| a | **shown** | +1 % |",
+        "| b | **undecided**; 7 more seeds would decide | +0 % |",
+    ]

@@ -1,0 +1,173 @@
+"""The studies of masks and schedules, in worlds where the truth is known."""
+
+import csv
+import dataclasses
+import hashlib
+
+import fakes
+import pytest
+from madeup import MadeUp
+
+from trimask.configs import studies
+from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.sampling.generation_config import GenerationConfig
+from trimask.diffusion.studies import masks, schedules
+from trimask.diffusion.studies.arms import Compared, mean_bits, mean_distance, mean_share
+from trimask.diffusion.studies.judged_trainings import Judged
+from trimask.diffusion.studies.masks import MaskStudy, default_of
+from trimask.diffusion.studies.schedules import ScheduleStudy, best_of_modalities, best_single
+
+SAMPLINGS = {"fixed": {"image": GenerationConfig()}}
+
+
+def noise(*parts):
+    """A number in [−1, 1) that is fixed by its parts."""
+    return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:8], 16) / 2**31 - 1
+
+
+def judged(image, text, *, share=0.5, distance=2.0):
+    return Judged(
+        bits={"text_to_image": image, "image_to_text": text},
+        judged={"fixed": {"text_to_image label": share, "text_to_image frechet": distance}},
+        epochs={"drawn": 0.5},
+        steps=10,
+        batch_tokens=100.0,
+        num_parameters=1000,
+        seconds=1.0,
+    )
+
+
+class World(MadeUp):
+    """Trials whose outcome follows from the masks, the weights and the seed."""
+
+    vocabulary = fakes.VOCABULARY
+
+    def __init__(self, folder, bits, deviation=0.001):
+        def outcome(trial):
+            shared = 0.05 * noise(trial.train.seed)  # what paired seeds have in common
+            own = deviation * noise(trial.train.seed, repr(trial.train.masking), trial.train.loss.weighting)
+            image, text = bits(trial.train)
+            return judged(image * (1 + shared + own), text * (1 + shared + own))
+
+        super().__init__(folder, outcome)
+
+
+def study_of_masks(folder, bits, **changes):
+    trials = World(folder, bits)
+    config = MaskStudy(base=TrainConfig(), samplings=SAMPLINGS, **changes)
+    return config, trials, masks.study(config, trials)
+
+
+def test_a_way_to_mask_that_is_better_is_shown_and_becomes_the_default(tmp_path):
+    def bits(train):
+        gain = 0.97 if train.masking.counts else 0.998 if train.masking.complementary else 1.0
+        return 3 * gain, 0.1 * gain
+
+    _, trials, found = study_of_masks(tmp_path, bits)
+    verdicts = {claim.claim: claim.verdict for claim in found.claims}
+    assert verdicts["counts lower the held-out bound, weights elbo"] == "shown"
+    assert verdicts["complementary lower the held-out bound, weights unweighted"] == "refuted"
+    assert len(verdicts) == 6 and "The default by the rule: counts" in found.report
+    effect = next(claim.effect for claim in found.claims if claim.claim.startswith("counts lower"))
+    assert "5 paired seeds" in effect and effect.startswith("+3.0")
+    assert all("0.50%" in claim.rule for claim in found.claims)
+    # A pilot of three other seeds, and then five of every arm; nothing else differs between the arms of a seed.
+    (_, _, pilot), (_, _, main) = trials.asked
+    assert [len(pilot), len(main)] == [3 * 8, 5 * 8]
+    assert not {t.train.seed for t in pilot} & {t.train.seed for t in main}
+    plain = {repr(dataclasses.replace(t.train, masking=TrainConfig().masking, loss=TrainConfig().loss)) for t in main}
+    assert len(plain) == 5 and len({repr(trial) for trial in main}) == 40
+    with (tmp_path / "masks.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 40 and rows[0]["arm"] == "independent, elbo" and rows[0]["epochs drawn"] == "0.5"
+    assert rows[0]["fixed text_to_image label"] == "0.5" and float(rows[0]["bits text_to_image"]) > 2
+
+
+def test_without_a_better_way_the_default_stays(tmp_path):
+    _, _, found = study_of_masks(tmp_path, lambda train: (3.0, 0.1))
+    assert {claim.verdict for claim in found.claims} == {"refuted"}
+    assert "The default by the rule: independent." in found.report
+
+
+def test_noisy_seeds_are_undecided_and_the_page_says_how_many_would_decide(tmp_path):
+    trials = World(tmp_path, lambda train: (3.0 - 0.02 * train.masking.counts, 0.1), deviation=0.02)
+    config = MaskStudy(base=TrainConfig(), samplings=SAMPLINGS)
+    found = masks.study(config, trials)
+    undecided = [claim for claim in found.claims if claim.verdict == "undecided"]
+    assert undecided and all("more seeds of both arms" in claim.more for claim in undecided)
+    asked = int(found.report.split("The pilot asks for ")[1].split(".")[0])
+    assert asked > 5
+    again = World(tmp_path, lambda train: (3.0 - 0.02 * train.masking.counts, 0.1), deviation=0.02)
+    masks.study(dataclasses.replace(config, max_seeds=1000), again)
+    assert len(again.asked[1][2]) == asked * 8
+
+
+def test_measures_are_means_over_tasks():
+    outcome = judged(3.0, 0.2, share=0.25, distance=4.0)
+    outcome.judged["fixed"]["image_to_text exact_match"] = 0.75
+    outcome.judged["fixed"]["text_to_audio frechet"] = 9.0
+    assert mean_bits(outcome) == pytest.approx(1.6) and mean_share("fixed")(outcome) == pytest.approx(0.5)
+    assert mean_distance("fixed")(outcome) == pytest.approx(6.0)
+
+
+def test_effects_are_relative_to_the_reference_within_seeds():
+    compared = Compared({"a": [judged(2.0, 0.0), judged(4.0, 0.0)], "b": [judged(4.0, 0.0), judged(8.0, 0.0)]}, 5)
+    assert compared.effect("a", "b", mean_bits).mean == pytest.approx(0.5)
+    assert compared.effect("a", "b", mean_bits).half_width == pytest.approx(0)
+    assert compared.gain("b", "a", mean_bits).mean == pytest.approx(1.5)
+
+
+def bits_of_schedules(train):
+    """Pictures want cosine_md4, texts polynomial 2, if weights are flat; with the ELBO's weights all are alike."""
+    masking = train.masking
+    if train.loss.weighting == "elbo":
+        return 3.0, 0.1
+    image, text = (masking.schedules.get(name, masking.schedule) for name in ("image", "text"))
+    return 3.0 * (0.95 if image.kind == "cosine_md4" else 1.0), 1.0 * (0.9 if text.kind == "polynomial" else 1.0)
+
+
+def test_each_modality_gets_its_best_schedule_and_that_is_confirmed_by_other_seeds(tmp_path):
+    trials = World(tmp_path, bits_of_schedules)
+    config = ScheduleStudy(base=TrainConfig(), samplings=SAMPLINGS)
+    found = schedules.study(config, trials)
+    verdicts = {claim.claim: claim.verdict for claim in found.claims}
+    assert verdicts["cosine_md4, unweighted lowers the held-out bound of linear"] == "shown"
+    assert verdicts["cosine_mdlm, elbo lowers the held-out bound of linear"] == "refuted"
+    assert verdicts["a schedule per modality lowers the held-out bound, weights unweighted"] == "shown"
+    assert (
+        "unweighted: text polynomial" in found.report and "image cosine_md4; the best single schedule" in found.report
+    )
+    chosen, confirming = (set(t.train.seed for t in asked) for _, _, asked in trials.asked[1::2])
+    assert not chosen & confirming and len(confirming) == 5
+    own = [t.train.masking for _, _, asked in trials.asked[2:] for t in asked if t.train.masking.schedules]
+    assert all(masking.schedules["image"].kind for masking in own)
+    assert {path.name for path in tmp_path.glob("*.csv")} == {"schedules.csv", "modalities.csv"}
+
+
+def test_the_best_schedule_has_the_lowest_bound():
+    outcomes = {
+        f"{name}, elbo": [judged(3.0 + number, 0.5 - number / 10)] for number, name in enumerate(schedules.SCHEDULES)
+    }
+    compared = Compared(outcomes, 5)
+    assert best_of_modalities(compared, "elbo", fakes.VOCABULARY) == {"text": "polynomial 3", "image": "linear"}
+    assert best_single(compared, "elbo") == "linear"
+
+
+def test_presets_sample_on_the_grids_that_they_name():
+    assert {how.grid for how in studies.masks_cpu().samplings["fixed"].values()} == {"linear"}
+    assert {how.grid for how in studies.schedules_cpu().samplings["own"].values()} == {"trained"}
+    large, small = studies.masks_accelerator().base, studies.masks_cpu().base
+    assert large.optimizer.horizon_tokens == 10 * small.optimizer.horizon_tokens
+    assert large.parametrization.base_width == small.model.width < large.model.width
+
+
+def test_the_default_is_that_of_the_elbos_weights():
+    outcomes = {
+        masks.arm(weighting, name): [judged(3.0 if name != "counts" else 2.5, 0.1)] * 5
+        for weighting in ("elbo", "unweighted")
+        for name in masks.MASKS
+    }
+    assert default_of(Compared(outcomes, 5), 0.005) == "counts"
+    outcomes[masks.arm("elbo", "counts")] = [judged(2.5, 0.1)] * 4
+    outcomes[masks.arm("elbo", "independent")] = [judged(3.0, 0.1)] * 4
+    assert default_of(Compared(outcomes, 5), 0.005) == "independent"  # too few seeds
