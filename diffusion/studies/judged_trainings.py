@@ -20,6 +20,7 @@ from trimask.diffusion.evaluation.held_out import HeldOutExamples, TrainingExamp
 from trimask.diffusion.evaluation.judges import NamedJudge
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.train_run import train
+from trimask.diffusion.run.progress import without_bars
 from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.tokenizers.vocabulary import Task
@@ -66,7 +67,7 @@ def judged_training(trial: JudgedTraining, data: Path) -> Judged:
     """
     start = time.perf_counter()
     quiet = LoopConfig(log_every=1000, checkpoint_every=1 << 24, sample_every=0)
-    with tempfile.TemporaryDirectory(prefix="trimask-trial-") as folder:
+    with tempfile.TemporaryDirectory(prefix="trimask-trial-") as folder, without_bars():
         loaded = train(Path(folder) / "run", data, replace(trial.train, loop=quiet))
         bits, judged = {}, {name: dict[str, float]() for name in trial.samplings}
         config = EvaluateConfig(bound_samples=trial.draws, rows=_ROWS)

@@ -13,9 +13,7 @@ OUT/policies holds a folder for each policy; a complete one is not trained again
 policy and all policies that start from it.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -24,6 +22,7 @@ import jax
 
 from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.run.folder import checkpoint_steps
+from trimask.diffusion.run.progress import without_bars
 from trimask.diffusion.sampling.policy import PolicyConfig
 from trimask.diffusion.studies.final import FinalResult
 from trimask.diffusion.studies.findings import grouped
@@ -165,7 +164,7 @@ def train_chain(run: str, data: Path, dataset: str | None, folder: Path, chain: 
 
 def _train_chain_quietly(*arguments: Any) -> None:
     """`train_chain` without progress bars, which would overwrite each other in several processes."""
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+    with without_bars():
         train_chain(*arguments)
 
 
