@@ -1,0 +1,80 @@
+"""RESULTS.md begins with the claims, as the studies' verdicts in docs/results have them.
+
+To take over new verdicts:
+
+    python tests/test_results.py
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from trimask.diffusion.studies.findings import markdown_table
+from trimask.diffusion.studies.verdict import FILE, Verdict, load_verdict
+
+ROOT = Path(__file__).parents[1]
+STUDIES = ROOT / "docs" / "results"
+BEGIN, END = "<!-- claims: written by python tests/test_results.py -->\n", "<!-- end of claims -->\n"
+WANTED = {
+    "flat in B below B_crit": "batch-invariance",
+    "B_crit = D/S_crit predicts a horizon": "critical-batch",
+    "the exponent γ of the SDE rule's horizon": "",
+    "a scaling law predicts larger models": "",
+    "sampling defaults differ by modality": "sampling",
+    "a mixture of modalities is predicted": "",
+    "the coordinate check": "coordinate-check",
+    "the learning rate transfers": "lr-transfer",
+    "multipliers transfer": "search",
+    "a policy equals threshold in blocks and is better at few evaluations": "policies",
+    "heuristics collapse without blocks, a policy does not": "policies",
+    "policies transfer to another model and length, not to another task": "unmasking",
+}
+"""Claim that no verdict decides yet → study that measured it by a former objective or rule; empty: none."""
+
+
+def verdicts() -> Iterator[tuple[str, Verdict]]:
+    for path in sorted(STUDIES.glob(f"*/{FILE}")):
+        yield path.parent.name, load_verdict(path.parent)
+
+
+def table() -> str:
+    rows = [
+        [
+            f"[{claim.claim}](docs/results/{name}/README.md)",
+            f"**{claim.verdict}**" + (f": {claim.more} would decide" if claim.more else ""),
+            claim.effect,
+            f"`{verdict.command}`",
+            verdict.date,
+        ]
+        for name, verdict in verdicts()
+        for claim in verdict.claims
+    ]
+    rows += [
+        [claim, "no verdict yet", f"measured before, by `{study}`" if study else "not measured", "", ""]
+        for claim, study in WANTED.items()
+    ]
+    return markdown_table(["claim", "verdict", "effect with 95 % interval", "command", "date"], rows)
+
+
+def with_claims(text: str) -> str:
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + "\n" + table() + "\n\n" + END + rest.split(END)[1]
+
+
+def test_results_have_the_claims_of_all_verdicts():
+    text = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    assert with_claims(text) == text, "python tests/test_results.py takes the verdicts over"
+
+
+def test_every_line_of_a_study_names_the_commit_that_made_it():
+    for name, _ in verdicts():
+        lines = [json.loads(line) for line in (STUDIES / name / "trials.jsonl").read_text().splitlines()]
+        assert lines and all(re.fullmatch("[0-9a-f]{40}", line["commit"]) for line in lines), name
+
+
+if __name__ == "__main__":
+    page = ROOT / "RESULTS.md"
+    page.write_text(with_claims(page.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.exit()
