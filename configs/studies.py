@@ -17,6 +17,7 @@ from trimask.diffusion.studies import (
     batch_invariance,
     coordinate_check,
     critical_batch,
+    fresh_data,
     kill_and_resume,
     learning_rate_transfer,
     mask_variance,
@@ -30,6 +31,7 @@ from trimask.diffusion.studies.claims import Findings
 from trimask.diffusion.studies.coordinate_check import CoordinateCheck
 from trimask.diffusion.studies.critical_batch import CriticalBatch
 from trimask.diffusion.studies.final import Final
+from trimask.diffusion.studies.fresh_data import FreshData
 from trimask.diffusion.studies.kill_and_resume import KillAndResume
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
 from trimask.diffusion.studies.mask_variance import MaskVariance
@@ -162,6 +164,17 @@ def mask_variance_accelerator() -> MaskVariance:
     return MaskVariance(base=_ten_times(stream().train), examples=200)
 
 
+def fresh_data_cpu() -> FreshData:
+    """1.0M parameters, 1.6M tokens: the longest run of the studies on a stream."""
+    base = stream().train
+    return FreshData(base=replace(base, optimizer=replace(base.optimizer, horizon_tokens=1_600_000)))
+
+
+def fresh_data_accelerator() -> FreshData:
+    """10M parameters, 8M tokens; the stream must have ten times the rows."""
+    return FreshData(base=_ten_times(stream().train))
+
+
 def masks_cpu() -> MaskStudy:
     """1.0M parameters, 800,000 tokens, eight ways to mask and weigh."""
     return MaskStudy(base=stream().train, samplings={"fixed": _on_grid("linear")})
@@ -268,6 +281,12 @@ STUDIES = {
         mask_variance.study,
         {"cpu": mask_variance_cpu, "accelerator": mask_variance_accelerator},
         "how much do complementary masks, masks by counts and stratified times lower the gradient's variance?",
+        STREAM,
+    ),
+    "fresh-data": Study(
+        fresh_data.study,
+        {"cpu": fresh_data_cpu, "accelerator": fresh_data_accelerator},
+        "are rows that were trained on known better than others of the same stream?",
         STREAM,
     ),
     "masks": Study(

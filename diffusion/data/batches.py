@@ -187,6 +187,15 @@ class Batches:
                 totals[modality] += visits * targets
         return {modality: total / steps for modality, total in totals.items() if total > 0}
 
+    def examples_seen(self, steps: int) -> dict[str, Int[np.ndarray, " examples"]]:
+        """Dataset → numbers of the examples that the first `steps` steps see, in order of their first use."""
+        seen = {}
+        for number, (dataset, visits) in enumerate(zip(self.datasets, self.mixture.visits(steps), strict=True)):
+            rows = [row for visit in range(visits) for row in dataset.row_numbers(visit, (self.seed, number))]
+            examples = [example for row in dict.fromkeys(rows) for example in dataset.rows[row]]
+            seen[dataset.name] = np.array(examples, np.int64)
+        return seen
+
     def dataset_use(self, steps: int) -> list[DatasetUse]:
         """How often the first `steps` steps visit each dataset."""
         visits = self.mixture.visits(steps)
