@@ -179,6 +179,59 @@ def test_packing_keeps_every_example_within_capacity_and_leaves_no_two_half_empt
     assert sum(2 * total <= capacity for total in filled) <= 1
 
 
+def test_every_update_has_the_same_rows_of_all_datasets(prepared):
+    config = BatchConfig(tokens=480, mix="update", weights={"drawn": 2.0})
+    batches = Batches(prepared, config, seed=3)
+    (group,) = batches.groups
+    rows = {dataset.name: dataset.num_rows for dataset in batches.datasets}
+    assert group.row_length == max(d.row_length for d in batches.datasets) and min(rows.values()) >= 1
+    assert sum(rows.values()) == 480 // group.row_length
+    # Shares of tokens are those of the weights as nearly as whole rows allow.
+    tokens = {d.name: d.num_rows * d.mean_row_tokens for d in batches.datasets}
+    wanted = {name: (2.0 if name == "drawn" else 1.0) for name in rows}
+    for dataset in batches.datasets:
+        share = wanted[dataset.name] / sum(wanted.values()) * sum(tokens.values())
+        assert abs(tokens[dataset.name] - share) <= 1.5 * dataset.mean_row_tokens
+    for step in range(4):
+        batch, described = batches(step), batches.describe(step)
+        assert batch.tokens.shape == (sum(rows.values()), group.row_length)
+        assert described["dataset"] == " and ".join(rows) and len(described["ids"]) == sum(rows.values())
+        assert batches.num_tokens(step) == np.count_nonzero(~batch.is_padding)
+        # Every dataset goes through its rows as it does alone.
+        start = 0
+        for number, dataset in enumerate(batches.datasets):
+            indices = dataset.row_numbers(step, (3, number))
+            part = batch.tokens[start : start + dataset.num_rows]
+            alone = dataset.batch(step, (3, number), np.ones(dataset.num_rows, bool), group.row_length)
+            np.testing.assert_array_equal(part, alone.tokens)
+            own = {dataset.examples[e]["id"] for index in indices for e in dataset.rows[index]}
+            assert own == {id for row in described["ids"][start : start + dataset.num_rows] for id in row}
+            start += dataset.num_rows
+    assert batches.mean_tokens(5) == pytest.approx(np.mean([batches.num_tokens(s) for s in range(300)]), rel=0.02)
+    assert {use.name: use.steps for use in batches.dataset_use(7)} == dict.fromkeys(rows, 7)
+    own = Batches(prepared, config, seed=3, local_rows=lambda n: np.arange(n) % 3 == 1)
+    np.testing.assert_array_equal(own(2).tokens[1::3], batches(2).tokens[1::3])
+    assert own(2).is_padding[0::3].all() and own.num_tokens(2) == batches.num_tokens(2)
+
+
+def test_mean_targets_of_updates_are_those_of_their_rows(prepared):
+    config, vocabulary = BatchConfig(tokens=240, mix="update", masked_prompt_share=0.0), prepared.tokenizers.vocabulary
+    batches, counts = Batches(prepared, config, seed=1), np.zeros(len(vocabulary.modalities))
+    for step in range(200):
+        batch = batches(step)
+        counts += np.bincount(batch.modality[batch.is_target], minlength=len(counts))
+    means = batches.mean_targets(200, 0.0)
+    expected = dict(zip(vocabulary.modalities, (counts / 200).tolist(), strict=True))
+    assert means == pytest.approx({name: count for name, count in expected.items() if count}, rel=0.05)
+
+
+def test_an_update_without_room_for_all_datasets_or_with_moving_weights_is_refused(prepared):
+    with pytest.raises(ValueError, match=r"holds 1 rows of .* and needs one of each of .*; choose larger batches"):
+        Batches(prepared, BatchConfig(tokens=40, mix="update"), seed=0)
+    with pytest.raises(ValueError, match="weights that change need mix = step"):
+        BatchConfig(mix="update", final_weights={"a": 1.0}, anneal_tokens=(0, 1))
+
+
 def test_packing_of_many_lengths_is_tight():
     lengths = np.random.default_rng(0).integers(3, 120, 2000)
     rows = pack(lengths, 256)

@@ -173,6 +173,11 @@ def stack_rows(rows: list[TokenRows]) -> TokenRows:
     return jax.tree.map(lambda *fields: np.stack(fields), *rows)
 
 
+def concatenate_rows(parts: list[TokenRows]) -> TokenRows:
+    """Batches of rows of one length as one batch."""
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
 def _segment(vocabulary, tokens, modality, coordinates, is_condition, part) -> Segment:
     """The segment at positions `part`, whose first position is the boundary token."""
     begin, codes = part[0], part[1:]

@@ -1,17 +1,18 @@
 """Training batches as a pure function of the step.
 
 A step's batch comes from one dataset (`mixture.py` says which), at that dataset's own row length: padding all datasets
-to one length costs far more than mixing them within a batch gains. Examples are packed into rows once, for the whole
-dataset. Each epoch visits all rows in a random order of its own, and each example draws its task anew. Nothing is
-remembered between steps: the state of the data is one integer, the step.
+to one length costs more than mixing them within a batch gains. With `mix` = update every batch has rows of all
+datasets, padded to the longest, with the same number of rows of a dataset in every step. Examples are packed into rows
+once, for the whole dataset. Each epoch visits all rows in a random order of its own, and each example draws its task
+anew. Nothing is remembered between steps: the state of the data is one integer, the step.
 """
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -20,7 +21,8 @@ from trimask.diffusion.data.mixture import Mixture, WeightSchedule
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.run.limits import WorkLimits
-from trimask.tokenizers.sequence import Example, TokenRows, assemble, stack_rows
+from trimask.tokenizers.sequence import Example, TokenRows, assemble, concatenate_rows, stack_rows
+from trimask.tokenizers.storage.formats import added_field
 from trimask.tokenizers.storage.ranges import Checked, NonNegative, NonNegativeInt, Positive, Share, Size, whole
 from trimask.tokenizers.vocabulary import TEXT
 
@@ -53,6 +55,9 @@ class BatchConfig(Checked):
     masked_prompt_share: Share = 0.2
     """Share of the embedded sums whose question may be masked like their answer, so that the model learns to fill holes
     anywhere in the text. Prompts of prompt-response files are never masked."""
+    mix: Literal["step", "update"] = added_field(as_before="step", default="step")
+    """What has rows of all datasets: a sequence of steps, each of which has rows of one dataset (step), or every single
+    update, whose rows are padded to the longest of all datasets (update)."""
     packed_length: Size = 24
     """Row length in tokens into which several examples of text-only datasets are packed; a dataset with a longer
     example has rows of that example's length."""
@@ -69,6 +74,10 @@ class BatchConfig(Checked):
             )
         if self.anneal_tokens is not None and self.anneal_tokens[0] > self.anneal_tokens[1]:
             raise ValueError(f"anneal_tokens must be two rising numbers, got {self.anneal_tokens}")
+        if self.anneal_tokens is not None and self.mix == "update":
+            raise ValueError(
+                "weights that change need mix = step; with update every step has the same rows of a dataset"
+            )
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,10 @@ class DatasetUse:
 
 
 class Batches:
-    """Training batches by step: `batches(step)` is the batch of a step, whose rows come from one dataset."""
+    """Training batches by step: `batches(step)` is the batch of a step, whose rows come from one group of datasets.
+
+    A group is one dataset, or all of them if every update mixes them.
+    """
 
     def __init__(
         self,
@@ -116,35 +128,55 @@ class Batches:
         if not any(initial.values()) or not any(final.values()):
             raise ValueError("all datasets have weight 0")
         self.seed = seed
-        self.datasets = [_Dataset(prepared, name, config, copies, micro_batches, split) for name in used]
+        self.datasets = [_Dataset(prepared, name, config, copies, split) for name in used]
+        initial_weights, final_weights = (np.array([weights[name] for name in used]) for weights in (initial, final))
+        if config.mix == "step":
+            groups = [[number] for number in range(len(used))]
+            for dataset in self.datasets:
+                rows = config.tokens // dataset.row_length // copies // micro_batches * micro_batches
+                if rows < 1:
+                    raise ValueError(
+                        f"a batch of {config.tokens} tokens holds fewer than {copies * micro_batches} rows of "
+                        f"{dataset.name}, of {dataset.row_length} tokens each"
+                    )
+                dataset.set_rows(rows)
+        else:
+            groups = [list(range(len(used)))]
+            _share_rows(self.datasets, initial_weights, config.tokens // copies, micro_batches)
+            initial_weights = final_weights = np.ones(1)
+        self.groups = [_Group(numbers, [self.datasets[number] for number in numbers]) for numbers in groups]
+        self._group_of = [index for number in range(len(used)) for index, g in enumerate(groups) if number in g]
         self.limits = limits or WorkLimits()
-        for dataset in self.datasets:
-            batch = f"a batch of {dataset.num_rows:,} rows of {dataset.name}, of {dataset.row_length:,} tokens each,"
-            self.limits.require_memory(_BYTES_PER_TOKEN * dataset.num_rows * dataset.row_length, batch)
+        for group in self.groups:
+            batch = f"a batch of {group.num_rows:,} rows of {group.name}, of {group.row_length:,} tokens each,"
+            self.limits.require_memory(_BYTES_PER_TOKEN * group.num_rows * group.row_length, batch)
         local_rows = local_rows or partial(np.ones, dtype=bool)
-        self.local_rows = [local_rows(dataset.num_rows) for dataset in self.datasets]
+        self.local_rows = [local_rows(group.num_rows) for group in self.groups]
         start, stop = map(float, config.anneal_tokens or ("inf", "inf"))
-        weights = WeightSchedule(np.array([initial[n] for n in used]), np.array([final[n] for n in used]), start, stop)
-        batch_tokens = np.array([dataset.tokens_per_batch for dataset in self.datasets])
+        batch_tokens = np.array([group.tokens_per_batch for group in self.groups])
+        weights = WeightSchedule(initial_weights, final_weights, start, stop)
         self.mixture = Mixture(weights, batch_tokens, [seed, _DATASET])
 
     def __call__(self, step: int) -> TokenRows:
         """Batch of a step, as NumPy arrays [rows, row length]."""
         number, visit = self.mixture.choice(step)
-        return self.datasets[number].batch(visit, (self.seed, number), self.local_rows[number])
+        return self.groups[number].batch(visit, self.seed, self.local_rows[number])
 
     def num_tokens(self, step: int) -> int:
         """Number of non-padding tokens of a step, over all processes and all copies."""
-        number, visit = self.mixture.choice(step)
-        dataset = self.datasets[number]
-        return dataset.copies * int(dataset.row_tokens[dataset.row_numbers(visit, (self.seed, number))].sum())
+        group, visit = self.mixture.choice(step)
+        return sum(dataset.tokens_of(visit, seed) for dataset, seed in self.groups[group].with_seeds(self.seed))
 
     def describe(self, step: int) -> dict[str, Any]:
-        """Composition of a step's batch: its `dataset`, and as `ids` the ids of the examples of each row."""
+        """Composition of a step's batch: its `dataset`, or several, and the `ids` of the examples of each row."""
         number, visit = self.mixture.choice(step)
-        dataset = self.datasets[number]
-        rows = [dataset.rows[index] for index in dataset.row_numbers(visit, (self.seed, number))]
-        return {"dataset": dataset.name, "ids": [[dataset.examples[e]["id"] for e in row] for row in rows]}
+        group = self.groups[number]
+        ids = [
+            [dataset.examples[example]["id"] for example in dataset.rows[index]]
+            for dataset, seed in group.with_seeds(self.seed)
+            for index in dataset.row_numbers(visit, seed)
+        ]
+        return {"dataset": group.name, "ids": ids}
 
     def num_steps(self, tokens: int) -> int:
         """Number of steps whose expected non-padding tokens come nearest to `tokens`.
@@ -167,8 +199,7 @@ class Batches:
 
     def _tokens_of_first(self, steps: int) -> int:
         """Number of non-padding tokens of the first `steps` steps together."""
-        visits = self.mixture.visits(steps).tolist()
-        visited = enumerate(zip(self.datasets, visits, strict=True))
+        visited = enumerate(zip(self.datasets, self._visits(steps).tolist(), strict=True))
         return sum(dataset.tokens_of_first(visit, (self.seed, number)) for number, (dataset, visit) in visited)
 
     def mean_tokens(self, steps: int) -> float:
@@ -182,7 +213,7 @@ class Batches:
         of masking the condition of an example, too. No batch is built.
         """
         totals = dict.fromkeys(self.datasets[0].vocabulary.modalities, 0.0)
-        for dataset, visits in zip(self.datasets, self.mixture.visits(steps).tolist(), strict=True):
+        for dataset, visits in zip(self.datasets, self._visits(steps).tolist(), strict=True):
             for modality, targets in dataset.targets_per_batch(joint_probability).items():
                 totals[modality] += visits * targets
         return {modality: total / steps for modality, total in totals.items() if total > 0}
@@ -190,25 +221,71 @@ class Batches:
     def examples_seen(self, steps: int) -> dict[str, Int[np.ndarray, " examples"]]:
         """Dataset → numbers of the examples that the first `steps` steps see, in order of their first use."""
         seen = {}
-        for number, (dataset, visits) in enumerate(zip(self.datasets, self.mixture.visits(steps), strict=True)):
+        for number, (dataset, visits) in enumerate(zip(self.datasets, self._visits(steps), strict=True)):
             rows = [row for visit in range(visits) for row in dataset.row_numbers(visit, (self.seed, number))]
             examples = [example for row in dict.fromkeys(rows) for example in dataset.rows[row]]
             seen[dataset.name] = np.array(examples, np.int64)
         return seen
 
+    def _visits(self, steps: int) -> Int[np.ndarray, " datasets"]:
+        """Number of steps among the first `steps` that have rows of each dataset."""
+        return self.mixture.visits(steps)[self._group_of]
+
     def dataset_use(self, steps: int) -> list[DatasetUse]:
         """How often the first `steps` steps visit each dataset."""
-        visits = self.mixture.visits(steps)
+        visits = self._visits(steps)
         return [
             DatasetUse(d.name, len(d.examples), int(d.lengths.sum()), int(n), n * d.num_rows / len(d.rows))
             for d, n in zip(self.datasets, visits, strict=True)
         ]
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Datasets whose rows are in the same batches, one after another."""
+
+    numbers: list[int]
+    """Numbers of the datasets."""
+    datasets: list["_Dataset"]
+
+    @property
+    def name(self) -> str:
+        """Names of the datasets."""
+        return " and ".join(dataset.name for dataset in self.datasets)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows of a batch."""
+        return sum(dataset.num_rows for dataset in self.datasets)
+
+    @property
+    def row_length(self) -> int:
+        """Number of tokens of a row, padding included."""
+        return max(dataset.row_length for dataset in self.datasets)
+
+    @property
+    def tokens_per_batch(self) -> float:
+        """Mean number of non-padding tokens of a batch, over all copies."""
+        return sum(dataset.tokens_per_batch for dataset in self.datasets)
+
+    def with_seeds(self, seed: int) -> Iterator[tuple["_Dataset", tuple[int, int]]]:
+        """Every dataset, and the seed of its batches."""
+        return ((dataset, (seed, number)) for dataset, number in zip(self.datasets, self.numbers, strict=True))
+
+    def batch(self, number: int, seed: int, is_local: Bool[np.ndarray, " rows"]) -> TokenRows:
+        """Batch `number`; rows where `is_local` is False are empty."""
+        ends = np.cumsum([dataset.num_rows for dataset in self.datasets])[:-1]
+        parts = [
+            dataset.batch(number, own, local, self.row_length)
+            for (dataset, own), local in zip(self.with_seeds(seed), np.split(is_local, ends), strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else concatenate_rows(parts)
+
+
 class _Dataset:
     """Packed rows of one dataset, and its batches by number."""
 
-    def __init__(self, prepared: Prepared, name: str, config: BatchConfig, copies: int, micro_batches: int, split: str):
+    def __init__(self, prepared: Prepared, name: str, config: BatchConfig, copies: int, split: str):
         manifest = prepared.dataset(name)
         self.name, self.vocabulary, self.copies = name, prepared.tokenizers.vocabulary, copies
         self.tasks = manifest.tasks(self.vocabulary)
@@ -231,13 +308,12 @@ class _Dataset:
         self.rows = pack(self.lengths, self.row_length)
         starts = np.cumsum([0, *(len(row) for row in self.rows[:-1])])
         self.row_tokens = np.add.reduceat(self.lengths[np.concatenate(self.rows)], starts)
-        self.num_rows = config.tokens // self.row_length // copies // micro_batches * micro_batches
-        if self.num_rows < 1:
-            raise ValueError(
-                f"a batch of {config.tokens} tokens holds fewer than {copies * micro_batches} rows of {name}, of "
-                f"{self.row_length} tokens each"
-            )
-        self.tokens_per_batch = copies * self.num_rows * self.lengths.sum() / len(self.rows)
+        self.mean_row_tokens = float(self.lengths.sum() / len(self.rows))
+
+    def set_rows(self, num_rows: int) -> None:
+        """Sets the number of rows of a batch."""
+        self.num_rows = num_rows
+        self.tokens_per_batch = self.copies * num_rows * self.mean_row_tokens
 
     def targets_per_batch(self, joint_probability: float) -> dict[str, float]:
         """Expected number of target tokens of a batch by modality, copies included."""
@@ -251,18 +327,22 @@ class _Dataset:
         examples = self.copies * self.num_rows * len(self.lengths) / len(self.rows)
         return {modality: float(examples * mean) for modality, mean in targets.items()}
 
-    def batch(self, number: int, seed: tuple[int, int], is_local: Bool[np.ndarray, " rows"]) -> TokenRows:
-        """Batch `number` of an endless sequence of epochs; rows where `is_local` is False are empty.
+    def batch(self, number: int, seed: tuple[int, int], is_local: Bool[np.ndarray, " rows"], length: int) -> TokenRows:
+        """Batch `number` of an endless sequence of epochs, with rows padded to `length` tokens.
 
-        `seed` is the seed of the training and the number of the dataset.
+        Rows where `is_local` is False are empty. `seed` is the seed of the training and the number of the dataset.
         """
         draws = np.random.default_rng([*seed, _TASK, number]).random((self.num_rows, self.row_length, 2))
         rows = []
         for index, row_draws, is_filled in zip(self.row_numbers(number, seed), draws, is_local, strict=True):
             numbers = self.rows[index] if is_filled else []
             examples = [self._example(e, two) for e, two in zip(numbers, row_draws, strict=False)]
-            rows.append(assemble(self.vocabulary, examples, self.row_length))
+            rows.append(assemble(self.vocabulary, examples, length))
         return stack_rows(rows)
+
+    def tokens_of(self, number: int, seed: tuple[int, int]) -> int:
+        """Number of non-padding tokens of batch `number`, over all copies."""
+        return self.copies * int(self.row_tokens[self.row_numbers(number, seed)].sum())
 
     def tokens_of_first(self, batches: int, seed: tuple[int, int]) -> int:
         """Number of non-padding tokens of the first `batches` batches together."""
@@ -282,6 +362,31 @@ class _Dataset:
         example = self.examples[number]
         has_prompt = task.condition is None and draws[1] >= self.masked_prompt_share
         return Example.of_task(task, example, example["num_given"] if has_prompt else 0)
+
+
+def _share_rows(
+    datasets: Sequence[_Dataset], weights: Float[np.ndarray, " datasets"], tokens: int, micro_batches: int
+) -> None:
+    """Divides the rows of a batch of `tokens` positions by the datasets' shares of the tokens, at least one row each.
+
+    The largest remainders get the rows that rounding leaves.
+    """
+    longest = max(dataset.row_length for dataset in datasets)
+    total = tokens // longest // micro_batches * micro_batches
+    shares = weights / np.array([dataset.mean_row_tokens for dataset in datasets])
+    wanted = total * shares / shares.sum()
+    rows = np.maximum(np.floor(wanted), 1).astype(int)
+    while rows.sum() < total:
+        rows[np.argmax(wanted - rows)] += 1
+    while rows.sum() > total and (rows > 1).any():
+        rows[np.argmin(np.where(rows > 1, wanted - rows, np.inf))] -= 1
+    if rows.sum() > total:
+        raise ValueError(
+            f"a batch of {tokens} positions, copies apart, holds {total} rows of {longest} tokens, and needs one of "
+            f"each of {', '.join(dataset.name for dataset in datasets)}; choose larger batches, or --batch.mix step"
+        )
+    for dataset, number in zip(datasets, rows.tolist(), strict=True):
+        dataset.set_rows(number)
 
 
 def _require_known(prepared: Prepared, config: BatchConfig) -> None:

@@ -31,7 +31,7 @@ def training_batches(prepared: Prepared, config: TrainConfig, mesh: Mesh | None 
     batches = Batches(
         prepared, config.batch, config.seed, copies, config.accumulate, local_rows=rows_taken, limits=limits
     )
-    longest = max(dataset.row_length for dataset in batches.datasets)
+    longest = max(group.row_length for group in batches.groups)
     if config.masking.counts and longest > MAX_LENGTH:
         raise ValueError(
             f"masking.counts is for rows of at most {MAX_LENGTH:,} tokens, got {longest:,}; choose a smaller "
@@ -77,25 +77,25 @@ def _require_room(
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
     data, fsdp, tensor = (1, 1, 1) if mesh is None else (mesh.shape[axis] for axis in AXES)
     model, horizon, limits = config.model, config.optimizer.horizon_tokens, config.loop.limits
-    for dataset in batches.datasets:
+    for group in batches.groups:
         step = StepOnMesh(
             model,
             vocabulary,
             data,
             fsdp,
             tensor,
-            dataset.row_length,
+            group.row_length,
             config.accumulate,
             devices[0].platform,
             config.loss,
         )
-        rows = -(-copies * dataset.num_rows // (data * fsdp * config.accumulate))
+        rows = -(-copies * group.num_rows // (data * fsdp * config.accumulate))
         what = (
-            f"a step of {count_parameters(model, vocabulary).total:,} parameters on {rows:,} rows of {dataset.name}, "
-            f"of {dataset.row_length:,} tokens each,"
+            f"a step of {count_parameters(model, vocabulary).total:,} parameters on {rows:,} rows of {group.name}, "
+            f"of {group.row_length:,} tokens each,"
         )
         limits.require_memory(step.estimate(rows).total, what, devices)
-    shortest = min(dataset.row_length for dataset in batches.datasets)
+    shortest = min(group.row_length for group in batches.groups)
     flops = horizon * flops_per_token(model, vocabulary, shortest)
     all_devices = devices if mesh is None else list(mesh.devices.flat)
     require_room_for_workers(config.loop.workers, "loop.workers")
