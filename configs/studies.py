@@ -22,6 +22,7 @@ from trimask.diffusion.studies import (
     learning_rate_transfer,
     mask_variance,
     masks,
+    mixing,
     multiplier_search,
     sampling_fronts,
     schedules,
@@ -36,6 +37,7 @@ from trimask.diffusion.studies.kill_and_resume import KillAndResume
 from trimask.diffusion.studies.learning_rate_transfer import LearningRateTransfer
 from trimask.diffusion.studies.mask_variance import MaskVariance
 from trimask.diffusion.studies.masks import MaskStudy
+from trimask.diffusion.studies.mixing import MixingStudy
 from trimask.diffusion.studies.multiplier_search import MultiplierSearch
 from trimask.diffusion.studies.sampling_fronts import SamplingStudy
 from trimask.diffusion.studies.schedules import ScheduleStudy
@@ -175,6 +177,16 @@ def fresh_data_accelerator() -> FreshData:
     return FreshData(base=_ten_times(stream().train))
 
 
+def mixing_cpu() -> MixingStudy:
+    """0.1M parameters, 1.6M tokens, eight seeds."""
+    return MixingStudy(base=_small_stream(horizon=1_600_000), max_seeds=8)
+
+
+def mixing_accelerator() -> MixingStudy:
+    """10M parameters, 8M tokens, eight seeds."""
+    return replace(mixing_cpu(), base=_ten_times(stream().train))
+
+
 def masks_cpu() -> MaskStudy:
     """1.0M parameters, 800,000 tokens, eight ways to mask and weigh."""
     return MaskStudy(base=stream().train, samplings={"fixed": _on_grid("linear")})
@@ -199,6 +211,13 @@ def schedules_accelerator() -> ScheduleStudy:
 def _on_grid(grid: Literal["linear", "trained"]) -> dict[str, GenerationConfig]:
     """Sampling settings of the stream's modalities, with their shares of masks planned on a grid."""
     return {modality: replace(how, grid=grid) for modality, how in stream().train.generation.items()}
+
+
+def _small_stream(horizon: int) -> TrainConfig:
+    """Training of 0.1M parameters on a stream."""
+    base = stream().train
+    model = TransformerConfig(num_layers=4, width=32, num_heads=2)
+    return replace(base, model=model, optimizer=replace(base.optimizer, horizon_tokens=horizon))
 
 
 def _ten_times(config: TrainConfig) -> TrainConfig:
@@ -287,6 +306,12 @@ STUDIES = {
         fresh_data.study,
         {"cpu": fresh_data_cpu, "accelerator": fresh_data_accelerator},
         "are rows that were trained on known better than others of the same stream?",
+        STREAM,
+    ),
+    "mixing": Study(
+        mixing.study,
+        {"cpu": mixing_cpu, "accelerator": mixing_accelerator},
+        "does it matter whether every update mixes all datasets?",
         STREAM,
     ),
     "masks": Study(

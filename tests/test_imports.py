@@ -180,6 +180,7 @@ def test_what_loads_slowly_is_loaded_where_it_is_used():
     """Exceptions are modules that are themselves imported only where they are used: TFDS, reports and figures."""
     at_once = {
         "diffusion/data/readers/digits.py",
+        "diffusion/data/readers/stream.py",
         "diffusion/data/readers/tfds_records.py",
         "diffusion/studies/findings.py",
         "scripts/output/plots.py",

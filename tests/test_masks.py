@@ -9,12 +9,14 @@ import pytest
 from madeup import MadeUp
 
 from trimask.configs import studies
+from trimask.diffusion.data.batches import Batches
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig
-from trimask.diffusion.studies import masks, schedules
+from trimask.diffusion.studies import masks, mixing, schedules
 from trimask.diffusion.studies.arms import Compared, mean_bits, mean_distance, mean_share
 from trimask.diffusion.studies.judged_trainings import Judged
 from trimask.diffusion.studies.masks import MaskStudy, default_of
+from trimask.diffusion.studies.mixing import MixingStudy
 from trimask.diffusion.studies.schedules import ScheduleStudy, best_of_modalities, best_single
 
 SAMPLINGS = {"fixed": {"image": GenerationConfig()}}
@@ -171,3 +173,22 @@ def test_the_default_is_that_of_the_elbos_weights():
     outcomes[masks.arm("elbo", "counts")] = [judged(2.5, 0.1)] * 4
     outcomes[masks.arm("elbo", "independent")] = [judged(3.0, 0.1)] * 4
     assert default_of(Compared(outcomes, 5), 0.005) == "independent"  # too few seeds
+
+
+def test_mixing_is_compared_at_the_same_tokens_per_step(tmp_path, prepared, loaded):
+    def bits(train):
+        return (2.9 if train.batch.mix == "update" and train.batch.tokens > 300 else 3.0), 0.1
+
+    trials = World(tmp_path, bits)
+    trials.data = prepared.folder
+    config = MixingStudy(base=loaded.description.train, samplings=SAMPLINGS, batches=(60, 300))
+    found = mixing.study(config, trials)
+    assert [claim.verdict for claim in found.claims] == ["refuted", "shown"]
+    trained = {repr(trial.train.batch) for _, _, asked in trials.asked for trial in asked}
+    assert len(trained) == 4
+    for wanted in (60, 300):
+        means = {}
+        for mix in ("step", "update"):
+            batch = mixing.with_tokens(config.base, prepared, mix, wanted).batch
+            means[mix] = Batches(prepared, batch, 0).mean_tokens(1000)
+        assert means["step"] == pytest.approx(wanted, rel=0.2) and means["update"] == pytest.approx(wanted, rel=0.2)

@@ -16,6 +16,7 @@ from trimask.diffusion.pretraining.description import TrainConfig, load_descript
 from trimask.diffusion.pretraining.train_run import train
 from trimask.diffusion.pretraining.trained_model import load
 from trimask.diffusion.sampling.generation_config import GenerationConfig
+from trimask.diffusion.schedule import ScheduleConfig
 from trimask.diffusion.sde import SDEScaling
 from trimask.diffusion.transformer import TransformerConfig
 from trimask.scripts import train as train_script
@@ -102,6 +103,20 @@ def test_datasets_that_are_seen_too_often_are_named(capsys, limit, often):
     note = f"Note: {' and '.join(often)} will be repeated more than {limit:g} times (batch.warn_epochs), and may"
     assert (note in printed) == bool(often) and ("Note" in printed) == bool(often)
     assert "drawn" in printed and "7.5" in printed and "300" in printed
+
+
+def test_a_modality_gets_a_schedule_of_its_own_by_a_flag_of_its_name(prepared, tmp_path):
+    words = ["--data", str(prepared.folder), "--model.num-layers", "1", "--model.width", "16", "--model.num-heads", "2"]
+    words += ["--optimizer.horizon-tokens", "100", "--batch.tokens", "120", "--masking.schedule.kind", "cosine_md4"]
+    train_script.main(
+        [str(tmp_path / "run"), *words, "--masking.schedules.image.kind", "polynomial", "--masking.counts"]
+    )
+    masking = load_description(tmp_path / "run").train.masking
+    assert masking.schedules == {"image": ScheduleConfig(kind="polynomial")} and masking.counts
+    kinds = [config.kind for config in masking.schedule_of(prepared.tokenizers.vocabulary).of_modality]
+    assert kinds.count("polynomial") == 1 and set(kinds) == {"polynomial", "cosine_md4"}
+    with pytest.raises(ValueError, match="noise schedules for unknown video; there are text, "):
+        train_script.main([str(tmp_path / "other"), *words, "--masking.schedules.video.kind", "polynomial"])
 
 
 @pytest.mark.parametrize("flag", ["--tuned-at", "--init-from"])
