@@ -147,6 +147,22 @@ def test_the_gradients_are_those_of_the_loss_at_masked_tokens(measured, monkeypa
     assert gradients.products.shape == (2, 3, n + 1) and (np.abs(gradients.products).mean() <= bound.mean())
 
 
+def test_masks_and_complements_of_one_size_are_averaged(measured, monkeypatch):
+    pretraining, state, _, examples = measured
+
+    def of_example(_, n, *__):
+        sizes = np.arange(1, n + 1)
+        both = np.stack([sizes, n - sizes], axis=-1).astype(np.float32)  # every number is the size of its mask
+        return np.stack([both] * 2), np.stack([sizes * 1.0] * 2), np.stack([both[..., None]] * 2)
+
+    monkeypatch.setattr(mask_variance, "_of_example", of_example)
+    gradients = Gradients(pretraining, state, examples)
+    sizes = np.arange(gradients.n + 1)
+    np.testing.assert_allclose(gradients.squares, np.broadcast_to(sizes, gradients.squares.shape))
+    np.testing.assert_allclose(gradients.products[..., 1:], np.broadcast_to(sizes[1:], (2, 3, gradients.n)))
+    np.testing.assert_allclose(gradients.moments(1, np.ones(3)).means, np.outer(sizes, sizes))
+
+
 def test_moments_are_means_over_different_examples(measured):
     gradients = measured[2]
     sketches = np.random.default_rng(0).normal(size=(3, 4, 7)).astype(np.float32)
