@@ -100,7 +100,9 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
         if options.final and study.final is not None:
             score = functools.partial(study.final.score, config, trials)
             score_test(study.final.rule(config), score, trials, options.again)
-        report_text = "\n\n".join(filter(None, (found, page_of_verdict(load_verdict(out)))))
+        verdict = load_verdict(out)
+        took = f"All calls together took {verdict.seconds / 60:.0f} minutes." if verdict.seconds else ""
+        report_text = "\n\n".join(filter(None, (found, took, page_of_verdict(verdict))))
         is_new = trials.may_add
     figures = "\n".join(f"![{path.stem}]({path.name})" for path in sorted(out.glob("*.png")))
     where = f"{platform.machine()}, {jax.devices()[0].device_kind}, jax {jax.__version__}"

@@ -1,5 +1,6 @@
 """`trimask study`: the page that a study leaves, and the data that it is made on; studies are made up."""
 
+import dataclasses
 import datetime
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -8,8 +9,9 @@ import pytest
 
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.studies.claims import Claim, Findings
 from trimask.diffusion.studies.final import Final, FinalResult
-from trimask.diffusion.studies.verdict import ScoredSetting
+from trimask.diffusion.studies.verdict import ScoredSetting, load_verdict
 from trimask.scripts import study
 from trimask.tokenizers.storage import configuration
 
@@ -120,6 +122,27 @@ def test_the_test_split_is_scored_once_a_study_is_complete_and_the_page_says_so(
     with pytest.raises(ValueError, match="holds no complete study"):
         study.run("made-up", study.Options(**options, final=True, again=True), OfARun(number=8), "")
     assert [(out / name).read_bytes() for name in ("trials.jsonl", "config.json")] == kept
+
+
+def test_claims_are_recorded_with_the_time_of_all_calls(made_up, prepared, tmp_path, monkeypatch):
+    found = Findings("Found: much.", [Claim(claim="so", verdict="shown", effect="+1 %", rule="if it is")])
+
+    def run(config, trials):
+        trials.measurements([config], measure, Measured)
+        return found
+
+    monkeypatch.setattr(study.STUDIES["made-up"], "run", run)
+    clock = iter([0.0, 90.0, 100.0, 140.0])
+    monkeypatch.setattr(study.time, "perf_counter", lambda: next(clock))
+    options = study.Options(out=tmp_path / "out", workers=0, data=prepared.folder)
+    study.run("made-up", options, OfARun(), "first")
+    assert "All calls together took 2 minutes." in study.run("made-up", options, OfARun(), "second")
+    verdict = load_verdict(tmp_path / "out")
+    assert (verdict.claims, verdict.command, verdict.seconds) == (found.claims, "second", 130.0)
+    assert verdict.date == str(datetime.date.today()) and verdict.scores == []
+    # A page that is shown again measures nothing.
+    study.run("made-up", dataclasses.replace(options, show=True), OfARun(), "third")
+    assert load_verdict(tmp_path / "out") == verdict
 
 
 def test_a_study_that_chooses_nothing_has_no_final_score(tmp_path):
