@@ -132,8 +132,8 @@ def test_claims_are_recorded_with_the_time_of_all_calls(made_up, prepared, tmp_p
         return found
 
     monkeypatch.setattr(study.STUDIES["made-up"], "run", run)
-    clock = iter([0.0, 90.0, 100.0, 140.0])
-    monkeypatch.setattr(study.time, "perf_counter", lambda: next(clock))
+    clock = iter([0.0, 90.0, 100.0, 140.0, 0.0])
+    monkeypatch.setattr(study, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     options = study.Options(out=tmp_path / "out", workers=0, data=prepared.folder)
     study.run("made-up", options, OfARun(), "first")
     assert "All calls together took 2 minutes." in study.run("made-up", options, OfARun(), "second")
