@@ -85,6 +85,12 @@ def test_a_way_to_mask_that_is_better_is_shown_and_becomes_the_default(tmp_path)
     assert rows[0]["fixed text_to_image label"] == "0.5" and float(rows[0]["bits text_to_image"]) > 2
 
 
+def test_a_claim_can_be_tried_again_by_seeds_kept_aside(tmp_path):
+    _, trials, _ = study_of_masks(tmp_path, lambda train: (3.0, 0.1), first_seed=2000)
+    seeds = [{trial.train.seed for trial in asked} for _, _, asked in trials.asked]
+    assert seeds == [{3000, 3001, 3002}, {2000, 2001, 2002, 2003, 2004}]
+
+
 def test_without_a_better_way_the_default_stays(tmp_path):
     _, _, found = study_of_masks(tmp_path, lambda train: (3.0, 0.1))
     assert {claim.verdict for claim in found.claims} == {"refuted"}

@@ -16,7 +16,7 @@ from trimask.diffusion.studies.claims import LEAST_SEEDS, Claim, Effect, decide,
 from trimask.diffusion.studies.findings import markdown_table, mean_and_interval
 from trimask.diffusion.studies.judged_trainings import Judged, JudgedTraining, judged_training
 from trimask.diffusion.studies.trials import Trials
-from trimask.tokenizers.storage.ranges import Checked, Positive, Size, whole
+from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, Positive, Size, whole
 
 PILOT_SEEDS = 3
 """Number of seeds of the pilot."""
@@ -32,6 +32,9 @@ class Comparison(Checked):
     """δ: smallest relative difference of the mean bound that would matter."""
     max_seeds: Annotated[int, whole(LEAST_SEEDS, 1000)] = 5
     """Most seeds of each arm, if the pilot asks for more."""
+    first_seed: NonNegativeInt = 0
+    """First seed of the trainings that count, relative to that of the base. Studies use seeds below 2,000; those from
+    2,000 on are kept aside, so that a claim can be tried again by seeds that nobody has seen."""
     examples: Size = 400
     """Number of validation examples of each dataset on which bounds and judges are computed."""
     draws: Size = 8
@@ -70,7 +73,7 @@ def compare(
 ) -> Compared:
     """Trains and judges all arms; `references` maps each arm to that which it is compared with, maybe itself.
 
-    Seeds count from `first_seed`, relative to that of the base.
+    Seeds count from `config.first_seed` + `first_seed`, relative to that of the base.
     """
 
     def run(seeds: Sequence[int], what: str) -> dict[str, list[Judged]]:
@@ -87,6 +90,7 @@ def compare(
         found = trials.measurements(planned, judged_training, Judged, what)
         return {arm: found[number :: len(arms)] for number, arm in enumerate(arms)}
 
+    first_seed += config.first_seed
     first_of_pilot = first_seed + _FIRST_OF_PILOT
     pilot = Compared(run(range(first_of_pilot, first_of_pilot + PILOT_SEEDS), f"{what}: pilot"), 0)
     deviations = [pilot.effect(arm, reference, mean_bits).deviation for arm, reference in references.items()]
