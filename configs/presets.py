@@ -150,8 +150,8 @@ def stream() -> Experiment:
     return Experiment(
         prepare=PrepareConfig(
             sources={
-                "drawn": SourceConfig(kind="stream", where=("drawn", "65536")),
-                "spoken": SourceConfig(kind="stream", where=("spoken", "40960")),
+                "drawn": SourceConfig(kind="stream", where=("drawn:65536",)),
+                "spoken": SourceConfig(kind="stream", where=("spoken:40960",)),
             },
             codecs={"audio": MelConfig(codebook_size=128)},
         ),

@@ -92,8 +92,9 @@ def test_tasks_are_weighted_by_their_tokens():
     assert mean == pytest.approx((0.75 * 3.3 + 0.25) / 2.5 - 1) and half == pytest.approx(0.75 * 0.5 / 2.5)
 
 
-def test_all_that_is_written(tmp_path):
+def test_all_that_is_written(prepared, tmp_path):
     trials = MadeUp(tmp_path, lambda trial: Fresh({"drawn": 0.42}, bounds(2.0, 2.001)))
+    trials.prepared = prepared
     found = fresh_data.study(FreshData(base=TrainConfig()), trials)
     assert (
         "drawn 0.42 times" in found.report

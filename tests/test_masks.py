@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import hashlib
+from types import SimpleNamespace
 
 import fakes
 import pytest
@@ -10,6 +11,8 @@ from madeup import MadeUp
 
 from trimask.configs import studies
 from trimask.diffusion.data.batches import Batches
+from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.studies import masks, mixing, schedules
@@ -39,10 +42,19 @@ def judged(image, text, *, share=0.5, distance=2.0):
     )
 
 
+class Stream(Prepared):
+    """Prepared data that say only where they come from."""
+
+    def __init__(self):
+        self.tokenizers = SimpleNamespace(vocabulary=fakes.VOCABULARY)
+
+    def dataset(self, name):
+        source = SourceConfig(kind="stream", where=(f"{name}:12390",))
+        return SimpleNamespace(source=source, splits={"train": 12_390})
+
+
 class World(MadeUp):
     """Trials whose outcome follows from the masks, the weights and the seed."""
-
-    vocabulary = fakes.VOCABULARY
 
     def __init__(self, folder, bits, deviation=0.001):
         def outcome(trial):
@@ -52,6 +64,7 @@ class World(MadeUp):
             return judged(image * (1 + shared + own), text * (1 + shared + own))
 
         super().__init__(folder, outcome)
+        self.prepared = Stream()
 
 
 def study_of_masks(folder, bits, **changes):
@@ -70,6 +83,7 @@ def test_a_way_to_mask_that_is_better_is_shown_and_becomes_the_default(tmp_path)
     assert verdicts["counts lower the held-out bound, weights elbo"] == "shown"
     assert verdicts["complementary lower the held-out bound, weights unweighted"] == "refuted"
     assert len(verdicts) == 6 and "The default by the rule: counts" in found.report
+    assert "drawn 0.50 times (1,239 originals, warped anew each time, 5.0 times each)" in found.report
     effect = next(claim.effect for claim in found.claims if claim.claim.startswith("counts lower"))
     assert "5 paired seeds" in effect and effect.startswith("+3.0")
     assert all("0.50%" in claim.rule for claim in found.claims)
@@ -186,7 +200,7 @@ def test_mixing_is_compared_at_the_same_tokens_per_step(tmp_path, prepared, load
         return (2.9 if train.batch.mix == "update" and train.batch.tokens > 300 else 3.0), 0.1
 
     trials = World(tmp_path, bits)
-    trials.data = prepared.folder
+    trials.prepared = prepared
     config = MixingStudy(base=loaded.description.train, samplings=SAMPLINGS, batches=(60, 300))
     found = mixing.study(config, trials)
     assert [claim.verdict for claim in found.claims] == ["refuted", "shown"]

@@ -16,7 +16,7 @@ from PIL import Image
 from trimask.diffusion.data import shards
 from trimask.diffusion.data.prepare import prepare
 from trimask.diffusion.data.prepare_config import PrepareConfig
-from trimask.diffusion.data.readers import digits, puzzles
+from trimask.diffusion.data.readers import digits, puzzles, stream
 from trimask.diffusion.data.reading_config import FieldConfig, OpenConfig
 from trimask.diffusion.data.records import BadRecord, Source
 from trimask.diffusion.data.sources import SOURCES, SourceConfig, open_source
@@ -87,6 +87,12 @@ def _digits(_, stack):
     return Made("sums")
 
 
+def _stream(_, stack):
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    patch.setattr(stream, "_HELD_OUT", {"validation": 3, "test": 2})
+    return Made("drawn:9")
+
+
 def _tfds(_, stack):
     stack.enter_context(tfds.testing.mock_data(num_examples=8))
     return Made("mnist")
@@ -99,6 +105,7 @@ MAKERS = {
     "text": _text,
     "prompts": _prompts,
     "puzzles": _puzzles,
+    "stream": _stream,
     "tfds": _tfds,
 }
 

@@ -34,7 +34,7 @@ def spoken(monkeypatch):
 
 
 def records(name, splits=None, size=600):
-    source = StreamSource.of((name, str(size)))
+    source = StreamSource.of(f"{name}:{size}")
     return [
         (block.file, entry.example())
         for block in source.blocks(100)
@@ -47,7 +47,7 @@ def records(name, splits=None, size=600):
 def test_a_record_is_a_function_of_its_number_whatever_was_read_before(name, spoken):
     every = {example.id: example for _, example in records(name, ["train"])}
     stream._spoken_block.cache_clear()
-    source = StreamSource.of((name, "600"))
+    source = StreamSource.of(f"{name}:600")
     medium = source.medium
     for block in reversed(source.blocks(100)[:6]):
         for entry in reversed(list(source.entries(block))):
@@ -56,14 +56,14 @@ def test_a_record_is_a_function_of_its_number_whatever_was_read_before(name, spo
             assert example.media[TEXT] == every[example.id].media[TEXT]
     assert set(spoken) <= {256} and len(every) == 600
     # A longer stream begins with the same records.
-    longer = open_source(SourceConfig(kind="stream", where=(name, "900")), CONFIG)
+    longer = open_source(SourceConfig(kind="stream", where=(f"{name}:900",)), CONFIG)
     (entry, *_) = longer.entries(longer.blocks(900)[0])
     np.testing.assert_array_equal(entry.example().media[medium], every[f"{name}-train-0"].media[medium])
 
 
 @pytest.mark.parametrize("name", STREAM_CONFIGS)
 def test_no_medium_comes_twice_and_none_is_in_two_splits(name):
-    seen = [example.content_digest(StreamSource.of((name, "600")).medium) for _, example in records(name)]
+    seen = [example.content_digest(StreamSource.of(f"{name}:600").medium) for _, example in records(name)]
     assert len(seen) == 2400 and len(set(seen)) == len(seen)
     held_out = STREAM_CONFIGS[name].held_out
     assert {split for split, _ in records(name)} == {"train", "validation", "test", held_out}
@@ -106,12 +106,12 @@ def test_recordings_begin_and_last_and_sound_differently():
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        (("drawn",), "a stream is the name of a config and a number of records, got drawn"),
-        (("drawn", "many"), "got drawn, many"),
-        (("painted", "10"), "unknown stream 'painted'; there are drawn, spoken"),
-        (("drawn", "0"), "a stream has 1 to 1,099,511,627,775 training records, got 0"),
+        ("drawn", "a stream is NAME:RECORDS, such as drawn:1000, got drawn"),
+        ("drawn:many", "got drawn:many"),
+        ("painted:10", "unknown stream 'painted'; there are drawn, spoken"),
+        ("drawn:0", "a stream has 1 to 1,099,511,627,775 training records, got 0"),
     ],
 )
 def test_a_wrong_name_or_size_is_refused(where, message):
     with pytest.raises(ValueError, match=message):
-        open_source(SourceConfig(kind="stream", where=where), CONFIG)
+        open_source(SourceConfig(kind="stream", where=(where,)), CONFIG)

@@ -7,7 +7,7 @@ audio     a folder                    the same; the kind of every further modali
 text      files (globs are expanded)  paragraphs, lines or whole files; in .jsonl files, a field of each line
 prompts   .jsonl files                two fields of each line: prompt and response
 puzzles   a config of puzzles.py      embedded prompts, each with its only correct response
-stream    a config of stream.py, size   digits warped or spoken anew, none of them twice
+stream    CONFIG:RECORDS of stream.py digits warped or spoken anew, none of them twice
 tfds      name of a TFDS dataset      records with a text or label, alone or beside an image or audio
 """
 
@@ -39,6 +39,23 @@ def open_source(source: SourceConfig, config: OpenConfig) -> Source:
     if not source.where:
         raise ValueError(f"a source of kind {source.kind} needs at least one folder, file or name, got none")
     return kinds[source.kind](source.where, config)
+
+
+def uses_of_parts(source: SourceConfig, records: float) -> str:
+    """How often the parts of an embedded source's training records are used by so many of them; empty if it has none.
+
+    Records of other sources are not known to have parts in common.
+    """
+    if source.kind not in ("digits", "stream"):
+        return ""
+    from trimask.diffusion.data.readers import digits, stream
+
+    configs = digits.DIGIT_CONFIGS if source.kind == "digits" else stream.STREAM_CONFIGS
+    config = configs[source.where[0].partition(":")[0]]
+    if not hasattr(config, "parts"):
+        return ""
+    parts = config.parts()
+    return f"{parts.number:,} {parts.what}, {records * parts.per_record / parts.number:.1f} times each"
 
 
 def folder_kind(medium: str) -> str:
@@ -85,7 +102,7 @@ def _puzzles(where: tuple[str, ...], config: OpenConfig) -> Source:
 def _stream(where: tuple[str, ...], config: OpenConfig) -> Source:
     from trimask.diffusion.data.readers.stream import StreamSource
 
-    return StreamSource.of(where)
+    return StreamSource.of(_only(where, "stream"))
 
 
 def _only(where: tuple[str, ...], kind: str) -> str:

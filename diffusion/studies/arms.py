@@ -10,6 +10,9 @@ from typing import Annotated
 
 import numpy as np
 
+from trimask.diffusion.data.prepared import Prepared
+from trimask.diffusion.data.sources import uses_of_parts
+from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.studies.claims import LEAST_SEEDS, Claim, Effect, decide, more_seeds, paired_effect, seeds_for
@@ -164,10 +167,19 @@ def claim_on_bound(claim: str, compared: Compared, arm: str, reference: str, sma
     )
 
 
-def use_of_data(compared: Compared) -> str:
-    """Says how often arms saw the rows of every dataset."""
+def use_of_data(compared: Compared, prepared: Prepared) -> str:
+    """Says how often arms saw the rows of every dataset, and the parts that rows have in common."""
     uses: dict[str, list[str]] = {}
     for arm, outcomes in compared.outcomes.items():
-        seen = ", ".join(f"{name} {epochs:.2f}" for name, epochs in outcomes[0].epochs.items())
-        uses.setdefault(seen, []).append(arm)
-    return "Passes over the training rows: " + "; ".join(f"{seen} ({', '.join(a)})" for seen, a in uses.items()) + "."
+        uses.setdefault(passes(outcomes[0].epochs, prepared), []).append(arm)
+    return "\n".join(f"- {', '.join(arms)}: {seen}" for seen, arms in uses.items())
+
+
+def passes(epochs: Mapping[str, float], prepared: Prepared) -> str:
+    """A sentence that says how often training saw the rows of every dataset, and the parts that rows have in common."""
+    seen = []
+    for name, number in epochs.items():
+        dataset = prepared.dataset(name)
+        parts = uses_of_parts(dataset.source, number * dataset.splits[TRAIN])
+        seen.append(f"{name} {number:.2f} times" + (f" ({parts})" if parts else ""))
+    return f"Training rows were seen: {', '.join(seen)}."

@@ -25,6 +25,7 @@ from trimask.diffusion.evaluation.intervals import ratio_and_half_width
 from trimask.diffusion.evaluation.likelihood import num_asked, target_bits
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.training_batches import training_batches
+from trimask.diffusion.studies.arms import passes
 from trimask.diffusion.studies.claims import Claim, Decision, Findings, table_of_claims
 from trimask.diffusion.studies.findings import markdown_table, write_csv
 from trimask.diffusion.studies.trainings import trained_until
@@ -92,10 +93,8 @@ def study(config: FreshData, trials: Trials) -> Findings:
     body = [
         [b.dataset, b.task, b.part, f"{b.rows:,}", f"{b.bits_per_token:.4f} ± {b.half_width:.4f}"] for b in found.bounds
     ]
-    seen = ", ".join(f"{name} {epochs:.2f} times" for name, epochs in found.epochs.items())
     parts = [
-        f"Every training row was seen at most once: {seen}. No warped original or recording comes twice. ± is half the "
-        "width of the 95 % interval over rows.",
+        f"{passes(found.epochs, trials.prepared)} ± is half the width of the 95 % interval over rows.",
         markdown_table(["dataset", "task", "rows", "number", "bits per token"], body),
         table_of_claims([claim]),
     ]

@@ -86,7 +86,7 @@ def study(config: MaskStudy, trials: Trials) -> Findings:
         f"Bits per token of the targets of each task, on {config.examples} validation examples, and the mean over "
         f"tasks relative to independent masks of the same weights, by paired seeds with 95 % intervals. {over}",
         table_of(compared, references),
-        use_of_data(compared),
+        use_of_data(compared, trials.prepared),
         f"The default by the rule: {default_of(compared, config.smallest_effect)}.",
         table_of_claims(claims),
     ]

@@ -38,7 +38,7 @@ class MixingStudy(Comparison):
 
 def study(config: MixingStudy, trials: Trials) -> Findings:
     """Trains all arms, writes mixing.csv, and returns the report and the claims."""
-    prepared = Prepared(trials.data)
+    prepared = trials.prepared
     arms, references = {}, {}
     for tokens in config.batches:
         for mix in ("step", "update"):
@@ -60,7 +60,7 @@ def study(config: MixingStudy, trials: Trials) -> Findings:
     parts = [
         f"Mean tokens per step: {tokens}. The pilot asks for {compared.asked_seeds} seeds.",
         table_of(compared, references),
-        use_of_data(compared),
+        use_of_data(compared, prepared),
         table_of_claims(claims),
     ]
     return Findings("\n\n".join(parts), claims)

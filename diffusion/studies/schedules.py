@@ -81,7 +81,7 @@ def study(config: ScheduleStudy, trials: Trials) -> Findings:
         if name != references[name]
         for smallest in [config.smallest_effect]
     ]
-    vocabulary = trials.vocabulary
+    vocabulary = trials.prepared.tokenizers.vocabulary
     own, rivals, chosen = {}, {}, []
     for weighting in config.weightings:
         best = best_of_modalities(compared, weighting, vocabulary)
@@ -112,7 +112,7 @@ def study(config: ScheduleStudy, trials: Trials) -> Findings:
         f"tasks relative to linear with the same weights, by paired seeds with 95 % intervals. "
         f"{OVER_SEEDS.format(seeds)} The pilot asks for {compared.asked_seeds} seeds.",
         table_of(compared, references),
-        use_of_data(compared),
+        use_of_data(compared, trials.prepared),
         "## A schedule per modality",
         f"Best of each modality, by its own bound: {'. '.join(chosen)}. Trained from seeds that chose nothing:",
         table_of(confirmed, rivals),

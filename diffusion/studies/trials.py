@@ -100,8 +100,8 @@ class Trials:
                 f"worker processes compute on the CPU; on this {jax.default_backend()} workers must be 0, got {workers}"
             )
         self.folder, self.data, self.workers, self.report, self.adds = folder, data, workers, report, adds
-        prepared = Prepared(data)
-        self.fingerprint, self.vocabulary = prepared.fingerprint, prepared.tokenizers.vocabulary
+        self.prepared = Prepared(data)
+        self.fingerprint = self.prepared.fingerprint
 
     def __enter__(self) -> "Trials":
         self._pool: ProcessPoolExecutor | None = None

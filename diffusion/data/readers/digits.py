@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -42,6 +42,18 @@ from trimask.tokenizers.storage.files import written_to
 logging.getLogger("absl").addFilter(lambda record: "OpenCV" not in record.getMessage())
 
 _Item = TypeVar("_Item")
+
+
+class Parts(NamedTuple):
+    """What training records are made of, if several have some in common."""
+
+    what: str
+    number: int
+    """Number of different ones."""
+    per_record: float
+    """Mean number in a record."""
+
+
 DigitRecord = dict[str, Any]
 """Field → its value: str, int, or a NumPy array."""
 
@@ -92,6 +104,9 @@ class HandwrittenNumbers:
     copies: Mapping[str, int]
     """Split → number of pictures of each number."""
     splits = SPLITS
+
+    def parts(self) -> Parts:
+        return Parts("pictures of one digit", len(handwritten_split()[TRAIN]), 1.9)
 
     def features(self) -> dict[str, Any]:
         return {"image": tfds.features.Image(shape=(8, 16, 1))}

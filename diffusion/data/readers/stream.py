@@ -15,7 +15,7 @@ an original of `test_original` may have written others.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -56,6 +56,9 @@ class Drawn:
     """Largest shift in pixels of the original, to every side."""
     stroke: float = 1.6
     """Largest exponent of brightness, and of its inverse: above 1 strokes are thinner."""
+
+    def parts(self) -> digits.Parts:
+        return digits.Parts("originals, warped anew each time", len(_originals(False)[0]), 1)
 
     def load(self, split: str, number: int) -> RawExample:
         """The record of this number."""
@@ -103,6 +106,9 @@ class SpokenAnew:
     """Longest silence before the word, in seconds."""
     max_seconds: float = 0.6
     """Length at which a recording is cut off."""
+
+    def parts(self) -> digits.Parts:
+        return digits.Parts("words of one voice, spoken anew each time", 10 * len(digits.VOICES), 1)
 
     def load(self, split: str, number: int) -> RawExample:
         """The record of this number."""
@@ -170,11 +176,12 @@ class StreamSource:
             raise ValueError(f"a stream has 1 to {_FIRST[VALIDATION] - 1:,} training records, got {self.size}")
 
     @classmethod
-    def of(cls, where: Sequence[str]) -> "StreamSource":
-        """The source of a config's name and a number of training records, such as ("drawn", "65536")."""
-        if len(where) != 2 or not where[1].isdecimal():
-            raise ValueError(f"a stream is the name of a config and a number of records, got {', '.join(where)}")
-        return cls(where[0], int(where[1]))
+    def of(cls, where: str) -> "StreamSource":
+        """The source of a config's name and a number of training records, such as drawn:65536."""
+        name, _, size = where.partition(":")
+        if not size.isdecimal():
+            raise ValueError(f"a stream is NAME:RECORDS, such as drawn:1000, got {where}")
+        return cls(name, int(size))
 
     @property
     def medium(self) -> str:
