@@ -69,7 +69,7 @@ def test_results_have_the_claims_of_all_verdicts():
 
 
 def test_every_line_of_a_study_names_the_commit_that_made_it():
-    for name, _ in verdicts():
+    for name in (name for name, verdict in verdicts() if verdict.claims):
         lines = [json.loads(line) for line in (STUDIES / name / "trials.jsonl").read_text().splitlines()]
         assert lines and all(re.fullmatch("[0-9a-f]{40}", line["commit"]) for line in lines), name
 
