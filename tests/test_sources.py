@@ -19,7 +19,7 @@ from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.readers import digits, puzzles, stream
 from trimask.diffusion.data.reading_config import FieldConfig, OpenConfig
 from trimask.diffusion.data.records import BadRecord, Source
-from trimask.diffusion.data.sources import SOURCES, SourceConfig, open_source
+from trimask.diffusion.data.sources import SOURCES, SourceConfig, open_source, uses_of_parts
 from trimask.tokenizers.audio import MelConfig
 from trimask.tokenizers.image import PatchConfig
 
@@ -233,3 +233,17 @@ def test_preparing_that_is_stopped_within_a_block_is_continued_to_the_same_bytes
 def test_unknown_kinds_and_wrong_numbers_of_names_are_refused(kind, where, message):
     with pytest.raises(ValueError, match=message):
         PrepareConfig(sources={"x": SourceConfig(kind=kind, where=where)}).open_source("x", Path())
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "said"),
+    [
+        ("stream", "drawn:10", "1,239 originals, warped anew each time, 2.0 times each"),
+        ("stream", "spoken:10", "160 words of one voice, spoken anew each time, 15.5 times each"),
+        ("digits", "handwritten_numbers", "1,239 pictures of one digit, 3.8 times each"),  # 10 of 100 have one digit
+        ("digits", "handwritten", ""),
+        ("images", "photos", ""),
+    ],
+)
+def test_parts_that_records_have_in_common_are_counted(kind, where, said):
+    assert uses_of_parts(SourceConfig(kind=kind, where=(where,)), 2478) == said
