@@ -246,4 +246,4 @@ def test_unknown_kinds_and_wrong_numbers_of_names_are_refused(kind, where, messa
     ],
 )
 def test_parts_that_records_have_in_common_are_counted(kind, where, said):
-    assert uses_of_parts(SourceConfig(kind=kind, where=(where,)), 2478) == said
+    assert uses_of_parts(SourceConfig(kind=kind, where=(where,)), 2478.0) == said
