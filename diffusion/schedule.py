@@ -132,11 +132,11 @@ class Schedule:
         values: dict[ScheduleConfig, Array] = {}
         for config in self.of_modality:
             values.setdefault(config, function(config))
-        result, *others = values.items()
-        result = result[1]
-        for config, value in others:
+        default, *others = values
+        result = values[default]
+        for config in others:
             numbers = [number for number, own in enumerate(self.of_modality) if own == config]
-            result = jnp.where(jnp.isin(modality, jnp.array(numbers)), value, result)
+            result = jnp.where(jnp.isin(modality, jnp.array(numbers)), values[config], result)
         return result
 
 

@@ -33,12 +33,12 @@ from trimask.diffusion.studies.trials import Trials
 
 Weighting = Literal["elbo", "unweighted"]
 MASKS = {
-    "independent": {"complementary": False, "counts": False},
-    "complementary": {"complementary": True, "counts": False},
-    "counts": {"complementary": False, "counts": True},
-    "counts with complements": {"complementary": True, "counts": True},
+    "independent": (False, False),
+    "complementary": (True, False),
+    "counts": (False, True),
+    "counts with complements": (True, True),
 }
-"""Name of a way to mask → fields of `MaskingConfig`."""
+"""Name of a way to mask → `complementary` and `counts` of its `MaskingConfig`."""
 _REFERENCE = "independent"
 
 
@@ -59,7 +59,8 @@ def arm(weighting: str, masks: str) -> str:
 
 def masked_by(masking: MaskingConfig, masks: str) -> MaskingConfig:
     """The configuration with another way to mask."""
-    return replace(masking, **MASKS[masks])
+    complementary, counts = MASKS[masks]
+    return replace(masking, complementary=complementary, counts=counts)
 
 
 def study(config: MaskStudy, trials: Trials) -> Findings:

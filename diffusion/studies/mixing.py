@@ -56,9 +56,9 @@ def study(config: MixingStudy, trials: Trials) -> Findings:
         )
         for tokens in config.batches
     ]
-    tokens = ", ".join(f"{arm}: {outcomes[0].batch_tokens:.1f}" for arm, outcomes in compared.outcomes.items())
+    sizes = ", ".join(f"{arm}: {outcomes[0].batch_tokens:.1f}" for arm, outcomes in compared.outcomes.items())
     parts = [
-        f"Mean tokens per step: {tokens}. The pilot asks for {compared.asked_seeds} seeds.",
+        f"Mean tokens per step: {sizes}. The pilot asks for {compared.asked_seeds} seeds.",
         table_of(compared, references),
         use_of_data(compared, prepared),
         table_of_claims(claims),
