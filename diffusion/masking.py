@@ -45,10 +45,10 @@ class MaskingConfig(Checked):
     """Configuration of the forward process: how training examples are masked."""
 
     schedule: ScheduleConfig = ScheduleConfig()
-    """Noise schedule: the probability of masking a token at every time. A modality may have one of its own, as in
-    --masking.schedules.image.kind cosine_mdlm."""
+    """Noise schedule: the probability of masking a token at every time. A modality may have one of its own: its
+    flags are those of masking.schedules.image, and so on."""
     schedules: dict[str, ScheduleConfig] = added_field(as_before={}, default_factory=dict)
-    """Noise schedules of modalities that have one of their own, by name: --masking.schedules.image.kind, and so on."""
+    """Noise schedules of modalities that have one of their own, by name."""
     counts: bool = added_field(as_before=False, default=False)
     """Draw the number of masked tokens of an example, instead of a time at which each is masked independently. The
     weights of the ELBO are smaller, and no `min_share` is cut off."""

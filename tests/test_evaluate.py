@@ -22,7 +22,7 @@ from trimask.diffusion.evaluation.held_out import HeldOutExamples, TrainingExamp
 from trimask.diffusion.evaluation.likelihood import num_asked, target_bits
 from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.sampling.generation_config import GenerationConfig
-from trimask.diffusion.sampling.generator import Answer, Generator
+from trimask.diffusion.sampling.generator import Answer
 from trimask.scripts import evaluate as command
 from trimask.scripts.console import parse
 from trimask.tokenizers.sequence import Example, Segment
@@ -213,7 +213,8 @@ def test_raw_media_of_plain_text_are_not_read(loaded, texts, monkeypatch):
     monkeypatch.setattr(Prepared, "raw", raw)
     reports: dict[str, list[tuple[int, int]]] = {}
     generators, bounds = [], []
-    monkeypatch.setattr(evaluation, "Generator", lambda *of, **how: generators.append(how) or Generator(*of, **how))
+    made = LoadedRun.generator
+    monkeypatch.setattr(LoadedRun, "generator", lambda run, **how: generators.append(how) or made(run, **how))
     monkeypatch.setattr(evaluation, "target_bits", lambda *of, **how: bounds.append(how) or target_bits(*of, **how))
     result, _ = evaluate(loaded, texts, CONFIG, lambda what, *counts: reports.setdefault(what, []).append(counts))
     assert {score.dataset for score in result.scores} == {"asked"}

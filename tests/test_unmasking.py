@@ -105,9 +105,7 @@ def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_pa
     (leftmost,) = (row for row in orders if row["label"] == "leftmost" and row["block"] == "2")
     assert float(leftmost["left_to_right"]) > 0.5
     # Recorded measurements are not repeated, except for other problems.
-    monkeypatch.setattr(
-        "trimask.sampling_rl.studies.unmasking.Generator", lambda *_, **__: pytest.fail("measured again")
-    )
+    monkeypatch.setattr("trimask.sampling_rl.studies.unmasking._opened", lambda *_: pytest.fail("measured again"))
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
         assert study(asked, trials) == text
         with pytest.raises(BaseException, match="measured again"):
