@@ -250,7 +250,10 @@ def test_orbax_logs_nothing_at_any_time_and_others_do(saved, caplog):
     lost = logging.getLogger("asyncio")
     for path in ("/x/orbax/future.py", "/x/mine.py"):
         lost.error("Task exception was never retrieved, of %s", path)
+    for of in ('Error opening "zarr" driver: Error reading', "mine"):
+        lost.error("Future exception was never retrieved\nfuture: %s", of)
     said = ["said in /x/grain/loader.py", "Task exception was never retrieved, of /x/mine.py"]
+    said.append("Future exception was never retrieved\nfuture: mine")
     assert [record.message for record in caplog.records] == said
 
 

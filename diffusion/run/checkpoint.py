@@ -295,7 +295,9 @@ def _quiet_orbax() -> None:
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in Path(record.pathname).parts and "/orbax/" not in record.getMessage()
+    said = record.getMessage()
+    is_of_tensorstore = "Future exception was never retrieved" in said and '" driver: ' in said
+    return "orbax" not in Path(record.pathname).parts and "/orbax/" not in said and not is_of_tensorstore
 
 
 @dataclass(frozen=True)
