@@ -146,7 +146,7 @@ def fresh_voices() -> Experiment:
 
 
 def stream() -> Experiment:
-    """Digits warped and spoken anew, none of them twice, for studies. Trains in a minute on two CPU cores."""
+    """Digits warped and spoken anew, none of them twice, for studies of a few minutes."""
     return Experiment(
         prepare=PrepareConfig(
             sources={

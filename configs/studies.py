@@ -162,7 +162,7 @@ def mask_variance_cpu() -> MaskVariance:
 
 
 def mask_variance_accelerator() -> MaskVariance:
-    """10M parameters, 8M tokens; gradients of 200 examples of each task."""
+    """8M parameters, 8M tokens; gradients of 200 examples of each task."""
     return MaskVariance(base=_ten_times(stream().train), examples=200)
 
 
@@ -173,7 +173,7 @@ def fresh_data_cpu() -> FreshData:
 
 
 def fresh_data_accelerator() -> FreshData:
-    """10M parameters, 8M tokens; the stream must have ten times the rows."""
+    """8M parameters, 8M tokens; the stream must have ten times the rows."""
     return FreshData(base=_ten_times(stream().train))
 
 
@@ -183,7 +183,7 @@ def mixing_cpu() -> MixingStudy:
 
 
 def mixing_accelerator() -> MixingStudy:
-    """10M parameters, 8M tokens, eight seeds."""
+    """8M parameters, 8M tokens, eight seeds."""
     return replace(mixing_cpu(), base=_ten_times(stream().train))
 
 
@@ -193,7 +193,7 @@ def masks_cpu() -> MaskStudy:
 
 
 def masks_accelerator() -> MaskStudy:
-    """10M parameters, 8M tokens."""
+    """8M parameters, 8M tokens."""
     return replace(masks_cpu(), base=_ten_times(stream().train))
 
 
@@ -204,7 +204,7 @@ def schedules_cpu() -> ScheduleStudy:
 
 
 def schedules_accelerator() -> ScheduleStudy:
-    """10M parameters, 8M tokens."""
+    """8M parameters, 8M tokens."""
     return replace(schedules_cpu(), base=_ten_times(stream().train))
 
 
@@ -221,7 +221,7 @@ def _small_stream(horizon: int) -> TrainConfig:
 
 
 def _ten_times(config: TrainConfig) -> TrainConfig:
-    """The training with ten times the parameters and ten times the tokens, transferred by Complete(d)P."""
+    """The training with 7.6 times the parameters and ten times the tokens, transferred by Complete(d)P."""
     base, optimizer = config.model, config.optimizer
     model = replace(base.at_width(3 * base.width), num_layers=base.num_layers)
     parametrization = replace(

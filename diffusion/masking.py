@@ -117,9 +117,13 @@ def forward_process(key: PRNGKeyArray, sequence: TokenRows, vocabulary: Vocabula
     mode = _modes(key_mode, sequence, vocabulary, config)
     is_target = sequence.is_target | (sequence.is_condition & ((mode == JOINT) | (mode == JOINT_TWICE)))
     is_hidden = sequence.is_condition & (mode == UNCONDITIONAL)
-    share = _shares(key_time, sequence, mode)
-    draw = _masked_by_counts if config.counts else _masked_by_times
-    is_masked, weight, weight_of_complement = draw(key_mask, sequence, vocabulary, config, is_target, mode, share)
+    share, schedule = _shares(key_time, sequence, mode), config.schedule_of(vocabulary)
+    if config.counts:
+        least = 0 if config.complementary else 1
+        masked = _masked_by_counts(key_mask, sequence, is_target, mode, share, schedule, least)
+    else:
+        masked = _masked_by_times(key_mask, sequence.modality, is_target, share, schedule)
+    is_masked, weight, weight_of_complement = masked
 
     def noised(is_masked, weight):
         tokens = jnp.where(is_masked | is_hidden, vocabulary.mask_id, sequence.tokens)
@@ -138,15 +142,12 @@ _Masked = tuple[Bool[Array, "batch seq"], Float[Array, "batch seq"], Float[Array
 
 def _masked_by_times(
     key: PRNGKeyArray,
-    sequence: TokenRows,
-    vocabulary: Vocabulary,
-    config: MaskingConfig,
+    modality: Int[Array, "batch seq"],
     is_target: Bool[Array, "batch seq"],
-    mode: Int[Array, "batch seq"],
     share: Float[Array, "batch seq"],
+    schedule: Schedule,
 ) -> _Masked:
     """Masks every target independently at the time of its example, at this share of the schedule's times."""
-    schedule, modality = config.schedule_of(vocabulary), sequence.modality
     times = schedule.times(share, modality)
     is_masked = draw_is_masked(key, is_target, schedule.mask_probability(times, modality))
     return is_masked, schedule.weight(times, modality), schedule.complementary_weight(times, modality)
@@ -155,13 +156,13 @@ def _masked_by_times(
 def _masked_by_counts(
     key: PRNGKeyArray,
     sequence: TokenRows,
-    vocabulary: Vocabulary,
-    config: MaskingConfig,
     is_target: Bool[Array, "batch seq"],
     mode: Int[Array, "batch seq"],
     share: Float[Array, "batch seq"],
+    schedule: Schedule,
+    least: int,
 ) -> _Masked:
-    """Masks, of each group of targets, the number at this share of its distribution.
+    """Masks, of each group of targets, the number at this share of its distribution, which is `least` or more.
 
     A group has the targets of an example; of one side of it, if the sides have independent times.
     """
@@ -172,10 +173,9 @@ def _masked_by_counts(
     num_targets = of_groups.at[rows, group].add(is_target)[rows, group]
     # Both sides of a joint example together have the schedule of its target.
     own = jnp.where(sequence.is_target | is_apart, sequence.modality, 0)
-    table, number = map(jnp.asarray, _tables(config.schedule_of(vocabulary), sequence.length))
-    schedule = number[of_groups.at[rows, group].max(own)[rows, group]]
-    least = 0 if config.complementary else 1
-    count, probability = draw_counts(share, num_targets, table, schedule, least)
+    table, number_of = map(jnp.asarray, _tables(schedule, sequence.length))
+    number = number_of[of_groups.at[rows, group].max(own)[rows, group]]
+    count, probability = draw_counts(share, num_targets, table, number, least)
     weight, weight_of_complement = (
         jnp.where(masked > 0, 1 / jnp.maximum(masked * probability, jnp.finfo(jnp.float32).tiny), 0.0)
         for masked in (count, num_targets - count)

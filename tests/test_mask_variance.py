@@ -30,7 +30,7 @@ from trimask.diffusion.studies.mask_variance import (
     variances,
 )
 from trimask.diffusion.studies.trainings import trained_until
-from trimask.tokenizers.sequence import assemble
+from trimask.tokenizers.sequence import Example, Segment, assemble
 
 N = 4
 SUBSETS = [frozenset(s) for size in range(N + 1) for s in itertools.combinations(range(N), size)]
@@ -178,10 +178,8 @@ def test_moments_are_means_over_different_examples(measured):
 
 def test_a_sketch_keeps_inner_products_in_expectation(measured, monkeypatch):
     """With all coordinates it is exact; with 64 of them within a few standard deviations."""
-    pretraining, state, _, examples = measured
-    monkeypatch.setattr(mask_variance, "_SKETCH", 1 << 20)
-    mask_variance._of_example.clear_cache()
-    whole = Gradients(pretraining, state, examples)
+    pretraining, state, whole, examples = measured
+    assert Gradients.num_parameters(state) <= mask_variance._SKETCH
     monkeypatch.setattr(mask_variance, "_SKETCH", 64)
     mask_variance._of_example.clear_cache()
     small = Gradients(pretraining, state, examples)
@@ -216,6 +214,13 @@ def test_all_that_is_written(tmp_path):
     assert "| task | at | schedule | times, pairs | counts |" in report
     assert "| text_to_image | 100% | linear | 0.50 (0.40–0.62) | 0.50 (0.40–0.62) |" in report
     assert report.count("## ") == 4 and "95 % intervals by a bootstrap over 50 examples" in report
+
+
+def test_examples_of_different_sizes_are_refused(measured):
+    pretraining, state, _, _ = measured
+    texts = [Example("text", (Segment("text", np.zeros(size, int)),)) for size in (2, 3)]
+    with pytest.raises(ValueError, match="all examples of a task must have as many targets, got 2 to 3"):
+        Gradients(pretraining, state, texts)
 
 
 def test_an_unknown_task_is_refused(prepared):

@@ -11,12 +11,14 @@ import pytest
 from fakes import MASK, VOCABULARY, begin, text_request
 from jax.tree_util import Partial
 
+from trimask.diffusion.masking import MaskingConfig
 from trimask.diffusion.sampling import sampler
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import Generator
 from trimask.diffusion.sampling.guidance import Guidance, guided, restricted
 from trimask.diffusion.sampling.state import Choice, Rules
 from trimask.diffusion.sampling.strategies import STRATEGIES
+from trimask.diffusion.schedule import COSINE, LINEAR, ScheduleConfig
 from trimask.diffusion.transformer import Transformer, TransformerConfig
 from trimask.tokenizers.sequence import Example, Segment, assemble
 
@@ -444,3 +446,17 @@ def test_an_example_with_nothing_to_fill_stays_as_it_is():
     example = Example("text", (Segment("text", np.array([1, 2, 3])),))
     (answer,) = Generator(fakes.mixing(), VOCABULARY).generate([example], GenerationConfig(), seed=0)
     assert codes(answer) == [1, 2, 3] and answer.nfe == 0 and not len(answer.log_probs)
+
+
+def test_the_plan_follows_the_schedule_with_which_the_requested_modality_was_trained():
+    own = {"image": ScheduleConfig(kind="polynomial", power=3.0)}
+    trained = MaskingConfig(schedule=ScheduleConfig(kind="cosine_mdlm"), schedules=own).schedule_of(VOCABULARY)
+    how = GenerationConfig(steps=4)
+    assert how.grid == "trained" and how.rules(VOCABULARY, trained).grid == trained
+    for grid, expected in (("linear", LINEAR), ("cosine", COSINE)):
+        assert dataclasses.replace(how, grid=grid).rules(VOCABULARY, trained).grid == expected
+    left = 1 - jnp.array([0.0, 0.25, 0.5])
+    text, image = (VOCABULARY.modalities.index(name) for name in ("text", "image"))
+    for modality, share in ((text, 1 - np.cos(np.pi / 2 * left)), (image, np.asarray(left) ** 3)):
+        planned = sampler._left(trained, jnp.full(3, modality), 1 - left)
+        np.testing.assert_allclose(planned, share, rtol=1e-5)

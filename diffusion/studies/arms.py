@@ -6,7 +6,7 @@ the comparison needs (`claims.py`).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from trimask.diffusion.studies.judged_trainings import Judged, JudgedTraining, j
 from trimask.diffusion.studies.trials import Trials
 from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, Positive, Size, whole
 
+Weighting = Literal["elbo", "unweighted"]
+"""Weights of the loss."""
 PILOT_SEEDS = 3
 """Number of seeds of the pilot."""
 _FIRST_OF_PILOT = 1000
@@ -29,8 +31,10 @@ _FIRST_OF_PILOT = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Checked):
-    """What all comparisons of arms have: how many seeds, and how models are judged."""
+    """What all comparisons of arms have: the training, how many seeds, and how models are judged."""
 
+    base: TrainConfig
+    """Training of which the arms vary one thing."""
     smallest_effect: Positive = 0.005
     """δ: smallest relative difference of the mean bound that would matter."""
     max_seeds: Annotated[int, whole(LEAST_SEEDS, 1000)] = 5
@@ -60,10 +64,10 @@ class Compared:
         pairs = zip(self.outcomes[arm], self.outcomes[reference], strict=True)
         return paired_effect([1 - measure(one) / measure(other) for one, other in pairs])
 
-    def gain(self, arm: str, reference: str, measure: Callable[[Judged], float]) -> Effect:
-        """How much larger the measure is in one arm than in another."""
-        pairs = zip(self.outcomes[arm], self.outcomes[reference], strict=True)
-        return paired_effect([measure(one) - measure(other) for one, other in pairs])
+
+def arm_of(weighting: Weighting, what: str) -> str:
+    """Name of the arm that has something and these weights of the loss."""
+    return f"{what}, {weighting}"
 
 
 def compare(

@@ -20,6 +20,7 @@ from jax.tree_util import Partial
 
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import TRAIN, VALIDATION, is_test
+from trimask.diffusion.evaluation.exam import num_given
 from trimask.diffusion.evaluation.held_out import evenly_spaced
 from trimask.diffusion.evaluation.intervals import ratio_and_half_width
 from trimask.diffusion.evaluation.likelihood import num_asked, target_bits
@@ -168,7 +169,8 @@ def _bounds(
     vocabulary, records = prepared.tokenizers.vocabulary, prepared.examples(dataset, split)
     found = []
     for task in prepared.dataset(dataset).tasks(vocabulary):
-        examples = [Example.of_task(task, records[number], 0) for number in chosen]
+        picked = [records[number] for number in chosen]
+        examples = [Example.of_task(task, record, num_given(task, record)) for record in picked]
         measure = partial(target_bits, jax.random.key(0), examples, denoise, vocabulary, num_draws=draws)
         tokens = np.array([num_asked(example, vocabulary) for example in examples], float)
         value, half = ratio_and_half_width(measure(), tokens)

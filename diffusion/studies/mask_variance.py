@@ -36,6 +36,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import TRAIN
+from trimask.diffusion.evaluation.exam import num_given
 from trimask.diffusion.evaluation.held_out import evenly_spaced
 from trimask.diffusion.mask_counts import binomials, cumulative_counts, random_subsets
 from trimask.diffusion.masking import CONDITIONAL, Noised
@@ -143,8 +144,8 @@ class Moments(NamedTuple):
 def at_times(schedule: ScheduleConfig, weighting: str, n: int) -> Masks:
     """Masks at uniform times: nodes are times, spread so that the shares are dense where weights are large."""
     first, last = (np.arcsin(share**0.5) for share in (schedule.min_share, 1 - schedule.min_share))
-    edges = np.sin(np.linspace(first, last, _NODES + 1)) ** 2
-    shares = np.sin((np.linspace(first, last, _NODES + 1)[1:] + np.linspace(first, last, _NODES + 1)[:-1]) / 2) ** 2
+    grid = np.sin(np.linspace(first, last, 2 * _NODES + 1)) ** 2
+    edges, shares = grid[::2], grid[1::2]
     times = np.asarray(schedule.time_of(jnp.asarray(edges, jnp.float32)), np.float64)
     probability = np.diff(times) / (times[-1] - times[0])
     ones = np.ones(_NODES)
@@ -291,7 +292,8 @@ def examples_of(prepared: Prepared, task: str, number: int) -> list[Example]:
         if task in [known.name for known in manifest.tasks(vocabulary)]:
             records = prepared.examples(name, TRAIN)
             chosen = vocabulary.tasks[task]
-            return [Example.of_task(chosen, records[i], 0) for i in evenly_spaced(len(records), number)]
+            picked = [records[index] for index in evenly_spaced(len(records), number)]
+            return [Example.of_task(chosen, record, num_given(chosen, record)) for record in picked]
     raise ValueError(f"no dataset has the task {task!r}; there are {', '.join(vocabulary.tasks)}")
 
 
@@ -303,7 +305,10 @@ class Gradients:
 
     def __init__(self, pretraining: Pretraining, state: TrainState, examples: Sequence[Example]):
         rows = [assemble(pretraining.vocabulary, [example], example.length) for example in examples]
-        self.n = int(rows[0].is_target.sum())
+        sizes = {int(row.is_target.sum()) for row in rows}
+        if len(sizes) > 1:
+            raise ValueError(f"all examples of a task must have as many targets, got {min(sizes)} to {max(sizes)}")
+        (self.n,) = sizes
         scale = jnp.stack([jnp.ones(self.num_parameters(state)), 1 / root_of_second_moment(pretraining, state)])
         signs = jax.random.rademacher(jax.random.key(1), (scale.shape[1],), jnp.float32)
         taken = []

@@ -11,15 +11,15 @@ is.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from trimask.diffusion.masking import MaskingConfig
-from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.studies.arms import (
     Compared,
     Comparison,
+    Weighting,
+    arm_of,
     claim_on_bound,
     compare,
     mean_bits,
@@ -31,7 +31,6 @@ from trimask.diffusion.studies.claims import Claim, Findings, table_of_claims
 from trimask.diffusion.studies.findings import OVER_SEEDS, write_csv
 from trimask.diffusion.studies.trials import Trials
 
-Weighting = Literal["elbo", "unweighted"]
 MASKS = {
     "independent": (False, False),
     "complementary": (True, False),
@@ -46,15 +45,8 @@ _REFERENCE = "independent"
 class MaskStudy(Comparison):
     """Trainings that the study of masks compares."""
 
-    base: TrainConfig
-    """Training whose masks and weights are varied."""
     weightings: tuple[Weighting, ...] = ("elbo", "unweighted")
     """Weights of the loss."""
-
-
-def arm(weighting: str, masks: str) -> str:
-    """Name of an arm."""
-    return f"{masks}, {weighting}"
 
 
 def masked_by(masking: MaskingConfig, masks: str) -> MaskingConfig:
@@ -70,8 +62,8 @@ def study(config: MaskStudy, trials: Trials) -> Findings:
         for masks in MASKS:
             loss = replace(config.base.loss, weighting=weighting)
             masking = masked_by(config.base.masking, masks)
-            arms[arm(weighting, masks)] = replace(config.base, loss=loss, masking=masking)
-            references[arm(weighting, masks)] = arm(weighting, _REFERENCE)
+            arms[arm_of(weighting, masks)] = replace(config.base, loss=loss, masking=masking)
+            references[arm_of(weighting, masks)] = arm_of(weighting, _REFERENCE)
     compared = compare(arms, references, config, trials, "masks")
     write_csv(trials.folder / "masks.csv", rows_of(compared))
     claims = [
@@ -98,7 +90,7 @@ def default_of(compared: Compared, smallest: float) -> str:
     """Name of the way to mask that the rule makes the default."""
 
     def mean(masks):
-        return float(np.mean([mean_bits(outcome) for outcome in compared.outcomes[arm("elbo", masks)]]))
+        return float(np.mean([mean_bits(outcome) for outcome in compared.outcomes[arm_of("elbo", masks)]]))
 
     best = min(MASKS, key=mean)
     if best == _REFERENCE or claim_of(compared, "elbo", best, smallest).verdict != "shown":
@@ -106,7 +98,7 @@ def default_of(compared: Compared, smallest: float) -> str:
     return best
 
 
-def claim_of(compared: Compared, weighting: str, masks: str, smallest: float) -> Claim:
+def claim_of(compared: Compared, weighting: Weighting, masks: str, smallest: float) -> Claim:
     """The claim that a way to mask is better than independent masks."""
-    name, reference = arm(weighting, masks), arm(weighting, _REFERENCE)
+    name, reference = arm_of(weighting, masks), arm_of(weighting, _REFERENCE)
     return claim_on_bound(f"{masks} lower the held-out bound, weights {weighting}", compared, name, reference, smallest)

@@ -30,8 +30,6 @@ _TRIES = 12
 class MixingStudy(Comparison):
     """Trainings that the study of mixing compares."""
 
-    base: TrainConfig
-    """Training whose batches are varied."""
     batches: tuple[Size, ...] = (72, 736)
     """Mean numbers of non-padding tokens per step."""
 

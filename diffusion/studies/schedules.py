@@ -9,9 +9,9 @@ shares for all (`fixed`), and on the schedule's own (`own`).
 Then each modality gets the schedule that was best for it, and the three together are trained beside the best single
 schedule.
 
-Rule of the verdict on a schedule: it changes the bound by at least δ (`smallest_effect`), in its own favour (lower) or
-not (higher), by paired differences relative to linear (`claims.py`). On schedules of modalities: together they lower
-the mean bound by at least δ relative to the best single schedule of the same weights, in seeds that chose neither.
+Rule of the verdict on a schedule: it lowers the bound by at least δ (`smallest_effect`), by paired differences relative
+to linear (`claims.py`). On schedules of modalities: together they lower the mean bound by at least δ relative to the
+best single schedule of the same weights, in seeds that chose neither.
 """
 
 from collections.abc import Mapping
@@ -24,6 +24,8 @@ from trimask.diffusion.schedule import ScheduleConfig
 from trimask.diffusion.studies.arms import (
     Compared,
     Comparison,
+    Weighting,
+    arm_of,
     claim_on_bound,
     compare,
     mean_bits,
@@ -33,7 +35,6 @@ from trimask.diffusion.studies.arms import (
 )
 from trimask.diffusion.studies.claims import Findings, table_of_claims
 from trimask.diffusion.studies.findings import OVER_SEEDS, write_csv
-from trimask.diffusion.studies.masks import Weighting
 from trimask.diffusion.studies.trials import Trials
 from trimask.tokenizers.vocabulary import Vocabulary
 
@@ -54,32 +55,26 @@ _CONFIRMING = 500
 class ScheduleStudy(Comparison):
     """Trainings that the study of noise schedules compares."""
 
-    base: TrainConfig
-    """Training whose noise schedule and weights are varied."""
     weightings: tuple[Weighting, ...] = ("elbo", "unweighted")
     """Weights of the loss."""
-
-
-def arm(weighting: str, schedule: str) -> str:
-    """Name of an arm."""
-    return f"{schedule}, {weighting}"
 
 
 def study(config: ScheduleStudy, trials: Trials) -> Findings:
     """Trains all arms, writes schedules.csv and modalities.csv, and returns the report and the claims."""
     arms = {
-        arm(weighting, name): _with(config.base, weighting, schedule)
+        arm_of(weighting, name): _with(config.base, weighting, schedule)
         for weighting in config.weightings
         for name, schedule in SCHEDULES.items()
     }
-    references = {name: arm(name.split(", ")[1], _REFERENCE) for name in arms}
+    references = {arm_of(w, name): arm_of(w, _REFERENCE) for w in config.weightings for name in SCHEDULES}
     compared = compare(arms, references, config, trials, "schedules")
     write_csv(trials.folder / "schedules.csv", rows_of(compared))
     claims = [
-        claim_on_bound(f"{name} lowers the held-out bound of linear", compared, name, references[name], smallest)
+        claim_on_bound(
+            f"{name} lowers the held-out bound of linear", compared, name, references[name], config.smallest_effect
+        )
         for name in arms
         if name != references[name]
-        for smallest in [config.smallest_effect]
     ]
     vocabulary = trials.prepared.tokenizers.vocabulary
     own, rivals, chosen = {}, {}, []
@@ -88,20 +83,19 @@ def study(config: ScheduleStudy, trials: Trials) -> Findings:
         single = best_single(compared, weighting)
         names = ", ".join(f"{modality} {schedule}" for modality, schedule in best.items())
         chosen.append(f"{weighting}: {names}; the best single schedule is {single}")
+        alone, together = arm_of(weighting, "single"), arm_of(weighting, "own")
+        own[alone] = _with(config.base, weighting, SCHEDULES[single])
         schedules = {modality: SCHEDULES[name] for modality, name in best.items()}
-        masking = replace(config.base.masking, schedules=schedules)
-        together = replace(_with(config.base, weighting, SCHEDULES[single]), masking=masking)
-        own[f"own, {weighting}"], rivals[f"own, {weighting}"] = together, f"single, {weighting}"
-        own[f"single, {weighting}"] = _with(config.base, weighting, SCHEDULES[single])
-        rivals[f"single, {weighting}"] = f"single, {weighting}"
+        own[together] = replace(own[alone], masking=replace(own[alone].masking, schedules=schedules))
+        rivals[alone] = rivals[together] = alone
     confirmed = compare(own, rivals, config, trials, "schedules of modalities", first_seed=_CONFIRMING)
     write_csv(trials.folder / "modalities.csv", rows_of(confirmed))
     claims += [
         claim_on_bound(
             f"a schedule per modality lowers the held-out bound, weights {weighting}",
             confirmed,
-            f"own, {weighting}",
-            f"single, {weighting}",
+            arm_of(weighting, "own"),
+            arm_of(weighting, "single"),
             config.smallest_effect,
         )
         for weighting in config.weightings
@@ -122,13 +116,13 @@ def study(config: ScheduleStudy, trials: Trials) -> Findings:
     return Findings("\n\n".join(parts), claims)
 
 
-def best_of_modalities(compared: Compared, weighting: str, vocabulary: Vocabulary) -> Mapping[str, str]:
+def best_of_modalities(compared: Compared, weighting: Weighting, vocabulary: Vocabulary) -> Mapping[str, str]:
     """Modality → schedule with the lowest bound of the tasks that ask for it."""
     best = {}
     for modality in vocabulary.modalities[1:]:
         means = {}
         for name in SCHEDULES:
-            outcomes = compared.outcomes[arm(weighting, name)]
+            outcomes = compared.outcomes[arm_of(weighting, name)]
             tasks = [task for task in outcomes[0].bits if vocabulary.tasks[task].target == modality]
             if tasks:
                 means[name] = float(np.mean([outcome.bits[task] for outcome in outcomes for task in tasks]))
@@ -137,10 +131,10 @@ def best_of_modalities(compared: Compared, weighting: str, vocabulary: Vocabular
     return best
 
 
-def best_single(compared: Compared, weighting: str) -> str:
+def best_single(compared: Compared, weighting: Weighting) -> str:
     """Schedule with the lowest mean bound."""
     return min(
-        SCHEDULES, key=lambda name: float(np.mean(list(map(mean_bits, compared.outcomes[arm(weighting, name)]))))
+        SCHEDULES, key=lambda name: float(np.mean(list(map(mean_bits, compared.outcomes[arm_of(weighting, name)]))))
     )
 
 

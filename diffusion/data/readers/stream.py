@@ -16,7 +16,7 @@ an original of `test_original` may have written others.
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
@@ -167,7 +167,7 @@ class StreamSource:
     """Name of the config in `STREAM_CONFIGS`."""
     size: int
     """Number of records of the split `train`."""
-    fill: Fill = field(default="whole")
+    fill: Fill = "whole"
 
     def __post_init__(self):
         if self.name not in STREAM_CONFIGS:
