@@ -158,10 +158,16 @@ def test_each_modality_gets_its_best_schedule_and_that_is_confirmed_by_other_see
     assert (
         "unweighted: text polynomial" in found.report and "image cosine_md4; the best single schedule" in found.report
     )
-    chosen, confirming = (set(t.train.seed for t in asked) for _, _, asked in trials.asked[1::2])
-    assert not chosen & confirming and len(confirming) == 5
+    (_, _, pilot), (_, _, choosing), (_, _, last) = trials.asked
+    assert len(pilot) == 3 * 4 and len(choosing) == 5 * 10 and len(last) == 5 * 4
+    assert len({t.train.seed for asked in (pilot, choosing, last) for t in asked}) == 3 + 5 + 5
     own = [t.train.masking for _, _, asked in trials.asked[2:] for t in asked if t.train.masking.schedules]
     assert all(masking.schedules["image"].kind for masking in own)
+    # The page says of each task by itself what a schedule does for it.
+    by_task = found.report.split("Each task by itself:")[1].split("Training rows")[0].splitlines()
+    (line,) = (line for line in by_task if line.startswith("| cosine_md4, unweighted |"))
+    image, text = (float(cell.split("%")[0]) for cell in line.split("|")[2:4])
+    assert image == pytest.approx(5, abs=0.2) and text == pytest.approx(0, abs=0.2)
     assert {path.name for path in tmp_path.glob("*.csv")} == {"schedules.csv", "modalities.csv"}
 
 

@@ -1,10 +1,10 @@
 """Compares trainings that differ in one thing, the arms, over paired seeds, by bounds and judged samples.
 
 Every arm is trained from the same seeds. First a pilot of 3 seeds, which counts for nothing else, says how many seeds
-the comparison needs (`claims.py`).
+the comparison needs (`claims.py`); it may be one of a few arms, whose differences vary as much as those of the others.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -76,14 +76,18 @@ def compare(
     config: Comparison,
     trials: Trials,
     what: str,
+    *,
     first_seed: int = 0,
+    piloted: Collection[str] | None = None,
+    asked: int | None = None,
 ) -> Compared:
     """Trains and judges all arms; `references` maps each arm to that which it is compared with, maybe itself.
 
-    Seeds count from `config.first_seed` + `first_seed`, relative to that of the base.
+    Seeds count from `config.first_seed` + `first_seed`, relative to that of the base. The pilot trains the arms in
+    `piloted`, with their references, or all; there is none if the number of `asked` seeds is known.
     """
 
-    def run(seeds: Sequence[int], what: str) -> dict[str, list[Judged]]:
+    def run(arms: Mapping[str, TrainConfig], seeds: Sequence[int], what: str) -> dict[str, list[Judged]]:
         planned = [
             JudgedTraining(
                 train=replace(train, seed=train.seed + seed),
@@ -98,16 +102,24 @@ def compare(
         return {arm: found[number :: len(arms)] for number, arm in enumerate(arms)}
 
     first_seed += config.first_seed
-    first_of_pilot = first_seed + _FIRST_OF_PILOT
-    pilot = Compared(run(range(first_of_pilot, first_of_pilot + PILOT_SEEDS), f"{what}: pilot"), 0)
-    deviations = [pilot.effect(arm, reference, mean_bits).deviation for arm, reference in references.items()]
-    asked = seeds_for(max(deviations), config.smallest_effect)
-    return Compared(run(range(first_seed, first_seed + min(asked, config.max_seeds)), what), asked)
+    if asked is None:
+        piloted = arms if piloted is None else piloted
+        few = {name: arm for name, arm in arms.items() if name in piloted}
+        first_of_pilot = first_seed + _FIRST_OF_PILOT
+        pilot = Compared(run(few, range(first_of_pilot, first_of_pilot + PILOT_SEEDS), f"{what}: pilot"), 0)
+        deviations = [pilot.effect(arm, references[arm], mean_bits).deviation for arm in few]
+        asked = seeds_for(max(deviations), config.smallest_effect)
+    return Compared(run(arms, range(first_seed, first_seed + min(asked, config.max_seeds)), what), asked)
 
 
 def mean_bits(outcome: Judged) -> float:
     """Bits per token of the tasks' targets, the mean over tasks."""
     return float(np.mean(list(outcome.bits.values())))
+
+
+def bits_of(task: str) -> Callable[[Judged], float]:
+    """Measure: bits per token of one task's targets."""
+    return lambda outcome: outcome.bits[task]
 
 
 def mean_share(sampling: str) -> Callable[[Judged], float]:
@@ -149,6 +161,17 @@ def table_of(compared: Compared, references: Mapping[str, str]) -> str:
         distances = [np.mean([mean_distance(name)(outcome) for outcome in outcomes]) for name in samplings]
         body.append([arm, *bits, effect, *(f"{x:.1%}" for x in shares), *(f"{x:.3g}" for x in distances)])
     return markdown_table(header, body)
+
+
+def table_of_effects(compared: Compared, references: Mapping[str, str]) -> str:
+    """Markdown table of all arms but the references: how much lower the bound of each task is than the reference's."""
+    measures = {task: bits_of(task) for task in next(iter(compared.outcomes.values()))[0].bits}
+    body = [
+        [arm, *(shown(compared.effect(arm, references[arm], measure)) for measure in measures.values())]
+        for arm in compared.outcomes
+        if arm != references[arm]
+    ]
+    return markdown_table(["arm", *(f"{task} lower by" for task in measures)], body)
 
 
 def shown(effect: Effect) -> str:

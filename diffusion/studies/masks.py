@@ -25,6 +25,7 @@ from trimask.diffusion.studies.arms import (
     mean_bits,
     rows_of,
     table_of,
+    table_of_effects,
     use_of_data,
 )
 from trimask.diffusion.studies.claims import Claim, Findings, table_of_claims
@@ -79,6 +80,8 @@ def study(config: MaskStudy, trials: Trials) -> Findings:
         f"Bits per token of the targets of each task, on {config.examples} validation examples, and the mean over "
         f"tasks relative to independent masks of the same weights, by paired seeds with 95 % intervals. {over}",
         table_of(compared, references),
+        "Each task by itself:",
+        table_of_effects(compared, references),
         use_of_data(compared, trials.prepared),
         f"The default by the rule: {default_of(compared, config.smallest_effect)}.",
         table_of_claims(claims),

@@ -12,6 +12,8 @@ schedule.
 Rule of the verdict on a schedule: it lowers the bound by at least δ (`smallest_effect`), by paired differences relative
 to linear (`claims.py`). On schedules of modalities: together they lower the mean bound by at least δ relative to the
 best single schedule of the same weights, in seeds that chose neither.
+
+The pilot, which says how many seeds are needed, is of linear and the polynomial of power 3, the furthest from it.
 """
 
 from collections.abc import Mapping
@@ -31,6 +33,7 @@ from trimask.diffusion.studies.arms import (
     mean_bits,
     rows_of,
     table_of,
+    table_of_effects,
     use_of_data,
 )
 from trimask.diffusion.studies.claims import Findings, table_of_claims
@@ -47,6 +50,8 @@ SCHEDULES = {
 }
 """Name → noise schedule that is compared."""
 _REFERENCE = "linear"
+_PILOTED = "polynomial 3"
+"""Schedule of the pilot, the furthest from linear."""
 _CONFIRMING = 500
 """Seed of the first training that compares schedules of modalities, relative to that of the base."""
 
@@ -67,7 +72,8 @@ def study(config: ScheduleStudy, trials: Trials) -> Findings:
         for name, schedule in SCHEDULES.items()
     }
     references = {arm_of(w, name): arm_of(w, _REFERENCE) for w in config.weightings for name in SCHEDULES}
-    compared = compare(arms, references, config, trials, "schedules")
+    piloted = {arm_of(weighting, name) for weighting in config.weightings for name in (_REFERENCE, _PILOTED)}
+    compared = compare(arms, references, config, trials, "schedules", piloted=piloted)
     write_csv(trials.folder / "schedules.csv", rows_of(compared))
     claims = [
         claim_on_bound(
@@ -88,7 +94,15 @@ def study(config: ScheduleStudy, trials: Trials) -> Findings:
         schedules = {modality: SCHEDULES[name] for modality, name in best.items()}
         own[together] = replace(own[alone], masking=replace(own[alone].masking, schedules=schedules))
         rivals[alone] = rivals[together] = alone
-    confirmed = compare(own, rivals, config, trials, "schedules of modalities", first_seed=_CONFIRMING)
+    confirmed = compare(
+        own,
+        rivals,
+        config,
+        trials,
+        "schedules of modalities",
+        first_seed=_CONFIRMING,
+        asked=compared.asked_seeds,
+    )
     write_csv(trials.folder / "modalities.csv", rows_of(confirmed))
     claims += [
         claim_on_bound(
@@ -106,6 +120,8 @@ def study(config: ScheduleStudy, trials: Trials) -> Findings:
         f"tasks relative to linear with the same weights, by paired seeds with 95 % intervals. "
         f"{OVER_SEEDS.format(seeds)} The pilot asks for {compared.asked_seeds} seeds.",
         table_of(compared, references),
+        "Each task by itself:",
+        table_of_effects(compared, references),
         use_of_data(compared, trials.prepared),
         "## A schedule per modality",
         f"Best of each modality, by its own bound: {'. '.join(chosen)}. Trained from seeds that chose nothing:",
