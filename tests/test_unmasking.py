@@ -17,6 +17,7 @@ from trimask.diffusion.evaluation.intervals import wilson_interval
 from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import Answer, Generator
+from trimask.diffusion.studies.claims import Findings, table_of_claims
 from trimask.diffusion.studies.final import FinalResult
 from trimask.diffusion.studies.trials import Trials, weights_digest
 from trimask.sampling_rl.grpo import GRPOConfig
@@ -89,7 +90,7 @@ def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_pa
         monkeypatch.setattr(f"{module}.load", fakes.opening(loaded, Path(STUDY.run)))
     asked = dataclasses.replace(STUDY, policies=policies, max_examples=4)
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
-        text = study(asked, trials)
+        text = study(asked, trials).report
     with (tmp_path / "points.csv").open() as file:
         rows = list(csv.DictReader(file))
     label = "policy, α 1, blocks of 2"
@@ -107,7 +108,7 @@ def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_pa
     # Recorded measurements are not repeated, except for other problems.
     monkeypatch.setattr("trimask.sampling_rl.studies.unmasking._opened", lambda *_: pytest.fail("measured again"))
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
-        assert study(asked, trials) == text
+        assert study(asked, trials).report == text
         with pytest.raises(BaseException, match="measured again"):
             study(dataclasses.replace(asked, max_examples=2), trials)
         # Nor are they those of a model that was trained again to the same step.
@@ -173,7 +174,15 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         seed=17,
     )
     trials = MadeUp(tmp_path, seen)
-    assert study(config, trials) == written(
+    found = study(config, trials)
+    points, claims = found.report.split("\n\n## Claims\n\n")
+    assert claims == table_of_claims(found.claims) and {claim.claim: claim.verdict for claim in found.claims} == {
+        "small: policy, α 1, in blocks of 2: as accurate as the best threshold": "undecided",
+        "small: policy, α 1, in blocks of 2: more accurate than threshold with as few evaluations": "undecided",
+        "small: threshold collapses without blocks of 2": "refuted",
+        "small: the most accurate heuristic collapses without blocks of 2": "refuted",
+    }
+    assert points == written(
         """
         runs/small at step 1234, 50 problems of sums text test.
 
@@ -428,22 +437,24 @@ def test_policies_are_trained_and_measured_and_not_trained_again(loaded, prepare
     monkeypatch.setattr("trimask.diffusion.studies.trials.load", fakes.opening(loaded, Path(ALL_PARTS.run)))
     small = dataclasses.replace(ALL_PARTS, parts=("rewards",))
     monkeypatch.setattr(
-        "trimask.sampling_rl.studies.unmasking.study", lambda config, _: " ".join((config.dataset, *config.policies))
+        "trimask.sampling_rl.studies.unmasking.study",
+        lambda config, _, claimed: Findings(" ".join((config.dataset, *config.policies, "claims on", *claimed)), []),
     )
     reports, let_go = list[tuple[int, int]](), list[int]()
     monkeypatch.setattr("jax.clear_caches", lambda: let_go.append(len(reports)))
     with Trials(tmp_path, prepared.folder, 0, lambda _, *counts: reports.append(counts)) as trials:
-        text = run_policy_study(small, trials)
+        text = run_policy_study(small, trials).report
     assert reports == [(0, 1), (1, 1)] and let_go == [1]
-    assert text == f"sums {tmp_path / 'policies/scratch-additive-s0'}"
+    claimed = " ".join(str(tmp_path / f"policies/{how}-a1-s0") for how in ("blocks", "full"))
+    assert text == f"sums {tmp_path / 'policies/scratch-additive-s0'} claims on {claimed}"
     assert (
         json.loads((tmp_path / "policies/scratch-additive-s0/config.json").read_text())["reward"]["kind"] == "additive"
     )
     monkeypatch.setattr(PolicyTraining, "step", lambda *_: pytest.fail("trained again"))
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
-        assert run_policy_study(small, trials) == text
+        assert run_policy_study(small, trials).report == text
     # The final score is that of the same comparison, and of trained policies alone.
-    scored = FinalResult(text, [], [])
+    scored = FinalResult(text.split(" claims")[0], [], [])
     monkeypatch.setattr(
         unmasking, "final", lambda config, _: scored._replace(model=" ".join((config.dataset, *config.policies)))
     )
@@ -457,6 +468,8 @@ def test_policies_are_trained_and_measured_and_not_trained_again(loaded, prepare
 
 def test_a_chain_is_a_start_and_all_that_goes_on_from_it(tmp_path):
     config = dataclasses.replace(ALL_PARTS, parts=("alphas", "scratch"), seeds=2)
+    later = list(policy_trials(dataclasses.replace(config, first_seed=10), tmp_path, 16))
+    assert {(trial.name[-3:], trial.config.seed) for trial in later} == {("s10", 10), ("s11", 11)}
     planned = list(policy_trials(config, tmp_path, 16))
     names = [[training.name for training in chain] for chain in chains(planned)]
     assert names[0] == ["imitated-full-s0", "full-a1-s0", "full-a0.3-s0", "full-a3-s0"]
@@ -570,7 +583,7 @@ def test_a_study_without_orders_ends_well(loaded, prepared, tmp_path, monkeypatc
     monkeypatch.setattr("trimask.diffusion.studies.trials.load", fakes.opening(loaded, Path(STUDY.run)))
     trials = MadeUp(tmp_path, lambda way: Measurement(0.5, 1.0, 2, None, [], []))
     trials.data = prepared.folder
-    assert "| threshold | 0.5 |" in study(dataclasses.replace(STUDY, thresholds=(0.5,)), trials)
+    assert "| threshold | 0.5 |" in study(dataclasses.replace(STUDY, thresholds=(0.5,)), trials).report
     assert not (tmp_path / "orders.csv").exists()
 
 

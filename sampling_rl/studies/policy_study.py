@@ -24,6 +24,7 @@ from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.run.folder import checkpoint_steps
 from trimask.diffusion.run.progress import without_bars
 from trimask.diffusion.sampling.policy import PolicyConfig
+from trimask.diffusion.studies.claims import Findings
 from trimask.diffusion.studies.final import FinalResult
 from trimask.diffusion.studies.findings import grouped
 from trimask.diffusion.studies.trials import Trials, open_run
@@ -31,7 +32,7 @@ from trimask.sampling_rl.problem_sets import from_prepared
 from trimask.sampling_rl.studies import unmasking
 from trimask.sampling_rl.studies.unmasking import UnmaskingStudy
 from trimask.sampling_rl.train_policy import PolicyTrainConfig, problems_summary, train_policy
-from trimask.tokenizers.storage.ranges import Checked, NonNegative, PositiveInt, Size
+from trimask.tokenizers.storage.ranges import Checked, NonNegative, NonNegativeInt, PositiveInt, Size
 from trimask.tokenizers.vocabulary import TEXT
 
 Part = Literal["alphas", "scratch", "inputs", "laws", "rewards", "imitation"]
@@ -53,6 +54,8 @@ class PolicyStudy(Checked):
     """Inputs of the policy to compare, each in place of the confidence."""
     seeds: Size = 3
     """Number of seeds of every training."""
+    first_seed: NonNegativeInt = 0
+    """First seed. A claim is tried again by seeds that nobody has seen."""
     imitated: PositiveInt = 1600
     """Number of problems of a training of an initial policy, which imitates thresholds."""
     problems: PositiveInt = 2000
@@ -76,6 +79,11 @@ class PolicyStudy(Checked):
             raise ValueError(f"there must be parts and alphas; got {self.parts} and {self.alphas}")
 
     @property
+    def all_seeds(self) -> range:
+        """The seeds."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    @property
     def imitated_alone(self) -> int:
         """Number of problems of imitation alone, with as many episodes as an initial policy and GRPO use together."""
         return self.imitated + self.problems * self.full.grpo.group // len(self.imitation.experts)
@@ -96,7 +104,7 @@ def policy_trials(config: PolicyStudy, folder: Path, hidden_size: int) -> Iterat
 
     `hidden_size` is the width of the model, for policies whose input is its hidden states.
     """
-    for seed in range(config.seeds):
+    for seed in config.all_seeds:
         for part in config.parts:
             yield from _trials_of_part(part, config, folder, hidden_size, seed)
 
@@ -168,15 +176,19 @@ def _train_chain_quietly(*arguments: Any) -> None:
         train_chain(*arguments)
 
 
-def study(config: PolicyStudy, trials: Trials) -> str:
-    """Trains the policies, compares them with heuristics as the study `unmasking` does, and returns its report."""
+def study(config: PolicyStudy, trials: Trials) -> Findings:
+    """Trains the policies, compares them with heuristics as the study `unmasking` does, and returns its report.
+
+    Claims are made on policies of the first α that start from an initial policy, in blocks and without.
+    """
     loaded, _ = open_run(config.run, trials.data)
     folder = trials.folder / "policies"
     planned = list(policy_trials(config, folder, loaded.description.train.model.width))
     if trials.may_add:
         _train_all(config, folder, planned, trials)
     _require_trained(folder, planned)
-    return unmasking.study(_comparison(config, folder, planned), trials)
+    main = [f"{how}-a{config.alphas[0]:g}-s{seed}" for how in ("blocks", "full") for seed in config.all_seeds]
+    return unmasking.study(_comparison(config, folder, planned), trials, [str(folder / name) for name in main])
 
 
 def rule(config: PolicyStudy) -> str:

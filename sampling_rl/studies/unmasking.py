@@ -8,11 +8,13 @@ On validation problems of one model the study measures
 3. the order in which positions are revealed: how far it runs from left to right (Spearman's correlation of position and
    step), and how many positions are revealed per step.
 
+Verdicts on the policies follow from these points by the rules of `unmasking_claims.py`.
+
 `final` scores the fronts on the test splits: what was chosen on the validation split by `rule`.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +30,7 @@ from trimask.diffusion.run.folder import checkpoint_steps
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.sampling.generator import Answer, Generator
 from trimask.diffusion.sampling.learned import describe_policy, folder_and_checkpoint
+from trimask.diffusion.studies.claims import Findings, table_of_claims
 from trimask.diffusion.studies.final import FinalResult, splits_to_score
 from trimask.diffusion.studies.findings import grouped, write_csv
 from trimask.diffusion.studies.heuristics import HeuristicSetting, heuristic_settings
@@ -36,6 +39,7 @@ from trimask.diffusion.studies.trials import ModelTrial, Trials, of_model, open_
 from trimask.diffusion.studies.verdict import ScoredSetting
 from trimask.sampling_rl.problem_sets import dataset_with, from_prepared
 from trimask.sampling_rl.problems import ProblemSet
+from trimask.sampling_rl.studies.unmasking_claims import claims_of
 from trimask.sampling_rl.studies.unmasking_report import (
     FrontPoint,
     Order,
@@ -161,8 +165,11 @@ class Measurement:
     """`Order.per_step`; empty if no order was measured."""
 
 
-def study(config: UnmaskingStudy, trials: Trials) -> str:
-    """Measures all settings, writes points.csv, orders.csv and two figures, and returns the report in Markdown."""
+def study(config: UnmaskingStudy, trials: Trials, claimed: Collection[str] | None = None) -> Findings:
+    """Measures all settings, writes points.csv, orders.csv and two figures, and returns the report and the claims.
+
+    Claims are made on the policies in the folders `claimed`, or on all.
+    """
     loaded, _ = open_run(config.run, trials.data)
     planned, results = _measured(config, loaded.step, trials)
     points, orders = [], []
@@ -178,7 +185,14 @@ def study(config: UnmaskingStudy, trials: Trials) -> str:
     draw_orders(trials.folder / "orders.png", orders)
     name = " ".join(filter(None, (config.dataset, config.task, config.split)))
     where = f"{config.run} at step {loaded.step}, {points[0].problems} problems of {name}"
-    return f"{where}.\n\n{table_of_points(points)}\n\n{table_of_orders(orders)}"
+    parts = [f"{where}.", table_of_points(points), table_of_orders(orders)]
+    origins = zip(config.policies, policy_origins(config.policies), strict=True)
+    labels = {origin.label for folder, origin in origins if claimed is None or folder in claimed}
+    answers = f", answers of {config.length} tokens" if config.length else ""
+    claims = claims_of(points, labels, f"{Path(config.run).name}{answers}")
+    if claims:
+        parts += ["## Claims", table_of_claims(claims)]
+    return Findings("\n\n".join(parts), claims)
 
 
 def rule(config: UnmaskingStudy) -> str:
