@@ -299,7 +299,6 @@ def _trimodal(*, num_layers: int, fsdp: int, horizon_tokens: int) -> Experiment:
             model=model,
             parametrization=ParametrizationConfig(base_width=512, base_layers=4, base_heads=4),
             loss=LossConfig(z_loss=1e-5),
-            masking=MaskingConfig(complementary=True),
             optimizer=OptimizerConfig(
                 learning_rate=3e-3, horizon_tokens=horizon_tokens, warmup_tokens=horizon_tokens // 100
             ),

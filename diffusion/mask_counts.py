@@ -7,7 +7,7 @@ If each of n tokens is masked independently at a random time, l of them are with
 and all sets of l tokens are equally likely. The negative ELBO of masked diffusion is Σ_l 1/l · E Σ_{i masked} of a
 random set of l ≥ 1 tokens, whatever the schedule (the any-order bound; arXiv 2502.09992, eq. 6). So the weight of a
 masked token is 1/(l·P(l)), which is the mean of the weight w(t) over the times at which l tokens may be masked; no time
-has to be cut off. It is n/l for the linear schedule, at most n, and at most 1.6 n for `cosine_md4`.
+has to be cut off. It is n/l for the linear schedule, whose counts are uniform, and at most 1.6 n for `cosine_md4`.
 
 Without complements P is restricted to l ≥ 1, since a loss needs a masked token. In a pair with its complement l may be
 0 and n, and the weight of the complement is 1/((n − l)·P(l)).
@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from trimask.diffusion.schedule import ScheduleConfig
 
 MAX_LENGTH = 4096
-"""Longest row whose masks can be drawn by counts: a table has (length + 1)² numbers."""
+"""Longest row whose masks can be drawn by counts that are not uniform: a table has (length + 1)² numbers."""
 _INTERVALS = 4096
 """Number of intervals of masked shares over which P(l) is integrated."""
 
@@ -83,6 +83,15 @@ def draw_counts(
         is_below = cumulative(middle) <= level
         low, high = jnp.where(is_below, jnp.minimum(middle + 1, high), low), jnp.where(is_below, high, middle)
     return low, (cumulative(low) - cumulative(low - 1)) / (1 - below)
+
+
+def draw_uniform_counts(
+    share: Float[Array, "*shape"], num_targets: Int[Array, "*shape"], least: int
+) -> tuple[Int[Array, "*shape"], Float[Array, "*shape"]]:
+    """`draw_counts` for the linear schedule, P(l) = 1/(n + 1), which needs no table and has no longest row."""
+    numbers = jnp.maximum(num_targets + 1 - least, 1)
+    count = least + (share * numbers).astype(jnp.int32)
+    return jnp.minimum(count, num_targets), 1 / numbers.astype(jnp.float32)
 
 
 def random_subsets(

@@ -16,9 +16,9 @@ The second and the third have half of `joint_probability` each, the fourth has `
 condition count as conditional. The expected loss of the first two modes is a bound, of the target given its condition
 and of both sides together; that of the others is not.
 
-With `counts` the number of masked tokens is drawn in place of a time, by the same stratified shares (`mask_counts.py`):
-of the targets of both sides together in the mode JOINT, by the schedule of the example's target; of each side, by its
-own schedule, in the mode JOINT_TWICE.
+With `counts`, the default, the number of masked tokens is drawn in place of a time, by the same stratified shares
+(`mask_counts.py`): of the targets of both sides together in the mode JOINT, by the schedule of the example's target; of
+each side, by its own schedule, in the mode JOINT_TWICE.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
-from trimask.diffusion.mask_counts import cumulative_counts, draw_counts, random_subsets
+from trimask.diffusion.mask_counts import cumulative_counts, draw_counts, draw_uniform_counts, random_subsets
 from trimask.diffusion.schedule import Schedule, ScheduleConfig, low_discrepancy_shares, stratified
 from trimask.tokenizers.sequence import TokenRows, example_starts, task_tokens
 from trimask.tokenizers.storage.formats import added_field
@@ -49,9 +49,10 @@ class MaskingConfig(Checked):
     flags are those of masking.schedules.image, and so on."""
     schedules: dict[str, ScheduleConfig] = added_field(as_before={}, default_factory=dict)
     """Noise schedules of modalities that have one of their own, by name."""
-    counts: bool = added_field(as_before=False, default=False)
+    counts: bool = added_field(as_before=False, default=True)
     """Draw the number of masked tokens of an example, instead of a time at which each is masked independently. The
-    weights of the ELBO are smaller, and no `min_share` is cut off."""
+    weights of the ELBO are smaller, and no `min_share` is cut off. The default, since the study of masks found it best
+    (`masks.py`)."""
     complementary: bool = False
     """Use each example twice per batch, with a mask and its complement (anti-masking in the tri-modal paper)."""
     joint_probability: Share = 0.2
@@ -171,11 +172,14 @@ def _masked_by_counts(
     group = 2 * sequence.segment + is_apart
     of_groups = jnp.zeros((len(share), 2 * (sequence.length + 1)), jnp.int32)
     num_targets = of_groups.at[rows, group].add(is_target)[rows, group]
-    # Both sides of a joint example together have the schedule of its target.
-    own = jnp.where(sequence.is_target | is_apart, sequence.modality, 0)
-    table, number_of = map(jnp.asarray, _tables(schedule, sequence.length))
-    number = number_of[of_groups.at[rows, group].max(own)[rows, group]]
-    count, probability = draw_counts(share, num_targets, table, number, least)
+    if schedule.is_linear:
+        count, probability = draw_uniform_counts(share, num_targets, least)
+    else:
+        # Both sides of a joint example together have the schedule of its target.
+        own = jnp.where(sequence.is_target | is_apart, sequence.modality, 0)
+        table, number_of = map(jnp.asarray, _tables(schedule, sequence.length))
+        number = number_of[of_groups.at[rows, group].max(own)[rows, group]]
+        count, probability = draw_counts(share, num_targets, table, number, least)
     weight, weight_of_complement = (
         jnp.where(masked > 0, 1 / jnp.maximum(masked * probability, jnp.finfo(jnp.float32).tiny), 0.0)
         for masked in (count, num_targets - count)

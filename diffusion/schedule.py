@@ -91,6 +91,11 @@ class Schedule:
     of_modality: tuple[ScheduleConfig, ...]
     """Schedule of every modality, by its number."""
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether all schedules are s(t) = t."""
+        return all(config.power_of_time == 1 for config in self.of_modality)
+
     def mask_probability(self, times: Float[Array, "*shape"], modality: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         """s(t), the probability that a token is masked, which rises from 0 to 1."""
         return self._selected(lambda config: config.masked_share(times), modality)

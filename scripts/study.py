@@ -11,7 +11,6 @@ import functools
 import platform
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,17 +90,16 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
                 out.mkdir(parents=True, exist_ok=True)
                 configuration.save(out / "config.json", config)
         Prepared(data).require_verified(report)
-        start = time.perf_counter()
         found = study.run(config, trials)
         if isinstance(found, Findings):
             if trials.may_add:
-                record_claims(trials, found.claims, command, time.perf_counter() - start)
+                record_claims(trials, found.claims, command)
             found = found.report
         if options.final and study.final is not None:
             score = functools.partial(study.final.score, config, trials)
             score_test(study.final.rule(config), score, trials, options.again)
         verdict = load_verdict(out)
-        took = f"All calls together took {verdict.seconds / 60:.0f} minutes." if verdict.seconds else ""
+        took = f"All trials together took {verdict.seconds / 60:.0f} minutes." if verdict.seconds else ""
         report_text = "\n\n".join(filter(None, (found, took, page_of_verdict(verdict))))
         is_new = trials.may_add
     figures = "\n".join(f"![{path.stem}]({path.name})" for path in sorted(out.glob("*.png")))

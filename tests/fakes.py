@@ -25,8 +25,8 @@ MASK = VOCABULARY.mask_id
 TEXT_IDS = VOCABULARY.text_range
 
 
-MASKINGS = {kind: MaskingConfig(schedule=ScheduleConfig(kind=kind)) for kind in TABLE} | {
-    "by modality": MaskingConfig(schedules={TEXT: ScheduleConfig(kind="polynomial", power=3.0)})
+MASKINGS = {kind: MaskingConfig(counts=False, schedule=ScheduleConfig(kind=kind)) for kind in TABLE} | {
+    "by modality": MaskingConfig(counts=False, schedules={TEXT: ScheduleConfig(kind="polynomial", power=3.0)})
 }
 """Name → masking by every schedule of the table, and by one that differs by modality: t³ for text, t for all others."""
 

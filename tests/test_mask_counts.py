@@ -11,7 +11,7 @@ from fakes import VOCABULARY
 from scipy.integrate import quad
 from scipy.special import gammaln
 
-from trimask.diffusion.mask_counts import cumulative_counts, draw_counts, random_subsets
+from trimask.diffusion.mask_counts import cumulative_counts, draw_counts, draw_uniform_counts, random_subsets
 from trimask.diffusion.masking import CONDITIONAL, JOINT, JOINT_TWICE, MaskingConfig, forward_process
 from trimask.diffusion.schedule import SCHEDULES, ScheduleConfig
 from trimask.tokenizers.sequence import Example, Segment, assemble, stack_rows
@@ -59,6 +59,19 @@ def test_draws_are_the_quantiles_of_the_distribution_and_say_its_probabilities(k
     assert (np.diff(counts) >= 0).all()
     np.testing.assert_allclose(np.bincount(counts, minlength=n + 1) / size, expected, atol=3e-5)
     np.testing.assert_allclose(probability, expected[counts], rtol=1e-5)
+    if kind == "linear":  # needs no table
+        uniform, probability_of_each = map(np.asarray, draw_uniform_counts(shares, numbers[0], least))
+        assert (uniform != counts).mean() < 1e-4
+        np.testing.assert_allclose(probability_of_each, 1 / (n + 1 - least), rtol=1e-6)
+
+
+def test_uniform_counts_stay_within_the_targets_at_any_length():
+    last = jnp.float32(1 - 2**-24)
+    for n in (0, 1, 5000, 1_000_003):
+        shares, number = jnp.array([0.0, last]), jnp.array([n, n])
+        for least in (0, 1):
+            counts, probability = draw_uniform_counts(shares, number, least)
+            assert counts.tolist() == [min(least, n), n] and np.isfinite(np.asarray(probability)).all()
 
 
 def test_without_targets_nothing_is_drawn():

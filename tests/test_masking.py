@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import fakes
@@ -24,6 +25,9 @@ from trimask.diffusion.masking import (
 from trimask.diffusion.schedule import ScheduleConfig
 from trimask.tokenizers.sequence import Example, Segment, assemble, stack_rows
 from trimask.tokenizers.vocabulary import Vocabulary
+
+at_times = partial(MaskingConfig, counts=False)
+"""Masks at random times; those by counts are tested in test_mask_counts.py."""
 
 TEXT_LENGTH = 3
 compiled_process = jax.jit(forward_process, static_argnums=(2, 3))
@@ -114,7 +118,7 @@ def test_complementary_masks_lower_the_variance_of_the_gradient_at_equal_compute
     schedule = ScheduleConfig(kind="linear", min_share=0.05)
 
     def gradients(complementary, rows):
-        config = MaskingConfig(schedule=schedule, complementary=complementary)
+        config = at_times(schedule=schedule, complementary=complementary)
         grad = jax.grad(lambda table, key: estimate(key, table, row, vocabulary, config, rows)[0])
         return jax.jit(jax.vmap(grad, (None, 0)))(table, jax.random.split(jax.random.key(2), 4000))
 
@@ -127,7 +131,7 @@ def test_devices_that_share_the_rows_have_equal_work(toy, vocabulary):
     """Each of 8 devices has 8 of 64 rows. If times were evenly spread in row order, the ratio would be 1.8."""
     _, row = toy
     batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (64, *x.shape)), row)
-    masks = jax.jit(jax.vmap(lambda key: forward_process(key, batch, vocabulary, MaskingConfig()).is_masked))
+    masks = jax.jit(jax.vmap(lambda key: forward_process(key, batch, vocabulary, at_times()).is_masked))
     shares = np.asarray(masks(jax.random.split(jax.random.key(4), 200))).reshape(200, 8, -1).sum(-1)
     assert (shares.max(1) / shares.mean(1)).mean() < 1.35
 
@@ -139,7 +143,7 @@ def test_the_reported_bound_does_not_depend_on_what_is_trained_on(toy, vocabular
 
     @jax.jit
     def both(key):
-        noised = forward_process(key, batch, vocabulary, MaskingConfig())
+        noised = forward_process(key, batch, vocabulary, at_times())
         logits, matrix = table_logits(table, noised.sequence, vocabulary), jnp.eye(vocabulary.size)
         return [
             loss_and_metrics(
@@ -172,7 +176,7 @@ def pairs(vocabulary):
 
 
 def test_a_condition_is_never_masked_and_carries_no_loss(vocabulary, pairs):
-    config = MaskingConfig(joint_probability=0.0, drop_probability=0.0, complementary=True)
+    config = at_times(joint_probability=0.0, drop_probability=0.0, complementary=True)
     noised = noised_by(0, pairs, vocabulary, config)
     twice = np.concatenate([pairs.is_condition] * 2)
     assert not (noised.is_masked & twice).any() and not (noised.is_target & twice).any()
@@ -181,7 +185,7 @@ def test_a_condition_is_never_masked_and_carries_no_loss(vocabulary, pairs):
 
 
 def test_a_dropped_condition_is_hidden_without_loss(vocabulary, pairs):
-    config = MaskingConfig(joint_probability=0.0, drop_probability=1.0)
+    config = at_times(joint_probability=0.0, drop_probability=1.0)
     noised = noised_by(0, pairs, vocabulary, config)
     assert (noised.sequence.tokens[pairs.is_condition] == vocabulary.mask_id).all()
     assert not noised.is_masked[pairs.is_condition].any() and not noised.is_target[pairs.is_condition].any()
@@ -193,7 +197,7 @@ def test_a_prompt_is_whole_or_hidden_and_never_a_target(vocabulary):
     examples = [Example.of_task(vocabulary.tasks["text"], codes, num_given) for num_given in (2, 0)]
     rows = stack_rows([assemble(vocabulary, examples, 13)] * 64)
     for joint, drop, hidden in ((1.0, 0.0, {0}), (0.0, 1.0, {2}), (0.3, 0.5, {0, 2})):
-        noised = noised_by(1, rows, vocabulary, MaskingConfig(joint_probability=joint, drop_probability=drop))
+        noised = noised_by(1, rows, vocabulary, at_times(joint_probability=joint, drop_probability=drop))
         is_hidden = noised.sequence.tokens[:, 2:4] == vocabulary.mask_id
         assert set(is_hidden.sum(axis=1).tolist()) == hidden
         np.testing.assert_array_equal(noised.mode[:, 2], np.where(is_hidden[:, 0], UNCONDITIONAL, CONDITIONAL))
@@ -203,7 +207,7 @@ def test_a_prompt_is_whole_or_hidden_and_never_a_target(vocabulary):
 
 def test_modes_come_as_often_as_configured(vocabulary, pairs):
     batch = jax.tree.map(lambda x: np.tile(x, (10, *[1] * (x.ndim - 1))), pairs)
-    config = MaskingConfig(joint_probability=0.3, drop_probability=0.2)
+    config = at_times(joint_probability=0.3, drop_probability=0.2)
     noised = noised_by(4, batch, vocabulary, config)
     is_joint = (noised.is_target & batch.is_condition).any(axis=1)
     hidden = ((noised.sequence.tokens == vocabulary.mask_id) | ~batch.is_condition).all(axis=1)
@@ -216,7 +220,7 @@ def test_modes_come_as_often_as_configured(vocabulary, pairs):
 
 def test_half_of_the_joint_examples_are_masked_at_one_time_and_half_at_two(vocabulary, pairs):
     batch = jax.tree.map(lambda x: np.tile(x, (10, *[1] * (x.ndim - 1))), pairs)
-    noised = noised_by(5, batch, vocabulary, MaskingConfig(joint_probability=1.0, drop_probability=0.0))
+    noised = noised_by(5, batch, vocabulary, at_times(joint_probability=1.0, drop_probability=0.0))
     times = 1 / noised.weight  # linear schedule: w = 1/t
     text, image = times[:, 2], times[:, -1]
     assert batch.is_condition[:, 2].all() and batch.is_target[:, -1].all()
@@ -242,7 +246,7 @@ def test_bits_of_joint_examples_are_those_of_both_sides_together(vocabulary):
         logits, matrix = jnp.where(is_known[..., None], sure, coin), jnp.eye(vocabulary.size)
         return loss_and_metrics(logits, matrix, noised, jnp.ones(3), vocabulary, LossConfig(tile_positions=8192))[1]
 
-    metrics = jax.jit(estimates, static_argnums=0)(MaskingConfig(joint_probability=0.6, drop_probability=0.2))
+    metrics = jax.jit(estimates, static_argnums=0)(at_times(joint_probability=0.6, drop_probability=0.2))
     # With two times the sum would be 1/2 + 1/17, and with hidden conditions the picture's own bit would be counted.
     assert float(metrics["bits/joint/text_to_image"]) * 17 == pytest.approx(1.0, abs=0.15)
     assert float(metrics["bits/task/text_to_image"]) == pytest.approx(0.0, abs=1e-6)
@@ -261,7 +265,7 @@ def test_every_modality_is_masked_by_its_own_schedule(vocabulary, pairs):
 def test_every_example_of_a_packed_row_has_one_time_and_all_are_spread_evenly(vocabulary):
     examples = [Example("text", (Segment("text", np.array([0, 1])),))] * 3
     rows = stack_rows([assemble(vocabulary, examples, 14)] * 8)
-    noised = noised_by(0, rows, vocabulary, MaskingConfig())
+    noised = noised_by(0, rows, vocabulary, at_times())
     times = np.asarray(1 / noised.weight)  # linear schedule: w = 1/t
     per_example = []
     for row, segment in zip(times, np.asarray(rows.segment), strict=True):
@@ -274,7 +278,7 @@ def test_every_example_of_a_packed_row_has_one_time_and_all_are_spread_evenly(vo
 
 
 def test_a_pair_of_complementary_masks_predicts_every_target_once(vocabulary, pairs):
-    noised = noised_by(0, pairs, vocabulary, MaskingConfig(complementary=True))
+    noised = noised_by(0, pairs, vocabulary, at_times(complementary=True))
     first, second = np.split(noised.is_masked, 2)
     assert (first ^ second == noised.is_target[:300]).all()
 
@@ -282,7 +286,7 @@ def test_a_pair_of_complementary_masks_predicts_every_target_once(vocabulary, pa
 def test_a_batch_without_a_modality_gives_a_finite_loss(vocabulary, pairs):
     @jax.jit
     def of_nothing(key, batch):
-        noised = forward_process(key, batch, vocabulary, MaskingConfig())
+        noised = forward_process(key, batch, vocabulary, at_times())
         nowhere = jnp.zeros_like(noised.is_target)
         nothing = dataclasses.replace(noised, is_target=nowhere, is_masked=nowhere)
         logits, matrix = jnp.zeros((300, 9, vocabulary.size)), jnp.eye(vocabulary.size)

@@ -15,7 +15,7 @@ from madeup import MadeUp, written
 from trimask.diffusion.evaluation.results import Score
 from trimask.diffusion.pretraining.description import RunDescription
 from trimask.diffusion.sampling.generation_config import GenerationConfig
-from trimask.diffusion.studies import sampling_fronts, sampling_report
+from trimask.diffusion.studies import sampling_claims, sampling_fronts, sampling_report, sampling_trials
 from trimask.diffusion.studies.sampling_fronts import (
     SamplingStudy,
     TaskOutcome,
@@ -145,10 +145,11 @@ POINTS = {
 def test_all_that_is_written(tmp_path, monkeypatch):
     opened = fakes.opening((SimpleNamespace(step=1234), None), "runs/small", tmp_path / "data")
     monkeypatch.setattr(sampling_fronts, "open_run", opened)
+    monkeypatch.setattr(sampling_fronts, "asked_by_target", lambda *_: {})
     monkeypatch.setattr(sampling_fronts, "choose", lambda *_: ([*POINTS["image"], *POINTS["text"]], CHOSEN))
     figures = madeup.figures(monkeypatch, sampling_report)
-    text = study(replace(SMALL, run="runs/small", split="validation"), MadeUp(tmp_path, None))
-    assert text == written(
+    found = study(replace(SMALL, run="runs/small", split="validation"), MadeUp(tmp_path, None))
+    assert found.claims == [] and found.report == written(
         r"""
         runs/small at step 1234, split validation: 16 measurements. Chosen: the settings with the fewest evaluations among \
         all as good as the best.
@@ -300,7 +301,7 @@ def test_a_share_has_the_interval_of_its_questions_and_its_standard_error(loaded
     trial = sampling_fronts._trial(SMALL, 7, asked, TEXT, 0)
     outcome = judged(trial, 0.75)
     outcome = replace(outcome, scores=[replace(outcome.scores[0], interval=(0.5, 0.892), is_share=True)])
-    point = sampling_fronts._point(asked, "strategy", TEXT, outcome)
+    point = sampling_trials._point(asked, "strategy", TEXT, outcome)
     point = sampling_report.with_errors(point, {"exact_match": 9.0}, 2)
     assert point.scores[0].interval == (0.5, 0.892) and point.scores[0].error == pytest.approx(0.1)
     two = [replace(point, scores=(replace(point.scores[0], value=v, error=0.3),)) for v in (0.5, 1.0)]
@@ -316,16 +317,16 @@ def test_tasks_are_of_every_dataset_that_has_the_split_and_media_are_compared_wi
     splits = {split: shards for split, shards in first.splits.items() if split != SMALL.split}
     changed = replace(prepared.manifest, datasets=datasets | {name: replace(first, splits=splits)})
     monkeypatch.setattr(prepared, "manifest", changed)
-    monkeypatch.setattr(sampling_fronts, "open_run", lambda *_: (loaded, prepared))
-    usual = sampling_fronts.choose_judges
-    monkeypatch.setattr(sampling_fronts, "choose_judges", lambda *given: usual(*given) * 2)  # of several, the first
-    sampling_fronts._opened.cache_clear()
+    monkeypatch.setattr(sampling_trials, "open_run", lambda *_: (loaded, prepared))
+    usual = sampling_trials.choose_judges
+    monkeypatch.setattr(sampling_trials, "choose_judges", lambda *given: usual(*given) * 2)  # of several, the first
+    sampling_trials._opened.cache_clear()
     judges = {}
     for asked in tasks_to_measure(loaded, prepared, SMALL, [SMALL.split]):
         about = (asked.held_out.dataset, asked.task.name, asked.held_out.split)
-        exam, _ = sampling_fronts._exam.__wrapped__(SMALL.run, prepared.folder, *about, None)
+        exam, _ = sampling_trials._exam.__wrapped__(SMALL.run, prepared.folder, *about, None)
         judges[asked.task.name] = [judge.name for judge in exam.judges]
-    sampling_fronts._opened.cache_clear()
+    sampling_trials._opened.cache_clear()
     assert judges == {
         "text_to_audio": ["label", "frechet", "frechet"],
         "audio_to_text": ["exact_match"],
@@ -338,7 +339,7 @@ def test_a_task_is_measured_once_and_what_is_chosen_becomes_the_runs_default(
 ):
     monkeypatch.setattr("jax.clear_caches", lambda: None)  # other tests go on with what is compiled
     config = replace(SMALL, modalities=("image",), max_examples=4, apply=True)
-    text = study(config, trials)
+    text = study(config, trials).report
     with (tmp_path / "points.csv").open() as file:
         rows = list(csv.DictReader(file))
     # Before, one step of random, two guidances, three caches.
@@ -362,7 +363,7 @@ def test_a_task_is_measured_once_and_what_is_chosen_becomes_the_runs_default(
     monkeypatch.setattr("trimask.diffusion.studies.trials.load", fakes.opening(applied, Path(SMALL.run)))
     monkeypatch.setattr(trials, "run_unordered", lambda _, work: iter(work and pytest.fail("measured again")))
     trials.adds = False
-    assert study(config, trials) == text and not (loaded.folder / "config.json").exists()
+    assert study(config, trials).report == text and not (loaded.folder / "config.json").exists()
     asked = []
 
     def score(trial, data):
@@ -388,6 +389,51 @@ def test_a_task_is_measured_once_and_what_is_chosen_becomes_the_runs_default(
     assert (figure.split, figure.value, figure.over, figure.nfe) == ("test", 0.5, "2 draws", 3.0)
     assert figure.interval == pytest.approx((0.5 - half, 0.5 + half), rel=1e-5)
     assert figure.setting == f"drawn: text_to_image, {sampling_report.summary(way)}"
+
+
+def test_every_modality_is_sampled_by_the_settings_of_the_others_in_draws_that_chose_nothing(
+    loaded, prepared, tmp_path
+):
+    chosen = {"image": IMAGE, "text": replace(TEXT, guidance=1.0), "audio": IMAGE}
+    tasks = tasks_to_measure(loaded, prepared, SMALL, ["validation"])
+    asked = {name: [one for one in tasks if one.task.target == name] for name in chosen}
+
+    def made_up(trial):
+        own = 0.75 if trial.how.strategy == TEXT.strategy and trial.how.guidance == 0 else 0.5
+        return judged(trial, own + 0.001 * trial.seed % 0.003)
+
+    trials = MadeUp(tmp_path, made_up)
+    crosswise = sampling_fronts.measure_crosswise(SMALL, 7, asked, chosen, trials)
+    # Pictures and sounds have the same settings, and texts are not guided.
+    assert set(crosswise) == {
+        *(("image", "image"), ("image", "text"), ("audio", "audio"), ("audio", "text")),
+        *(("text", "text"), ("text", "image"), ("text", "audio")),
+    }
+    assert all(len(draws) == 5 and len(draws[0]) == len(asked[name]) for (name, _), draws in crosswise.items())
+    assert {trial.seed for _, _, trials in trials.asked for trial in trials} == set(range(1000, 1005))
+    claims = {claim.claim: claim for claim in sampling_claims.claims_of("tiny", crosswise)}
+    assert len(claims) == 4
+    of_text = claims["tiny: text is better sampled by its own settings than by those of image"]
+    assert of_text.verdict == "shown" and of_text.effect.startswith("more right +25.0% (+25.0%")
+    assert not sampling_fronts.measure_crosswise(SMALL, 7, {"image": asked["image"]}, {"image": IMAGE}, trials)
+
+
+@pytest.mark.parametrize(
+    ("other", "verdict", "effect"),
+    [
+        ((8.0, 8.2, 8.1, 7.9, 8.0), "shown", "frechet distance smaller by +25.4%"),
+        ((6.0, 6.1, 6.0, 5.9, 6.0), "refuted", "frechet distance smaller by +0.0%"),
+        ((4.0, 9.0, 5.0, 9.0, 6.0), "undecided", "frechet distance smaller by"),
+    ],
+)
+def test_media_are_compared_by_their_distance_relative_to_the_others(other, verdict, effect):
+    own, crossed = (
+        [[made("a: text_to_image", "crosswise", IMAGE, (0.5, value), 4.0, 1.0)] for value in values]
+        for values in ((6.0, 6.1, 6.0, 5.9, 6.0), other)
+    )
+    (claim,) = sampling_claims.claims_of("tiny", {("image", "image"): own, ("image", "audio"): crossed})
+    assert claim.verdict == verdict and claim.effect.startswith(effect) and "5 paired draws" in claim.effect
+    assert bool(claim.more) == (verdict == "undecided")
 
 
 def test_the_rule_says_every_number_that_it_depends_on():

@@ -9,6 +9,7 @@ import pytest
 
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.studies import trials as trials_module
 from trimask.diffusion.studies.claims import Claim, Findings
 from trimask.diffusion.studies.final import Final, FinalResult
 from trimask.diffusion.studies.verdict import ScoredSetting, load_verdict
@@ -124,7 +125,7 @@ def test_the_test_split_is_scored_once_a_study_is_complete_and_the_page_says_so(
     assert [(out / name).read_bytes() for name in ("trials.jsonl", "config.json")] == kept
 
 
-def test_claims_are_recorded_with_the_time_of_all_calls(made_up, prepared, tmp_path, monkeypatch):
+def test_claims_are_recorded_with_the_time_of_all_trials(made_up, prepared, tmp_path, monkeypatch):
     found = Findings("Found: much.", [Claim(claim="so", verdict="shown", effect="+1 %", rule="if it is")])
 
     def run(config, trials):
@@ -132,13 +133,17 @@ def test_claims_are_recorded_with_the_time_of_all_calls(made_up, prepared, tmp_p
         return found
 
     monkeypatch.setattr(study.STUDIES["made-up"], "run", run)
-    clock = iter([0.0, 90.0, 100.0, 140.0, 0.0])
-    monkeypatch.setattr(study, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    clock = iter([0.0, 90.0, 100.0, 140.0])
+    monkeypatch.setattr(trials_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     options = study.Options(out=tmp_path / "out", workers=0, data=prepared.folder)
-    study.run("made-up", options, OfARun(), "first")
-    assert "All calls together took 2 minutes." in study.run("made-up", options, OfARun(), "second")
+    # A call that ends early counts as far as it came.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(study, "record_claims", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        study.run("made-up", options, OfARun(), "first")
+    assert "All trials together took 2 minutes." in study.run("made-up", options, OfARun(number=8), "second")
     verdict = load_verdict(tmp_path / "out")
     assert (verdict.claims, verdict.command, verdict.seconds) == (found.claims, "second", 130.0)
+    monkeypatch.setattr(trials_module, "time", SimpleNamespace(perf_counter=lambda: 0.0))
     assert verdict.date == str(datetime.date.today()) and verdict.scores == []
     # A page that is shown again measures nothing.
     study.run("made-up", dataclasses.replace(options, show=True), OfARun(), "third")

@@ -334,7 +334,11 @@ def test_training_without_mean_numbers_of_targets_is_refused(prepared):
 @pytest.mark.parametrize(
     ("masking", "loss", "said"),
     [
-        ({"schedule": ScheduleConfig(kind="polynomial", power=0.9)}, {}, "of at least 1 .* of 0.5 without .*, got 0.9"),
+        (
+            {"counts": False, "schedule": ScheduleConfig(kind="polynomial", power=0.9)},
+            {},
+            "of at least 1 .* of 0.5 without .*, got 0.9",
+        ),
         ({"schedule": ScheduleConfig(kind="polynomial", power=0.4)}, {"weighting": "unweighted"}, "got 0.4"),
         ({"schedule": ScheduleConfig(kind="cosine_md4", min_share=1e-7)}, {}, "at least 1e-06, .* got 1e-07"),
         (

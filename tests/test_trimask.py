@@ -15,7 +15,6 @@ from test_policy import save_policy
 
 import trimask
 from trimask.diffusion.studies import sampling_fronts
-from trimask.diffusion.studies.trials import Trials
 from trimask.sampling_rl import environment
 from trimask.sampling_rl.episode_batch import UnmaskingConfig
 from trimask.scripts import evaluate, generate, train_policy
@@ -240,8 +239,8 @@ def test_guidance_is_refused_in_environments_of_a_run_that_never_hid_a_prompt(mo
         gymnasium.make("trimask/Unmasking-v0", run="anywhere", config=UnmaskingConfig(guidance=1.0))
     with pytest.raises(ValueError, match=said):
         train_policy.main(["policy", "--run", "anywhere", "--data", str(prepared.folder), "--generation.guidance", "1"])
-    with Trials(Path("study"), prepared.folder, 0, lambda *_: None) as trials, pytest.raises(ValueError, match=said):
-        sampling_fronts.choose(sampling_fronts.SamplingStudy(), plain, prepared, trials)
+    with pytest.raises(ValueError, match=said):
+        sampling_fronts.asked_by_target(sampling_fronts.SamplingStudy(), plain, prepared)
 
 
 def test_an_unknown_setting_of_the_environment_is_refused_with_the_nearest(model):

@@ -97,7 +97,7 @@ def test_heuristics_and_policies_are_measured(policies, loaded, prepared, tmp_pa
     own = [row["label"] for row in rows if row["block"] == "2"]
     assert {name: own.count(name) for name in own} == {"threshold": 1, "leftmost": 1, label: 4}
     assert all(1 <= float(row["nfe"]) <= 4 and 0 <= float(row["accuracy"]) <= 1 for row in rows)
-    assert text.count(label) == 2 + 1 and (tmp_path / "fronts.png").stat().st_size
+    assert text.count(f"| {label} |") == 2 + 1 and (tmp_path / "fronts.png").stat().st_size
     assert len(cleared) == 1 + 1 + 2 - 1, "programs of a strategy are cleared when the next begins"
     with (tmp_path / "orders.csv").open() as file:
         orders = list(csv.DictReader(file))

@@ -31,13 +31,13 @@ def training_batches(prepared: Prepared, config: TrainConfig, mesh: Mesh | None 
     batches = Batches(
         prepared, config.batch, config.seed, copies, config.accumulate, local_rows=rows_taken, limits=limits
     )
-    longest = max(group.row_length for group in batches.groups)
-    if config.masking.counts and longest > MAX_LENGTH:
+    vocabulary, longest = prepared.tokenizers.vocabulary, max(group.row_length for group in batches.groups)
+    if config.masking.counts and longest > MAX_LENGTH and not config.masking.schedule_of(vocabulary).is_linear:
         raise ValueError(
-            f"masking.counts is for rows of at most {MAX_LENGTH:,} tokens, got {longest:,}; choose a smaller "
-            "batch.packed_length, or --masking.no-counts"
+            f"masking.counts is for rows of at most {MAX_LENGTH:,} tokens with schedules that are not linear, got "
+            f"{longest:,}; choose a smaller batch.packed_length, linear schedules, or --masking.no-counts"
         )
-    _require_room(batches, config, prepared.tokenizers.vocabulary, copies, mesh)
+    _require_room(batches, config, vocabulary, copies, mesh)
     return batches
 
 

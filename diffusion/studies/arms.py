@@ -199,7 +199,7 @@ def use_of_data(compared: Compared, prepared: Prepared) -> str:
     uses: dict[str, list[str]] = {}
     for arm, outcomes in compared.outcomes.items():
         uses.setdefault(passes(outcomes[0].epochs, prepared), []).append(arm)
-    return "\n".join(f"- {', '.join(arms)}: {seen}" for seen, arms in uses.items())
+    return "\n".join(f"- {'; '.join(arms)}: {seen}" for seen, arms in uses.items())
 
 
 def passes(epochs: Mapping[str, float], prepared: Prepared) -> str:

@@ -5,7 +5,8 @@ For every task of a trained model the study measures, on held-out questions:
 1. every heuristic strategy over its parameter, at the guidance and temperature of the run: fronts of quality against
    NFE;
 2. guidance × temperature with the best of these: accuracy and distance against guidance;
-3. the chosen settings in blocks, with each cache: the loss of quality by keeping keys and values.
+3. the chosen settings in blocks, with each cache: the loss of quality by keeping keys and values;
+4. every modality by the settings that were chosen for the others (`sampling_claims.py`).
 
 Answers are scored by the task's default judge, and generated media also by their Fréchet distance to real media, since
 many settings satisfy a classifier. The study chooses the settings with the fewest evaluations among all that are as
@@ -18,24 +19,22 @@ generate text share their settings, which are chosen by the mean of their scores
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import VALIDATION
-from trimask.diffusion.evaluation.exam import Exam, captions, choose_judges, has_new_questions, question, why_unjudged
+from trimask.diffusion.evaluation.exam import captions, has_new_questions, question, why_unjudged
 from trimask.diffusion.evaluation.held_out import HeldOutExamples, TrainingExamples
-from trimask.diffusion.evaluation.intervals import standard_error_of
-from trimask.diffusion.evaluation.results import Score
 from trimask.diffusion.pretraining.trained_model import LoadedRun
 from trimask.diffusion.sampling.generation_config import GenerationConfig
-from trimask.diffusion.sampling.generator import Generator
+from trimask.diffusion.studies.claims import Findings, table_of_claims
 from trimask.diffusion.studies.final import FinalResult, splits_to_score
 from trimask.diffusion.studies.findings import grouped, write_csv
 from trimask.diffusion.studies.heuristics import HeuristicSetting, heuristic_settings
+from trimask.diffusion.studies.sampling_claims import DRAWS, FIRST_DRAW, claims_of
 from trimask.diffusion.studies.sampling_report import (
     CACHES,
     PointScore,
@@ -50,16 +49,20 @@ from trimask.diffusion.studies.sampling_report import (
     table_of_choices,
     with_errors,
 )
-from trimask.diffusion.studies.trainings import make_room_for
-from trimask.diffusion.studies.trials import ModelTrial, Trials, of_model, open_run
+from trimask.diffusion.studies.sampling_trials import (
+    FIT_EXAMPLES,
+    AskedTask,
+    TaskOutcome,
+    TaskTrial,
+    measure_task,
+    points_by_setting,
+)
+from trimask.diffusion.studies.trials import Trials, of_model, open_run
 from trimask.diffusion.studies.verdict import ScoredSetting
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import write_text
 from trimask.tokenizers.storage.ranges import Checked, NonNegative, PositiveInt, Seed, Share, Size, whole
 from trimask.tokenizers.vocabulary import TEXT, Task
-
-_FIT_EXAMPLES, _ROWS = 10_000, 128
-"""Largest number of training examples to which judges are fitted, and number of rows generated at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,31 +116,6 @@ class SamplingStudy(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskTrial(ModelTrial):
-    """A task and the setting to sample with, and all else that the result depends on; stored in trials.jsonl."""
-
-    dataset: str
-    task: str
-    split: str
-    max_examples: int | None
-    """Largest number of questions. None: all."""
-    seed: int
-    """Seed of the generated answers."""
-    how: GenerationConfig
-    """Sampling settings of the trial."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskOutcome:
-    """Result of a `TaskTrial`; stored in trials.jsonl."""
-
-    scores: list[Score]
-    """Scores of the answers, the most important first."""
-    distinct: float
-    """Number of different answers over number of answers."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class SettingsBefore:
     """Contents of before.json: the run's own settings when the study began, which `apply` replaces in the run."""
 
@@ -145,20 +123,15 @@ class SettingsBefore:
     """Modality → settings."""
 
 
-class AskedTask(NamedTuple):
-    """A task of a dataset that can be judged, and the held-out examples that ask for it."""
-
-    task: Task
-    held_out: HeldOutExamples
-
-
-def study(config: SamplingStudy, trials: Trials) -> str:
-    """Measures every task, writes points.csv, figures and generation.json, and returns the report in Markdown.
+def study(config: SamplingStudy, trials: Trials) -> Findings:
+    """Measures every task, writes points.csv, figures and generation.json, and returns the report and the claims.
 
     Raises ValueError if the split has no question that can be judged.
     """
     loaded, prepared = open_run(config.run, trials.data)
-    points, chosen = choose(config, loaded, prepared, trials)
+    asked = asked_by_target(config, loaded, prepared)
+    points, chosen = choose(config, loaded, asked, trials)
+    claims = claims_of(Path(config.run).name, measure_crosswise(config, loaded.step, asked, chosen, trials))
     write_csv(trials.folder / "points.csv", [row for point in points for row in csv_rows(point)])
     draw_quality(trials.folder, points)
     settings = {modality: configuration.to_dict(generation) for modality, generation in chosen.items()}
@@ -168,12 +141,18 @@ def study(config: SamplingStudy, trials: Trials) -> str:
         configuration.save(loaded.folder / "config.json", replace(loaded.description, train=train))
     where = f"{config.run} at step {loaded.step}, split {config.split}"
     applied = "These are the run's defaults now" if config.apply else "With --apply they become the run's defaults"
-    return (
+    parts = [
         f"{where}: {len(points)} measurements. Chosen: the settings with the fewest evaluations among all as good as "
-        f"the best.\n\n{table_of_choices(points, chosen)}\n\nIntervals are 95 %: of shares over the questions; of "
-        f"distances over draws, from the deviation of {config.draws} draws with the run's own settings. {applied}.\n\n"
-        f"The chosen settings in blocks, with caches:\n\n{table_of_caches(points)}"
-    )
+        "the best.",
+        table_of_choices(points, chosen),
+        "Intervals are 95 %: of shares over the questions; of distances over draws, from the deviation of "
+        f"{config.draws} draws with the run's own settings. {applied}.",
+        "The chosen settings in blocks, with caches:",
+        table_of_caches(points),
+    ]
+    if claims:
+        parts += ["Each modality by the settings of the others:", table_of_claims(claims)]
+    return Findings("\n\n".join(parts), claims)
 
 
 def rule(config: SamplingStudy) -> str:
@@ -190,7 +169,7 @@ def rule(config: SamplingStudy) -> str:
 def final(config: SamplingStudy, trials: Trials) -> FinalResult:
     """Scores the chosen settings on all test splits; nothing else is measured there."""
     loaded, prepared = open_run(config.run, trials.data)
-    _, chosen = choose(config, loaded, prepared, trials)
+    _, chosen = choose(config, loaded, asked_by_target(config, loaded, prepared), trials)
     splits = splits_to_score(prepared, prepared.manifest.datasets)
     tasks = [asked for asked in tasks_to_measure(loaded, prepared, config, splits) if asked.task.target in chosen]
     figures = list[ScoredSetting]()
@@ -199,7 +178,7 @@ def final(config: SamplingStudy, trials: Trials) -> FinalResult:
         draws = [(generation, config.seed + number) for number in range(config.draws)]
         planned = [_trial(config, loaded.step, asked, *draw) for draw in draws for asked in of_target]
         outcomes = trials.unrecorded(planned, measure_task, f"{target}: test")
-        points = _by_setting(of_target, "test", draws, outcomes)
+        points = points_by_setting(of_target, "test", draws, outcomes)
         deviations = [deviations_of(of_task) for of_task in zip(*points, strict=True)]
         for point, own in zip(points[0], deviations, strict=True):
             scores = zip(point.scores, with_errors(point, own, config.draws).scores, strict=True)
@@ -228,10 +207,8 @@ def _scored(point: SamplingPoint, score: PointScore, over: str) -> ScoredSetting
     )
 
 
-def choose(
-    config: SamplingStudy, loaded: LoadedRun, prepared: Prepared, trials: Trials
-) -> tuple[list[SamplingPoint], dict[str, GenerationConfig]]:
-    """Measures every task on the split of the study; all points, and the chosen settings of each modality.
+def asked_by_target(config: SamplingStudy, loaded: LoadedRun, prepared: Prepared) -> dict[str, list[AskedTask]]:
+    """Modality → the tasks that generate it, on the split of the study.
 
     Raises ValueError if the split has no question that can be judged, or if the model was not trained for guidance.
     """
@@ -239,16 +216,47 @@ def choose(
     if not tasks:
         targets = "" if config.modalities is None else f" for {' or '.join(config.modalities)}"
         raise ValueError(f"{prepared.folder}: split {config.split!r} has no questions{targets} that can be judged")
-    by_target = grouped(tasks, lambda asked: asked.task.target)
     for asked in tasks:
         if asked.task.target != TEXT:  # texts are tried without guidance
             loaded.require_trained_guidance(asked.task.name, GenerationConfig(guidance=max(config.guidances)))
-    before = _settings_before(trials, {target: loaded.generation(target) for target in by_target})
+    return grouped(tasks, lambda asked: asked.task.target)
+
+
+def choose(
+    config: SamplingStudy, loaded: LoadedRun, asked: Mapping[str, Sequence[AskedTask]], trials: Trials
+) -> tuple[list[SamplingPoint], dict[str, GenerationConfig]]:
+    """Measures every task on the split of the study; all points, and the chosen settings of each modality."""
+    before = _settings_before(trials, {target: loaded.generation(target) for target in asked})
     points, chosen = list[SamplingPoint](), dict[str, GenerationConfig]()
-    for target, of_target in by_target.items():
+    for target, of_target in asked.items():
         new_points, chosen[target] = measure_target(of_target, config, loaded.step, before[target], trials)
         points += new_points
     return points, chosen
+
+
+def measure_crosswise(
+    config: SamplingStudy,
+    model_step: int,
+    asked: Mapping[str, Sequence[AskedTask]],
+    chosen: Mapping[str, GenerationConfig],
+    trials: Trials,
+) -> dict[tuple[str, str], list[list[SamplingPoint]]]:
+    """A modality, and the one whose chosen settings it is sampled by → points of its tasks, for every draw.
+
+    Texts are sampled without guidance; a modality whose settings are then equal to the own ones is left out.
+    """
+    found = {}
+    for target, tasks in asked.items():
+        settings = {other: replace(how, guidance=0.0) if target == TEXT else how for other, how in chosen.items()}
+        if all(how == settings[target] for how in settings.values()):
+            continue
+        for other, how in settings.items():
+            if other == target or how != settings[target]:
+                draws = [(how, config.seed + FIRST_DRAW + number) for number in range(DRAWS)]
+                planned = [_trial(config, model_step, task, *draw) for draw in draws for task in tasks]
+                outcomes = trials.measurements(planned, measure_task, TaskOutcome, f"{target}, settings of {other}")
+                found[target, other] = points_by_setting(tasks, "crosswise", draws, outcomes)
+    return found
 
 
 def _settings_before(trials: Trials, now: dict[str, GenerationConfig]) -> dict[str, GenerationConfig]:
@@ -267,7 +275,7 @@ def tasks_to_measure(
     """All tasks of the splits that can be judged; no caption is asked that an earlier split asks."""
     tasks = []
     for name, manifest in prepared.manifest.datasets.items():
-        real = TrainingExamples(prepared, name, _FIT_EXAMPLES)
+        real = TrainingExamples(prepared, name, FIT_EXAMPLES)
         parts = [HeldOutExamples(prepared, name, s, config.max_examples) for s in splits if s in manifest.splits]
         for task in manifest.tasks(loaded.vocabulary):
             known = set[bytes]()
@@ -293,7 +301,7 @@ def measure_target(
     def measured(part: str, settings: Sequence[tuple[GenerationConfig, int]]) -> list[list[SamplingPoint]]:
         planned = [_trial(config, model_step, asked, *setting) for setting in settings for asked in tasks]
         outcomes = trials.measurements(planned, measure_task, TaskOutcome, f"{target}: {part}")
-        return _by_setting(tasks, part, settings, outcomes)
+        return points_by_setting(tasks, part, settings, outcomes)
 
     draws = measured("before", [(before, config.seed + number) for number in range(config.draws)])
     deviations = [deviations_of(of_task) for of_task in zip(*draws, strict=True)]
@@ -337,63 +345,3 @@ def _num_asked(task: Task, record: dict[str, Any]) -> int:
     """Number of codes to generate for a question."""
     codes = question(task, record).segments[-1].codes
     return int((codes < 0).sum())
-
-
-def measure_task(trial: TaskTrial, data: Path) -> TaskOutcome:
-    """Samples answers to all questions of a task, and judges them.
-
-    The name of this function is part of the keys in trials.jsonl, so it must not change.
-    """
-    make_room_for(trial.how.strategy, most=1)  # a strategy is a program for every batch size
-    exam, generator = _exam(trial.run, data, trial.dataset, trial.task, trial.split, trial.max_examples)
-    answers = exam.answers(generator, trial.how, trial.seed)
-    codes = {answer.example.segments[-1].codes.tobytes() for answer in answers}
-    return TaskOutcome(scores=exam.grade(answers)[0], distinct=len(codes) / len(answers))
-
-
-@lru_cache(maxsize=32)
-def _exam(
-    run: str, data: Path, dataset: str, task: str, split: str, max_examples: int | None
-) -> tuple[Exam, Generator]:
-    """Exam of a task: by the first default judge, and media also by their distance to real ones."""
-    loaded, prepared, generator = _opened(run, data)
-    part = HeldOutExamples(prepared, dataset, split, max_examples)
-    real = TrainingExamples(prepared, dataset, _FIT_EXAMPLES)
-    asked = loaded.vocabulary.tasks[task]
-    judges = choose_judges(asked, part, real, {})[:1]
-    if asked.target != TEXT and judges[0].name != "frechet":
-        judges += choose_judges(asked, part, real, {task: ("frechet",)})
-    return Exam(loaded, asked, part, real, judges), generator
-
-
-@lru_cache(maxsize=1)
-def _opened(run: str, data: Path) -> tuple[LoadedRun, Prepared, Generator]:
-    """The run, the data and what generates answers, kept for the next trial."""
-    loaded, prepared = open_run(run, data)
-    return loaded, prepared, loaded.generator(rows=_ROWS)
-
-
-def _by_setting(
-    tasks: Sequence[AskedTask],
-    part: str,
-    settings: Sequence[tuple[GenerationConfig, int]],
-    outcomes: Sequence[TaskOutcome],
-) -> list[list[SamplingPoint]]:
-    """Points of every setting with its seed; `outcomes` has those of all tasks for one setting after another."""
-    rows = [outcomes[first : first + len(tasks)] for first in range(0, len(outcomes), len(tasks))]
-    return [
-        [_point(asked, part, how, outcome) for asked, outcome in zip(tasks, row, strict=True)]
-        for (how, _), row in zip(settings, rows, strict=True)
-    ]
-
-
-def _point(asked: AskedTask, part: str, how: GenerationConfig, outcome: TaskOutcome) -> SamplingPoint:
-    task, held_out, first = asked.task, asked.held_out, outcome.scores[0]
-    name, scores = f"{held_out.dataset}: {task.name}", tuple(map(_point_score, outcome.scores))
-    counts = (first.mean_nfe, outcome.distinct, held_out.split, first.examples)
-    return SamplingPoint(task.target, name, part, how, scores, *counts)
-
-
-def _point_score(score: Score) -> PointScore:
-    error = 0.0 if score.interval is None else standard_error_of(score.interval)
-    return PointScore(score.judge, score.value, error, score.interval, bool(score.higher_is_better), score.on_real)

@@ -2,11 +2,11 @@
 
 A trial is a training configuration, or anything else that is measured. Its outcome is usually that of `trainings.py`.
 Each outcome is a line of trials.jsonl in the study's folder, with its configuration, the number of the rules that it
-follows (`RULES`), the commit that measured it, and a key: a digest of the measuring function's name, the configuration,
-the fingerprint of the data and the rules, as the line itself states them. A study that is called again skips the trials
-that the file holds. Parameters are not kept. The key does not identify the code: after a change of the model, use a new
-folder. Lines without `rules` follow rules 1. A study of other rules than this code's is shown from what its file holds,
-and no trial is added to it.
+follows (`RULES`), the commit that measured it, the seconds since the call's line before or its beginning, and a key: a
+digest of the measuring function's name, the configuration, the fingerprint of the data and the rules, as the line
+itself states them. A study that is called again skips the trials that the file holds. Parameters are not kept. The key
+does not identify the code: after a change of the model, use a new folder. Lines without `rules` follow rules 1. A study
+of other rules than this code's is shown from what its file holds, and no trial is added to it.
 
 Trials record validation only; `final.py` scores the test split.
 
@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -104,6 +105,7 @@ class Trials:
         self.fingerprint = self.prepared.fingerprint
 
     def __enter__(self) -> "Trials":
+        self._last_recorded = time.perf_counter()
         self._pool: ProcessPoolExecutor | None = None
         if self.workers:
             self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), end_with, (os.getpid(),))
@@ -162,13 +164,18 @@ class Trials:
                 results[name] = result
                 config_dict = configuration.to_dict(missing[name])
                 key = self._key(measure.__name__, config_dict, type(missing[name]), RULES)
-                line = {"key": key, "rules": RULES, "commit": commit}
+                line = {"key": key, "rules": RULES, "commit": commit, "seconds": self._seconds_since_last()}
                 line |= {"outcome": configuration.to_dict(result), "config": config_dict}
                 with writing(self.folder):
                     append_text(path, json_line(line))
                 done += 1
                 self.report(what, done, total)
         return [results[name] for name in identities]
+
+    def _seconds_since_last(self) -> float:
+        """Seconds since this was called last, or since the trials were entered."""
+        before, self._last_recorded = self._last_recorded, time.perf_counter()
+        return round(self._last_recorded - before, 1)
 
     def unrecorded(
         self, configs: Sequence[Any], measure: Callable[[Any, Path], _Measured], what: str
@@ -262,6 +269,12 @@ def rules_of(folder: Path) -> Any:
     if not rules and (folder / "README.md").exists():
         return _BEFORE_RULES
     return next((other for other in rules if other != RULES), RULES)
+
+
+def recorded_seconds(folder: Path) -> float | None:
+    """Duration of all trials in a study's folder, also of calls that ended early; None if lines do not say it."""
+    seconds = [line.get("seconds") for line in read_intact_lines(folder / "trials.jsonl")]
+    return sum(seconds) if seconds and all(isinstance(one, float) for one in seconds) else None
 
 
 def require_these_rules(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trimask.diffusion.run.folder import writing
 from trimask.diffusion.studies.claims import Claim
-from trimask.diffusion.studies.trials import Trials
+from trimask.diffusion.studies.trials import Trials, recorded_seconds
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.formats import added_field
 
@@ -72,8 +72,8 @@ class Verdict:
     """Command that made the newest trials."""
     date: str = added_field(as_before="", default="")
     """Day on which claims were decided last, as YYYY-MM-DD."""
-    seconds: float = added_field(as_before=0.0, default=0.0)
-    """Duration of all calls that ran trials, together."""
+    seconds: float | None = added_field(as_before=None, default=None)
+    """Duration of all trials together. None: they do not say it."""
 
 
 def load_verdict(folder: Path) -> Verdict:
@@ -82,7 +82,7 @@ def load_verdict(folder: Path) -> Verdict:
     return configuration.load(path, Verdict) if path.exists() else Verdict()
 
 
-def record_claims(trials: Trials, claims: Sequence[Claim], command: str, seconds: float) -> None:
+def record_claims(trials: Trials, claims: Sequence[Claim], command: str) -> None:
     """Writes the claims of a study whose trials are complete."""
     before = load_verdict(trials.folder)
     verdict = replace(
@@ -90,7 +90,7 @@ def record_claims(trials: Trials, claims: Sequence[Claim], command: str, seconds
         claims=list(claims),
         command=command,
         date=str(datetime.date.today()),
-        seconds=before.seconds + seconds,
+        seconds=recorded_seconds(trials.folder),
     )
     with writing(trials.folder):
         configuration.save(trials.folder / FILE, verdict)
