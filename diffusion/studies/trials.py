@@ -273,8 +273,9 @@ def rules_of(folder: Path) -> Any:
 
 def recorded_seconds(folder: Path) -> float | None:
     """Duration of all trials in a study's folder, also of calls that ended early; None if lines do not say it."""
-    seconds = [line.get("seconds") for line in read_intact_lines(folder / "trials.jsonl")]
-    return sum(seconds) if seconds and all(isinstance(one, float) for one in seconds) else None
+    lines = read_intact_lines(folder / "trials.jsonl")
+    seconds = [line["seconds"] for line in lines if isinstance(line.get("seconds"), float)]
+    return sum(seconds) if seconds and len(seconds) == len(lines) else None
 
 
 def require_these_rules(folder: Path) -> None:
