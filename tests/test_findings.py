@@ -10,6 +10,7 @@ from figure_text import described_figure
 
 from trimask.diffusion.studies.findings import (
     Panel,
+    draw_intervals,
     draw_panels,
     markdown_table,
     mean_and_interval,
@@ -119,6 +120,31 @@ def test_there_may_be_more_labels_than_colours(axes_of):
     assert len(set(first)) == len(set(second)) == 10 and first[10] == first[0]
     # By their place in a panel, where they are too many to have a colour each.
     assert second[0] == first[0]
+
+
+def test_intervals_have_a_row_for_each_label_and_a_colour_for_each_series(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, path, **_: saved.append(figure))
+    panels = {
+        "t": {"linear": {"a": (0.5, 0.25, 1.0), "b": (2.0, 1.5, 2.25)}, "cosine": {"b": (3.0, 3.0, 3.0)}},
+        "u": {"linear": {"a": (0.25, 0.0, 0.5)}},
+        "v": {"square": {"a": (0.25, 0.0, 0.5)}},
+    }
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):
+        draw_intervals(tmp_path / "a.png", panels, "lower by", {"": 0.0, "matters": 0.125}, columns=2)
+    said = described_figure(saved[0]).splitlines()
+    assert said[1].startswith("t | lower by: linear × linear") and "1.5 to -0.5" in said[1]
+    assert said[2:10] == [
+        "  #1f77b4 None 1.2 o 3: (0.5, -0.233333) (2, 0.766667)",
+        "  #ff7f0e None 1.2 o 3: (3, 1)",
+        "  #666666 - 0.8: (0, 0) (0, 1)",
+        "  matters: #666666 -- 0.8: (0.125, 0) (0.125, 1)",
+        "  lines #1f77b4: (0.25, -0.233333) (1, -0.233333) (1.5, 0.766667) (2.25, 0.766667)",
+        "  lines #ff7f0e: (3, 1) (3, 1)",
+        "  ticks of y: a, b",
+        said[9],
+    ]
+    assert said[-2:] == ["nothing", "  legend no frame 7: matters, linear, cosine, square"]
 
 
 def test_a_figure_is_a_picture(tmp_path):

@@ -92,7 +92,9 @@ def test_tasks_are_weighted_by_their_tokens():
     assert mean == pytest.approx((0.75 * 3.3 + 0.25) / 2.5 - 1) and half == pytest.approx(0.75 * 0.5 / 2.5)
 
 
-def test_all_that_is_written(prepared, tmp_path):
+def test_all_that_is_written(prepared, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(fresh_data, "draw_intervals", lambda path, panels, *_, columns: drawn.update(panels))
     trials = MadeUp(tmp_path, lambda trial: Fresh({"drawn": 0.42}, bounds(2.0, 2.001)))
     trials.prepared = prepared
     found = fresh_data.study(FreshData(base=TrainConfig()), trials)
@@ -105,3 +107,4 @@ def test_all_that_is_written(prepared, tmp_path):
         assert len(list(csv.DictReader(file))) == 6
     ((_, _, (trial,)),) = trials.asked
     assert trial.rows == 40_000
+    assert drawn["drawn: text_to_image"][""]["trained on"] == pytest.approx((2.0, 1.999, 2.001))

@@ -191,7 +191,7 @@ def test_a_sketch_keeps_inner_products_in_expectation(measured, monkeypatch):
     np.testing.assert_array_equal(whole.squares, small.squares)
 
 
-def test_all_that_is_written(tmp_path):
+def test_all_that_is_written(tmp_path, monkeypatch):
     def outcome(trial):
         found = [
             Variance("linear", weighting, metric, masks, 3.0, 0.5 if masks != "times" else 1.0, (0.4, 0.625))
@@ -203,7 +203,16 @@ def test_all_that_is_written(tmp_path):
 
     trials = MadeUp(tmp_path, outcome)
     config = mask_variance.MaskVariance(base=TrainConfig(), tasks=("text_to_image",), schedules=("linear",))
+    drawn = {}
+    monkeypatch.setattr(
+        mask_variance, "draw_intervals", lambda path, panels, *_, columns: drawn.update({path.name: panels})
+    )
     report = mask_variance.study(config, trials)
+    assert set(drawn) == {"elbo.png", "unweighted.png"} and list(drawn["elbo.png"]) == [
+        f"text_to_image at {moment}, {metric} metric" for moment in ("10%", "100%") for metric in ("Adam", "plain")
+    ]
+    half = (0.5, 0.4, 0.625)
+    assert drawn["elbo.png"]["text_to_image at 10%, Adam metric"] == {"linear": {"times, pairs": half, "counts": half}}
     with (tmp_path / "variances.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 2 * 3 and rows[0] == {

@@ -15,12 +15,21 @@ from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import SourceConfig
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig
-from trimask.diffusion.studies import masks, mixing, schedules
+from trimask.diffusion.studies import arms, masks, mixing, schedules
 from trimask.diffusion.studies.arms import Compared, arm_of, mean_bits, mean_distance, mean_share
 from trimask.diffusion.studies.judged_trainings import Judged
 from trimask.diffusion.studies.masks import MaskStudy, default_of
 from trimask.diffusion.studies.mixing import MixingStudy
 from trimask.diffusion.studies.schedules import ScheduleStudy, best_of_modalities, best_single
+
+
+@pytest.fixture(autouse=True)
+def figures(monkeypatch):
+    """Name of every figure that a study draws → its panels."""
+    drawn = {}
+    monkeypatch.setattr(arms, "draw_intervals", lambda path, panels, *_: drawn.update({path.name: panels}))
+    return drawn
+
 
 SAMPLINGS = {"fixed": {"image": GenerationConfig()}}
 
@@ -73,7 +82,7 @@ def study_of_masks(folder, bits, **changes):
     return config, trials, masks.study(config, trials)
 
 
-def test_a_way_to_mask_that_is_better_is_shown_and_becomes_the_default(tmp_path):
+def test_a_way_to_mask_that_is_better_is_shown_and_becomes_the_default(tmp_path, figures):
     def bits(train):
         gain = 0.97 if train.masking.counts else 0.998 if train.masking.complementary else 1.0
         return 3 * gain, 0.1 * gain
@@ -87,6 +96,9 @@ def test_a_way_to_mask_that_is_better_is_shown_and_becomes_the_default(tmp_path)
     effect = next(claim.effect for claim in found.claims if claim.claim.startswith("counts lower"))
     assert "5 paired seeds" in effect and effect.startswith("+3.0")
     assert all("0.50%" in claim.rule for claim in found.claims)
+    assert list(figures["masks.png"]) == ["mean over tasks", "text_to_image", "image_to_text"]
+    of_arms = figures["masks.png"]["text_to_image"][""]
+    assert len(of_arms) == 6 and of_arms["counts, elbo"] == pytest.approx((0.03, 0.03, 0.03), abs=0.003)
     # A pilot of three other seeds, and then five of every arm; nothing else differs between the arms of a seed.
     (_, _, pilot), (_, _, main) = trials.asked
     assert [len(pilot), len(main)] == [3 * 8, 5 * 8]
@@ -147,7 +159,7 @@ def bits_of_schedules(train):
     return 3.0 * (0.95 if image.kind == "cosine_md4" else 1.0), 1.0 * (0.9 if text.kind == "polynomial" else 1.0)
 
 
-def test_each_modality_gets_its_best_schedule_and_that_is_confirmed_by_other_seeds(tmp_path):
+def test_each_modality_gets_its_best_schedule_and_that_is_confirmed_by_other_seeds(tmp_path, figures):
     trials = World(tmp_path, bits_of_schedules)
     config = ScheduleStudy(base=TrainConfig(), samplings=SAMPLINGS)
     found = schedules.study(config, trials)
@@ -169,6 +181,8 @@ def test_each_modality_gets_its_best_schedule_and_that_is_confirmed_by_other_see
     image, text = (float(cell.split("%")[0]) for cell in line.split("|")[2:4])
     assert image == pytest.approx(5, abs=0.2) and text == pytest.approx(0, abs=0.2)
     assert {path.name for path in tmp_path.glob("*.csv")} == {"schedules.csv", "modalities.csv"}
+    assert set(figures) == {"schedules.png", "modalities.png"}
+    assert set(figures["modalities.png"]["image_to_text"][""]) == {"own, elbo", "own, unweighted"}
 
 
 def test_the_best_schedule_has_the_lowest_bound():

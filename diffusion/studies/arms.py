@@ -6,6 +6,7 @@ the comparison needs (`claims.py`); it may be one of a few arms, whose differenc
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.studies.claims import LEAST_SEEDS, Claim, Effect, decide, more_seeds, paired_effect, seeds_for
-from trimask.diffusion.studies.findings import markdown_table, mean_and_interval
+from trimask.diffusion.studies.findings import draw_intervals, markdown_table, mean_and_interval
 from trimask.diffusion.studies.judged_trainings import Judged, JudgedTraining, judged_training
 from trimask.diffusion.studies.trials import Trials
 from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, Positive, Size, whole
@@ -172,6 +173,19 @@ def table_of_effects(compared: Compared, references: Mapping[str, str]) -> str:
         if arm != references[arm]
     ]
     return markdown_table(["arm", *(f"{task} lower by" for task in measures)], body)
+
+
+def draw_effects(path: Path, compared: Compared, references: Mapping[str, str], smallest: float) -> None:
+    """Draws how much lower the mean bound, and the bound of each task, is than that of the arm's reference."""
+    measures: dict[str, Callable[[Judged], float]] = {"mean over tasks": mean_bits}
+    measures |= {task: bits_of(task) for task in next(iter(compared.outcomes.values()))[0].bits}
+    panels = {}
+    for title, measure in measures.items():
+        effects = {
+            arm: compared.effect(arm, reference, measure) for arm, reference in references.items() if arm != reference
+        }
+        panels[title] = {"": {arm: (effect.mean, *effect.interval) for arm, effect in effects.items()}}
+    draw_intervals(path, panels, "bound lower by", {"": 0.0, "smallest effect that matters": smallest})
 
 
 def shown(effect: Effect) -> str:

@@ -84,6 +84,56 @@ def draw_panels(path: Path, panels: Sequence[Panel], columns: int = 4) -> None:
     save_figure(figure, path)
 
 
+Interval = tuple[float, float, float]
+"""A value and the ends of its interval."""
+
+
+def draw_intervals(
+    path: Path,
+    panels: Mapping[str, Mapping[str, Mapping[str, Interval]]],
+    x: str,
+    vertical_lines: Mapping[str, float] | None = None,
+    columns: int = 3,
+) -> None:
+    """Draws values with their intervals, a row for each label, and writes them as PNG.
+
+    `panels` maps a title to series, and a series to values by label; a series has a colour. Panels share their labels,
+    which stand beside the first of a line, and `x` is what the values are.
+    """
+    columns = min(columns, len(panels))
+    lines = -(-len(panels) // columns)
+    labels = list(
+        dict.fromkeys(label for of_panel in panels.values() for values in of_panel.values() for label in values)
+    )
+    names = list(dict.fromkeys(name for of_panel in panels.values() for name in of_panel))
+    height = 1.3 + len(labels) * (0.16 + 0.09 * len(names))
+    figure = Figure(figsize=(2.0 + 2.7 * columns, height * lines), layout="constrained", dpi=110)
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True).reshape(-1)
+    for axes, (title, of_panel) in zip(grid, panels.items(), strict=False):
+        for name, values in of_panel.items():
+            shift = 0.7 * ((names.index(name) + 0.5) / len(names) - 0.5)
+            rows = [labels.index(label) + shift for label in values]
+            value, low, high = np.array(list(values.values())).T
+            bars = np.maximum(np.stack([value - low, high - value]), 0)
+            color = _COLORS[names.index(name) % len(_COLORS)]
+            axes.errorbar(value, rows, xerr=bars, fmt="o", markersize=3, linewidth=1.2, color=color, label=name or None)
+        for label, at in (vertical_lines or {}).items():
+            axes.axvline(at, color="0.4", linestyle="--" if label else "-", linewidth=0.8, label=label or None)
+        axes.set(title=title, xlabel=x, yticks=range(len(labels)))
+        axes.set_yticklabels(labels, fontsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0].set_ylim(len(labels) - 0.5, -0.5)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    shown: dict[Any, Any] = {}
+    for axes in grid:
+        shown |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    if shown:
+        handles, texts = list(shown.values()), list(shown)
+        figure.legend(handles, texts, fontsize=7, frameon=False, loc="outside lower center", ncols=len(texts))
+    save_figure(figure, path)
+
+
 def _plot_series(axes: Axes, panel: Panel, labels: list[str]) -> None:
     """Plots the points and curves of a panel; `labels` are those of all panels."""
     series = {**panel.points, **panel.curves}

@@ -28,7 +28,7 @@ from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.training_batches import training_batches
 from trimask.diffusion.studies.arms import passes
 from trimask.diffusion.studies.claims import Claim, Decision, Findings, table_of_claims
-from trimask.diffusion.studies.findings import markdown_table, write_csv
+from trimask.diffusion.studies.findings import Interval, draw_intervals, grouped, markdown_table, write_csv
 from trimask.diffusion.studies.trainings import trained_until
 from trimask.diffusion.studies.trials import Trials
 from trimask.tokenizers.sequence import Example
@@ -86,10 +86,15 @@ class Fresh:
 
 
 def study(config: FreshData, trials: Trials) -> Findings:
-    """Trains once, writes bounds.csv, and returns the report and the claim."""
+    """Trains once, writes bounds.csv and bounds.png, and returns the report and the claim."""
     trial = FreshTrial(train=config.base, rows=config.rows, draws=config.draws)
     (found,) = trials.measurements([trial], known_rows, Fresh, "fresh data")
     write_csv(trials.folder / "bounds.csv", [vars(bound) for bound in found.bounds])
+    panels = {
+        f"{dataset}: {task}": {"": {b.part: _interval(b) for b in bounds}}
+        for (dataset, task), bounds in grouped(found.bounds, lambda b: (b.dataset, b.task)).items()
+    }
+    draw_intervals(trials.folder / "bounds.png", panels, "bits per token", columns=2)
     claim = claim_of(found)
     body = [
         [b.dataset, b.task, b.part, f"{b.rows:,}", f"{b.bits_per_token:.4f} ± {b.half_width:.4f}"] for b in found.bounds
@@ -100,6 +105,14 @@ def study(config: FreshData, trials: Trials) -> Findings:
         table_of_claims([claim]),
     ]
     return Findings("\n\n".join(parts), [claim])
+
+
+def _interval(bound: RowBounds) -> Interval:
+    return (
+        bound.bits_per_token,
+        bound.bits_per_token - bound.half_width,
+        bound.bits_per_token + bound.half_width,
+    )
 
 
 def claim_of(found: Fresh) -> Claim:

@@ -43,7 +43,7 @@ from trimask.diffusion.masking import CONDITIONAL, Noised
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.training_step import Pretraining, TrainState
 from trimask.diffusion.schedule import ScheduleConfig, ScheduleKind
-from trimask.diffusion.studies.findings import markdown_table, write_csv
+from trimask.diffusion.studies.findings import Interval, draw_intervals, markdown_table, write_csv
 from trimask.diffusion.studies.trainings import trained_until
 from trimask.diffusion.studies.trials import Trials
 from trimask.tokenizers.sequence import Example, TokenRows, assemble
@@ -201,7 +201,7 @@ WAYS = {
 
 
 def study(config: MaskVariance, trials: Trials) -> str:
-    """Measures all moments and tasks, writes variances.csv, and returns the report in Markdown."""
+    """Measures all moments and tasks, writes variances.csv and two figures, and returns the report in Markdown."""
     planned = [
         VarianceTrial(train=config.base, moment=moment, task=task, schedules=config.schedules, examples=config.examples)
         for moment in config.moments
@@ -216,6 +216,14 @@ def study(config: MaskVariance, trials: Trials) -> str:
         for v in result.variances
     ]
     write_csv(trials.folder / "variances.csv", rows)
+    for weighting in ("elbo", "unweighted"):
+        shown = [row for row in rows if row["weighting"] == weighting]
+        draw_intervals(
+            trials.folder / f"{weighting}.png",
+            _panels(shown),
+            "variance, relative to independent",
+            columns=len(config.tasks),
+        )
     parts = [
         f"Variance of the gradient per row, divided by that of independent masks at independent times; 95 % intervals "
         f"by a bootstrap over {config.examples} examples. A ratio of 0.5 is worth a batch twice as large."
@@ -225,6 +233,17 @@ def study(config: MaskVariance, trials: Trials) -> str:
             shown = [row for row in rows if (row["metric"], row["weighting"]) == (metric, weighting)]
             parts.append(f"## {metric} metric, weights {weighting}\n\n{_table(shown)}")
     return "\n\n".join(parts)
+
+
+def _panels(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Interval]]]:
+    """Panels of moments, metrics and tasks, with a colour for each schedule and a row for each way to mask."""
+    panels: dict[str, dict[str, dict[str, Interval]]] = {}
+    for row in rows:
+        if row["masks"] != "times":
+            title = f"{row['task']} at {row['moment']:.0%}, {row['metric']} metric"
+            series = panels.setdefault(title, {}).setdefault(row["schedule"], {})
+            series[row["masks"]] = (row["ratio"], row["low"], row["high"])
+    return dict(sorted(panels.items(), key=lambda one: one[0].split(" at ")[1]))
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

@@ -22,6 +22,7 @@ from trimask.diffusion.studies.arms import (
     arm_of,
     claim_on_bound,
     compare,
+    draw_effects,
     mean_bits,
     rows_of,
     table_of,
@@ -57,7 +58,7 @@ def masked_by(masking: MaskingConfig, masks: str) -> MaskingConfig:
 
 
 def study(config: MaskStudy, trials: Trials) -> Findings:
-    """Trains all arms, writes masks.csv, and returns the report and the claims."""
+    """Trains all arms, writes masks.csv and masks.png, and returns the report and the claims."""
     arms, references = {}, {}
     for weighting in config.weightings:
         for masks in MASKS:
@@ -67,6 +68,7 @@ def study(config: MaskStudy, trials: Trials) -> Findings:
             references[arm_of(weighting, masks)] = arm_of(weighting, _REFERENCE)
     compared = compare(arms, references, config, trials, "masks")
     write_csv(trials.folder / "masks.csv", rows_of(compared))
+    draw_effects(trials.folder / "masks.png", compared, references, config.smallest_effect)
     claims = [
         claim_of(compared, weighting, masks, config.smallest_effect)
         for weighting in config.weightings

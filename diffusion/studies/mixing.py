@@ -15,7 +15,15 @@ from typing import Literal
 from trimask.diffusion.data.batches import Batches
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.pretraining.description import TrainConfig
-from trimask.diffusion.studies.arms import Comparison, claim_on_bound, compare, rows_of, table_of, use_of_data
+from trimask.diffusion.studies.arms import (
+    Comparison,
+    claim_on_bound,
+    compare,
+    draw_effects,
+    rows_of,
+    table_of,
+    use_of_data,
+)
 from trimask.diffusion.studies.claims import Findings, table_of_claims
 from trimask.diffusion.studies.findings import write_csv
 from trimask.diffusion.studies.trials import Trials
@@ -35,7 +43,7 @@ class MixingStudy(Comparison):
 
 
 def study(config: MixingStudy, trials: Trials) -> Findings:
-    """Trains all arms, writes mixing.csv, and returns the report and the claims."""
+    """Trains all arms, writes mixing.csv and mixing.png, and returns the report and the claims."""
     prepared = trials.prepared
     arms, references = {}, {}
     for tokens in config.batches:
@@ -44,6 +52,7 @@ def study(config: MixingStudy, trials: Trials) -> Findings:
             references[_arm(mix, tokens)] = _arm("step", tokens)
     compared = compare(arms, references, config, trials, "mixing")
     write_csv(trials.folder / "mixing.csv", rows_of(compared))
+    draw_effects(trials.folder / "mixing.png", compared, references, config.smallest_effect)
     claims = [
         claim_on_bound(
             f"mixing every update lowers the held-out bound, {tokens} tokens per step",

@@ -30,6 +30,7 @@ from trimask.diffusion.studies.arms import (
     arm_of,
     claim_on_bound,
     compare,
+    draw_effects,
     mean_bits,
     rows_of,
     table_of,
@@ -65,7 +66,7 @@ class ScheduleStudy(Comparison):
 
 
 def study(config: ScheduleStudy, trials: Trials) -> Findings:
-    """Trains all arms, writes schedules.csv and modalities.csv, and returns the report and the claims."""
+    """Trains all arms, writes their tables and figures, and returns the report and the claims."""
     arms = {
         arm_of(weighting, name): _with(config.base, weighting, schedule)
         for weighting in config.weightings
@@ -75,6 +76,7 @@ def study(config: ScheduleStudy, trials: Trials) -> Findings:
     piloted = {arm_of(weighting, name) for weighting in config.weightings for name in (_REFERENCE, _PILOTED)}
     compared = compare(arms, references, config, trials, "schedules", piloted=piloted)
     write_csv(trials.folder / "schedules.csv", rows_of(compared))
+    draw_effects(trials.folder / "schedules.png", compared, references, config.smallest_effect)
     claims = [
         claim_on_bound(
             f"{name} lowers the held-out bound of linear", compared, name, references[name], config.smallest_effect
@@ -104,6 +106,7 @@ def study(config: ScheduleStudy, trials: Trials) -> Findings:
         asked=compared.asked_seeds,
     )
     write_csv(trials.folder / "modalities.csv", rows_of(confirmed))
+    draw_effects(trials.folder / "modalities.png", confirmed, rivals, config.smallest_effect)
     claims += [
         claim_on_bound(
             f"a schedule per modality lowers the held-out bound, weights {weighting}",
