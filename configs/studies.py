@@ -200,7 +200,7 @@ def masks_accelerator() -> MaskStudy:
 def schedules_cpu() -> ScheduleStudy:
     """1.0M parameters, 800,000 tokens, five noise schedules with two kinds of weights."""
     samplings = {"fixed": _on_grid("linear"), "own": _on_grid("trained")}
-    return ScheduleStudy(base=stream().train, samplings=samplings)
+    return ScheduleStudy(base=stream().train, samplings=samplings, smallest_effect=0.01, max_seeds=10)
 
 
 def schedules_accelerator() -> ScheduleStudy:

@@ -16,7 +16,18 @@ from trimask.diffusion.data.sources import uses_of_parts
 from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig
-from trimask.diffusion.studies.claims import LEAST_SEEDS, Claim, Effect, decide, more_seeds, paired_effect, seeds_for
+from trimask.diffusion.studies.claims import (
+    BLOCK,
+    LEAST_SEEDS,
+    SEEDS,
+    Claim,
+    Effect,
+    decide,
+    more_seeds,
+    paired_effect,
+    power_of,
+    seeds_for,
+)
 from trimask.diffusion.studies.findings import draw_intervals, markdown_table, mean_and_interval
 from trimask.diffusion.studies.judged_trainings import Judged, JudgedTraining, judged_training
 from trimask.diffusion.studies.trials import Trials
@@ -26,8 +37,6 @@ Weighting = Literal["elbo", "unweighted"]
 """Weights of the loss."""
 PILOT_SEEDS = 3
 """Number of seeds of the pilot."""
-_FIRST_OF_PILOT = 1000
-"""Seed of the first training of a pilot, relative to that of the base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +47,22 @@ class Comparison(Checked):
     """Training of which the arms vary one thing."""
     smallest_effect: Positive = 0.005
     """δ: smallest relative difference of the mean bound that would matter."""
-    max_seeds: Annotated[int, whole(LEAST_SEEDS, 1000)] = 5
+    max_seeds: Annotated[int, whole(LEAST_SEEDS, len(SEEDS["comparing"]))] = 5
     """Most seeds of each arm, if the pilot asks for more."""
     first_seed: NonNegativeInt = 0
-    """First seed of the trainings that count, relative to that of the base. Studies use seeds below 2,000; those from
-    2,000 on are kept aside, so that a claim can be tried again by seeds that nobody has seen."""
+    """First seed of a block, relative to that of the base: 0, or a multiple of 2,000 to try claims again by seeds that
+    are kept aside."""
     examples: Size = 400
     """Number of validation examples of each dataset on which bounds and judges are computed."""
     draws: Size = 8
     """Number of random masks per example, for the bounds."""
     samplings: dict[str, dict[str, GenerationConfig]] = field(default_factory=dict)
     """Name of a way to sample → settings by modality."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.first_seed % BLOCK:
+            raise ValueError(f"first_seed must be a multiple of {BLOCK:,}, got {self.first_seed}")
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,16 @@ class Compared:
     """Arm → outcome of every seed; the same seeds for all arms."""
     asked_seeds: int
     """Number of seeds that the pilot asks for; more than were run if `max_seeds` is smaller."""
+    deviation: float
+    """Largest standard deviation of the effects in the pilot."""
+
+    def seeds_in_words(self, smallest: float) -> str:
+        """How many seeds the pilot asks for, how many were run, and what they can show."""
+        seeds = len(next(iter(self.outcomes.values())))
+        return (
+            f"By the pilot, {self.asked_seeds} seeds show an effect of {smallest:.2%} with a probability of 80 %; "
+            f"{seeds} were run, which show it with {power_of(seeds, self.deviation, smallest):.0%}."
+        )
 
     def effect(self, arm: str, reference: str, measure: Callable[[Judged], float]) -> Effect:
         """How much smaller the measure is in one arm than in another, relative to the latter."""
@@ -78,14 +102,13 @@ def compare(
     trials: Trials,
     what: str,
     *,
-    first_seed: int = 0,
     piloted: Collection[str] | None = None,
-    asked: int | None = None,
+    confirming: Compared | None = None,
 ) -> Compared:
     """Trains and judges all arms; `references` maps each arm to that which it is compared with, maybe itself.
 
-    Seeds count from `config.first_seed` + `first_seed`, relative to that of the base. The pilot trains the arms in
-    `piloted`, with their references, or all; there is none if the number of `asked` seeds is known.
+    The pilot trains the arms in `piloted`, among which are their references, or all. A comparison that confirms what
+    another has chosen has other seeds, and no pilot of its own.
     """
 
     def run(arms: Mapping[str, TrainConfig], seeds: Sequence[int], what: str) -> dict[str, list[Judged]]:
@@ -102,15 +125,18 @@ def compare(
         found = trials.measurements(planned, judged_training, Judged, what)
         return {arm: found[number :: len(arms)] for number, arm in enumerate(arms)}
 
-    first_seed += config.first_seed
-    if asked is None:
+    def seeds(use: str, number: int) -> list[int]:
+        return [config.first_seed + seed for seed in SEEDS[use][:number]]
+
+    if confirming is None:
         piloted = arms if piloted is None else piloted
         few = {name: arm for name, arm in arms.items() if name in piloted}
-        first_of_pilot = first_seed + _FIRST_OF_PILOT
-        pilot = Compared(run(few, range(first_of_pilot, first_of_pilot + PILOT_SEEDS), f"{what}: pilot"), 0)
-        deviations = [pilot.effect(arm, references[arm], mean_bits).deviation for arm in few]
-        asked = seeds_for(max(deviations), config.smallest_effect)
-    return Compared(run(arms, range(first_seed, first_seed + min(asked, config.max_seeds)), what), asked)
+        pilot = Compared(run(few, seeds("pilot", PILOT_SEEDS), f"{what}: pilot"), 0, 0.0)
+        deviation = max(pilot.effect(arm, references[arm], mean_bits).deviation for arm in few)
+        asked, use = seeds_for(deviation, config.smallest_effect), "comparing"
+    else:
+        asked, deviation, use = confirming.asked_seeds, confirming.deviation, "confirming"
+    return Compared(run(arms, seeds(use, min(asked, config.max_seeds)), what), asked, deviation)
 
 
 def mean_bits(outcome: Judged) -> float:
@@ -158,10 +184,16 @@ def table_of(compared: Compared, references: Mapping[str, str]) -> str:
         bits = [mean_and_interval([outcome.bits[task] for outcome in outcomes]) for task in first.bits]
         is_reference = references[arm] == arm
         effect = "" if is_reference else shown(compared.effect(arm, references[arm], mean_bits))
-        shares = [np.mean([mean_share(name)(outcome) for outcome in outcomes]) for name in samplings]
-        distances = [np.mean([mean_distance(name)(outcome) for outcome in outcomes]) for name in samplings]
-        body.append([arm, *bits, effect, *(f"{x:.1%}" for x in shares), *(f"{x:.3g}" for x in distances)])
+        shares = [_with_interval(list(map(mean_share(name), outcomes)), ".1%") for name in samplings]
+        distances = [_with_interval(list(map(mean_distance(name), outcomes)), ".3g") for name in samplings]
+        body.append([arm, *bits, effect, *shares, *distances])
     return markdown_table(header, body)
+
+
+def _with_interval(values: Sequence[float], form: str) -> str:
+    """Mean ± half the width of its 95 % interval over seeds."""
+    effect = paired_effect(values)
+    return f"{effect.mean:{form}} ± {effect.half_width:{form}}"
 
 
 def table_of_effects(compared: Compared, references: Mapping[str, str]) -> str:
@@ -195,15 +227,16 @@ def shown(effect: Effect) -> str:
 
 
 def claim_on_bound(claim: str, compared: Compared, arm: str, reference: str, smallest: float) -> Claim:
-    """The claim that an arm lowers the mean bound of another by at least `smallest`, relative to it."""
+    """The claim that an arm lowers the mean bound of another; less than `smallest`, relative to it, does not count."""
     effect = compared.effect(arm, reference, mean_bits)
     verdict = decide(effect, smallest)
+    too_small = f"; if at all, by less than {smallest:.2%}" if verdict == "refuted" else ""
     return Claim(
         claim=claim,
         verdict=verdict,
-        effect=f"{shown(effect)}, {len(effect.differences)} paired seeds",
-        rule=f"shown: the 95 % interval is above 0 and the mean at least {smallest:.2%}; refuted: the interval is "
-        f"below {smallest:.2%}",
+        effect=f"{shown(effect)}, {len(effect.differences)} paired seeds{too_small}",
+        rule=f"refuted: the 95 % interval is below {smallest:.2%}; shown: else, it is above 0, of at least "
+        f"{LEAST_SEEDS} seeds",
         more=f"{more_seeds(effect, smallest)} more seeds of both arms" if verdict == "undecided" else "",
     )
 

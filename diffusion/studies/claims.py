@@ -4,12 +4,15 @@ Arms of a comparison share their seeds: the same start, and the same examples an
 effect is the mean over seeds of the differences within seeds, with its 95 % interval by Student's t. It is positive if
 it is as claimed, and the smallest effect that would matter, δ, is stated beforehand. The verdict is
 
-    shown       the interval lies above 0, the effect is at least δ, and there are at least 5 seeds
-    refuted     the interval lies below δ
+    refuted     the interval lies below δ: if there is an effect, it is too small to matter
+    shown       else, the interval lies above 0, and there are at least 5 seeds
     undecided   neither; so many more seeds of each arm would decide it, if mean and deviation stay as they are
 
 How many seeds are run follows from a pilot of 3 other seeds, which do not count: as many as show an effect of δ with a
 probability of 80 %, within limits. Verdicts are not corrected for being many.
+
+Seeds below 2,000 are those of studies (`SEEDS`). Those from 2,000 on are kept aside, in blocks of 2,000 that are
+divided alike, so that a claim can be tried again by seeds that nobody has seen.
 """
 
 from collections.abc import Sequence
@@ -21,6 +24,10 @@ import numpy as np
 from trimask.diffusion.evaluation.intervals import mean_and_half_width
 from trimask.diffusion.studies.findings import markdown_table
 
+SEEDS = {"comparing": range(500), "confirming": range(500, 1000), "pilot": range(1000, 1500)}
+"""What a study uses seeds for, relative to the first of its block."""
+BLOCK = 2000
+"""Number of seeds of a block."""
 LEAST_SEEDS = 5
 """Smallest number of seeds with which an effect is shown."""
 _MOST_SEEDS = 10_000
@@ -87,17 +94,24 @@ def decide(effect: Effect, smallest: float) -> Decision:
     low, high = effect.interval
     if high < smallest:
         return "refuted"
-    is_shown = low > 0 and effect.mean >= smallest and len(effect.differences) >= LEAST_SEEDS
+    is_shown = low > 0 and len(effect.differences) >= LEAST_SEEDS
     return "shown" if is_shown else "undecided"
 
 
 def more_seeds(effect: Effect, smallest: float) -> int:
     """Number of further seeds that would decide, if mean and deviation of the differences stay as they are."""
-    distance = effect.mean if effect.mean >= smallest else smallest - effect.mean
+    distance = max(effect.mean, smallest - effect.mean)
     seeds = next(
         (n for n in range(LEAST_SEEDS, _MOST_SEEDS) if _t(n, 0.975) * effect.deviation / n**0.5 < distance), _MOST_SEEDS
     )
     return max(0, seeds - len(effect.differences))
+
+
+def power_of(seeds: int, deviation: float, smallest: float) -> float:
+    """Probability that so many seeds show an effect `smallest`, if differences have this deviation."""
+    from scipy.special import stdtr  # takes a third of a second to load
+
+    return float(1 - stdtr(seeds - 1, _t(seeds, 0.975) - smallest * seeds**0.5 / deviation)) if deviation else 1.0
 
 
 def seeds_for(deviation: float, smallest: float) -> int:

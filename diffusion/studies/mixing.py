@@ -5,7 +5,7 @@ part that comes from the choice of the dataset. The golden-ratio order of datase
 over a few steps. The study trains with both kinds of batches at the same mean number of tokens per step, small and
 large, and compares the held-out any-order bound.
 
-Rule of the verdict: mixing every update lowers the mean bound by at least δ (`smallest_effect`), by paired differences
+Rule of the verdict: mixing every update lowers the mean bound, by paired differences, with δ = `smallest_effect`
 (`claims.py`).
 """
 
@@ -65,7 +65,7 @@ def study(config: MixingStudy, trials: Trials) -> Findings:
     ]
     sizes = ", ".join(f"{arm}: {outcomes[0].batch_tokens:.1f}" for arm, outcomes in compared.outcomes.items())
     parts = [
-        f"Mean tokens per step: {sizes}. The pilot asks for {compared.asked_seeds} seeds.",
+        f"Mean tokens per step: {sizes}. {compared.seeds_in_words(config.smallest_effect)}",
         table_of(compared, references),
         use_of_data(compared, prepared),
         table_of_claims(claims),

@@ -9,9 +9,10 @@ shares for all (`fixed`), and on the schedule's own (`own`).
 Then each modality gets the schedule that was best for it, and the three together are trained beside the best single
 schedule.
 
-Rule of the verdict on a schedule: it lowers the bound by at least δ (`smallest_effect`), by paired differences relative
-to linear (`claims.py`). On schedules of modalities: together they lower the mean bound by at least δ relative to the
-best single schedule of the same weights, in seeds that chose neither.
+Rule of the verdict on a schedule: it lowers the bound, by paired differences relative to linear, with δ =
+`smallest_effect` (`claims.py`). On schedules of modalities: together they lower the mean bound relative to the best
+single schedule of the same weights, in seeds that chose neither; refuted, without trainings, if the best of every
+modality is the best single one.
 
 The pilot, which says how many seeds are needed, is of linear and the polynomial of power 3, the furthest from it.
 """
@@ -37,7 +38,7 @@ from trimask.diffusion.studies.arms import (
     table_of_effects,
     use_of_data,
 )
-from trimask.diffusion.studies.claims import Findings, table_of_claims
+from trimask.diffusion.studies.claims import Claim, Findings, table_of_claims
 from trimask.diffusion.studies.findings import OVER_SEEDS, write_csv
 from trimask.diffusion.studies.trials import Trials
 from trimask.tokenizers.vocabulary import Vocabulary
@@ -53,8 +54,6 @@ SCHEDULES = {
 _REFERENCE = "linear"
 _PILOTED = "polynomial 3"
 """Schedule of the pilot, the furthest from linear."""
-_CONFIRMING = 500
-"""Seed of the first training that compares schedules of modalities, relative to that of the base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,55 +83,60 @@ def study(config: ScheduleStudy, trials: Trials) -> Findings:
         for name in arms
         if name != references[name]
     ]
-    vocabulary = trials.prepared.tokenizers.vocabulary
-    own, rivals, chosen = {}, {}, []
-    for weighting in config.weightings:
-        best = best_of_modalities(compared, weighting, vocabulary)
-        single = best_single(compared, weighting)
-        names = ", ".join(f"{modality} {schedule}" for modality, schedule in best.items())
-        chosen.append(f"{weighting}: {names}; the best single schedule is {single}")
-        alone, together = arm_of(weighting, "single"), arm_of(weighting, "own")
-        own[alone] = _with(config.base, weighting, SCHEDULES[single])
-        schedules = {modality: SCHEDULES[name] for modality, name in best.items()}
-        own[together] = replace(own[alone], masking=replace(own[alone].masking, schedules=schedules))
-        rivals[alone] = rivals[together] = alone
-    confirmed = compare(
-        own,
-        rivals,
-        config,
-        trials,
-        "schedules of modalities",
-        first_seed=_CONFIRMING,
-        asked=compared.asked_seeds,
-    )
-    write_csv(trials.folder / "modalities.csv", rows_of(confirmed))
-    draw_effects(trials.folder / "modalities.png", confirmed, rivals, config.smallest_effect)
-    claims += [
-        claim_on_bound(
-            f"a schedule per modality lowers the held-out bound, weights {weighting}",
-            confirmed,
-            arm_of(weighting, "own"),
-            arm_of(weighting, "single"),
-            config.smallest_effect,
-        )
-        for weighting in config.weightings
-    ]
+    of_modalities, further = _compare_modalities(config, compared, trials)
+    claims += further
     seeds = len(next(iter(compared.outcomes.values())))
     parts = [
         f"Bits per token of the targets of each task, on {config.examples} validation examples, and the mean over "
         f"tasks relative to linear with the same weights, by paired seeds with 95 % intervals. "
-        f"{OVER_SEEDS.format(seeds)} The pilot asks for {compared.asked_seeds} seeds.",
+        f"{OVER_SEEDS.format(seeds)} {compared.seeds_in_words(config.smallest_effect)}",
         table_of(compared, references),
         "Each task by itself:",
         table_of_effects(compared, references),
         use_of_data(compared, trials.prepared),
         "## A schedule per modality",
-        f"Best of each modality, by its own bound: {'. '.join(chosen)}. Trained from seeds that chose nothing:",
-        table_of(confirmed, rivals),
+        *of_modalities,
         "## Claims",
         table_of_claims(claims),
     ]
     return Findings("\n\n".join(parts), claims)
+
+
+def _compare_modalities(config: ScheduleStudy, compared: Compared, trials: Trials) -> tuple[list[str], list[Claim]]:
+    """Trains the best schedule of each modality beside the best single one; parts of the report, and the claims."""
+    arms, references, chosen, claims = dict[str, TrainConfig](), dict[str, str](), [], dict[str, Claim]()
+    for weighting in config.weightings:
+        best = best_of_modalities(compared, weighting, trials.prepared.tokenizers.vocabulary)
+        single = best_single(compared, weighting)
+        names = ", ".join(f"{modality} {schedule}" for modality, schedule in best.items())
+        chosen.append(f"{weighting}: {names}; the best single schedule is {single}")
+        if set(best.values()) == {single}:
+            claims[weighting] = Claim(
+                claim=_claim_of(weighting),
+                verdict="refuted",
+                effect=f"{single} is best for every modality",
+                rule="refuted without trainings if the best schedule of every modality is the best single one",
+            )
+            continue
+        alone, together = arm_of(weighting, "single"), arm_of(weighting, "own")
+        arms[alone] = _with(config.base, weighting, SCHEDULES[single])
+        schedules = {modality: SCHEDULES[name] for modality, name in best.items()}
+        arms[together] = replace(arms[alone], masking=replace(arms[alone].masking, schedules=schedules))
+        references[alone] = references[together] = alone
+    report = [f"Best of each modality, by its own bound: {'. '.join(chosen)}."]
+    if arms:
+        confirmed = compare(arms, references, config, trials, "schedules of modalities", confirming=compared)
+        write_csv(trials.folder / "modalities.csv", rows_of(confirmed))
+        draw_effects(trials.folder / "modalities.png", confirmed, references, config.smallest_effect)
+        for weighting in (w for w in config.weightings if w not in claims):
+            own, single = arm_of(weighting, "own"), arm_of(weighting, "single")
+            claims[weighting] = claim_on_bound(_claim_of(weighting), confirmed, own, single, config.smallest_effect)
+        report += ["Trained from seeds that chose nothing:", table_of(confirmed, references)]
+    return report, [claims[weighting] for weighting in config.weightings]
+
+
+def _claim_of(weighting: Weighting) -> str:
+    return f"a schedule per modality lowers the held-out bound, weights {weighting}"
 
 
 def best_of_modalities(compared: Compared, weighting: Weighting, vocabulary: Vocabulary) -> Mapping[str, str]:
