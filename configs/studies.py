@@ -135,7 +135,7 @@ def search_accelerator() -> MultiplierSearch:
 
 
 def policies_cpu() -> PolicyStudy:
-    """Seventy policies, each trained for a few minutes."""
+    """115 policies, each trained for a minute or two."""
     return PolicyStudy(
         blocks=policies.blocks(), full=policies.full(), steered=policies.steered(), imitation=policies.imitation()
     )

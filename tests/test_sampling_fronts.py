@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -414,7 +415,8 @@ def test_every_modality_is_sampled_by_the_settings_of_the_others_in_draws_that_c
     claims = {claim.claim: claim for claim in sampling_claims.claims_of("tiny", crosswise)}
     assert len(claims) == 4
     of_text = claims["tiny: text is better sampled by its own settings than by those of image"]
-    assert of_text.verdict == "shown" and of_text.effect.startswith("more right +25.0% (+25.0%")
+    assert of_text.verdict == "shown" and of_text.effect.startswith("more right +25.0% (")
+    assert of_text.effect.endswith(" questions; 1 evaluations, against 1")
     assert not sampling_fronts.measure_crosswise(SMALL, 7, {"image": asked["image"]}, {"image": IMAGE}, trials)
 
 
@@ -422,8 +424,9 @@ def test_every_modality_is_sampled_by_the_settings_of_the_others_in_draws_that_c
     ("other", "verdict", "effect"),
     [
         ((8.0, 8.2, 8.1, 7.9, 8.0), "shown", "frechet distance smaller by +25.4%"),
-        ((6.0, 6.1, 6.0, 5.9, 6.0), "refuted", "frechet distance smaller by +0.0%"),
+        ((6.0, 6.0, 6.1, 5.9, 6.0), "refuted", "frechet distance smaller by -0.0%"),
         ((4.0, 9.0, 5.0, 9.0, 6.0), "undecided", "frechet distance smaller by"),
+        ((12.0, 12.2, 12.0, 11.8, 12.0), "undecided", "frechet distance smaller by +50.0% (+50.0% to +50.0%)"),
     ],
 )
 def test_media_are_compared_by_their_distance_relative_to_the_others(other, verdict, effect):
@@ -434,6 +437,20 @@ def test_media_are_compared_by_their_distance_relative_to_the_others(other, verd
     (claim,) = sampling_claims.claims_of("tiny", {("image", "image"): own, ("image", "audio"): crossed})
     assert claim.verdict == verdict and claim.effect.startswith(effect) and "5 paired draws" in claim.effect
     assert bool(claim.more) == (verdict == "undecided")
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "verdict"),
+    [(0.9, 0.7, "shown"), (0.7, 0.9, "refuted"), (0.9, 0.9, "undecided"), (0.95, 0.9, "undecided")],
+)
+def test_texts_are_compared_over_questions_since_their_draws_are_alike(own, other, verdict):
+    ours, theirs = ([[made("b: text", "crosswise", TEXT, (value,), 4.0, 1.0)] * 2] * 5 for value in (own, other))
+    (claim,) = sampling_claims.claims_of("tiny", {("text", "text"): ours, ("text", "image"): theirs})
+    # The errors of the two tasks are 0.0625 each.
+    mean, low, high = (float(number) for number in re.findall(r"([+-][\d.]+)%", claim.effect))
+    assert (low, high) == pytest.approx((mean - 196 * 0.0625, mean + 196 * 0.0625), abs=0.2)
+    assert mean == pytest.approx(100 * (own - other), abs=0.06) and claim.verdict == verdict
+    assert "20 questions" in claim.effect and bool(claim.more) == (verdict == "undecided")
 
 
 def test_the_rule_says_every_number_that_it_depends_on():

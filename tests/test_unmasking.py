@@ -178,7 +178,7 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     points, claims = found.report.split("\n\n## Claims\n\n")
     assert claims == table_of_claims(found.claims) and {claim.claim: claim.verdict for claim in found.claims} == {
         "small: policy, α 1, in blocks of 2: as accurate as the best threshold": "undecided",
-        "small: policy, α 1, in blocks of 2: more accurate than threshold with as few evaluations": "undecided",
+        "small: policy, α 1, in blocks of 2: more accurate than threshold with as many evaluations": "undecided",
         "small: threshold collapses without blocks of 2": "refuted",
         "small: the most accurate heuristic collapses without blocks of 2": "refuted",
     }

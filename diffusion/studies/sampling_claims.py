@@ -1,17 +1,21 @@
 """Verdicts of the study of sampling: is each modality better sampled by its own settings than by another's?
 
-The settings that the study chose for a modality, by few draws, are compared with those that it chose for every other,
-by draws that chose nothing. The effect is on the last score of the modality's tasks, the mean over them: by how much
-the Fréchet distance of generated media is smaller, relative to that with the other settings; by how much the share of
-right texts is larger.
+The settings that the study chose for a modality are compared with those that it chose for every other, on the last
+score of the modality's tasks, the mean over them. Verdicts say with how many evaluations, for both the quality and the
+cost of settings were chosen. Settings that are equal are not compared.
 
-Rule: own settings are better by at least δ, by paired differences over draws (`claims.py`), with δ 5 % of a distance,
-and one point of a share. Settings that are equal are not compared.
+Rule for media: the Fréchet distance with own settings is smaller than that with the others', relative to it, with δ =
+5 %, by paired differences over draws that chose nothing (`claims.py`). Draws that are all alike decide nothing.
+
+Rule for texts, which are generated without randomness: the share of right answers is larger, by the 95 % interval of
+the difference over questions: shown if it lies above 0, refuted if it lies below δ = 1 point.
+
+The questions are those of validation that chose the settings, which favours a modality's own.
 """
 
 from collections.abc import Mapping, Sequence
 
-from trimask.diffusion.studies.claims import Claim, decide, more_seeds, paired_effect
+from trimask.diffusion.studies.claims import LEAST_SEEDS, Claim, Effect, decide, more_seeds, paired_effect
 from trimask.diffusion.studies.sampling_report import SamplingPoint, mean_over_tasks
 
 DRAWS = 5
@@ -35,21 +39,42 @@ def claims_of(run: str, crosswise: Mapping[tuple[str, str], Draws]) -> list[Clai
 
 
 def _claim(run: str, modality: str, other: str, own: Draws, crossed: Draws) -> Claim:
-    pairs = [
-        (mean_over_tasks(one).scores[-1], mean_over_tasks(two).scores[-1])
-        for one, two in zip(own, crossed, strict=True)
-    ]
-    first = pairs[0][0]
-    is_share = first.higher_is_better
-    effect = paired_effect([a.value - b.value if is_share else 1 - a.value / b.value for a, b in pairs])
-    smallest = _OF_SHARE if is_share else _OF_DISTANCE
-    verdict = decide(effect, smallest)
-    (low, high), what = effect.interval, "more right" if is_share else f"{first.judge} distance smaller by"
+    name = f"{run}: {modality} is better sampled by its own settings than by those of {other}"
+    one, two = ([mean_over_tasks(draw) for draw in draws] for draws in (own, crossed))
+    evaluations = f"{one[0].nfe:.3g} evaluations, against {two[0].nfe:.3g}"
+    if one[0].scores[-1].higher_is_better:
+        return _claim_on_share(name, own[0], crossed[0], evaluations)
+    return _claim_on_distance(name, one, two, evaluations)
+
+
+def _claim_on_distance(claim: str, own: Sequence[SamplingPoint], crossed: Sequence[SamplingPoint], nfe: str) -> Claim:
+    distances = [(a.scores[-1].value, b.scores[-1].value) for a, b in zip(own, crossed, strict=True)]
+    effect = paired_effect([1 - a / b for a, b in distances])
+    (low, high), judge = effect.interval, own[0].scores[-1].judge
+    varies = effect.deviation > 0
+    verdict = decide(effect, _OF_DISTANCE) if varies else "undecided"
+    more = f"{more_seeds(effect, _OF_DISTANCE)} more draws" if varies else "draws that are not all alike"
     return Claim(
-        claim=f"{run}: {modality} is better sampled by its own settings than by those of {other}",
+        claim=claim,
         verdict=verdict,
-        effect=f"{what} {effect.mean:+.1%} ({low:+.1%} to {high:+.1%}), {len(pairs)} paired draws",
-        rule=f"shown: the 95 % interval is above 0 and the mean at least {smallest:.0%}; refuted: the interval is "
-        f"below {smallest:.0%}",
-        more=f"{more_seeds(effect, smallest)} more draws" if verdict == "undecided" else "",
+        effect=f"{judge} distance smaller by {effect.mean:+.1%} ({low:+.1%} to {high:+.1%}), {len(distances)} paired "
+        f"draws; {nfe}",
+        rule=f"refuted: the 95 % interval is below {_OF_DISTANCE:.0%}; shown: else, it is above 0",
+        more=more if verdict == "undecided" else "",
+    )
+
+
+def _claim_on_share(claim: str, own: Sequence[SamplingPoint], crossed: Sequence[SamplingPoint], nfe: str) -> Claim:
+    """The claim on shares of right answers; the errors of tasks, which are over questions, are independent."""
+    one, two = (mean_over_tasks(points).scores[-1] for points in (own, crossed))
+    mean, half = one.value - two.value, 1.96 * (one.error**2 + two.error**2) ** 0.5
+    effect = Effect(mean, half, [mean] * LEAST_SEEDS)
+    verdict = decide(effect, _OF_SHARE)
+    questions = sum(point.examples for point in own)
+    return Claim(
+        claim=claim,
+        verdict=verdict,
+        effect=f"more right {mean:+.1%} ({mean - half:+.1%} to {mean + half:+.1%}), {questions} questions; {nfe}",
+        rule=f"refuted: the 95 % interval is below {_OF_SHARE:.0%}; shown: else, it is above 0",
+        more="more questions" if verdict == "undecided" else "",
     )

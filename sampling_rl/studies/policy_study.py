@@ -52,8 +52,8 @@ class PolicyStudy(Checked):
     """Values of the reward's α to compare; the first one is used in all other parts."""
     inputs: tuple[Literal["top", "margin", "entropy", "hidden"], ...] = ("top", "margin", "entropy", "hidden")
     """Inputs of the policy to compare, each in place of the confidence."""
-    seeds: Size = 3
-    """Number of seeds of every training."""
+    seeds: Size = 5
+    """Number of seeds of every training; with fewer than five no claim is shown."""
     first_seed: NonNegativeInt = 0
     """First seed. A claim is tried again by seeds that nobody has seen."""
     imitated: PositiveInt = 1600
