@@ -5,22 +5,23 @@ import dataclasses
 
 import numpy as np
 import pytest
-from madeup import MadeUp
 
 from trimask.diffusion.data.batches import BatchConfig
-from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.evaluation.intervals import ratio_and_half_width
+from trimask.diffusion.pretraining.trained_model import load
 from trimask.diffusion.pretraining.training_batches import training_batches
 from trimask.diffusion.studies import fresh_data
 from trimask.diffusion.studies.fresh_data import (
+    ALL,
     SEEN,
-    Fresh,
     FreshData,
-    FreshTrial,
     RowBounds,
+    RowsTrial,
     claim_of,
-    known_rows,
     relative_difference,
+    sums_of,
 )
+from trimask.diffusion.studies.trials import Trials, of_model
 
 
 @pytest.fixture(scope="module")
@@ -43,22 +44,62 @@ def test_examples_seen_are_those_of_the_batches(prepared, train):
         assert {records[number]["id"] for number in numbers.tolist()} == ids[name]
 
 
-def test_rows_that_were_trained_on_and_others_are_measured(prepared, train):
-    found = known_rows(FreshTrial(train=train, rows=8, draws=2), prepared.folder)
-    parts = {(bound.dataset, bound.task, bound.part) for bound in found.bounds}
-    assert {(d, t) for d, t, _ in parts} == {
-        *(("drawn", task) for task in ("text_to_image", "image_to_text")),
-        *(("spoken", task) for task in ("text_to_audio", "audio_to_text")),
-    }
-    assert {part for _, _, part in parts} >= {SEEN, "validation"} and "train" not in {part for _, _, part in parts}
-    assert all(bound.rows <= 4 and np.isfinite(bound.bits_per_token) and bound.tokens > 0 for bound in found.bounds)
-    assert found.epochs.keys() == {"drawn", "spoken"} and all(epochs > 0 for epochs in found.epochs.values())
+def test_a_study_trains_once_and_measures_rows_that_were_trained_on_and_others(prepared, train, tmp_path, monkeypatch):
+    monkeypatch.setattr(fresh_data, "draw_intervals", lambda *_, **__: None)
+    monkeypatch.setattr(fresh_data, "_CHUNK", 3)
+    config = FreshData(base=train, rows=8, draws=2)
+    with Trials(tmp_path, prepared.folder, 0, lambda *_: None) as trials:
+        found = fresh_data.study(config, trials)
+        with (tmp_path / "bounds.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        tasks = {"drawn": ("text_to_image", "image_to_text"), "spoken": ("text_to_audio", "audio_to_text")}
+        assert {(row["dataset"], row["task"]) for row in rows} == {
+            (name, task) for name, of_name in tasks.items() for task in (*of_name, ALL)
+        }
+        sizes = {(row["dataset"], row["part"]): int(row["rows"]) for row in rows}
+        assert sizes["drawn", SEEN] == sizes["drawn", "validation"] == 4 and sizes["drawn", "test"] == 3
+        assert not {part for _, part in sizes} & {"train"}
+        # The sums of a part's trials are those of all its rows at once.
+        loaded = load(tmp_path / "run")
+        (whole,) = (
+            RowsTrial(
+                **of_model(str(tmp_path / "run"), loaded.step),
+                dataset="drawn",
+                part=SEEN,
+                total=4,
+                first=0,
+                rows=4,
+                draws=2,
+            ),
+        )
+        (bound,) = (row for row in rows if (row["dataset"], row["part"], row["task"]) == ("drawn", SEEN, ALL))
+        ratio, half = fresh_data.measure_rows(whole, prepared.folder).tasks[ALL].ratio_and_half_width()
+        assert (float(bound["bits_per_token"]), float(bound["half_width"])) == pytest.approx((ratio, half), rel=1e-5)
+        assert found.claims and "Training rows were seen: drawn " in found.report
+    # Nothing is trained or measured again.
+    monkeypatch.setattr(fresh_data, "train", lambda *_: pytest.fail("trained again"))
+    with Trials(tmp_path, prepared.folder, 0, lambda *_: None, adds=False) as trials:
+        assert fresh_data.study(config, trials) == found
+    other, said = tmp_path / "other", "holds no complete study: its training is missing"
+    with (
+        Trials(other, prepared.folder, 0, lambda *_: None, adds=False) as trials,
+        pytest.raises(ValueError, match=said),
+    ):
+        fresh_data.study(config, trials)
+
+
+def test_sums_give_the_ratio_and_interval_of_the_rows():
+    draw = np.random.default_rng(0)
+    bits, tokens = draw.uniform(1, 9, 30), draw.integers(1, 5, 30).astype(float)
+    parts = [sums_of(bits[part], tokens[part]) for part in (slice(0, 11), slice(11, 30))]
+    assert parts[0].plus(parts[1]).ratio_and_half_width() == pytest.approx(ratio_and_half_width(bits, tokens))
+    assert parts[0].plus(parts[1]).rows == 30
 
 
 def bounds(seen, held_out, half=0.001):
     return [
-        RowBounds("drawn", task, part, 100, bits, half, tokens)
-        for task, tokens in (("text_to_image", 300.0), ("image_to_text", 100.0))
+        RowBounds(dataset, ALL, part, 100, bits, half, tokens)
+        for dataset, tokens in (("drawn", 300.0), ("spoken", 100.0))
         for part, bits in ((SEEN, seen), ("validation", held_out), ("test_original", 9.0))
     ]
 
@@ -74,37 +115,20 @@ def bounds(seen, held_out, half=0.001):
     ],
 )
 def test_the_verdict_follows_its_rule(seen, held_out, half, verdict):
-    claim = claim_of(Fresh({"drawn": 0.4}, bounds(seen, held_out, half)))
+    claim = claim_of(bounds(seen, held_out, half))
     assert claim.verdict == verdict and "200 rows of each" in claim.effect
 
 
-def test_tasks_are_weighted_by_their_tokens():
+def test_datasets_are_weighted_by_their_tokens():
     found = [
-        RowBounds("drawn", task, part, 10, bits, half, tokens)
-        for task, part, bits, half, tokens in (
-            ("text_to_image", SEEN, 3.0, 0.3, 30.0),
-            ("text_to_image", "validation", 3.3, 0.4, 99.0),
-            ("image_to_text", SEEN, 1.0, 0.0, 10.0),
-            ("image_to_text", "validation", 1.0, 0.0, 7.0),
+        RowBounds(dataset, task, part, 10, bits, half, tokens)
+        for dataset, task, part, bits, half, tokens in (
+            ("drawn", ALL, SEEN, 3.0, 0.3, 30.0),
+            ("drawn", ALL, "validation", 3.3, 0.4, 99.0),
+            ("drawn", "text_to_image", SEEN, 7.0, 0.4, 20.0),
+            ("spoken", ALL, SEEN, 1.0, 0.0, 10.0),
+            ("spoken", ALL, "validation", 1.0, 0.0, 7.0),
         )
     ]
     mean, half = relative_difference(found)
     assert mean == pytest.approx((0.75 * 3.3 + 0.25) / 2.5 - 1) and half == pytest.approx(0.75 * 0.5 / 2.5)
-
-
-def test_all_that_is_written(prepared, tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(fresh_data, "draw_intervals", lambda path, panels, *_, columns: drawn.update(panels))
-    trials = MadeUp(tmp_path, lambda trial: Fresh({"drawn": 0.42}, bounds(2.0, 2.001)))
-    trials.prepared = prepared
-    found = fresh_data.study(FreshData(base=TrainConfig()), trials)
-    assert (
-        "drawn 0.42 times" in found.report
-        and "| drawn | text_to_image | trained on | 100 | 2.0000 ± 0.0010 |" in found.report
-    )
-    assert found.claims[0].verdict == "shown"
-    with (tmp_path / "bounds.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 6
-    ((_, _, (trial,)),) = trials.asked
-    assert trial.rows == 40_000
-    assert drawn["drawn: text_to_image"][""]["trained on"] == pytest.approx((2.0, 1.999, 2.001))

@@ -2,13 +2,14 @@
 
 Batches of one dataset each (`mix` = step) need no padding to a common length, but the noise of a gradient then has a
 part that comes from the choice of the dataset. The golden-ratio order of datasets (`mixture.py`) cancels most of it
-over a few steps. The study trains with both kinds of batches at the same mean number of tokens per step, small and
-large, and compares the held-out any-order bound.
+over a few steps. The study trains with both kinds of batches at nearly the same mean number of tokens per step, small
+and large, and compares the held-out any-order bound.
 
 Rule of the verdict: mixing every update lowers the mean bound, by paired differences, with δ = `smallest_effect`
 (`claims.py`).
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -31,14 +32,18 @@ from trimask.tokenizers.storage.ranges import Size
 
 Mix = Literal["step", "update"]
 _TRIES = 12
-"""Most batch sizes that are tried."""
+"""Most batch sizes that are tried in a row, and half of those that are tried around the best of them."""
+_LARGEST_DIFFERENCE = 0.02
+"""Largest relative difference of the mean numbers of tokens per step of two arms that are compared."""
+_STEPS = 500
+"""Number of steps over which they are taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixingStudy(Comparison):
     """Trainings that the study of mixing compares."""
 
-    batches: tuple[Size, ...] = (72, 736)
+    batches: tuple[Size, ...] = (52, 736)
     """Mean numbers of non-padding tokens per step."""
 
 
@@ -47,9 +52,9 @@ def study(config: MixingStudy, trials: Trials) -> Findings:
     prepared = trials.prepared
     arms, references = {}, {}
     for tokens in config.batches:
-        for mix in ("step", "update"):
-            arms[_arm(mix, tokens)] = with_tokens(config.base, prepared, mix, tokens)
-            references[_arm(mix, tokens)] = _arm("step", tokens)
+        step, update = with_equal_tokens(config.base, prepared, tokens)
+        for mix, train in (("step", step), ("update", update)):
+            arms[_arm(mix, tokens)], references[_arm(mix, tokens)] = train, _arm("step", tokens)
     compared = compare(arms, references, config, trials, "mixing")
     write_csv(trials.folder / "mixing.csv", rows_of(compared))
     draw_effects(trials.folder / "mixing.png", compared, references, config.smallest_effect)
@@ -73,23 +78,48 @@ def study(config: MixingStudy, trials: Trials) -> Findings:
     return Findings("\n\n".join(parts), claims)
 
 
-def with_tokens(base: TrainConfig, prepared: Prepared, mix: Mix, tokens: int) -> TrainConfig:
-    """The training with the batch, in positions, whose mean tokens per step are nearest to `tokens`.
+def with_equal_tokens(base: TrainConfig, prepared: Prepared, tokens: int) -> tuple[TrainConfig, TrainConfig]:
+    """The training with batches of one dataset each, and that with batches of all, of about `tokens` tokens per step.
 
-    Found by a few steps of P ← P · tokens / mean(P), since batches consist of whole rows.
+    Raises ValueError if no sizes are alike, since batches consist of whole rows.
+    """
+    update, mean = _with_tokens(base, prepared, "update", float(tokens))
+    step, other = _with_tokens(base, prepared, "step", mean)
+    if abs(other / mean - 1) > _LARGEST_DIFFERENCE:
+        raise ValueError(
+            f"batches of one dataset each have {other:.1f} tokens per step where those of all have {mean:.1f}; choose "
+            f"other --batches than {tokens}, where they differ by at most {_LARGEST_DIFFERENCE:.0%}"
+        )
+    return step, update
+
+
+def _with_tokens(base: TrainConfig, prepared: Prepared, mix: Mix, tokens: float) -> tuple[TrainConfig, float]:
+    """The training with the batch, in positions, whose mean tokens per step are nearest to `tokens`, and that mean.
+
+    Found by P ← P · tokens / mean(P), and then among sizes around the best.
     """
     tried: dict[int, float] = {}
-    positions = 2 * tokens
+
+    def mean_of(positions: int) -> float:
+        if positions not in tried:
+            try:
+                batch = replace(base.batch, tokens=positions, mix=mix)
+                tried[positions] = Batches(prepared, batch, base.seed).mean_tokens(_STEPS)
+            except ValueError:  # no room for a row of every dataset
+                tried[positions] = math.inf
+        return tried[positions]
+
+    def best() -> int:
+        return min(tried, key=lambda positions: abs(tried[positions] - tokens))
+
+    positions = round(2 * tokens)
     while positions not in tried and len(tried) < _TRIES:
-        try:
-            batch = replace(base.batch, tokens=positions, mix=mix)
-            tried[positions] = Batches(prepared, batch, base.seed).mean_tokens(1000)
-            positions = round(positions * tokens / tried[positions])
-        except ValueError:  # no room for a row of every dataset
-            tried[positions] = float("inf")
-            positions = round(positions * 1.2) + 1
-    nearest = min(tried, key=lambda positions: abs(tried[positions] - tokens))
-    return replace(base, batch=replace(base.batch, tokens=nearest, mix=mix))
+        mean = mean_of(positions)
+        positions = round(positions * tokens / mean) if math.isfinite(mean) else round(positions * 1.2) + 1
+    stride = max(1, round(tokens / 100))
+    for positions in [best() + stride * number for number in range(-_TRIES, _TRIES + 1)]:
+        mean_of(max(1, positions))
+    return replace(base, batch=replace(base.batch, tokens=best(), mix=mix)), tried[best()]
 
 
 def _arm(mix: str, tokens: int) -> str:
