@@ -86,4 +86,6 @@ def test_claims_are_a_table_with_what_would_decide_them():
     assert table_of_claims(claims).splitlines()[2:] == [
         "| a | **shown** | +1 % |",
         "| b | **undecided**; 7 more seeds would decide | +0 % |",
+        "",
+        "Verdicts are not corrected for being many.",
     ]

@@ -35,8 +35,8 @@ WANTED = {
 
 
 def verdicts() -> Iterator[tuple[str, Verdict]]:
-    for path in sorted(STUDIES.glob(f"*/{FILE}")):
-        yield path.parent.name, load_verdict(path.parent)
+    for path in sorted(STUDIES.rglob(FILE)):
+        yield path.parent.relative_to(STUDIES).as_posix(), load_verdict(path.parent)
 
 
 def table() -> str:

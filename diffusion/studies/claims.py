@@ -59,9 +59,10 @@ class Findings(NamedTuple):
 
 
 def table_of_claims(claims: Sequence[Claim]) -> str:
-    """Claims as a Markdown table."""
+    """Claims as a Markdown table, and that they are not corrected."""
     body = [[c.claim, f"**{c.verdict}**" + (f"; {c.more} would decide" if c.more else ""), c.effect] for c in claims]
-    return markdown_table(["claim", "verdict", "effect with 95 % interval"], body)
+    table = markdown_table(["claim", "verdict", "effect with 95 % interval"], body)
+    return f"{table}\n\nVerdicts are not corrected for being many."
 
 
 @dataclass(frozen=True)
