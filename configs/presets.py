@@ -146,7 +146,7 @@ def fresh_voices() -> Experiment:
 
 
 def stream() -> Experiment:
-    """Digits warped and spoken anew, none of them twice, for studies of a few minutes."""
+    """Digits warped and spoken anew, none of them twice, the data of studies."""
     return Experiment(
         prepare=PrepareConfig(
             sources={

@@ -1,4 +1,4 @@
-"""Named settings of the studies: `cpu` for two cores and half an hour (hours for policies), `accelerator` for more."""
+"""Named settings of the studies: `cpu` for two cores and half an hour, or hours, `accelerator` for more."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -178,7 +178,7 @@ def fresh_data_accelerator() -> FreshData:
 
 
 def mixing_cpu() -> MixingStudy:
-    """0.1M parameters, 1.6M tokens, eight seeds."""
+    """0.1M parameters, 1.6M tokens, at most eight seeds."""
     return MixingStudy(base=_small_stream(horizon=1_600_000), max_seeds=8)
 
 
@@ -198,7 +198,7 @@ def masks_accelerator() -> MaskStudy:
 
 
 def schedules_cpu() -> ScheduleStudy:
-    """1.0M parameters, 800,000 tokens, five noise schedules with two kinds of weights."""
+    """1.0M parameters, 800,000 tokens, five noise schedules with two kinds of weights, at most ten seeds."""
     samplings = {"fixed": _on_grid("linear"), "own": _on_grid("trained")}
     return ScheduleStudy(base=stream().train, samplings=samplings, smallest_effect=0.01, max_seeds=10)
 
@@ -249,7 +249,7 @@ class Study(NamedTuple):
     data: PrepareConfig = DATA
     """Data on which models are trained, unless others are named."""
     final: Final | None = None
-    """Rule by which the study chooses, and score of the choice on the test split. None: it chooses nothing."""
+    """Rule by which the study chooses, and score of the choice on the test split. None: nothing is scored there."""
 
 
 STUDIES = {

@@ -61,24 +61,24 @@ def binomials(n: int, shares: Float[np.ndarray, " shares"]) -> Float[np.ndarray,
 
 
 def draw_counts(
-    share: Float[Array, "*shape"],
+    quantile: Float[Array, "*shape"],
     num_targets: Int[Array, "*shape"],
-    table: Float[Array, "schedule n l"],
-    schedule: Int[Array, "*shape"],
+    tables: Float[Array, "table n l"],
+    table_index: Int[Array, "*shape"],
     least: int,
 ) -> tuple[Int[Array, "*shape"], Float[Array, "*shape"]]:
-    """Numbers of masked tokens l ≥ `least` of n targets, and their probabilities P(l): the quantiles of uniform shares.
+    """Number of masked tokens of n targets at each quantile of P(l) restricted to l ≥ `least`, and its probability.
 
-    `schedule` is the number of the table of each. `least` is 0 or 1. Where n is 0 the number is 0.
+    `table_index` says which table each has; `least` is 0 or 1. Where n is 0 the number is 0.
     """
 
     def cumulative(count):
-        return jnp.where(count < 0, 0.0, table[schedule, num_targets, jnp.maximum(count, 0)])
+        return jnp.where(count < 0, 0.0, tables[table_index, num_targets, jnp.maximum(count, 0)])
 
     below = cumulative(jnp.full_like(num_targets, least - 1))
-    level = below + share * (1 - below)
+    level = below + quantile * (1 - below)
     low, high = jnp.minimum(least, num_targets), num_targets
-    for _ in range(table.shape[-1].bit_length()):
+    for _ in range(tables.shape[-1].bit_length()):
         middle = (low + high) // 2
         is_below = cumulative(middle) <= level
         low, high = jnp.where(is_below, jnp.minimum(middle + 1, high), low), jnp.where(is_below, high, middle)
@@ -86,11 +86,11 @@ def draw_counts(
 
 
 def draw_uniform_counts(
-    share: Float[Array, "*shape"], num_targets: Int[Array, "*shape"], least: int
+    quantile: Float[Array, "*shape"], num_targets: Int[Array, "*shape"], least: int
 ) -> tuple[Int[Array, "*shape"], Float[Array, "*shape"]]:
     """`draw_counts` for the linear schedule, P(l) = 1/(n + 1), which needs no table and has no longest row."""
     numbers = jnp.maximum(num_targets + 1 - least, 1)
-    count = least + (share * numbers).astype(jnp.int32)
+    count = least + (quantile * numbers).astype(jnp.int32)
     return jnp.minimum(count, num_targets), 1 / numbers.astype(jnp.float32)
 
 

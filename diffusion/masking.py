@@ -1,9 +1,10 @@
 """The forward process: which tokens of a batch are masked, and the loss weight of each masked token.
 
-Every example (segment of a row) has its own time t, stratified over the batch by target tokens: t_s = (u + share of
-target tokens before example s) mod 1, scaled to the schedule's times, with examples in the order of
-`schedule.low_discrepancy_shares`. The times of any block of consecutive rows are then evenly spread as well, so devices
-that share the rows have equal work.
+Of every example (segment of a row) the number of masked targets is drawn, and then a random set of that many
+(`mask_counts.py`). Without `counts` a time t is drawn instead, at which every target is masked independently. Both are
+the quantiles of a uniform number per example, stratified over the batch by target tokens: u_s = (u + share of target
+tokens before example s) mod 1, with examples in the order of `schedule.low_discrepancy_shares`. The numbers of any
+block of consecutive rows are then evenly spread as well, so devices that share the rows have equal work.
 
 An example with a condition, which is another medium or the beginning of its text, has one of four modes:
 
@@ -16,8 +17,7 @@ The second and the third have half of `joint_probability` each, the fourth has `
 condition count as conditional. The expected loss of the first two modes is a bound, of the target given its condition
 and of both sides together; that of the others is not.
 
-With `counts`, the default, the number of masked tokens is drawn in place of a time, by the same stratified shares
-(`mask_counts.py`): of the targets of both sides together in the mode JOINT, by the schedule of the example's target; of
+Counts are those of the targets of both sides together in the mode JOINT, by the schedule of the example's target; of
 each side, by its own schedule, in the mode JOINT_TWICE.
 """
 
@@ -177,9 +177,9 @@ def _masked_by_counts(
     else:
         # Both sides of a joint example together have the schedule of its target.
         own = jnp.where(sequence.is_target | is_apart, sequence.modality, 0)
-        table, number_of = map(jnp.asarray, _tables(schedule, sequence.length))
-        number = number_of[of_groups.at[rows, group].max(own)[rows, group]]
-        count, probability = draw_counts(share, num_targets, table, number, least)
+        tables, index_of = map(jnp.asarray, _tables(schedule, sequence.length))
+        table_index = index_of[of_groups.at[rows, group].max(own)[rows, group]]
+        count, probability = draw_counts(share, num_targets, tables, table_index, least)
     weight, weight_of_complement = (
         jnp.where(masked > 0, 1 / jnp.maximum(masked * probability, jnp.finfo(jnp.float32).tiny), 0.0)
         for masked in (count, num_targets - count)
@@ -188,8 +188,8 @@ def _masked_by_counts(
 
 
 @lru_cache(maxsize=8)
-def _tables(schedule: Schedule, length: int) -> tuple[Float[np.ndarray, "schedule n l"], Int[np.ndarray, " modality"]]:
-    """`cumulative_counts` of the distinct schedules, and the number of each modality's."""
+def _tables(schedule: Schedule, length: int) -> tuple[Float[np.ndarray, "table n l"], Int[np.ndarray, " modality"]]:
+    """`cumulative_counts` of the distinct schedules, and the index of each modality's."""
     distinct = list(dict.fromkeys(schedule.of_modality))
     tables = np.stack([cumulative_counts(config, length) for config in distinct]).astype(np.float32)
     return tables, np.array([distinct.index(config) for config in schedule.of_modality])

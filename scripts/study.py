@@ -1,8 +1,8 @@
 """trimask study: runs one of the experiments behind the claims of the documentation.
 
 A study writes its report OUT/README.md, figures, tables as CSV, its configuration and trials.jsonl, from which the same
-command resumes if it is stopped. Trials record validation only. The same command with --final scores what the study
-chose on the test split, once, and adds the score to OUT/verdict.json and to the report.
+command resumes if it is stopped. Trials record validation only. Of sampling, unmasking and policies the same command
+with --final scores what the study chose on the test split, once, and adds the score to OUT/verdict.json and the report.
 """
 
 import dataclasses
@@ -47,12 +47,14 @@ class Options(Checked):
     """Folder that `trimask prepare` wrote. None: the data of the model's run, or, for studies that train models,
     embedded digits and words, or a stream of new ones, prepared in OUT/data."""
     preset: Literal["cpu", "accelerator"] = "cpu"
-    """Preset with the default values: cpu, for two cores and half an hour, or accelerator, with larger models."""
+    """Preset with the default values: cpu, for two cores and half an hour (masks, schedules, mixing and policies: hours),
+    or accelerator, with larger models."""
     workers: Workers | None = None
     """Number of worker processes; 0: all is computed in this process. None: one per core on a CPU, 0 on an
     accelerator."""
     final: bool = False
-    """Score what the complete study chose on the test split, and write the score with its date to OUT/verdict.json."""
+    """Score what the complete study chose on the test split, and write the score with its date to OUT/verdict.json; for
+    sampling, unmasking and policies."""
     again: bool = False
     """With --final: score the test split although it was scored by the same rule before. The report says so."""
     show: bool = False
@@ -74,7 +76,7 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
     out, study = options.out, STUDIES[name]
     if options.final and study.final is None:
         able = ", ".join(other for other, one in STUDIES.items() if one.final is not None)
-        raise ValueError(f"the study {name} chooses nothing to score on the test split; --final is for {able}")
+        raise ValueError(f"the study {name} has no score on the test split; --final is for {able}")
     adds = not (options.final or options.show)
     data = _data(options, config, study.data, adds)
     if _trains(config) and not options.show:

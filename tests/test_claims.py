@@ -12,7 +12,6 @@ from trimask.diffusion.studies.claims import (
     SEEDS,
     Claim,
     Effect,
-    decide,
     more_seeds,
     paired_effect,
     power_of,
@@ -42,7 +41,7 @@ def test_an_effect_is_the_mean_of_differences_with_students_interval():
     ],
 )
 def test_the_verdict_follows_its_rule(mean, half, seeds, verdict):
-    assert decide(Effect(mean, half, [0.0] * seeds), 0.01) == verdict
+    assert Effect(mean, half, [0.0] * seeds).decide(0.01) == verdict
 
 
 @settings(deadline=None)
@@ -67,7 +66,7 @@ def test_more_seeds_are_those_that_would_decide():
     for mean in (0.012, 0.008, 0.004):
         spread = np.array([-1.0, 1.0, -1.0, 1.0, 0.0]) * 0.02
         effect = paired_effect((mean + spread).tolist())
-        assert decide(effect, 0.01) == "undecided"
+        assert effect.decide(0.01) == "undecided"
         seeds = more_seeds(effect, 0.01) + 5
         half = [stats.t.ppf(0.975, n - 1) * effect.deviation / n**0.5 for n in (seeds, seeds - 1)]
         distance = max(mean, 0.01 - mean)

@@ -133,7 +133,7 @@ def test_intervals_have_a_row_for_each_label_and_a_colour_for_each_series(tmp_pa
     with matplotlib.rc_context(matplotlib.rcParamsDefault):
         draw_intervals(tmp_path / "a.png", panels, "lower by", {"": 0.0, "matters": 0.125}, columns=2)
     said = described_figure(saved[0]).splitlines()
-    assert said[1].startswith("t | lower by: linear × linear") and "1.5 to -0.5" in said[1]
+    assert said[1].startswith("t: linear × linear") and "1.5 to -0.5" in said[1]
     assert said[2:10] == [
         "  #1f77b4 None 1.2 o 3: (0.5, -0.233333) (2, 0.766667)",
         "  #ff7f0e None 1.2 o 3: (3, 1)",

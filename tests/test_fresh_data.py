@@ -75,7 +75,7 @@ def test_a_study_trains_once_and_measures_rows_that_were_trained_on_and_others(p
         (bound,) = (row for row in rows if (row["dataset"], row["part"], row["task"]) == ("drawn", SEEN, ALL))
         ratio, half = fresh_data.measure_rows(whole, prepared.folder).tasks[ALL].ratio_and_half_width()
         assert (float(bound["bits_per_token"]), float(bound["half_width"])) == pytest.approx((ratio, half), rel=1e-5)
-        assert found.claims and "Training rows were seen: drawn " in found.report
+        assert found.claims and "Passes over the training rows: drawn " in found.report
     # Nothing is trained or measured again.
     monkeypatch.setattr(fresh_data, "train", lambda *_: pytest.fail("trained again"))
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None, adds=False) as trials:

@@ -89,16 +89,17 @@ def test_a_way_to_mask_that_is_better_is_shown_and_becomes_the_default(tmp_path,
 
     _, trials, found = study_of_masks(tmp_path, bits)
     verdicts = {claim.claim: claim.verdict for claim in found.claims}
-    assert verdicts["counts lower the held-out bound, weights elbo"] == "shown"
-    assert verdicts["complementary lower the held-out bound, weights unweighted"] == "refuted"
+    assert verdicts["masks by counts lower the held-out bound (elbo loss)"] == "shown"
+    assert verdicts["complementary masks lower the held-out bound (unweighted loss)"] == "refuted"
     assert len(verdicts) == 6 and "The default by the rule: counts" in found.report
-    assert "drawn 0.50 times (1,239 originals, warped anew each time, 5.0 times each)" in found.report
-    effect = next(claim.effect for claim in found.claims if claim.claim.startswith("counts lower"))
+    assert "drawn 0.50 (1,239 originals, warped anew each time, 5.0 times each)" in found.report
+    assert "Counts with complements beside counts alone, of which no claim was stated: elbo " in found.report
+    effect = next(claim.effect for claim in found.claims if claim.claim.startswith("masks by counts lower"))
     assert "5 paired seeds" in effect and effect.startswith("+3.0")
     assert all("0.50%" in claim.rule for claim in found.claims)
     assert list(figures["masks.png"]) == ["mean over tasks", "text_to_image", "image_to_text"]
     of_arms = figures["masks.png"]["text_to_image"][""]
-    assert len(of_arms) == 6 and of_arms["counts, elbo"] == pytest.approx((0.03, 0.03, 0.03), abs=0.003)
+    assert len(of_arms) == 6 and of_arms["counts, elbo"] == pytest.approx((3, 3, 3), abs=0.3)
     # A pilot of three other seeds, and then five of every arm; nothing else differs between the arms of a seed.
     (_, _, pilot), (_, _, main) = trials.asked
     assert [len(pilot), len(main)] == [3 * 8, 5 * 8]
@@ -113,6 +114,8 @@ def test_a_way_to_mask_that_is_better_is_shown_and_becomes_the_default(tmp_path,
 
 def test_a_claim_can_be_tried_again_by_seeds_kept_aside(tmp_path):
     _, trials, _ = study_of_masks(tmp_path, lambda train: (3.0, 0.1), first_seed=2000)
+    with (tmp_path / "masks.csv").open() as file:
+        assert {row["seed"] for row in csv.DictReader(file)} == {str(seed) for seed in range(2000, 2005)}
     seeds = [{trial.train.seed for trial in asked} for _, _, asked in trials.asked]
     assert seeds == [{3000, 3001, 3002}, {2000, 2001, 2002, 2003, 2004}]
     with pytest.raises(ValueError, match="first_seed must be a multiple of 2,000, got 1000"):
@@ -130,9 +133,11 @@ def test_noisy_seeds_are_undecided_and_the_page_says_how_many_would_decide(tmp_p
     config = MaskStudy(base=TrainConfig(), samplings=SAMPLINGS)
     found = masks.study(config, trials)
     undecided = [claim for claim in found.claims if claim.verdict == "undecided"]
-    assert undecided and all("more seeds of both arms" in claim.more for claim in undecided)
-    asked = int(found.report.split("By the pilot, ")[1].split(" seeds show an effect of 0.50%")[0])
-    assert asked > 5 and "5 were run, which show it with " in found.report
+    assert undecided and all(
+        claim.more.startswith("about ") and claim.more.endswith(" more seeds") for claim in undecided
+    )
+    asked = int(found.report.split("the noisiest arm needs ")[1].split(" seeds to show a true effect of 0.50%")[0])
+    assert asked > 5 and "5 were run (`--max-seeds`), which show it with a probability of " in found.report
     again = World(tmp_path, lambda train: (3.0 - 0.02 * train.masking.counts, 0.1), deviation=0.02)
     masks.study(dataclasses.replace(config, max_seeds=500), again)
     assert len(again.asked[1][2]) == asked * 8
@@ -148,7 +153,7 @@ def test_measures_are_means_over_tasks():
 
 def test_effects_are_relative_to_the_reference_within_seeds():
     outcomes = {"a": [judged(2.0, 0.0), judged(4.0, 0.0)], "b": [judged(4.0, 0.0), judged(8.0, 0.0)]}
-    compared = Compared(outcomes, 5, 0.0)
+    compared = Compared(outcomes, [0, 1], 5, 0.0)
     assert compared.effect("a", "b", mean_bits).mean == pytest.approx(0.5)
     assert compared.effect("a", "b", mean_bits).half_width == pytest.approx(0)
 
@@ -167,9 +172,9 @@ def test_each_modality_gets_its_best_schedule_and_that_is_confirmed_by_other_see
     config = ScheduleStudy(base=TrainConfig(), samplings=SAMPLINGS)
     found = schedules.study(config, trials)
     verdicts = {claim.claim: claim.verdict for claim in found.claims}
-    assert verdicts["cosine_md4, unweighted lowers the held-out bound of linear"] == "shown"
-    assert verdicts["cosine_mdlm, elbo lowers the held-out bound of linear"] == "refuted"
-    assert verdicts["a schedule per modality lowers the held-out bound, weights unweighted"] == "shown"
+    assert verdicts["cosine_md4 has a lower held-out bound than linear (unweighted loss)"] == "shown"
+    assert verdicts["cosine_mdlm has a lower held-out bound than linear (elbo loss)"] == "refuted"
+    assert verdicts["a schedule per modality lowers the held-out bound (unweighted loss)"] == "shown"
     assert (
         "unweighted: text polynomial" in found.report and "image cosine_md4; the best single schedule" in found.report
     )
@@ -179,7 +184,7 @@ def test_each_modality_gets_its_best_schedule_and_that_is_confirmed_by_other_see
     own = [t.train.masking for _, _, asked in trials.asked[2:] for t in asked if t.train.masking.schedules]
     assert all(masking.schedules["image"].kind for masking in own)
     # The page says of each task by itself what a schedule does for it.
-    by_task = found.report.split("Each task by itself:")[1].split("Training rows")[0].splitlines()
+    by_task = found.report.split("Each task by itself:")[1].split("Passes over")[0].splitlines()
     (line,) = (line for line in by_task if line.startswith("| cosine_md4, unweighted |"))
     image, text = (float(cell.split("%")[0]) for cell in line.split("|")[2:4])
     assert image == pytest.approx(5, abs=0.2) and text == pytest.approx(0, abs=0.2)
@@ -200,7 +205,7 @@ def test_the_best_schedule_has_the_lowest_bound():
     outcomes = {
         f"{name}, elbo": [judged(3.0 + number, 0.5 - number / 10)] for number, name in enumerate(schedules.SCHEDULES)
     }
-    compared = Compared(outcomes, 5, 0.0)
+    compared = Compared(outcomes, [0, 1], 5, 0.0)
     assert best_of_modalities(compared, "elbo", fakes.VOCABULARY) == {"text": "polynomial 3", "image": "linear"}
     assert best_single(compared, "elbo") == "linear"
 
@@ -219,10 +224,10 @@ def test_the_default_is_that_of_the_elbos_weights():
         for weighting in ("elbo", "unweighted")
         for name in masks.MASKS
     }
-    assert default_of(Compared(outcomes, 5, 0.0), 0.005) == "counts"
+    assert default_of(Compared(outcomes, [0], 5, 0.0), 0.005) == "counts"
     outcomes[arm_of("elbo", "counts")] = [judged(2.5, 0.1)] * 4
     outcomes[arm_of("elbo", "independent")] = [judged(3.0, 0.1)] * 4
-    assert default_of(Compared(outcomes, 5, 0.0), 0.005) == "independent"  # too few seeds
+    assert default_of(Compared(outcomes, [0], 5, 0.0), 0.005) == "independent"  # too few seeds
 
 
 def test_mixing_is_compared_at_the_same_tokens_per_step(tmp_path, prepared, loaded, monkeypatch):

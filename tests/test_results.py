@@ -17,21 +17,22 @@ from trimask.diffusion.studies.verdict import FILE, Verdict, load_verdict
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "docs" / "results"
 BEGIN, END = "<!-- claims: written by python tests/test_results.py -->\n", "<!-- end of claims -->\n"
+TRANSFER = "hyperparameter-transfer-completedp-and-the-sde-rule"
 WANTED = {
-    "flat in B below B_crit": "batch-invariance",
-    "B_crit = D/S_crit predicts a horizon": "critical-batch",
+    "the loss is flat in the batch below the critical batch": TRANSFER,
+    "the critical batch predicts that of another horizon": TRANSFER,
     "the exponent γ of the SDE rule's horizon": "",
     "a scaling law predicts larger models": "",
-    "sampling defaults differ by modality": "sampling",
+    "sampling defaults differ by modality": "how-each-modality-is-sampled",
     "a mixture of modalities is predicted": "",
-    "the coordinate check": "coordinate-check",
-    "the learning rate transfers": "lr-transfer",
-    "multipliers transfer": "search",
-    "a policy equals threshold in blocks and is better at few evaluations": "policies",
-    "heuristics collapse without blocks, a policy does not": "policies",
-    "policies transfer to another model and length, not to another task": "unmasking",
+    "activations and updates keep their size (coordinate check)": TRANSFER,
+    "the learning rate transfers": TRANSFER,
+    "multipliers transfer": TRANSFER,
+    "a policy equals threshold in blocks and is better at few evaluations": "learning-what-to-unmask",
+    "heuristics collapse without blocks, a policy does not": "learning-what-to-unmask",
+    "policies transfer to another model and length, not to another task": "learning-what-to-unmask",
 }
-"""Claim that no verdict decides yet → study that measured it by a former objective or rule; empty: none."""
+"""Claim that no verdict decides yet → section of RESULTS.md that measured it without a stated rule; empty: none."""
 
 
 def verdicts() -> Iterator[tuple[str, Verdict]]:
@@ -51,11 +52,12 @@ def table() -> str:
         for name, verdict in verdicts()
         for claim in verdict.claims
     ]
-    rows += [
-        [claim, "no verdict yet", f"measured before, by `{study}`" if study else "not measured", "", ""]
-        for claim, study in WANTED.items()
+    wanted = [
+        [claim, f"[without a stated rule, or by a former objective](#{section})" if section else "not yet"]
+        for claim, section in WANTED.items()
     ]
-    return markdown_table(["claim", "verdict", "effect with 95 % interval", "command", "date"], rows)
+    decided = markdown_table(["claim", "verdict", "effect with 95 % interval", "command", "date"], rows)
+    return f"{decided}\n\nClaims without a verdict:\n\n{markdown_table(['claim', 'measured'], wanted)}"
 
 
 def with_claims(text: str) -> str:

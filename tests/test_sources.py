@@ -239,7 +239,7 @@ def test_unknown_kinds_and_wrong_numbers_of_names_are_refused(kind, where, messa
     ("kind", "where", "said"),
     [
         ("stream", "drawn:10", "1,239 originals, warped anew each time, 2.0 times each"),
-        ("stream", "spoken:10", "160 words of one voice, spoken anew each time, 15.5 times each"),
+        ("stream", "spoken:10", "160 pairs of a word and a voice, spoken anew each time, 15.5 times each"),
         ("digits", "handwritten_numbers", "1,239 pictures of one digit, 3.8 times each"),  # 10 of 100 have one digit
         ("digits", "handwritten", ""),
         ("images", "photos", ""),

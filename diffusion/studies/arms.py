@@ -22,13 +22,12 @@ from trimask.diffusion.studies.claims import (
     SEEDS,
     Claim,
     Effect,
-    decide,
     more_seeds,
     paired_effect,
     power_of,
     seeds_for,
 )
-from trimask.diffusion.studies.findings import draw_intervals, markdown_table, mean_and_interval
+from trimask.diffusion.studies.findings import Interval, draw_intervals, markdown_table, mean_and_interval
 from trimask.diffusion.studies.judged_trainings import Judged, JudgedTraining, judged_training
 from trimask.diffusion.studies.trials import Trials
 from trimask.tokenizers.storage.ranges import Checked, NonNegativeInt, Positive, Size, whole
@@ -71,6 +70,8 @@ class Compared:
 
     outcomes: dict[str, list[Judged]]
     """Arm → outcome of every seed; the same seeds for all arms."""
+    seeds: list[int]
+    """The seeds, relative to that of the base."""
     asked_seeds: int
     """Number of seeds that the pilot asks for; more than were run if `max_seeds` is smaller."""
     deviation: float
@@ -78,16 +79,24 @@ class Compared:
 
     def seeds_in_words(self, smallest: float) -> str:
         """How many seeds the pilot asks for, how many were run, and what they can show."""
-        seeds = len(next(iter(self.outcomes.values())))
+        run, power = len(self.seeds), power_of(len(self.seeds), self.deviation, smallest)
         return (
-            f"By the pilot, {self.asked_seeds} seeds show an effect of {smallest:.2%} with a probability of 80 %; "
-            f"{seeds} were run, which show it with {power_of(seeds, self.deviation, smallest):.0%}."
+            f"By the pilot the noisiest arm needs {self.asked_seeds} seeds to show a true effect of {smallest:.2%} "
+            f"with a probability of 80 %. {run} were run (`--max-seeds`), which show it with a probability of "
+            f"{power:.0%}."
         )
 
     def effect(self, arm: str, reference: str, measure: Callable[[Judged], float]) -> Effect:
         """How much smaller the measure is in one arm than in another, relative to the latter."""
-        pairs = zip(self.outcomes[arm], self.outcomes[reference], strict=True)
-        return paired_effect([1 - measure(one) / measure(other) for one, other in pairs])
+        return effect_of(self.outcomes, arm, reference, measure)
+
+
+def effect_of(
+    outcomes: Mapping[str, Sequence[Judged]], arm: str, reference: str, measure: Callable[[Judged], float]
+) -> Effect:
+    """How much smaller the measure is in one arm than in another, relative to the latter, within seeds."""
+    pairs = zip(outcomes[arm], outcomes[reference], strict=True)
+    return paired_effect([1 - measure(one) / measure(other) for one, other in pairs])
 
 
 def arm_of(weighting: Weighting, what: str) -> str:
@@ -111,32 +120,36 @@ def compare(
     another has chosen has other seeds, and no pilot of its own.
     """
 
-    def run(arms: Mapping[str, TrainConfig], seeds: Sequence[int], what: str) -> dict[str, list[Judged]]:
-        planned = [
-            JudgedTraining(
-                train=replace(train, seed=train.seed + seed),
-                samplings=config.samplings,
-                examples=config.examples,
-                draws=config.draws,
-            )
-            for seed in seeds
-            for train in arms.values()
-        ]
-        found = trials.measurements(planned, judged_training, Judged, what)
-        return {arm: found[number :: len(arms)] for number, arm in enumerate(arms)}
-
-    def seeds(use: str, number: int) -> list[int]:
+    def seeds_for_use(use: str, number: int) -> list[int]:
         return [config.first_seed + seed for seed in SEEDS[use][:number]]
 
     if confirming is None:
-        piloted = arms if piloted is None else piloted
-        few = {name: arm for name, arm in arms.items() if name in piloted}
-        pilot = Compared(run(few, seeds("pilot", PILOT_SEEDS), f"{what}: pilot"), 0, 0.0)
-        deviation = max(pilot.effect(arm, references[arm], mean_bits).deviation for arm in few)
+        few = arms if piloted is None else {name: arm for name, arm in arms.items() if name in piloted}
+        pilot = _trained(few, seeds_for_use("pilot", PILOT_SEEDS), config, trials, f"{what}: pilot")
+        deviation = max(effect_of(pilot, arm, references[arm], mean_bits).deviation for arm in few)
         asked, use = seeds_for(deviation, config.smallest_effect), "comparing"
     else:
         asked, deviation, use = confirming.asked_seeds, confirming.deviation, "confirming"
-    return Compared(run(arms, seeds(use, min(asked, config.max_seeds)), what), asked, deviation)
+    seeds = seeds_for_use(use, min(asked, config.max_seeds))
+    return Compared(_trained(arms, seeds, config, trials, what), seeds, asked, deviation)
+
+
+def _trained(
+    arms: Mapping[str, TrainConfig], seeds: Sequence[int], config: Comparison, trials: Trials, what: str
+) -> dict[str, list[Judged]]:
+    """Arm → outcome of every seed."""
+    planned = [
+        JudgedTraining(
+            train=replace(train, seed=train.seed + seed),
+            samplings=config.samplings,
+            examples=config.examples,
+            draws=config.draws,
+        )
+        for seed in seeds
+        for train in arms.values()
+    ]
+    found = trials.measurements(planned, judged_training, Judged, what)
+    return {arm: found[number :: len(arms)] for number, arm in enumerate(arms)}
 
 
 def mean_bits(outcome: Judged) -> float:
@@ -169,8 +182,24 @@ def rows_of(compared: Compared) -> list[dict[str, object]]:
         | {f"{how} {score}": value for how, scores in outcome.judged.items() for score, value in scores.items()}
         | {f"epochs {dataset}": round(epochs, 3) for dataset, epochs in outcome.epochs.items()}
         for arm, outcomes in compared.outcomes.items()
-        for seed, outcome in enumerate(outcomes)
+        for seed, outcome in zip(compared.seeds, outcomes, strict=True)
     ]
+
+
+WAYS_TO_SAMPLE = {"fixed": "linear shares of masks for all arms", "own": "those of the training's schedule"}
+"""Name of a way to sample → what it plans."""
+
+
+def guide(config: Comparison, reference: str) -> str:
+    """A paragraph that says what the columns of `table_of` are; `reference` says with what arms are compared."""
+    ways = ", ".join(f"*{name}* plans {WAYS_TO_SAMPLE[name]}" for name in config.samplings if name in WAYS_TO_SAMPLE)
+    return (
+        f"Bounds are in bits per token of each task's targets, on {config.examples} validation examples of each "
+        f"dataset; lower is better. *Bound lower by* is 1 − b/b₀ within each seed, with b the mean over tasks and b₀ "
+        f"that of {reference}; positive is better. *Right* is the share of samples that judges accept, the mean over "
+        "tasks, and *Fréchet* their distance to real media, the geometric mean over tasks"
+        f"{f'; {ways}' if ways else ''}."
+    )
 
 
 def table_of(compared: Compared, references: Mapping[str, str]) -> str:
@@ -204,7 +233,7 @@ def table_of_effects(compared: Compared, references: Mapping[str, str]) -> str:
         for arm in compared.outcomes
         if arm != references[arm]
     ]
-    return markdown_table(["arm", *(f"{task} lower by" for task in measures)], body)
+    return markdown_table(["arm", *(f"{task}: bound lower by" for task in measures)], body)
 
 
 def draw_effects(path: Path, compared: Compared, references: Mapping[str, str], smallest: float) -> None:
@@ -216,8 +245,14 @@ def draw_effects(path: Path, compared: Compared, references: Mapping[str, str], 
         effects = {
             arm: compared.effect(arm, reference, measure) for arm, reference in references.items() if arm != reference
         }
-        panels[title] = {"": {arm: (effect.mean, *effect.interval) for arm, effect in effects.items()}}
-    draw_intervals(path, panels, "bound lower by", {"": 0.0, "smallest effect that matters": smallest})
+        panels[title] = {"": {arm: _in_per_cent(effect) for arm, effect in effects.items()}}
+    x = f"bound lower by (%), 95 % interval over {len(compared.seeds)} seeds"
+    draw_intervals(path, panels, x, {"": 0.0, "δ, of the mean over tasks": 100 * smallest})
+
+
+def _in_per_cent(effect: Effect) -> Interval:
+    low, high = effect.interval
+    return 100 * effect.mean, 100 * low, 100 * high
 
 
 def shown(effect: Effect) -> str:
@@ -229,7 +264,7 @@ def shown(effect: Effect) -> str:
 def claim_on_bound(claim: str, compared: Compared, arm: str, reference: str, smallest: float) -> Claim:
     """The claim that an arm lowers the mean bound of another; less than `smallest`, relative to it, does not count."""
     effect = compared.effect(arm, reference, mean_bits)
-    verdict = decide(effect, smallest)
+    verdict = effect.decide(smallest)
     too_small = f"; if at all, by less than {smallest:.2%}" if verdict == "refuted" else ""
     return Claim(
         claim=claim,
@@ -237,7 +272,7 @@ def claim_on_bound(claim: str, compared: Compared, arm: str, reference: str, sma
         effect=f"{shown(effect)}, {len(effect.differences)} paired seeds{too_small}",
         rule=f"refuted: the 95 % interval is below {smallest:.2%}; shown: else, it is above 0, of at least "
         f"{LEAST_SEEDS} seeds",
-        more=f"{more_seeds(effect, smallest)} more seeds of both arms" if verdict == "undecided" else "",
+        more=f"about {more_seeds(effect, smallest)} more seeds" if verdict == "undecided" else "",
     )
 
 
@@ -255,5 +290,5 @@ def passes(epochs: Mapping[str, float], prepared: Prepared) -> str:
     for name, number in epochs.items():
         dataset = prepared.dataset(name)
         parts = uses_of_parts(dataset.source, number * dataset.splits[TRAIN])
-        seen.append(f"{name} {number:.2f} times" + (f" ({parts})" if parts else ""))
-    return f"Training rows were seen: {', '.join(seen)}."
+        seen.append(f"{name} {number:.2f}" + (f" ({parts})" if parts else ""))
+    return f"Passes over the training rows: {', '.join(seen)}."

@@ -6,13 +6,14 @@ it is as claimed, and the smallest effect that would matter, δ, is stated befor
 
     refuted     the interval lies below δ: if there is an effect, it is too small to matter
     shown       else, the interval lies above 0, and there are at least 5 seeds
-    undecided   neither; so many more seeds of each arm would decide it, if mean and deviation stay as they are
+    undecided   neither; the number of further seeds of each arm that would decide, if mean and deviation stay as they
+                are, stands beside it
 
 How many seeds are run follows from a pilot of 3 other seeds, which do not count: as many as show an effect of δ with a
 probability of 80 %, within limits. Verdicts are not corrected for being many.
 
-Seeds below 2,000 are those of studies (`SEEDS`). Those from 2,000 on are kept aside, in blocks of 2,000 that are
-divided alike, so that a claim can be tried again by seeds that nobody has seen.
+Comparisons of arms take their seeds from blocks of 2,000, which are divided by `SEEDS`. Block 0 is the default; the
+others are kept aside: `--first-seed 2000`, in another folder, tries the claims again by seeds that chose nothing.
 """
 
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ class Claim:
     effect: str
     """Effect with its interval, in words; says of how many seeds or other units."""
     rule: str
-    """Rule of the verdict, which was stated before the study ran."""
+    """Rule of the verdict, in words."""
     more: str = ""
     """What would decide an undecided claim."""
 
@@ -78,6 +79,10 @@ class Effect:
         """The 95 % interval."""
         return self.mean - self.half_width, self.mean + self.half_width
 
+    def decide(self, smallest: float) -> Decision:
+        """The verdict, of which `smallest` is the least effect that would matter."""
+        return decide(self.interval, smallest, is_enough=len(self.differences) >= LEAST_SEEDS)
+
     @property
     def deviation(self) -> float:
         """Standard deviation of the differences."""
@@ -90,13 +95,15 @@ def paired_effect(differences: Sequence[float]) -> Effect:
     return Effect(float(mean), float(half), [float(d) for d in differences])
 
 
-def decide(effect: Effect, smallest: float) -> Decision:
-    """The verdict on a claimed effect, of which `smallest` is the least that would matter."""
-    low, high = effect.interval
+def decide(interval: tuple[float, float], smallest: float, *, is_enough: bool = True) -> Decision:
+    """The verdict on a claimed effect with this interval; `smallest` is the least effect that would matter.
+
+    `is_enough` says whether there is enough evidence to show anything.
+    """
+    low, high = interval
     if high < smallest:
         return "refuted"
-    is_shown = low > 0 and len(effect.differences) >= LEAST_SEEDS
-    return "shown" if is_shown else "undecided"
+    return "shown" if low > 0 and is_enough else "undecided"
 
 
 def more_seeds(effect: Effect, smallest: float) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from trimask.diffusion.evaluation.intervals import half_width_of_mean
 from trimask.tokenizers.storage.files import replacing, write_text, written_to
@@ -119,9 +120,11 @@ def draw_intervals(
             axes.errorbar(value, rows, xerr=bars, fmt="o", markersize=3, linewidth=1.2, color=color, label=name or None)
         for label, at in (vertical_lines or {}).items():
             axes.axvline(at, color="0.4", linestyle="--" if label else "-", linewidth=0.8, label=label or None)
-        axes.set(title=title, xlabel=x, yticks=range(len(labels)))
+        axes.set(title=title, yticks=range(len(labels)))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_yticklabels(labels, fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(x, fontsize=9)
     grid[0].set_ylim(len(labels) - 0.5, -0.5)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)

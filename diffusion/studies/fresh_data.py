@@ -55,7 +55,7 @@ class FreshData(Checked):
     base: TrainConfig
     """Training that is as long as the longest run of the studies."""
     rows: Size = 40_000
-    """Number of rows of both kinds, of all datasets together."""
+    """Number of rows that were trained on, and of held-out rows, evenly divided among the datasets."""
     draws: Size = 2
     """Number of random masks per row, for the bounds."""
 

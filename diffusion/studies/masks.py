@@ -28,8 +28,10 @@ from trimask.diffusion.studies.arms import (
     claim_on_bound,
     compare,
     draw_effects,
+    guide,
     mean_bits,
     rows_of,
+    shown,
     table_of,
     table_of_effects,
     use_of_data,
@@ -45,7 +47,7 @@ MASKS = {
     "counts with complements": (True, True),
 }
 """Name of a way to mask → `complementary` and `counts` of its `MaskingConfig`."""
-_REFERENCE = "independent"
+_REFERENCE, _COUNTS, _BOTH = "independent", "counts", "counts with complements"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class MaskStudy(Comparison):
     """Trainings that the study of masks compares."""
 
     weightings: tuple[Weighting, ...] = ("elbo", "unweighted")
-    """Weights of the loss."""
+    """Weightings of the loss to compare."""
 
 
 def masked_by(masking: MaskingConfig, masks: str) -> MaskingConfig:
@@ -80,17 +82,18 @@ def study(config: MaskStudy, trials: Trials) -> Findings:
         for masks in MASKS
         if masks != _REFERENCE
     ]
-    over = (
-        f"{OVER_SEEDS.format(len(next(iter(compared.outcomes.values()))))} "
-        f"{compared.seeds_in_words(config.smallest_effect)}"
-    )
+    beside_counts = [
+        f"{weighting} {shown(compared.effect(arm_of(weighting, _BOTH), arm_of(weighting, _COUNTS), mean_bits))}"
+        for weighting in config.weightings
+    ]
     parts = [
-        f"Bits per token of the targets of each task, on {config.examples} validation examples, and the mean over "
-        f"tasks relative to independent masks of the same weights, by paired seeds with 95 % intervals. {over}",
+        f"{guide(config, 'independent masks with the same weighting of the loss')} "
+        f"{OVER_SEEDS.format(len(compared.seeds))} {compared.seeds_in_words(config.smallest_effect)}",
         table_of(compared, references),
         "Each task by itself:",
         table_of_effects(compared, references),
         use_of_data(compared, trials.prepared),
+        f"Counts with complements beside counts alone, of which no claim was stated: {', '.join(beside_counts)}.",
         f"The default by the rule: {default_of(compared, config.smallest_effect)}.",
         table_of_claims(claims),
     ]
@@ -112,4 +115,6 @@ def default_of(compared: Compared, smallest: float) -> str:
 def claim_of(compared: Compared, weighting: Weighting, masks: str, smallest: float) -> Claim:
     """The claim that a way to mask is better than independent masks."""
     name, reference = arm_of(weighting, masks), arm_of(weighting, _REFERENCE)
-    return claim_on_bound(f"{masks} lower the held-out bound, weights {weighting}", compared, name, reference, smallest)
+    what = {"complementary": "complementary masks"}.get(masks, f"masks by {masks}")
+    claim = f"{what} lower the held-out bound ({weighting} loss)"
+    return claim_on_bound(claim, compared, name, reference, smallest)

@@ -21,6 +21,7 @@ from trimask.diffusion.studies.arms import (
     claim_on_bound,
     compare,
     draw_effects,
+    guide,
     rows_of,
     table_of,
     use_of_data,
@@ -70,7 +71,7 @@ def study(config: MixingStudy, trials: Trials) -> Findings:
     ]
     sizes = ", ".join(f"{arm}: {outcomes[0].batch_tokens:.1f}" for arm, outcomes in compared.outcomes.items())
     parts = [
-        f"Mean tokens per step: {sizes}. {compared.seeds_in_words(config.smallest_effect)}",
+        f"{guide(config, 'batches of one dataset each')} Mean tokens per step: {sizes}. {compared.seeds_in_words(config.smallest_effect)}",
         table_of(compared, references),
         use_of_data(compared, prepared),
         table_of_claims(claims),

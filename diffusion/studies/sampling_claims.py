@@ -1,21 +1,22 @@
 """Verdicts of the study of sampling: is each modality better sampled by its own settings than by another's?
 
-The settings that the study chose for a modality are compared with those that it chose for every other, on the last
-score of the modality's tasks, the mean over them. Verdicts say with how many evaluations, for both the quality and the
-cost of settings were chosen. Settings that are equal are not compared.
+Each modality is sampled by the settings that were chosen for it, and by those that were chosen for every other. They
+are compared by the Fréchet distance of media and the share of right texts, the mean over the modality's tasks. Settings
+were chosen for quality and cost, so verdicts say with how many evaluations. Settings that are equal are not compared.
 
 Rule for media: the Fréchet distance with own settings is smaller than that with the others', relative to it, with δ =
 5 %, by paired differences over draws that chose nothing (`claims.py`). Draws that are all alike decide nothing.
 
-Rule for texts, which are generated without randomness: the share of right answers is larger, by the 95 % interval of
-the difference over questions: shown if it lies above 0, refuted if it lies below δ = 1 point.
+Rule for texts: the share of right answers in the first draw is larger, by the 95 % interval over questions, as if the
+answers by both settings were independent, which makes it wider: refuted if it lies below δ = 1 point, else shown if it
+lies above 0.
 
 The questions are those of validation that chose the settings, which favours a modality's own.
 """
 
 from collections.abc import Mapping, Sequence
 
-from trimask.diffusion.studies.claims import LEAST_SEEDS, Claim, Effect, decide, more_seeds, paired_effect
+from trimask.diffusion.studies.claims import Claim, decide, more_seeds, paired_effect
 from trimask.diffusion.studies.sampling_report import SamplingPoint, mean_over_tasks
 
 DRAWS = 5
@@ -52,7 +53,7 @@ def _claim_on_distance(claim: str, own: Sequence[SamplingPoint], crossed: Sequen
     effect = paired_effect([1 - a / b for a, b in distances])
     (low, high), judge = effect.interval, own[0].scores[-1].judge
     varies = effect.deviation > 0
-    verdict = decide(effect, _OF_DISTANCE) if varies else "undecided"
+    verdict = effect.decide(_OF_DISTANCE) if varies else "undecided"
     more = f"{more_seeds(effect, _OF_DISTANCE)} more draws" if varies else "draws that are not all alike"
     return Claim(
         claim=claim,
@@ -68,8 +69,7 @@ def _claim_on_share(claim: str, own: Sequence[SamplingPoint], crossed: Sequence[
     """The claim on shares of right answers; the errors of tasks, which are over questions, are independent."""
     one, two = (mean_over_tasks(points).scores[-1] for points in (own, crossed))
     mean, half = one.value - two.value, 1.96 * (one.error**2 + two.error**2) ** 0.5
-    effect = Effect(mean, half, [mean] * LEAST_SEEDS)
-    verdict = decide(effect, _OF_SHARE)
+    verdict = decide((mean - half, mean + half), _OF_SHARE)
     questions = sum(point.examples for point in own)
     return Claim(
         claim=claim,

@@ -55,7 +55,7 @@ class PolicyStudy(Checked):
     seeds: Size = 5
     """Number of seeds of every training; with fewer than five no claim is shown."""
     first_seed: NonNegativeInt = 0
-    """First seed. A claim is tried again by seeds that nobody has seen."""
+    """First seed of the trainings; another one tries the claims again by other seeds."""
     imitated: PositiveInt = 1600
     """Number of problems of a training of an initial policy, which imitates thresholds."""
     problems: PositiveInt = 2000

@@ -1,13 +1,13 @@
 """Verdicts on learned policies, from the points of the study `unmasking`.
 
-Claims are on policies with β = 1, by the number of their seeds, on the same problems as the heuristics. A policy is
-compared with threshold in its own setting of blocks, by the paired differences of `claims.py`, in accuracy:
+Policies are sampled at β = 1 (`--policy-scale`), on the same problems as the heuristics, and compared over the seeds of
+their trainings, in accuracy (`claims.py`). In its own setting of blocks a policy is
 
     as accurate     as the best value of threshold, whatever its evaluations: shown if the 95 % interval over seeds lies
                     above −δ, refuted if it lies below −δ
-    more accurate   than threshold with as many evaluations as the policy's seed, between whose values it is
-                    interpolated: refuted if the interval lies below δ, shown if it lies above 0; undecided if a seed
-                    takes fewer evaluations than every value
+    more accurate   than threshold with as many evaluations (NFE), interpolated on threshold's front of accuracy
+                    against NFE at that of each seed: refuted if the interval lies below δ, else shown if it lies above
+                    0; undecided if a seed's NFE is below the front's first point
 
 with δ two points, and *shown* only with five seeds. A setting collapses without blocks if it keeps at most half of the
 accuracy that it has in blocks:
@@ -28,7 +28,7 @@ import numpy as np
 
 from trimask.diffusion.evaluation.intervals import wilson_interval
 from trimask.diffusion.sampling.strategies import STRATEGIES
-from trimask.diffusion.studies.claims import LEAST_SEEDS, Claim, Decision, decide, more_seeds, paired_effect
+from trimask.diffusion.studies.claims import LEAST_SEEDS, Claim, Decision, more_seeds, paired_effect
 from trimask.diffusion.studies.findings import grouped
 from trimask.sampling_rl.studies.unmasking_report import FrontPoint, front
 
@@ -143,10 +143,10 @@ def _collapse_of_policies(policies: Sequence[FrontPoint]) -> Iterator[Claim]:
 def _claim(
     claim: str, differences: Sequence[float], rule: str, *, allowed: float = 0.0, smallest: float = 0.0
 ) -> Claim:
-    """A claim on differences of accuracies, of which `smallest` would matter, and of which they may fall short."""
+    """The claim that accuracies differ by more than −`allowed`; `smallest` is δ."""
     effect, judged = paired_effect(differences), paired_effect([d + allowed for d in differences])
     low, high = effect.interval
-    verdict = decide(judged, smallest)
+    verdict = judged.decide(smallest)
     more = max(more_seeds(judged, smallest), LEAST_SEEDS - len(differences))
     return Claim(
         claim=claim,

@@ -108,7 +108,7 @@ class SpokenAnew:
     """Length at which a recording is cut off."""
 
     def parts(self) -> digits.Parts:
-        return digits.Parts("words of one voice, spoken anew each time", 10 * len(digits.VOICES), 1)
+        return digits.Parts("pairs of a word and a voice, spoken anew each time", 10 * len(digits.VOICES), 1)
 
     def load(self, split: str, number: int) -> RawExample:
         """The record of this number."""
