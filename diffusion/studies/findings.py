@@ -133,7 +133,7 @@ def draw_intervals(
         shown |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     if shown:
         handles, texts = list(shown.values()), list(shown)
-        figure.legend(handles, texts, fontsize=7, frameon=False, loc="outside lower center", ncols=len(texts))
+        figure.legend(handles, texts, fontsize=7, frameon=False, loc="outside upper center", ncols=len(texts))
     save_figure(figure, path)
 
 

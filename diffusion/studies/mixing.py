@@ -71,7 +71,8 @@ def study(config: MixingStudy, trials: Trials) -> Findings:
     ]
     sizes = ", ".join(f"{arm}: {outcomes[0].batch_tokens:.1f}" for arm, outcomes in compared.outcomes.items())
     parts = [
-        f"{guide(config, 'batches of one dataset each')} Mean tokens per step: {sizes}. {compared.seeds_in_words(config.smallest_effect)}",
+        f"{guide(config, 'batches of one dataset each')} Mean tokens per step: {sizes}. "
+        f"{compared.seeds_in_words(config.smallest_effect)}",
         table_of(compared, references),
         use_of_data(compared, prepared),
         table_of_claims(claims),
