@@ -120,7 +120,8 @@ def draw_intervals(
             axes.errorbar(value, rows, xerr=bars, fmt="o", markersize=3, linewidth=1.2, color=color, label=name or None)
         for label, at in (vertical_lines or {}).items():
             axes.axvline(at, color="0.4", linestyle="--" if label else "-", linewidth=0.8, label=label or None)
-        axes.set(title=title, yticks=range(len(labels)))
+        axes.set(yticks=range(len(labels)))
+        axes.set_title(title, fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_yticklabels(labels, fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
