@@ -1,4 +1,4 @@
-"""`make break`: ten seconds of random cases, and the functions that judge outcomes."""
+"""`make break`: a few random cases, and the functions that judge outcomes."""
 
 import os
 import random
@@ -16,9 +16,9 @@ from breaking.running import Outcome
 ROOT = Path(__file__).parents[1]
 
 
-def test_ten_seconds_of_random_cases_find_no_fault(tmp_path):
+def test_a_few_random_cases_find_no_fault(tmp_path):
     # This seed's first damaged file once had a fault; `make break` draws other seeds.
-    command = [sys.executable, "-m", "breaking", "--quick", "--seconds", "10", "--seed", "133344", "--jobs", "1"]
+    command = [sys.executable, "-m", "breaking", "--quick", "--seconds", "3", "--seed", "133344", "--jobs", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
