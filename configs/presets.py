@@ -57,8 +57,8 @@ def tiny() -> Experiment:
             3_260_000,
             weights={"handwritten": 2.0, "spoken": 1.1, "sums": 1.1},
             text=GenerationConfig(strategy="random", temperature=0.0, steps=1),
-            image=GenerationConfig(strategy="random", temperature=0.6, steps=16, guidance=0.5),
-            audio=GenerationConfig(strategy="random", temperature=0.0, steps=16, guidance=1.0),
+            image=GenerationConfig(strategy="random", temperature=0.6, steps=8, guidance=0.5),
+            audio=GenerationConfig(strategy="random", temperature=0.6, steps=24),
         ),
     )
 

@@ -100,12 +100,11 @@ def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
         logical = (None, *logical)
     if len(logical) != len(shape):
         return PartitionSpec()
-
-    def axes(name: str | None, size: int) -> tuple[str, ...] | None:
-        split = _RULES.get(name or "")
-        return split if split and size % prod(mesh.shape[axis] for axis in split) == 0 else None
-
-    return PartitionSpec(*map(axes, logical, shape))
+    split: list[tuple[str, ...] | None] = []
+    for axis, size in zip(logical, shape, strict=True):
+        axes = _RULES.get(axis or "")
+        split.append(axes if axes and size % prod(mesh.shape[name] for name in axes) == 0 else None)
+    return PartitionSpec(*split)
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -37,5 +37,5 @@ def room_for_programs():
     import jax  # only after `compiling.settle`
 
     maps = Path("/proc/self/maps")
-    if maps.exists() and len(maps.read_bytes().splitlines()) > 25_000:
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 40_000:
         jax.clear_caches()
