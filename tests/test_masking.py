@@ -22,7 +22,6 @@ from trimask.diffusion.masking import (
     draw_is_masked,
     forward_process,
 )
-from trimask.diffusion.schedule import ScheduleConfig
 from trimask.tokenizers.sequence import Example, Segment, assemble, stack_rows
 from trimask.tokenizers.vocabulary import Vocabulary
 
