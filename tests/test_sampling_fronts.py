@@ -418,7 +418,7 @@ def test_every_modality_is_sampled_by_the_settings_of_the_others_in_draws_that_c
     assert len(claims) == 4
     of_text = claims["tiny: text is better sampled by its own settings than by those of image"]
     assert of_text.verdict == "shown" and of_text.effect.startswith("more right +25.0% (")
-    assert of_text.effect.endswith(" questions; 1 evaluations, against 1")
+    assert of_text.effect.endswith(" questions; NFE 1, against 1")
     assert not sampling_fronts.measure_crosswise(SMALL, 7, {"image": asked["image"]}, {"image": IMAGE}, trials)
 
 

@@ -42,7 +42,7 @@ def claims_of(run: str, crosswise: Mapping[tuple[str, str], Draws]) -> list[Clai
 def _claim(run: str, modality: str, other: str, own: Draws, crossed: Draws) -> Claim:
     name = f"{run}: {modality} is better sampled by its own settings than by those of {other}"
     one, two = ([mean_over_tasks(draw) for draw in draws] for draws in (own, crossed))
-    evaluations = f"{one[0].nfe:.3g} evaluations, against {two[0].nfe:.3g}"
+    evaluations = f"NFE {one[0].nfe:.3g}, against {two[0].nfe:.3g}"
     if one[0].scores[-1].higher_is_better:
         return _claim_on_share(name, own[0], crossed[0], evaluations)
     return _claim_on_distance(name, one, two, evaluations)
