@@ -177,6 +177,16 @@ def test_a_label_judge_of_captions_that_are_no_labels_is_refused():
         open_judge("label", "image", lambda: training)
 
 
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_nothing_is_recognised_in_an_even_picture_or_in_silence(modality):
+    training = _training(modality)
+    judge = open_judge("label", modality, lambda: training)
+    three, references = training.media[:3], training.references[:3]
+    for share, right in ((0.0, 0), (0.05, 0), (0.5, 3)):
+        fainter = [(share * medium).astype(medium.dtype) for medium in three]
+        assert judge("test", fainter, references).totals.sum() == right, share
+
+
 # Fréchet
 
 

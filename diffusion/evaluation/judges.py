@@ -44,6 +44,8 @@ _PER_LABEL = 3
 """Least number of times that a caption occurs on average, for captions to be labels."""
 _MAX_LABELS = 500
 """Most different captions, for captions to be labels."""
+_BLANK = 0.1
+"""Share of the least contrast among the real training media below which a medium shows or says nothing."""
 _FRECHET_DIMENSIONS = 64
 """Most principal components that the Fréchet distance is computed on."""
 _NUMBER = re.compile(r"(?:-?\$?|\$-)(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
@@ -188,7 +190,11 @@ def are_labels(texts: Sequence[str]) -> bool:
 
 
 def fit_label(training: Callable[[], TrainingMedia], features: FeatureFunction | None = None) -> Judge:
-    """A judge of media by a support vector machine that predicts the caption: whether it is the reference's."""
+    """A judge of media by a support vector machine that predicts the caption: whether it is the reference's.
+
+    Media with next to no contrast (`_BLANK`), such as silence, are never right: a classifier would take them for the
+    caption whose media they resemble most.
+    """
     from sklearn.pipeline import make_pipeline  # takes seconds to load, and only fitting needs it
     from sklearn.svm import SVC
 
@@ -203,11 +209,18 @@ def fit_label(training: Callable[[], TrainingMedia], features: FeatureFunction |
         )
     features, svm = _builtin_features(examples), SVC(C=10.0, gamma="scale")
     classifier = make_pipeline(_scaling(examples), svm).fit(features(examples.media), examples.texts)
+    least = _BLANK * min(map(_contrast, examples.media))
 
     def label(media: Sequence[Any], references: Sequence[Mapping[str, Any]]) -> Any:
-        return classifier.predict(features(media)) == np.array([reference[TEXT] for reference in references])
+        is_right = classifier.predict(features(media)) == np.array([reference[TEXT] for reference in references])
+        return is_right & [_contrast(medium) >= least for medium in media]
 
     return label
+
+
+def _contrast(medium: np.ndarray) -> float:
+    """Standard deviation of all values of a picture or of a waveform; 0 for an even picture and for silence."""
+    return float(np.std(medium))
 
 
 def fit_frechet(training: Callable[[], TrainingMedia], features: FeatureFunction | None = None) -> Judge:
