@@ -86,9 +86,7 @@ def test_memory_and_exchanges_are_what_xla_plans():
     script = """
         from trimask.scripts.plan import main
         scanned = ["--model.blocks", "scanned", "--model.remat", "block"]
-        for size, mesh, more in (
-            ("192 1 3", (4, 1), []), ("320 1 4", (2, 2), []), ("192 3 3", (2, 1), scanned)
-        ):
+        for size, mesh, more in (("320 1 4", (2, 2), []), ("192 3 3", (4, 1), scanned)):
             width, layers, heads = size.split()
             words = ["--model.width", width, "--model.num-layers", layers, "--model.num-heads", heads]
             words += ["--mesh.fsdp", str(mesh[0]), "--mesh.tensor", str(mesh[1])]
@@ -101,7 +99,7 @@ def test_memory_and_exchanges_are_what_xla_plans():
     lines = [line.split()[1:] for line in result.stdout.splitlines() if line.startswith("ratios")]
     ratios = [float(ratio) for line in lines for ratio in line]
     assert "rematerialization" not in result.stderr
-    assert len(ratios) == 8 and all(0.85 < ratio < 1.15 for ratio in ratios), (ratios, result.stderr)
+    assert len(ratios) == 5 and all(0.85 < ratio < 1.15 for ratio in ratios), (ratios, result.stderr)
 
 
 def test_a_plan_names_what_is_impossible(capsys):
