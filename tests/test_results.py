@@ -23,7 +23,6 @@ WANTED = {
     "the critical batch predicts that of another horizon": TRANSFER,
     "the exponent γ of the SDE rule's horizon": "",
     "a scaling law predicts larger models": "",
-    "sampling defaults differ by modality": "how-each-modality-is-sampled",
     "a mixture of modalities is predicted": "",
     "activations and updates keep their size (coordinate check)": TRANSFER,
     "the learning rate transfers": TRANSFER,

@@ -63,6 +63,7 @@ def test_answers_that_are_all_the_same_are_not_chosen_while_others_differ():
 
 
 SMALL = SamplingStudy(
+    run="runs/made-up",
     guidances=(0.0, 1.0),
     temperatures=(1.0,),
     steps=(1,),
@@ -144,15 +145,16 @@ POINTS = {
 
 
 def test_all_that_is_written(tmp_path, monkeypatch):
-    opened = fakes.opening((SimpleNamespace(step=1234), None), "runs/small", tmp_path / "data")
+    loaded = SimpleNamespace(step=1234, description=SimpleNamespace(train=SimpleNamespace(generation={})))
+    opened = fakes.opening((loaded, None), "runs/other", tmp_path / "data")
     monkeypatch.setattr(sampling_fronts, "open_run", opened)
     monkeypatch.setattr(sampling_fronts, "asked_by_target", lambda *_: {})
     monkeypatch.setattr(sampling_fronts, "choose", lambda *_: ([*POINTS["image"], *POINTS["text"]], CHOSEN))
     figures = madeup.figures(monkeypatch, sampling_report)
-    found = study(replace(SMALL, run="runs/small", split="validation"), MadeUp(tmp_path, None))
+    found = study(replace(SMALL, run="runs/other", split="validation"), MadeUp(tmp_path, None))
     assert found.claims == [] and found.report == written(
         r"""
-        runs/small at step 1234, split validation: 16 measurements. Chosen: the settings with the fewest evaluations among \
+        runs/other at step 1234, split validation: 16 measurements. Chosen: the settings with the fewest evaluations among \
         all as good as the best.
 
         | task |  | settings | score (95 % interval) | NFE | distinct |
@@ -354,12 +356,15 @@ def test_a_task_is_measured_once_and_what_is_chosen_becomes_the_runs_default(
         # Blocks of one token: a cache that is made anew for each approximates nothing.
         assert len({row["value"] for row in own if row["part"] == "cache"}) == 1
     ways = json.loads((tmp_path / "generation.json").read_text())
-    assert set(ways) == {"image"} and "These are the run's defaults now." in text
+    assert set(ways) == {"image"} and "These are the run's defaults." in text
     description = configuration.load(loaded.folder / "config.json", RunDescription)
     (loaded.folder / "config.json").unlink()
     usual = {name: configuration.to_dict(way) for name, way in loaded.description.train.generation.items()}
     found = {name: configuration.to_dict(way) for name, way in description.train.generation.items()}
     assert found == usual | ways
+    monkeypatch.setattr(Trials, "may_add", False)  # as with --final and --show
+    assert "With --apply they become the run's defaults." in study(config, trials).report
+    assert not (loaded.folder / "config.json").exists()
     assert description == replace(loaded.description, train=description.train)
     # The same command measures nothing again, although the run's own settings are others now; nor does --final.
     applied = replace(loaded, description=description)

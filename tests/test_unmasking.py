@@ -50,6 +50,7 @@ CONFIG = PolicyTrainConfig(
 )
 INPUTS = ("top", "margin", "entropy", "hidden")
 STUDY = UnmaskingStudy(
+    run="runs/made-up",
     dataset="sums",
     blocks=(2,),
     planned=(),
@@ -148,7 +149,7 @@ def seen(way):
 
 
 def test_all_that_is_written(tmp_path, monkeypatch):
-    opened = fakes.opening((SimpleNamespace(step=1234), None), "runs/small", tmp_path / "data")
+    opened = fakes.opening((SimpleNamespace(step=1234), None), "runs/other", tmp_path / "data")
     monkeypatch.setattr(unmasking, "open_run", opened)
     laws = {"p/a": "bernoulli", "p/b": "bernoulli", "p/c": "dpls"}
     monkeypatch.setattr(
@@ -159,7 +160,7 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(unmasking, "checkpoint_steps", lambda folder: [30, 20])
     figures = madeup.figures(monkeypatch, unmasking_report)
     config = UnmaskingStudy(
-        run="runs/small",
+        run="runs/other",
         policies=tuple(laws),
         dataset="sums",
         split="test",
@@ -177,14 +178,14 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     found = study(config, trials)
     points, claims = found.report.split("\n\n## Claims\n\n")
     assert claims == table_of_claims(found.claims) and {claim.claim: claim.verdict for claim in found.claims} == {
-        "small: policy, α 1, in blocks of 2: as accurate as the best threshold": "undecided",
-        "small: policy, α 1, in blocks of 2: more accurate than threshold with as many evaluations": "undecided",
-        "small: threshold collapses without blocks of 2": "refuted",
-        "small: the most accurate heuristic collapses without blocks of 2": "refuted",
+        "other: policy, α 1, in blocks of 2: as accurate as the best threshold": "undecided",
+        "other: policy, α 1, in blocks of 2: more accurate than threshold with as many evaluations": "undecided",
+        "other: threshold collapses without blocks of 2": "refuted",
+        "other: the most accurate heuristic collapses without blocks of 2": "refuted",
     }
     assert points == written(
         """
-        runs/small at step 1234, 50 problems of sums text test.
+        runs/other at step 1234, 50 problems of sums text test.
 
         |  | strategy | number | NFE | accuracy | 95 % interval | over | of each seed |
         | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -241,7 +242,7 @@ def test_all_that_is_written(tmp_path, monkeypatch):
     ((what, measured_by, asked),) = trials.asked
     assert (what, measured_by, len(asked)) == ("ways to sample", unmasking.measure, 18)
     assert {(way.run, way.dataset, way.task, way.split, way.seed, way.model_step) for way in asked} == {
-        ("runs/small", "sums", "text", "test", 17, 1234)
+        ("runs/other", "sums", "text", "test", 17, 1234)
     }
     assert [way.policy_step for way in asked] == [None] * 6 + [30] * 5 + [None] * 6 + [30]
     assert {(way.how.temperature, way.how.stop_at_eos) for way in asked} == {(0.0, False)}
@@ -373,6 +374,7 @@ def test_only_answers_of_texts_have_a_length_to_choose(prepared):
 
 
 ALL_PARTS = PolicyStudy(
+    run="runs/made-up",
     dataset="sums",
     seeds=1,
     scratch=5,
@@ -596,5 +598,5 @@ def test_impossible_studies_are_refused(bad):
 def test_trainings_in_several_processes_show_no_bars(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(policy_study, "train_chain", lambda *arguments: print("a bar") or asked.append(arguments))
-    policy_study._train_chain_quietly("runs/small", Path("data"), None, Path("folder"), [])
-    assert asked == [("runs/small", Path("data"), None, Path("folder"), [])] and capsys.readouterr().out == ""
+    policy_study._train_chain_quietly("runs/other", Path("data"), None, Path("folder"), [])
+    assert asked == [("runs/other", Path("data"), None, Path("folder"), [])] and capsys.readouterr().out == ""

@@ -136,11 +136,14 @@ def study(config: SamplingStudy, trials: Trials) -> Findings:
     draw_quality(trials.folder, points)
     settings = {modality: configuration.to_dict(generation) for modality, generation in chosen.items()}
     write_text(trials.folder / "generation.json", json.dumps(settings, indent=2) + "\n")
-    if config.apply and trials.may_add:
-        train = replace(loaded.description.train, generation=loaded.description.train.generation | chosen)
+    train = loaded.description.train
+    is_applied = train.generation == train.generation | chosen
+    if config.apply and trials.may_add and not is_applied:
+        train = replace(train, generation=train.generation | chosen)
         configuration.save(loaded.folder / "config.json", replace(loaded.description, train=train))
+        is_applied = True
     where = f"{config.run} at step {loaded.step}, split {config.split}"
-    applied = "These are the run's defaults now" if config.apply else "With --apply they become the run's defaults"
+    applied = "These are the run's defaults" if is_applied else "With --apply they become the run's defaults"
     parts = [
         f"{where}: {len(points)} measurements. Chosen: the settings with the fewest evaluations among all as good as "
         "the best.",
