@@ -27,8 +27,6 @@ WANTED = {
     "activations and updates keep their size (coordinate check)": TRANSFER,
     "the learning rate transfers": TRANSFER,
     "multipliers transfer": TRANSFER,
-    "a policy equals threshold in blocks and is better at few evaluations": "learning-what-to-unmask",
-    "heuristics collapse without blocks, a policy does not": "learning-what-to-unmask",
     "policies transfer to another model and length, not to another task": "learning-what-to-unmask",
 }
 """Claim that no verdict decides yet → section of RESULTS.md that measured it without a stated rule; empty: none."""
