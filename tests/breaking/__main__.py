@@ -51,8 +51,6 @@ class Arguments:
     """Number of commands whose disk fills up."""
     twice: int = 30
     """Number of commands that run twice at once."""
-    seconds: float | None = None
-    """Time in seconds after which no further case is begun. None: all cases are tried."""
     quick: bool = False
     """Try only commands on prepared data, which is made in seconds, and only cases that take little time."""
     only: str | None = None
@@ -148,13 +146,11 @@ def _work(
         if arguments.only is None and is_ours and suite.is_possible(kind, case):
             _note(folder, "kept", number, kind, case, suite)
     streams = {kind: suite.cases(kind, arguments.seed) for kind, numbers in wanted.items() if numbers}
-    began = time.monotonic()
     for number in range(max(numbers.stop for numbers in wanted.values())):
         for kind, stream in streams.items():
             case = next(stream)
             is_ours = number in wanted[kind] and number % arguments.jobs == job and (kind, number) not in known
-            is_over = arguments.seconds is not None and time.monotonic() - began > arguments.seconds
-            if is_ours and not is_over and suite.is_possible(kind, case):
+            if is_ours and suite.is_possible(kind, case):
                 _note(folder, kind, number, kind, case, suite)
     os._exit(0)
 
