@@ -81,7 +81,7 @@ class Compared:
         """How many seeds the pilot asks for, how many were run, and what they can show."""
         run, power = len(self.seeds), power_of(len(self.seeds), self.deviation, smallest)
         return (
-            f"By the pilot the noisiest arm needs {self.asked_seeds} seeds to show a true effect of {smallest:.2%} "
+            f"By the pilot its noisiest arm needs {self.asked_seeds} seeds to show a true effect of {smallest:.2%} "
             f"with a probability of 80 %. {run} were run (`--max-seeds`), which show it with a probability of "
             f"{power:.0%}."
         )
@@ -265,11 +265,11 @@ def claim_on_bound(claim: str, compared: Compared, arm: str, reference: str, sma
     """The claim that an arm lowers the mean bound of another; less than `smallest`, relative to it, does not count."""
     effect = compared.effect(arm, reference, mean_bits)
     verdict = effect.decide(smallest)
-    too_small = f"; if at all, by less than {smallest:.2%}" if verdict == "refuted" else ""
+    refutation = f"; if at all, by less than {smallest:.2%}" if effect.interval[1] > 0 else "; the bound is higher"
     return Claim(
         claim=claim,
         verdict=verdict,
-        effect=f"{shown(effect)}, {len(effect.differences)} paired seeds{too_small}",
+        effect=f"{shown(effect)}, {len(effect.differences)} paired seeds{refutation if verdict == 'refuted' else ''}",
         rule=f"refuted: the 95 % interval is below {smallest:.2%}; shown: else, it is above 0, of at least "
         f"{LEAST_SEEDS} seeds",
         more=f"about {more_seeds(effect, smallest)} more seeds" if verdict == "undecided" else "",

@@ -5,9 +5,8 @@ see half as many distinct examples. Trainings of the same weights are compared w
 The measure is the held-out any-order bound, the mean over tasks; judged samples are reported beside it.
 
 Rule of the verdict, for each way to mask and each weights: it lowers the bound of independent masks, by paired
-differences relative to them, with δ = `smallest_effect` (`claims.py`). The default of `trimask train`
-is the way with the lowest mean bound under the ELBO's weights if its advantage is shown, and independent masks if none
-is.
+differences relative to them, with δ = `smallest_effect` (`claims.py`). The default of `trimask train` is the way with
+the lowest mean bound under the ELBO's weights if its advantage over independent masks is shown, else independent masks.
 
 What differs between the ways beside the noise of the gradient: independent masks leave an example of n targets without
 any loss with a probability of about 1/(n + 1), and counts do not. Under the ELBO's weights the mean of the loss is the

@@ -131,7 +131,8 @@ def study(config: SamplingStudy, trials: Trials) -> Findings:
     loaded, prepared = open_run(config.run, trials.data)
     asked = asked_by_target(config, loaded, prepared)
     points, chosen = choose(config, loaded, asked, trials)
-    claims = claims_of(Path(config.run).name, measure_crosswise(config, loaded.step, asked, chosen, trials))
+    crosswise = measure_crosswise(config, loaded.step, asked, chosen, trials)
+    claims = claims_of(Path(config.run).name, crosswise)
     write_csv(trials.folder / "points.csv", [row for point in points for row in csv_rows(point)])
     draw_quality(trials.folder, points)
     settings = {modality: configuration.to_dict(generation) for modality, generation in chosen.items()}
@@ -147,9 +148,10 @@ def study(config: SamplingStudy, trials: Trials) -> Findings:
     parts = [
         f"{where}: {len(points)} measurements. Chosen: the settings with the fewest evaluations among all as good as "
         "the best.",
-        table_of_choices(points, chosen),
+        table_of_choices(points, {target: crosswise[target, target] for target in chosen}),
         "Intervals are 95 %: of shares over the questions; of distances over draws, from the deviation of "
-        f"{config.draws} draws with the run's own settings. {applied}.",
+        f"{config.draws} draws with the run's own settings. The draw that chose the settings favours them; *new draws* "
+        f"is the mean over {DRAWS} others, with intervals of distances over them. {applied}.",
         "The chosen settings in blocks, with caches:",
         table_of_caches(points),
     ]
@@ -246,13 +248,11 @@ def measure_crosswise(
 ) -> dict[tuple[str, str], list[list[SamplingPoint]]]:
     """A modality, and the one whose chosen settings it is sampled by → points of its tasks, for every draw.
 
-    Texts are sampled without guidance; a modality whose settings are then equal to the own ones is left out.
+    Texts are sampled without guidance; another modality is left out if its settings are then equal to the own ones.
     """
     found = {}
     for target, tasks in asked.items():
         settings = {other: replace(how, guidance=0.0) if target == TEXT else how for other, how in chosen.items()}
-        if all(how == settings[target] for how in settings.values()):
-            continue
         for other, how in settings.items():
             if other == target or how != settings[target]:
                 draws = [(how, config.seed + FIRST_DRAW + number) for number in range(DRAWS)]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trimask.diffusion.evaluation.intervals import half_width_of_one
+from trimask.diffusion.evaluation.intervals import half_width_of_one, mean_and_half_width
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.studies.findings import Panel, draw_panels, grouped, markdown_table
 from trimask.diffusion.studies.heuristics import PARAMETERS
@@ -98,6 +98,17 @@ def mean_over_tasks(points: Sequence[SamplingPoint]) -> SamplingPoint:
     return dataclasses.replace(points[0], scores=tuple(scores), nfe=nfe, distinct=distinct)
 
 
+def _mean_over_draws(draws: Sequence[SamplingPoint]) -> SamplingPoint:
+    """Mean over draws of one task; distances have 95 % intervals over the draws, and shares have none."""
+    scores = []
+    for number, first in enumerate(draws[0].scores):
+        mean, half = mean_and_half_width(np.asarray([point.scores[number].value for point in draws]))
+        interval = None if first.is_share else (float(mean - half), float(mean + half))
+        scores.append(dataclasses.replace(first, value=float(mean), interval=interval))
+    nfe, distinct = (float(np.mean([getattr(point, name) for point in draws])) for name in ("nfe", "distinct"))
+    return dataclasses.replace(draws[0], scores=tuple(scores), nfe=nfe, distinct=distinct)
+
+
 def cheapest_of_best(points: Sequence[SamplingPoint], least_distinct: float) -> SamplingPoint:
     """The point with the fewest evaluations of those that are as good as the best.
 
@@ -111,12 +122,19 @@ def cheapest_of_best(points: Sequence[SamplingPoint], least_distinct: float) -> 
     return min(left, key=lambda point: (point.nfe, *(-score.goodness for score in point.scores)))
 
 
-def table_of_choices(points: Sequence[SamplingPoint], chosen: Mapping[str, GenerationConfig]) -> str:
-    """Markdown table of every task with the run's own settings and with the chosen ones (modality → settings)."""
+def table_of_choices(
+    points: Sequence[SamplingPoint], new_draws: Mapping[str, Sequence[Sequence[SamplingPoint]]]
+) -> str:
+    """Markdown table of every task with the run's own settings and with the chosen ones.
+
+    `new_draws` maps a modality to the points of its tasks with the chosen settings, for every draw that chose nothing.
+    """
+    again = {of_task[0].task: of_task for draws in new_draws.values() for of_task in zip(*draws, strict=True)}
     cells = []
     for task, of_task in _by_task(points).items():
-        after = next(point for point in of_task[::-1] if point.config == chosen[point.target])
-        for name, point in (("before", of_task[0]), ("chosen", after)):
+        after = next(point for point in of_task[::-1] if point.config == again[task][0].config)
+        rows = (("before", of_task[0]), ("chosen", after), ("chosen, new draws", _mean_over_draws(again[task])))
+        for name, point in rows:
             scores = "; ".join(_shown(score) for score in point.scores)
             cells.append([task, name, summary(point.config), scores, f"{point.nfe:.1f}", f"{point.distinct:.1%}"])
         on_real = "; ".join(f"{s.judge} {_number(s, s.on_real)}" for s in of_task[0].scores if s.on_real is not None)

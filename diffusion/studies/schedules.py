@@ -11,8 +11,8 @@ schedule.
 
 Rule of the verdict on a schedule: it lowers the bound, by paired differences relative to linear, with δ =
 `smallest_effect` (`claims.py`). On schedules of modalities: together they lower the mean bound relative to the best
-single schedule of the same weights, in seeds that chose neither; refuted, without trainings, if the best of every
-modality is the best single one.
+single schedule of the same weights, in seeds that chose neither; undecided, without trainings, if the best of every
+modality is the best single one, since nothing is left to compare.
 
 The pilot, which says how many seeds are needed, is of linear and the polynomial of power 3, the furthest from it.
 """
@@ -117,9 +117,10 @@ def _compare_modalities(config: ScheduleStudy, compared: Compared, trials: Trial
         if set(best.values()) == {single}:
             claims[weighting] = Claim(
                 claim=_claim_of(weighting),
-                verdict="refuted",
-                effect=f"{single} is best for every modality",
-                rule="refuted without trainings if the best schedule of every modality is the best single one",
+                verdict="undecided",
+                effect=f"not trained: {single} is the best schedule of every modality",
+                rule="undecided, without trainings, if the best schedule of every modality is the best single one",
+                more="seeds by which modalities have different best schedules",
             )
             continue
         alone, together = arm_of(weighting, "single"), arm_of(weighting, "own")
