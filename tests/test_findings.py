@@ -131,7 +131,7 @@ def test_intervals_have_a_row_for_each_label_and_a_colour_for_each_series(tmp_pa
         "v": {"square": {"a": (0.25, 0.0, 0.5)}},
     }
     with matplotlib.rc_context(matplotlib.rcParamsDefault):
-        draw_intervals(tmp_path / "a.png", panels, "lower by", {"": 0.0, "matters": 0.125}, columns=2)
+        draw_intervals(tmp_path / "a.png", panels, "lower by", {"": 0.0}, {"matters": 0.125}, columns=2)
     said = described_figure(saved[0]).splitlines()
     assert said[1].startswith("t: linear × linear") and "1.5 to -0.5" in said[1]
     assert said[2:10] == [
@@ -144,6 +144,7 @@ def test_intervals_have_a_row_for_each_label_and_a_colour_for_each_series(tmp_pa
         "  ticks of y: a, b",
         said[9],
     ]
+    assert "".join(said).count("(0, 0) (0, 1)") == 3 and "".join(said).count("(0.125, 0) (0.125, 1)") == 1
     assert said[-2:] == ["nothing", "  legend no frame 7: matters, linear, cosine, square"]
 
 

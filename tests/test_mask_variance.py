@@ -194,15 +194,18 @@ def test_a_sketch_keeps_inner_products_in_expectation(measured, monkeypatch):
 def test_all_that_is_written(tmp_path, monkeypatch):
     def outcome(trial):
         found = [
-            Variance("linear", weighting, metric, masks, 3.0, 0.5 if masks != "times" else 1.0, (0.4, 0.625))
+            Variance(schedule, weighting, metric, masks, value, 0.5 if masks != "times" else 1.0, (0.4, 0.625))
             for metric in mask_variance.METRICS
             for weighting in ("elbo", "unweighted")
+            for schedule, value in (("linear", 3.0), ("polynomial", 3.75 if weighting == "elbo" else 9.0))
             for masks in ("times", "times, pairs", "counts")
         ]
         return Variances(int(100 * trial.moment), 9, found)
 
     trials = MadeUp(tmp_path, outcome)
-    config = mask_variance.MaskVariance(base=TrainConfig(), tasks=("text_to_image",), schedules=("linear",))
+    config = mask_variance.MaskVariance(
+        base=TrainConfig(), tasks=("text_to_image",), schedules=("linear", "polynomial")
+    )
     drawn = {}
     monkeypatch.setattr(
         mask_variance, "draw_intervals", lambda path, panels, *_, columns: drawn.update({path.name: panels})
@@ -212,16 +215,18 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         f"text_to_image at {moment}, {metric} metric" for moment in ("10%", "100%") for metric in ("Adam", "plain")
     ]
     half = (0.5, 0.4, 0.625)
-    assert drawn["elbo.png"]["text_to_image at 10%, Adam metric"] == {"linear": {"times, pairs": half, "counts": half}}
+    ways = {"times, pairs": half, "counts": half}
+    assert drawn["elbo.png"]["text_to_image at 10%, Adam metric"] == {"linear": ways, "polynomial 2": ways}
     with (tmp_path / "variances.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 2 * 2 * 3 and rows[0] == {
+    assert len(rows) == 2 * 2 * 2 * 2 * 3 and rows[0] == {
         **{"moment": "0.1", "task": "text_to_image", "step": "10", "targets": "9", "schedule": "linear"},
         **{"weighting": "elbo", "metric": "plain", "masks": "times", "value": "3.0", "ratio": "1.0"},
         **{"low": "0.4", "high": "0.625"},
     }
     assert "| task | at | schedule | times, pairs | counts |" in report
     assert "| text_to_image | 100% | linear | 0.50 (0.40–0.62) | 0.50 (0.40–0.62) |" in report
+    assert "| task | at | metric | polynomial 2 |" in report and "| text_to_image | 10% | Adam | 1.25 |" in report
     assert report.count("## ") == 4 and "95 % intervals by a bootstrap over 50 examples" in report
 
 

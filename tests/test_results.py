@@ -53,7 +53,7 @@ def table() -> str:
         [claim, f"[without a stated rule, or by a former objective](#{section})" if section else "not yet"]
         for claim, section in WANTED.items()
     ]
-    decided = markdown_table(["claim", "verdict", "effect with 95 % interval", "command", "date"], rows)
+    decided = markdown_table(["claim", "verdict", "effect with 95 % interval", "command", "decided"], rows)
     return f"{decided}\n\nClaims without a verdict:\n\n{markdown_table(['claim', 'measured'], wanted)}"
 
 

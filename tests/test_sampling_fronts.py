@@ -465,7 +465,7 @@ def test_media_are_compared_by_their_distance_relative_to_the_others(other, verd
     )
     (claim,) = sampling_claims.claims_of("tiny", {("image", "image"): own, ("image", "audio"): crossed})
     assert claim.verdict == verdict and claim.effect.startswith(effect)
-    assert claim.effect.endswith("5 paired draws; NFE 4, against 4; 100% distinct, against 25%")
+    assert claim.effect.endswith("; NFE 4, against 4; label 50.0%, against 50.0%; distinct 100.0%, against 25.0%")
     assert bool(claim.more) == (verdict == "undecided")
 
 

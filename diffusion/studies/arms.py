@@ -247,7 +247,7 @@ def draw_effects(path: Path, compared: Compared, references: Mapping[str, str], 
         }
         panels[title] = {"": {arm: _in_per_cent(effect) for arm, effect in effects.items()}}
     x = f"bound lower by (%), 95 % interval over {len(compared.seeds)} seeds"
-    draw_intervals(path, panels, x, {"": 0.0, "δ, of the mean over tasks": 100 * smallest})
+    draw_intervals(path, panels, x, {"": 0.0}, {"δ": 100 * smallest})
 
 
 def _in_per_cent(effect: Effect) -> Interval:

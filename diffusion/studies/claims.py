@@ -33,6 +33,8 @@ LEAST_SEEDS = 5
 """Smallest number of seeds with which an effect is shown."""
 _MOST_SEEDS = 10_000
 """Largest number of seeds that is counted."""
+_CERTAIN = 20
+"""Number of standard errors of a true effect above which it is shown for certain; SciPy then says nan."""
 Decision = Literal["shown", "refuted", "undecided"]
 
 
@@ -116,23 +118,20 @@ def more_seeds(effect: Effect, smallest: float) -> int:
 
 
 def power_of(seeds: int, deviation: float, smallest: float) -> float:
-    """Probability that so many seeds show an effect `smallest`, if differences have this deviation."""
-    from scipy.special import stdtr  # takes a third of a second to load
+    """Probability that so many seeds show a true effect `smallest`, if differences have this deviation.
 
-    return float(1 - stdtr(seeds - 1, _t(seeds, 0.975) - smallest * seeds**0.5 / deviation)) if deviation else 1.0
+    Differences are taken as normal, so that their t follows the noncentral distribution.
+    """
+    from scipy.special import nctdtr  # takes a third of a second to load
+
+    shift = smallest * seeds**0.5 / deviation if deviation else np.inf
+    return float(1 - nctdtr(seeds - 1, shift, _t(seeds, 0.975))) if shift < _CERTAIN else 1.0
 
 
 def seeds_for(deviation: float, smallest: float) -> int:
-    """Number of seeds that show an effect `smallest` with a probability of 80 %, if differences have this deviation.
-
-    The smallest n with (t(0.975) + t(0.8)) · deviation / √n ≤ smallest, with quantiles of Student's t of n − 1 degrees;
-    at least `LEAST_SEEDS`.
-    """
-
-    def is_enough(n):
-        return (_t(n, 0.975) + _t(n, 0.8)) * deviation / n**0.5 <= smallest
-
-    return next((n for n in range(LEAST_SEEDS, _MOST_SEEDS) if is_enough(n)), _MOST_SEEDS)
+    """Smallest number of seeds, at least `LEAST_SEEDS`, that show an effect `smallest` with a probability of 80 %."""
+    numbers = range(LEAST_SEEDS, _MOST_SEEDS)
+    return next((n for n in numbers if power_of(n, deviation, smallest) >= 0.8), _MOST_SEEDS)
 
 
 def _t(seeds: int, share: float) -> float:

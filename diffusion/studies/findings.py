@@ -94,12 +94,13 @@ def draw_intervals(
     panels: Mapping[str, Mapping[str, Mapping[str, Interval]]],
     x: str,
     vertical_lines: Mapping[str, float] | None = None,
+    first_lines: Mapping[str, float] | None = None,
     columns: int = 3,
 ) -> None:
     """Draws values with their intervals, a row for each label, and writes them as PNG.
 
     `panels` maps a title to series, and a series to values by label; a series has a colour. Panels share their labels,
-    which stand beside the first of a line, and `x` is what the values are.
+    which stand beside the first of a line, and `x` is what the values are. `first_lines` are in the first panel alone.
     """
     columns = min(columns, len(panels))
     lines = -(-len(panels) // columns)
@@ -118,7 +119,7 @@ def draw_intervals(
             bars = np.maximum(np.stack([value - low, high - value]), 0)
             color = _COLORS[names.index(name) % len(_COLORS)]
             axes.errorbar(value, rows, xerr=bars, fmt="o", markersize=3, linewidth=1.2, color=color, label=name or None)
-        for label, at in (vertical_lines or {}).items():
+        for label, at in ((vertical_lines or {}) | ((first_lines or {}) if axes is grid[0] else {})).items():
             axes.axvline(at, color="0.4", linestyle="--" if label else "-", linewidth=0.8, label=label or None)
         axes.set(yticks=range(len(labels)))
         axes.set_title(title, fontsize=9)

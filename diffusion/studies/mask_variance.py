@@ -211,7 +211,7 @@ def study(config: MaskVariance, trials: Trials) -> str:
     rows = [
         {"moment": trial.moment, "task": trial.task, "step": result.step, "targets": result.targets}
         | {name: value for name, value in vars(v).items() if name != "interval"}
-        | {"low": v.interval[0], "high": v.interval[1]}
+        | {"low": v.interval[0], "high": v.interval[1], "schedule": _name(v.schedule)}
         for trial, result in zip(planned, measured, strict=True)
         for v in result.variances
     ]
@@ -225,8 +225,11 @@ def study(config: MaskVariance, trials: Trials) -> str:
             columns=len(config.tasks),
         )
     parts = [
-        f"Variance of the gradient per row, divided by that of independent masks at independent times; 95 % intervals "
-        f"by a bootstrap over {config.examples} examples. A ratio of 0.5 is worth a batch twice as large."
+        f"Variance of the gradient per row, divided by that of independent masks at independent times of the same "
+        f"schedule; 95 % intervals by a bootstrap over {config.examples} examples. A ratio of 0.5 is worth a batch "
+        "twice as large.",
+        "Masks by counts with the ELBO's weights, whose mean gradient is that of every schedule, relative to linear:",
+        _table_of_schedules(rows),
     ]
     for metric in METRICS:
         for weighting in ("elbo", "unweighted"):
@@ -244,6 +247,22 @@ def _panels(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Int
             series = panels.setdefault(title, {}).setdefault(row["schedule"], {})
             series[row["masks"]] = (row["ratio"], row["low"], row["high"])
     return dict(sorted(panels.items(), key=lambda one: one[0].split(" at ")[1]))
+
+
+def _name(schedule: str) -> str:
+    """A kind of schedule, with its power if it has one."""
+    return f"{schedule} {ScheduleConfig.power:g}" if schedule == "polynomial" else schedule
+
+
+def _table_of_schedules(rows: Sequence[dict[str, Any]]) -> str:
+    """Variance by counts of every schedule, relative to that of the first; schedules in columns."""
+    chosen = [row for row in rows if row["masks"] == "counts" and row["weighting"] == "elbo"]
+    names = list(dict.fromkeys(row["schedule"] for row in chosen))
+    values: dict[tuple[Any, ...], dict[str, float]] = {}
+    for row in chosen:
+        values.setdefault((row["task"], f"{row['moment']:.0%}", row["metric"]), {})[row["schedule"]] = row["value"]
+    body = [[*key, *(f"{of[name] / of[names[0]]:.2f}" for name in names[1:])] for key, of in values.items()]
+    return markdown_table(["task", "at", "metric", *names[1:]], body)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ settings are not compared with such settings.
 Rule for media: the Fréchet distance with own settings is smaller than that with the others', relative to it, with δ =
 5 %, by paired differences over draws that chose nothing (`claims.py`). Draws that are all alike decide nothing.
 Settings of text may give the same medium to every question of a caption, which anything beats: verdicts say how many
-answers are distinct.
+answers are distinct. A nearer medium need not be the one that was asked for: verdicts say how many are right, too.
 
 Rule for texts: the share of right answers in the first draw is larger, by the 95 % interval over questions, as if the
 answers by both settings were independent, which makes it wider: refuted if it lies below δ = 1 point, else shown if it
@@ -18,7 +18,9 @@ lies above 0.
 The questions are those of validation that chose the settings, which favours a modality's own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from trimask.diffusion.studies.claims import Claim, decide, more_seeds, paired_effect
 from trimask.diffusion.studies.findings import grouped
@@ -56,10 +58,17 @@ def _results(draws: Draws) -> tuple[object, ...]:
 def _claim(run: str, modality: str, others: str, own: Draws, crossed: Draws) -> Claim:
     name = f"{run}: {modality} is better sampled by its own settings than by those of {others}"
     one, two = ([mean_over_tasks(draw) for draw in draws] for draws in (own, crossed))
-    costs = f"NFE {one[0].nfe:.3g}, against {two[0].nfe:.3g}"
+    costs = f"NFE {np.mean([p.nfe for p in one]):.3g}, against {np.mean([p.nfe for p in two]):.3g}"
     if one[0].scores[-1].higher_is_better:
         return _claim_on_share(name, own[0], crossed[0], costs)
-    return _claim_on_distance(name, one, two, f"{costs}; {one[0].distinct:.0%} distinct, against {two[0].distinct:.0%}")
+    shares: dict[str, Callable[[SamplingPoint], float]] = {
+        score.judge: lambda point, number=number: point.scores[number].value
+        for number, score in enumerate(one[0].scores)
+        if score.is_share
+    }
+    for what, value in (shares | {"distinct": lambda point: point.distinct}).items():
+        costs += f"; {what} {np.mean(list(map(value, one))):.1%}, against {np.mean(list(map(value, two))):.1%}"
+    return _claim_on_distance(name, one, two, costs)
 
 
 def _claim_on_distance(claim: str, own: Sequence[SamplingPoint], crossed: Sequence[SamplingPoint], costs: str) -> Claim:

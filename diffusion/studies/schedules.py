@@ -3,7 +3,9 @@
 Every noise schedule is trained for all modalities with the ELBO's and with flat weights, on equal tokens, and compared
 with the linear one of the same weights by the held-out any-order bound, which no schedule enters. Hypothesis, stated
 beforehand: under the ELBO's weights all schedules optimise the same bound and differ by the noise of its gradient
-alone; under flat weights they differ by which masked shares they emphasise. Samples are judged on one grid of planned
+alone; under flat weights they differ by which masked shares they emphasise. (Not quite: where both sides of a pair are
+masked, as `masking.joint_probability` says, the other side's tokens are masked by the schedule, too, so there the
+schedules do not optimise the same bound.) Samples are judged on one grid of planned
 shares for all (`fixed`), and on the schedule's own (`own`).
 
 Then each modality gets the schedule that was best for it, and the three together are trained beside the best single
