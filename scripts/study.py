@@ -47,8 +47,8 @@ class Options(Checked):
     """Folder that `trimask prepare` wrote. None: the data of the model's run, or, for studies that train models,
     embedded digits and words, or a stream of new ones, prepared in OUT/data."""
     preset: Literal["cpu", "accelerator"] = "cpu"
-    """Preset with the default values: cpu, for two cores and half an hour (hours for masks, schedules, mixing and
-    policies), or accelerator, with larger models."""
+    """Preset with the default values: cpu, for two cores and half an hour (hours for masks, schedules and policies),
+    or accelerator, with larger models."""
     workers: Workers | None = None
     """Number of worker processes; 0: all is computed in this process. None: one per core on a CPU, 0 on an
     accelerator."""

@@ -187,7 +187,8 @@ def test_all_that_is_written(tmp_path, monkeypatch):
 
         Intervals are 95 %: of shares over the questions; of distances over draws, from the deviation of 2 draws with \
         the run's own settings. The draw that chose the settings favours them; *new draws* is the mean over 5 others, with \
-        intervals of distances over them. With --apply they become the run's defaults.
+        intervals of distances over them. *Real media* are held-out ones for shares, and as many training ones for \
+        distances. With --apply they become the run's defaults.
 
         The chosen settings in blocks, with caches:
 

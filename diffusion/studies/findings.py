@@ -103,14 +103,14 @@ def draw_intervals(
     which stand beside the first of a line, and `x` is what the values are. `first_lines` are in the first panel alone.
     """
     columns = min(columns, len(panels))
-    lines = -(-len(panels) // columns)
+    rows_of_panels = -(-len(panels) // columns)
     labels = list(
         dict.fromkeys(label for of_panel in panels.values() for values in of_panel.values() for label in values)
     )
     names = list(dict.fromkeys(name for of_panel in panels.values() for name in of_panel))
     height = 1.3 + len(labels) * (0.16 + 0.09 * len(names))
-    figure = Figure(figsize=(2.0 + 2.7 * columns, height * lines), layout="constrained", dpi=110)
-    grid = figure.subplots(lines, columns, squeeze=False, sharey=True).reshape(-1)
+    figure = Figure(figsize=(2.0 + 2.7 * columns, height * rows_of_panels), layout="constrained", dpi=110)
+    grid = figure.subplots(rows_of_panels, columns, squeeze=False, sharey=True).reshape(-1)
     for axes, (title, of_panel) in zip(grid, panels.items(), strict=False):
         for name, values in of_panel.items():
             shift = 0.7 * ((names.index(name) + 0.5) / len(names) - 0.5)
@@ -119,7 +119,8 @@ def draw_intervals(
             bars = np.maximum(np.stack([value - low, high - value]), 0)
             color = _COLORS[names.index(name) % len(_COLORS)]
             axes.errorbar(value, rows, xerr=bars, fmt="o", markersize=3, linewidth=1.2, color=color, label=name or None)
-        for label, at in ((vertical_lines or {}) | ((first_lines or {}) if axes is grid[0] else {})).items():
+        lines = {**(vertical_lines or {}), **((first_lines or {}) if axes is grid[0] else {})}
+        for label, at in lines.items():
             axes.axvline(at, color="0.4", linestyle="--" if label else "-", linewidth=0.8, label=label or None)
         axes.set(yticks=range(len(labels)))
         axes.set_title(title, fontsize=9)

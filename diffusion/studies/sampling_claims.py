@@ -18,7 +18,7 @@ lies above 0.
 The questions are those of validation that chose the settings, which favours a modality's own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -61,14 +61,19 @@ def _claim(run: str, modality: str, others: str, own: Draws, crossed: Draws) -> 
     costs = f"NFE {np.mean([p.nfe for p in one]):.3g}, against {np.mean([p.nfe for p in two]):.3g}"
     if one[0].scores[-1].higher_is_better:
         return _claim_on_share(name, own[0], crossed[0], costs)
-    shares: dict[str, Callable[[SamplingPoint], float]] = {
-        score.judge: lambda point, number=number: point.scores[number].value
-        for number, score in enumerate(one[0].scores)
+    for mine, theirs in zip(_shares(one).items(), _shares(two).values(), strict=True):
+        costs += f"; {mine[0]} {mine[1]:.1%}, against {theirs:.1%}"
+    return _claim_on_distance(name, one, two, costs)
+
+
+def _shares(draws: Sequence[SamplingPoint]) -> dict[str, float]:
+    """Means over draws: of the scores that are shares, by their judge, and of the share of distinct answers."""
+    judged = {
+        score.judge: float(np.mean([point.scores[number].value for point in draws]))
+        for number, score in enumerate(draws[0].scores)
         if score.is_share
     }
-    for what, value in (shares | {"distinct": lambda point: point.distinct}).items():
-        costs += f"; {what} {np.mean(list(map(value, one))):.1%}, against {np.mean(list(map(value, two))):.1%}"
-    return _claim_on_distance(name, one, two, costs)
+    return judged | {"distinct": float(np.mean([point.distinct for point in draws]))}
 
 
 def _claim_on_distance(claim: str, own: Sequence[SamplingPoint], crossed: Sequence[SamplingPoint], costs: str) -> Claim:

@@ -151,7 +151,8 @@ def study(config: SamplingStudy, trials: Trials) -> Findings:
         table_of_choices(points, {target: crosswise[target, target] for target in chosen}),
         "Intervals are 95 %: of shares over the questions; of distances over draws, from the deviation of "
         f"{config.draws} draws with the run's own settings. The draw that chose the settings favours them; *new draws* "
-        f"is the mean over {DRAWS} others, with intervals of distances over them. {applied}.",
+        f"is the mean over {DRAWS} others, with intervals of distances over them. *Real media* are held-out ones "
+        f"for shares, and as many training ones for distances. {applied}.",
         "The chosen settings in blocks, with caches:",
         table_of_caches(points),
     ]
