@@ -38,22 +38,24 @@ def verdicts() -> Iterator[tuple[str, Verdict]]:
 
 
 def table() -> str:
-    rows = [
-        [
+    rows = {
+        (claim.claim, claim.effect): [
             f"[{claim.claim}](docs/results/{name}/README.md)",
             f"**{claim.verdict}**" + (f": {claim.more} would decide" if claim.more else ""),
             claim.effect,
             f"`{verdict.command}`",
             verdict.date,
         ]
-        for name, verdict in verdicts()
-        for claim in verdict.claims
-    ]
+        for name, verdict in reversed(list(verdicts()))
+        for claim in reversed(verdict.claims)  # that which several studies found in the same way, of the first of them
+    }
     wanted = [
         [claim, f"[without a stated rule, or by a former objective](#{section})" if section else "not yet"]
         for claim, section in WANTED.items()
     ]
-    decided = markdown_table(["claim", "verdict", "effect with 95 % interval", "command", "decided"], rows)
+    decided = markdown_table(
+        ["claim", "verdict", "effect with 95 % interval", "command", "decided"], list(rows.values())[::-1]
+    )
     return f"{decided}\n\nClaims without a verdict:\n\n{markdown_table(['claim', 'measured'], wanted)}"
 
 

@@ -79,7 +79,9 @@ def policies(loaded, prepared, tmp_path_factory):
     problems = from_prepared(prepared, "sums", "text", "train")
     folders = [tmp_path_factory.mktemp("policies") / f"seed{seed}" for seed in (0, 1)]
     for seed, folder in enumerate(folders):
-        train_policy(folder, dataclasses.replace(CONFIG, seed=seed), problems, loaded.denoise, "sums")
+        train_policy(
+            folder, dataclasses.replace(CONFIG, seed=seed), problems, loaded.denoise, f"{STUDY.run} at step 7: sums"
+        )
     return tuple(map(str, folders))
 
 
@@ -156,7 +158,7 @@ def test_all_that_is_written(tmp_path, monkeypatch):
         unmasking, "describe_policy", lambda name: SimpleNamespace(policy=dataclasses.replace(SMALL, law=laws[name]))
     )
     monkeypatch.setattr(GenerationConfig, "__post_init__", lambda _: None)  # policies that are nowhere
-    monkeypatch.setattr(unmasking, "policy_origins", lambda names: TRAININGS)
+    monkeypatch.setattr(unmasking, "policy_origins", lambda names, run: TRAININGS)
     monkeypatch.setattr(unmasking, "checkpoint_steps", lambda folder: [30, 20])
     figures = madeup.figures(monkeypatch, unmasking_report)
     config = UnmaskingStudy(
@@ -313,14 +315,18 @@ def test_a_policy_is_called_by_what_is_not_usual_in_its_training(tmp_path, monke
         ),
     }
     monkeypatch.setattr(unmasking, "checkpoint_steps", lambda folder: [7, 40])
-    monkeypatch.setattr(unmasking, "describe_policy", lambda name: SimpleNamespace(trained_on="sums"))
+    monkeypatch.setattr(
+        unmasking, "describe_policy", lambda name: SimpleNamespace(trained_on="runs/sums at step 9: 5 problems")
+    )
     for number, config in enumerate(configs.values()):
         (tmp_path / f"p{number}").mkdir()
         configuration.save(tmp_path / f"p{number}/config.json", config)
-    found = policy_origins([str(tmp_path / f"p{number}") for number in range(len(configs))])
+    names = [str(tmp_path / f"p{number}") for number in range(len(configs))]
+    found = policy_origins(names, "elsewhere/sums")
     assert [training.label for training in found] == list(configs)
+    assert policy_origins(names, "runs/sorting")[0].label == "policy, α 3, full, trained on sums"
     assert [(training.seed, training.block) for training in found] == [(0, 0), (5, 8)] + [(0, 0)] * 4
-    (of_another,) = policy_origins([str(tmp_path / "elsewhere/fast")])
+    (of_another,) = policy_origins([str(tmp_path / "elsewhere/fast")], "runs/sums")
     assert (of_another.label, of_another.seed, of_another.block) == ("fast", None, None)
 
 
@@ -360,9 +366,9 @@ def test_other_lengths_are_other_problems(prepared):
 
 
 def test_only_policies_that_differ_in_their_seed_are_one_curve(policies):
-    first, second = policy_origins(policies)
+    first, second = policy_origins(policies, STUDY.run)
     assert first.label == second.label and (first.seed, second.seed) == (0, 1)
-    again, best, _ = policy_origins((policies[0], f"{policies[0]}@best", policies[1]))
+    again, best, _ = policy_origins((policies[0], f"{policies[0]}@best", policies[1]), STUDY.run)
     assert (again.label, best.label) == (f"{first.label} (seed0)", f"{first.label} (seed0@best)")
 
 

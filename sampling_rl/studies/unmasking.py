@@ -186,7 +186,7 @@ def study(config: UnmaskingStudy, trials: Trials, claimed: Collection[str] | Non
     name = " ".join(filter(None, (config.dataset, config.task, config.split)))
     where = f"{config.run} at step {loaded.step}, {points[0].problems} problems of {name}"
     parts = [f"{where}.", table_of_points(points), table_of_orders(orders)]
-    origins = zip(config.policies, policy_origins(config.policies), strict=True)
+    origins = zip(config.policies, policy_origins(config.policies, config.run), strict=True)
     labels = {origin.label for folder, origin in origins if claimed is None or folder in claimed}
     answers = f", answers of {config.length} tokens" if config.length else ""
     claims = claims_of(points, labels, f"{Path(config.run).name}{answers}")
@@ -248,7 +248,7 @@ def planned_trials(config: UnmaskingStudy, model_step: int) -> Iterator[tuple[Fr
             raise FileNotFoundError(
                 f"{name}: not a policy with a complete checkpoint; `trimask train-policy` trains it"
             )
-    origins = policy_origins(config.policies)
+    origins = policy_origins(config.policies, config.run)
     laws = [describe_policy(name).policy.law for name in config.policies]
     policies = list(zip(config.policies, laws, origins, strict=True))
     for name, _, origin in policies:
@@ -324,12 +324,12 @@ class PolicyOrigin:
     """Everything but the seed and the folder of a policy that it was initialised from; equal for repeated trainings."""
 
 
-def policy_origins(names: Sequence[str]) -> list[PolicyOrigin]:
-    """Origins of policies, given by their paths.
+def policy_origins(names: Sequence[str], run: str) -> list[PolicyOrigin]:
+    """Origins of policies, given by their paths; labels name the run that they were trained on if it is not `run`.
 
     Policies share a label only if they differ in their seed alone; otherwise the folder's name is added to it.
     """
-    origins = [_policy_origin(name) for name in names]
+    origins = [_policy_origin(name, run) for name in names]
     for label, same in grouped(origins, lambda origin: origin.label).items():
         if len({origin.kind for origin in same}) > 1 or len({origin.seed for origin in same}) < len(same):
             origins = [
@@ -339,7 +339,7 @@ def policy_origins(names: Sequence[str]) -> list[PolicyOrigin]:
     return origins
 
 
-def _policy_origin(name: str) -> PolicyOrigin:
+def _policy_origin(name: str, run: str) -> PolicyOrigin:
     folder, checkpoint = folder_and_checkpoint(name)
     if not (folder / "config.json").is_file():
         return PolicyOrigin(folder.name, None, None, name)
@@ -353,6 +353,8 @@ def _policy_origin(name: str) -> PolicyOrigin:
     parts += [" and ".join(config.policy.inputs)] if config.policy.inputs != ("confidence",) else []
     parts += [config.reward.kind] if config.reward.kind != "multiplicative" else []
     description = describe_policy(str(folder))
+    own = Path(description.trained_on.partition(" at step ")[0]).name
+    parts += [f"trained on {own}"] if own != Path(run).name else []
     normalised = replace(config, seed=0, init_from=config.init_from and "a start")
     kind = f"{normalised} {description.trained_on} {checkpoint}"
     return PolicyOrigin(", ".join(parts), config.seed, block or 0, kind)
