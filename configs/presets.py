@@ -72,8 +72,9 @@ def small() -> Experiment:
         train=_train(
             11_000_000,
             weights={"handwritten": 2.0, "spoken": 0.7, "sums": 1.1},
-            image=GenerationConfig(strategy="entropy_bound", entropy_bound=4.0, guidance=1.0),
-            audio=GenerationConfig(steps=8, guidance=1.0),
+            text=GenerationConfig(strategy="threshold", threshold=0.9, temperature=0.0),
+            image=GenerationConfig(strategy="random", steps=24, guidance=1.0),
+            audio=GenerationConfig(strategy="confidence", steps=4, temperature=0.6, guidance=2.0),
         ),
     )
 

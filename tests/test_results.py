@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "docs" / "results"
 BEGIN, END = "<!-- claims: written by python tests/test_results.py -->\n", "<!-- end of claims -->\n"
 TRANSFER = "hyperparameter-transfer-completedp-and-the-sde-rule"
+_MOST_CHARACTERS = 260
+"""Length of a command, above which it is cut."""
 WANTED = {
     "the loss is flat in the batch below the critical batch": TRANSFER,
     "the critical batch predicts that of another horizon": TRANSFER,
@@ -27,7 +29,6 @@ WANTED = {
     "activations and updates keep their size (coordinate check)": TRANSFER,
     "the learning rate transfers": TRANSFER,
     "multipliers transfer": TRANSFER,
-    "policies transfer to another model and length, not to another task": "learning-what-to-unmask",
 }
 """Claim that no verdict decides yet → section of RESULTS.md that measured it without a stated rule; empty: none."""
 
@@ -43,7 +44,7 @@ def table() -> str:
             f"[{claim.claim}](docs/results/{name}/README.md)",
             f"**{claim.verdict}**" + (f": {claim.more} would decide" if claim.more else ""),
             claim.effect,
-            f"`{verdict.command}`",
+            f"`{_cut(verdict.command)}`",
             verdict.date,
         ]
         for name, verdict in reversed(list(verdicts()))
@@ -57,6 +58,11 @@ def table() -> str:
         ["claim", "verdict", "effect with 95 % interval", "command", "decided"], list(rows.values())[::-1]
     )
     return f"{decided}\n\nClaims without a verdict:\n\n{markdown_table(['claim', 'measured'], wanted)}"
+
+
+def _cut(command: str) -> str:
+    """The command without the end of a long list, which the study's page has."""
+    return command if len(command) <= _MOST_CHARACTERS else command[:_MOST_CHARACTERS].rsplit(" ", 1)[0] + " …"
 
 
 def with_claims(text: str) -> str:
