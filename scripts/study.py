@@ -8,10 +8,12 @@ with --final scores what the study chose on the test split, once, and adds the s
 import dataclasses
 import datetime
 import functools
+import json
 import platform
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +26,7 @@ from trimask.configs.studies import STUDIES
 from trimask.diffusion.data.prepare_config import PrepareConfig
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.pretraining.description import load_description
-from trimask.diffusion.run.folder import undone_if_empty, writing
+from trimask.diffusion.run.folder import locked, undone_if_empty, writing
 from trimask.diffusion.studies.claims import Findings
 from trimask.diffusion.studies.final import page_of_verdict, score_test
 from trimask.diffusion.studies.trials import Trials
@@ -33,8 +35,12 @@ from trimask.scripts import cli, prepare
 from trimask.scripts.console import console, option, parse, progress_report, say
 from trimask.scripts.train import with_mixture
 from trimask.tokenizers.storage import configuration
-from trimask.tokenizers.storage.files import write_text
+from trimask.tokenizers.storage.files import printable, write_text
+from trimask.tokenizers.storage.json_text import read_json
 from trimask.tokenizers.storage.ranges import Checked, Workers
+
+_STUDY = "study"
+"""Field of config.json that names the study."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +84,7 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
         able = ", ".join(other for other, one in STUDIES.items() if one.final is not None)
         raise ValueError(f"the study {name} has no score on the test split; --final is for {able}")
     adds = not (options.final or options.show)
+    _require_own(out, name)
     data = _data(options, config, study.data, adds)
     if _trains(config) and not options.show:
         preset_batch = study.presets[options.preset]().base.batch
@@ -86,13 +93,14 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
         undone_if_empty(out, "config.json"),
         progress_report() as report,
         Trials(out, data, options.workers, report, adds=adds) as trials,
+        nullcontext() if options.show else locked(out),
     ):
-        if trials.may_add:
-            with writing(out):
-                out.mkdir(parents=True, exist_ok=True)
-                configuration.save(out / "config.json", config)
+        if trials.may_add and not (out / "config.json").exists():
+            _save_config(out, name, config)
         Prepared(data).require_verified(report)
         found = study.run(config, trials)
+        if trials.may_add:
+            _save_config(out, name, config)  # not before: what fails at once must not replace that of a complete study
         if isinstance(found, Findings):
             if trials.may_add:
                 record_claims(trials, found.claims, command)
@@ -113,6 +121,32 @@ def run(name: str, options: Options, config: Any, command: str) -> str:
     console.print(Markdown(report_text))
     say(f"Figures, tables and this report: {out}")
     return report_text
+
+
+def _require_own(out: Path, name: str) -> None:
+    """Raises ValueError if a folder holds another study, as its config.json or the title of its page says."""
+    page, path = out / "README.md", out / "config.json"
+    owner = read_json(path).get(_STUDY) if path.is_file() else None
+    if owner is None and page.is_file():
+        title = page.read_text(encoding="utf-8", errors="replace").partition("\n")[0].removeprefix("# ")
+        owner = title if title in STUDIES else None
+    if owner not in (None, name):
+        raise ValueError(f"{out} holds the study {printable(str(owner))}; choose another folder for {name}")
+
+
+def _save_config(out: Path, name: str, config: Any) -> None:
+    """Writes config.json, with the name of the study."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        content = {_STUDY: name} | configuration.to_dict(config)
+        write_text(out / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def _load_config(out: Path, kind: type) -> Any:
+    """Configuration in config.json of a study's folder, which is of the dataclass `kind`."""
+    path = out / "config.json"
+    content = {name: value for name, value in read_json(path).items() if name != _STUDY}
+    return configuration.from_dict(content, kind, str(path))
 
 
 def _data(options: Options, config: Any, default: PrepareConfig, prepares: bool) -> Path:
@@ -181,7 +215,8 @@ def main(arguments: Sequence[str]) -> None:
     if parsed.show:
         if config != default:
             raise ValueError("--show takes the configuration of OUT/config.json; leave out flags that change it")
-        config = configuration.load(parsed.out / "config.json", type(default))
+        _require_own(parsed.out, name)
+        config = _load_config(parsed.out, type(default))
     run(name, parsed, config, shlex.join(["trimask", "study", *arguments]))
 
 

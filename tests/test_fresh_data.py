@@ -80,6 +80,14 @@ def test_a_study_trains_once_and_measures_rows_that_were_trained_on_and_others(p
     monkeypatch.setattr(fresh_data, "train", lambda *_: pytest.fail("trained again"))
     with Trials(tmp_path, prepared.folder, 0, lambda *_: None, adds=False) as trials:
         assert fresh_data.study(config, trials) == found
+    # Nor is the model needed to draw the report again, wherever the folder is.
+    moved = tmp_path.with_name(f"{tmp_path.name}-moved")
+    (tmp_path / "run").rename(tmp_path.with_name(f"{tmp_path.name}-run"))
+    tmp_path.rename(moved)
+    with Trials(moved, prepared.folder, 0, lambda *_: None, adds=False) as trials:
+        assert fresh_data.study(config, trials) == found
+        with pytest.raises(ValueError, match="rows must be at least two for each of 3 datasets, got 5"):
+            fresh_data.study(dataclasses.replace(config, rows=5), trials)
     other, said = tmp_path / "other", "holds no complete study: its training is missing"
     with (
         Trials(other, prepared.folder, 0, lambda *_: None, adds=False) as trials,

@@ -1,6 +1,7 @@
 """A training that is judged: its bounds and scores are those of `trimask evaluate` on the validation split."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -39,3 +40,17 @@ def test_it_is_trained_and_evaluated_as_by_the_commands(prepared, loaded, tmp_pa
     assert found.judged["one"].items() <= scores.items() and "text_to_image frechet" in found.judged["one"]
     assert found.judged["none"] == {} and found.steps == run.step and found.epochs == run.description.epochs
     assert found.num_parameters == run.num_parameters and found.seconds > 0
+
+
+@pytest.mark.parametrize("tokens", [120, 4096])  # in an early step, and in the only one
+def test_a_training_that_diverges_has_infinite_bounds_and_no_scores(prepared, loaded, tokens):
+    base = loaded.description.train
+    optimizer = dataclasses.replace(
+        base.optimizer, horizon_tokens=2000, warmup_tokens=0, learning_rate=1e30, clip_norm=1e30
+    )
+    batch = dataclasses.replace(base.batch, tokens=tokens)
+    config = dataclasses.replace(base, optimizer=optimizer, batch=batch)
+    trial = JudgedTraining(train=config, samplings={"one": {}}, examples=6, draws=2)
+    found = judged_training(trial, prepared.folder)
+    assert {"text_to_image", "audio_to_text", "text"} <= found.bits.keys() and set(found.bits.values()) == {math.inf}
+    assert found.judged == {"one": {}} and found.num_parameters == loaded.num_parameters

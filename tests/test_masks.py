@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import hashlib
+import math
 from types import SimpleNamespace
 
 import fakes
@@ -54,8 +55,9 @@ def judged(image, text, *, share=0.5, distance=2.0):
 class Stream(Prepared):
     """Prepared data that say only where they come from."""
 
-    def __init__(self):
+    def __init__(self, splits=("train", "validation")):
         self.tokenizers = SimpleNamespace(vocabulary=fakes.VOCABULARY)
+        self.manifest = SimpleNamespace(datasets={"drawn": SimpleNamespace(splits=dict.fromkeys(splits, 9))})
 
     def dataset(self, name):
         source = SourceConfig(kind="stream", where=(f"{name}:12390",))
@@ -120,6 +122,70 @@ def test_a_claim_can_be_tried_again_by_seeds_kept_aside(tmp_path):
     assert seeds == [{3000, 3001, 3002}, {2000, 2001, 2002, 2003, 2004}]
     with pytest.raises(ValueError, match="first_seed must be a multiple of 2,000, got 1000"):
         MaskStudy(base=TrainConfig(), first_seed=1000)
+
+
+def test_data_without_a_validation_split_are_refused_before_training(tmp_path):
+    trials = World(tmp_path, lambda train: (3.0, 0.1))
+    trials.prepared = Stream(splits=("train", "test"))
+    with pytest.raises(ValueError, match="drawn has no validation split, on which arms are compared"):
+        masks.study(MaskStudy(base=TrainConfig()), trials)
+    assert not trials.asked
+
+
+def test_a_training_that_diverged_leaves_its_claim_undecided_and_no_other(tmp_path):
+    def bits(train):
+        if train.masking.complementary and train.loss.weighting == "elbo" and train.seed == 2:
+            return math.inf, math.inf
+        return (2.9, 0.09) if train.masking.counts else (3.0, 0.1)
+
+    def outcome(trial):
+        image, text = bits(trial.train)
+        found = judged(image, text)
+        return found if math.isfinite(image) else dataclasses.replace(found, judged={"fixed": {}})
+
+    trials = World(tmp_path, bits)
+    trials.outcome = outcome
+    config = MaskStudy(base=TrainConfig(), samplings=SAMPLINGS)
+    found = masks.study(config, trials)
+    claims = {claim.claim: claim for claim in found.claims}
+    of_pairs = claims["complementary masks lower the held-out bound (elbo loss)"]
+    assert of_pairs.verdict == "undecided" and of_pairs.effect.endswith("; 1 trainings diverged")
+    assert claims["masks by counts lower the held-out bound (elbo loss)"].verdict == "shown"
+    assert "| complementary, elbo | 1 of 5 diverged | 1 of 5 diverged |" in found.report and "nan" not in found.report
+    # If the pilot diverges, nothing says how many seeds are needed.
+    trials.outcome = lambda trial: dataclasses.replace(judged(math.inf, math.inf), judged={"fixed": {}})
+    with pytest.raises(ValueError, match="trainings of the pilot diverged, .*: independent, elbo, complementary, elbo"):
+        masks.study(config, trials)
+
+
+def test_a_difference_of_nothing_is_no_higher_bound():
+    compared = Compared({"a": [judged(3.0, 0.1)] * 5, "b": [judged(3.0, 0.1)] * 5}, list(range(5)), 5, 0.0)
+    claim = arms.claim_on_bound("so", compared, "a", "b", 0.005)
+    assert (claim.verdict, claim.effect) == (
+        "refuted",
+        "+0.00% (+0.00% to +0.00%), 5 paired seeds; if at all, by less than 0.50%",
+    )
+
+
+def test_samples_without_distances_have_no_column_for_them(tmp_path):
+    trials = World(tmp_path, lambda train: (3.0, 0.1))
+    made_up = trials.outcome
+    trials.outcome = lambda trial: dataclasses.replace(made_up(trial), judged={"fixed": {"text exact_match": 0.5}})
+    report = masks.study(MaskStudy(base=TrainConfig(), samplings=SAMPLINGS), trials).report
+    assert "| fixed: right |" in report and "| fixed: Fréchet |" not in report
+
+
+@pytest.mark.parametrize(
+    "kind, field", [(MaskStudy, "weightings"), (ScheduleStudy, "weightings"), (MixingStudy, "batches")]
+)
+def test_a_comparison_of_nothing_is_refused(kind, field):
+    with pytest.raises(ValueError, match=f"{field} must name at least one, got none"):
+        kind(base=TrainConfig(), **{field: ()})
+
+
+def test_a_single_dataset_is_not_mixed(tmp_path):
+    with pytest.raises(ValueError, match="has a single dataset, so there is nothing to mix"):
+        mixing.study(MixingStudy(base=TrainConfig()), World(tmp_path, lambda train: (3.0, 0.1)))
 
 
 def test_without_a_better_way_the_default_stays(tmp_path):

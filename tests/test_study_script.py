@@ -2,6 +2,9 @@
 
 import dataclasses
 import datetime
+import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -92,7 +95,7 @@ def test_the_page_says_what_was_run_where_and_what_was_found(made_up, prepared, 
     title, command, *rest = (out / "README.md").read_text().split("\n\n")
     assert title == "# made-up" and rest == ["Found: *little*.", "![a](a.png)\n![b](b.png)\n"]
     assert command.startswith(f"`trimask study made-up out`, {datetime.date.today()}, abacus, cpu, jax ")
-    assert configuration.load(out / "config.json", OfARun) == OfARun()
+    assert json.loads((out / "config.json").read_text()) == {"study": "made-up"} | configuration.to_dict(OfARun())
     shown = capsys.readouterr().out
     assert "Found: little." in shown and f"this report: {out}" in shown.replace("\n", "")
 
@@ -184,6 +187,34 @@ def test_a_study_is_shown_from_what_it_holds(made_up, prepared, tmp_path, monkey
     (out / "trials.jsonl").unlink()
     with pytest.raises(ValueError, match="holds a study of rules 1"):
         study.main(["made-up", str(out), *data, "--show"])
+
+
+def test_what_fails_replaces_nothing_of_a_complete_study(made_up, prepared, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    options = study.Options(out=out, workers=0, data=prepared.folder)
+    study.run("made-up", options, OfARun(), "first")
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"}
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(study.STUDIES["made-up"], "run", lambda *_: 1 / 0)
+        study.run("made-up", options, OfARun(number=8), "second")
+    monkeypatch.setitem(study.STUDIES, "another", study.STUDIES["made-up"])
+    with pytest.raises(ValueError, match="holds the study made-up; choose another folder for another"):
+        study.run("another", options, OfARun(), "third")
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"} == before
+    # A folder of earlier code, whose configuration does not name its study, says it at the head of its page.
+    configuration.save(out / "config.json", OfARun())
+    with pytest.raises(ValueError, match="holds the study made-up"):
+        study.run("another", options, OfARun(), "third")
+    # A study that another process is at work on is left alone.
+    held = "import sys; from filelock import FileLock\nwith FileLock(sys.argv[1]): print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", held, str(out / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        with pytest.raises(ValueError, match="is in use by"):
+            study.run("made-up", options, OfARun(number=8), "fourth")
+        process.stdin.close()
+    assert configuration.load(out / "config.json", OfARun) == OfARun()
 
 
 def test_a_study_is_shown_without_preparing_data(made_up, tmp_path):

@@ -341,6 +341,8 @@ def test_training_without_mean_numbers_of_targets_is_refused(prepared):
         ),
         ({"schedule": ScheduleConfig(kind="polynomial", power=0.4)}, {"weighting": "unweighted"}, "got 0.4"),
         ({"schedule": ScheduleConfig(kind="cosine_md4", min_share=1e-7)}, {}, "at least 1e-06, .* got 1e-07"),
+        ({"schedule": ScheduleConfig(kind="polynomial", power=33.0)}, {}, "a power of at most 32 with masks by counts"),
+        ({"schedules": {"audio": ScheduleConfig(power=4.0)}}, {}, "is for the polynomial schedule, got 4 for linear"),
         (
             {"schedule": ScheduleConfig(kind="cosine_mdlm"), "complementary": True},
             {"weighting": "unweighted"},

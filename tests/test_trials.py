@@ -20,7 +20,7 @@ from trimask.diffusion.studies.trainings import (
     outcome_of,
     with_learning_rate,
 )
-from trimask.diffusion.studies.trials import Trials, _interleaved
+from trimask.diffusion.studies.trials import ModelTrial, Trials, _interleaved
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.formats import RENAMED
 
@@ -233,6 +233,19 @@ def test_a_trial_is_known_by_the_names_its_line_has_and_whatever_its_loop_was(pr
         monkeypatch.setattr(trials, "run_unordered", lambda _, work: iter(work and pytest.fail("it was run again")))
         asked = dataclasses.replace(config, loop=LoopConfig(log_every=3))
         assert trials.measurements([asked], fake, Outcome)[0].loss == 0.25
+
+
+def test_a_model_is_known_by_its_weights_wherever_its_folder_is(prepared, tmp_path):
+    def measured(run, digest):
+        trial = ModelTrial(run=run, model_step=3, model_digest=digest)
+        with Trials(tmp_path, prepared.folder, 0, silent) as trials:
+            trials.measurements([trial], lambda *_: dataclasses.replace(fake(CONFIG, None)), Outcome)
+        return len((tmp_path / "trials.jsonl").read_text().splitlines())
+
+    assert measured("runs/a", "one") == measured("/elsewhere/a", "one") == 1
+    assert measured("runs/a", "two") == 2
+    # Without a digest, as in trials of rules 1, it is its folder that tells.
+    assert measured("runs/a", "") == 3 and measured("runs/b", "") == 4
 
 
 def test_processes_agree_with_this_one_and_leave_its_environment_alone(

@@ -18,6 +18,9 @@ from trimask.tokenizers.vocabulary import Vocabulary
 _SMALLEST_SHARE = 1e-6
 """Smallest masked share at which a training can cut off its noise schedule."""
 
+_LARGEST_POWER = 32
+"""Largest power of a polynomial schedule by which counts are drawn."""
+
 
 def training_batches(prepared: Prepared, config: TrainConfig, mesh: Mesh | None = None) -> Batches:
     """Batches of a configuration; on a mesh each has only the rows that this process takes.
@@ -56,6 +59,16 @@ def _require_unbiased_masks(schedule: ScheduleConfig, config: TrainConfig) -> No
             "a polynomial schedule needs a power of at least 1 for the ELBO's weights at random times, and of 0.5 "
             f"without them or with masks by counts, got {power}: with a smaller one many tokens are masked at times "
             "that float32 cannot tell apart; choose another schedule"
+        )
+    if schedule.kind != "polynomial" and schedule.power != ScheduleConfig.power:
+        raise ValueError(
+            f"a power is for the polynomial schedule, got {schedule.power:g} for {schedule.kind}; give "
+            "--masking.schedule.kind polynomial, or --masking.schedules.MODALITY.kind for that of a modality"
+        )
+    if counts and power is not None and power > _LARGEST_POWER:
+        raise ValueError(
+            f"a polynomial schedule needs a power of at most {_LARGEST_POWER} with masks by counts, got {power:g}: "
+            "with a larger one nearly all counts are 1, and float32 cannot tell how rare the others are"
         )
     if schedule.min_share < _SMALLEST_SHARE:
         raise ValueError(

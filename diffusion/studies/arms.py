@@ -4,6 +4,7 @@ Every arm is trained from the same seeds. First a pilot of 3 seeds, which counts
 the comparison needs (`claims.py`); it may be one of a few arms, whose differences vary as much as those of the others.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import uses_of_parts
-from trimask.diffusion.data.splits import TRAIN
+from trimask.diffusion.data.splits import TRAIN, VALIDATION
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.studies.claims import (
@@ -22,6 +23,7 @@ from trimask.diffusion.studies.claims import (
     SEEDS,
     Claim,
     Effect,
+    in_words,
     more_seeds,
     paired_effect,
     power_of,
@@ -81,22 +83,38 @@ class Compared:
         """How many seeds the pilot asks for, how many were run, and what they can show."""
         run, power = len(self.seeds), power_of(len(self.seeds), self.deviation, smallest)
         return (
-            f"By the pilot its noisiest arm needs {self.asked_seeds} seeds to show a true effect of {smallest:.2%} "
-            f"with a probability of 80 %. {run} were run (`--max-seeds`), which show it with a probability of "
-            f"{power:.0%}."
+            f"By the pilot its noisiest arm needs {in_words(self.asked_seeds)} seeds to show a true effect of "
+            f"{smallest:.2%} with a probability of 80 %. {run} were run (`--max-seeds`), which show it with a "
+            f"probability of {power:.0%}."
         )
 
-    def effect(self, arm: str, reference: str, measure: Callable[[Judged], float]) -> Effect:
-        """How much smaller the measure is in one arm than in another, relative to the latter."""
+    def effect(self, arm: str, reference: str, measure: Callable[[Judged], float]) -> Effect | None:
+        """How much smaller the measure is in one arm than in another, relative to the latter.
+
+        None: fewer than two seeds have trainings of both that did not diverge.
+        """
         return effect_of(self.outcomes, arm, reference, measure)
+
+    def diverged(self, *arms: str) -> int:
+        """Number of trainings of these arms that diverged."""
+        return sum(not _is_finite(outcome) for arm in dict.fromkeys(arms) for outcome in self.outcomes[arm])
 
 
 def effect_of(
     outcomes: Mapping[str, Sequence[Judged]], arm: str, reference: str, measure: Callable[[Judged], float]
-) -> Effect:
-    """How much smaller the measure is in one arm than in another, relative to the latter, within seeds."""
+) -> Effect | None:
+    """How much smaller the measure is in one arm than in another, relative to the latter, within seeds.
+
+    None: fewer than two seeds have trainings of both that did not diverge.
+    """
     pairs = zip(outcomes[arm], outcomes[reference], strict=True)
-    return paired_effect([1 - measure(one) / measure(other) for one, other in pairs])
+    finite = [(one, other) for one, other in pairs if _is_finite(one) and _is_finite(other)]
+    return paired_effect([1 - measure(one) / measure(other) for one, other in finite]) if len(finite) > 1 else None
+
+
+def _is_finite(outcome: Judged) -> bool:
+    """Whether a training did not diverge."""
+    return math.isfinite(mean_bits(outcome))
 
 
 def arm_of(weighting: Weighting, what: str) -> str:
@@ -120,13 +138,27 @@ def compare(
     another has chosen has other seeds, and no pilot of its own.
     """
 
+    missing = [name for name, one in trials.prepared.manifest.datasets.items() if VALIDATION not in one.splits]
+    if missing:
+        raise ValueError(
+            f"{trials.data}: {', '.join(missing)} has no validation split, on which arms are compared; prepare more "
+            "records, or a larger --splits.validation"
+        )
+
     def seeds_for_use(use: str, number: int) -> list[int]:
         return [config.first_seed + seed for seed in SEEDS[use][:number]]
 
     if confirming is None:
         few = arms if piloted is None else {name: arm for name, arm in arms.items() if name in piloted}
         pilot = _trained(few, seeds_for_use("pilot", PILOT_SEEDS), config, trials, f"{what}: pilot")
-        deviation = max(effect_of(pilot, arm, references[arm], mean_bits).deviation for arm in few)
+        effects = {arm: effect_of(pilot, arm, references[arm], mean_bits) for arm in few}
+        if None in effects.values():
+            raise ValueError(
+                "trainings of the pilot diverged, so that it does not say how many seeds are needed: "
+                f"{', '.join(arm for arm, effect in effects.items() if effect is None)}; choose a smaller "
+                "--base.optimizer.learning-rate"
+            )
+        deviation = max(effect.deviation for effect in effects.values() if effect is not None)
         asked, use = seeds_for(deviation, config.smallest_effect), "comparing"
     else:
         asked, deviation, use = confirming.asked_seeds, confirming.deviation, "confirming"
@@ -205,22 +237,33 @@ def guide(config: Comparison, reference: str) -> str:
 def table_of(compared: Compared, references: Mapping[str, str]) -> str:
     """Markdown table of all arms: bits of each task, the mean bound beside the reference's, and judged samples."""
     first = next(iter(compared.outcomes.values()))[0]
-    samplings = [name for name, scores in first.judged.items() if scores]
+    judged = {name: scores for outcomes in compared.outcomes.values() for name, scores in _scores(outcomes).items()}
+    samplings = list(judged)
+    nears = [name for name, scores in judged.items() if any("frechet" in score for score in scores)]
     header = ["arm", *first.bits, "bound lower by"]
-    header += [f"{name}: right" for name in samplings] + [f"{name}: Fréchet" for name in samplings]
+    header += [f"{name}: right" for name in samplings] + [f"{name}: Fréchet" for name in nears]
     body = []
     for arm, outcomes in compared.outcomes.items():
         bits = [mean_and_interval([outcome.bits[task] for outcome in outcomes]) for task in first.bits]
         is_reference = references[arm] == arm
         effect = "" if is_reference else shown(compared.effect(arm, references[arm], mean_bits))
-        shares = [_with_interval(list(map(mean_share(name), outcomes)), ".1%") for name in samplings]
-        distances = [_with_interval(list(map(mean_distance(name), outcomes)), ".3g") for name in samplings]
+        finite = list(filter(_is_finite, outcomes))
+        shares = [_with_interval(list(map(mean_share(name), finite)), ".1%") for name in samplings]
+        distances = [_with_interval(list(map(mean_distance(name), finite)), ".3g") for name in nears]
         body.append([arm, *bits, effect, *shares, *distances])
     return markdown_table(header, body)
 
 
+def _scores(outcomes: Sequence[Judged]) -> dict[str, dict[str, float]]:
+    """Ways to sample that have scores, with those of the first training that did not diverge."""
+    first = next(filter(_is_finite, outcomes), None)
+    return {} if first is None else {name: scores for name, scores in first.judged.items() if scores}
+
+
 def _with_interval(values: Sequence[float], form: str) -> str:
-    """Mean ± half the width of its 95 % interval over seeds."""
+    """Mean ± half the width of its 95 % interval over seeds; empty for fewer than two."""
+    if len(values) < 2:
+        return ""
     effect = paired_effect(values)
     return f"{effect.mean:{form}} ± {effect.half_width:{form}}"
 
@@ -245,7 +288,7 @@ def draw_effects(path: Path, compared: Compared, references: Mapping[str, str], 
         effects = {
             arm: compared.effect(arm, reference, measure) for arm, reference in references.items() if arm != reference
         }
-        panels[title] = {"": {arm: _in_per_cent(effect) for arm, effect in effects.items()}}
+        panels[title] = {"": {arm: _in_per_cent(effect) for arm, effect in effects.items() if effect is not None}}
     x = f"bound lower by (%), 95 % interval over {len(compared.seeds)} seeds"
     draw_intervals(path, panels, x, {"": 0.0}, {"δ": 100 * smallest})
 
@@ -255,24 +298,35 @@ def _in_per_cent(effect: Effect) -> Interval:
     return 100 * effect.mean, 100 * low, 100 * high
 
 
-def shown(effect: Effect) -> str:
+def shown(effect: Effect | None) -> str:
     """An effect in per cent, with its interval."""
+    if effect is None:
+        return "diverged"
     low, high = effect.interval
     return f"{effect.mean:+.2%} ({low:+.2%} to {high:+.2%})"
 
 
 def claim_on_bound(claim: str, compared: Compared, arm: str, reference: str, smallest: float) -> Claim:
     """The claim that an arm lowers the mean bound of another; less than `smallest`, relative to it, does not count."""
-    effect = compared.effect(arm, reference, mean_bits)
+    effect, diverged = compared.effect(arm, reference, mean_bits), compared.diverged(arm, reference)
+    least = f"of at least {LEAST_SEEDS} seeds"
+    rule = f"refuted: the 95 % interval is below {smallest:.2%}; shown: else, it is above 0, {least}"
+    if effect is None or diverged:
+        return Claim(
+            claim=claim,
+            verdict="undecided",
+            effect=f"{shown(effect)}; {diverged} trainings diverged",
+            rule=rule,
+            more="trainings that do not diverge, by a smaller learning rate,",
+        )
     verdict = effect.decide(smallest)
-    refutation = f"; if at all, by less than {smallest:.2%}" if effect.interval[1] > 0 else "; the bound is higher"
+    refutation = "; the bound is higher" if effect.interval[1] < 0 else f"; if at all, by less than {smallest:.2%}"
     return Claim(
         claim=claim,
         verdict=verdict,
         effect=f"{shown(effect)}, {len(effect.differences)} paired seeds{refutation if verdict == 'refuted' else ''}",
-        rule=f"refuted: the 95 % interval is below {smallest:.2%}; shown: else, it is above 0, of at least "
-        f"{LEAST_SEEDS} seeds",
-        more=f"about {more_seeds(effect, smallest)} more seeds" if verdict == "undecided" else "",
+        rule=rule,
+        more=f"about {in_words(more_seeds(effect, smallest))} more seeds" if verdict == "undecided" else "",
     )
 
 

@@ -117,6 +117,11 @@ def more_seeds(effect: Effect, smallest: float) -> int:
     return max(0, seeds - len(effect.differences))
 
 
+def in_words(seeds: int) -> str:
+    """A number of seeds; larger ones than are counted are not known."""
+    return f"{seeds:,}" if seeds < _MOST_SEEDS - LEAST_SEEDS else f"more than {_MOST_SEEDS:,}"
+
+
 def power_of(seeds: int, deviation: float, smallest: float) -> float:
     """Probability that so many seeds show a true effect `smallest`, if differences have this deviation.
 

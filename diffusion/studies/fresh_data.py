@@ -10,7 +10,8 @@ Rule of the verdict: shown if the bound on held-out rows is at most 0.5 % above 
 interval of the difference, over rows, lies within ±1 %; refuted if the interval lies above 0.5 %; else undecided. The
 bounds of a row's tasks count together. There is one training, of which the verdict is.
 
-OUT/run holds the training, which continues from its checkpoints.
+OUT/run holds the training, which continues from its checkpoints, and OUT/model.json says which model it ended with, so
+that the report can be drawn without it.
 """
 
 from collections.abc import Sequence
@@ -31,19 +32,22 @@ from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.pretraining.train_run import train
 from trimask.diffusion.pretraining.trained_model import LoadedRun, load
 from trimask.diffusion.pretraining.training_batches import training_batches
-from trimask.diffusion.run.folder import checkpoint_steps
+from trimask.diffusion.run.folder import writing
 from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.studies.arms import passes
 from trimask.diffusion.studies.claims import Claim, Decision, Findings, table_of_claims
 from trimask.diffusion.studies.findings import Interval, draw_intervals, grouped, markdown_table, write_csv
-from trimask.diffusion.studies.trials import ModelTrial, Trials, of_model
+from trimask.diffusion.studies.trials import ModelTrial, Trials, weights_digest
 from trimask.tokenizers.sequence import Example
+from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.ranges import Checked, Size
 
 _LIMIT, _WITHIN = 0.005, 0.01
 """Largest difference, and largest end of its interval, relative to the bound on trained rows."""
 SEEN = "trained on"
 ALL = "all tasks"
+_MODEL = "model.json"
+"""Name of the file in a study's folder that says which model it trained."""
 _CHUNK = 2500
 """Most rows of a trial, and of a part that only stands beside the verdict."""
 
@@ -58,6 +62,18 @@ class FreshData(Checked):
     """Number of rows that were trained on, and of held-out rows, evenly divided among the datasets."""
     draws: Size = 2
     """Number of random masks per row, for the bounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """Contents of model.json: the model that the training ended with."""
+
+    step: int
+    """Step of its checkpoint."""
+    digest: str
+    """Digest of its arrays."""
+    epochs: dict[str, float]
+    """Dataset → number of passes over its training examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +112,7 @@ class Sums:
         """R, and half the width of its 95 % interval, as `intervals.py` has them."""
         ratio = self.bits / self.tokens
         squares = self.bits_squared - 2 * ratio * self.bits_times_tokens + ratio**2 * self.tokens_squared
-        deviation = (max(squares, 0.0) / max(self.rows - 1, 1)) ** 0.5
+        deviation = (max(squares, 0.0) / (self.rows - 1)) ** 0.5
         return ratio, 1.96 * self.rows**0.5 * deviation / self.tokens
 
 
@@ -126,14 +142,23 @@ class RowBounds:
 
 def study(config: FreshData, trials: Trials) -> Findings:
     """Trains once, writes bounds.csv and bounds.png, and returns the report and the claim."""
-    folder = trials.folder / "run"
+    folder, datasets = trials.folder / "run", trials.prepared.manifest.datasets
+    missing = [name for name, one in datasets.items() if VALIDATION not in one.splits]
+    if missing:
+        raise ValueError(f"{trials.data}: {', '.join(missing)} has no validation split; prepare a larger one")
+    if config.rows < 2 * len(datasets):
+        raise ValueError(f"rows must be at least two for each of {len(datasets)} datasets, got {config.rows}")
     if trials.may_add:
         loop = LoopConfig(log_every=50, checkpoint_every=200, keep_last=1, sample_every=0)
-        train(folder, trials.data, replace(config.base, loop=loop))
-    if not checkpoint_steps(folder):
+        loaded = train(folder, trials.data, replace(config.base, loop=loop))
+        digest = weights_digest(folder, loaded.step)
+        model = TrainedModel(step=loaded.step, digest=digest, epochs=loaded.description.epochs)
+        with writing(trials.folder):
+            configuration.save(trials.folder / _MODEL, model)
+    elif not (trials.folder / _MODEL).exists():
         raise ValueError(f"{trials.folder} holds no complete study: its training is missing")
-    loaded = load(folder)
-    planned = planned_trials(config, loaded, folder, trials.prepared)
+    model = configuration.load(trials.folder / _MODEL, TrainedModel)
+    planned = planned_trials(config, model, folder, trials.prepared)
     measured = trials.measurements(planned, measure_rows, RowSums, "rows")
     bounds = bounds_of(planned, measured)
     write_csv(trials.folder / "bounds.csv", [vars(bound) for bound in bounds])
@@ -145,17 +170,16 @@ def study(config: FreshData, trials: Trials) -> Findings:
     claim = claim_of(bounds)
     body = [[b.dataset, b.task, b.part, f"{b.rows:,}", f"{b.bits_per_token:.4f} ± {b.half_width:.4f}"] for b in bounds]
     parts = [
-        f"{passes(loaded.description.epochs, trials.prepared)} ± is half the width of the 95 % interval over rows.",
+        f"{passes(model.epochs, trials.prepared)} ± is half the width of the 95 % interval over rows.",
         markdown_table(["dataset", "task", "rows", "number", "bits per token"], body),
         table_of_claims([claim]),
     ]
     return Findings("\n\n".join(parts), [claim])
 
 
-def planned_trials(config: FreshData, loaded: LoadedRun, folder: Path, prepared: Prepared) -> list[RowsTrial]:
+def planned_trials(config: FreshData, model: TrainedModel, folder: Path, prepared: Prepared) -> list[RowsTrial]:
     """Trials of all parts: rows that were trained on, as many held-out ones, and some of every test split."""
-    seen = examples_seen(loaded, prepared)
-    model = of_model(str(folder), loaded.step)
+    seen = training_batches(prepared, config.base).examples_seen(model.step)
     trials = list[RowsTrial]()
     for dataset, numbers in seen.items():
         rows = min(config.rows // len(seen), len(numbers))
@@ -164,7 +188,9 @@ def planned_trials(config: FreshData, loaded: LoadedRun, folder: Path, prepared:
         sizes |= {split: min(_CHUNK, rows, number) for split, number in splits.items() if is_test(split)}
         trials += [
             RowsTrial(
-                **model,
+                run=str(folder),
+                model_step=model.step,
+                model_digest=model.digest,
                 dataset=dataset,
                 part=part,
                 total=total,
@@ -176,11 +202,6 @@ def planned_trials(config: FreshData, loaded: LoadedRun, folder: Path, prepared:
             for first in range(0, total, _CHUNK)
         ]
     return trials
-
-
-def examples_seen(loaded: LoadedRun, prepared: Prepared) -> dict[str, np.ndarray]:
-    """Dataset → numbers of the training examples that the run has seen, in order of their first use."""
-    return training_batches(prepared, loaded.description.train).examples_seen(loaded.step)
 
 
 def measure_rows(trial: RowsTrial, data: Path) -> RowSums:
@@ -206,9 +227,9 @@ def measure_rows(trial: RowsTrial, data: Path) -> RowSums:
 
 @lru_cache(maxsize=1)
 def _opened(run: str, data: Path) -> tuple[LoadedRun, Prepared, dict[str, np.ndarray]]:
-    """The run, the data and the examples that were seen, kept for the next trial."""
+    """The run, the data and the numbers of the examples of every dataset that were seen, kept for the next trial."""
     loaded, prepared = load(Path(run)), Prepared(data)
-    return loaded, prepared, examples_seen(loaded, prepared)
+    return loaded, prepared, training_batches(prepared, loaded.description.train).examples_seen(loaded.step)
 
 
 def sums_of(bits: Float[np.ndarray, " rows"], tokens: Float[np.ndarray, " rows"]) -> Sums:

@@ -5,12 +5,14 @@ trainings with different masks, schedules and weights can be compared. Samples a
 them, once for every named way to sample.
 """
 
+import math
 import tempfile
 import time
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from trimask.diffusion.cost import count_parameters
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.splits import VALIDATION
 from trimask.diffusion.evaluation.evaluate import bound_of, measured_bits
@@ -18,8 +20,9 @@ from trimask.diffusion.evaluation.evaluate_config import EvaluateConfig
 from trimask.diffusion.evaluation.exam import ALL_TASKS, Exam, choose_judges
 from trimask.diffusion.evaluation.held_out import HeldOutExamples, TrainingExamples
 from trimask.diffusion.evaluation.judges import NamedJudge
-from trimask.diffusion.pretraining.description import TrainConfig
+from trimask.diffusion.pretraining.description import RunDescription, TrainConfig, load_description
 from trimask.diffusion.pretraining.train_run import train
+from trimask.diffusion.run.divergence import Diverged
 from trimask.diffusion.run.progress import without_bars
 from trimask.diffusion.run.step_loop import LoopConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig
@@ -47,9 +50,9 @@ class Judged:
     """Result of a `JudgedTraining`; stored in trials.jsonl."""
 
     bits: dict[str, float]
-    """Task → bits per token of its targets on the validation split, a bound."""
+    """Task → bits per token of its targets on the validation split, a bound; infinite if training diverged."""
     judged: dict[str, dict[str, float]]
-    """Name of a way to sample → "TASK JUDGE" → score."""
+    """Name of a way to sample → "TASK JUDGE" → score; no scores if training diverged."""
     epochs: dict[str, float]
     """Dataset → number of passes over its training examples."""
     steps: int
@@ -68,11 +71,16 @@ def judged_training(trial: JudgedTraining, data: Path) -> Judged:
     start = time.perf_counter()
     quiet = LoopConfig(log_every=1000, checkpoint_every=1 << 24, sample_every=0)
     with tempfile.TemporaryDirectory(prefix="trimask-trial-") as folder, without_bars():
-        loaded = train(Path(folder) / "run", data, replace(trial.train, loop=quiet))
+        try:
+            loaded = train(Path(folder) / "run", data, replace(trial.train, loop=quiet))
+        except Diverged:
+            return _diverged(trial, load_description(Path(folder) / "run"), data, time.perf_counter() - start)
         bits, judged = {}, {name: dict[str, float]() for name in trial.samplings}
         config = EvaluateConfig(bound_samples=trial.draws, rows=_ROWS)
         for task, held_out, training, judges in _questions(data, trial.examples):
             bits[task.name] = bound_of([measured_bits(loaded, task, held_out, config)], None, task.name).bits_per_token
+            if not math.isfinite(bits[task.name]):  # the last step's update may be what diverged
+                return _diverged(trial, loaded.description, data, time.perf_counter() - start)
             for name, settings in trial.samplings.items():
                 if task.target in settings and judges:
                     exam = Exam(loaded, task, held_out, training, judges)
@@ -88,6 +96,19 @@ def judged_training(trial: JudgedTraining, data: Path) -> Judged:
             num_parameters=loaded.num_parameters,
             seconds=time.perf_counter() - start,
         )
+
+
+def _diverged(trial: JudgedTraining, description: RunDescription, data: Path, seconds: float) -> Judged:
+    """Result of a training that diverged: infinite bounds, and no scores."""
+    return Judged(
+        bits={task.name: math.inf for task, *_ in _questions(data, trial.examples)},
+        judged={name: {} for name in trial.samplings},
+        epochs=description.epochs,
+        steps=description.num_steps,
+        batch_tokens=description.batch_tokens,
+        num_parameters=count_parameters(trial.train.model, description.vocabulary).total,
+        seconds=seconds,
+    )
 
 
 _Question = tuple[Task, HeldOutExamples, TrainingExamples, list[NamedJudge]]

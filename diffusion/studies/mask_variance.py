@@ -45,7 +45,7 @@ from trimask.diffusion.pretraining.training_step import Pretraining, TrainState
 from trimask.diffusion.schedule import ScheduleConfig, ScheduleKind
 from trimask.diffusion.studies.findings import Interval, draw_intervals, markdown_table, write_csv
 from trimask.diffusion.studies.trainings import trained_until
-from trimask.diffusion.studies.trials import Trials
+from trimask.diffusion.studies.trials import Trials, require_some
 from trimask.tokenizers.sequence import Example, TokenRows, assemble
 from trimask.tokenizers.storage.ranges import Checked, real, whole
 
@@ -55,6 +55,8 @@ _RESAMPLES = 400
 """Number of resamples of the bootstrap."""
 _NODES = 4096
 """Number of times of the quadrature."""
+_LEAST_EXAMPLES = 5
+"""Smallest number of examples that are resampled; all resamples of two are alike."""
 METRICS = ("plain", "Adam")
 
 
@@ -70,8 +72,12 @@ class MaskVariance(Checked):
     """Tasks whose targets are masked."""
     schedules: tuple[ScheduleKind, ...] = ("linear", "cosine_md4", "cosine_mdlm", "polynomial")
     """Noise schedules to compare."""
-    examples: Annotated[int, whole(2, 1 << 16)] = 50
+    examples: Annotated[int, whole(_LEAST_EXAMPLES, 1 << 16)] = 50
     """Number of examples of each task, and of random masks for each number of masked tokens."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_some(moments=self.moments, tasks=self.tasks, schedules=self.schedules)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ from trimask.diffusion.studies.arms import (
 )
 from trimask.diffusion.studies.claims import Claim, Findings, table_of_claims
 from trimask.diffusion.studies.findings import OVER_SEEDS, write_csv
-from trimask.diffusion.studies.trials import Trials
+from trimask.diffusion.studies.trials import Trials, require_some
 
 MASKS = {
     "independent": (False, False),
@@ -56,6 +56,10 @@ class MaskStudy(Comparison):
 
     weightings: tuple[Weighting, ...] = ("elbo", "unweighted")
     """Weightings of the loss to compare."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_some(weightings=self.weightings)
 
 
 def masked_by(masking: MaskingConfig, masks: str) -> MaskingConfig:

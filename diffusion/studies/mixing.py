@@ -28,7 +28,7 @@ from trimask.diffusion.studies.arms import (
 )
 from trimask.diffusion.studies.claims import Findings, table_of_claims
 from trimask.diffusion.studies.findings import write_csv
-from trimask.diffusion.studies.trials import Trials
+from trimask.diffusion.studies.trials import Trials, require_some
 from trimask.tokenizers.storage.ranges import Size
 
 Mix = Literal["step", "update"]
@@ -47,10 +47,16 @@ class MixingStudy(Comparison):
     batches: tuple[Size, ...] = (52, 736)
     """Mean numbers of non-padding tokens per step."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        require_some(batches=self.batches)
+
 
 def study(config: MixingStudy, trials: Trials) -> Findings:
     """Trains all arms, writes mixing.csv and mixing.png, and returns the report and the claims."""
     prepared = trials.prepared
+    if len(prepared.manifest.datasets) < 2:
+        raise ValueError(f"{trials.data}: has a single dataset, so there is nothing to mix; prepare two or more")
     arms, references = {}, {}
     for tokens in config.batches:
         step, update = with_equal_tokens(config.base, prepared, tokens)

@@ -43,7 +43,7 @@ from trimask.diffusion.studies.arms import (
 )
 from trimask.diffusion.studies.claims import Claim, Findings, table_of_claims
 from trimask.diffusion.studies.findings import OVER_SEEDS, write_csv
-from trimask.diffusion.studies.trials import Trials
+from trimask.diffusion.studies.trials import Trials, require_some
 from trimask.tokenizers.vocabulary import Vocabulary
 
 SCHEDULES = {
@@ -65,6 +65,10 @@ class ScheduleStudy(Comparison):
 
     weightings: tuple[Weighting, ...] = ("elbo", "unweighted")
     """Weightings of the loss to compare."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_some(weightings=self.weightings)
 
 
 def study(config: ScheduleStudy, trials: Trials) -> Findings:

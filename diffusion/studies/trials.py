@@ -289,9 +289,14 @@ def require_these_rules(folder: Path) -> None:
 
 
 def _identity(config: Any) -> str:
-    """Text that is equal for configurations whose results are equal: their JSON, trainings without their loop."""
+    """Text that is equal for configurations whose results are equal: their JSON, trainings without their loop.
+
+    A model is identified by the digest of its weights, wherever its folder is.
+    """
     if isinstance(config, TrainConfig):
         config = replace(config, loop=LoopConfig())
+    elif isinstance(config, ModelTrial) and config.model_digest:
+        config = replace(config, run="")
     return json.dumps(configuration.to_dict(config), sort_keys=True)
 
 
@@ -352,6 +357,13 @@ def with_tuned_learning_rate(
     losses = [outcome.loss for outcome in trials.outcomes(configs, "tuning the learning rate")]
     best = int(np.argmin(np.reshape(losses, (-1, seeds)).mean(axis=1)))
     return with_learning_rate(base, 2.0 ** rates[best]), best in (0, len(rates) - 1)
+
+
+def require_some(**values: Sequence[Any]) -> None:
+    """Raises ValueError that names a list that is empty."""
+    for name, value in values.items():
+        if not value:
+            raise ValueError(f"{name} must name at least one, got none")
 
 
 def require_at_least(least: int, **values: int) -> None:
