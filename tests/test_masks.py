@@ -154,7 +154,7 @@ def test_a_training_that_diverged_leaves_its_claim_undecided_and_no_other(tmp_pa
     assert "| complementary, elbo | 1 of 5 diverged | 1 of 5 diverged |" in found.report and "nan" not in found.report
     # If the pilot diverges, nothing says how many seeds are needed.
     trials.outcome = lambda trial: dataclasses.replace(judged(math.inf, math.inf), judged={"fixed": {}})
-    with pytest.raises(ValueError, match=r"trainings of the pilot diverged, .*: independent, elbo, complementary, elbo"):
+    with pytest.raises(ValueError, match=r"of the pilot diverged, .*: independent, elbo, complementary, elbo"):
         masks.study(config, trials)
 
 

@@ -91,7 +91,7 @@ LIMITS = [
     ),
     (LearningRateTransfer, {"base": BASE}, {"seeds": 1}, {"seeds": 0}),
     (LearningRateTransfer, {"base": BASE}, {"log2_learning_rates": (-7,)}, {"log2_learning_rates": ()}),
-    (MaskVariance, {"base": TrainConfig()}, {"examples": 2}, {"examples": 1}),
+    (MaskVariance, {"base": TrainConfig()}, {"examples": 5}, {"examples": 4}),
     (SamplingStudy, {}, {"draws": 2}, {"draws": 1}),
     (SamplingStudy, {}, {"blocks": (1,)}, {"blocks": (0,)}),
     *((SamplingStudy, {}, {name: (1.0,)}, {name: ()}) for name in ("guidances", "temperatures")),
