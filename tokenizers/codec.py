@@ -4,9 +4,12 @@ A media codec turns a batch of pictures or sounds into a grid of codes and back.
 codebook; `vocabulary.py` decides where a codebook lies in the model's id space.
 
 A folder holds `config.json` (plain JSON: kind, configuration, list of files, fingerprint) and the listed files: arrays
-as `.npy`, read without pickle, or text. The fingerprint is the first 16 hex digits of
+as `.npy`, read without pickle, text, or weights of a network as `.safetensors`, of which `config.json` has the SHA-256,
+so that they are read only when a medium is coded. The fingerprint is the first 16 hex digits of
 
     sha256(canonical JSON of {kind, config} ‖ name, dtype, shape and bytes of each file's content)
+
+with the SHA-256 of weights in the place of their bytes,
 
 where kind and config are as the file spells them, even if the code has renamed them since (`formats.py`). The
 fingerprint is checked on loading, so a folder that is damaged or was edited by hand is refused. A folder with a correct
@@ -18,6 +21,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,11 +33,12 @@ from jaxtyping import Int, Shaped
 
 from trimask.tokenizers.storage import configuration
 from trimask.tokenizers.storage.files import printable, replacing, require_plain_name, require_regular_file, write_text
-from trimask.tokenizers.storage.formats import current_name, written_fields
+from trimask.tokenizers.storage.formats import added_field, current_name, written_fields
 from trimask.tokenizers.storage.json_text import MAX_JSON_BYTES
+from trimask.tokenizers.storage.weights import WeightFile
 
-Content = Mapping[str, np.ndarray | str]
-"""File name → content: an array for `.npy`, else text."""
+Content = Mapping[str, np.ndarray | str | WeightFile]
+"""File name → content: an array for `.npy`, weights for `.safetensors`, else text."""
 
 
 class ArrayFile(NamedTuple):
@@ -43,8 +48,8 @@ class ArrayFile(NamedTuple):
     shape: tuple[int | None, ...]
 
 
-Files = Mapping[str, ArrayFile | None]
-"""File name → expected array; None for text."""
+Files = Mapping[str, ArrayFile | type[WeightFile] | None]
+"""File name → expected array, `WeightFile` for weights, None for text."""
 
 _T = TypeVar("_T", bound="StoredTokenizer")
 
@@ -52,6 +57,8 @@ CODECS = {
     "text": ("trimask.tokenizers.text", "TextTokenizer"),
     "patch": ("trimask.tokenizers.image", "PatchCodec"),
     "mel": ("trimask.tokenizers.audio", "MelCodec"),
+    "neural_image": ("trimask.tokenizers.neural.neural_codec", "NeuralPictureCodec"),
+    "neural_audio": ("trimask.tokenizers.neural.neural_codec", "NeuralSoundCodec"),
 }
 """Codec kind → module and class name."""
 
@@ -191,6 +198,8 @@ class _Description:
     config: dict[str, Any]
     files: list[str]
     fingerprint: str
+    sha256: dict[str, str] = added_field(as_before={}, default_factory=dict)
+    """SHA-256 of every file of weights, by its name."""
 
 
 def load_tokenizer(folder: str | Path) -> Stored:
@@ -208,6 +217,8 @@ def fingerprint(description: Mapping[str, Any], content: Content) -> str:
         json.dumps({name: description[name] for name in ("kind", "config")}, sort_keys=True).encode()
     )
     for name, value in sorted(content.items()):
+        if isinstance(value, WeightFile):
+            value = value.sha256
         array = np.frombuffer(value.encode(), np.uint8) if isinstance(value, str) else value
         digest.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -221,10 +232,14 @@ def write_folder(folder: str | Path, description: Mapping[str, Any], content: Co
     for name, value in content.items():
         if isinstance(value, str):
             write_text(folder / name, value)
+        elif isinstance(value, WeightFile):
+            value.save(folder / name)
         else:
             with replacing(folder / name) as partial, partial.open("wb") as file:
                 np.save(file, value, allow_pickle=False)
     complete = {**description, "files": sorted(content), "fingerprint": fingerprint(description, content)}
+    digests = {name: value.sha256 for name, value in sorted(content.items()) if isinstance(value, WeightFile)}
+    complete |= {"sha256": digests} if digests else {}
     write_text(folder / "config.json", json.dumps(complete, indent=2) + "\n")
 
 
@@ -242,6 +257,11 @@ def _read_description(folder: Path) -> _Description:
     description = configuration.load(path, _Description)
     for name in description.files:
         require_plain_name(name, f"{path} @ $.files")
+    for name, digest in description.sha256.items():
+        if name not in description.files or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ValueError(
+                f"{path} @ $.sha256: must map names of files to 64 hex digits, got {printable(digest[:80])!r}"
+            )
     return description
 
 
@@ -251,7 +271,21 @@ def _read_content(folder: Path, description: _Description, expected: Files) -> C
             f"{folder / 'config.json'} @ $.files: must be {', '.join(sorted(expected))}; "
             f"got {printable(', '.join(description.files)) or 'none'}"
         )
-    return {name: _read_file(folder / name, array) for name, array in expected.items()}
+    content: dict[str, np.ndarray | str | WeightFile] = {}
+    for name, kind in expected.items():
+        if kind is None or isinstance(kind, ArrayFile):
+            content[name] = _read_file(folder / name, kind)
+        else:
+            content[name] = _weights(folder / name, description)
+    return content
+
+
+def _weights(path: Path, description: _Description) -> WeightFile:
+    """A file of weights, unread. Raises ValueError if config.json lacks its digest."""
+    require_regular_file(path)
+    if path.name not in description.sha256:
+        raise ValueError(f"{path.with_name('config.json')} @ $.sha256: lacks the digest of {path.name}")
+    return WeightFile(path, description.sha256[path.name])
 
 
 def _read_file(path: Path, expected: ArrayFile | None) -> np.ndarray | str:
