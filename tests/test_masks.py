@@ -127,7 +127,7 @@ def test_a_claim_can_be_tried_again_by_seeds_kept_aside(tmp_path):
 def test_data_without_a_validation_split_are_refused_before_training(tmp_path):
     trials = World(tmp_path, lambda train: (3.0, 0.1))
     trials.prepared = Stream(splits=("train", "test"))
-    with pytest.raises(ValueError, match="drawn has no validation split, on which arms are compared"):
+    with pytest.raises(ValueError, match="drawn has no validation split, on which models are compared"):
         masks.study(MaskStudy(base=TrainConfig()), trials)
     assert not trials.asked
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from trimask.diffusion.data.prepared import Prepared
 from trimask.diffusion.data.sources import uses_of_parts
-from trimask.diffusion.data.splits import TRAIN, VALIDATION
+from trimask.diffusion.data.splits import TRAIN
 from trimask.diffusion.pretraining.description import TrainConfig
 from trimask.diffusion.sampling.generation_config import GenerationConfig
 from trimask.diffusion.studies.claims import (
@@ -138,12 +138,7 @@ def compare(
     another has chosen has other seeds, and no pilot of its own.
     """
 
-    missing = [name for name, one in trials.prepared.manifest.datasets.items() if VALIDATION not in one.splits]
-    if missing:
-        raise ValueError(
-            f"{trials.data}: {', '.join(missing)} has no validation split, on which arms are compared; prepare more "
-            "records, or a larger --splits.validation"
-        )
+    trials.require_validation()
 
     def seeds_for_use(use: str, number: int) -> list[int]:
         return [config.first_seed + seed for seed in SEEDS[use][:number]]

@@ -143,9 +143,7 @@ class RowBounds:
 def study(config: FreshData, trials: Trials) -> Findings:
     """Trains once, writes bounds.csv and bounds.png, and returns the report and the claim."""
     folder, datasets = trials.folder / "run", trials.prepared.manifest.datasets
-    missing = [name for name, one in datasets.items() if VALIDATION not in one.splits]
-    if missing:
-        raise ValueError(f"{trials.data}: {', '.join(missing)} has no validation split; prepare a larger one")
+    trials.require_validation()
     if config.rows < 2 * len(datasets):
         raise ValueError(f"rows must be at least two for each of {len(datasets)} datasets, got {config.rows}")
     if trials.may_add:

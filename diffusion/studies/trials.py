@@ -123,6 +123,15 @@ class Trials:
         of other rules."""
         return self.adds and rules_of(self.folder) == RULES
 
+    def require_validation(self) -> None:
+        """Raises ValueError if a dataset has no validation split, before anything is trained."""
+        missing = [name for name, one in self.prepared.manifest.datasets.items() if VALIDATION not in one.splits]
+        if missing:
+            raise ValueError(
+                f"{self.data}: {', '.join(missing)} has no validation split, on which models are compared; prepare "
+                "more records, or a larger --splits.validation"
+            )
+
     def outcomes(self, configs: Sequence[TrainConfig], what: str = "trials") -> list[Outcome]:
         """Outcome of each training. Raises ValueError before training if there is too little held-out data."""
         for config in configs[:1]:
